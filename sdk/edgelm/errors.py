@@ -34,7 +34,11 @@ class ProviderError(EdgeLMError):
 
 
 class ContextLengthError(EdgeLMError):
-    """A prompt does not fit the model's context; the message has both counts."""
+    """A prompt does not fit the model's context, or the memory; the message has both counts."""
+
+
+class OutOfMemoryError(EdgeLMError, MemoryError):
+    """There is no memory left for what is to be computed."""
 
 
 class QueueFullError(EdgeLMError):

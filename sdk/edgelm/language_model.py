@@ -325,7 +325,7 @@ class LanguageModel:
         time; what it holds of the prompt is not computed again, and it holds prompt and answer afterwards.
 
         Raises:
-            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            ContextLengthError: the prompt does not fit the model's context or the memory, or has no tokens.
             TokenizerError: a token id is none of the model's.
             ConfigError: as from `answer`; or the cache is none, or one of another model, or `cancel` is no event.
             EdgeLMError: while it is read, another answer is computed with the cache, or was since the last chunk.
@@ -336,8 +336,8 @@ class LanguageModel:
             raise ConfigError(f"cache is one of another model. Take what new_cache() of {self.name} returns.")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise ConfigError(f"cancel is {cancel!r}; it must be a threading.Event.")
-        chunks = answer.chunks(self.session, cache, self.prefixes, cancel)
-        return SHORT_SWITCH_INTERVAL.during(chunks)
+        (cache or self.session.new_cache()).check_room(len(answer.prompt_ids))
+        return SHORT_SWITCH_INTERVAL.during(answer.chunks(self.session, cache, self.prefixes, cancel))
 
     def stream_chat(
         self,

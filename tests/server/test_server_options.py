@@ -9,7 +9,7 @@ import shutil
 import pytest
 from edgelm_server import TINY
 
-from edgelm.errors import ConfigError, MissingExtraError, QueueFullError
+from edgelm.errors import ConfigError, MissingExtraError, OutOfMemoryError, QueueFullError
 from edgelm.server import model_pool
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.model_pool import ModelPool
@@ -183,4 +183,6 @@ def test_models_are_loaded_one_after_the_other(own_library, monkeypatch):
 def test_errors_that_name_this_machine_are_kept_from_clients():
     assert str(as_api_error(OSError("/secret"))) == "The server failed at this request; its log says why."
     assert as_api_error(QueueFullError("x")).status == 429
+    no_memory = as_api_error(OutOfMemoryError("/secret"))
+    assert (no_memory.status, str(no_memory)[:36]) == (503, "There is no memory for this request ")
     assert as_api_error(MissingExtraError("pip install 'edgelm[x]'")).status == 400

@@ -16,12 +16,14 @@ from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.decoding.answer import join
-from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, QueueFullError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, OutOfMemoryError, QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
+from edgelm.memory.available_memory import memory_within_limits
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
+from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.tools import Tool, ToolChoice
 
@@ -31,10 +33,11 @@ class EngineOptions:
     """How much an engine takes on.
 
     max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
-    values of the requests at work; None takes a quarter of the machine's memory. Where they do not fit, the least and
-    youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
-    max_unread: texts of an answer (its chunks, log-probabilities and their alternatives) that its reader may leave
-    unread. Beyond, it gives its place to others, and goes on when all is read; None lets it go on to its end.
+    values of the requests at work; None takes a quarter of the machine's memory, or of what a container and `ulimit -v`
+    leave of it. Where they do not fit, the least and youngest request waits and is computed again later. What
+    `LanguageModel.prefixes` keeps has a budget of its own. max_unread: texts of an answer (its chunks,
+    log-probabilities and their alternatives) that its reader may leave unread. Beyond, it gives its place to others,
+    and goes on when all is read; None lets it go on to its end.
 
     Raises:
         ConfigError: a field is outside its range.
@@ -270,7 +273,11 @@ class Engine:
                     return
                 with SHORT_SWITCH_INTERVAL:
                     self._batch.step()
-            except Exception as error:  # what fails for all of them, such as memory; the next requests may do better
+            except OutOfMemoryError as error:
+                self._batch.make_room(error)
+            except MemoryError as error:
+                self._batch.fail(out_of_memory(error))
+            except Exception as error:  # what fails for all of them; the next requests may do better
                 self._batch.fail(error)
 
     def _admit(self) -> bool:
@@ -332,6 +339,8 @@ def generate_batch(
 
 def _quarter_of_memory() -> int:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return 2 << 30
+        memory = 8 << 30
+    within_limits = memory_within_limits()
+    return (memory if within_limits is None else min(memory, within_limits)) // 4

@@ -34,6 +34,7 @@ class Request:
     prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
     length: int = field(init=False)  # of the row, when all that is known is computed
     lost_at: int = 0  # the length at which a search last lost its rows, and began again
+    needs_all_memory: bool = False  # the system had none for its next tokens beside others
     cached_tokens: int = 0
     prefill_tokens: int = 0  # of the prompt, computed until the first token or the end
     made_way: bool = False  # its piece was stopped for another request; the next one is not

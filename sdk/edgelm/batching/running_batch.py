@@ -14,6 +14,7 @@ from edgelm.completion import FinishReason
 from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, compute_piece, computed_together
+from edgelm.errors import OutOfMemoryError
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import KVBatch, KVRow, longest_row
 from edgelm.memory.prefix_cache import PrefixCache
@@ -60,8 +61,11 @@ class RunningBatch:
     def has_room_for(self, request: Request) -> bool:
         """Tell whether a request fits the memory beside the others, with a new token for each.
 
-        A search that lost its rows has to get further than it was: it would only lose them there again.
+        A search that lost its rows has to get further than it was: it would only lose them there again. What the system
+        had no memory for waits until there are no others.
         """
+        if request.needs_all_memory:
+            return not self._batch.rows
         room = self._max_tokens - self.tokens - len(self._batch.rows)
         wanted = max(request.length, request.lost_at) + self._state_tokens + 1
         return not self._batch.rows or wanted * request.rows <= room
@@ -69,7 +73,11 @@ class RunningBatch:
     def add(self, request: Request) -> None:
         """Start a request, or start it again after it lost its row."""
         self._filling.append(request)  # first of all, so that a failure reaches its reader too
-        request.row = self._batch.add()
+        try:
+            request.row = self._batch.add()
+        except OutOfMemoryError as error:
+            self._give_way(request, error)
+            return
         request.row.use_adapter(request.answer.config.adapter)
         request.computed = 0
         if request.prefilled is None:
@@ -85,6 +93,25 @@ class RunningBatch:
         """Take a request's rows, and put it back."""
         self._remove(request)
         self.put_back.append(request)
+
+    def make_room(self, error: OutOfMemoryError) -> None:
+        """Take the memory of the least and youngest request, where the system had none for the next keys and values.
+
+        Nothing was computed then: the others go on. The last one that is left, and began with all of the memory, ends
+        with the error.
+        """
+        self._piece = None
+        traceback.clear_frames(error.__traceback__)
+        self._give_way(max(self.requests, key=lambda request: request.rank), error)
+
+    def _give_way(self, request: Request, error: OutOfMemoryError) -> None:
+        if self.requests == [request] and (request.needs_all_memory or request.row is None):
+            self._fail_one(request, error)
+            return
+        request.needs_all_memory = True
+        self.put_aside(request)
+        self.preempted += 1
+        self._prefixes.clear()
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error, and give their memory back."""
@@ -153,6 +180,8 @@ class RunningBatch:
             request.length += 1
             if is_over and not any(self._take(request, *token) for token in search.answer):
                 self._finish(request, request.answer.rest(), "length")
+        except OutOfMemoryError as error:  # half of its beams are placed: it begins again
+            self._give_way(request, error)
         except MemoryError:
             raise
         except BaseException as error:
@@ -318,10 +347,9 @@ class RunningBatch:
         request.generation.put(error)
 
     def _remove(self, request: Request) -> None:
-        assert request.row is not None
         if request in self._filling:
             self._filling.remove(request)
-        else:
+        elif request.row is not None:
             # First: where there is no memory for it, the request is still among those that end with the error.
             self._prefixes.keep(request.row, self._computed_together(request))
             self._decoding.pop(request.number, None)
@@ -330,5 +358,6 @@ class RunningBatch:
             search.leave()
             request.lost_at = request.length
             request.begin_with(request.prompt_ids)  # nothing of it was given out: it can begin again
-        self._batch.remove(request.row)
-        request.row = None
+        if request.row is not None:
+            self._batch.remove(request.row)
+            request.row = None

@@ -19,10 +19,11 @@ from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.generate import Decoder, computed_together, decode, prefill
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.decoding.speculation import Speculator, speculate
-from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, OutOfMemoryError
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVBatch, longest_row
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.text.stop import StopMatcher
 from edgelm.text.stream_decoder import StreamDecoder
@@ -157,6 +158,10 @@ class Answer:
                             yielded = time.perf_counter()
                             yield self.chunk(text)
                             waited += time.perf_counter() - yielded
+        except OutOfMemoryError:
+            raise
+        except MemoryError as error:
+            raise out_of_memory(error) from error
         finally:
             prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself

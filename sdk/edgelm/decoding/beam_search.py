@@ -58,6 +58,7 @@ class BeamSearch:
         self._config, self._ends, self._batch = config, ends, batch
         self._candidates = max(2, 1 + end_tokens) * config.num_beams
         self._found: list[Beam] = []  # best first
+        self._rows: list[KVRow] = []  # of this search
         self.beams: list[Beam] = []  # in the order of their rows, each with one of its own
 
     def run(
@@ -119,9 +120,9 @@ class BeamSearch:
 
     def leave(self) -> None:
         """Give the rows of the beams back to the batch."""
-        for beam in self.beams:
-            self._batch.remove(beam.row)
-        self.beams = []
+        for row in self._rows:
+            self._batch.remove(row)
+        self.beams, self._rows = [], []
 
     def _score(self, beam: Beam) -> float:
         return beam.score(self._config.length_penalty)
@@ -170,11 +171,13 @@ class BeamSearch:
                 row = self._new_row(beam.row)
             placed.append(replace(beam, row=row))
         for row in spare:
+            self._rows.remove(row)
             self._batch.remove(row)
         return sorted(placed, key=lambda beam: beam.row.place)
 
     def _new_row(self, source: KVCache) -> KVRow:
         row = self._batch.add()
+        self._rows.append(row)  # at once: where there is no memory to fill it, it is given back with the others
         self._batch.activate(row)
         row.copy_from(source)
         return row

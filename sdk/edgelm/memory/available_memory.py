@@ -1,17 +1,89 @@
-"""What the system says of its memory."""
+"""What the system says of its memory, and what it lets this process have of it."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 _MEMORY_INFO = Path("/proc/meminfo")
+_OWN_PAGES = Path("/proc/self/statm")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
-def available_memory() -> int | None:
-    """Return the bytes that programs can still take without swapping, None where nobody says (not Linux)."""
+class _GroupFiles(NamedTuple):
+    """Where the memory of control groups is bounded: below which folder, and in which files of a group's own."""
+
+    folder: str
+    limit: str
+    used: str
+    prefix: str  # in memory.stat, of what a group has together with those inside of it
+
+
+_NO_LIMIT = 1 << 60  # as v1 writes it: 2 ** 63, in whole pages
+# By what a line of /proc/self/cgroup names beside a group. Source: the Linux kernel's cgroup v2 and v1.
+_KINDS: Mapping[str, _GroupFiles] = {
+    "": _GroupFiles("", "memory.max", "memory.current", ""),
+    "memory": _GroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
+
+
+def available_memory(*, with_swap: bool = False) -> int | None:
+    """Return the bytes that this process can still take, without swapping or with it; None where nobody says (not
+    Linux).
+    """
     try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMORY_INFO.read_text(), re.MULTILINE)
+        found = re.findall(r"^(MemAvailable|SwapFree):\s+(\d+) kB$", _MEMORY_INFO.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(match[1]) << 10 if match else None
+    told = {name: int(kilobytes) << 10 for name, kilobytes in found}
+    if "MemAvailable" not in told:
+        return None
+    free = told["MemAvailable"] + (told.get("SwapFree", 0) if with_swap else 0)
+    left = memory_within_limits()
+    return free if left is None else min(free, left)
+
+
+def memory_within_limits() -> int | None:
+    """Return how many bytes the limits of this process leave it: those of its control groups, as of a container, and of
+    its address space (`ulimit -v`). None without any.
+    """
+    return min((*_left_to_groups(), *_left_of_address_space()), default=None)
+
+
+def _left_to_groups() -> Iterator[int]:
+    """Yield what is left to this process's groups, and to those around them; memory that holds files is given back."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _KINDS:
+            continue
+        own = PurePosixPath(path.lstrip("/"))
+        for group in (own, *own.parents):  # a container may see its own group alone, as the outermost
+            with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
+                yield from _left_to_group(_KINDS[controllers], group)
+
+
+def _left_to_group(kind: _GroupFiles, group: PurePosixPath) -> Iterator[int]:
+    folder = _GROUPS / kind.folder / group
+    limit = int((folder / kind.limit).read_text())
+    if limit < _NO_LIMIT:
+        stat = (folder / "memory.stat").read_text()
+        cached = re.findall(rf"^{kind.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+        yield max(0, limit - int((folder / kind.used).read_text()) + sum(map(int, cached)))
+
+
+def _left_of_address_space() -> Iterator[int]:
+    with contextlib.suppress(ImportError, OSError):  # Windows has no such limit
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE)

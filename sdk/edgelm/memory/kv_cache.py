@@ -18,8 +18,10 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
+from edgelm.memory.available_memory import available_memory
 from edgelm.memory.cache_layout import StateLayout, alike, cache_layout
 from edgelm.memory.holders import Holders
+from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 from edgelm.memory.snapshots import Snapshots, States
 
@@ -45,14 +47,20 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
 
     Zeros, not empty: memory that was never written costs none, and no stray NaN can reach the attention. A window gives
     back parts of pages, which huge ones would take again.
+
+    Raises:
+        OutOfMemoryError: there is no memory for them.
     """
     layout = cache_layout(config)
     count = config.kept_buffers
     kept = [buffer for buffer in layout[:count] if buffer.window is None]
     if len(kept) < count or len(set(kept)) > 1:
-        return [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout]
-    arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type)
-    return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
+        kept = []
+    try:
+        arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type) if kept else []
+        return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
+    except MemoryError as error:
+        raise out_of_memory(error) from error
 
 
 def bytes_per_token(config: ModelConfig) -> int:
@@ -60,12 +68,14 @@ def bytes_per_token(config: ModelConfig) -> int:
     return config.kv_bytes_per_token
 
 
-def most_bytes(config: ModelConfig) -> int:
-    """Return how many bytes a cache of a whole context takes, with the keys and values of windows given back."""
-    context, steps = config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next are given back
+def most_bytes(config: ModelConfig, tokens: int | None = None) -> int:
+    """Return how many bytes a cache of so many tokens takes, with the keys and values of windows given back; None: of a
+    whole context.
+    """
+    length, steps = tokens or config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next go
     return config.state_bytes + sum(
         buffer.bytes_per_token
-        * (context if buffer.window is None else min(context, buffer.window + _BEHIND_WINDOW + steps))
+        * (length if buffer.window is None else min(length, buffer.window + _BEHIND_WINDOW + steps))
         for buffer in cache_layout(config)
     )
 
@@ -238,14 +248,15 @@ class KVCache:
         """Make room for `length` tokens in all; what is cached stays.
 
         Raises:
-            ContextLengthError: `length` is more than the model's context.
-            MemoryError: there is no memory for it.
+            ContextLengthError: `length` is more than the model's context, or as from `check_room`.
+            OutOfMemoryError: there is no memory for it.
         """
         if length <= self.capacity:
             return
         limit = self.config.max_position_embeddings
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
+        self.check_room(length)
         wanted = max(length, self.capacity + self.capacity // 4)
         capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
         if length <= (self.config.short_context or 0):
@@ -257,6 +268,21 @@ class KVCache:
             buffer[:, :, self.filled(i)] = outgrown[:, :, self.filled(i)]
             give_back(outgrown)
         self.buffers = grown
+
+    def check_room(self, length: int) -> None:
+        """Check that this process can have the memory for `length` tokens in all, before any of them is computed.
+
+        Raises:
+            ContextLengthError: it cannot.
+        """
+        held = most_bytes(self.config, self.capacity) if self.capacity else 0
+        wanted = most_bytes(self.config, length) - held
+        available = available_memory(with_swap=True)
+        if available is not None and wanted > available:
+            raise ContextLengthError(
+                f"{length} tokens take {wanted} more bytes of keys and values; {available} bytes of memory are left. "
+                "Shorten the text, or free memory: prefixes.clear() of the model, or less beside it."
+            )
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`; or more, where what ends there is no longer held: all where
@@ -298,7 +324,7 @@ class KVCache:
         """Hold what another cache of the model holds; what both begin with is not copied.
 
         Raises:
-            ContextLengthError, MemoryError: as from `reserve`.
+            ContextLengthError, OutOfMemoryError: as from `reserve`.
         """
         self.use_adapter(source.adapter)
         self.join(source.holders)

@@ -148,10 +148,13 @@ class PrefixCache:
             starts = range(len(path) * BLOCK, blocks * BLOCK, BLOCK)
             if starts and starts[0] < cache.released:
                 starts = range(0)  # it was kept once, and has gone since
-            contents = [
-                [np.empty((count, *buffer.shape(1, BLOCK)[1:]), buffer.type) for buffer, count in self._alike]
-                for _ in starts
-            ]
+            try:
+                contents = [
+                    [np.empty((count, *buffer.shape(1, BLOCK)[1:]), buffer.type) for buffer, count in self._alike]
+                    for _ in starts
+                ]
+            except MemoryError:
+                return  # to keep it is worth nobody's answer
             places = [list(chain.from_iterable(content)) for content in contents]
             for i, buffer in enumerate(cache.buffers):
                 for start, parts in zip(starts, places, strict=True):

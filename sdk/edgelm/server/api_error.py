@@ -11,6 +11,7 @@ from edgelm.errors import (
     ContextLengthError,
     EdgeLMError,
     MissingExtraError,
+    OutOfMemoryError,
     QueueFullError,
     TokenizerError,
 )
@@ -72,6 +73,13 @@ def as_api_error(error: Exception) -> ApiError:
             kind="rate_limit_error",
             code="queue_full",
             headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+    if isinstance(error, OutOfMemoryError):
+        return ApiError(
+            503,
+            "There is no memory for this request now. Try again later, or ask for less.",
+            kind="server_error",
+            code="out_of_memory",
         )
     for kind, (param, code) in _REQUEST_ERRORS.items():
         if isinstance(error, kind):
