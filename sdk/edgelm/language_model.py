@@ -403,9 +403,10 @@ class LanguageModel:
     ) -> list[Completion]:
         """Continue several texts together, and return the whole answers in the order of the prompts.
 
-        config: one for all, or one for each. max_batch: how many are computed at once; with an encoder, one. In int8
-        and fp32 each answer is the one that `generate` gives (docs/guides/engine.md says what holds in other
-        precisions). Prompts that begin the same way, such as several samples of one, compute that once.
+        config: one for all, or one for each. max_batch: how many are computed at once; with an encoder, and beyond the
+        original context of LongRoPE, one. In int8 and fp32 each answer is the one that `generate` gives
+        (docs/guides/engine.md says what holds in other precisions). Prompts that begin the same way, such as several
+        samples of one, compute that once.
 
         Raises:
             ConfigError: there are not as many configs as prompts, or `max_batch` is no whole number of 1 or more.

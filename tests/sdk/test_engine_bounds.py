@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Engine, "submit", counting)
     config = GenerationConfig(sampler=wait, max_new_tokens=1)
     assert len(scripted_model("Fine.").generate_batch(["x"] * 80, config, max_batch=2)) == 80
+
+
+def test_answers_of_a_batch_outgrow_the_original_context_of_longrope_as_they_do_alone(longrope_package: Path) -> None:
+    model = edgelm.load(longrope_package, edgelm.SessionOptions(threads=1))
+    prompts = [[5, 6, 7, 8] * length for length in (2, 10, 26)]  # the last one is longer itself
+    configs = [GenerationConfig(max_new_tokens=count, ignore_eos=True) for count in (50, 60, 30)]
+    answers = model.generate_batch(prompts, configs)
+    for prompt, config, answer in zip(prompts, configs, answers, strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+        assert len(answer.token_ids) == config.max_new_tokens
+    (open_end,) = model.generate_batch(prompts[:1], GenerationConfig(ignore_eos=True))
+    assert len(open_end.token_ids) == model.context_length - len(prompts[0]) + 1
 
 
 def test_a_batch_takes_at_least_one_prompt_at_once() -> None:

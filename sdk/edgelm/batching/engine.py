@@ -15,7 +15,8 @@ from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, Completion, Message
-from edgelm.decoding.answer import join
+from edgelm.config import ModelConfig
+from edgelm.decoding.answer import Answer, join
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, OutOfMemoryError, QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
@@ -327,14 +328,23 @@ def generate_batch(
     configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
     if len(configs) != len(prompts):
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
-    for prompt, own in zip(prompts, configs, strict=True):
-        model.answer(prompt, own)  # refuses a bad one before the others are begun
+    asked = list(zip(prompts, configs, strict=True))
+    answers = [model.answer(prompt, own) for prompt, own in asked]  # refuses a bad one before the others are begun
     options = EngineOptions(max_batch=max_batch, max_queue=len(prompts))
-    if model.config.encoder is not None:
-        return [model.generate(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
-    with Engine(model, options) as engine:
-        generations = [engine.submit(prompt, own) for prompt, own in zip(prompts, configs, strict=True)]
-        return [join(generation) for generation in generations]
+    together = [i for i, answer in enumerate(answers) if _fits_a_row(answer, model.config)]
+    done: dict[int, Completion] = {}
+    if together:
+        with Engine(model, options) as engine:
+            generations = {i: engine.submit(*asked[i]) for i in together}
+            done = {i: join(generation) for i, generation in generations.items()}
+    return [done[i] if i in done else model.generate(*asked[i]) for i in range(len(asked))]
+
+
+def _fits_a_row(answer: Answer, config: ModelConfig) -> bool:
+    """Tell whether an engine gives the whole of an answer: not where it may outgrow its row (LongRoPE)."""
+    longest, context = longest_row(config), config.max_position_embeddings
+    most = len(answer.prompt_ids) + (answer.config.max_new_tokens or context)
+    return config.encoder is None and (longest == context or most <= longest)
 
 
 def _quarter_of_memory() -> int:
