@@ -7,18 +7,37 @@ import sys
 import pytest
 
 FORKS = """
-import os, sys, edgelm, edgelm.testing
+import asyncio, os, sys, threading, edgelm, edgelm.testing
 from edgelm.decoding.answer import join
 model = edgelm.load(edgelm.testing.tiny_model_path())
 engine = edgelm.Engine(model)
 config = edgelm.GenerationConfig(max_new_tokens=3)
 join(engine.submit("x", config))
+inside, leave = threading.Event(), threading.Event()
+def wait(logits_V, random):
+    inside.set()
+    leave.wait()
+    return int(logits_V.argmax())
+begun = engine.submit("x", config.replace(sampler=wait))
+inside.wait()
 child = os.fork()
 if child:
     _, status = os.waitpid(child, 0)
+    leave.set()
+    join(begun)
     join(engine.submit("x", config))
     sys.exit(os.waitstatus_to_exitcode(status))
-attempts = (lambda: model.generate("x", config), "cannot run it"), (lambda: engine.submit("x"), "has no worker")
+async def read():
+    async for chunk in begun:
+        pass
+attempts = (
+    (lambda: model.generate("x", config), "cannot run it"),
+    (lambda: engine.submit("x"), "has no worker"),
+    (lambda: edgelm.Engine(model), "cannot run it"),
+    (lambda: next(begun), "can neither read nor cancel it"),
+    (lambda: asyncio.run(read()), "can neither read nor cancel it"),
+    (lambda: begun.cancel(), "can neither read nor cancel it"),
+)
 for attempt, word in attempts:
     try:
         attempt()

@@ -93,6 +93,7 @@ class Engine:
                 f"{model.name} has an encoder, whose answers an engine does not compute together. Call "
                 "LanguageModel.generate or stream, one after the other."
             )
+        model.session.check_process()
         self._model = model
         self._options = or_default("options", options, EngineOptions())
         self._process = os.getpid()

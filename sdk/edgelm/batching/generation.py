@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +29,7 @@ class Generation:
         max_unread: int | None = None,
     ) -> None:
         self._wake_engine, self._on_end, self._take, self._max_unread = wake_engine, on_end, take, max_unread
+        self._process = os.getpid()
         self._cancelled = threading.Event()
         self._arrived = threading.Condition()
         self._unread: deque[Chunk | BaseException] = deque()
@@ -38,6 +40,7 @@ class Generation:
 
     def cancel(self) -> None:
         """End the answer within one step, from any thread; its last chunk has finish_reason "cancelled"."""
+        self._check_process()
         self._cancelled.set()
         self._wake_engine()
 
@@ -73,6 +76,7 @@ class Generation:
         return self
 
     def __next__(self) -> Chunk:
+        self._check_process()
         with self._arrived:
             while not self._unread:
                 if self._ended:
@@ -85,6 +89,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> Chunk:
+        self._check_process()
         while True:
             with self._arrived:
                 if self._unread:
@@ -99,6 +104,13 @@ class Generation:
                 self._waiting = loop, future
             await future
         return self._read(item)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:  # whose engine goes on with it; in a fork nobody does
+            raise EdgeLMError(
+                f"This answer is made in process {self._process}; its fork {os.getpid()} can neither read nor cancel "
+                "it. Load the model and make the engine after the fork."
+            )
 
     def _read(self, item: Chunk | BaseException) -> Chunk:
         """Return what the reader gets; not under the lock, as the engine puts chunks while it holds its own."""

@@ -36,6 +36,9 @@ class Decoder(Protocol):
     def adopt(self, cache: KVCache) -> None:
         """Take a cache that was read from a file, as DecoderSession.adopt does."""
 
+    def check_process(self) -> None:
+        """Check that this process can compute, as DecoderSession.check_process does."""
+
     def check_takes_adapters(self) -> None:
         """Check that adapters can be loaded, as DecoderSession.check_takes_adapters does."""
 

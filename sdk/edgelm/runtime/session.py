@@ -162,6 +162,19 @@ class DecoderSession:
         """Take a cache that was read from a file for one of this model: while it lives, its adapter is not unloaded."""
         cache.join(self._holders)
 
+    def check_process(self) -> None:
+        """Check that this is the process that loaded the model.
+
+        Raises:
+            ProviderError: it is a fork of that one.
+        """
+        if os.getpid() != self._process:
+            # A fork has none of ONNX Runtime's threads: the step would wait for them for ever.
+            raise ProviderError(
+                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
+                'model after the fork, or start processes with multiprocessing.get_context("spawn").'
+            )
+
     @property
     def has_prefill_graph(self) -> bool:
         """Whether prompts are read by a graph of their own."""
@@ -362,7 +375,7 @@ class DecoderSession:
 
     def _make_room(self, cache: KVCache, length: int) -> None:
         """Let a cache have room for `length` tokens, and what it holds be theirs."""
-        self._check_process()
+        self.check_process()
         if length > cache.capacity:
             if cache.is_outgrown_by(length):
                 self._recompute(cache, length)
@@ -409,7 +422,7 @@ class DecoderSession:
         length = cache.length + len(token_ids)
         with self._use:
             if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps(cache):
-                self._check_process()
+                self.check_process()
                 if not cache.is_outgrown_by(length):
                     cache.reserve(length)
                     logits_TV = self._single_steps.step(token_ids, cache)
@@ -432,7 +445,7 @@ class DecoderSession:
         rows = batch.rows[: len(token_ids)]
         if not works_in_place(self._graph) or self._encoder is not None:
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
-        self._check_process()
+        self.check_process()
         with self._use:
             lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
             batch.reserve(max(lengths))
@@ -452,14 +465,6 @@ class DecoderSession:
         for row, id_ in zip(rows, token_ids, strict=True):
             row.extend((id_,))
         return logits_BV
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            # A fork has none of ONNX Runtime's threads: the step would wait for them for ever.
-            raise ProviderError(
-                f"This model was loaded by process {self._process}; its fork {os.getpid()} cannot run it. Load the "
-                'model after the fork, or start processes with multiprocessing.get_context("spawn").'
-            )
 
 
 def _forget_half_written(cache: KVCache, error: BaseException) -> None:

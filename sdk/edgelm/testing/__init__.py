@@ -45,6 +45,9 @@ class ScriptedDecoder:
     def adopt(self, cache: KVCache) -> None:
         """Take any cache: there are no adapters that it could use."""
 
+    def check_process(self) -> None:
+        """Any process can give the script."""
+
     def check_takes_adapters(self) -> None:
         """It takes any, and computes nothing with them."""
 
