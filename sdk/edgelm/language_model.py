@@ -276,8 +276,8 @@ class LanguageModel:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens; with several beams, also
                 where it has more than a row of a batch.
             TokenizerError: a token id is none of the model's.
-            ConfigError: the model that should draft (`speculation`) has another tokenizer, or `context_shift` keeps
-                more than half of the context.
+            ConfigError: a token of `logit_bias` or `stop_token_ids` is none of the model's, the draft (`speculation`)
+                has another tokenizer, or `context_shift` keeps more than half of the context.
         """
         config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)

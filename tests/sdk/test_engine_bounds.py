@@ -85,6 +85,28 @@ def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPa
     assert len(scripted_model("Fine.").generate_batch(["x"] * 80, config, max_batch=2)) == 80
 
 
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (GenerationConfig(logit_bias={9999: 1.0}), "logit_bias names token 9999; the model's ids are 0 to 319"),
+        (GenerationConfig(logit_bias={-1: 1.0}), "logit_bias names token -1; the model's ids are 0 to 319"),
+        (GenerationConfig(stop_token_ids=[320]), "stop_token_ids names token 320; the model's ids are 0 to 319"),
+    ],
+)
+def test_a_token_that_does_not_exist_is_refused_before_anything_is_computed(
+    config: GenerationConfig, told: str
+) -> None:
+    model = scripted_model("Fine.")
+    assert isinstance(model.session, ScriptedDecoder)
+    with pytest.raises(edgelm.ConfigError, match=told):
+        model.generate_batch(["x", "y"], [GenerationConfig(), config])
+    with pytest.raises(edgelm.ConfigError, match=told):
+        model.stream("x", config)
+    with Engine(model) as engine, pytest.raises(edgelm.ConfigError, match=told):
+        engine.submit("x", config)
+    assert model.session.forwarded == []
+
+
 def test_answers_of_a_batch_outgrow_the_original_context_of_longrope_as_they_do_alone(longrope_package: Path) -> None:
     model = edgelm.load(longrope_package, edgelm.SessionOptions(threads=1))
     prompts = [[5, 6, 7, 8] * length for length in (2, 10, 26)]  # the last one is longer itself

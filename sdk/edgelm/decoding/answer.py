@@ -55,6 +55,7 @@ class Answer:
         speculator: Speculator | None = None,
         source_ids: Sequence[int] = (),
     ) -> None:
+        _check_tokens(config, model_config.vocab_size)
         begun = b""  # what the answer has to begin with, and the prompt says already
         if config.token_healing:
             prompt_ids, begun = back_up(tokenizer, prompt_ids)
@@ -292,6 +293,18 @@ class Answer:
         ids, self._ids = tuple(self._ids), []
         logprobs, self._logprobs = tuple(self._logprobs), []
         return Chunk(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, timings=timings)
+
+
+def _check_tokens(config: GenerationConfig, size: int) -> None:
+    """Check that the tokens a config names are the model's, before anything is computed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in ("logit_bias", "stop_token_ids"):
+        for id_ in getattr(config, name):
+            if not 0 <= id_ < size:
+                raise ConfigError(f"{name} names token {id_}; the model's ids are 0 to {size - 1}.")
 
 
 def _breakers(tokenizer: Tokenizer, config: GenerationConfig) -> frozenset[int]:
