@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,30 @@ def test_a_search_that_begins_again_has_all_of_its_memory_again(model: LanguageM
         assert edgelm.join(first).usage.completion_tokens == 30
         assert edgelm.join(search).token_ids == model.generate(prompt, config).token_ids  # in 4 rows of 25
         assert engine.stats.preempted > 0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_processor_that_waits_for_an_answer_of_its_own_engine_is_an_error(
+    model: LanguageModel, is_async: bool
+) -> None:
+    inner: list[Generation] = []
+
+    async def read() -> None:
+        await anext(inner[0])
+
+    def wait(logits_V: NDArray[np.float32], ids: Sequence[int]) -> None:
+        assert model.generate("z", GenerationConfig(max_new_tokens=2)).token_ids  # which needs no engine
+        inner.append(engine.submit("y", GenerationConfig(max_new_tokens=2, ignore_eos=True)))
+        if is_async:
+            asyncio.run(read())
+        else:
+            next(inner[0])
+
+    with Engine(model) as engine:
+        outer = engine.submit("x", GenerationConfig(processors=(wait,)))
+        with pytest.raises(edgelm.EdgeLMError, match="waits for an answer of the engine that it computes for"):
+            join(outer)
+        assert join(inner[0]).usage.completion_tokens == 2
 
 
 def test_what_a_constraint_forced_is_given_out_once_where_it_is_computed_again(model: LanguageModel) -> None:

@@ -207,7 +207,7 @@ class Engine:
             self._submitted += 1
             request = Request(
                 answer=answer,
-                generation=Generation(self._wake, self._count_end, take, self._options.max_unread),
+                generation=Generation(self._wake, self._count_end, take, self._options.max_unread, self._worker),
                 priority=priority,
                 number=self._submitted,
                 expires=expires,

@@ -18,7 +18,8 @@ class Generation:
 
     Made by `Engine.submit` and `submit_chat`. One consumer reads it, in any thread or event loop. A slow one delays
     nobody: what it has not read yet is kept, and no answer is longer than the model's context. take: what makes of a
-    chunk the one that is read; None leaves it as it is. max_unread: texts that may be kept (EngineOptions).
+    chunk the one that is read; None leaves it as it is. max_unread: texts that may be kept (EngineOptions). worker: the
+    thread that makes it, which cannot wait for it.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Generation:
         on_end: Callable[[], None],
         take: Callable[[Chunk], Chunk] | None = None,
         max_unread: int | None = None,
+        worker: threading.Thread | None = None,
     ) -> None:
+        self._worker = worker
         self._wake_engine, self._on_end, self._take, self._max_unread = wake_engine, on_end, take, max_unread
         self._process = os.getpid()
         self._cancelled = threading.Event()
@@ -81,6 +84,7 @@ class Generation:
             while not self._unread:
                 if self._ended:
                     raise StopIteration
+                self._check_can_wait()
                 self._arrived.wait()
             item = self._unread.popleft()
         return self._read(item)
@@ -97,6 +101,7 @@ class Generation:
                     break
                 if self._ended:
                     raise StopAsyncIteration
+                self._check_can_wait()
                 if self._waiting is not None and not self._waiting[1].done():
                     raise EdgeLMError("Another task waits for the next chunk of this answer; let one task read it.")
                 loop = asyncio.get_running_loop()
@@ -110,6 +115,13 @@ class Generation:
             raise EdgeLMError(
                 f"This answer is made in process {self._process}; its fork {os.getpid()} can neither read nor cancel "
                 "it. Load the model and make the engine after the fork."
+            )
+
+    def _check_can_wait(self) -> None:
+        if threading.current_thread() is self._worker:
+            raise EdgeLMError(
+                "A processor or sampler waits for an answer of the engine that it computes for, which waits for it. "
+                "Call LanguageModel.generate there, or read the answer in another thread."
             )
 
     def _read(self, item: Chunk | BaseException) -> Chunk:
