@@ -64,6 +64,32 @@ def test_a_closed_engine_leaves_nothing_behind() -> None:
     assert left() is None
 
 
+@pytest.mark.parametrize("answers", ["none", "read", "dropped", "failed"])
+def test_an_engine_that_nobody_has_any_more_ends_by_itself_and_keeps_nothing(answers: str) -> None:
+    model = scripted_model("Fine.")
+    engine, left = Engine(model), weakref.ref(model.session)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == f"edgelm-engine-{model.name}"]
+    if answers == "read":
+        assert join(engine.submit("x")).text == "Fine."
+    elif answers == "dropped":
+        engine.submit("x")
+    elif answers == "failed":
+        with pytest.raises(edgelm.ConfigError):
+            join(engine.submit("x", GenerationConfig(processors=[lambda logits_V, ids: logits_V[1:]])))
+    del engine, model
+    gc.collect()  # an error and its frames hold each other
+    thread.join(60)
+    assert not thread.is_alive()
+    gc.collect()
+    assert left() is None
+
+
+def test_an_answer_is_made_though_its_engine_is_dropped(model: LanguageModel) -> None:
+    answer = Engine(model).submit("x", GenerationConfig(max_new_tokens=30, ignore_eos=True))
+    gc.collect()
+    assert join(answer).usage.completion_tokens == 30
+
+
 def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     submit, submitted, goes_on = Engine.submit, [0], threading.Event()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +14,17 @@ from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
+from edgelm.batching.worker import Worker
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, join
-from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, OutOfMemoryError, QueueFullError
+from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.available_memory import memory_within_limits
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
-from edgelm.memory.out_of_memory import out_of_memory
-from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.tools import Tool, ToolChoice
 
 
@@ -83,7 +82,8 @@ class Engine:
 
     One worker thread computes: prompts a piece at a time, in turn, and between the pieces the next token of every
     answer in one step. Requests of a higher priority start first; among equals, the first come. Each answer has the
-    tokens that it has alone (docs/guides/engine.md says where that ends).
+    tokens that it has alone (docs/guides/engine.md says where that ends). An engine that nobody has any more, nor an
+    answer of it, ends by itself.
     """
 
     def __init__(self, model: LanguageModel, options: EngineOptions | None = None) -> None:
@@ -96,18 +96,13 @@ class Engine:
         model.session.check_process()
         self._model = model
         self._options = or_default("options", options, EngineOptions())
-        self._process = os.getpid()
         self._token_bytes = bytes_per_token(model.config)
         self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
         self._prefixes = model.prefixes
         self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens)
-        self._waiting: list[Request] = []
-        self._unfinished = self._submitted = 0
-        self._changed = threading.Condition()
-        self._closed, self._draining = False, False
-        self._worker = threading.Thread(target=self._work, name=f"edgelm-engine-{model.name}", daemon=True)
-        self._worker.start()
-        atexit.register(self.close)  # the worker must not be inside ONNX Runtime when the interpreter ends
+        self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
+        # When nobody has the engine any more; and at the program's end, when no thread may be inside ONNX Runtime.
+        weakref.finalize(self, self._worker.close)
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -116,20 +111,18 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """What the engine does now, and what it has done so far."""
-        batch = self._batch
-        with self._changed:
-            queued = len(self._waiting) + len(batch.put_back)
-            return EngineStats(
-                active=self._unfinished - queued,  # the batch takes a request out before its reader has the end
-                queued=queued,
-                kv_bytes=batch.tokens * self._token_bytes,
-                prefix_bytes=self._prefixes.bytes,
-                finished=self._submitted - self._unfinished,
-                prompt_tokens=batch.prompt_tokens,
-                cached_tokens=batch.cached_tokens,
-                generated_tokens=batch.generated_tokens,
-                preempted=batch.preempted,
-            )
+        batch, counts = self._batch, self._worker.counts()
+        return EngineStats(
+            active=counts.unfinished - counts.queued,  # the batch takes a request out before its reader has the end
+            queued=counts.queued,
+            kv_bytes=batch.tokens * self._token_bytes,
+            prefix_bytes=self._prefixes.bytes,
+            finished=counts.submitted - counts.unfinished,
+            prompt_tokens=batch.prompt_tokens,
+            cached_tokens=batch.cached_tokens,
+            generated_tokens=batch.generated_tokens,
+            preempted=batch.preempted,
+        )
 
     def submit(
         self,
@@ -182,11 +175,7 @@ class Engine:
         deadline: float | None,
         take: Callable[[Chunk], Chunk] | None = None,
     ) -> Generation:
-        if os.getpid() != self._process:
-            raise EdgeLMError(
-                f"This engine belongs to process {self._process}; its fork {os.getpid()} has no worker. Load the "
-                "model and make the engine after the fork."
-            )
+        self._worker.check_process()
         if not is_whole(priority):
             raise ConfigError(f"priority is {priority!r}; it must be a whole number.")
         if deadline is not None and (not is_number(deadline) or not deadline <= math.inf):
@@ -194,28 +183,15 @@ class Engine:
         answer = self._model.answer(prompt, config)
         self._check_memory(len(answer.prompt_ids), answer.config)
         seconds = math.inf if deadline is None else max(0.0, min(deadline, threading.TIMEOUT_MAX))
-        expires = time.monotonic() + seconds
-        with self._changed:
-            if self._draining:
-                raise EdgeLMError("The engine is closed; make a new one.")
-            if self._unfinished >= self._options.max_batch + self._options.max_queue:
-                raise QueueFullError(
-                    f"{self._unfinished} requests are at work or wait: the engine answers {self._options.max_batch} at "
-                    f"once (max_batch) and lets {self._options.max_queue} wait (max_queue). Try again later."
-                )
-            self._unfinished += 1
-            self._submitted += 1
-            request = Request(
-                answer=answer,
-                generation=Generation(self._wake, self._count_end, take, self._options.max_unread, self._worker),
-                priority=priority,
-                number=self._submitted,
-                expires=expires,
-            )
-            self._waiting.append(request)
-            self._changed.notify()
-            if len(self._batch.requests) < self._options.max_batch:
-                self._batch.interrupt(len(answer.prompt_ids))
+        request = Request(
+            answer=answer,
+            generation=Generation(
+                self._wake, self._worker.count_end, take, self._options.max_unread, self._worker.thread
+            ),
+            priority=priority,
+            expires=time.monotonic() + seconds,
+        )
+        self._worker.take(request, self._options.max_queue)
         return request.generation
 
     def close(self, *, drain: bool = False) -> None:
@@ -224,16 +200,7 @@ class Engine:
         drain: finish what was submitted; otherwise it ends with finish_reason "cancelled". A request's own processor or
         sampler may call this too; it does not wait for the step that it is part of.
         """
-        if os.getpid() != self._process:  # a fork's copy: the worker is the other process's
-            return
-        with self._changed:
-            self._draining = True
-            self._closed = self._closed or not drain
-            self._changed.notify()
-        if threading.current_thread() is self._worker:  # which goes on to its end when the step is over
-            return
-        self._worker.join()
-        atexit.unregister(self.close)
+        self._worker.close(drain=drain)
 
     def __enter__(self) -> Engine:
         return self
@@ -260,62 +227,8 @@ class Engine:
             )
 
     def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify()
-        self._batch.interrupt()
-
-    def _count_end(self) -> None:
-        with self._changed:
-            self._unfinished -= 1
-
-    def _work(self) -> None:
-        while True:
-            try:
-                if not self._admit():
-                    return
-                with SHORT_SWITCH_INTERVAL:
-                    self._batch.step()
-            except OutOfMemoryError as error:
-                self._batch.make_room(error)
-            except MemoryError as error:
-                self._batch.fail(out_of_memory(error))
-            except Exception as error:  # what fails for all of them; the next requests may do better
-                self._batch.fail(error)
-
-    def _admit(self) -> bool:
-        """Drop what nobody waits for, and start what fits; return False where the worker has to end."""
-        with self._changed:
-            while True:
-                for request in self._batch.requests:
-                    if self._closed or request.is_over:
-                        self._batch.drop(request)
-                    elif self._rests(request):
-                        self._batch.put_aside(request)
-                self._waiting += self._batch.put_back
-                self._batch.put_back.clear()
-                for request in [request for request in self._waiting if self._closed or request.is_over]:
-                    self._waiting.remove(request)
-                    request.finish(request.answer.rest(), "cancelled")
-                self._waiting.sort(key=lambda request: request.rank)
-                for request in [request for request in self._waiting if not self._rests(request)]:
-                    if len(self._batch.requests) >= self._options.max_batch or not self._batch.has_room_for(request):
-                        break
-                    self._waiting.remove(request)
-                    self._batch.add(request)
-                if self._batch.requests:
-                    return True
-                if self._draining:
-                    return False
-                self._changed.wait(self._seconds_to_deadline())
-
-    def _seconds_to_deadline(self) -> float | None:
-        """Return in how many seconds an answer that waits is over by its deadline, the first; None: none has one."""
-        first = min((request.expires for request in self._waiting), default=math.inf)
-        return None if first == math.inf else min(max(0.0, first - time.monotonic()), threading.TIMEOUT_MAX)
-
-    def _rests(self, request: Request) -> bool:
-        """Tell whether an answer waits for its reader; an engine that is being closed waits for none."""
-        return request.generation.is_full and not self._draining
+        """Wake the worker. By this an answer keeps its engine, so that one that is being made is finished."""
+        self._worker.wake()
 
 
 def generate_batch(

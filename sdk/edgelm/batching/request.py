@@ -25,8 +25,8 @@ class Request:
     answer: Answer
     generation: Generation
     priority: int
-    number: int  # in the order of arrival
     expires: float  # time.monotonic(), or infinity
+    number: int = 0  # in the order of arrival, from 1
     row: KVRow | None = None
     calls: list[tuple[int, ...]] = field(default_factory=list)
     computed: int = 0  # how many of the calls are in the row
