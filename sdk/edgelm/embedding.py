@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgelm.decoding.generate import next_chunk
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.out_of_memory import memory_errors_told
 from edgelm.runtime.session import PREFILL_CHUNK
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ DEFAULT_POOLING: Pooling = "values"
 _LAYERS = 4
 
 
+@memory_errors_told()
 def embed(
     model: LanguageModel, token_ids: Sequence[int], pooling: Pooling = DEFAULT_POOLING, *, normalize: bool = True
 ) -> NDArray[np.float32]:

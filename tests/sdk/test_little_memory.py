@@ -173,7 +173,8 @@ def test_where_memory_runs_out_the_error_is_one_of_edgelms(monkeypatch: pytest.M
         monkeypatch.setattr(huge_pages, "zeros", none_for_tokens)
     else:
         monkeypatch.setattr(model.session, "forward", no_memory)
-    for ask in (model.generate, lambda prompt: model.generate_batch([prompt])):
+    asks = model.generate, lambda text: model.generate_batch([text]), model.score, lambda text: model.embed([text])
+    for ask in asks:
         with pytest.raises(OutOfMemoryError, match=r"There is no memory left: Cannot map 7 bytes\. Shorten"):
             ask("the sea")
 

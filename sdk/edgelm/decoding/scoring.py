@@ -10,10 +10,12 @@ from edgelm.completion import Scores, TokenLogprob
 from edgelm.decoding.answer import describe_token
 from edgelm.decoding.generate import Decoder
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.out_of_memory import memory_errors_told
 from edgelm.runtime.session import PREFILL_CHUNK
 from edgelm.text.tokenizer import Tokenizer
 
 
+@memory_errors_told()
 def score(
     session: Decoder, tokenizer: Tokenizer, token_ids: Sequence[int], cache: KVCache, alternatives: int
 ) -> Scores:

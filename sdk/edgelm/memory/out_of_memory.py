@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from edgelm.errors import OutOfMemoryError
 
 
@@ -11,3 +14,14 @@ def out_of_memory(error: MemoryError) -> OutOfMemoryError:
         f"There is no memory left: {str(error).rstrip('.') or 'it does not say for what'}. Shorten the text, compute "
         "fewer at once (max_batch), or free memory: prefixes.clear() of the model, or less beside it."
     )
+
+
+@contextmanager
+def memory_errors_told() -> Iterator[None]:
+    """Raise OutOfMemoryError where the block, or the function that this decorates, has no memory."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except MemoryError as error:
+        raise out_of_memory(error) from error
