@@ -94,7 +94,7 @@ class RunningBatch:
         self._remove(request)
         self.put_back.append(request)
 
-    def make_room(self, error: OutOfMemoryError) -> None:
+    def relieve(self, error: OutOfMemoryError) -> None:
         """Take the memory of the least and youngest request, where the system had none for the next keys and values.
 
         Nothing was computed then: the others go on. The last one that is left, and began with all of the memory, ends
@@ -102,7 +102,8 @@ class RunningBatch:
         """
         self._piece = None
         traceback.clear_frames(error.__traceback__)
-        self._give_way(max(self.requests, key=lambda request: request.rank), error)
+        if requests := self.requests:
+            self._give_way(max(requests, key=lambda request: request.rank), error)
 
     def _give_way(self, request: Request, error: OutOfMemoryError) -> None:
         if self.requests == [request] and (request.needs_all_memory or request.row is None):
@@ -350,8 +351,9 @@ class RunningBatch:
         if request in self._filling:
             self._filling.remove(request)
         elif request.row is not None:
-            # First: where there is no memory for it, the request is still among those that end with the error.
-            self._prefixes.keep(request.row, self._computed_together(request))
+            if not request.needs_all_memory:  # a copy would take what others are to have
+                # First: where that fails, the request is still among those that end with the error.
+                self._prefixes.keep(request.row, self._computed_together(request))
             self._decoding.pop(request.number, None)
         if request.number in self._searching:
             _, search = self._searching.pop(request.number)

@@ -109,7 +109,7 @@ class Worker:
                 with SHORT_SWITCH_INTERVAL:
                     self._batch.step()
             except OutOfMemoryError as error:
-                self._batch.make_room(error)
+                self._batch.relieve(error)
             except MemoryError as error:
                 self._batch.fail(out_of_memory(error))
             except Exception as error:  # what fails for all of them; the next requests may do better
