@@ -62,7 +62,7 @@ def rounding(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the numpy forward pass round keys and values as the package's scales say."""
     graph = onnx.load_model(package / "model.onnx", load_external_data=False).graph
     scales = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name.endswith("_scale")}
-    attention, rotate, linear = reference._attention, reference.rotate, reference._linear
+    attention, rotate, linear = reference._attention, reference.rotate, reference.linear
     layers: list[int] = []
 
     def rounded(x: NDArray[Any], part: str) -> NDArray[np.float32]:
@@ -83,7 +83,7 @@ def rounding(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(reference, "_attention", attention_of)
     monkeypatch.setattr(reference, "rotate", rotated)
-    monkeypatch.setattr(reference, "_linear", projected)
+    monkeypatch.setattr(reference, "linear", projected)
 
 
 @pytest.mark.usefixtures("rounding")
