@@ -11,6 +11,7 @@ import select
 import socket
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,13 @@ def send_and_read_nothing(server, request):
     connection.connect((server.host, server.port))
     with contextlib.suppress(ConnectionError):
         connection.sendall(request)
+    return connection
+
+
+def send_until_it_is_cut(server, data):
+    connection = server.open()
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(data)
     return connection
 
 
@@ -175,6 +183,21 @@ def test_more_connections_than_the_limit_are_turned_away():
         assert server.get("/health").status == 200
 
 
+def test_others_have_their_turn_while_a_body_in_chunks_of_one_byte_is_read(serving):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {serving.host}:{serving.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"1\r\n \r\n" * 100_000
+    connection = serving.send(head.encode())
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(connection.recv, 12)
+        connection.sendall(body + b"0\r\n\r\n")
+        turns = 0
+        while not answer.done():
+            assert serving.get("/health").status == 200
+            turns += 1
+    assert turns > 20  # where asyncio reads 256 KiB at once, 1 or 2 are answered meanwhile
+    assert answer.result() == b"HTTP/1.1 400"
+
+
 def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded():
     # 64 answers of 900 tokens with 21 log-probabilities each: 245 MB when they were made at once.
     body = {"prompt": ["a"] * 8, "n": 8, "max_tokens": 900, "logprobs": 20, "logit_bias": {"65": 100}, "stream": True}
@@ -272,7 +295,7 @@ def test_a_compressed_body_is_refused_unread(serving):
 
 
 def test_a_head_without_end_is_refused(serving):
-    connection = serving.send(b"GET /health HTTP/1.1\r\n" + b"X: " + b"a" * 200_000)
+    connection = send_until_it_is_cut(serving, b"GET /health HTTP/1.1\r\n" + b"X: " + b"a" * 200_000)
     assert read_all(connection)[:12] in (b"HTTP/1.1 400", b"")
 
 
@@ -377,9 +400,10 @@ def test_a_path_that_is_none_of_ours_is_not_found(serving, path):
 
 @pytest.mark.parametrize("noise", [b"\x16\x03\x01", b"\r\n" * 5000, b"GET / HTTP/9.9\r\n\r\n", b"\x00" * 100_000])
 def test_what_is_no_http_is_refused(serving, noise):
-    connection = serving.send(noise)
+    connection = send_until_it_is_cut(serving, noise)
     connection.settimeout(15)
-    connection.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
     assert b"200" not in read_all(connection)[:20]
 
 

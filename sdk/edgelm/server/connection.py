@@ -1,4 +1,4 @@
-"""Connection: HTTP/1.1 as uvicorn speaks it, with limits on the time that a client may take."""
+"""Connection: HTTP/1.1 as uvicorn speaks it, with limits on the time and the turns that a client may take."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgelm.server.options import RequestLimits
 
+# What is read of one connection before the others have their turn. asyncio would read 256 KiB: in chunks of one byte
+# they take h11 2.5 s, these bytes 0.02 s. A body of a megabyte takes 0.04 s instead of 0.03.
+_READ_BYTES = 2048
 
-class BoundedConnection(H11Protocol):
+
+class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
     """Cut a connection whose request head does not come, or whose reader does not read.
 
     uvicorn waits for both without end. The body's time is `request_body`'s to watch.
@@ -28,6 +32,15 @@ class BoundedConnection(H11Protocol):
         # With any byte that the client has not taken yet, asyncio pauses us, and so the stall is seen.
         transport.set_write_buffer_limits(high=0)
         self._await_head()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return the memory for what asyncio reads next."""
+        self._incoming = bytearray(_READ_BYTES)
+        return self._incoming
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what asyncio has read."""
+        self.data_received(bytes(self._incoming[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the first ones of a request begin the wait for its head."""
