@@ -198,6 +198,16 @@ def test_others_have_their_turn_while_a_body_in_chunks_of_one_byte_is_read(servi
     assert answer.result() == b"HTTP/1.1 400"
 
 
+def test_a_bad_chunk_behind_an_answer_ends_the_connection_and_writes_nothing_into_the_log(serving):
+    head = f"GET /health HTTP/1.1\r\nHost: {serving.host}:{serving.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection = serving.send(head.encode())
+    assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"zzzz\r\n")
+    assert is_cut(connection)
+    assert serving.get("/health").status == 200
+    assert "Traceback" not in "".join(serving.log)
+
+
 def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded():
     # 64 answers of 900 tokens with 21 log-probabilities each: 245 MB when they were made at once.
     body = {"prompt": ["a"] * 8, "n": 8, "max_tokens": 900, "logprobs": 20, "logit_bias": {"65": 100}, "stream": True}
