@@ -53,6 +53,7 @@ def listen_narrowly(options):
     return listener
 process._listen = listen_narrowly
 """
+THREE_CONNECTIONS = SHORT_LIMITS.replace("RequestLimits(", "RequestLimits(connections=3, ").replace("s=1,", "s=60,")
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +173,36 @@ def test_a_reader_that_was_waited_for_is_not_cut_later(narrow_serving):
         time.sleep(pause)
 
 
-def test_more_connections_than_the_limit_are_turned_away():
-    few = SHORT_LIMITS.replace("RequestLimits(", "RequestLimits(connections=3, ").replace("seconds=1,", "seconds=60,")
-    with EdgelmServer((TINY, "--quiet"), prelude=few) as server:
+def test_the_connection_that_waits_longest_gives_its_place_to_a_new_one():
+    with EdgelmServer((TINY, "--quiet"), prelude=THREE_CONNECTIONS) as server:
+        first, *others = [server.send(b"GET / HT") for _ in range(3)]
         assert server.get("/health").status == 200
-        idle = [server.open() for _ in range(3)]
+        assert is_cut(first)
+        for connection in others:
+            connection.sendall(f"TP/1.1\r\nHost: {server.host}:{server.port}\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_more_connections_than_the_limit_are_turned_away_where_all_are_in_a_request():
+    with EdgelmServer((TINY, "--quiet"), prelude=THREE_CONNECTIONS) as server:
+        assert server.get("/health").status == 200
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nContent-Length: 9\r\n"
+        begun = [server.send(f"{head}Expect: 100-continue\r\n\r\n".encode()) for _ in range(3)]
+        for connection in begun:
+            assert connection.recv(12) == b"HTTP/1.1 100"
         assert server.get("/health").status == 503
-        idle[0].close()
-        idle[1].close()
+        begun[0].close()
+        begun[1].close()
         assert server.get("/health").status == 200
+
+
+def test_connections_leave_the_server_files_of_those_that_its_process_may_open():
+    few_files = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
+    with EdgelmServer((TINY, "--quiet"), prelude=few_files) as server:
+        connections = [server.send(b"GET / HT") for _ in range(400)]
+        assert server.get("/health").status == 200
+        assert "Too many open files" not in "".join(server.log)
+        assert is_cut(connections[0])
 
 
 def test_others_have_their_turn_while_a_body_in_chunks_of_one_byte_is_read(serving):

@@ -1,4 +1,4 @@
-"""Connection: HTTP/1.1 as uvicorn speaks it, with limits on the time and the turns that a client may take."""
+"""Connection: HTTP/1.1 as uvicorn speaks it, with limits on the time, turns and places that a client may take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _READ_BYTES = 2048
 class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
     """Cut a connection whose request head does not come, or whose reader does not read.
 
-    uvicorn waits for both without end. The body's time is `request_body`'s to watch.
+    uvicorn waits for both without end. The body's time is `request_body`'s to watch. Where there are more connections
+    than the limit, the one that has waited longest for a request gives its place to the newest.
     """
 
     def __init__(self, limits: RequestLimits, **uvicorns: Any) -> None:
@@ -33,6 +34,9 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
         # With any byte that the client has not taken yet, asyncio pauses us, and so the stall is seen.
         transport.set_write_buffer_limits(high=0)
         self._await_head()
+        self._waiting_since = self.loop.time()
+        if len(self.connections) > self._limits.connections:
+            self._take_a_place()
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Return the memory for what asyncio reads next."""
@@ -62,6 +66,11 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
         except h11.LocalProtocolError:
             self.transport.abort()
 
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self._waiting_since = self.loop.time()
+        super().on_response_complete()
+
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
@@ -79,6 +88,18 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
         """Drop the timers, which would keep the connection's memory."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def _take_a_place(self) -> None:
+        others = [other for other in self.connections if isinstance(other, BoundedConnection) and other is not self]
+        waiting = [other for other in others if other._waits_for_a_request()]
+        if waiting:
+            longest = min(waiting, key=lambda other: other._waiting_since)
+            self.connections.discard(longest)
+            longest.transport.abort()
+
+    def _waits_for_a_request(self) -> bool:
+        is_answered = self.cycle is None or self.cycle.response_complete
+        return is_answered and self.transport.get_write_buffer_size() == 0
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._limits.header_seconds, self.transport.abort)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -16,11 +18,14 @@ from edgelm.runtime.onnx_runtime import require_provider
 from edgelm.server.app import ServerApp
 from edgelm.server.connection import BoundedConnection
 from edgelm.server.model_pool import ModelPool
-from edgelm.server.options import ServerOptions
+from edgelm.server.options import RequestLimits, ServerOptions
 
 logger = logging.getLogger("edgelm.server")
 
 _KEEP_ALIVE_SECONDS = 30
+# asyncio accepts so many connections, each with its file, before it looks at the first of them; more wait outside.
+_ACCEPTED_AT_ONCE = 16
+_WAITING_OUTSIDE = 2048
 
 
 def serve(
@@ -40,10 +45,11 @@ def serve(
     require_provider(options.provider)
     pool = ModelPool(models, options)
     app = ServerApp(pool, options)
+    limits = _within_open_files(options.limits)
     with _listen(options) as listener:
         config = uvicorn.Config(
             app,
-            http=functools.partial(BoundedConnection, options.limits),  # type: ignore[arg-type]
+            http=functools.partial(BoundedConnection, limits),  # type: ignore[arg-type]
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -51,7 +57,8 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=options.limits.connections,
+            limit_concurrency=limits.connections + 1,  # beyond the limit is only who found no place that was free
+            backlog=_ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it says in several lines what we say in one
@@ -75,6 +82,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING_OUTSIDE)
         self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -96,6 +105,18 @@ class _Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)
+
+
+def _within_open_files(limits: RequestLimits) -> RequestLimits:
+    """Return the limits with no more connections than half of the files that this process may have open."""
+    if sys.platform == "win32":
+        return limits
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most == resource.RLIM_INFINITY:
+        return limits
+    return dataclasses.replace(limits, connections=min(limits.connections, max(1, most // 2)))
 
 
 def _listen(options: ServerOptions) -> socket.socket:
