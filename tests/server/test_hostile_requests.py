@@ -287,6 +287,16 @@ def test_a_chunked_body_without_end_is_refused(serving):
         connection.sendall((b"10000\r\n" + b" " * 0x10000 + b"\r\n") * 1000)
 
 
+def test_a_body_whose_end_is_said_in_two_ways_is_refused_and_nothing_behind_it_is_answered(serving):
+    host = f"Host: {serving.host}:{serving.port}\r\n"
+    framing = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"
+    second = f"GET /health HTTP/1.1\r\n{host}\r\n"
+    connection = serving.send(f"POST {CHAT} HTTP/1.1\r\n{host}{framing}\r\n0\r\n\r\n{second}".encode())
+    answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_what_is_thrown_away_of_a_large_body_takes_no_memory():
     parts = 15
 

@@ -88,6 +88,7 @@ class ServerApp:
         headers = Headers(scope=scope)
         origin: str | None = None
         try:
+            guard.check_framing(headers)
             host = guard.check_host(headers, scope["server"], self._options)
             origin = guard.check_origin(headers, host, self._options)
             if self.draining:

@@ -20,6 +20,18 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _CLOSE = {"Connection": "close"}
 
 
+def check_framing(headers: Headers) -> None:
+    """Check that a request says in one way where it ends: a proxy may take the other one for it.
+
+    Source: RFC 9112, section 6.1.
+
+    Raises:
+        ApiError: 400, it has a length and is in chunks.
+    """
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise ApiError(400, "The request has Content-Length and Transfer-Encoding; send one of them.", headers=_CLOSE)
+
+
 def check_host(headers: Headers, address: tuple[str, int], options: ServerOptions) -> str:
     """Return the Host header, if it names this server.
 
