@@ -77,6 +77,14 @@ def test_the_address_that_a_request_came_in_at_is_a_name_too():
         check_host(Headers({"host": "192.168.1.8:8080"}), ("192.168.1.7", 8080), options)
 
 
+def test_who_comes_by_ipv4_to_a_server_of_both_is_answered():
+    options = ServerOptions(host="::", api_keys=(KEY,))
+    for host, ip in (("192.168.1.7", "::ffff:192.168.1.7"), ("[fe80::7]", "fe80::7")):
+        assert check_host(Headers({"host": f"{host}:8080"}), (ip, 8080), options)
+    with pytest.raises(ApiError):
+        check_host(Headers({"host": "192.168.1.8:8080"}), ("::ffff:192.168.1.7", 8080), options)
+
+
 def test_an_allowed_host_is_answered_as_it_was_written(keyed):
     assert keyed.get("/health", Host="chat.example.org").status == 200
     assert keyed.get("/health", Host="chat.example.org:99").status == 403

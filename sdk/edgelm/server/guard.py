@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
@@ -43,7 +44,7 @@ def check_host(headers: Headers, address: tuple[str, int], options: ServerOption
     values = headers.getlist("host")
     host = values[0].strip().lower() if len(values) == 1 else ""
     ip, port = address
-    names = {*_LOCAL_NAMES, options.host.lower(), f"[{ip}]" if ":" in ip else ip}
+    names = {*_LOCAL_NAMES, options.host.lower(), *_names_of(ip)}
     allowed = {f"{name}:{port}" for name in names} | {name.lower() for name in options.allowed_hosts}
     if port == _HTTP_PORT:
         allowed |= names
@@ -123,6 +124,13 @@ def preflight_headers(origin: str, headers: Mapping[str, str]) -> dict[str, str]
         "Access-Control-Allow-Private-Network": "true",
         "Access-Control-Max-Age": "600",
     }
+
+
+def _names_of(ip: str) -> set[str]:
+    if ":" not in ip:
+        return {ip}
+    mapped = ipaddress.IPv6Address(ip).ipv4_mapped  # who comes by IPv4 where the server listens at ::
+    return {f"[{ip}]"} if mapped is None else {f"[{ip}]", str(mapped)}
 
 
 def _digest(key: str) -> bytes:
