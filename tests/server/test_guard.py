@@ -103,6 +103,14 @@ def test_our_own_page_and_programs_are_answered(serving):
     assert "access-control-allow-origin" not in serving.get("/v1/models", Origin=serving.url).headers
 
 
+@pytest.mark.parametrize("origins", [("{own}", "http://evil.example"), ("{own}", "{own}")])
+def test_two_origins_are_refused(serving, origins):
+    host = f"{serving.host}:{serving.port}"
+    lines = "".join(f"Origin: {origin.format(own=serving.url)}\r\n" for origin in origins)
+    connection = serving.send(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode())
+    assert connection.recv(99).startswith(b"HTTP/1.1 403")
+
+
 def test_cors_is_off_unless_an_origin_is_given(serving, keyed):
     asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization,content-type"}
     for server, origin, status in ((serving, "http://app.example", 403), (keyed, "http://other.example", 403)):

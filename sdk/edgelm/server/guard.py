@@ -65,14 +65,15 @@ def check_origin(headers: Headers, host: str, options: ServerOptions) -> str | N
     Raises:
         ApiError: 403, a page of another site sent it.
     """
-    origin = headers.get("origin")
-    if origin is None or origin.lower() == f"http://{host}":
+    origins = headers.getlist("origin")
+    if not origins or [origin.lower() for origin in origins] == [f"http://{host}"]:
         return None
-    if origin in options.cors_origins:
-        return origin
+    if len(origins) == 1 and origins[0] in options.cors_origins:
+        return origins[0]
     raise ApiError(
         403,
-        f"Pages of {origin[:80]!r} may not call this server. If they are meant to, start it with --cors-origin.",
+        f"Pages of {', '.join(origins)[:80]!r} may not call this server. "
+        "If they are meant to, start it with --cors-origin.",
         kind="permission_error",
         code="origin_not_allowed",
         headers=_CLOSE,
