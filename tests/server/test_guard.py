@@ -58,6 +58,21 @@ def test_two_hosts_are_refused(serving):
         check_host(doubled, ("127.0.0.1", 8080), ServerOptions())
 
 
+def test_a_whole_url_in_place_of_a_path_is_answered_where_its_host_is_this_server(serving):
+    url = f"{serving.url}/tokenizer_info?model=tiny%2Drandom".replace("http", "HTTP")
+    connection = serving.send(f"GET {url} HTTP/1.1\r\nHost: proxy.example\r\n\r\n".encode())
+    assert connection.recv(99).startswith(b"HTTP/1.1 200")
+    bare = serving.send(f"GET {serving.url} HTTP/1.1\r\nHost: proxy.example\r\n\r\n".encode())
+    assert b"text/html" in bare.recv(999)
+
+
+@pytest.mark.parametrize("url", ["http://evil.example/health", "http://user@{host}/health", "http:///health"])
+def test_a_whole_url_of_another_host_is_refused_whatever_the_host_header_says(serving, url):
+    host = f"{serving.host}:{serving.port}"
+    connection = serving.send(f"GET {url.format(host=host)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert connection.recv(99).startswith(b"HTTP/1.1 403")
+
+
 def test_an_old_request_without_a_host_is_refused(serving):
     connection = serving.send(b"GET /health HTTP/1.0\r\n\r\n")
     assert connection.recv(99).split()[1] == b"403"

@@ -22,6 +22,7 @@ from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 from edgelm.server.request_body import read_json
+from edgelm.server.request_target import in_origin_form
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
 
@@ -61,6 +62,7 @@ class ServerApp:
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
+        scope = in_origin_form(scope)
         started = time.monotonic()
         status = 500
 
