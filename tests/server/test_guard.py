@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from edgelm_server import TINY, EdgelmServer
+from loopback_server import LoopbackServer
 from starlette.datastructures import Headers
 
 from edgelm.server.api_error import ApiError
@@ -113,6 +114,34 @@ def test_a_page_of_another_site_is_refused(serving, origin):
     assert "access-control-allow-origin" not in reply.headers
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(("mode", "dest"), [("no-cors", "image"), ("no-cors", "script"), ("navigate", "iframe")])
+def test_what_a_page_of_another_site_shows_is_refused_though_it_has_no_origin(serving, site, mode, dest):
+    fetched = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": mode, "Sec_Fetch_Dest": dest}
+    reply = serving.get("/tokenizer_info", **fetched)
+    assert (reply.status, reply.json["error"]["code"]) == (403, "site_not_allowed")
+    for path in ("/", "/health"):  # a link may lead to the page, and asking for these does nothing
+        assert serving.get(path, **fetched).status == 200
+
+
+def test_a_real_browser_says_that_another_site_asked(browser, serving):
+    refused = 'edgelm_requests_total{route="/tokenizer_info",status="403"}'
+    before = serving.metric(refused)
+    html = f'<!doctype html><img src="{serving.url}/tokenizer_info"><a href="{serving.url}/">chat</a>'
+    with LoopbackServer({"/": html.encode()}) as other:
+        page = browser.new_page()
+        page.goto(other.url)  # until its picture is answered too
+        assert serving.metric(refused) == before + 1
+        page.click("a")
+        page.wait_for_selector("#question")
+        page.close()
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin"])  # who types the address, and our own page
+def test_what_no_other_site_asked_for_is_answered(serving, site):
+    assert serving.get("/v1/models", Sec_Fetch_Site=site).status == 200
+
+
 def test_our_own_page_and_programs_are_answered(serving):
     assert serving.get("/v1/models", Origin=serving.url).status == 200
     assert "access-control-allow-origin" not in serving.get("/v1/models", Origin=serving.url).headers
@@ -137,7 +166,9 @@ def test_cors_is_off_unless_an_origin_is_given(serving, keyed):
     assert preflight.headers["access-control-allow-origin"] == "http://app.example"
     assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
     assert "access-control-allow-credentials" not in preflight.headers
-    reply = keyed.get("/v1/models", Origin="http://app.example", Authorization=f"Bearer {KEY}")
+    reply = keyed.get(
+        "/v1/models", Origin="http://app.example", Sec_Fetch_Site="cross-site", Authorization=f"Bearer {KEY}"
+    )
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "http://app.example")
 
 

@@ -125,6 +125,7 @@ class ServerApp:
 
     async def _answer(self, row: Endpoint, request: Request) -> Response:
         if not row.public:
+            guard.check_site(request.headers)
             guard.check_key(request.headers, self._options)
         body = {}
         if row.body is not None:

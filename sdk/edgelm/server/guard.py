@@ -1,7 +1,8 @@
 """Guard: who may call. It stands before every route, and looks at the head of a request alone.
 
 A page on another site can make its visitor's browser send requests to this machine. It can neither choose their Host
-(DNS rebinding gives its own name away) nor leave out their Origin; both are checked, also where no key is set.
+(DNS rebinding gives its own name away) nor leave out their Origin; both are checked, also where no key is set. What has
+no Origin, such as the request for a picture, says in Sec-Fetch-Site whether another site made it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from edgelm.server.options import ServerOptions
 
 _HTTP_PORT = 80
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_OTHER_SITES = ("cross-site", "same-site")
 _CLOSE = {"Connection": "close"}
 
 
@@ -78,6 +80,26 @@ def check_origin(headers: Headers, host: str, options: ServerOptions) -> str | N
         code="origin_not_allowed",
         headers=_CLOSE,
     )
+
+
+def check_site(headers: Headers) -> None:
+    """Check that no page of another site made a browser ask, unless `check_origin` has let its origin pass.
+
+    A page's pictures, scripts and frames have no Origin, and asking is enough to have a model loaded. Browsers say it
+    of what they send to this machine, and of https alone elsewhere. Source: W3C, Fetch Metadata Request Headers.
+
+    Raises:
+        ApiError: 403, one did.
+    """
+    if "origin" not in headers and headers.get("sec-fetch-site") in _OTHER_SITES:
+        raise ApiError(
+            403,
+            "A page of another site asked for this. If you did, open the address by itself; if that site's pages are "
+            "meant to call this server, start it with --cors-origin.",
+            kind="permission_error",
+            code="site_not_allowed",
+            headers=_CLOSE,
+        )
 
 
 def check_key(headers: Headers, options: ServerOptions) -> None:
