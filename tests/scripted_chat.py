@@ -20,6 +20,7 @@ class FakeScreen:
         self.answers: list[str] = []
         self.thoughts = ""
         self.notes: list[str] = []
+        self.kept_as: str | None = None  # the last line of all
         self.warnings: list[str] = []
         self.statuses: list[str] = []
         self.edited: list[str] = []
@@ -49,7 +50,9 @@ class FakeScreen:
         return self.edit_to
 
     def note(self, text: str) -> None:
-        if not text.startswith("Kept as "):
+        if text.startswith("Kept as "):
+            self.kept_as = text
+        else:
             self.notes.append(text)
 
     def warn(self, text: str) -> None:

@@ -14,6 +14,7 @@ from edgelm.cli import chat as chat_module
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
+from edgelm.errors import ConfigError
 from edgelm.saved_session import SavedSessions
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
@@ -132,6 +133,25 @@ def test_a_disk_that_refuses_the_session_is_a_warning_once(own_library):
     )
     assert len(chat.screen.answers) == 2
     assert len(chat.screen.warnings) == 1
+    assert chat.screen.kept_as is None
+
+
+def test_the_last_line_names_what_is_on_the_disk(monkeypatch):
+    saves = [SavedSessions.save, refusing_disk, SavedSessions.save]
+    monkeypatch.setattr(SavedSessions, "save", lambda *arguments, **options: saves.pop(0)(*arguments, **options))
+    assert converse("Hello").screen.kept_as == "Kept as hello: edgelm chat --resume hello"
+    chat = converse("/resume", "Again")
+    assert chat.screen.kept_as == "Kept as hello, but for what was said last: edgelm chat --resume hello"
+    assert SavedSessions().describe("hello").messages == 2
+    chat.keep()
+    assert chat.kept.is_whole
+    saves.append(refusing_disk)
+    new = converse("/resume", "/clear", "Another")
+    assert (new.kept.name, new.screen.kept_as, len(new.screen.warnings)) == (None, None, 1)
+
+
+def refusing_disk(*_arguments, **_options):
+    raise ConfigError("There is no space left.")
 
 
 def test_the_cache_of_a_session_that_cannot_be_written_is_a_warning(own_library):

@@ -78,7 +78,6 @@ class Conversation:
         self.is_over = False
         self._interrupts = Interrupts()
         self.speed = 0.0  # tokens a second of this model's last answer; 0: there is none
-        self._is_kept = True  # until the disk refuses it
         self._is_reading = False  # what was said, before the first token of the answer
 
     @property
@@ -105,7 +104,8 @@ class Conversation:
                 self._react(text)
             self.leave()
             if self.kept.name is not None:
-                self.screen.note(f"Kept as {self.kept.name}: edgelm chat --resume {self.kept.name}")
+                but_for = "" if self.kept.is_whole else ", but for what was said last"
+                self.screen.note(f"Kept as {self.kept.name}{but_for}: edgelm chat --resume {self.kept.name}")
 
     def _react(self, text: str) -> None:
         try:
@@ -215,12 +215,12 @@ class Conversation:
 
     def keep(self) -> None:
         """Write the conversation to the disk; where that fails, say so once."""
+        was_whole = self.kept.is_whole
         try:
             remark = self.kept.keep(self.session)
         except EdgeLMError as error:
-            if self._is_kept:
+            if was_whole:
                 self.screen.warn(f"This conversation is not kept: {error}")
-            self._is_kept = False
             return
         if remark is not None:
             self.screen.note(remark)

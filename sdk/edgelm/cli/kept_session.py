@@ -15,6 +15,7 @@ class KeptSession:
 
     def __init__(self, *, with_cache: bool = False) -> None:
         self.name: str | None = None  # None: nothing is kept yet
+        self.is_whole = True  # until the disk refuses what was said last
         self._with_cache = with_cache
         self._written: tuple[int, int] | None = None
 
@@ -26,12 +27,12 @@ class KeptSession:
             PackageError: it is broken.
         """
         session = SavedSessions().load(name, model, any_model=True)
-        self.name, self._written = name, self._state(name)
+        self.name, self._written, self.is_whole = name, self._state(name), True
         return session
 
     def begin_anew(self) -> None:
         """Leave the session as it is kept: what is kept next is another one."""
-        self.name = self._written = None
+        self.name, self._written, self.is_whole = None, None, True
 
     def keep(self, session: ChatSession, *, with_cache: bool = False) -> str | None:
         """Write the session; return a remark where it had to take another name.
@@ -41,15 +42,15 @@ class KeptSession:
         """
         if not session.messages:
             return None
-        saved, former = SavedSessions(), self.name
+        saved, former, name = SavedSessions(), self.name, self.name
         # Two chats that went on with one session: the second must not write over what the first has said.
         changed = former is not None and self._state(former) not in (None, self._written)
-        if former is None or changed:
-            self.name = saved.new_name(session.messages[0]["content"] or "" if former is None else former)
-        assert self.name is not None
-        saved.save(self.name, session, with_cache=with_cache)
-        self._written = self._state(self.name)
-        return f"{former} was changed by another chat; this one is kept as {self.name}." if changed else None
+        self.is_whole = False
+        if name is None or changed:
+            name = saved.new_name(session.messages[0]["content"] or "" if name is None else name)
+        saved.save(name, session, with_cache=with_cache)
+        self.name, self._written, self.is_whole = name, self._state(name), True
+        return f"{former} was changed by another chat; this one is kept as {name}." if changed else None
 
     def finish(self, session: ChatSession) -> None:
         """Write the keys and values of a session that is left, where they are wanted.
