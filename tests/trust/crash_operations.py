@@ -27,7 +27,7 @@ import numpy as np
 from edgelm import ChatSession, GenerationConfig, LanguageModel, load
 from edgelm.completion import Message
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, EdgeLMError, ModelNotFoundError
+from edgelm.errors import ConfigError, EdgeLMError, ModelNotFoundError, PackageError
 from edgelm.files import atomic
 from edgelm.library.download import download
 from edgelm.library.fetch_options import FetchOptions
@@ -36,6 +36,7 @@ from edgelm.library.remote_file import RemoteFile
 from edgelm.library.sources import fetch, read_record
 from edgelm.memory.kv_cache import KVCache
 from edgelm.package.manifest import Manifest
+from edgelm.package.signature import check_signature, sign
 from edgelm.saved_session import SavedSessions
 from edgelm.testing import tiny_model_path
 
@@ -283,6 +284,32 @@ def removed_chat_state(folder: Path) -> str:
     return {("another", "talk"): "old", ("another",): "new"}[tuple(sorted(session.name for session in sessions))]
 
 
+def prepare_sign(folder: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem, public = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    private, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    for name in ("old", "new"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        (folder / f"{name}.key").write_bytes(key.private_bytes(pem, private, plain))
+        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(pem, public))
+    sign(Path(shutil.copytree(tiny_model_path(), folder / "package")), folder / "old.key")
+
+
+def run_sign(folder: Path) -> None:
+    sign(folder / "package", folder / "new.key")
+
+
+def signed_state(folder: Path) -> str:
+    Manifest.load(folder / "package").check_files(folder / "package")
+    for name in ("old", "new"):
+        with contextlib.suppress(PackageError):
+            check_signature(folder / "package", folder / f"{name}.pub")
+            return name
+    raise AssertionError("the signature is neither the old nor the new one")
+
+
 def run_text(folder: Path) -> None:
     atomic.write_text(folder / "settings.json", json.dumps({"state": "new"}))
 
@@ -299,6 +326,7 @@ OPERATIONS: dict[str, Operation] = {
     "alias": Operation(prepare=prepare_aliases, run=run_alias, state=alias_state),
     "remove alias": Operation(prepare=prepare_aliases, run=run_remove_alias, state=alias_state),
     "remove chat": Operation(prepare=prepare_remove_chat, run=run_remove_chat, state=removed_chat_state),
+    "sign": Operation(prepare=prepare_sign, run=run_sign, state=signed_state),
     "text": Operation(
         prepare=lambda folder: atomic.write_text(folder / "settings.json", json.dumps({"state": "old"})),
         run=run_text,

@@ -30,7 +30,7 @@ PROGRAM = Path(__file__).with_name("crash_operations.py")
 POINTS = int(os.environ.get("EDGELM_CRASH_POINTS", "2"))
 # What is typed is kept in this chat alone where the disk refuses it, without an error.
 ON_BROKEN_DISKS = [name for name in OPERATIONS if name != "history"]
-SMALL = ("text", "chat", "alias")  # what fits into 40 kB
+SMALL = ("text", "chat", "alias", "sign")  # what fits into 40 kB
 REMOVALS = ("remove", "remove alias", "remove chat")  # what takes no room; of these, only the first writes, its lock
 SHIM = Path(__file__).with_name("broken_disk.c")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -292,6 +293,52 @@ def test_a_damaged_package_is_not_signed(package: Path, keys: Path) -> None:
 
     with pytest.raises(PackageError, match=r"config\.json is missing"):
         sign(package, keys / "mine.key")
+
+
+def test_a_signature_on_its_way_to_the_disk_is_no_file_of_the_package(
+    package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = set(os.listdir(package)), []
+    replace = os.replace
+
+    def look_and_replace(source: Path, target: Path) -> None:
+        seen.append(set(os.listdir(package)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look_and_replace)
+    sign(package, keys / "mine.key")
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("reason", [errno.EXDEV, errno.EACCES])
+def test_a_package_is_signed_where_nothing_can_lie_beside_it(
+    package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    (package / f".edgelm-tmp-{2**22 + 1}-0123abcd-edgelm.sig").touch()  # of a kill
+    replace = os.replace
+
+    def replace_in_the_package(source: Path, target: Path) -> None:
+        if source.parent != package:
+            raise OSError(reason, os.strerror(reason))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_in_the_package)
+    sign(package, keys / "mine.key")
+    load(package, public_key=keys / "mine.pub")
+    assert [path.name for path in package.parent.iterdir()] == ["package"]
+
+
+def test_a_full_disk_names_the_signature_that_it_could_not_take(
+    package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = edgelm("sign", package, "--key", keys / "mine.key")
+    assert (result.exit_code, result.stderr) == (
+        1, f"error: Cannot write {package / 'edgelm.sig'}: No space left on device.\n",
+    )  # fmt: skip
 
 
 def test_signing_and_checking_open_no_connection(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

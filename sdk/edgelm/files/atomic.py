@@ -35,8 +35,10 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[IO[bytes]]:
+def replace_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes `path`'s name when the block ends; an error leaves the old file as it was.
+
+    beside: what it lies beside until then, as one of its leftovers after a kill; `path` itself, if it is not given.
 
     Raises:
         OSError: the disk is full, the folder cannot be written, or something else than a file has the name.
@@ -44,8 +46,9 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     path = path.absolute()
     if path.exists() and not path.is_file():  # a rename would put a file in a device's place
         raise OSError(errno.EINVAL, "It is not a file", str(path))
-    remove_leftovers(path)
-    with _staging_path(path) as staged:
+    place = path if beside is None else beside.absolute()
+    remove_leftovers(place)
+    with _staging_path(place) as staged:
         try:
             with staged.open("xb") as file:
                 yield file
@@ -58,9 +61,9 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file's content; a crash leaves the old content or the new one."""
-    with replace_file(path) as file:
+def write_text(path: Path, text: str, beside: Path | None = None) -> None:
+    """Replace a text file's content; a crash leaves the old content or the new one. beside: as in `replace_file`."""
+    with replace_file(path, beside) as file:
         file.write(text.encode("utf-8"))
 
 

@@ -46,6 +46,9 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
 
     model_signing = _import_model_signing()
     folder = folder.resolve()
+    path = folder / SIGNATURE_NAME
+    with _writing(path):
+        atomic.remove_leftovers(path)
     if is_adapter(folder):
         check_hash(folder, AdapterManifest.load(folder).file)
     else:
@@ -56,8 +59,11 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
         config = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
         config.set_hashing_config(_hashing(model_signing, folder)).sign(folder, Path(staging) / SIGNATURE_NAME)
         signature = (Path(staging) / SIGNATURE_NAME).read_text(encoding="utf-8")
-    path = folder / SIGNATURE_NAME
-    atomic.write_text(path, signature)
+    with _writing(path):
+        try:
+            atomic.write_text(path, signature, beside=folder)  # a kill leaves nothing that the manifest does not list
+        except OSError:  # beside is another disk, or nothing that this user may write
+            atomic.write_text(path, signature)
     return path
 
 
@@ -89,6 +95,14 @@ def check_signature(folder: Path, public_key: Path) -> None:
 
 def _hashing(model_signing: Any, folder: Path) -> Any:
     return model_signing.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE_NAME], ignore_git_paths=False)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PackageError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
