@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tiny_adapter import write_tiny_adapter
@@ -261,6 +261,47 @@ def test_a_key_with_a_password_signs(package: Path, keys: Path) -> None:
     wrong = edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="abracadabra")
     assert wrong.exit_code == 1
     assert f"Cannot sign {package} with {keys / 'mine.locked'}: " in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (rsa.generate_private_key(65537, 2048), "RSA"),
+        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
+        (ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+    ],
+)
+def test_a_key_of_another_kind_is_refused_with_the_kinds_that_sign(
+    package: Path, keys: Path, tmp_path: Path, key: Any, kind: str
+) -> None:
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private, public = tmp_path / "wrong.key", tmp_path / "wrong.pub"
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+    signed = edgelm("sign", package, "--key", private)
+    sign(package, keys / "mine.key")
+    checked = edgelm("verify", package, "--public-key", public)
+
+    words = f"holds a key of the kind {kind}; signatures need one on an elliptic curve: secp256r1, secp384r1, secp521r1"
+    assert (signed.exit_code, f"{private} {words}" in signed.stderr) == (1, True)
+    assert (checked.exit_code, f"{public} {words}" in checked.stdout) == (1, True)
+
+
+def test_a_public_key_that_is_none_is_said_to_be_none(package: Path, keys: Path) -> None:
+    sign(package, keys / "mine.key")
+    with pytest.raises(PackageError, match=r"The public key .*mine\.key cannot be read: ValueError"):
+        check_signature(package, keys / "mine.key")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_private_key_may_come_through_a_pipe(package: Path, keys: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = subprocess.Popen(["cp", keys / "mine.key", pipe])  # as `--key <(…)` of a shell
+    assert edgelm("sign", package, "--key", pipe).exit_code == 0
+    assert writer.wait(timeout=30) == 0
+    check_signature(package, keys / "mine.pub")
 
 
 def test_a_signature_of_another_key_is_refused(package: Path, keys: Path) -> None:

@@ -13,6 +13,7 @@ from edgelm.errors import MissingExtraError, PackageError
 from edgelm.files import atomic
 from edgelm.package.manifest import SIGNATURE_NAME, Manifest, check_hash, check_signature_file
 
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those of the model-signing format
 # A public key (PEM) that every package must be signed with to be loaded.
 REQUIRE_VARIABLE = "EDGELM_REQUIRE_SIGNATURE"
 
@@ -45,6 +46,8 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
     )
 
     model_signing = _import_model_signing()
+    from cryptography.hazmat.primitives import serialization
+
     folder = folder.resolve()
     path = folder / SIGNATURE_NAME
     with _writing(path):
@@ -56,6 +59,8 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
     with tempfile.TemporaryDirectory() as staging, _errors(f"Cannot sign {folder} with {private_key}"):
         # Its annotation asks for a str, but what it calls takes bytes alone.
         secret = None if password is None else password.encode()
+        if private_key.is_file():  # what comes through a pipe can be read once
+            _check_kind(serialization.load_pem_private_key(private_key.read_bytes(), secret), private_key)
         config = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
         config.set_hashing_config(_hashing(model_signing, folder)).sign(folder, Path(staging) / SIGNATURE_NAME)
         signature = (Path(staging) / SIGNATURE_NAME).read_text(encoding="utf-8")
@@ -75,6 +80,8 @@ def check_signature(folder: Path, public_key: Path) -> None:
         MissingExtraError: model-signing is not installed.
     """
     model_signing = _import_model_signing()
+    from cryptography.hazmat.primitives import serialization
+
     folder = folder.resolve()
     path = folder / SIGNATURE_NAME
     if not public_key.is_file():
@@ -88,9 +95,26 @@ def check_signature(folder: Path, public_key: Path) -> None:
             "Take a signed package, or sign this one: edgelm sign"
         )
     check_signature_file(path)
+    with _errors(f"The public key {public_key} cannot be read"):
+        _check_kind(serialization.load_pem_public_key(public_key.read_bytes()), public_key)
     with _errors(f"{folder} is not signed with the key of {public_key}, or was changed since"):
         config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(_hashing(model_signing, folder)).verify(folder, path)
+
+
+def _check_kind(key: object, path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if not isinstance(key, (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey)):
+        kind = type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey")
+    elif key.curve.name not in _CURVES:
+        kind = key.curve.name
+    else:
+        return
+    raise PackageError(
+        f"{path} holds a key of the kind {kind}; signatures need one on an elliptic curve: {', '.join(_CURVES)}. "
+        "Make one: openssl ecparam -name prime256v1 -genkey -noout -out publisher.key"
+    )
 
 
 def _hashing(model_signing: Any, folder: Path) -> Any:
@@ -109,6 +133,8 @@ def _writing(path: Path) -> Iterator[None]:
 def _errors(what: str) -> Iterator[None]:
     try:
         yield
+    except PackageError:
+        raise
     except Exception as error:  # of model-signing, sigstore and cryptography, which have no common base
         raise PackageError(f"{what}: {type(error).__name__}: {error}") from error
 
