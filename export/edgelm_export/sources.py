@@ -32,6 +32,8 @@ def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Pack
         raise ModelNotFoundError(f"There is no file or folder {path}.{instead}")
     if path.is_dir():
         return _open_folder(path)
+    if not path.is_file():  # opening a pipe waits for ever
+        raise CheckpointError(f"{path} is a pipe or a device, and not a file. Give a GGUF file or a folder.")
     try:
         with path.open("rb") as file:
             beginning = file.read(FIRST_BYTES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,14 @@ def test_several_gguf_files_and_none_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it() -> None:
     with pytest.raises(CheckpointError, match="/proc/self/mem cannot be read"):
         open_checkpoint(Path("/proc/self/mem"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    for path in (tmp_path / "model.gguf", tmp_path):
+        with pytest.raises(CheckpointError, match=r"model\.gguf is a pipe or a device, and not a file"):
+            open_checkpoint(path)
 
 
 def test_the_bundled_text_is_varied_plain_english_of_its_stated_size() -> None:
