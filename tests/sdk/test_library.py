@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -220,6 +221,18 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert (data_folder(), state_folder()) == (Path("/data/edgelm"), Path("/state/edgelm"))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is the convention of other systems")
+def test_variables_that_are_empty_count_as_not_set(monkeypatch):
+    users = {os.getuid(): SimpleNamespace(pw_dir="/home/somebody")}
+    monkeypatch.setattr("pwd.getpwuid", users.__getitem__)
+    for name in ("EDGELM_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.setenv(name, "")
+    assert data_folder() == Path("/home/somebody/.local/share/edgelm")
+    users.clear()
+    with pytest.raises(ConfigError, match=r"There is no home folder to keep models in. Set EDGELM_HOME"):
+        data_folder()
 
 
 def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):

@@ -49,12 +49,21 @@ def _folder(xdg_variable: str, below_home: str) -> Path:
     try:
         if sys.platform == "win32":
             local = os.environ.get("LOCALAPPDATA")
-            return (Path(local) if local else Path.home() / "AppData" / "Local") / "edgelm"
+            return (Path(local) if local else _home() / "AppData" / "Local") / "edgelm"
         if sys.platform == "darwin":
-            return Path.home() / "Library" / "Application Support" / "edgelm"
+            return _home() / "Library" / "Application Support" / "edgelm"
         xdg = os.environ.get(xdg_variable, "")
-        return (Path(xdg) if os.path.isabs(xdg) else Path.home() / below_home) / "edgelm"
-    except RuntimeError as error:  # pathlib's word for a user without a home folder
+        return (Path(xdg) if os.path.isabs(xdg) else _home() / below_home) / "edgelm"
+    except (RuntimeError, KeyError) as error:  # pathlib's and pwd's words for a user without a home folder
         raise ConfigError(
             f"There is no home folder to keep models in. Set {HOME_VARIABLE} to a folder of yours."
         ) from error
+
+
+def _home() -> Path:
+    """Return the user's home folder; an empty $HOME, which is `/` to pathlib, counts as none."""
+    if sys.platform == "win32" or os.environ.get("HOME") != "":
+        return Path.home()
+    import pwd
+
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
