@@ -131,8 +131,9 @@ def export(
 ) -> None:
     """Export a checkpoint to a model package, and check it against its source.
 
-    SOURCE is a checkpoint folder, a Hugging Face folder, a GGUF file, or the name of a source in the library. The
-    package appears when it is complete and checked; until then an older one of the same name stays.
+    SOURCE is a checkpoint folder, a Hugging Face folder, a GGUF file, or the name of a source in the library (./NAME
+    where a folder here has it too). The package appears when it is complete and checked; until then an older one of the
+    same name stays.
     """
     _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
     calibrates = calibrate or calibration is not None

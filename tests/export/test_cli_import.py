@@ -69,7 +69,7 @@ def test_a_template_that_is_not_chosen_is_a_note_of_the_import_and_of_the_packag
         assert export_package(checkpoint, tmp_path / "pkg", "fp32").notes == (note,)
 
 
-def test_a_source_of_the_library_is_found_by_name_and_a_path_that_exists_wins(
+def test_a_name_means_the_source_of_the_library_and_a_path_the_folder_of_that_name(
     tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save_llama(tmp_path / "hf")
@@ -77,12 +77,10 @@ def test_a_source_of_the_library_is_found_by_name_and_a_path_that_exists_wins(
     home.mkdir(parents=True)
     write_gguf(home / "weights.gguf", model)
     monkeypatch.chdir(tmp_path)
-    arguments = ["tiny", "-o", "ckpt", "--json"]
-    from_library = json.loads(CliRunner().invoke(main, ["import", *arguments], catch_exceptions=False).stdout)
-    assert from_library["source"]["files"][0]["path"] == "weights.gguf"
     shutil.copytree(tmp_path / "hf", tmp_path / "tiny")
-    from_folder = json.loads(CliRunner().invoke(main, ["import", *arguments], catch_exceptions=False).stdout)
-    assert from_folder["source"]["format"] == "safetensors"
+    for source, kind in (("tiny", "gguf"), ("./tiny", "safetensors"), ("hf", "safetensors")):
+        result = CliRunner().invoke(main, ["import", source, "-o", "ckpt", "--json"], catch_exceptions=False)
+        assert json.loads(result.stdout)["source"]["format"] == kind
 
 
 def test_a_source_that_is_nowhere_is_an_error_that_names_it(tmp_path: Path) -> None:

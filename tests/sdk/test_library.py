@@ -299,6 +299,12 @@ def test_a_folder_that_may_not_be_read_is_an_error_that_says_so(library, monkeyp
 def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
     folder = add_source(library, "small", "model.gguf")
     assert library.find_source("small") == folder / "model.gguf"
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "other"):
+        (tmp_path / name).touch()
+    assert library.find_source("small") == folder / "model.gguf"
+    assert library.find_source("./small") == Path("small")
+    assert library.find_source("other") == Path("other")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert library.find_source("~/nowhere/") == tmp_path / "nowhere"
     with pytest.raises(ModelNotFoundError, match=r"no source of that name in the library \(there: small\)"):

@@ -220,8 +220,8 @@ class Library:
     def find_source(self, name_or_path: str) -> Path:
         """Return the file or folder to make a package or a checkpoint of, given its path or its name in the library.
 
-        What exists at that path comes first. A path, which contains a separator or starts with a dot, is returned also
-        where nothing is there.
+        A name means the source of that name, as everywhere, and what the working folder has of that name only where
+        there is none. A path, which contains a separator or starts with a dot, is returned also where nothing is there.
 
         Raises:
             ModelNotFoundError: nothing of that name is here, or the system refuses to look at the path.
@@ -229,22 +229,24 @@ class Library:
         """
         with reading_path(name_or_path):
             path = Path(name_or_path).expanduser()
-            if path.exists() or is_path(name_or_path):
-                return path
-        path = self.source_path(self.resolve(name_or_path))
-        if not path.exists():
-            package = self.package_path(self.resolve(name_or_path))
-            names = ", ".join(self.sources()) or "none"
-            if package.is_dir():
-                raise ModelNotFoundError(
-                    f"Of {name_or_path!r} there is the package alone, and no source of that name (there: {names}). To "
-                    f"read the weights from the package, as far as it holds them, name its folder: {package}"
-                )
+            exists = path.exists()
+        if is_path(name_or_path):
+            return path
+        name, sources = self.resolve(name_or_path), self.sources()
+        if name in sources:
+            return self.source_path(name)
+        if exists:
+            return path
+        package, there = self.package_path(name), ", ".join(sources) or "none"
+        if package.is_dir():
             raise ModelNotFoundError(
-                f"There is no file or folder {name_or_path!r}, and no source of that name in the library "
-                f"(there: {names}). Fetch a model: edgelm pull NAME --source-only"
+                f"Of {name_or_path!r} there is the package alone, and no source of that name (there: {there}). To "
+                f"read the weights from the package, as far as it holds them, name its folder: {package}"
             )
-        return path
+        raise ModelNotFoundError(
+            f"There is no file or folder {name_or_path!r}, and no source of that name in the library "
+            f"(there: {there}). Fetch a model: edgelm pull NAME --source-only"
+        )
 
     def latest(self) -> str:
         """Return the package that was written last.
