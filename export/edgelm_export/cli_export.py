@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD, read_recipe
+from edgelm.architecture.quantization_recipe import MIXED, OPERATOR_SETS, STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal, print_rows
 from edgelm.cli.picture_file import PictureFile
@@ -29,7 +29,7 @@ from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package, usual_precision
-from edgelm_export.mixed import MIXED, Budget, export_mixed
+from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize import DEFAULT_PRECISION, PRECISIONS, Precision, precision_named
 from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint

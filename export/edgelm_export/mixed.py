@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgelm.architecture.quantization_recipe import MIXED
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
@@ -26,8 +27,6 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
 from edgelm_export.tensor_map import EMBEDDING
-
-MIXED = "mixed"
 
 # The first is what sensitivity is measured with. The embedding is gathered from a symmetric grid.
 _SCHEMES = (

@@ -123,6 +123,13 @@ def test_a_wrong_precision_is_refused_before_anything_else(library, exports):
     assert "'int3' is not one of 'int8', 'int4'" in result.stderr
 
 
+def test_mixed_precision_is_for_the_export_and_refused_before_anything_comes(library, exports):
+    result = pull("small", "--name", "other", "--precision", "mixed")
+    assert result.exit_code == 2
+    assert "pull it with --source-only, and then: edgelm export other --precision mixed --target-size" in result.stderr
+    assert (exports, library.sources()) == ([], ["small"])
+
+
 def test_without_the_export_extra_the_next_steps_are_named(library, monkeypatch):
     replace_export(monkeypatch, MissingExtraError("onnx is missing"))
     result = pull("small")

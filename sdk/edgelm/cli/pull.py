@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION
+from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION, MIXED
 from edgelm.cli.output import is_terminal, say_waiting
 from edgelm.cli.progress import progress_line
-from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import ConfigError, MissingExtraError
 from edgelm.library import sources
 from edgelm.library.catalogue import CATALOGUE
@@ -174,6 +174,12 @@ class _Exporter:
     def package_name(self, name: str, precision: str | None) -> str:
         """Return the name that `edgelm export` would choose; a wrong precision ends here, before any download."""
         option = next(option for option in self._command.params if option.name == "precision")
+        if precision == MIXED:
+            raise refused(
+                "--precision mixed goes with a size or a loss, which `edgelm export` takes: pull it with "
+                f"--source-only, and then: edgelm export {name} --precision mixed --target-size 90MB",
+                "precision",
+            )
         if precision is None or option.type.convert(precision, option, self._context) == DEFAULT_PRECISION:
             return name
         return f"{name}-{precision}"
