@@ -19,8 +19,8 @@ from edgelm_export import reference
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import text_tools
 from edgelm_export.reference_weights import ObservedWeights
+from edgelm_export.text_tools import text_tools
 
 Importance = Mapping[str, NDArray[np.float32]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +69,10 @@ class Checkpoint(Protocol):
     Names and shapes are those of `config.tensor_shapes()`; importers map their source's names to them, completely in
     both directions.
     """
+
+    @property
+    def path(self) -> Path:
+        """The file or the folder that it is read from."""
 
     @property
     def config(self) -> ModelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ class CheckpointView:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+
+    @property
+    def path(self) -> Path:
+        """The file or the folder that it is read from."""
+        return self._checkpoint.path
 
     @property
     def config(self) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def import_(source: str, output: Path, as_json: bool) -> None:
     """
     with open_checkpoint(Library().find_source(source)) as checkpoint:
         with progress_line() as progress:
-            write_checkpoint(checkpoint, output, progress=progress)
-        figures = _figures(checkpoint, output)
+            notes = write_checkpoint(checkpoint, output, progress=progress)
+        figures = _figures(checkpoint, output, notes)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
@@ -52,12 +53,12 @@ def import_(source: str, output: Path, as_json: bool) -> None:
         ("model", f"{figures['model_type']}, {figures['parameters'] / 1e6:.1f}M parameters"),
         ("context", f"{figures['context_length']} tokens"),
         ("source tensors", types),
-        *(("note", note) for note in checkpoint.notes),
+        *(("note", note) for note in notes),
     ]
     print_rows(rows)
 
 
-def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:
+def _figures(checkpoint: Checkpoint, output: Path, notes: Sequence[str]) -> dict[str, Any]:
     config = checkpoint.config
     shapes = config.tensor_shapes()
     return {
@@ -68,5 +69,5 @@ def _figures(checkpoint: Checkpoint, output: Path) -> dict[str, Any]:
         "context_length": config.max_position_embeddings,
         "tensor_types": dict(Counter(checkpoint.stored_type(name) for name in shapes).most_common()),
         "source": dict(checkpoint.source),
-        "notes": list(checkpoint.notes),
+        "notes": list(notes),
     }

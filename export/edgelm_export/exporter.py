@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
-from edgelm.generation_config import GenerationConfig
 from edgelm.memory.cache_layout import cache_layout
 from edgelm.memory.malloc import map_arrays_from
 from edgelm.package.graph_file import (
@@ -32,8 +30,6 @@ from edgelm.package.graph_file import (
 from edgelm.package.manifest import Manifest, Quality, describe_file
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
 from edgelm.package.spdx import spdx_identifier
-from edgelm.text.chat_template import ChatTemplate
-from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions, CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -49,6 +45,7 @@ from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
+from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
@@ -73,9 +70,9 @@ def export_package(
 
     Raises:
         ExportError: `target` is the package that is read, holds something else than a model package or cannot be
-            written; the precision is unknown, or the source's text files are broken.
+            written; or the precision is unknown.
         VerificationError: the package does not reproduce its source within the precision's bound.
-        CheckpointError: a tensor is broken.
+        CheckpointError: a tensor or a text file of the source is broken.
     """
     if precision is None and calibration is None:
         precision = usual_precision(checkpoint)
@@ -99,7 +96,7 @@ def refuse_target(checkpoint: Checkpoint, target: Path) -> None:
     Raises:
         ExportError: it may not; the message says why.
     """
-    if isinstance(checkpoint, PackageCheckpoint) and checkpoint.folder.resolve() == target:
+    if isinstance(checkpoint, PackageCheckpoint) and checkpoint.path.resolve() == target:
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
     refuse_to_replace(target, why_not_a_package, ExportError)
 
@@ -130,7 +127,7 @@ def _write_package(
     map_arrays_from(MATRIX_BYTES)
     _write_text_files(checkpoint, folder)
     # No more is kept of the tokenizer, which would stand in memory beside the package.
-    control_token_ids = tuple(sorted(_open_text_files(folder)[0].control_token_ids))
+    control_token_ids = tuple(sorted(text_tools(checkpoint)[0].control_token_ids))
     precision, text = fitted(precision, checkpoint), CalibrationText(calibration, folder, checkpoint.config)
     used, quality = _write_checked_graph(checkpoint, folder, precision, text, progress or (lambda *_: None))
     package = Manifest(
@@ -225,17 +222,6 @@ def _save(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Return a checkpoint's tokenizer and chat template.
-
-    Raises:
-        ExportError: one of them is broken.
-    """
-    with tempfile.TemporaryDirectory(prefix="edgelm-") as folder:
-        _write_text_files(checkpoint, Path(folder))
-        return _open_text_files(Path(folder))
-
-
 def _write_text_files(
     checkpoint: Checkpoint, folder: Path, *, kv_cache: str = "fp32", operators: str = OPERATOR_SETS[0]
 ) -> None:
@@ -253,16 +239,6 @@ def _write_text_files(
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
-
-
-def _open_text_files(folder: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Open what a loader will open: a broken tokenizer or template shows before the work, not after it."""
-    try:
-        tools = Tokenizer.load(folder), ChatTemplate.load(folder)
-        GenerationConfig.load(folder)
-    except EdgeLMError as error:
-        raise ExportError(f"The source's text files do not load: {error}") from error
-    return tools
 
 
 def _license(named: str | None) -> str | None:

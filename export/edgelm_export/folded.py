@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,11 @@ class FoldedCheckpoint:
             expert_scales=False,
         )
         self._expert_scales: dict[str, NDArray[np.float32]] = {}  # of each layer
+
+    @property
+    def path(self) -> Path:
+        """The source's."""
+        return self._source.path
 
     @property
     def hf_config(self) -> Mapping[str, Any]:

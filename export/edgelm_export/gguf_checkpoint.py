@@ -39,7 +39,7 @@ class GGUFCheckpoint:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._model = GGUFModel.open(path)
         metadata = self._model.metadata
         architecture, family = gguf_architecture_of(metadata, path)
@@ -78,7 +78,7 @@ class GGUFCheckpoint:
 
     def _sampling_beside(self) -> dict[str, Any]:
         """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
-        folder = self._path.parent
+        folder = self.path.parent
         return read_json_object(folder, GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else {}
 
     @cached_property
@@ -89,7 +89,7 @@ class GGUFCheckpoint:
             "format": "gguf",
             "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths],
             "tensor_types": sorted({self.stored_type(name) for name in self._parts}),
-            **fetched_facts(self._path.parent),
+            **fetched_facts(self.path.parent),
         }
         for key in ("name", "license"):
             if isinstance(metadata.get(f"general.{key}"), str):

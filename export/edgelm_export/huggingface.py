@@ -74,7 +74,7 @@ class HuggingFaceCheckpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.path = self._folder = folder
         values = read_json_object(folder, "config.json")
         section = values.get(SECTION)
         if section is not None and not isinstance(section, dict):

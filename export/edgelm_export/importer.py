@@ -14,6 +14,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 from edgelm_export.sources import open_checkpoint
+from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 
 _KEPT_TYPES = ("F16", "BF16")
@@ -26,15 +27,18 @@ def import_checkpoint(source: Path, target: Path, *, progress: Progress | None =
     step, and stands until then.
 
     Raises:
-        CheckpointError: the source is broken or not supported, has values that are not finite, `target` holds something
-            else, or it cannot be written.
+        CheckpointError: the source is broken or not supported, has values that are not finite or (but for what is
+            inside of a GGUF file) text files that do not load, `target` holds something else, or it cannot be written.
     """
     with open_checkpoint(source) as checkpoint:
         write_checkpoint(checkpoint, target, progress=progress)
 
 
-def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress | None = None) -> None:
-    """Write an open checkpoint as a checkpoint folder; `import_checkpoint` says the rest."""
+def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
+    """Write an open checkpoint as a checkpoint folder, and return what a person should know of it.
+
+    `import_checkpoint` says the rest.
+    """
     refuse_to_replace(target, why_not_a_checkpoint, CheckpointError)
     texts = dict(checkpoint.text_files)
     texts["config.json"] = json_text(with_section(checkpoint.hf_config, checkpoint.config))
@@ -45,12 +49,29 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
     }
     metadata = {SOURCE_KEY: json.dumps(checkpoint.source)}
     try:
+        notes = (*checkpoint.notes, *_faults(checkpoint))
         with atomic.replace_folder(target) as staging:
             write_safetensors(staging / WEIGHTS_FILE, tensors, checked.tensor, metadata)
             for name, text in texts.items():
                 (staging / name).write_text(text, encoding="utf-8", newline="")
     except OSError as error:  # the readers turn their own into CheckpointError
         raise CheckpointError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+    return notes
+
+
+def _faults(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Say what does not load of a GGUF file's text files, which can be mended in the new folder alone.
+
+    Raises:
+        CheckpointError: a text file of a folder does not load.
+    """
+    try:
+        text_tools(checkpoint)
+    except CheckpointError as error:
+        if not checkpoint.path.is_file():
+            raise
+        return (str(error),)
+    return ()
 
 
 def _written_type(stored: str) -> str:

@@ -19,7 +19,7 @@ from edgelm.package.manifest import Manifest
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package, refuse_target, text_tools, written_size
+from edgelm_export.exporter import export_package, refuse_target, written_size
 from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
@@ -27,6 +27,7 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
 from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.text_tools import text_tools
 
 # The first is what sensitivity is measured with. The embedding is gathered from a symmetric grid.
 _SCHEMES = (

@@ -66,7 +66,6 @@ class PackageCheckpoint(UnfoldedCheckpoint):
         stored = _StoredTensors(folder)
         super().__init__(stored)
         self.config = stored.model
-        self.folder = folder
         self.fewest_bits = stored.fewest_bits  # of the matrices on a grid; None: all are floats
         self.grid = stored.grid
 
@@ -82,7 +81,7 @@ class _StoredTensors:
 
     def __init__(self, folder: Path) -> None:
         check_required_signature(folder)
-        self._folder = folder
+        self.path = self._folder = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
         # An expert's own factor is in its weights.

@@ -24,7 +24,7 @@ from edgelm.package.manifest import Quality
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export import exporter
 from edgelm_export.calibration_text import CalibrationOptions, CalibrationText, bundled_text, calibration_sequences
-from edgelm_export.exporter import export_package, text_tools
+from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.preparation import prepared
@@ -47,6 +47,7 @@ from edgelm_export.reference import (
     run_layer,
 )
 from edgelm_export.reference_weights import ObservedWeights
+from edgelm_export.text_tools import text_tools
 from edgelm_export.verification_text import verification_text
 
 WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
@@ -404,9 +405,8 @@ def test_what_a_calibration_kept_is_gone_when_the_package_is_there(
 
 @pytest.mark.parametrize("tokens", [1, 512, 8192])
 def test_as_much_of_the_bundled_text_is_encoded_as_is_taken(checkpoint: HuggingFaceCheckpoint, tokens: int) -> None:
-    tokenizer, _ = text_tools(checkpoint)
     taken = [id_ for ids in sequences_of(checkpoint, tokens) for id_ in ids]
-    assert taken == tokenizer.encode(bundled_text())[:tokens]
+    assert taken == text_tools(checkpoint)[0].encode(bundled_text())[:tokens]
 
 
 def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:

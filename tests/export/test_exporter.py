@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +24,9 @@ from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 from edgelm_export import exporter, verify
 from edgelm_export.exporter import export_package
+from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import write_checkpoint
 from edgelm_export.quantize import PRECISIONS
 
 
@@ -262,17 +266,35 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(checkpoint: Hugging
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "problem"),
     [
-        ("chat_template.jinja", "{% if x %}"),
-        ("generation_config.json", '{"do_sample": true, "top_p": 0.0}'),
-        ("tokenizer.json", "{}"),
+        ("chat_template.jinja", "{% if x %}", "The chat template has a syntax error"),
+        ("generation_config.json", '{"do_sample": true, "top_p": 0.0}', "top_p is 0.0"),
+        ("tokenizer.json", "{}", "The tokenizer's decoder is none"),
     ],
 )
-def test_text_files_that_do_not_load_are_refused_before_the_work(tmp_path: Path, name: str, content: str) -> None:
+def test_text_files_that_do_not_load_are_refused_before_the_work(
+    tmp_path: Path, name: str, content: str, problem: str
+) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
     (folder / name).write_text(content)
     steps: list[tuple[str, int, int]] = []
-    with pytest.raises(ExportError, match="The source's text files do not load"):
-        export_package(HuggingFaceCheckpoint(folder), tmp_path / "package", progress=lambda *step: steps.append(step))
-    assert steps == []
+    for write in (export_package, write_checkpoint):
+        with pytest.raises(CheckpointError) as refused, HuggingFaceCheckpoint(folder) as checkpoint:
+            write(checkpoint, tmp_path / "new", progress=lambda *step: steps.append(step))
+        assert str(refused.value).startswith(f"The source's text files do not load: {folder / name}: {problem}")
+    assert (steps, (tmp_path / "new").exists()) == ([], False)
+
+
+def test_what_a_gguf_file_has_of_its_text_files_is_mended_in_the_folder_that_an_import_makes_of_it(
+    tmp_path: Path, save_llama: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", save_llama(tmp_path / "hf"), chat_template="{% if x %}")
+    advice = rf"do not load: {path}: The chat template .*\. Put a chat_template\.jinja that does into the folder"
+    with GGUFCheckpoint(path) as checkpoint:
+        with pytest.raises(CheckpointError, match=advice):
+            export_package(checkpoint, tmp_path / "package")
+        (note,) = write_checkpoint(checkpoint, tmp_path / "new")
+    assert re.search(advice, note)
+    (tmp_path / "new" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    export_package(HuggingFaceCheckpoint(tmp_path / "new"), tmp_path / "package", "fp32")
