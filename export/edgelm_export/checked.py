@@ -59,4 +59,7 @@ class CheckedCheckpoint(CheckpointView):
     def _refuse_infinite(self, name: str, values: NDArray[np.float32]) -> None:
         # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
         if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
-            raise CheckpointError(f"The tensor {name} has NaN or infinite values: the checkpoint is damaged.")
+            raise CheckpointError(
+                f"{self.path} is damaged: {name} has NaN or infinite values. Download the model again; of a run of "
+                "training, take an earlier checkpoint."
+            )
