@@ -104,13 +104,18 @@ def test_a_manifest_that_is_not_json_is_an_error(content: bytes, package: Path) 
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
-    [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2"), ('{"schema_version": true}', "True")],
+    ("text", "found", "way_out"),
+    [
+        ("[]", "None", "Export or download the package again"),
+        ("{}", "None", "Export or download the package again"),
+        ('{"schema_version": 2}', "2", "Update edgelm"),
+        ('{"schema_version": true}', "True", "Export or download the package again"),
+    ],
 )
-def test_another_schema_version_is_an_error_with_both(text: str, found: str, package: Path) -> None:
+def test_another_schema_version_is_an_error_with_both(text: str, found: str, way_out: str, package: Path) -> None:
     (package / "edgelm.json").write_text(text)
 
-    with pytest.raises(PackageError, match=rf"has schema_version {found}; this edgelm reads 1\."):
+    with pytest.raises(PackageError, match=rf"has schema_version {found}; this edgelm reads 1\. {way_out}\."):
         Manifest.load(package)
 
 

@@ -154,7 +154,9 @@ class Manifest:
             raise PackageError(f"Cannot read {path}: {error}. Export or download the package again.") from error
         found = values.get("schema_version") if isinstance(values, dict) else None
         if type(found) is not int or found != SCHEMA_VERSION:
-            raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}.")
+            newer = type(found) is int and found > SCHEMA_VERSION
+            way_out = "Update edgelm" if newer else "Export or download the package again"
+            raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}. {way_out}.")
         own_hash = values.pop(_OWN_HASH, None)
         try:
             values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
