@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,13 +56,15 @@ class ChatSession:
         """
         self._end_running()
         messages = as_list(messages, "restore takes a list of turns")
-        for turn in messages:
+        for number, turn in enumerate(messages, 1):
             if (
                 not isinstance(turn, Mapping)
                 or turn.get("role") not in ("user", "assistant")
                 or not isinstance(turn.get("content"), str)
             ):
-                raise ConfigError(f"A turn has a role (user or assistant) and a text as content; this one is {turn!r}.")
+                raise ConfigError(
+                    f"Turn {number} is {reprlib.repr(turn)}; each has a role (user or assistant) and a text as content."
+                )
         self._messages = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
 
     def save(self, folder: str | Path, *, with_cache: bool = True) -> None:

@@ -189,7 +189,7 @@ def test_a_chat_takes_the_place_of_an_older_one_and_of_nothing_else(tmp_path):
         ('{"messages": 3}', "is not a chat that /save wrote."),
         ('{"messages": ["x"]}', "is not a chat that /save wrote."),
         ('{"messages": [], "system": 3}', "is not a chat that /save wrote."),
-        ('{"messages": [{"role": "system", "content": "x"}]}', "A turn has a role"),
+        ('{"messages": [{"role": "system", "content": "x"}]}', "chat.json is not a chat that /save wrote: Turn 1 is"),
         ('{"messages": ' + "[" * 100_000, "is not a chat that /save wrote."),
         ("\udcff", "is not a chat that /save wrote."),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "is not a chat that /save wrote."),

@@ -192,7 +192,7 @@ def test_restore_takes_the_turns_of_a_saved_conversation() -> None:
 
 @pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"role": "user", "content": 5}, {}, "x"])
 def test_restore_refuses_what_is_no_turn(turn: object) -> None:
-    with pytest.raises(edgelm.ConfigError, match="A turn has a role"):
+    with pytest.raises(edgelm.ConfigError, match=r"Turn 1 is .*; each has a role"):
         ChatSession(scripted_model("c")).restore([turn])  # type: ignore[list-item]
 
 

@@ -154,7 +154,7 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
     with pytest.raises(edgelm.PackageError, match="has a messages that does not fit: 'none'"):
         ChatSession.load(fresh_model(), tmp_path / "chat")
     path.write_text(json.dumps(whole | {"messages": [1]}))
-    with pytest.raises(edgelm.PackageError, match=r"The saved session .*chat is broken: A turn has a role .* is 1\."):
+    with pytest.raises(edgelm.PackageError, match=r"The saved session .*chat is broken: Turn 1 is 1; each has a role"):
         ChatSession.load(fresh_model(), tmp_path / "chat")
 
 

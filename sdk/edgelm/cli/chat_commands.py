@@ -255,7 +255,10 @@ def _load(chat: Conversation, argument: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Cannot read {argument}: {str(error).rstrip('.')}.") from error
     session = ChatSession(chat.model, system)
-    session.restore(messages)
+    try:
+        session.restore(messages)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not a chat that /save wrote: {error}") from error
     chat.leave()
     chat.session = session
     chat.kept.begin_anew()
