@@ -87,7 +87,8 @@ def export_package(
                 checkpoint, staging, name or target.name, precision, calibration or CalibrationOptions(), progress
             )
     except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
+        kept = "What was there before is as it was; to write elsewhere, choose a folder with -o."
+        raise ExportError(f"{target} cannot be written: {error}. {kept}") from error
 
 
 def refuse_target(checkpoint: Checkpoint, target: Path) -> None:

@@ -112,7 +112,8 @@ def test_a_piped_chat_without_input_is_done():
 def test_a_chat_without_a_model_says_how_to_get_one():
     result = edgelm("chat", stdin="hello\n")
     assert result.returncode == 1
-    assert result.stderr == "error: The library is empty. Fetch a small model: edgelm pull smollm2-135m-instruct\n"
+    advice = "Fetch a small model: edgelm pull smollm2-135m-instruct"
+    assert result.stderr == f"error: The library {Library().root} is empty. {advice}\n"
 
 
 def test_a_locale_without_unicode_shows_question_marks():

@@ -95,6 +95,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./ft", r"ft holds an adapter, .* edgelm export-adapter ft --base PACKAGE .*: edgelm merge ft -o merged/\)"),
         ("ft/best", "ft/best holds an adapter, which is no model by itself. .* edgelm export-adapter ft/best --base"),
         ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
+        ("original.txt", "original.txt is a file, not a model package. Name the .* edgelm export . -o package/$"),
         ("my package/model.onnx", "model.onnx is a file of the package my package. Name the folder: 'my package'$"),
     ],
 )
@@ -102,7 +103,8 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
     add_package(library, "tiny")
     add_source(library, "original")
     monkeypatch.chdir(tmp_path)
-    Path("model.gguf").touch()
+    for file in ("model.gguf", "original.txt"):
+        Path(file).touch()
     Path("shop").mkdir()
     Path("shop/adapter.json").write_text("{}")
     Path("my model").mkdir()
@@ -128,7 +130,7 @@ def test_the_latest_package_is_the_one_written_last(library):
 def test_without_a_package_the_way_to_one_is_named(library):
     with pytest.raises(ModelNotFoundError, match=f"No package is in the library {library.root}. To fetch it: edgelm"):
         library.find("smollm2-135m-instruct")
-    with pytest.raises(ModelNotFoundError, match=r"The library is empty.*edgelm pull smollm2-135m-instruct"):
+    with pytest.raises(ModelNotFoundError, match=rf"The library {library.root} is empty.*edgelm pull smollm2-135m"):
         library.latest()
     hub = r"^There is no model package at Org/Model\. From the Hugging Face hub: edgelm pull hf:Org/Model$"
     with pytest.raises(ModelNotFoundError, match=hub):  # one way out, not the empty library's before it
@@ -204,6 +206,8 @@ def test_a_library_that_cannot_be_written_or_read_is_an_error(tmp_path):
         Library(tmp_path / "file").lock("tiny"),
     ):
         pass
+    with pytest.raises(ConfigError, match=r"The model library .*/file cannot be read: .* Set EDGELM_HOME"):
+        Library(tmp_path / "file").find("tiny")
     (tmp_path / "models").touch()
     with pytest.raises(ConfigError, match=r"The model library .* cannot be read: .* Set EDGELM_HOME"):
         Library(tmp_path).packages()

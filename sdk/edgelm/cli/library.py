@@ -48,7 +48,8 @@ def list_models(available: bool, as_json: bool) -> None:
     elif rows:
         _print_here(rows)
     else:
-        click.echo("The library is empty. Fetch a small model: edgelm pull smollm2-135m-instruct", err=True)
+        advice = "Fetch a small model: edgelm pull smollm2-135m-instruct"
+        click.echo(f"The library {library.root} is empty. {advice}", err=True)
 
 
 def _here(library: Library) -> list[dict[str, Any]]:

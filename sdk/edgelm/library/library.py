@@ -335,7 +335,10 @@ class Library:
     def _names(self, kind: str) -> list[str]:
         folder = self.root / kind
         with self._reading():
-            entries = sorted(folder.iterdir()) if folder.exists() else []
+            try:
+                entries = sorted(folder.iterdir())
+            except FileNotFoundError:  # nothing has been pulled yet; a file in a folder's place is an error
+                return []
         return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]
 
     @contextlib.contextmanager
@@ -387,7 +390,7 @@ class Library:
             return f"In the library: {', '.join(names)}."
         if self.sources():
             return f"Only sources are in the library. Make a package of one: edgelm export {self.sources()[0]}"
-        return f"The library is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
+        return f"The library {self.root} is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
 
 
 def _removed_kinds(source_only: bool) -> tuple[str, ...]:
@@ -452,6 +455,11 @@ def _why_no_package(path: Path) -> str:
         )
     if path.is_file() and (path.parent / manifest.FILE_NAME).is_file():
         return f"{path} is a file of the package {path.parent}. Name the folder: {shlex.quote(str(path.parent))}"
+    if path.is_file():
+        return (
+            f"{path} is a file, not a model package. Name the folder of one; of a checkpoint, make one of its folder: "
+            f"edgelm export {shlex.quote(str(path.parent))} -o package/"
+        )
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "
         f"{export}"
