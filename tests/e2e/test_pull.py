@@ -254,6 +254,18 @@ def test_pickles_are_refused_by_name(environment, server):
     assert "Its GGUF files: hf:org/old/Old-Q4_0.gguf." in message
 
 
+def test_what_has_the_name_of_a_gguf_file_and_is_none_is_not_kept(environment, server):
+    server.add_repository("org/GG", {"b.gguf": b"<html>"})
+    message = refused(environment, "hf:org/GG/b.gguf")
+    assert "hf:org/GG/b.gguf is not a GGUF file (it begins with b'<htm'), so it was not kept." in message
+    assert list((Library().root / "downloads").iterdir()) == []
+
+
+def test_gguf_files_are_listed_as_a_shell_takes_them(environment, server):
+    server.add_repository("org/GG", {"a model Q4.gguf": b"GGUF"})
+    assert "Its GGUF files: 'hf:org/GG/a model Q4.gguf'." in refused(environment, "hf:org/GG")
+
+
 def test_an_adapter_is_refused(environment, server):
     server.add_repository("org/adapter", {"adapter_model.safetensors": b"x"})
     assert "org/adapter has no config.json: it is not a whole model" in refused(environment, "hf:org/adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
 )
+_GGUF_MAGIC = b"GGUF"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TIMEOUT_SECONDS = 30.0
 _MOST_BYTES = 1 << 50  # of one file: a petabyte
@@ -150,6 +152,8 @@ class HubSource:
         else:
             chosen = self._choose(sorted(files))
             bring(chosen, sum(files[path].size or 0 for path in chosen))
+            if self.file is not None:
+                _refuse_no_gguf(folder, self.file, self.reference)
         for path in [*folder.rglob("*")]:  # of another model of this repository, or what a kill has left
             if path.is_file() and path not in arrived:
                 path.unlink()
@@ -274,4 +278,16 @@ def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
     ggufs = one_of_each_model(fnmatch.filter(paths, "*.gguf"))
     if not ggufs:
         return "Pick a repository with safetensors or GGUF files."
-    return f"Its GGUF files: {', '.join(f'{HUB_PREFIX}{repo}/{path}' for path in ggufs)}."
+    return f"Its GGUF files: {', '.join(shlex.quote(f'{HUB_PREFIX}{repo}/{path}') for path in ggufs)}."
+
+
+def _refuse_no_gguf(folder: Path, file: str, reference: str) -> None:
+    """Delete what came under the name of a GGUF file and is none: no package can be made of it."""
+    with (folder / _place(file)).open("rb") as opened:
+        beginning = opened.read(len(_GGUF_MAGIC))
+    if beginning != _GGUF_MAGIC:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DownloadError(
+            f"{reference} is not a GGUF file (it begins with {beginning!r}), so it was not kept. Take another file of "
+            "the repository."
+        )

@@ -86,7 +86,7 @@ def refuse_other(source: Source, library: Library, name: str) -> None:
     if owner not in (None, source.reference):
         raise ConfigError(
             f"The name {name!r} belongs to {owner} in the library. Choose another for "
-            f"{source.reference}: edgelm pull {source.reference} --name NAME"
+            f"{source.reference}: edgelm pull {shlex.quote(source.reference)} --name NAME"
         )
 
 
