@@ -254,6 +254,16 @@ def test_a_message_is_edited_in_the_users_editor(tmp_path: Path, monkeypatch: py
     assert kept_messages("hello") == ["Hello\nand more", SHORT]
 
 
+def test_ctrl_z_is_no_character_of_the_message():
+    chat = scripted_chat(SHORT)  # the leader of its session, which the system does not stop
+    chat.type("Hel\x1alo\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("hello")[0] == "Hello"
+
+
 def test_triple_quotes_hold_several_lines():
     chat = scripted_chat(SHORT)
     chat.type('"""\rone\r\rtwo\r"""\r')

@@ -59,6 +59,7 @@ class Terminal:
             key_bindings=_key_bindings(lambda: self._prompts.default_buffer.text),
             prompt_continuation=_CONTINUED,
             style=_STYLE,
+            enable_suspend=True,  # else Ctrl-Z is a character of the message
         )
 
     def _history(self) -> History:
