@@ -198,6 +198,27 @@ def test_an_answer_commands_no_terminal_and_goes_through_a_pipe_as_it_is(monkeyp
     assert CliRunner().invoke(main, [command, TINY], input="Hello\n").stdout == shown
 
 
+@pytest.mark.parametrize(("on_terminal", "shown"), [(True, "The sea\n"), (False, "The sea")])
+def test_an_answer_that_is_stopped_leaves_a_terminal_in_a_new_line(monkeypatch, on_terminal, shown):
+    model = scripted_model("The sea is blue.")
+    stream = model.stream_chat
+
+    def stopped(*arguments, **others):
+        said = ""
+        for chunk in stream(*arguments, **others):
+            yield chunk
+            said += chunk.text
+            if said == "The sea":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "stream_chat", stopped)
+    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    module = importlib.import_module("edgelm.cli.run")
+    monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
+    result = CliRunner().invoke(main, ["run", TINY], input="Hello\n")
+    assert (result.exit_code, result.stdout) == (130, shown)
+
+
 def test_beam_search_and_context_shift_have_options():
     model = edgelm.load(TINY)
     config = edgelm.GenerationConfig(max_new_tokens=8, num_beams=3)

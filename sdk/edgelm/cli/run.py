@@ -158,12 +158,15 @@ def _answer(
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Print the chunks as they pass, and a newline behind the last."""
+    """Print the chunks as they pass, and a newline behind the last; on a terminal also where the answer is stopped."""
     on_terminal = is_terminal(sys.stdout)
-    last_text = ""
-    for chunk in chunks:
-        last_text = chunk.text or last_text
-        click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
-        yield chunk
-    if not last_text.endswith("\n"):
-        click.echo()
+    last_text, is_whole = "", False
+    try:
+        for chunk in chunks:
+            last_text = chunk.text or last_text
+            click.echo(printable(chunk.text) if on_terminal else chunk.text, nl=False)
+            yield chunk
+        is_whole = True
+    finally:
+        if (is_whole or (on_terminal and last_text)) and not last_text.endswith("\n"):
+            click.echo()
