@@ -83,7 +83,8 @@ class GenerationConfig:
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
         for name in (*_TEXTS, "stop_token_ids", "processors"):
-            if not isinstance(getattr(self, name), Iterable):
+            value = getattr(self, name)
+            if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray, Mapping)):
                 kind = "a text or a list of texts" if name in _TEXTS else "a list"
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {kind}, [] for none.")
             object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -223,7 +223,7 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def decode(self, ids: Iterable[int], *, skip_control_tokens: bool = True) -> str:
-        """Decode token ids; bytes that are no UTF-8 become U+FFFD.
+        """Decode token ids; bytes that are no UTF-8 become U+FFFD, and an id above the vocabulary has no text.
 
         Raises:
             TokenizerError: an id is negative, or the ids are a text.
