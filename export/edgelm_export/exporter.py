@@ -43,7 +43,7 @@ from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
-from edgelm_export.quantize.keep import moved_types, types_of_4_bits, weights_of_4_bits
+from edgelm_export.quantize.keep import moved_types, stored_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
@@ -273,13 +273,18 @@ def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: Cali
         notes.append(f"Calibrated on {text.options.describe(text.sequences)}.")
     notes += _notes_on_4_bits(checkpoint, used)
     if _keeps(used):
-        moved = moved_types(checkpoint)
-        notes.append(
-            f"Stored in 8 bits, since no fast operator has their grids: {', '.join(moved)}."
-            if moved
-            else "Every matrix keeps the grid of its source."
-        )
+        notes.append(_note_on_grids(checkpoint))
     return tuple(notes)
+
+
+def _note_on_grids(checkpoint: Checkpoint) -> str:
+    """Say what `keep` has kept."""
+    moved, (floats, grids) = moved_types(checkpoint), stored_types(checkpoint)
+    if moved:
+        return f"Stored in 8 bits, since no fast operator has their grids: {', '.join(moved)}."
+    if not grids:
+        return f"The source is on no grid: keep leaves its matrices in {', '.join(floats)}."
+    return f"Every matrix keeps the grid of its source{', or stays in ' if floats else ''}{', '.join(floats)}."
 
 
 def _keeps(precision: Precision) -> bool:

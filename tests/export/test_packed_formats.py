@@ -157,13 +157,19 @@ def test_groups_of_another_size_than_fast_blocks_are_read_and_not_kept(inputs: i
     np.testing.assert_array_equal(grid.weight(), (values - 8) * np.repeat(scales, size, axis=1))
 
 
+def test_keep_leaves_a_source_that_is_on_no_grid_as_it_is_and_says_so(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path / "source")
+    manifest = export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
+    assert manifest.notes == ("The source is on no grid: keep leaves its matrices in F32.",)
+
+
 @pytest.mark.parametrize("name", ["gptq-4", "awq-4", "compressed-4"])
 def test_keep_repacks_it_without_rounding(save_llama: Any, tmp_path: Path, name: str) -> None:
     save_llama(tmp_path / "source", intermediate_size=128)
     quantize_folder(tmp_path / "source", name)
     checkpoint = HuggingFaceCheckpoint(tmp_path / "source")
     manifest = export_package(checkpoint, tmp_path / "package", "keep")
-    assert manifest.notes == ("Every matrix keeps the grid of its source.",)
+    assert manifest.notes == ("Every matrix keeps the grid of its source, or stays in F32.",)
     assert manifest.quality is not None
     # The activations' 8 bits alone are left. Measured: 0.0006 or less.
     assert manifest.quality.mean_kl_divergence < 0.005

@@ -91,6 +91,13 @@ def _kinds(checkpoint: Checkpoint) -> list[tuple[str, QuantizedBlocks | None]]:
     return [(kind, checkpoint.quantized_blocks(name)) for kind, name in sorted(smallest.items())]
 
 
+def stored_types(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Name the stored types of matrices: those that are floats, and the others, which are on a grid."""
+    shapes = checkpoint.config.tensor_shapes()
+    kinds = sorted({checkpoint.stored_type(name) for name, shape in shapes.items() if len(shape) == 2})
+    return [kind for kind in kinds if kind in FLOAT_TYPES], [kind for kind in kinds if kind not in FLOAT_TYPES]
+
+
 def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Name the stored types that `keep_grid` moves to 8 bits."""
     moved = [kind for kind, blocks in _kinds(checkpoint) if kind not in FLOAT_TYPES and blocks is None]
