@@ -483,7 +483,7 @@ class LanguageModel:
         ids = self.tokenizer.encode_prompt(text) if isinstance(text, str) else as_token_ids(text)
         most = self.context_length if encoder is None else encoder.max_position_embeddings
         if len(ids) < fewest:
-            raise ContextLengthError(f"The text has {len(ids)} tokens; it needs {fewest} or more.")
+            raise ContextLengthError(f"The text has too few tokens: {len(ids)}; it needs {fewest} or more.")
         if len(ids) > most and (config is None or config.context_shift is None):
             way = "" if config is None else ", or drop its oldest part: context_shift=0 (--context-shift 0)"
             counts = f"The text has {len(ids)} tokens; this model's maximum context length is {most}"

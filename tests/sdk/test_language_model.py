@@ -240,7 +240,7 @@ def test_a_token_outside_the_vocabulary_is_not_scored(model: LanguageModel, ids:
 
 
 def test_an_empty_prompt_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 0 tokens; it needs 1 or more"):
+    with pytest.raises(edgelm.ContextLengthError, match=r"The text has too few tokens: 0; it needs 1 or more"):
         model.stream("")
 
 
@@ -317,7 +317,7 @@ def test_score_gives_the_log_probability_of_each_next_token(model: LanguageModel
 
 
 def test_score_needs_two_tokens(model: LanguageModel) -> None:
-    with pytest.raises(edgelm.ContextLengthError, match=r"The text has 1 tokens; it needs 2 or more"):
+    with pytest.raises(edgelm.ContextLengthError, match=r"The text has too few tokens: 1; it needs 2 or more"):
         model.score("a")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
-from edgelm.cli.output import printable, timing_line
+from edgelm.cli.output import counted, printable, timing_line
 from edgelm.cli.think_option import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
@@ -172,6 +172,7 @@ def _setting(chat: Conversation, name: str) -> object:
 def _change(chat: Conversation, name: str, value: Any) -> None:
     """Keep a setting, once nothing speaks against it."""
     if name != "think":
+        value = () if name == "stop" and value is None else value  # null takes it back, as it does a seed
         chat.config().replace(**{name: value})
         if name == "adapter" and value is not None:
             chat.model.adapted(value)  # none of another name is loaded
@@ -326,10 +327,8 @@ def _file(chat: Conversation, argument: str) -> None:
         return
     attachment = Attachment.read(argument)
     chat.attachments.append(attachment)
-    tokens = len(chat.model.tokenizer.encode(attachment.text))
-    chat.screen.note(
-        f"{attachment.name} ({tokens} tokens) goes with your next message. /file alone leaves it out again."
-    )
+    tokens = counted(len(chat.model.tokenizer.encode(attachment.text)))
+    chat.screen.note(f"{attachment.name} ({tokens}) goes with your next message. /file alone leaves it out again.")
 
 
 def _tokens(chat: Conversation, _argument: str) -> None:

@@ -60,6 +60,11 @@ def clean_text(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def counted(tokens: int) -> str:
+    """Say how many tokens there are."""
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
+
+
 def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
     """Describe one answer: tokens, speed, and why it ended."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
@@ -67,7 +72,7 @@ def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
         f" ({timings.accepted_tokens} of {timings.drafted_tokens} guessed right)" if timings.drafted_tokens else ""
     )
     return (
-        f"{usage.completion_tokens} tokens{guessed}, {timings.decode_tokens_per_second:.1f} tokens/s · "
+        f"{counted(usage.completion_tokens)}{guessed}, {timings.decode_tokens_per_second:.1f} tokens/s · "
         f"prompt {usage.prompt_tokens}{cached}, {timings.prefill_tokens_per_second:.0f} tokens/s · {finish_reason}"
     )
 

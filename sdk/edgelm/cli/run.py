@@ -21,7 +21,7 @@ from edgelm.cli.generation_options import (
     provider_option,
     threads_option,
 )
-from edgelm.cli.output import clean_text, is_terminal, piped_lines, printable, timing_line
+from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.think_option import think_option, think_variables
 from edgelm.cli.thinking import show_thinking
@@ -117,7 +117,7 @@ def run(
         nothing_said = bool(completion.reasoning) and not completion.text
         if nothing_said or "constraint" in settings or is_terminal(sys.stderr):
             tokens = completion.usage.completion_tokens
-            place = "while the model thought" if nothing_said else f"after {tokens} tokens"
+            place = "while the model thought" if nothing_said else f"after {counted(tokens)}"
             shift = "" if loaded.config.encoder else "; --context-shift 0 goes on"
             is_full = tokens < settings["max_new_tokens"]
             more = f"the context is full{shift}" if is_full else "--max-new-tokens N allows more"
