@@ -106,6 +106,11 @@ FEATURES = {
     "latent attention, the layers with experts, a residual multiplier": {
         **LATENT, "q_lora_rank": 24, "residual_multiplier": 0.5, "num_experts": 4, "num_experts_per_tok": 2,
     },
+    "latent attention, of which a few dimensions turn": {**LATENT, "kv_lora_rank": 40},
+    "latent attention, of which a few dimensions turn, proportionally, queries of two matrices": {
+        **LATENT, "kv_lora_rank": 24, "q_lora_rank": 24,
+        "rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    },
     "linear attention": {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "qk_norm": True, **LINEAR,

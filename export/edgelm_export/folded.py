@@ -43,8 +43,10 @@ Factor = np.float32 | NDArray[np.float32]
 
 def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
     """Return how many dimensions of a head the graph turns in layers of a kind: those that turn by an angle, and some
-    more up to a multiple of 16.
+    more up to a multiple of 16. With latent attention, which turns heads by a node of its own, all that may turn.
     """
+    if config.kv_lora_rank is not None:
+        return config.rotary_width(kind)
     return -(-config.turning_dim(kind) // ROTARY_MULTIPLE) * ROTARY_MULTIPLE
 
 
@@ -242,11 +244,11 @@ def _head_order(config: ModelConfig, kind: str) -> NDArray[np.int64] | None:
     """Order a head's dimensions: what turns of its first half, filling, of its second half, filling, the rest.
 
     The graph turns dimension i with i + padded/2; the filling is what does not turn, by an angle of zero. None: as they
-    are.
+    are, as with latent attention, where the graph puts heads together of parts that are projected apart.
     """
     H = config.head_dim if kind == "local" else config.global_head_dim or config.head_dim
     width, turning, padded = config.rotary_width(kind), config.turning_dim(kind), padded_rotary_dim(config, kind)
-    if width == turning == padded:
+    if config.kv_lora_rank is not None or width == turning == padded:
         return None
     first, second = np.arange(turning // 2), np.arange(width // 2, (width + turning) // 2)
     rest = np.setdiff1d(np.arange(H), [*first, *second])
