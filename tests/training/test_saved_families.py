@@ -156,6 +156,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "norms of 1 + weight alone": {"norm": "rms_offset"},
     "attention and feed-forward in parallel": {"parallel_residual": True},
     "a soft-cap alone": {"final_logit_softcapping": 3.0},
+    "xielu, whose factors are learned": {"hidden_act": "xielu", "mlp_gated": False},
+    "xielu of a gate": {"hidden_act": "xielu"},
     "one norm in parallel, of another kind": {"parallel_residual": True, "norm_placement": "shared"},
 }
 

@@ -56,11 +56,15 @@ class Family:
     absent: frozenset[str] = frozenset()
 
     def has(self, config: ModelConfig) -> bool:
-        """Tell whether a config is of the family."""
-        return self.fits(config) and all(
-            getattr(config, feature.name) == self.fixed.get(feature.name, feature.default)
-            for feature in dataclasses.fields(config)
-            if feature.name not in self.free | _SHARED
+        """Tell whether a config is of the family; none has the learned factors of xielu."""
+        return (
+            config.hidden_act != "xielu"
+            and self.fits(config)
+            and all(
+                getattr(config, feature.name) == self.fixed.get(feature.name, feature.default)
+                for feature in dataclasses.fields(config)
+                if feature.name not in self.free | _SHARED
+            )
         )
 
 
