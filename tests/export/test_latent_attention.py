@@ -24,6 +24,7 @@ from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.sensitivity import tensor_groups
 
 LATENT_CONFIG = replace(CONFIG, max_position_embeddings=2048, **LATENT, q_lora_rank=24)
 IDS = np.random.default_rng(0).integers(3, 320, 400).tolist()
@@ -104,6 +105,12 @@ def test_the_matrices_of_heads_lie_in_8_bits_whatever_the_others_have(package: P
     nodes = onnx.load(package / "model.onnx", load_external_data=False).graph.node
     heads = [node for node in nodes if node.op_type == "MatMulNBits" and ".heads." in node.output[0]]
     assert len(heads) == 2 * LATENT_CONFIG.num_attention_heads * LATENT_CONFIG.num_hidden_layers
+
+
+def test_a_mix_is_not_weighed_for_the_matrices_of_heads(checkpoint: HuggingFaceCheckpoint) -> None:
+    groups = tensor_groups(checkpoint)
+    assert {"model.layers.0.self_attn.q_a_proj", "model.layers.0.self_attn.kv_a_proj_with_mqa"} <= groups.keys()
+    assert not [group for group in groups if ".heads." in group]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import RATES, STREAMS
+from edgelm.architecture.quantization_recipe import LATENT_HEADS, RATES, STREAMS
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export import reference
 from edgelm_export.checked import Progress
@@ -26,7 +26,8 @@ Array = NDArray[np.float32]
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))
-_ALWAYS_FLOAT = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}|{STREAMS}")
+# What stays in floats, or in 8 bits, whatever a recipe says of the others.
+_FIXED = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}|{STREAMS}|{LATENT_HEADS}")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS_AT_ONCE = 32
 # What all layers read, of which the embedding may be the head too; and what reads them all.
@@ -38,7 +39,7 @@ def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone."""
     groups: dict[str, list[str]] = {}
     for name, shape in checkpoint.config.tensor_shapes().items():
-        if len(shape) == 2 and _ALWAYS_FLOAT.search(name) is None:
+        if len(shape) == 2 and _FIXED.search(name) is None:
             key = _EXPERT.sub(".experts.", name)
             for pattern, stacked in _STACKED:
                 key = pattern.sub(stacked, key)

@@ -252,7 +252,8 @@ STREAMS = r"\.altup\."
 _STREAMS = Rule(pattern=STREAMS, scheme="fp32")
 _LAYERS_KEPT = Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP)
 # Queries are taken to the latent vectors by small matrices, of each head its own, which all its scores go through.
-_LATENT_HEADS = Rule(pattern=r"\.self_attn\.heads\.", scheme="int8-block64")
+LATENT_HEADS = r"\.self_attn\.heads\."
+_LATENT_HEADS = Rule(pattern=LATENT_HEADS, scheme="int8-block64")
 _EMBEDDING = r"embed_tokens|lm_head"
 _OUTER_LAYERS = r"layers\.(0|{last})\."
 
