@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from make_tiny_model import make_checkpoint
+from model_features import STREAMS, config_with
 
 from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
@@ -141,3 +149,25 @@ def test_a_weight_leans_towards_what_makes_up_for_the_error_of_its_inputs() -> N
     best = np.linalg.lstsq(met, wanted, rcond=None)[0]
     plain, least, ours = (np.square(met @ w - wanted).sum() for w in (weight.T, best, got.T))
     assert least <= ours < least + 0.2 * (plain - least)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"num_kv_shared_layers": 1},
+        {"hidden_size_per_layer_input": 8},
+        STREAMS | {"norm_placement": "pre"},
+    ],
+    ids=["keys that layers share", "features of each layer's own", "several streams"],
+)
+def test_layers_that_read_more_than_one_stream_are_calibrated(features: dict[str, Any], tmp_path: Path) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    source = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config_with(wide | features)))
+    divergences = []
+    for scheme in ("int4-block32", "int4-block32-gptq"):
+        rules = (Rule(pattern="embed", scheme="int8-block32"), Rule(pattern=".", scheme=scheme))
+        precision, options = Precision(rules=rules), CalibrationOptions(max_tokens=2048)
+        quality = export_package(source, tmp_path / scheme, precision, calibration=options).quality
+        assert quality is not None
+        divergences.append(quality.mean_kl_divergence)
+    assert divergences[1] < 0.6 * divergences[0]  # measured: 0.40 to 0.47

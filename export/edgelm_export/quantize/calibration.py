@@ -35,7 +35,7 @@ Array = NDArray[np.float32]
 Weights = dict[str, Array]
 
 _STATE = "entering.npz"
-_FORMAT = 2  # of the results on the disk; those of another are not taken
+_FORMAT = 3  # of the results on the disk; those of another are not taken
 
 
 def calibrate(
@@ -71,10 +71,10 @@ def calibrate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Hidden:
-    """What enters a layer, [T, D] of all sequences: in the source, and behind what is quantized."""
+    """What enters a layer, [T, W] of all sequences (wide_stream.py): in the source, and behind what is quantized."""
 
-    source_TD: Array
-    package_TD: Array
+    source_TW: Array
+    package_TW: Array
 
 
 def _entering(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> _Hidden:
@@ -83,7 +83,7 @@ def _entering(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[
     here = [name for name in names if name in checkpoint.config.tensor_shapes()]
     stored = _WithEmbeddings(checkpoint, {name: quantize(checkpoint, name, scheme_for(recipe, name)) for name in here})
     source, package = (np.concatenate(reference.embed(each, sequences)) for each in (checkpoint, stored))
-    return _Hidden(source_TD=source, package_TD=package)
+    return _Hidden(source_TW=source, package_TW=package)
 
 
 class _WithEmbeddings(CheckpointView):
@@ -123,26 +123,28 @@ class _Calibration:
             return integer_scheme_for(self._recipe, f"{prefix}{module}.weight")
 
         source = dict(reference.layer_weights(self._checkpoint, layer))
-        following_TD, met = self._observed(layer, source, hidden.source_TD)
-        entering_TD = hidden.source_TD - hidden.package_TD
-        passing = LayerInPassing(source, met, scheme_of, entering_TD if self._writes_plainly else None)
-        package_TD = self._output(layer, passing.weights, hidden.package_TD)
-        following = _Hidden(source_TD=following_TD, package_TD=package_TD)
+        following_TW, met = self._observed(layer, source, hidden.source_TW)
+        lacking_TW = hidden.source_TW - hidden.package_TW
+        lacking_TD = lacking_TW[:, : self._config.hidden_size] if self._writes_plainly else None
+        passing = LayerInPassing(source, met, scheme_of, lacking_TD)
+        package_TW = self._output(layer, passing.weights, hidden.package_TW)
+        following = _Hidden(source_TW=following_TW, package_TW=package_TW)
         return {f"{prefix}{name}": packed for name, packed in passing.packed.items()}, following
 
     @property
     def _writes_plainly(self) -> bool:
-        """Whether attention and feed-forward are added to the residual stream one after the other, as they are."""
+        """Whether attention and feed-forward are added to the one residual stream, one after the other, as they are."""
         config = self._config
-        return config.norm_placement == "pre" and not config.parallel_residual and config.residual_multiplier == 1
+        one_by_one = not config.parallel_residual and config.altup_num_inputs == 1
+        return config.norm_placement == "pre" and one_by_one and config.residual_multiplier == 1
 
-    def _observed(self, layer: int, weights: Weights, hidden_TD: Array) -> tuple[Array, dict[str, Array]]:
+    def _observed(self, layer: int, weights: Weights, hidden_TW: Array) -> tuple[Array, dict[str, Array]]:
         """Return what leaves the layer, and what each projection meets."""
         met: dict[str, Array] = {}
-        return self._output(layer, ObservedWeights(weights, met.__setitem__), hidden_TD), met
+        return self._output(layer, ObservedWeights(weights, met.__setitem__), hidden_TW), met
 
-    def _output(self, layer: int, weights: Mapping[str, Array], hidden_TD: Array) -> Array:
-        return reference.run_layer(self._config, layer, weights, hidden_TD, self._tables, lengths=self._lengths)
+    def _output(self, layer: int, weights: Mapping[str, Array], hidden_TW: Array) -> Array:
+        return reference.run_layer(self._config, layer, weights, hidden_TW, self._tables, lengths=self._lengths)
 
 
 def _digest(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:
@@ -158,7 +160,7 @@ def _save_state(folder: Path, layer: int, hidden: _Hidden) -> None:
     """Write what enters `layer`, after the results of the one before it: killed in between, that is done again."""
     unfinished = folder / f"{_STATE}.unfinished"
     with unfinished.open("wb") as file:
-        np.savez(file, layer=np.array(layer), source_TD=hidden.source_TD, package_TD=hidden.package_TD)
+        np.savez(file, layer=np.array(layer), source_TW=hidden.source_TW, package_TW=hidden.package_TW)
     unfinished.replace(folder / _STATE)
 
 
@@ -171,4 +173,4 @@ def _resumed(folder: Path, done: int) -> tuple[_Hidden, int] | None:
         layer = int(stored["layer"])
         if layer > done:
             return None
-        return _Hidden(source_TD=stored["source_TD"], package_TD=stored["package_TD"]), layer
+        return _Hidden(source_TW=stored["source_TW"], package_TW=stored["package_TW"]), layer
