@@ -159,6 +159,8 @@ def test_a_package_that_is_worse_than_its_bound_is_not_written(
             {"perplexity_after_prefill": 10.0, "source_perplexity_after_prefill": 9.0},
             "Behind a prompt .* 1.111 times, and .* is the bound. Nothing was written. Export it without --prefill",
         ),
+        ({"mean_kl_divergence": np.nan}, "The fp32 package computes something else than its source: .* by nan nats"),
+        ({"mean_kl_divergence": 0.002}, "diverge by 0.0020 nats a token, and 0.0010 is the bound. Nothing was written"),
     ],
 )
 def test_a_figure_that_is_none_or_too_large_is_refused(figures: dict[str, float], message: str) -> None:
@@ -167,6 +169,22 @@ def test_a_figure_that_is_none_or_too_large_is_refused(figures: dict[str, float]
     verify.check_quality(quality, PRECISIONS["fp32"])
     with pytest.raises(VerificationError, match=message):
         verify.check_quality(replace(quality, **figures), PRECISIONS["fp32"])
+
+
+def test_integers_of_4_bits_may_diverge_from_their_source() -> None:
+    quality = Manifest.load(tiny_model_path()).quality
+    assert quality is not None
+    verify.check_quality(replace(quality, mean_kl_divergence=0.5), PRECISIONS["int4"])
+
+
+def test_a_package_in_floats_that_computes_something_else_is_refused_though_its_perplexity_is_lower(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DecoderSession.forward
+    monkeypatch.setattr(DecoderSession, "forward", lambda *args, **options: forward(*args, **options) * 0.5)
+    with pytest.raises(VerificationError, match=r"The fp32 package computes something else than its source: .* nats"):
+        export_package(checkpoint, tmp_path / "package", "fp32")
+    assert not (tmp_path / "package").exists()
 
 
 def test_an_interrupted_export_leaves_the_old_package(
