@@ -12,8 +12,9 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_checks import check_layers
-from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, MOST, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
+from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.multipliers import Multipliers
+from edgelm.number_bounds import FLOAT32_END, MOST
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -45,7 +46,6 @@ SECTION = "edgelm"
 # The fields that are lists in JSON.
 _OF_LAYERS = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *_OF_LAYERS)
-FLOAT32_END = 2.0**128
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ EXPERT_NORMS = ("router_norm", "experts_norm", "post_experts_norm", "post_shared
 
 KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
-MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
 # Of the norms inside latent attention: what DeepSeek, GLM, MiniCPM 3 and Youtu have, whatever their other norms have.
 LATENT_NORM_EPS = 1e-6
 LEAST_POWER = 1e-5  # of a projection that several streams are made of or merged by: what its power is divided by

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
+from edgelm.number_bounds import MOST, is_positive, is_whole
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
@@ -35,25 +36,42 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ConfigError(f"rope_type is {self.rope_type!r}; supported: {', '.join(ROPE_TYPES)}.")
-        if not self.factor >= 1.0:
-            raise ConfigError(f"The rope factor is {self.factor}; it must be 1.0 or more.")
-        if self.rope_type not in ("default", "linear", "proportional") and self.original_max_position_embeddings < 1:
-            raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
+        if not (is_positive(self.factor) and self.factor >= 1):
+            raise ConfigError(f"The rope factor is {self.factor!r:.60}; it must be a number of 1.0 or more.")
+        self._check_context()
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
-            if not 0 < getattr(self, low) < getattr(self, high):
+            first, second = getattr(self, low), getattr(self, high)
+            if not (is_positive(first) and is_positive(second) and first < second):
                 raise ConfigError(
-                    f"{low} is {getattr(self, low)!r} and {high} is {getattr(self, high)!r}; "
-                    "both must be above 0, and the first below the second."
+                    f"{low} is {first!r:.60} and {high} is {second!r:.60}; both must be numbers above 0, and the first "
+                    "below the second."
                 )
-        if not 0 < self.partial_rotary_factor <= 1:
+        if not (is_positive(self.partial_rotary_factor) and self.partial_rotary_factor <= 1):
             raise ConfigError(
-                f"The rope's partial_rotary_factor is {self.partial_rotary_factor}; it must be above 0, up to 1."
+                f"The rope's partial_rotary_factor is {self.partial_rotary_factor!r:.60}; it must be above 0, up to 1."
             )
-        if self.attention_factor is not None and not self.attention_factor > 0:
-            raise ConfigError(f"attention_factor is {self.attention_factor!r}; it must be above 0.")
+        if self.attention_factor is not None and not is_positive(self.attention_factor):
+            raise ConfigError(f"attention_factor is {self.attention_factor!r:.60}; it must be a number above 0.")
+        if not isinstance(self.truncate, bool):
+            raise ConfigError(f"truncate is {self.truncate!r:.60}; it must be true or false.")
         if self.rope_type == "longrope" and not all(
-            factors and all(factor > 0 for factor in factors) for factors in (self.short_factor, self.long_factor)
+            factors and all(map(is_positive, factors)) for factors in (self.short_factor, self.long_factor)
         ):
             raise ConfigError(
                 "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0."
+            )
+
+    def _check_context(self) -> None:
+        original = self.original_max_position_embeddings
+        if not is_whole(original, 0):
+            raise ConfigError(
+                f"original_max_position_embeddings is {original!r:.60}; it must be a whole number from 0 to {MOST}."
+            )
+        if self.rope_type not in ("default", "linear", "proportional") and original < 1:
+            raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
+        # What attention is sharpened by is divided by the logarithm of it.
+        if self.rope_type == "longrope" and self.attention_factor is None and original < 2:
+            raise ConfigError(
+                f"original_max_position_embeddings is {original}; rope_type 'longrope' needs 2 or more, or an "
+                "attention_factor."
             )

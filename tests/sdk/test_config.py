@@ -261,43 +261,6 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"rope_type": "axial"},
-            "rope_type is 'axial'; supported: default, linear, dynamic, llama3, yarn, longrope, proportional.",
-        ),
-        (
-            {"rope_type": "proportional", "partial_rotary_factor": 0.0},
-            "The rope's partial_rotary_factor is 0.0; it must be above 0, up to 1.",
-        ),
-        ({"rope_type": "dynamic"}, "rope_type 'dynamic' needs original_max_position_embeddings."),
-        (
-            {"rope_type": "longrope", "original_max_position_embeddings": 8, "short_factor": (1.0,)},
-            "rope_type 'longrope' needs short_factor and long_factor, each a list of numbers above 0.",
-        ),
-        ({"rope_type": "linear", "factor": 0.5}, "The rope factor is 0.5; it must be 1.0 or more."),
-        ({"rope_type": "linear", "factor": math.nan}, "The rope factor is nan; it must be 1.0 or more."),
-        ({"rope_type": "llama3"}, "rope_type 'llama3' needs original_max_position_embeddings."),
-        ({"rope_type": "yarn"}, "rope_type 'yarn' needs original_max_position_embeddings."),
-        (
-            {"low_freq_factor": 4.0},
-            "low_freq_factor is 4.0 and high_freq_factor is 4.0; both must be above 0, and the first below the second.",
-        ),
-        (
-            {"beta_slow": 0.0},
-            "beta_slow is 0.0 and beta_fast is 32.0; both must be above 0, and the first below the second.",
-        ),
-        ({"attention_factor": 0.0}, "attention_factor is 0.0; it must be above 0."),
-    ],
-)
-def test_a_rope_scaling_outside_its_range_is_an_error(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        RopeScaling(**fields)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (

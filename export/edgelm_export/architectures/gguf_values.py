@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgelm.config import FLOAT32_END
 from edgelm.errors import CheckpointError
+from edgelm.number_bounds import FLOAT32_END
 
 _ROPE_TYPES = ("none", "linear", "yarn")
 # End of text, of a turn, and of a message that calls a tool: llama.cpp ends a generation at each.

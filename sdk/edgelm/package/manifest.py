@@ -16,7 +16,7 @@ from typing import Any
 from edgelm.errors import PackageError
 from edgelm.files import atomic
 from edgelm.files.regular_file import open_regular, parse_json, read_regular
-from edgelm.layer_features import MOST
+from edgelm.number_bounds import MOST
 
 FILE_NAME = "edgelm.json"
 SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one file that the manifest cannot list

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgelm.config import FLOAT32_END, SECTION
+from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
+from edgelm.number_bounds import FLOAT32_END
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
