@@ -15,6 +15,7 @@ from edgelm.layer_checks import check_layers
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END, MOST
+from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
@@ -29,7 +30,6 @@ LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "fe
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 SCORING_FUNCS = ("softmax", "sigmoid")
 MAX_LAYERS = 4096  # in use are up to 126
-_MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 _AS_TRAINED, _NO_MULTIPLIERS = RopeScaling(), Multipliers()
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
@@ -244,10 +244,7 @@ class ModelConfig(LayerFeatures):
         self._check_switches_and_token_ids()
         self._check_layers()
         check_layers(self)
-        if self.position == "rope":
-            self._check_rope()
-        if self.position == "relative":
-            self._check_distances()
+        check_positions(self)
         if self.encoder is not None:
             self._check_encoder(self.encoder)
 
@@ -303,37 +300,6 @@ class ModelConfig(LayerFeatures):
         empty = [layer for layer in empty if not self.mixes(layer)]
         if empty:
             raise ConfigError(f"layers_without_feed_forward has {empty[0]}, of which layer_types says 'feed_forward'.")
-
-    def _check_rope(self) -> None:
-        if self.llama_4_scaling_beta is not None and not self.rope_scaling.original_max_position_embeddings:
-            raise ConfigError("llama_4_scaling_beta is set, which needs original_max_position_embeddings.")
-        if not 0 < self.partial_rotary_factor <= 1:
-            raise ConfigError(f"partial_rotary_factor is {self.partial_rotary_factor!r}; it must be above 0, up to 1.")
-        if self.rotary_dim % 2 or not self.rotary_dim:
-            part = "" if self.rotary_dim == self.head_dim else f", of which {self.rotary_dim} turn"
-            raise ConfigError(f"head_dim is {self.head_dim}{part}; rope needs an even one.")
-        if self.rotary_width("global") % 2 or not self.turning_dim("global"):
-            name = "head_dim" if self.global_head_dim is None else "global_head_dim"
-            raise ConfigError(
-                f"{name} is {getattr(self, name)}, of which {self.turning_dim('global')} turn; rope needs an even one, "
-                "of which some do."
-            )
-        scaling = self.rope_scaling
-        if scaling.rope_type == "dynamic" and self.rotary_width("global") == 2:
-            raise ConfigError("rope_type 'dynamic' needs more than 2 dimensions of a head that turn.")
-        for name in ("short_factor", "long_factor"):
-            count = len(getattr(scaling, name))
-            if scaling.rope_type == "longrope" and count != (pairs := self.rotary_width("global") // 2):
-                raise ConfigError(f"{name} has {count} numbers; a head turns in {pairs} pairs.")
-
-    def _check_distances(self) -> None:
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (buckets, distance))
-        if not whole or not 4 <= buckets < 2 * distance <= 2 * _MAX_DISTANCE:
-            raise ConfigError(
-                f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
-                f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."
-            )
 
     def _check_encoder(self, encoder: ModelConfig) -> None:
         if encoder.encoder is not None or encoder.position == "rope":
@@ -419,12 +385,6 @@ class ModelConfig(LayerFeatures):
         if self.has_state(layer) or window is None or window >= self.max_position_embeddings:
             return None
         return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
-
-    def rope_kind(self, layer: int) -> str | None:
-        """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
-        if self.position != "rope" or layer in self.layers_without_rope or not self.attends(layer):
-            return None
-        return "local" if self.slides(layer) and self.rope_local_theta is not None else "global"
 
     def _check_switches_and_token_ids(self) -> None:
         for field in (

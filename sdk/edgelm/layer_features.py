@@ -54,6 +54,8 @@ class LayerFeatures:
     partial_rotary_factor: float
     rope_local_theta: float | None
     rope_scaling: RopeScaling
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
     attention_multiplier: float | None
     layer_types: tuple[str, ...]
     norm_placement: str
@@ -95,6 +97,7 @@ class LayerFeatures:
     multipliers: Multipliers
     sub_norms: bool
     moe_intermediate_size: int | None
+    layers_without_rope: tuple[int, ...]
     layers_without_experts: tuple[int, ...]
     layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool
@@ -195,6 +198,12 @@ class LayerFeatures:
         heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
         numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
         return len(self.state_layers) * numbers * KV_CACHES["fp32"]
+
+    def rope_kind(self, layer: int) -> str | None:
+        """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""
+        if self.position != "rope" or layer in self.layers_without_rope or not self.attends(layer):
+            return None
+        return "local" if self.slides(layer) and self.rope_local_theta is not None else "global"
 
     def slides(self, layer: int) -> bool:
         """Tell whether a layer is of the kind that has a window."""

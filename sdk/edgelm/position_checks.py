@@ -1,0 +1,53 @@
+"""Checks of what a ModelConfig says of positions: rotations, and distances in buckets."""
+
+from __future__ import annotations
+
+from edgelm.errors import ConfigError
+from edgelm.layer_features import LayerFeatures
+
+_MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
+
+
+def check_positions(config: LayerFeatures) -> None:
+    """Check the fields that say where a token stands.
+
+    Raises:
+        ConfigError: one has a value outside its range or lacks another that it needs, or two contradict each other.
+    """
+    if config.position == "rope":
+        _check_rope(config)
+    if config.position == "relative":
+        _check_distances(config)
+
+
+def _check_rope(config: LayerFeatures) -> None:
+    if config.llama_4_scaling_beta is not None and not config.rope_scaling.original_max_position_embeddings:
+        raise ConfigError("llama_4_scaling_beta is set, which needs original_max_position_embeddings.")
+    if not 0 < config.partial_rotary_factor <= 1:
+        raise ConfigError(f"partial_rotary_factor is {config.partial_rotary_factor!r}; it must be above 0, up to 1.")
+    if config.rotary_dim % 2 or not config.rotary_dim:
+        part = "" if config.rotary_dim == config.head_dim else f", of which {config.rotary_dim} turn"
+        raise ConfigError(f"head_dim is {config.head_dim}{part}; rope needs an even one.")
+    if config.rotary_width("global") % 2 or not config.turning_dim("global"):
+        name = "head_dim" if config.global_head_dim is None else "global_head_dim"
+        raise ConfigError(
+            f"{name} is {getattr(config, name)}, of which {config.turning_dim('global')} turn; rope needs an even one, "
+            "of which some do."
+        )
+    scaling = config.rope_scaling
+    if scaling.rope_type == "dynamic" and config.rotary_width("global") == 2:
+        raise ConfigError("rope_type 'dynamic' needs more than 2 dimensions of a head that turn.")
+    for name in ("short_factor", "long_factor"):
+        count = len(getattr(scaling, name))
+        if scaling.rope_type == "longrope" and count != (pairs := config.rotary_width("global") // 2):
+            raise ConfigError(f"{name} has {count} numbers; a head turns in {pairs} pairs.")
+
+
+def _check_distances(config: LayerFeatures) -> None:
+    buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (buckets, distance))
+    if not whole or not 4 <= buckets < 2 * distance <= 2 * _MAX_DISTANCE:
+        raise ConfigError(
+            f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
+            f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."
+        )
