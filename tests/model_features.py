@@ -80,6 +80,9 @@ FEATURES = {
         "llama_4_scaling_beta": 0.5,
         "rope_scaling": {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32},
     },
+    "queries that grow beyond the original context, longrope": {
+        "llama_4_scaling_beta": 0.5, "rope_scaling": LONGROPE | {"original_max_position_embeddings": 32},
+    },
     "layers without rope": {"num_hidden_layers": 3, "layers_without_rope": [0, 2]},
     "a window in every layer": {"sliding_window": 7},
     "a window in one layer": {
@@ -103,8 +106,9 @@ FEATURES = {
         **LATENT, "norm": "rms_offset", "sliding_window": 6, "attention_sinks": True, "attn_logit_softcapping": 3.0,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
     },
-    "latent attention, the layers with experts, a residual multiplier": {
+    "latent attention, the layers with experts, multipliers": {
         **LATENT, "q_lora_rank": 24, "residual_multiplier": 0.5, "num_experts": 4, "num_experts_per_tok": 2,
+        "multipliers": {"attention_out": 0.7},
     },
     "latent attention, of which a few dimensions turn": {**LATENT, "kv_lora_rank": 40},
     "latent attention, of which a few dimensions turn, proportionally, queries of two matrices": {
@@ -201,6 +205,10 @@ FEATURES = {
     "no norm behind the last block": {"norm_placement": "residual", "final_norm": False},
     "in parallel": {"parallel_residual": True},
     "in parallel behind one norm": {"parallel_residual": True, "norm_placement": "shared"},
+    "in parallel behind one norm, but for a feed-forward alone": {
+        "parallel_residual": True, "norm_placement": "shared", "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "feed_forward", "full_attention"],
+    },
     "norms of 1 + weight": {"norm": "rms_offset", "qk_norm": True, "embedding_norm": True},
     "layer norms of 1 + weight": {"norm": "layer_offset", "qk_norm": True, "embedding_norm": True},
     "layer norms without weights": {"norm": "layer_plain", "qk_norm": True, "embedding_norm": True},

@@ -139,7 +139,9 @@ class DecoderStack(Stack):
 
     def positions(self) -> str:
         """Count the positions [B, T] of the new tokens: `last - T + 1 .. last`."""
-        graph = self.graph
+        graph, name = self.graph, "positions"
+        if graph.has_node(name):
+            return name
         tokens = graph.node("Shape", ["input_ids"], "input_ids.tokens", attributes={"start": 1, "end": 2})
         scalar = graph.node("Squeeze", [tokens], "input_ids.tokens_scalar")
         first = graph.node("Sub", [graph.constant(1), scalar], "positions.first")
@@ -147,7 +149,7 @@ class DecoderStack(Stack):
             "Range", [first, graph.constant(1), graph.constant(1)], "positions.offsets"
         )  # 1 - T .. 0
         last_B1 = graph.node("Unsqueeze", [self.last, graph.constant([1])], "positions.last")
-        return graph.node("Add", [last_B1, backwards], "positions")
+        return graph.node("Add", [last_B1, backwards], name)
 
     def query_places(self) -> str:
         """Return the places [B, T] of the new tokens among the keys: their positions."""
@@ -365,7 +367,7 @@ class DecoderStack(Stack):
 
     def turning_positions(self) -> str:
         """Return the positions [B, T] of the new tokens, or [1] of the first."""
-        return "positions" if self.graph.has_node("positions") else self.positions()
+        return self.positions()
 
     def no_keys_and_values(self, hidden: str, i: int) -> list[str]:
         """Return keys and values of no tokens [B, 0, K * H], for a layer that looks at those of another."""

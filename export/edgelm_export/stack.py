@@ -146,7 +146,7 @@ class Stack(ABC):
         stream = hidden if config.parallel_residual else attended
         hidden = attended
         if config.has_feed_forward(i):
-            is_shared = config.norm_placement == "shared"
+            is_shared = config.norm_placement == "shared" and config.mixes(i)
             mlp_input = attention_input if is_shared else self.block_norm(stream, layer, before_mlp)
             has_experts, mlp = config.has_experts(i), f"{layer}.mlp"
             cutoff = config.gate_cutoff(i)

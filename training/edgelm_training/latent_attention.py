@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgelm.config import ModelConfig
 from edgelm.layer_features import LATENT_NORM_EPS
-from edgelm_training.attention import NORMS, Kept, attend, rotate
+from edgelm_training.attention import NORMS, Kept, attend, rotate, scaled
 from edgelm_training.view import Rotation
 
 
@@ -73,7 +73,7 @@ class LatentAttention(nn.Module):
         values_B1TL = self.values(k_B1TH[..., R:])
         gathered_BNTL = self.gathered(attend(q_BNTH, k_B1TH, values_B1TL, mask, scale, cap, self.sinks))
         gathered_BTNY = _by_head(self.heads, "v_b_proj", gathered_BNTL.transpose(1, 2))
-        return self.o_proj(gathered_BTNY.flatten(2))
+        return scaled(self.o_proj(gathered_BTNY.flatten(2)), config.multipliers.attention_out)
 
     def _queries(self, hidden_BTD: Tensor) -> Tensor:
         """Project queries [B, T, N * (P + R)] by a product of two matrices."""
