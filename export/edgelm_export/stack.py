@@ -261,7 +261,7 @@ class Stack(ABC):
 
     def sub_norm(self, hidden: str, name: str) -> str:
         """Norm what a last projection reads, where the config has such norms."""
-        return self.norm(hidden, name, self.config.intermediate_size) if self.config.sub_norms else hidden
+        return self.norm(hidden, name) if self.config.sub_norms else hidden
 
     def activation(self, hidden: str, name: str) -> str:
         """Add the config's activation."""

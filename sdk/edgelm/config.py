@@ -14,7 +14,7 @@ from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_checks import check_layers
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.multipliers import Multipliers
-from edgelm.number_bounds import FLOAT32_END, MOST
+from edgelm.number_bounds import FLOAT32_END, MOST, is_whole
 from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
 
@@ -291,7 +291,7 @@ class ModelConfig(LayerFeatures):
             raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
         for field in _OF_LAYERS:
             for layer in getattr(self, field):
-                if not isinstance(layer, int) or not 0 <= layer < self.num_hidden_layers:
+                if not is_whole(layer, 0, self.num_hidden_layers - 1):
                     raise ConfigError(
                         f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
                     )
@@ -318,9 +318,7 @@ class ModelConfig(LayerFeatures):
                 f"decoder_start_token_id is {self.decoder_start_token_id!r}; a decoder with an encoder needs a token "
                 "to begin with."
             )
-        for field in ("decoder_prompt_ids", "suppressed_token_ids"):
-            if max(getattr(self, field), default=0) >= self.vocab_size:
-                raise ConfigError(f"{field} are {getattr(self, field)}; the vocabulary has {self.vocab_size} tokens.")
+        self._check_in_vocabulary("decoder_prompt_ids")
         neutral = {field.name: field.default for field in dataclasses.fields(self)}
         for stack in (self, encoder):
             if stack.norm_placement not in CROSS_NORMS:
@@ -404,6 +402,11 @@ class ModelConfig(LayerFeatures):
             ids = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
                 raise ConfigError(f"{field} is {value!r}; token ids are whole numbers of 0 or more.")
+        self._check_in_vocabulary("suppressed_token_ids")
+
+    def _check_in_vocabulary(self, field: str) -> None:
+        if max(getattr(self, field), default=0) >= self.vocab_size:
+            raise ConfigError(f"{field} are {getattr(self, field)}; the vocabulary has {self.vocab_size} tokens.")
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """List every tensor of a checkpoint by its canonical name (Hugging Face's Llama names), in file order."""

@@ -73,9 +73,8 @@ def _check_experts(config: LayerFeatures) -> None:
         ("moe_intermediate_size", 1),
         ("shared_expert_intermediate_size", 1),
     ):
-        value = getattr(config, field)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ConfigError(f"{field} is {value!r}; it must be a whole number of {least} or more.")
+        if getattr(config, field) is not None:
+            _check_whole(config, field, least, MOST)
     if config.num_experts > _MAX_EXPERTS:
         raise ConfigError(f"num_experts is {config.num_experts}; at most {_MAX_EXPERTS} are supported.")
     if config.num_experts * config.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
@@ -106,8 +105,12 @@ def _check_experts(config: LayerFeatures) -> None:
         raise ConfigError("sub_norms is true, which no model with experts has.")
     in_every_layer = all(map(config.has_experts, range(config.num_hidden_layers)))
     gated_by_silu = config.mlp_gated and config.hidden_act == "silu"
-    if config.swiglu_limit is not None and not (in_every_layer and gated_by_silu):
-        raise ConfigError("swiglu_limit is set, which is for models with experts gated by silu in every layer.")
+    alone = config.shared_expert_intermediate_size is None
+    if config.swiglu_limit is not None and not (in_every_layer and gated_by_silu and alone):
+        raise ConfigError(
+            "swiglu_limit is set, which is for models with experts gated by silu in every layer, and nothing beside "
+            "them."
+        )
 
 
 def _check_latent_attention(config: LayerFeatures) -> None:
@@ -205,6 +208,13 @@ def _check_own_features(config: LayerFeatures) -> None:
             "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
             "layers with a window."
         )
+    if config.hidden_size_per_layer_input and config.hidden_act == "xielu":
+        raise ConfigError(
+            f"hidden_size_per_layer_input is {config.hidden_size_per_layer_input}, with hidden_act 'xielu', which no "
+            "features are gated by."
+        )
+    if config.sub_norms and config.norm.endswith("_plain"):
+        raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
     if config.attention_gate_per_head and not config.attention_output_gate:
         raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
     if config.multipliers.mlp_gate != 1 and not config.mlp_gated:

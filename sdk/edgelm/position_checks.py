@@ -14,15 +14,19 @@ def check_positions(config: LayerFeatures) -> None:
     Raises:
         ConfigError: one has a value outside its range or lacks another that it needs, or two contradict each other.
     """
+    beta, original = config.llama_4_scaling_beta, config.rope_scaling.original_max_position_embeddings
+    if beta is not None and not (config.position == "rope" and original):
+        raise ConfigError(
+            "llama_4_scaling_beta is set, which needs position 'rope' and original_max_position_embeddings."
+        )
     if config.position == "rope":
         _check_rope(config)
+        _check_shared_keys(config)
     if config.position == "relative":
         _check_distances(config)
 
 
 def _check_rope(config: LayerFeatures) -> None:
-    if config.llama_4_scaling_beta is not None and not config.rope_scaling.original_max_position_embeddings:
-        raise ConfigError("llama_4_scaling_beta is set, which needs original_max_position_embeddings.")
     if not 0 < config.partial_rotary_factor <= 1:
         raise ConfigError(f"partial_rotary_factor is {config.partial_rotary_factor!r}; it must be above 0, up to 1.")
     if config.rotary_dim % 2 or not config.rotary_dim:
@@ -41,6 +45,18 @@ def _check_rope(config: LayerFeatures) -> None:
         count = len(getattr(scaling, name))
         if scaling.rope_type == "longrope" and count != (pairs := config.rotary_width("global") // 2):
             raise ConfigError(f"{name} has {count} numbers; a head turns in {pairs} pairs.")
+
+
+def _check_shared_keys(config: LayerFeatures) -> None:
+    """Check that queries turn as the keys do that they look at, which may be those of an earlier layer."""
+    for layer in config.attention_layers:
+        source = config.keys_of(layer)
+        if config.rope_kind(layer) != config.rope_kind(source):
+            raise ConfigError(
+                f"layers_without_rope is {config.layers_without_rope}; with num_kv_shared_layers "
+                f"{config.num_kv_shared_layers} layer {layer} looks at the keys of layer {source}, and both must turn "
+                "or neither."
+            )
 
 
 def _check_distances(config: LayerFeatures) -> None:

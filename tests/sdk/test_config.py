@@ -166,8 +166,28 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         ({"v_norm": 1}, "v_norm is 1; it must be true or false."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
-        ({"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta is set, which needs original_max_position_embeddings."),
+        *(
+            (
+                {"llama_4_scaling_beta": 0.1, **changes},
+                "llama_4_scaling_beta is set, which needs position 'rope' and original_max_position_embeddings.",
+            )
+            for changes in ({}, {"position": "none"}, {"position": "learned", "rope_scaling": LONGROPE})
+        ),
+        (
+            {"num_kv_shared_layers": 1, "layers_without_rope": (0,)},
+            "layers_without_rope is (0,); with num_kv_shared_layers 1 layer 1 looks at the keys of layer 0, and both "
+            "must turn or neither.",
+        ),
+        (
+            {"hidden_size_per_layer_input": 4, "hidden_act": "xielu"},
+            "hidden_size_per_layer_input is 4, with hidden_act 'xielu', which no features are gated by.",
+        ),
+        (
+            {"sub_norms": True, "norm": "rms_plain"},
+            "sub_norms is true, with norm 'rms_plain'; such norms have weights.",
+        ),
         ({"llama_4_scaling_beta": 0.0}, "llama_4_scaling_beta is 0.0; it must be a number above 0."),
+        ({"layers_without_rope": (True,)}, "layers_without_rope has True; layers are counted from 0 to 1."),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
         (
@@ -178,12 +198,12 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layer_types": ("full_attention", "feed_forward"), "layers_without_feed_forward": (0, 1)},
             "layers_without_feed_forward has 1, of which layer_types says 'feed_forward'.",
         ),
-        ({"num_experts": -1}, "num_experts is -1; it must be a whole number of 0 or more."),
-        ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number of 1 or more."),
+        ({"num_experts": -1}, "num_experts is -1; it must be a whole number from 0 to 2147483647."),
+        ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number from 1 to 2147483647."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
         ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
-        ({"n_group": 0}, "n_group is 0; it must be a whole number of 1 or more."),
-        ({"topk_group": 0.5}, "topk_group is 0.5; it must be a whole number of 1 or more."),
+        ({"n_group": 0}, "n_group is 0; it must be a whole number from 1 to 2147483647."),
+        ({"topk_group": 0.5}, "topk_group is 0.5; it must be a whole number from 1 to 2147483647."),
         *(
             (
                 {"num_experts": 8, "num_experts_per_tok": chosen, "n_group": groups, "topk_group": kept},
@@ -201,7 +221,11 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"num_experts": 4096, "num_experts_per_tok": 1, "num_hidden_layers": 17},
             "num_experts is 4096 and num_hidden_layers 17; at most 65536 experts in all layers are supported.",
         ),
-        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number of 1 or more."),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number from 1 to 2147483647."),
+        (
+            {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 10**100},
+            f"moe_intermediate_size is 1{'0' * 59}; it must be a whole number from 1 to 2147483647.",
+        ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "xielu"},
             "num_experts is 2, with hidden_act 'xielu', which no experts have.",
@@ -212,14 +236,17 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         ({"expert_scales": 1}, "expert_scales is 1; it must be true or false."),
         (
-            {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "gelu", "swiglu_limit": 7.0},
-            "swiglu_limit is set, which is for models with experts gated by silu in every layer.",
-        ),
-        (
             {"num_experts": 2, "num_experts_per_tok": 1, "sub_norms": True},
             "sub_norms is true, which no model with experts has.",
         ),
-        ({"swiglu_limit": 7.0}, "swiglu_limit is set, which is for models with experts gated by silu in every layer."),
+        *(
+            (
+                {"num_experts_per_tok": min(1, experts), "num_experts": experts, "swiglu_limit": 7.0, **changes},
+                "swiglu_limit is set, which is for models with experts gated by silu in every layer, and nothing "
+                "beside them.",
+            )
+            for experts, changes in ((0, {}), (2, {"hidden_act": "gelu"}), (2, {"shared_expert_intermediate_size": 8}))
+        ),
         ({"swiglu_alpha": 0.0}, "swiglu_alpha is 0.0; it must be a number above 0."),
         ({"attention_sinks": 1}, "attention_sinks is 1; it must be true or false."),
         ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0; it must be a number above 0."),
@@ -251,6 +278,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"qk_norm": 1}, "qk_norm is 1; it must be true or false."),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be true or false."),
         ({"eos_token_ids": (2, -1)}, "eos_token_ids is (2, -1); token ids are whole numbers of 0 or more."),
+        ({"suppressed_token_ids": (9, 100)}, "suppressed_token_ids are (9, 100); the vocabulary has 100 tokens."),
         ({"bos_token_id": "<s>"}, "bos_token_id is '<s>'; token ids are whole numbers of 0 or more."),
     ],
 )
