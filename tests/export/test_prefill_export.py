@@ -25,7 +25,7 @@ from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.model_card import model_card
 from edgelm.runtime.session import DecoderSession, SessionOptions
-from edgelm_export import reference
+from edgelm_export import reference, reference_altup, reference_feed_forward, reference_linear_attention
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
@@ -72,7 +72,8 @@ def integers(monkeypatch: pytest.MonkeyPatch) -> None:
         bias = weights.get(f"{name}.bias")
         return y_TN if bias is None else y_TN + bias
 
-    monkeypatch.setattr(reference, "_linear", product)
+    for module in (reference, reference_altup, reference_feed_forward, reference_linear_attention):
+        monkeypatch.setattr(module, "linear", product)
 
 
 @pytest.mark.usefixtures("integers")
