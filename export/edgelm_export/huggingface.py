@@ -82,14 +82,15 @@ class HuggingFaceCheckpoint:
         self._stored, self._metadata = _stored_tensors(folder)
         # mlx-lm writes its settings under both names, and reads the second.
         settings, mlx_settings = values.pop("quantization_config", None), values.pop("quantization", None)
+        quantization = mlx_settings or settings
         self._text_part = text_part(values, self._stored) if section is None else None
         if self._text_part is not None:
             values = dict(self._text_part.values)
             self._stored = {name: self._stored[source] for name, source in self._text_part.sources.items()}
+            quantization = self._text_part.renamed(quantization) if isinstance(quantization, dict) else quantization
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self._packed: Mapping[str, Packed] = {}
         self._stacks: dict[str, MXFP4Stack] = {}
-        quantization = mlx_settings or settings
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)

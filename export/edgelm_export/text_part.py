@@ -81,6 +81,11 @@ class TextPart:
     sources: Mapping[str, str]
     left_out: int
 
+    def renamed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings with those of single modules under the names that the modules have in such a model."""
+        modules = {source.rpartition(".")[0]: name.rpartition(".")[0] for name, source in self.sources.items()}
+        return {modules.get(key, key): value for key, value in settings.items()}
+
 
 def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | None:
     """Find the text part of a model; None where it is no model of a kind that has one.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from family_models import GEMMA4, GEMMA4_EXPERTS, QWEN3_5, QWEN3_5_MOE, randomize
+from mlx_folder import pack_folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -246,6 +247,27 @@ def test_a_sparse_gemma_3_has_the_values_of_transformers() -> None:
     ours, theirs = GEMMA3.to_model_config(sizes), AutoConfig.for_model(**sizes)
     for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"):
         assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_modules_that_mlx_packed_keep_the_settings_of_their_own(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """mlx-vlm writes the names of the whole model, in config.json as in the file."""
+    save("gemma3", tmp_path, bpe_tokenizer)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name.replace("model.language_model", "language_model.model"): tensors[name] for name in tensors}, path)
+    own = {"language_model.model.layers.0.mlp.down_proj": {"bits": 8, "group_size": 32}}
+    packed = pack_folder(
+        tmp_path,
+        {"bits": 4, "group_size": 32} | own,
+        lambda name: 0 if not name.startswith("language_model.") else 8 if "layers.0.mlp.down_proj" in name else 4,
+    )
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert checkpoint.source["tensor_types"] == ["F32", "MLX-4bit", "MLX-8bit"]
+    for name, weight in packed.items():
+        ours = name.removeprefix("language_model.")
+        np.testing.assert_allclose(checkpoint.tensor(ours), weight, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def test_two_tensors_of_one_place_are_refused() -> None:
