@@ -39,7 +39,7 @@ from edgelm_export.checkpoint_folder import (
 )
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
-from edgelm_export.mlx_format import Read
+from edgelm_export.mlx_format import MLXMatrix, Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
 from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
 from edgelm_export.safetensors_bytes import tensor_bytes
@@ -199,7 +199,10 @@ class HuggingFaceCheckpoint:
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, widened exactly to float32."""
         part = self._parts[name]
-        if part.source in self._packed or part != Part(source=part.source):
+        packed = self._packed.get(part.source)
+        if part == Part(source=part.source) and isinstance(packed, MLXMatrix):  # whose tensors all have its rows
+            return packed.weight(functools.partial(self._read_rows, which=slice(first, end)))
+        if packed is not None or part != Part(source=part.source):
             return self.tensor(name)[first:end]
         return self._read(part.source, slice(first, end))
 
@@ -244,10 +247,15 @@ class HuggingFaceCheckpoint:
 
     def _read_entry(self, source: str, index: int) -> NDArray[Any]:
         """Read one entry of a stack of experts, as it is stored."""
+        entry: NDArray[Any] = self._read_rows(source, slice(index, index + 1))[0]
+        return entry
+
+    def _read_rows(self, source: str, which: slice) -> NDArray[Any]:
+        """Read some rows of a tensor, as they are stored."""
         stored = self._stored[source]
         with _opened(stored.file) as file:
-            entry: NDArray[Any] = file.get_slice(stored.name)[index : index + 1][0]
-        return entry
+            rows: NDArray[Any] = file.get_slice(stored.name)[which]
+        return rows
 
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""

@@ -28,7 +28,7 @@ from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
-from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
+from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
 
@@ -212,7 +212,7 @@ class _StoredTensors:
             with self._laid_out(name):
                 return np.ascontiguousarray(self._array(stored)[first:end], np.float32)
         with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
-            return unpack(rows_of(self._packed(name), slice(first, end)))
+            return unpack(self._packed(name, slice(first, end)))
 
     def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
         """Return a matrix on its grid, where it is on one."""
@@ -235,14 +235,15 @@ class _StoredTensors:
             raise ValueError(f"{HEAD_FACTORS} are {factors.dtype} {list(factors.shape)}")
         return factors
 
-    def _packed(self, name: str) -> PackedWeight:
+    def _packed(self, name: str, which: slice | None = None) -> PackedWeight:
+        """Return a matrix as it is stored; of one that is a tensor of its own in the graph, perhaps some rows."""
+        (stored, rows), (N, K) = self._place(name), self._shapes[name]
         with self._laid_out(name):
-            weight = self._stored_weight(name)
-            weight.check(self._shapes[name])
+            weight = self._stored_weight(name, stored, rows if which is None else which)
+            weight.check((N if which is None else len(range(N)[which]), K))
         return weight
 
-    def _stored_weight(self, name: str) -> PackedWeight:
-        stored, rows = self._place(name)
+    def _stored_weight(self, name: str, stored: str, rows: Place) -> PackedWeight:
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers
         if self._is_qdq and isinstance(rows, slice):  # rows of the weight are columns there

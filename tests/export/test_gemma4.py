@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tracemalloc
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from config_values import SIZES
 from family_models import GEMMA4, GEMMA4_EXPERTS, MODELS
 from make_tiny_model import make_checkpoint
+from mlx_folder import pack_folder
 from model_features import FEATURES, config_with
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
@@ -33,7 +35,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import portions
+from edgelm_export.quantize import Precision, Rule, portions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
@@ -175,6 +177,29 @@ def test_a_table_of_features_is_never_read_as_a_whole(
             monkeypatch.setattr(checkpoint, "tensor", refused)
         assert stored[0] == stored[1]
         np.testing.assert_array_equal(checkpoint.rows(PER_LAYER_EMBEDDING, 7, 9), whole[7:9])
+
+
+@pytest.mark.parametrize("source", ["mlx", "int8", "int6", "int8 in operators of the standard"])
+def test_rows_of_a_packed_table_are_read_without_the_others(source: str, tmp_path: Path, save_model: SaveModel) -> None:
+    """Each token of a text reads one, and the table is the largest part of a model."""
+    path = tmp_path / "hf"
+    save_model("gemma4_text", path, **GEMMA4)
+    if source == "mlx":
+        pack_folder(path, {"bits": 4, "group_size": 32})
+    else:
+        scheme = f"{source[:4]}-block32-rounded"
+        precision = Precision(name=scheme, rules=(Rule(pattern=".", scheme=scheme),), perplexity_bound=10.0)
+        precision = precision.with_standard_operators() if "standard" in source else precision
+        path = tmp_path / "package"
+        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, precision, name="tiny")
+    with open_checkpoint(path) as checkpoint:
+        whole = checkpoint.tensor(PER_LAYER_EMBEDDING)
+        tracemalloc.start()
+        rows = checkpoint.rows(PER_LAYER_EMBEDDING, 7, 9)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    np.testing.assert_array_equal(rows, whole[7:9])
+    assert peak < whole.size / 2
 
 
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
