@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 
 # What is being done, how much of it, out of how much.
@@ -43,11 +43,16 @@ class CheckedCheckpoint(CheckpointView):
         self._refuse_infinite(name, rows)
         return rows
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return the tensor on its own grid, where it has one."""
-        blocks = self._checkpoint.quantized_blocks(name)
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return the tensor, or some of its rows, on its own grid, where it has one.
+
+        Raises:
+            CheckpointError: its scales have NaN or infinite values.
+        """
+        blocks = self._checkpoint.quantized_blocks(name, rows)
         if blocks is not None:
-            self._check(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
+            check = self._check if rows == ALL_ROWS else self._refuse_infinite
+            check(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
         return blocks
 
     def _check(self, name: str, values: NDArray[np.float32]) -> None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 
+ALL_ROWS = slice(None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBlocks:
@@ -109,5 +111,5 @@ class Checkpoint(Protocol):
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, as `tensor` has them, where all of them would be too much memory."""
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return the tensor on its own grid where that is one that a package holds at speed, else None."""
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return the tensor, or some of its rows, on its own grid where a package holds that at speed, else None."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 
 
 class CheckpointView:
@@ -66,6 +66,6 @@ class CheckpointView:
         """Read some rows of a matrix; a subclass that changes it and is to read less than all says so."""
         return self.tensor(name)[first:end]
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return the tensor on its own grid, where it has one."""
-        return self._checkpoint.quantized_blocks(name)
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return the tensor, or some of its rows, on its own grid, where it has one."""
+        return self._checkpoint.quantized_blocks(name, rows)

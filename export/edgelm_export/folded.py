@@ -17,7 +17,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import NORM_PLACEMENTS
 from edgelm.multipliers import Multipliers
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.tensor_map import GATHERED, is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
@@ -148,8 +148,14 @@ class FoldedCheckpoint:
             return self._source.rows(name, first, end)
         return self.tensor(name)[first:end]
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a matrix on its own grid, whose scales take the factor."""
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return a matrix, or some of its rows, on its own grid, whose scales take the factor."""
+        if name in GATHERED:  # which has none
+            return self._source.quantized_blocks(name, rows)
+        blocks = self._blocks(name)
+        return blocks if blocks is None or rows == ALL_ROWS else blocks.rows(rows)
+
+    def _blocks(self, name: str) -> QuantizedBlocks | None:
         blocks = self._source.quantized_blocks(self._source_name(name))
         factor = self._factor(name)
         if blocks is not None and factor is not None:
@@ -218,8 +224,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         tensor = tensor if order is None else tensor[np.argsort(_of_heads(order, len(tensor)))]
         return tensor - self._offset if self._offset and is_of_norm(name) else tensor
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a matrix on its own grid, whose scales lose the factor."""
+    def _blocks(self, name: str) -> QuantizedBlocks | None:
         blocks, factor = self._source.quantized_blocks(name), self._factor(name)
         if blocks is not None and factor is not None:
             blocks = blocks.times(np.float32(1) / factor)

@@ -17,7 +17,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.architectures.gguf_header import layout_of, under_own_name
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
 from edgelm_export.gguf_model import GGUFModel
@@ -116,21 +116,21 @@ class GGUFCheckpoint:
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, dequantized exactly to float32."""
         part = self._parts[name]
-        if part != Part(source=part.source):
+        if not part.is_whole:
             return self.tensor(name)[first:end]
-        data, type_, shape = self._stored(part)
-        rows = data.reshape(shape[0], -1)[first:end]
-        return dequantize(rows.reshape(-1), type_, (len(rows), *shape[1:]))
+        return dequantize(*self._stored_rows(part, slice(first, end)))
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
         part = self._parts[name]
         if part.source in self._computed or part.transposed:
             return None
+        if part.is_whole:
+            return integer_blocks(*self._stored_rows(part, rows))
         blocks = integer_blocks(*self._stored(part))
         if blocks is not None and part.columns is not None and not isinstance(part.columns, slice):
             blocks = blocks.columns(part.columns)
-        return blocks if blocks is None or part.rows is None else blocks.rows(part.rows)
+        return None if blocks is None else blocks.rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
 
     def close(self) -> None:
         """Drop the maps; tensors that were read stay valid."""
@@ -149,6 +149,11 @@ class GGUFCheckpoint:
         if part.index is None:
             return data, stored.type, stored.shape
         return data.reshape(stored.shape[0], -1)[part.index], stored.type, stored.shape[1:]
+
+    def _stored_rows(self, part: Part, rows: slice) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
+        data, type_, shape = self._stored(part)
+        found = data.reshape(shape[0], -1)[rows]
+        return found.reshape(-1), type_, (len(found), *shape[1:])
 
     def _dequantized(self, gguf_name: str) -> NDArray[np.float32]:
         stored = self._model.tensors[gguf_name]

@@ -27,7 +27,7 @@ from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.bitsandbytes_format import FourBitMatrix
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
     check_file_name,
@@ -199,23 +199,30 @@ class HuggingFaceCheckpoint:
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, widened exactly to float32."""
         part = self._parts[name]
-        packed = self._packed.get(part.source)
-        if part == Part(source=part.source) and isinstance(packed, MLXMatrix):  # whose tensors all have its rows
+        packed = self._packed_by_rows(part)
+        if packed is not None:
             return packed.weight(functools.partial(self._read_rows, which=slice(first, end)))
-        if packed is not None or part != Part(source=part.source):
+        if part.source in self._packed or not part.is_whole:
             return self.tensor(name)[first:end]
         return self._read(part.source, slice(first, end))
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a packed matrix on its own grid, where its groups are blocks that MatMulNBits holds."""
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return a packed matrix, or some of its rows, on its own grid, where its groups are MatMulNBits' blocks."""
         part = self._parts[name]
+        packed = self._packed_by_rows(part)
+        if packed is not None:
+            return packed.blocks(functools.partial(self._read_rows, which=rows))
+        blocks: QuantizedBlocks | None = None
         if part.source in self._stacks and part.index is not None:
             blocks = self._stacks[part.source].blocks(self._read_entry, part.index)
-            return blocks if part.rows is None else blocks.rows(part.rows)
-        if part.source not in self._packed or part.transposed:
-            return None
-        packed = self._packed[part.source].blocks(self._reader(part))
-        return packed if packed is None or part.rows is None else packed.rows(part.rows)
+        elif part.source in self._packed and not part.transposed:
+            blocks = self._packed[part.source].blocks(self._reader(part))
+        return None if blocks is None else blocks.rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
+
+    def _packed_by_rows(self, part: Part) -> MLXMatrix | None:
+        """Return a packed matrix whose tensors all have the rows of a canonical one."""
+        packed = self._packed.get(part.source)
+        return packed if part.is_whole and isinstance(packed, MLXMatrix) else None
 
     def __enter__(self) -> Self:
         return self

@@ -24,11 +24,11 @@ from edgelm.package.graph_file import GRAPH_FILE, read_graph
 from edgelm.package.manifest import Manifest
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
-from edgelm_export.quantize.packed import PackedWeight, unpack, unpack_values
+from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
 
@@ -214,11 +214,11 @@ class _StoredTensors:
         with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
             return unpack(self._packed(name, slice(first, end)))
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
-        """Return a matrix on its grid, where it is on one."""
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+        """Return a matrix, or some of its rows, on its grid, where it is on one."""
         if self._place(name)[0] not in self._grids:
             return None
-        packed = self._packed(name)
+        packed = self._packed(name, rows)
         values, zero_points = unpack_values(packed)
         return QuantizedBlocks(
             bits=packed.bits,
@@ -235,12 +235,14 @@ class _StoredTensors:
             raise ValueError(f"{HEAD_FACTORS} are {factors.dtype} {list(factors.shape)}")
         return factors
 
-    def _packed(self, name: str, which: slice | None = None) -> PackedWeight:
-        """Return a matrix as it is stored; of one that is a tensor of its own in the graph, perhaps some rows."""
-        (stored, rows), (N, K) = self._place(name), self._shapes[name]
+    def _packed(self, name: str, rows: slice = ALL_ROWS) -> PackedWeight:
+        (stored, place), (N, K) = self._place(name), self._shapes[name]
         with self._laid_out(name):
-            weight = self._stored_weight(name, stored, rows if which is None else which)
-            weight.check((N if which is None else len(range(N)[which]), K))
+            if place == ALL_ROWS:
+                weight = self._stored_weight(name, stored, rows)
+            else:
+                weight = rows_of(self._stored_weight(name, stored, place), rows)
+            weight.check((len(range(N)[rows]), K))
         return weight
 
     def _stored_weight(self, name: str, stored: str, rows: Place) -> PackedWeight:

@@ -184,6 +184,13 @@ class Part:
     offset: float = 0.0
     shape: tuple[int, ...] | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the source's tensor as that is."""
+        taken = (self.index, self.rows, self.columns, self.shape)
+        is_changed = self.transposed or self.is_negative_exponential or bool(self.offset)
+        return not is_changed and all(each is None for each in taken)
+
     def taken_from(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the canonical tensor from the whole of the source's, or of its entry `index`."""
         tensor = tensor.T if self.transposed else tensor

@@ -47,7 +47,7 @@ class MemoryCheckpoint:
     def tensor(self, name: str) -> np.ndarray:
         return self.tensors[name]
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = slice(None)) -> QuantizedBlocks | None:
         return self.blocks.get(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import tracemalloc
@@ -31,6 +32,7 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
 from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -148,21 +150,33 @@ def test_a_table_with_zero_points_in_its_file_is_kept_in_8_bits(
     assert [next(each.i for each in node.attribute if each.name == "bits") for node in lookups] == [8, 8]
 
 
-@pytest.mark.parametrize("source", ["folder", "gguf", "package"])
-@pytest.mark.parametrize("precision", ["int8", "fp16", "keep"])
+def in_one_scheme(scheme: str) -> Precision:
+    return Precision(name=scheme, rules=(Rule(pattern=".", scheme=scheme),), perplexity_bound=10.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "precision"),
+    [
+        *itertools.product(["folder", "Q4_1", "fp32 package"], ["int8", "fp16", "keep"]),
+        *((source, "keep") for source in ("Q8_0", "Q5_0", "mlx", "int6 package")),
+    ],
+)
 def test_a_table_of_features_is_never_read_as_a_whole(
     source: str, precision: str, tmp_path: Path, save_model: SaveModel, write_gguf: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
     path = tmp_path / "hf"
-    if source == "gguf":
-        path = write_gguf(tmp_path / "tiny.gguf", model, "Q4_1", architecture="gemma4")
-    if source == "package":
-        path = tmp_path / "fp32"
-        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, "fp32", name="tiny")
+    if source.startswith("Q"):
+        path = write_gguf(tmp_path / "tiny.gguf", model, source, architecture="gemma4")
+    if source == "mlx":
+        pack_folder(path, {"bits": 4, "group_size": 32})
+    if source.endswith("package"):
+        path = tmp_path / "package"
+        stored = "fp32" if source == "fp32 package" else in_one_scheme("int6-block32-rounded")
+        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, stored, name="tiny")
     with open_checkpoint(path) as checkpoint:
-        whole, read = checkpoint.tensor(PER_LAYER_EMBEDDING), checkpoint.tensor
+        whole, read, blocks = checkpoint.tensor(PER_LAYER_EMBEDDING), checkpoint.tensor, checkpoint.quantized_blocks
         chosen = dataclasses.replace(PRECISIONS[precision], perplexity_bound=10.0)
         stored = []
         for weights in (whole.size, 50 * whole.shape[1]):  # at once, and in portions of 50 rows
@@ -174,8 +188,16 @@ def test_a_table_of_features_is_never_read_as_a_whole(
                 assert name != PER_LAYER_EMBEDDING
                 return read(name)
 
+            def refused_blocks(name: str, rows: slice = slice(None)) -> QuantizedBlocks | None:
+                assert name != PER_LAYER_EMBEDDING or len(range(len(whole))[rows]) <= 50
+                return blocks(name, rows)
+
             monkeypatch.setattr(checkpoint, "tensor", refused)
+            monkeypatch.setattr(checkpoint, "quantized_blocks", refused_blocks)
         assert stored[0] == stored[1]
+        with PackageCheckpoint(tmp_path / f"{weights}") as package:
+            is_exact = precision == "keep" and source in ("folder", "Q8_0", "fp32 package", "int6 package")
+            assert np.array_equal(package.tensor(PER_LAYER_EMBEDDING), whole) or not is_exact
         np.testing.assert_array_equal(checkpoint.rows(PER_LAYER_EMBEDDING, 7, 9), whole[7:9])
 
 
@@ -187,8 +209,7 @@ def test_rows_of_a_packed_table_are_read_without_the_others(source: str, tmp_pat
     if source == "mlx":
         pack_folder(path, {"bits": 4, "group_size": 32})
     else:
-        scheme = f"{source[:4]}-block32-rounded"
-        precision = Precision(name=scheme, rules=(Rule(pattern=".", scheme=scheme),), perplexity_bound=10.0)
+        precision = in_one_scheme(f"{source[:4]}-block32-rounded")
         precision = precision.with_standard_operators() if "standard" in source else precision
         path = tmp_path / "package"
         export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, precision, name="tiny")

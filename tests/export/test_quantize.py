@@ -290,7 +290,7 @@ def test_kept_floats_are_of_their_type_unless_what_is_folded_in_takes_more_digit
     weight = random_weight(4, 32).astype(dtype).astype(np.float32)
     for factor, kept in ((1, dtype), (np.float32(1.1), np.float32)):
         source: Any = SimpleNamespace(
-            quantized_blocks=lambda _: None, tensor=lambda _, f=factor: weight * f, stored_type=lambda _: stored
+            quantized_blocks=lambda *_: None, tensor=lambda _, f=factor: weight * f, stored_type=lambda _: stored
         )
         found = keep_grid(source, "model.layers.0.mlp.up_proj.weight")
         assert isinstance(found, np.ndarray)

@@ -86,7 +86,7 @@ class MemoryCheckpoint:
     def tensor(self, name: str) -> np.ndarray:
         return self._tensors[name]
 
-    def quantized_blocks(self, name: str) -> None:
+    def quantized_blocks(self, name: str, rows: slice = slice(None)) -> None:
         return None
 
 

@@ -168,7 +168,7 @@ def test_a_plain_heads_grid_is_not_that_of_a_divided_one(checkpoint: HuggingFace
     class Divided(CheckpointView):
         head_divisors = np.ones(64, np.float32)
 
-        def quantized_blocks(self, name: str) -> QuantizedBlocks:
+        def quantized_blocks(self, name: str, rows: slice = slice(None)) -> QuantizedBlocks:
             return QuantizedBlocks(bits=8, block_size=64, values=np.zeros((1, 1, 64), np.int8), scales=np.ones((1, 1)))
 
     divided, name = Divided(checkpoint), head_name(checkpoint.config)

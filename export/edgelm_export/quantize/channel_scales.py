@@ -18,7 +18,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import Manifest, read_checked
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
 from edgelm_export.tensor_map import head_name
@@ -189,10 +189,10 @@ class ScaledCheckpoint(CheckpointView):
         """Read some rows of a matrix, with its scales inside."""
         return self.tensor(name)[first:end] if self._scales.changes(name) else self._checkpoint.rows(name, first, end)
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix on its own grid; scaled columns have left it."""
         moves_head = self._scales.head_divisors is not None and name == head_name(self.config)
-        return None if moves_head or self._scales.changes(name) else self._checkpoint.quantized_blocks(name)
+        return None if moves_head or self._scales.changes(name) else self._checkpoint.quantized_blocks(name, rows)
 
 
 class ScaledHead(CheckpointView):
@@ -220,10 +220,10 @@ class PlainHead(CheckpointView):
         """Read some rows of a matrix."""
         return self._checkpoint.rows(name, first, end)
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix on its own grid; that of a divided head is none of the head's weights."""
         is_divided = self._checkpoint.head_divisors is not None and name == head_name(self.config)
-        return None if is_divided else self._checkpoint.quantized_blocks(name)
+        return None if is_divided else self._checkpoint.quantized_blocks(name, rows)
 
 
 def _for_query_heads(config: ModelConfig, scales: Array, layer: int) -> Array:

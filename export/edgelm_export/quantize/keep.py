@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack
-from edgelm_export.quantize.portions import in_portions
+from edgelm_export.quantize.portions import by_rows, in_portions
 from edgelm_export.tensor_map import GATHERED, PER_LAYER_EMBEDDING
 
 FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -28,9 +28,12 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
     Other types go to 8 bits, and the package says so. An embedding, whose rows are gathered from a symmetric grid, does
     so too where its grid is another. Experts have no place for offsets: theirs lie at sixteenths of a step, in 8 bits.
     """
-    blocks = checkpoint.quantized_blocks(name)
+    blocks = _grid_of(checkpoint, name)
     if blocks is not None and _has_place(blocks, name):
-        packed = on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
+        shape = checkpoint.config.tensor_shapes()[name]
+        if name == PER_LAYER_EMBEDDING:
+            return by_rows(shape, lambda rows: _rows_on_their_grid(checkpoint, name, rows))
+        packed = on_its_grid(blocks, shape[1])
         return in_8_bits(packed) if _EXPERTS in name else packed
     dtype = FLOAT_TYPES.get(checkpoint.stored_type(name))
     if dtype is None:
@@ -40,6 +43,12 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
     weight = checkpoint.tensor(name)
     stored = weight.astype(dtype, copy=False)
     return stored if np.array_equal(stored, weight) else weight  # a factor that the exporter folds in takes more digits
+
+
+def _rows_on_their_grid(checkpoint: Checkpoint, name: str, rows: slice) -> PackedWeight:
+    blocks = checkpoint.quantized_blocks(name, rows)
+    assert blocks is not None  # as the first row is on one
+    return on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
 
 
 def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
@@ -56,6 +65,11 @@ def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
         return weight
     scheme = Scheme(bits=blocks.bits, block_size=blocks.block_size, symmetric=zeros is None, method="rounded")
     return dataclasses.replace(weight, offsets=quantize_alone(blocks.offsets, scheme))
+
+
+def _grid_of(checkpoint: Checkpoint, name: str) -> QuantizedBlocks | None:
+    """Return a tensor on its own grid; of a table of layers' features, which is too much memory, the first row."""
+    return checkpoint.quantized_blocks(name, slice(1) if name == PER_LAYER_EMBEDDING else ALL_ROWS)
 
 
 def _has_place(blocks: QuantizedBlocks, name: str) -> bool:
@@ -88,7 +102,7 @@ def _kinds(checkpoint: Checkpoint) -> list[tuple[str, QuantizedBlocks | None]]:
     shapes = checkpoint.config.tensor_shapes()
     for name in sorted((name for name in shapes if len(shapes[name]) == 2), key=lambda name: np.prod(shapes[name])):
         smallest.setdefault(checkpoint.stored_type(name), name)
-    return [(kind, checkpoint.quantized_blocks(name)) for kind, name in sorted(smallest.items())]
+    return [(kind, _grid_of(checkpoint, name)) for kind, name in sorted(smallest.items())]
 
 
 def stored_types(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -102,7 +116,7 @@ def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Name the stored types that `keep_grid` moves to 8 bits."""
     moved = [kind for kind, blocks in _kinds(checkpoint) if kind not in FLOAT_TYPES and blocks is None]
     for name in (name for name in GATHERED if name in checkpoint.config.tensor_shapes()):
-        kind, blocks = checkpoint.stored_type(name), checkpoint.quantized_blocks(name)
+        kind, blocks = checkpoint.stored_type(name), _grid_of(checkpoint, name)
         if blocks is not None and not _has_place(blocks, name):
             moved.append(f"{kind} of {'the embedding' if name == GATHERED[0] else 'the embeddings of layers'}")
     return tuple(moved)

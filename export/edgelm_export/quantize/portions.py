@@ -24,15 +24,21 @@ def in_portions(checkpoint: Checkpoint, name: str, store: Callable[[NDArray[np.f
     """Store a matrix by a method that takes each row by itself; a table of layers' features some rows at a time."""
     if name != PER_LAYER_EMBEDDING:
         return store(checkpoint.tensor(name))
-    V, F = checkpoint.config.tensor_shapes()[name]
+    shape = checkpoint.config.tensor_shapes()[name]
+    return by_rows(shape, lambda rows: store(checkpoint.rows(name, rows.start, rows.stop)))
+
+
+def by_rows(shape: tuple[int, ...], stored: Callable[[slice], _Stored]) -> _Stored:
+    """Store a matrix of a shape [V, F] some rows at a time; `stored` returns those as they are to be stored."""
+    V, F = shape
     step = max(1, _WEIGHTS_AT_ONCE // F)
-    first = store(checkpoint.rows(name, 0, min(step, V)))
+    first = stored(slice(0, min(step, V)))
     if step >= V:
         return first
     whole = _room(first, V)
     for start in range(0, V, step):
         end = min(start + step, V)
-        part = first if not start else store(checkpoint.rows(name, start, end))
+        part = first if not start else stored(slice(start, end))
         for target, rows in zip(_arrays(whole), _arrays(part), strict=True):
             target[start:end] = rows
     return whole

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.packed import PackedWeight, unpack_values
 
@@ -44,7 +44,7 @@ class PreparedCheckpoint(CheckpointView):
         """Read some rows of a matrix, with what was folded into it."""
         return self.tensor(name)[first:end] if name in self._names else self._checkpoint.rows(name, first, end)
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix on the grid that the calibration put it on; None outside the layers."""
         if name not in self._names:
             return None
@@ -62,7 +62,10 @@ class PreparedCheckpoint(CheckpointView):
             zero_points=parts.get("zero_points"),
         )
         values, zeros = unpack_values(weight)
-        return QuantizedBlocks(bits=bits, block_size=block_size, values=values, scales=weight.scales, zero_points=zeros)
+        blocks = QuantizedBlocks(
+            bits=bits, block_size=block_size, values=values, scales=weight.scales, zero_points=zeros
+        )
+        return blocks.rows(rows)
 
 
 def layer_path(folder: Path, layer: int) -> Path:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.tensor_map import EMBEDDING, HEAD, head_name, pattern_of
 
@@ -86,7 +86,7 @@ class RotatedCheckpoint(CheckpointView):
         """Return F32: no tensor is as it was on disk."""
         return "F32"
 
-    def quantized_blocks(self, name: str) -> QuantizedBlocks | None:
+    def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return None: a turned weight is on no grid."""
         return None
 
