@@ -276,16 +276,20 @@ class Stack(ABC):
         return activated
 
     def xielu(self, hidden: str, name: str) -> str:
-        """Grow by the square above zero, and towards a line below, by two factors of the layer (arXiv:2411.13010)."""
-        graph, name = self.graph, f"{name}.xielu"
-        alphas = [self.checkpoint.tensor(f"{name.removesuffix('.xielu')}.act_fn.alpha_{side}") for side in "pn"]
-        above, below = (np.logaddexp(np.float32(0), alpha) for alpha in alphas)
-        factors = [graph.weight(f"{name}.above", above), graph.weight(f"{name}.below", below + np.float32(XIELU_BETA))]
+        """Grow by the square above zero, and towards a line below, by two factors of the layer (arXiv:2411.13010).
+
+        What makes the factors of their alphas is of constants, which ONNX Runtime computes when it loads the graph.
+        """
+        graph, alphas = self.graph, [f"{name}.act_fn.alpha_{side}" for side in "pn"]
+        stored = [graph.weight(alpha, self.checkpoint.tensor(alpha)) for alpha in alphas]
+        name, slope = f"{name}.xielu", graph.constant(XIELU_BETA, np.float32)
+        above, rest = (graph.node("Softplus", [alpha], f"{alpha}.softplus") for alpha in stored)
+        factors = [above, graph.node("Add", [rest, slope], f"{name}.below")]
         positive = graph.node("Relu", [hidden], f"{name}.positive")
         negative = graph.node("Sub", [hidden, positive], f"{name}.negative")
         bent = graph.node("Sub", [graph.node("Elu", [negative], f"{name}.elu"), negative], f"{name}.bent")
         square = graph.node("Mul", [positive, positive], f"{name}.square")
         grown = graph.node("Mul", [square, factors[0]], f"{name}.grown")
         scaled = graph.node("Mul", [bent, factors[1]], f"{name}.scaled")
-        line = graph.node("Mul", [hidden, graph.constant(XIELU_BETA, np.float32)], f"{name}.line")
+        line = graph.node("Mul", [hidden, slope], f"{name}.line")
         return graph.node("Add", [graph.node("Add", [grown, scaled], f"{name}.curve"), line], f"{name}.output")

@@ -82,6 +82,8 @@ CONFIGS = {
     "layer norms, learned positions, no gate": dataclasses.replace(
         CONFIG, norm="layer", position="learned", mlp_gated=False
     ),
+    "xielu": dataclasses.replace(CONFIG, hidden_act="xielu", mlp_gated=False),
+    "attention sinks": dataclasses.replace(CONFIG, attention_sinks=True),
 }
 
 
@@ -112,6 +114,13 @@ def test_an_fp32_package_gives_its_sources_tensors_back(tmp_path: Path, config: 
         assert checkpoint.quantized_blocks(name) is None
         # A factor that is put in and taken out again is rounded twice, each time by 2 ** -24 of the larger number.
         np.testing.assert_allclose(checkpoint.tensor(name), source.tensor(name), rtol=3e-7, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["xielu", "attention sinks"])
+def test_so_does_one_in_operators_of_the_standard(tmp_path: Path, name: str) -> None:
+    source, checkpoint = exported(tmp_path, CONFIGS[name], PRECISIONS["fp32"].with_standard_operators())
+    for tensor in source.config.tensor_shapes():
+        np.testing.assert_array_equal(checkpoint.tensor(tensor), source.tensor(tensor), err_msg=tensor)
 
 
 def test_factors_of_experts_come_back_inside_their_weights(tmp_path: Path) -> None:
