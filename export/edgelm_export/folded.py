@@ -215,6 +215,11 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         super().__init__(checkpoint)
         self.config = checkpoint.config
 
+    def stored_type(self, name: str) -> str:
+        """Name the type of the source's tensor; of 16 bits that lose a factor, F32, since that takes more digits."""
+        stored = super().stored_type(name)
+        return "F32" if stored in ("F16", "BF16") and self._factor(name) is not None else stored
+
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors taken out."""
         tensor, factor = self._source.tensor(name), self._factor(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +40,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file; `read` is called once for each tensor, in the file's order.
 
-    A tensor of a 16-bit type must hold values of that type: they are narrowed without rounding.
+    Values of a tensor of a 16-bit type are those of that type, or rounded to the nearest.
     Source: the format's description in the safetensors project (8 bytes of length, a JSON header, the data).
 
     Raises:
@@ -69,6 +70,5 @@ def _write_tensor(file: IO[bytes], tensor: NDArray[np.float32], dtype: str) -> N
         return
     for start in range(0, flat.size, _PORTION_VALUES):
         portion = flat[start : start + _PORTION_VALUES]
-        # bfloat16 is the upper half of a float32.
-        narrowed = portion.astype("<f2") if dtype == "F16" else (portion.view(np.uint32) >> 16).astype("<u2")
-        file.write(narrowed.data)
+        narrowed = portion.astype(np.float16 if dtype == "F16" else ml_dtypes.bfloat16)
+        file.write(narrowed.view(np.uint16).astype("<u2", copy=False).data)

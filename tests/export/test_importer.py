@@ -216,6 +216,14 @@ def test_the_writers_file_is_what_the_library_reads_with_wider_types_first(tmp_p
     assert offsets == {"matrix": 0, "odd": 40, "brain": 46}
 
 
+@pytest.mark.parametrize("stored", ["F16", "BF16"])
+def test_what_16_bits_do_not_hold_is_rounded_to_the_nearest(tmp_path: Path, stored: str) -> None:
+    tensor = np.random.default_rng(0).standard_normal((5, 7), np.float32)
+    write_safetensors(tmp_path / "t.safetensors", {"t": TensorSpec(dtype=stored, shape=(5, 7))}, lambda _: tensor, {})
+    written = load_file(tmp_path / "t.safetensors")["t"]
+    assert torch.equal(written, torch.from_numpy(tensor).to(DTYPES[stored]))
+
+
 @pytest.mark.real_model
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_the_real_model_is_imported_within_300_mb_above_its_largest_tensor(smollm2_gguf: Path, tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def test_a_package_says_what_it_was_made_of(tmp_path: Path) -> None:
     assert manifest.notes[0].startswith("Made of the int8 package package, not of its source: ")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_a_factor_was_inside_is_imported_with_all_its_digits(tmp_path: Path, precision: str) -> None:
+    _, checkpoint = exported(tmp_path, CONFIGS["residual multiplier"], precision)
+    import_checkpoint(tmp_path / "package", tmp_path / "imported")
+    imported = HuggingFaceCheckpoint(tmp_path / "imported")
+    assert imported.stored_type("model.layers.0.mlp.down_proj.weight") == "F32"
+    assert imported.stored_type("model.layers.0.mlp.up_proj.weight") == precision.upper().replace("FP", "F")
+    for name in CONFIG.tensor_shapes():
+        np.testing.assert_array_equal(imported.tensor(name), checkpoint.tensor(name), err_msg=name)
+
+
 def test_a_package_becomes_a_checkpoint_again(tmp_path: Path) -> None:
     source, _ = exported(tmp_path, CONFIG, "fp32")
     import_checkpoint(tmp_path / "package", tmp_path / "imported")
