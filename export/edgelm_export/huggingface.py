@@ -41,7 +41,7 @@ from edgelm_export.fetched import fetched_facts
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import MLXMatrix, Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
-from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
+from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
 from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
@@ -304,9 +304,9 @@ class HuggingFaceCheckpoint:
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
             for matrix in self._packed.values()
-            if isinstance(matrix, (FourBitMatrix, ScaledMatrix))
+            if isinstance(matrix, (FourBitMatrix, PackedMatrix, ScaledMatrix))
             for name, types in matrix.stored_types.items()
-            if self._stored[name].dtype not in types
+            if name in self._stored and self._stored[name].dtype not in types
         ]
         if others:
             raise CheckpointError(

@@ -150,7 +150,7 @@ def mlx_matrices(
         for part, wanted in zip(matrix.parts, shapes, strict=False):
             if present.get(part) != wanted:
                 raise CheckpointError(
-                    f"{where}: {part} is {_shown(present.get(part))}, not {list(wanted)}, as {name} {list(shape)} asks "
+                    f"{where}: {part} is {shown(present.get(part))}, not {list(wanted)}, as {name} {list(shape)} asks "
                     f"for with {bits} bits in groups of {group_size} (quantization in config.json)."
                 )
         found[f"{stem}.weight"] = matrix
@@ -185,5 +185,6 @@ def _settings_of(stem: str, settings: Mapping[str, Any], where: object) -> tuple
     return name, found["bits"], found["group_size"]
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
+def shown(shape: tuple[int, ...] | None) -> str:
+    """Write the shape of a tensor that may not be there, for a message."""
     return "missing" if shape is None else str(list(shape))

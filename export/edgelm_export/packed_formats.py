@@ -23,7 +23,7 @@ from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.float8_format import ScaledMatrix, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
-from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices
+from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices, shown
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -48,7 +48,12 @@ class PackedMatrix:
     @property
     def parts(self) -> tuple[str, ...]:
         """The names that its tensors may have."""
-        return tuple(f"{self.stem}.{part}" for part in FORMATS[self.format].parts)
+        return tuple(self.stored_types)
+
+    @property
+    def stored_types(self) -> dict[str, tuple[str, ...]]:
+        """The types that its tensors must have on disk."""
+        return {f"{self.stem}.{part}": types for part, types in FORMATS[self.format].parts.items()}
 
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""
@@ -61,12 +66,24 @@ class PackedMatrix:
 
 @dataclass(frozen=True, kw_only=True)
 class _Format:
-    main: str  # the part that every packed matrix has
-    parts: tuple[str, ...]
+    """One format.
+
+    main: the part by which a packed matrix is found. parts: all of them, and their types on disk. optional: what a
+    matrix may lack. layout_keys: of the settings, those that say how the integers are packed; the first that is there
+    does. layouts: what is read of that; the first where nothing is said. shape: [N, K] of the matrix, from the main
+    part's and the number of integers in a word. groups: the part and the dimension of it that are of the groups.
+    beside: the other parts' shapes, from N, K, G and that number.
+    """
+
+    main: str
+    parts: Mapping[str, tuple[str, ...]]
+    optional: frozenset[str] = frozenset()
     bits: tuple[int, ...]
-    layout_keys: tuple[str, ...]  # of the settings, that say how the integers are packed: the first that is there does
-    layouts: tuple[str, ...]  # those that are read; the first where nothing is said
-    shape: Callable[[tuple[int, ...], int], tuple[int, int]]  # of the matrix, from that of the main part
+    layout_keys: tuple[str, ...]
+    layouts: tuple[str, ...]
+    shape: Callable[[tuple[int, ...], int], tuple[int, int]]
+    groups: tuple[str, int]
+    beside: Callable[[int, int, int, int], Mapping[str, tuple[int, ...]]]
     unpack: Callable[[PackedMatrix, Read], Grid]
 
 
@@ -153,13 +170,33 @@ def packed_matrices(
             "mlx-lm's affine and mxfp4. "
             "Take the model's unquantized folder, or a GGUF file."
         )
-    return {
+    matrices = {
         f"{stem}.weight": PackedMatrix(
             format=format_name, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
         )
         for name, shape in present.items()
         if (stem := name.removesuffix(f".{row.main}")) != name and len(shape) == 2
     }
+    for matrix in matrices.values():
+        _check(matrix, present, where)
+    return matrices
+
+
+def _check(matrix: PackedMatrix, present: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """Compare the shapes of a matrix's tensors with each other."""
+    row, (N, K) = FORMATS[matrix.format], matrix.shape
+    found = {part: present.get(f"{matrix.stem}.{part}") for part in row.parts}
+    found = {part: shape for part, shape in found.items() if shape is not None or part not in row.optional}
+    part, dimension = row.groups
+    of_groups = found[part] or ()
+    G = of_groups[dimension] if len(of_groups) == 2 else 0
+    wanted = row.beside(N, K, G, 32 // matrix.bits)
+    if not 0 < G <= K or any(part != row.main and shape != wanted[part] for part, shape in found.items()):
+        told = ", ".join(f"{part} is {shown(shape)}" for part, shape in found.items())
+        raise CheckpointError(
+            f"{where}: the tensors of {matrix.stem} do not fit each other as {matrix.format} in {matrix.bits} bits: "
+            f"{told}. Download the model again."
+        )
 
 
 def without_parts(present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
@@ -222,6 +259,12 @@ def _unpack(packed: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
 
 def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
     scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
+    groups = read(f"{matrix.stem}.g_idx").astype(np.int64)
+    if groups.min() < 0 or groups.max() >= len(scales_GN):
+        raise CheckpointError(
+            f"{matrix.stem}.g_idx has groups from {groups.min()} to {groups.max()}; there are {len(scales_GN)}. "
+            "Download the model again."
+        )
     zeros_GN = _unpack(read(f"{matrix.stem}.qzeros"), matrix.bits, 1)[:, : matrix.shape[0]]
     if _layout(FORMATS[matrix.format], matrix.settings) == "gptq":
         zeros_GN = (zeros_GN + 1) & ((1 << matrix.bits) - 1)  # the first version of the format stores one less
@@ -230,7 +273,7 @@ def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
         values=np.ascontiguousarray(_unpack(read(f"{matrix.stem}.qweight"), matrix.bits, 0).T),
         zeros=zeros_GN.T,
         scales=np.ascontiguousarray(scales_GN.T),
-        groups=read(f"{matrix.stem}.g_idx").astype(np.int64),
+        groups=groups,
     )
 
 
@@ -248,12 +291,16 @@ def _awq(matrix: PackedMatrix, read: Read) -> Grid:
         values=np.ascontiguousarray(in_order("qweight").T),
         zeros=np.ascontiguousarray(in_order("qzeros").T),
         scales=np.ascontiguousarray(scales_GN.T),
-        groups=np.arange(K) // (K // len(scales_GN)),
+        groups=np.arange(K) // -(-K // len(scales_GN)),
     )
 
 
 def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
-    N, K = (int(size) for size in read(f"{matrix.stem}.weight_shape"))
+    (N, K), shape = matrix.shape, read(f"{matrix.stem}.weight_shape").tolist()
+    if shape != [N, K]:
+        raise CheckpointError(
+            f"{matrix.stem}.weight_shape is {shape}, and weight_packed holds [{N}, {K}]. Download the model again."
+        )
     scales_NG = read(f"{matrix.stem}.weight_scale").astype(np.float32)
     try:
         zeros_NG = _unpack(read(f"{matrix.stem}.weight_zero_point"), matrix.bits, 0)[:N]
@@ -269,21 +316,34 @@ def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
     )
 
 
+_WORDS, _INTEGERS, _FLOATS = ("I32",), ("I32", "I64"), ("F32", "F16", "BF16")
+
 # One row a quant_method.
 FORMATS: dict[str, _Format] = {
     "gptq": _Format(
-        main="qweight", parts=("qweight", "qzeros", "scales", "g_idx"), bits=(2, 4, 8),
-        layout_keys=("checkpoint_format", "format"), layouts=("gptq", "gptq_v2"),
-        shape=lambda packed, per_word: (packed[1], packed[0] * per_word), unpack=_gptq,
+        main="qweight", bits=(2, 4, 8), layout_keys=("checkpoint_format", "format"), layouts=("gptq", "gptq_v2"),
+        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": _FLOATS, "g_idx": _INTEGERS},
+        shape=lambda packed, per_word: (packed[1], packed[0] * per_word), groups=("scales", 0),
+        beside=lambda N, K, G, per_word: {"qzeros": (G, -(-N // per_word)), "scales": (G, N), "g_idx": (K,)},
+        unpack=_gptq,
     ),
     "awq": _Format(
-        main="qweight", parts=("qweight", "qzeros", "scales"), bits=(4,),
-        layout_keys=("version", "checkpoint_format", "format"), layouts=("gemm",),
-        shape=lambda packed, per_word: (packed[1] * per_word, packed[0]), unpack=_awq,
+        main="qweight", bits=(4,), layout_keys=("version", "checkpoint_format", "format"), layouts=("gemm",),
+        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": _FLOATS},
+        shape=lambda packed, per_word: (packed[1] * per_word, packed[0]), groups=("scales", 0),
+        beside=lambda N, K, G, per_word: {"qzeros": (G, N // per_word), "scales": (G, N)},
+        unpack=_awq,
     ),
     "compressed-tensors": _Format(
-        main="weight_packed", parts=("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"), bits=(4, 8),
-        layout_keys=("format",), layouts=("pack-quantized",),
-        shape=lambda packed, per_word: (packed[0], packed[1] * per_word), unpack=_compressed,
+        main="weight_packed", bits=(4, 8), layout_keys=("format",), layouts=("pack-quantized",),
+        optional=frozenset({"weight_zero_point"}),
+        parts={
+            "weight_packed": _WORDS, "weight_scale": _FLOATS, "weight_shape": _INTEGERS, "weight_zero_point": _WORDS,
+        },
+        shape=lambda packed, per_word: (packed[0], packed[1] * per_word), groups=("weight_scale", 1),
+        beside=lambda N, K, G, per_word: {
+            "weight_scale": (N, G), "weight_shape": (2,), "weight_zero_point": (-(-N // per_word), G),
+        },
+        unpack=_compressed,
     ),
 }  # fmt: skip

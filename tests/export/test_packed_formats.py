@@ -213,6 +213,53 @@ def test_groups_in_the_order_of_activations_are_read_and_moved_to_eight_bits(sav
     assert manifest.notes[0].endswith("GPTQ-4bit.")
 
 
+UNFIT = "self_attn.q_proj do not fit each other as "
+BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray | None], str]] = {
+    **{
+        f"{name} without {part}": (name, part, lambda _: None, rf"{UNFIT}\S+ in 4 bits: .*{part} is missing")
+        for name, parts in (
+            ("gptq-4", ("qzeros", "scales", "g_idx")),
+            ("awq-4", ("qzeros", "scales")),
+            ("compressed-4", ("weight_scale", "weight_shape")),
+        )
+        for part in parts
+    },
+    "fewer scales": ("gptq-4", "scales", lambda scales: scales[:1], r"qzeros is \[2, 8\], scales is \[1, 64\]"),
+    "scales of no group": ("awq-4", "scales", lambda scales: scales[:0], r"scales is \[0, 64\]"),
+    "scales of fewer outputs": ("awq-4", "scales", lambda scales: scales[:, :5], r"scales is \[2, 5\]"),
+    "one scale": ("compressed-4", "weight_scale", lambda scales: scales[0], r"weight_scale is \[1\]"),
+    "more groups than inputs": ("compressed-4", "weight_scale", lambda scales: scales.repeat(65, 1), r"\[64, 65\]"),
+    "groups for fewer inputs": ("gptq-4", "g_idx", lambda groups: groups[1:], r"g_idx is \[63\]"),
+    "groups that are not there": ("gptq-4", "g_idx", lambda groups: groups + 1, r"groups from 1 to 2; there are 2\."),
+    "groups below none": ("gptq-4", "g_idx", lambda groups: groups - 1, r"groups from -1 to 0; there are 2\."),
+    "another shape": (
+        "compressed-4", "weight_shape", lambda shape: shape // 2,
+        r"weight_shape is \[32, 32\], and weight_packed holds \[64, 64\]",
+    ),
+    "zero points for others": (
+        "compressed-4", "weight_zero_point", lambda _: np.zeros((7, 1), np.int32), r"weight_zero_point is \[7, 1\]",
+    ),
+    "floats for integers": (
+        "gptq-4", "qweight", lambda words: words.view(np.float32), r"q_proj\.qweight \(F32 instead of I32\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_tensors_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any, tmp_path: Path, case: str) -> None:
+    name, part, change, told = BROKEN[case]
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, name)
+    path, module = tmp_path / "model.safetensors", "model.layers.1.self_attn.q_proj"
+    tensors = load_file(path)
+    changed = change(tensors.pop(f"{module}.{part}", np.zeros(0)))
+    if changed is not None:
+        tensors[f"{module}.{part}"] = np.ascontiguousarray(changed)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=told):
+        HuggingFaceCheckpoint(tmp_path).tensor(f"{module}.weight")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
