@@ -238,6 +238,8 @@ class HuggingFaceCheckpoint:
             whole = np.concatenate([self._read(part) for part in self._assembled[source]])
             return whole if which is None else whole[which]
         stored = self._stored[source]
+        if not stored.shape:  # one number, where a vector of one may be (TensorLayout.ones_elsewhere)
+            return self._read_whole(source).astype(np.float32)
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
         rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))

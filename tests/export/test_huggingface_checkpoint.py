@@ -43,6 +43,14 @@ def test_every_tensor_is_read_exactly_from_each_float_type(tmp_path: Path, save_
         assert {checkpoint.stored_type(name) for name in checkpoint.config.tensor_shapes()} == {stored}
 
 
+def test_one_number_is_read_where_a_vector_of_one_may_be(tmp_path: Path, save_model: SaveLlama) -> None:
+    model = save_model("apertus", tmp_path, pad_token_id=0)
+    path = tmp_path / "model.safetensors"
+    save_file({name: x.reshape(()) if "alpha" in name else x for name, x in load_file(path).items()}, path)
+    name = "model.layers.1.mlp.act_fn.alpha_p"
+    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(name), [model.state_dict()[name].item()])
+
+
 def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
     tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
