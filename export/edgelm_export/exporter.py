@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +83,22 @@ def export_package(
         precision = preset if calibration is None else preset.calibrated()
     target = target.resolve()
     refuse_target(checkpoint, target)
+    with written_folder(target) as staging:
+        return _write_package(
+            checkpoint, staging, name or target.name, precision, calibration or CalibrationOptions(), progress
+        )
+
+
+@contextlib.contextmanager
+def written_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the name of a package when the block ends without an error.
+
+    Raises:
+        ExportError: the disk is full, or the folder cannot be written.
+    """
     try:
         with atomic.replace_folder(target) as staging:
-            return _write_package(
-                checkpoint, staging, name or target.name, precision, calibration or CalibrationOptions(), progress
-            )
+            yield staging
     except OSError as error:
         kept = "What was there before is as it was; to write elsewhere, choose a folder with -o."
         raise ExportError(f"{target} cannot be written: {error}. {kept}") from error

@@ -14,12 +14,11 @@ from edgelm.architecture.quantization_recipe import MIXED
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
-from edgelm.files import atomic
 from edgelm.package.manifest import Manifest
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package, refuse_target, written_size
+from edgelm_export.exporter import export_package, refuse_target, written_folder, written_size
 from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
@@ -89,7 +88,7 @@ def export_mixed(
     report = progress or (lambda *_: None)
     choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)
     aim = float(budget.size or budget.divergence or 0)
-    with atomic.replace_folder(target) as staging:
+    with written_folder(target) as staging:
         if budget.size is not None:
             aim = _aim_that_fits(checkpoint, choices, budget, staging / "trial", report)
         for attempt in range(1, _TRIES + 1):

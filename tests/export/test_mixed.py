@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,19 @@ def test_a_budget_is_one_number_above_zero() -> None:
         Budget(size=0)
     with pytest.raises(ConfigError, match=r"A budget is above zero, not nan\."):
         Budget(divergence=float("nan"))
+
+
+def test_a_disk_that_is_full_at_a_trial_leaves_what_was_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mixed, "written_size", full)
+    message = r"package cannot be written: \[Errno 28\] No space left on device\. What was there before is as it was; "
+    with pytest.raises(ExportError, match=message):
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10**6))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_folder_that_is_no_package_is_not_replaced_by_a_mixed_one(folder: Path, tmp_path: Path) -> None:
