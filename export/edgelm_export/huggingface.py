@@ -199,30 +199,20 @@ class HuggingFaceCheckpoint:
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, widened exactly to float32."""
         part = self._parts[name]
-        packed = self._packed_by_rows(part)
-        if packed is not None:
-            return packed.weight(functools.partial(self._read_rows, which=slice(first, end)))
-        if part.source in self._packed or not part.is_whole:
-            return self.tensor(name)[first:end]
-        return self._read(part.source, slice(first, end))
+        return self._read(part.source, slice(first, end)) if part.is_whole else self.tensor(name)[first:end]
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a packed matrix, or some of its rows, on its own grid, where its groups are MatMulNBits' blocks."""
         part = self._parts[name]
-        packed = self._packed_by_rows(part)
-        if packed is not None:
+        packed = self._packed.get(part.source)
+        if part.is_whole and isinstance(packed, MLXMatrix):
             return packed.blocks(functools.partial(self._read_rows, which=rows))
         blocks: QuantizedBlocks | None = None
         if part.source in self._stacks and part.index is not None:
             blocks = self._stacks[part.source].blocks(self._read_entry, part.index)
-        elif part.source in self._packed and not part.transposed:
-            blocks = self._packed[part.source].blocks(self._reader(part))
+        elif packed is not None and not part.transposed:
+            blocks = packed.blocks(self._reader(part))
         return None if blocks is None else blocks.rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
-
-    def _packed_by_rows(self, part: Part) -> MLXMatrix | None:
-        """Return a packed matrix whose tensors all have the rows of a canonical one."""
-        packed = self._packed.get(part.source)
-        return packed if part.is_whole and isinstance(packed, MLXMatrix) else None
 
     def __enter__(self) -> Self:
         return self
@@ -232,11 +222,13 @@ class HuggingFaceCheckpoint:
 
     def _read(self, source: str, which: slice | None = None) -> NDArray[np.float32]:
         """Read a tensor of the folder, or a range of its rows."""
+        if which is not None and not self._has_rows_apart(source):
+            return self._read(source)[which]
         if source in self._packed:
-            return self._packed[source].weight(self._read_whole)
+            read = self._read_whole if which is None else functools.partial(self._read_rows, which=which)
+            return self._packed[source].weight(read)
         if source in self._assembled:
-            whole = np.concatenate([self._read(part) for part in self._assembled[source]])
-            return whole if which is None else whole[which]
+            return np.concatenate([self._read(part) for part in self._assembled[source]])
         stored = self._stored[source]
         if not stored.shape:  # one number, where a vector of one may be (TensorLayout.ones_elsewhere)
             return self._read_whole(source).astype(np.float32)
@@ -249,6 +241,10 @@ class HuggingFaceCheckpoint:
                 stop = min(start + rows, end)
                 tensor[start - first : stop - first] = portions[start:stop]
         return tensor
+
+    def _has_rows_apart(self, source: str) -> bool:
+        """Tell whether rows of a tensor are read without the others: what mlx packs has them in all of its parts."""
+        return source not in self._assembled and isinstance(self._packed.get(source), MLXMatrix | None)
 
     def _reader(self, part: Part) -> Read:
         """Return what reads the tensors of a packed matrix, or of a stack those of one expert."""
@@ -335,9 +331,14 @@ class HuggingFaceCheckpoint:
                 )
 
     def _is_embedding(self, name: str) -> bool:
-        embedding = self._parts[EMBEDDING].source
-        same_shape = self._stored[name].shape == self._stored[embedding].shape
-        return same_shape and np.array_equal(self._read(name), self._read(embedding))
+        embedding, shape = self._parts[EMBEDDING].source, self._stored[name].shape
+        if shape != self._stored[embedding].shape:
+            return False
+        if not (self._has_rows_apart(name) and self._has_rows_apart(embedding)):
+            return np.array_equal(self._read(name), self._read(embedding))
+        step = max(1, _PORTION_VALUES // shape[1])
+        portions = (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+        return all(np.array_equal(self._read(name, rows), self._read(embedding, rows)) for rows in portions)
 
 
 @contextlib.contextmanager

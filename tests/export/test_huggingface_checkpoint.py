@@ -101,13 +101,23 @@ def test_a_broken_section_of_edgelm_is_refused_with_its_file(tmp_path: Path, sav
 
 
 def test_a_tied_head_that_is_stored_all_the_same_must_equal_the_embedding(
-    tmp_path: Path, save_llama: SaveLlama
+    tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_llama(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    sizes, read = [], HuggingFaceCheckpoint._read
+
+    def noted(checkpoint: HuggingFaceCheckpoint, source: str, which: slice | None = None) -> np.ndarray:
+        found = read(checkpoint, source, which)
+        sizes.append(found.size)
+        return found
+
+    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 1000)
+    monkeypatch.setattr(HuggingFaceCheckpoint, "_read", noted)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert "lm_head.weight" not in HuggingFaceCheckpoint(tmp_path).config.tensor_shapes()
+    assert max(sizes) <= 1000  # both as a whole would be two gigabytes of many a model
     tensors["lm_head.weight"][3, 5] += 1
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"ties the head .* but lm_head.weight is another tensor"):
