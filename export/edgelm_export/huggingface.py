@@ -91,6 +91,7 @@ class HuggingFaceCheckpoint:
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self._packed: Mapping[str, Packed] = {}
         self._stacks: dict[str, MXFP4Stack] = {}
+        self._last: tuple[tuple[str, int | None], NDArray[np.float32]] | None = None
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
             shapes = without_mxfp4_parts(shapes, self._stacks)
@@ -181,8 +182,10 @@ class HuggingFaceCheckpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened exactly to float32."""
         part = self._parts[name]
+        if self._last is not None and self._last[0] != (part.source, part.index):
+            self._last = None  # it would be memory beside the next one
         if part.source in self._packed:
-            return part.taken_from(self._packed[part.source].weight(self._reader(part)))
+            return self._read(part.source) if part.is_whole else part.taken_from(self._unpacked(part)).copy()
         if part.index is not None:
             stack = self._stacks.get(part.source)
             return part.taken_from(
@@ -241,6 +244,12 @@ class HuggingFaceCheckpoint:
                 stop = min(start + rows, end)
                 tensor[start - first : stop - first] = portions[start:stop]
         return tensor
+
+    def _unpacked(self, part: Part) -> NDArray[np.float32]:
+        """Return a packed matrix that others are parts of; the last one stays, since they are read one by one."""
+        if self._last is None:
+            self._last = (part.source, part.index), self._packed[part.source].weight(self._reader(part))
+        return self._last[1]
 
     def _has_rows_apart(self, source: str) -> bool:
         """Tell whether rows of a tensor are read without the others: what mlx packs has them in all of its parts."""

@@ -147,6 +147,22 @@ def test_parts_of_a_fused_matrix_are_its_rows_on_its_grid(save_model: Any, tmp_p
         np.testing.assert_allclose(unpack(packed), fused[rows], rtol=1e-6, atol=1e-9)
 
 
+def test_a_matrix_that_others_are_parts_of_is_unpacked_once_for_all_of_them(
+    save_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latent attention has two parts for each head."""
+    save_model("phi3", tmp_path, intermediate_size=128, pad_token_id=0)
+    fused = quantize_folder(tmp_path, "gptq-4")["model.layers.0.self_attn.qkv_proj.weight"]
+    checkpoint, unpacked, weight = HuggingFaceCheckpoint(tmp_path), [], Grid.weight
+    monkeypatch.setattr(Grid, "weight", lambda grid: unpacked.append(grid) or weight(grid))
+    for _ in range(2):  # what one reader changes, no other sees
+        for part, rows in (("q", slice(64)), ("k", slice(64, 96)), ("v", slice(96, 128))):
+            found = checkpoint.tensor(f"model.layers.0.self_attn.{part}_proj.weight")
+            np.testing.assert_allclose(found, fused[rows], rtol=1e-6, atol=1e-9)
+            found[:] = 0
+    assert len(unpacked) == 1
+
+
 @pytest.mark.parametrize("inputs", [48, 1024])  # in two groups, of sizes that MatMulNBits is not fast with
 def test_groups_of_another_size_than_fast_blocks_are_read_and_not_kept(inputs: int) -> None:
     size = inputs // 2
