@@ -31,6 +31,7 @@ class Graph:
     def __init__(self, data: ExternalData) -> None:
         self._data = data
         self._nodes: list[onnx.NodeProto] = []
+        self._names: set[str] = set()  # of the nodes
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -83,17 +84,19 @@ class Graph:
         self._nodes.append(
             onnx.helper.make_node(operator, inputs, names, name=names[0], domain=domain, **(attributes or {}))
         )
+        self._names.add(names[0])
         return names[0]
 
     def has_node(self, output: str) -> bool:
         """Tell whether there is a node of that name, which is that of its first output."""
-        return any(node.name == output for node in self._nodes)
+        return output in self._names
 
     def take_back(self, output: str) -> bool:
         """Remove the last node, if `output` is the name of its output, and tell whether it was."""
         is_last = bool(self._nodes) and list(self._nodes[-1].output) == [output]
         if is_last:
             self._nodes.pop()
+            self._names.discard(output)
         return is_last
 
     def model(self, name: str) -> onnx.ModelProto:
