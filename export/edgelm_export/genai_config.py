@@ -24,11 +24,11 @@ def genai_config(config: ModelConfig, *, shares_cache: bool) -> dict[str, Any]:
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": "model.onnx",
-                "head_size": config.head_dim,
+                "head_size": config.head_size(0),  # as in all layers
                 "hidden_size": config.hidden_size,
                 "num_attention_heads": config.num_attention_heads,
                 "num_hidden_layers": config.num_hidden_layers,
-                "num_key_value_heads": config.num_key_value_heads,
+                "num_key_value_heads": config.kv_heads(0),
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",

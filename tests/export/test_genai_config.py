@@ -20,6 +20,13 @@ def test_sizes_are_those_of_the_config_and_heads_may_be_wider_than_their_share()
     assert written["search"] == {"do_sample": False, "max_length": 300, "past_present_share_buffer": False}
 
 
+def test_where_all_layers_have_the_heads_of_those_that_see_all_tokens_these_count() -> None:
+    own = {"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_multiplier": 0.25}
+    config = replace(CONFIG, rope_local_theta=1e4, **own)
+    decoder = genai_config(config, shares_cache=False)["model"]["decoder"]
+    assert (decoder["head_size"], decoder["num_key_value_heads"]) == (32, 1)
+
+
 def test_a_model_may_have_no_begin_token_and_one_end_token_several_or_none() -> None:
     for ends, eos, pad in (((5,), 5, 5), ((7, 5), [7, 5], 7), ((), [], 0)):
         model = genai_config(replace(CONFIG, bos_token_id=None, eos_token_ids=ends), shares_cache=True)["model"]
