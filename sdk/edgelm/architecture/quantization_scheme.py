@@ -67,8 +67,8 @@ def parse_scheme(name: str) -> Scheme | str:
     if match is None:
         raise ExportError(
             f"No scheme is called {name!r}. There are {', '.join(FLOATS)}, {KEEP} and "
-            "int8|int6|int5|int4|int2-block16|32|64|128[-asymmetric][-METHOD], such as int4-block32-asymmetric-gptq; "
-            f"methods: {', '.join(METHODS)}."
+            f"int8|int6|int5|int4|int2-block{'|'.join(map(str, _ALL_SIZES))}[-asymmetric][-METHOD], such as "
+            f"int4-block32-asymmetric-gptq; methods: {', '.join(METHODS)}."
         )
     bits = int(match[1])
     return Scheme(
