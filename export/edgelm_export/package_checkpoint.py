@@ -30,11 +30,11 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
-from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
+from edgelm_export.tensor_map import GATHERED, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
-_GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, "model.embed_positions.weight")
+_GATHERED = (*GATHERED, "model.embed_positions.weight")
 _OLDER_PLANES = ("high", "low")
 # The experts of a layer are one tensor a product, [E, ...], with gates and ups in turn (experts.py).
 _EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.(?P<kind>weight|bias)")

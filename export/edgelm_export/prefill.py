@@ -37,7 +37,7 @@ from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight, unpack
-from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import GATHERED
 
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero
 _STEP = 1 / _LARGEST
@@ -174,7 +174,7 @@ class _IntegerProjections(Projections):
     def read(self, name: str) -> Stored:
         """Read one matrix as the decoder's graph has it: in floats, but for embeddings, which both graphs share."""
         weight = super().read(name)
-        if name in (EMBEDDING, PER_LAYER_EMBEDDING):
+        if name in GATHERED:
             return weight
         return unpack(weight) if isinstance(weight, PackedWeight) else weight.astype(np.float32)
 

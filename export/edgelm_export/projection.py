@@ -12,8 +12,7 @@ from edgelm_export.packed_operators import PACKED_OPERATORS
 from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
 from edgelm_export.quantize.finer_grid import on_finer_grid
 from edgelm_export.quantize.packed import PackedWeight, stack
-
-_EXPERTS = ".experts."
+from edgelm_export.tensor_map import EXPERTS
 
 
 class Projections:
@@ -30,7 +29,7 @@ class Projections:
         Experts are many small ones: of 5 or 6 bits they lie in 8, since planes are put together by ten nodes each.
         """
         weight = quantize(self._checkpoint, name, scheme_for(self._recipe, name))
-        if _EXPERTS not in name or not isinstance(weight, PackedWeight) or weight.bits not in LOWER_BITS:
+        if EXPERTS not in name or not isinstance(weight, PackedWeight) or weight.bits not in LOWER_BITS:
             return weight
         return on_finer_grid(weight, 8, weight.block_size, weight.zero_points is not None)
 

@@ -20,6 +20,7 @@ _NUMBERED = re.compile(rf"\.(experts|heads|{_STREAMS})\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
+EXPERTS = ".experts."  # in the names of all that is of one of several experts
 GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING)  # whose rows a graph looks up on their grid
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
@@ -67,13 +68,13 @@ def _neighbours(config: ModelConfig, rows: int) -> Rows:
 
 
 def _turning_queries(config: ModelConfig, rows: int) -> Rows:
-    """The same in heads of latent attention's queries, which turn in their last part."""
+    """Undo the order of who turns neighbours in heads of latent attention's queries, which turn in their last part."""
     width = (config.qk_nope_head_dim or 0) + config.rotary_dim
     return _pairs_at_the_end(config, np.arange(rows).reshape(-1, width))
 
 
 def _turning_latent(config: ModelConfig, rows: int) -> Rows:
-    """The same behind latent vectors."""
+    """Undo it in the keys that all heads share, which stand behind latent vectors."""
     return _pairs_at_the_end(config, np.arange(rows).reshape(1, rows))
 
 

@@ -24,7 +24,7 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.portions import Stored, in_portions
-from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import GATHERED
 
 __all__ = [
     "DEFAULT_PRECISION",
@@ -55,7 +55,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         return keep_grid(checkpoint, name)
     if not isinstance(scheme, Scheme):
         return in_portions(checkpoint, name, partial(_narrowed, name=name, scheme=scheme))
-    if name in (EMBEDDING, PER_LAYER_EMBEDDING) and (scheme.bits == 2 or not scheme.symmetric):
+    if name in GATHERED and (scheme.bits == 2 or not scheme.symmetric):
         raise ExportError(
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
             "Give embed_tokens a rule of its own, before the others, such as int8-block64."

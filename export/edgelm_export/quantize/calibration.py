@@ -29,7 +29,7 @@ from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
 from edgelm_export.reference_weights import ObservedWeights
-from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import GATHERED
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
@@ -79,8 +79,8 @@ class _Hidden:
 
 def _entering(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> _Hidden:
     """Return what enters the first layer, in the package by the embedding as it is stored there."""
-    recipe, names = precision.recipe(checkpoint.config), (EMBEDDING, PER_LAYER_EMBEDDING)
-    here = [name for name in names if name in checkpoint.config.tensor_shapes()]
+    recipe = precision.recipe(checkpoint.config)
+    here = [name for name in GATHERED if name in checkpoint.config.tensor_shapes()]
     stored = _WithEmbeddings(checkpoint, {name: quantize(checkpoint, name, scheme_for(recipe, name)) for name in here})
     source, package = (np.concatenate(reference.embed(each, sequences)) for each in (checkpoint, stored))
     return _Hidden(source_TW=source, package_TW=package)

@@ -19,10 +19,10 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.reference_weights import ObservedWeights
+from edgelm_export.tensor_map import EXPERTS
 
 Array = NDArray[np.float32]
 
-_EXPERT = ".experts."
 _ATTENTION_WRITERS, _FEED_FORWARD_WRITER = ("self_attn.o_proj", "conv.out_proj"), "mlp.down_proj"
 
 
@@ -76,7 +76,7 @@ class LayerInPassing:
             self._lacking_TD = self._lacking_TD + apart_TD
 
     def _statistics(self, module: str, inputs_TK: Array) -> InputStatistics:
-        if _EXPERT in module:
+        if EXPERTS in module:
             return InputStatistics.of(inputs_TK, inputs_TK)  # in the source, other tokens came to this one
         writes = module in (*_ATTENTION_WRITERS, _FEED_FORWARD_WRITER)
         return InputStatistics.of(self._source[module], inputs_TK, self._lacking_TD if writes else None)

@@ -16,10 +16,9 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack
 from edgelm_export.quantize.portions import by_rows, in_portions
-from edgelm_export.tensor_map import GATHERED, PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 
 FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_EXPERTS = ".experts."
 
 
 def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.floating]:
@@ -34,7 +33,7 @@ def keep_grid(checkpoint: Checkpoint, name: str) -> PackedWeight | NDArray[np.fl
         if name == PER_LAYER_EMBEDDING:
             return by_rows(shape, lambda rows: _rows_on_their_grid(checkpoint, name, rows))
         packed = on_its_grid(blocks, shape[1])
-        return in_8_bits(packed) if _EXPERTS in name else packed
+        return in_8_bits(packed) if EXPERTS in name else packed
     dtype = FLOAT_TYPES.get(checkpoint.stored_type(name))
     if dtype is None:
         return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, FALLBACK))
@@ -91,7 +90,7 @@ def weights_of_4_bits(checkpoint: Checkpoint) -> int:
     count = 0
     for name, shape in checkpoint.config.tensor_shapes().items():
         blocks = grids.get(checkpoint.stored_type(name)) if len(shape) == 2 else None
-        if blocks is not None and _has_place(blocks, name) and (_EXPERTS not in name or blocks.offsets is None):
+        if blocks is not None and _has_place(blocks, name) and (EXPERTS not in name or blocks.offsets is None):
             count += math.prod(shape)
     return count
 
