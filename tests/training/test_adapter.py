@@ -123,9 +123,12 @@ def test_an_adapter_that_learned_on_rows_in_another_order_is_not_merged(tiny_cha
     config["edgelm"]["model_type"] = "glm"
     (base / "config.json").write_text(json.dumps(config))
     matrices = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), matrices)
-    theirs.peft_config["default"].base_model_name_or_path = "zai-org/glm-4-9b-chat-hf"
-    theirs.save_pretrained(tmp_path / "adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), matrices).save_pretrained(
+        tmp_path / "adapter"
+    )
+    settings = tmp_path / "adapter/adapter_config.json"
+    named = {"base_model_name_or_path": "zai-org/glm-4-9b-chat-hf"}  # PEFT itself would ask the hub for it
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | named))
     with pytest.raises(CheckpointError, match=r"trained on zai-org/glm-4-9b-chat-hf\. .* the rows of q_proj stand"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", base=base)
     assert not (tmp_path / "merged").exists()
