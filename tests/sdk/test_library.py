@@ -320,6 +320,16 @@ def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
         library.find_source("large")
 
 
+def test_without_a_library_that_can_be_read_a_name_is_what_lies_here(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoint").mkdir()
+    library.root.parent.mkdir(parents=True, exist_ok=True)
+    library.root.write_text("a file")
+    assert library.find_source("checkpoint") == Path("checkpoint")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Set EDGELM_HOME to a folder of yours"):
+        library.find_source("other")
+
+
 def test_a_home_that_does_not_exist_is_an_error_that_names_the_variable(monkeypatch):
     monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
     with pytest.raises(ConfigError, match=r"EDGELM_HOME is '~nosuchuser/x': .* Set it to a folder of yours"):

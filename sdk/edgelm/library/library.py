@@ -147,7 +147,9 @@ class Library:
             )
 
     def _has(self, name: str) -> bool:
-        return bool(_NAME.fullmatch(name)) and any((self.root / kind / name).is_dir() for kind in ("models", "sources"))
+        with self._reading():
+            folders = (self.root / kind / name for kind in ("models", "sources"))
+            return bool(_NAME.fullmatch(name)) and any(folder.is_dir() for folder in folders)
 
     def has_package(self, name: str) -> bool:
         """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
@@ -232,7 +234,12 @@ class Library:
             exists = path.exists()
         if is_path(name_or_path):
             return path
-        name, sources = self.resolve(name_or_path), self.sources()
+        try:
+            name, sources = self.resolve(name_or_path), self.sources()
+        except ConfigError:
+            if exists:
+                return path  # without a library that can be read, a name is what lies here
+            raise
         if name in sources:
             return self.source_path(name)
         if exists:
