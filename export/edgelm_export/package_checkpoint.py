@@ -236,8 +236,9 @@ class _StoredTensors:
         return factors
 
     def _packed(self, name: str, rows: slice = ALL_ROWS) -> PackedWeight:
-        (stored, place), (N, K) = self._place(name), self._shapes[name]
+        stored, place = self._place(name)
         with self._laid_out(name):
+            N, K = self._shapes[name]
             if place == ALL_ROWS:
                 weight = self._stored_weight(name, stored, rows)
             else:

@@ -329,6 +329,16 @@ def test_such_a_package_is_read_back_and_kept_again(q4_1: GGUFCheckpoint, tmp_pa
             np.testing.assert_allclose(other, package.tensor(name), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_grid_of_what_is_no_matrix_is_refused(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
+    export_package(q4_1, tmp_path / "package", "keep")
+    package, norm = PackageCheckpoint(tmp_path / "package"), "model.norm.weight"
+    source = package._source
+    source._initializers[f"{norm}.scales"] = source._initializers[f"{MATRIX}.scales"]
+    source._grids[norm] = source._grids[MATRIX]
+    with pytest.raises(CheckpointError, match=f"{norm} laid out as this edgelm does not write it"):
+        package.tensor(norm)
+
+
 def test_sums_of_another_number_of_blocks_are_refused(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     export_package(q4_1, tmp_path / "package", "keep")
     package = PackageCheckpoint(tmp_path / "package")
