@@ -65,7 +65,7 @@ def integer_blocks(
     """Return a tensor on its own grid of 4 or 8 bits in blocks of 32, or None for a type that has another.
 
     MXFP4's sixteen values, doubled, are whole numbers up to 12, and what the IQ types look up is whole too: they take 8
-    bits. The scales of Q4_K and of the IQ types, products of two numbers, are rounded to float16, as all of a package.
+    bits. The scales of Q4_K, products of two numbers, are rounded to float16; those of the IQ types are kept.
 
     Raises:
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.

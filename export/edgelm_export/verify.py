@@ -32,6 +32,7 @@ _LARGE, _WINDOW_TOKENS_OF_LARGE = 10**9, 64
 # Logits of so many tokens are computed and compared at once: of a whole window, each array of them would be new memory.
 _ROWS_AT_ONCE = 32
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
+_ROUNDINGS = 1e-6  # nats that float32 may lose, also where a recipe lets the perplexity grow by nothing
 # From what size an array's memory is given back as soon as it is freed: here, that of matrices, and not of temporaries
 # that are made thousands of times; beside the package, all that numpy makes.
 MATRIX_BYTES, _BESIDE_PACKAGE = 4 << 20, 1 << 17
@@ -144,7 +145,7 @@ def check_quality(quality: Quality, precision: Precision) -> None:
             f"{quality.source_perplexity:.2f}: {ratio:.3f} times, and {precision.perplexity_bound} is the bound. "
             "Nothing was written. Export with more bits (--precision int8 or fp32), or check the source."
         )
-    divergence, most = quality.mean_kl_divergence, math.log(precision.perplexity_bound)
+    divergence, most = quality.mean_kl_divergence, max(math.log(precision.perplexity_bound), _ROUNDINGS)
     if precision.in_floats and not divergence <= most:
         raise VerificationError(
             f"The {precision.name} package computes something else than its source: their predictions diverge by "
