@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,15 @@ def test_a_path_that_leads_up_has_no_configs_from_below(folder: Path) -> None:
     found = find_foreign_graph(folder / "onnx" / "..")
     assert found is not None
     assert (found.folder, found.graph) == (folder.resolve(), Path("model.onnx"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not every user may make links there")
+def test_a_graph_on_another_disk_has_the_configs_beside_the_link(folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder / "onnx", tmp_path / "disk")
+    (folder / "onnx").symlink_to(tmp_path / "disk")
+    found = find_foreign_graph(folder)
+    assert found is not None
+    assert (found.folder, found.graph) == (folder, Path("onnx/model.onnx"))
 
 
 def with_input(name: str, type_: int = onnx.TensorProto.FLOAT) -> Callable[[onnx.ModelProto], onnx.ModelProto]:

@@ -351,6 +351,24 @@ def test_an_answer_does_not_go_on_with_a_cache_that_another_one_has_gone_on_with
     assert join(model.stream("The sea", config, cache=cache)).text == model.generate("The sea", config).text
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+def test_guesses_of_an_answer_that_is_left_take_nothing_from_the_next_one(model: LanguageModel, is_read: bool) -> None:
+    config, cache = GenerationConfig(max_new_tokens=40, ignore_eos=True), model.new_cache()
+    alone = model.generate("A stone", config).token_ids
+    left = model.stream("The sea is " * 12, config.replace(speculation="prompt_lookup"), cache=cache)
+    for _ in range(3):
+        next(left)
+    other, ids = model.stream("A stone", config, cache=cache), list[int]()
+    ids += next(other).token_ids
+    if is_read:
+        with pytest.raises(EdgeLMError, match="Another answer has gone on with the cache of this one"):
+            next(left)
+    left.close()
+    for chunk in other:
+        ids += chunk.token_ids
+    assert tuple(ids) == alone
+
+
 def test_a_cache_that_another_thread_computes_with_is_refused(model: LanguageModel) -> None:
     cache, is_in, may_go_on = model.new_cache(), threading.Event(), threading.Event()
 

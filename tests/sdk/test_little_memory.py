@@ -93,6 +93,7 @@ def test_the_limits_of_control_groups_are_read(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(available_memory, "_GROUPS", tmp_path / "fs")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert available_memory.memory_within_limits() == left
+    assert available_memory.memory_limit() == (None if left is None else 900)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nobody says how much a process has")
@@ -116,9 +117,9 @@ def test_limits_bound_what_is_free_and_swap_is_told_apart(monkeypatch: pytest.Mo
         assert available_memory.available_memory(with_swap=True) == with_swap << 10
 
 
-def test_an_engine_takes_a_quarter_of_what_the_limits_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_takes_a_quarter_of_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = scripted_model("Fine.")
-    monkeypatch.setattr(engine_module, "memory_within_limits", lambda: 400 * bytes_per_token(model.config))
+    monkeypatch.setattr(engine_module, "memory_limit", lambda: 400 * bytes_per_token(model.config))
     with (
         Engine(model) as engine,
         pytest.raises(ContextLengthError, match=r"103 tokens of prompt and answer take \d+ bytes .* the engine has"),

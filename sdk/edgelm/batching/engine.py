@@ -21,7 +21,7 @@ from edgelm.decoding.answer import Answer, join
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
-from edgelm.memory.available_memory import memory_within_limits
+from edgelm.memory.available_memory import memory_limit
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import bytes_per_token
@@ -33,8 +33,8 @@ class EngineOptions:
     """How much an engine takes on.
 
     max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
-    values of the requests at work; None takes a quarter of the machine's memory, or of what a container and `ulimit -v`
-    leave of it. Where they do not fit, the least and youngest request waits and is computed again later. What
+    values of the requests at work; None takes a quarter of the machine's memory, or of the limit of a container or of
+    `ulimit -v`. Where they do not fit, the least and youngest request waits and is computed again later. What
     `LanguageModel.prefixes` keeps has a budget of its own. max_unread: texts of an answer (its chunks,
     log-probabilities and their alternatives) that its reader may leave unread. Beyond, it gives its place to others,
     and goes on when all is read; None lets it go on to its end.
@@ -243,9 +243,10 @@ def generate_batch(
     if len(configs) != len(prompts):
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
     asked = list(zip(prompts, configs, strict=True))
-    answers = [model.answer(prompt, own) for prompt, own in asked]  # refuses a bad one before the others are begun
+    # Refuses a bad one before the others are begun.
+    fits = [_fits_a_row(model.answer(prompt, own), model.config) for prompt, own in asked]
     options = EngineOptions(max_batch=max_batch, max_queue=len(prompts))
-    together = [i for i, answer in enumerate(answers) if _fits_a_row(answer, model.config)]
+    together = [i for i, fits_a_row in enumerate(fits) if fits_a_row]
     done: dict[int, Completion] = {}
     if together:
         with Engine(model, options) as engine:
@@ -266,5 +267,5 @@ def _quarter_of_memory() -> int:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         memory = 8 << 30
-    within_limits = memory_within_limits()
-    return (memory if within_limits is None else min(memory, within_limits)) // 4
+    limit = memory_limit()
+    return (memory if limit is None else min(memory, limit)) // 4

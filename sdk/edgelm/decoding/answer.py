@@ -127,8 +127,6 @@ class Answer:
                     return
                 yield chunk
         finally:
-            if cache.user is not user:
-                self._computed_together = 0  # what is in the cache by now is none of this prompt
             chunks.close()
 
     def _chunks(
@@ -136,6 +134,7 @@ class Answer:
     ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         cache = session.new_cache() if given is None else given
+        user = cache.user
         cache.use_adapter(self.config.adapter)
         cache.read_source(self.source_ids)
         together = computed_together(session, cache, self.prompt_ids)
@@ -164,7 +163,8 @@ class Answer:
         except MemoryError as error:
             raise out_of_memory(error) from error
         finally:
-            prefixes.keep(cache, self._computed_together, is_spent=given is None)
+            if cache.user is user:  # else what is in the cache by now is another answer's
+                prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"

@@ -132,7 +132,7 @@ def speculate(
 
     What was guessed wrong leaves the cache again. Tokens that a constraint forces are computed as `decode` does it.
     """
-    limit = session.config.max_position_embeddings
+    limit, user = session.config.max_position_embeddings, cache.user
     token_id = sampler.sample(logits_V)
     yield token_id, logits_V
     while cache.length < limit and not (cancel is not None and cancel.is_set()):
@@ -153,7 +153,8 @@ def speculate(
                     break
                 length += 1
         finally:
-            cache.truncate(length)
+            if cache.user is user:  # else another answer has gone on with it
+                cache.truncate(length)
 
 
 def _longest_guess(session: Decoder, cache: KVCache, exact: bool) -> int:

@@ -52,11 +52,22 @@ def memory_within_limits() -> int | None:
     """Return how many bytes the limits of this process leave it: those of its control groups, as of a container, and of
     its address space (`ulimit -v`). None without any.
     """
-    return min((*_left_to_groups(), *_left_of_address_space()), default=None)
+    return min((max(0, limit - used) for limit, used in _limits()), default=None)
 
 
-def _left_to_groups() -> Iterator[int]:
-    """Yield what is left to this process's groups, and to those around them; memory that holds files is given back."""
+def memory_limit() -> int | None:
+    """Return the least of those limits, whatever is taken of it by now; None without any."""
+    return min((limit for limit, _ in _limits()), default=None)
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield limits, and what is used of each."""
+    yield from _limits_of_groups()
+    yield from _limit_of_address_space()
+
+
+def _limits_of_groups() -> Iterator[tuple[int, int]]:
+    """Yield those of this process's groups, and of those around them; memory that holds files is given back."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -68,22 +79,22 @@ def _left_to_groups() -> Iterator[int]:
         own = PurePosixPath(path.lstrip("/"))
         for group in (own, *own.parents):  # a container may see its own group alone, as the outermost
             with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
-                yield from _left_to_group(_KINDS[controllers], group)
+                yield from _limit_of_group(_KINDS[controllers], group)
 
 
-def _left_to_group(kind: _GroupFiles, group: PurePosixPath) -> Iterator[int]:
+def _limit_of_group(kind: _GroupFiles, group: PurePosixPath) -> Iterator[tuple[int, int]]:
     folder = _GROUPS / kind.folder / group
     limit = int((folder / kind.limit).read_text())
     if limit < _NO_LIMIT:
         stat = (folder / "memory.stat").read_text()
         cached = re.findall(rf"^{kind.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
-        yield max(0, limit - int((folder / kind.used).read_text()) + sum(map(int, cached)))
+        yield limit, int((folder / kind.used).read_text()) - sum(map(int, cached))
 
 
-def _left_of_address_space() -> Iterator[int]:
+def _limit_of_address_space() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ImportError, OSError):  # Windows has no such limit
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
-            yield max(0, limit - int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE)
+            yield limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE

@@ -80,7 +80,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _beside(file: Path) -> ForeignGraph | None:
     """Return a graph with the folder of its configs: its own, or the one above."""
-    folder = file.parent.resolve()  # not the file: a link in its place is told when it is opened
+    folder = file.parent.absolute()  # also where a link leads to another disk: the configs lie beside the link
+    if ".." in folder.parts:  # which are of the folder that is meant, not of the one that it leads through
+        folder = folder.resolve()
     file = folder / file.name
     for candidate in (folder, folder.parent):
         if (candidate / GENAI_CONFIG).is_file() or (candidate / HF_CONFIG).is_file():
