@@ -325,7 +325,8 @@ class LanguageModel:
         time; what it holds of the prompt is not computed again, and it holds prompt and answer afterwards.
 
         Raises:
-            ContextLengthError: the prompt does not fit the model's context or the memory, or has no tokens.
+            ContextLengthError: the prompt does not fit the model's context, or has no tokens.
+            OutOfMemoryError: its keys and values do not fit the memory.
             TokenizerError: a token id is none of the model's.
             ConfigError: as from `answer`; or the cache is none, or one of another model, or `cancel` is no event.
             EdgeLMError: while it is read, another answer is computed with the cache, or was since the last chunk.

@@ -144,9 +144,7 @@ def test_what_cannot_fit_the_memory_is_refused_before_it_starts(
     assert isinstance(model.session, ScriptedDecoder)
     left = 80 * bytes_per_token(model.config)
     monkeypatch.setattr(kv_cache, "available_memory", lambda **_: left)
-    with pytest.raises(
-        ContextLengthError, match=rf"\d+ tokens take \d+ more bytes .*; {left} bytes of memory are left"
-    ):
+    with pytest.raises(OutOfMemoryError, match=rf"\d+ tokens take \d+ more bytes .*; {left} bytes of memory are left"):
         ask(model)
     assert model.session.forwarded == []
 
@@ -283,7 +281,7 @@ def test_a_request_that_there_is_no_row_for_waits_for_the_others(
 def test_a_cache_tells_how_many_tokens_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = KVCache(edgelm.ModelConfig.load(tiny_model_path()))
     monkeypatch.setattr(kv_cache, "available_memory", lambda **_: 0)
-    with pytest.raises(ContextLengthError, match=r"9 tokens take \d+ more bytes of keys and values; 0 bytes"):
+    with pytest.raises(OutOfMemoryError, match=r"9 tokens take \d+ more bytes of keys and values; 0 bytes"):
         cache.reserve(9)
     monkeypatch.setattr(kv_cache, "available_memory", lambda **_: None)
     cache.reserve(9)

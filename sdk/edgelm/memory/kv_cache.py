@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgelm.arguments import as_path
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.errors import ConfigError, ContextLengthError, OutOfMemoryError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
 from edgelm.memory.available_memory import available_memory
@@ -248,7 +248,7 @@ class KVCache:
         """Make room for `length` tokens in all; what is cached stays.
 
         Raises:
-            ContextLengthError: `length` is more than the model's context, or as from `check_room`.
+            ContextLengthError: `length` is more than the model's context.
             OutOfMemoryError: there is no memory for it.
         """
         if length <= self.capacity:
@@ -273,13 +273,13 @@ class KVCache:
         """Check that this process can have the memory for `length` tokens in all, before any of them is computed.
 
         Raises:
-            ContextLengthError: it cannot.
+            OutOfMemoryError: it cannot.
         """
         held = most_bytes(self.config, self.capacity) if self.capacity else 0
         wanted = most_bytes(self.config, length) - held
         available = available_memory(with_swap=True)
         if available is not None and wanted > available:
-            raise ContextLengthError(
+            raise OutOfMemoryError(
                 f"{length} tokens take {wanted} more bytes of keys and values; {available} bytes of memory are left. "
                 "Shorten the text, or free memory: prefixes.clear() of the model, or less beside it."
             )
