@@ -31,9 +31,7 @@ _SHARED = frozenset(
 )  # fmt: skip
 _EXPERTS = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"})
 _WINDOWS = frozenset({"sliding_window", "layer_types"})
-_SHARED_EXPERTS = _EXPERTS | {
-    "shared_expert_intermediate_size", "layers_without_experts", "routed_scaling_factor",
-}  # fmt: skip
+_SHARED_EXPERTS = _EXPERTS | {"shared_expert_intermediate_size", "layers_without_experts", "routed_scaling_factor"}
 _SIGMOIDS = {"scoring_func": "sigmoid", "expert_choice_bias": True}
 _MULTIPLIERS = frozenset({"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"})
 _OF_ATTENTION = frozenset({"attention_bias", "attention_output_bias"})
