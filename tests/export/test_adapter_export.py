@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from exported_adapters import IDS, Exported, merged_logits, our_logits
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -36,6 +36,18 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
+
+
+def check_beside_package(adapted: PeftModel, package: Path, folder: Path) -> None:
+    """Save an adapter as PEFT does, export it for a package, and compare what they compute."""
+    adapted.save_pretrained(folder / "peft")
+    with torch.no_grad():
+        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
+    export_adapter(folder / "peft", package, folder / "adapter")
+    model = edgelm.load(package)
+    model.load_adapter(folder / "adapter")
+    assert np.abs(our_logits(model, None) - expected).max() > 0.1
+    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("transforms", [(), ("smooth",)])
@@ -60,14 +72,7 @@ def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
         export_package(source, tmp_path / "pkg", floats, calibration=CalibrationOptions(max_tokens=256))
     config = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config).eval()
-    adapted.save_pretrained(tmp_path / "peft")
-    with torch.no_grad():
-        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
-    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "adapter")
-    model = edgelm.load(tmp_path / "pkg")
-    model.load_adapter(tmp_path / "adapter")
-    assert np.abs(our_logits(model, None) - expected).max() > 0.1
-    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
 
 
 def test_an_adapter_whose_rows_are_in_another_order_is_refused(
@@ -84,18 +89,10 @@ def test_an_adapter_whose_rows_are_in_another_order_is_refused(
         CheckpointError, match=r"trained on .*/hf\. In .* a helium is published in, the rows of q_proj stand"
     ):
         export_adapter(tmp_path / "queries", tmp_path / "pkg", tmp_path / "out")
-    import_checkpoint(
-        tmp_path / "hf", tmp_path / "ckpt"
-    )  # which transformers opens as a Llama, and whose rows are ours
+    # transformers opens what import writes as a Llama, and its rows are ours.
+    import_checkpoint(tmp_path / "hf", tmp_path / "ckpt")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "ckpt"), queries).eval()
-    adapted.save_pretrained(tmp_path / "ours")
-    with torch.no_grad():
-        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
-    export_adapter(tmp_path / "ours", tmp_path / "pkg", tmp_path / "adapter")
-    model = edgelm.load(tmp_path / "pkg")
-    model.load_adapter(tmp_path / "adapter")
-    assert np.abs(our_logits(model, None) - expected).max() > 0.1
-    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
 
 
 def test_families_whose_rows_are_in_another_order_are_those_of_the_exporters_table() -> None:
