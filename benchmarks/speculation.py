@@ -6,6 +6,7 @@ docs/results/speculation.md has what came out, and what was tried besides.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -14,7 +15,7 @@ from statistics import median
 import click
 
 import edgelm
-from edgelm import GenerationConfig, LanguageModel, PrefixCache, SessionOptions
+from edgelm import Engine, GenerationConfig, LanguageModel, PrefixCache, SessionOptions
 from edgelm.decoding.generate import prefill
 from edgelm.runtime.single_steps import MOST_ROWS
 from prepare import prepare_models
@@ -26,6 +27,9 @@ LENGTHS = (1, 2, 4, 8, 16)
 # Passages of Python's language reference, which is installed with it.
 PASSAGES = ("assert", "while", "return")
 PASSAGE_CHARACTERS = 700
+# Of the requests in company, which the same text would answer alike.
+COMPANY = ("assert", "while", "return", "import", "raise", "global", "lambda", "for")
+REQUESTS = (2, 4, 8)
 # What is asked about a passage; the last two repeat nothing, or nearly so.
 TASKS = {
     "rewriting": "Repeat the following text exactly, word for word:\n\n{passage}",
@@ -63,16 +67,20 @@ def measure_steps(model: LanguageModel, rounds: int) -> dict[str, dict[int, floa
             taken = timed(lambda piece=piece: session.forward(piece, cache, all_logits=True))
             times["as one call"].setdefault(length, []).append(taken)
             cache.truncate(FILLED)
-            if length <= session.most_single_steps(exact):
+            if length <= session.most_single_steps():
                 taken = timed(lambda piece=piece: session.forward_single_steps(piece, exact))
                 times["exact"].setdefault(length, []).append(taken)
                 exact.truncate(FILLED)
     return {way: {length: median(taken[1:]) for length, taken in of.items()} for way, of in times.items()}
 
 
-def answer(model: LanguageModel, task: str, topic: str, mode: str, new_tokens: int) -> Rate:
+def prompt_of(model: LanguageModel, task: str, topic: str) -> list[int]:
     passage = " ".join(topics[topic].split())[:PASSAGE_CHARACTERS]
-    prompt = model.encode_chat([{"role": "user", "content": TASKS[task].format(passage=passage, topic=topic)}])
+    return model.encode_chat([{"role": "user", "content": TASKS[task].format(passage=passage, topic=topic)}])
+
+
+def answer(model: LanguageModel, task: str, topic: str, mode: str, new_tokens: int) -> Rate:
+    prompt = prompt_of(model, task, topic)
     completion = model.generate(prompt, MODES[mode].replace(max_new_tokens=new_tokens, ignore_eos=False))
     timings = completion.timings
     tokens = max(1, timings.decode_tokens)
@@ -94,6 +102,31 @@ def measure_tasks(model: LanguageModel, rounds: int, new_tokens: int) -> dict[tu
     return pairs
 
 
+def measure_company(model: LanguageModel, rounds: int, new_tokens: int) -> dict[tuple[str, int], list[float]]:
+    """How much faster so many requests at once are answered with guesses than without, by task and requests."""
+    speedups: dict[tuple[str, int], list[float]] = {}
+    with Engine(model) as engine:
+
+        def take(task: str, requests: int, mode: str) -> float:
+            config = MODES[mode].replace(max_new_tokens=new_tokens, ignore_eos=False)
+            prompts = [prompt_of(model, task, topic) for topic in COMPANY[:requests]]
+            for prompt in prompts:  # keeps the prompts' beginnings
+                edgelm.join(engine.submit(prompt, config.replace(max_new_tokens=1)))
+            started = time.perf_counter()
+            answers = [edgelm.join(each) for each in [engine.submit(prompt, config) for prompt in prompts]]
+            tokens = sum(answer.usage.completion_tokens for answer in answers)
+            return 1000 * (time.perf_counter() - started) / tokens
+
+        for requests in REQUESTS:
+            take("rewriting", requests, "lookup")  # learns the costs of steps
+        for _ in range(rounds):
+            for task in ("rewriting", "summarizing with quotations", "open text"):
+                for requests in REQUESTS:
+                    ratio = take(task, requests, "plain") / take(task, requests, "lookup")
+                    speedups.setdefault((task, requests), []).append(ratio)
+    return speedups
+
+
 @click.command()
 @click.argument("package", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", default=5, show_default=True, help="Of each measurement.")
@@ -102,9 +135,10 @@ def main(package: Path | None, rounds: int, new_tokens: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
     model = edgelm.load(package or prepare_models() / "edgelm-int8", SessionOptions(threads=THREADS))
     model.prefixes = PrefixCache(model.config, 1 << 30, answers=False)  # computes each prompt once
-    probe_ms = timed(lambda: model.session.most_single_steps(model.session.new_cache()))
+    probe_ms = timed(lambda: model.session.most_single_steps())
     steps = measure_steps(model, 4 * rounds)
     pairs = measure_tasks(model, rounds, new_tokens)
+    company = measure_company(model, rounds, new_tokens)
     command = f"speculation.py --rounds {rounds} --new-tokens {new_tokens}"
     print_heading("Guessed tokens", model, command)
     print("| task | prompt lookup, to the plain loop | in exact mode | tokens guessed right |\n|---|---|---|---|")
@@ -119,7 +153,11 @@ def main(package: Path | None, rounds: int, new_tokens: int) -> None:
     print(
         f"\nA step of one token took {steps['as one call'][1]:.1f} ms; to try exact steps of up to {MOST_ROWS} tokens,"
     )
-    print(f"once for the model, {probe_ms:.0f} ms.")
+    print(f"once for the model, {probe_ms:.0f} ms.\n")
+    print_row(["requests at once, with guesses to without", *map(str, REQUESTS)])
+    print("|---" * (len(REQUESTS) + 1) + "|")
+    for task in dict.fromkeys(task for task, _ in company):
+        print_row([task, *(spread(company[task, requests]) for requests in REQUESTS)])
 
 
 def print_row(cells: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What tests of guessed tokens share: a model that guesses whenever it can, and texts that repeat themselves."""
+"""What tests of guessed tokens share: a model that guesses whenever it can, and requests that repeat themselves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import edgelm
 from edgelm.decoding.draft_length import StepCosts
+from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import SessionOptions
@@ -30,7 +31,7 @@ class FixedCosts(StepCosts):
 
 def eager(model: LanguageModel) -> LanguageModel:
     """Make a model guess whenever it can, and keep nothing between answers."""
-    model.step_costs = model.exact_step_costs = FixedCosts()
+    model.step_costs = model.row_costs = FixedCosts()
     model.prefixes = PrefixCache(model.config, 0)
     return model
 
@@ -46,3 +47,27 @@ def repetitive(draw: random.Random, length: int) -> list[int]:
     while len(ids) < length:
         ids += draw.choice(pieces)
     return ids[:length]
+
+
+def configs(count: int, seed: int) -> list[tuple[list[int], GenerationConfig]]:
+    """Greedy and drawn, with penalties, stops, processors, log-probabilities, and a window of repetitions."""
+    draw = random.Random(seed)
+    return [
+        (
+            repetitive(draw, draw.choice([1, 2, 20, 127, 128, 200])),
+            GenerationConfig(
+                max_new_tokens=draw.randint(1, 60),
+                ignore_eos=draw.random() < 0.8,
+                temperature=(temperature := draw.choice([0.0, 0.0, 0.2, 1.0])),
+                top_p=draw.choice([1.0, 0.9]),
+                repetition_penalty=draw.choice([1.0, 1.0, 1.1]),
+                dry_multiplier=draw.choice([0.0, 0.0, 0.5]),
+                mirostat_tau=draw.choice([0.0, 0.0, 3.0]) if temperature else 0.0,
+                stop_token_ids=tuple(draw.sample(range(320), 2)),
+                stop=draw.choice([(), ("ea",)]),
+                logprobs=draw.choice([None, 2]),
+                seed=i,
+            ),
+        )
+        for i in range(count)
+    ]

@@ -137,7 +137,7 @@ class LanguageModel:
         self.manifest = manifest
         # What a decoder computes hangs on the source text that its encoder has read.
         self.prefixes = PrefixCache(session.config, DEFAULT_BYTES if session.config.encoder is None else 0)
-        self.step_costs, self.exact_step_costs = StepCosts(), StepCosts()
+        self.step_costs, self.row_costs = StepCosts(), StepCosts()  # of tokens in one call, and of as many rows
         self.adapters: dict[str, AdapterManifest] = {}
 
     def __repr__(self) -> str:
@@ -306,7 +306,7 @@ class LanguageModel:
                 )
         drafter = PromptLookup() if isinstance(config.speculation, str) else DraftModel(config.speculation, self)
         exact = config.exact_speculation
-        return Speculator(drafter, self.exact_step_costs if exact else self.step_costs, exact=exact)
+        return Speculator(drafter, self.row_costs if exact else self.step_costs, exact=exact)
 
     def stream(
         self,

@@ -1,7 +1,6 @@
 """Several tokens in one call with the bits of single calls: the memory, the fallback, and the bits."""
 
 import dataclasses
-import gc
 import os
 import random
 from pathlib import Path
@@ -16,8 +15,7 @@ import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVBatch
-from edgelm.memory.kv_cache import GROWTH_STEP, KVCache
-from edgelm.memory.mirrored_memory import mirrored_zeros
+from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.runtime import single_steps
 from edgelm.runtime.session import DecoderSession, SessionOptions
 from edgelm.runtime.single_steps import MOST_ROWS, SingleSteps
@@ -49,73 +47,26 @@ def random_ids(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, 320, length).tolist()
 
 
-@needs_mirrors
-def test_what_is_written_into_one_row_of_mirrored_memory_is_in_all() -> None:
-    rows = mirrored_zeros((2, 128, 16), 3)
-    assert rows.shape == (3, 2, 128, 16)
-    assert not rows.any()
-    rows[1, 0, 5] = 7.0
-    np.testing.assert_array_equal(rows[0], rows[1])
-    np.testing.assert_array_equal(rows[2], rows[1])
-    assert rows[2, 0, 5].tolist() == [7.0] * 16
-
-
-@needs_mirrors
-def test_mirrored_memory_is_given_back_with_the_last_array_that_looks_at_it() -> None:
-    def mappings() -> int:
-        return sum("memfd:edgelm" in line for line in Path("/proc/self/maps").read_text().splitlines())
-
-    before, descriptors = mappings(), len(os.listdir("/proc/self/fd"))
-    rows = mirrored_zeros((1, 1024), 4)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    view = rows[0]
-    del rows
-    assert mappings() == before + 4
-    view[:] = 1.0
-    del view
-    gc.collect()
-    assert mappings() == before
-
-
-@needs_mirrors
-def test_mirrored_memory_holds_what_a_cache_does() -> None:
-    rows = mirrored_zeros((1, 128, 32), 2, np.int8)
-    rows[0] = np.arange(32)
-    np.testing.assert_array_equal(rows[1], np.broadcast_to(np.arange(32, dtype=np.int8), (1, 128, 32)))
-
-
-@needs_mirrors
-def test_rows_that_are_not_whole_pages_are_refused() -> None:
-    with pytest.raises(OSError, match=r"12 bytes are not whole pages of \d+\."):
-        mirrored_zeros((3,), 2)
-
-
 def test_a_system_without_mirrored_memory_is_told(monkeypatch: pytest.MonkeyPatch, session: DecoderSession) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    with pytest.raises(OSError, match="needs memfd_create"):
-        mirrored_zeros((1024,), 2)
     own = load(tiny_model_path())
-    assert own.most_single_steps(own.new_cache()) == 1
+    assert own.most_single_steps() == 1
     check_bits(own, 5)
 
 
 @needs_mirrors
-def test_memory_that_is_refused_half_way_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_refused_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     session = load(tiny_model_path(), threads=1)
     cache = session.new_cache()
-    assert session.most_single_steps(cache) == MOST_ROWS
+    assert session.most_single_steps() == MOST_ROWS
     session.forward(random_ids(20), cache)
-    layers = iter([mirrored_zeros, mirrored_zeros])
 
-    def refuse(shape: tuple[int, ...], times: int, dtype: np.dtype) -> np.ndarray:
-        make = next(layers, None)
-        if make is None:
-            raise OSError("no memory")
-        return make(shape, times, dtype)
+    def refuse(*_: object) -> NoReturn:
+        raise OSError("no memory")
 
-    monkeypatch.setattr(single_steps, "mirrored_zeros", refuse)
+    monkeypatch.setattr(single_steps, "MirroredBuffers", refuse)
     rows_TV = session.forward_single_steps(random_ids(4, seed=1), cache)
-    assert session.most_single_steps(cache) == 1
+    assert session.most_single_steps() == 1
     alone = session.new_cache()
     session.forward(random_ids(20), alone)
     single_TV = np.concatenate([session.forward((id_,), alone).copy() for id_ in random_ids(4, seed=1)])
@@ -124,7 +75,7 @@ def test_memory_that_is_refused_half_way_leaves_the_cache_as_it_was(monkeypatch:
 
 @needs_mirrors
 def test_the_tiny_model_steps_as_many_tokens_at_once_as_there_are_rows(session: DecoderSession) -> None:
-    assert session.most_single_steps(session.new_cache()) == MOST_ROWS
+    assert session.most_single_steps() == MOST_ROWS
 
 
 @needs_mirrors
@@ -132,7 +83,7 @@ def test_a_cache_that_changes_its_adapter_steps_with_its_own(tmp_path: Path) -> 
     model = edgelm.load(tiny_model_path(), SessionOptions(threads=1))
     session, ids = model.session, random_ids(24)
     cache = session.new_cache()
-    assert session.most_single_steps(cache) == MOST_ROWS
+    assert session.most_single_steps() == MOST_ROWS
 
     def check(adapter: str | None) -> None:
         alone = session.new_cache()
@@ -190,7 +141,7 @@ def test_keys_and_values_in_int8_are_stepped_together_too(tmp_path: Path) -> Non
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
     export_package(checkpoint, tmp_path / "package", PRECISIONS["fp32"].with_int8_cache())
     session = load(tmp_path / "package")
-    assert session.most_single_steps(session.new_cache()) == MOST_ROWS
+    assert session.most_single_steps() == MOST_ROWS
     check_bits(session, 0)
 
 
@@ -207,10 +158,10 @@ def soft_capped(tmp_path: Path) -> DecoderSession:
 
 
 def test_where_rows_may_not_see_each_other_tokens_are_stepped_alone(soft_capped: DecoderSession) -> None:
-    assert soft_capped.most_single_steps(soft_capped.new_cache()) == 1
+    assert soft_capped.most_single_steps() == 1
     check_bits(soft_capped, 3)
     threads = load(tiny_model_path(), threads=3)  # more than its heads: a token alone is split among them
-    assert threads.most_single_steps(threads.new_cache()) == 1
+    assert threads.most_single_steps() == 1
 
 
 def never_bound(*_: object) -> NoReturn:
@@ -220,14 +171,13 @@ def never_bound(*_: object) -> NoReturn:
 def test_where_there_is_nothing_to_try_tokens_are_stepped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.load(tiny_model_path())
     short = dataclasses.replace(config, max_position_embeddings=16)
-    assert SingleSteps(short, 1, never_bound).most(KVCache(short)) == 1
+    assert SingleSteps(short, 1, never_bound).most() == 1
     monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
-    assert SingleSteps(config, 1, never_bound).most(KVCache(config)) == 1
+    assert SingleSteps(config, 1, never_bound).most() == 1
 
 
 def test_a_row_of_a_batch_is_stepped_alone(session: DecoderSession) -> None:
     row = KVBatch(session.config).add()
-    assert session.most_single_steps(row) == 1
     alone = session.new_cache()
     rows_TV = session.forward_single_steps(random_ids(3), row)
     np.testing.assert_array_equal(rows_TV[-1:], np.concatenate([

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_model import make_checkpoint
-from speculating import FixedCosts, eager, load, repetitive
+from speculating import FixedCosts, configs, eager, load, repetitive
 
 import edgelm
-from edgelm import Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm import Constraint, GenerationConfig, LanguageModel
 from edgelm.decoding.generate import prefill
 from edgelm.decoding.sampling import Sampler
 from edgelm.decoding.speculation import Speculator, speculate
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig as Config
-from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KVCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -47,30 +47,6 @@ class Guesses:
 
     def guess(self, count: int) -> list[int]:
         return self._ids[:count]
-
-
-def configs(count: int, seed: int) -> list[tuple[list[int], GenerationConfig]]:
-    """Greedy and drawn, with penalties, stops, processors, log-probabilities, and a window of repetitions."""
-    draw = random.Random(seed)
-    return [
-        (
-            repetitive(draw, draw.choice([1, 2, 20, 127, 128, 200])),
-            GenerationConfig(
-                max_new_tokens=draw.randint(1, 60),
-                ignore_eos=draw.random() < 0.8,
-                temperature=(temperature := draw.choice([0.0, 0.0, 0.2, 1.0])),
-                top_p=draw.choice([1.0, 0.9]),
-                repetition_penalty=draw.choice([1.0, 1.0, 1.1]),
-                dry_multiplier=draw.choice([0.0, 0.0, 0.5]),
-                mirostat_tau=draw.choice([0.0, 0.0, 3.0]) if temperature else 0.0,
-                stop_token_ids=tuple(draw.sample(range(320), 2)),
-                stop=draw.choice([(), ("ea",)]),
-                logprobs=draw.choice([None, 2]),
-                seed=i,
-            ),
-        )
-        for i in range(count)
-    ]
 
 
 def check_exact(model: LanguageModel, prompt: Sequence[int], config: GenerationConfig, speculation: object) -> int:
@@ -288,53 +264,6 @@ def test_a_draft_that_has_to_read_before_it_is_tried_again_reads_on_with_each_st
     assert [later - earlier for earlier, later in itertools.pairwise(steps)][-2:] == [259, 259]
     assert called[-4:] == list(range(steps[-1] - 3, steps[-1] + 1))
     assert speculator.drafted == len(steps)
-
-
-def test_a_lone_request_of_an_engine_speculates_and_others_beside_it_do_not_change_it(model: LanguageModel) -> None:
-    prompt = repetitive(random.Random(8), 90)
-    config = GenerationConfig(max_new_tokens=50, ignore_eos=True)
-    guessing = config.replace(speculation="prompt_lookup")
-    plain = model.generate(prompt, config)
-    with Engine(model) as engine:
-        alone = edgelm.decoding.answer.join(engine.submit(prompt, guessing))
-        together = [engine.submit(prompt, guessing) for _ in range(3)]
-        answers = [edgelm.decoding.answer.join(generation) for generation in together]
-        exact = edgelm.decoding.answer.join(engine.submit(prompt, guessing.replace(exact_speculation=True)))
-    assert alone.timings.drafted_tokens >= alone.timings.accepted_tokens > 5
-    # The tiny model is plain float32: no near tie turns on a difference of 1e-6.
-    assert {answer.token_ids for answer in [alone, exact, *answers]} == {plain.token_ids}
-    assert exact.timings.drafted_tokens == 0  # a row of an engine is computed alone in exact mode
-
-
-@pytest.mark.parametrize("room", range(150, 166))
-def test_guesses_fill_the_memory_of_an_engine_to_the_token_that_plain_ones_do(model: LanguageModel, room: int) -> None:
-    prompt, config = repetitive(random.Random(8), 90), GenerationConfig(ignore_eos=True)
-    with Engine(model, EngineOptions(max_kv_bytes=room * bytes_per_token(model.config))) as engine:
-        plain, guessed = (
-            edgelm.join(engine.submit(prompt, config.replace(speculation=speculation)))
-            for speculation in (None, "prompt_lookup")
-        )
-    assert guessed.timings.accepted_tokens > 5
-    assert guessed.token_ids == plain.token_ids
-    assert (guessed.finish_reason, len(plain.token_ids)) == ("length", room - 90 + 1)
-
-
-def test_requests_of_an_engine_speculate_with_stops_constraints_and_the_end_of_the_context(
-    model: LanguageModel,
-) -> None:
-    pytest.importorskip("llguidance")
-    cases = [
-        (prompt, config.replace(temperature=0.0, mirostat_tau=0.0, logprobs=None))
-        for prompt, config in configs(20, seed=4)
-    ]
-    cases.append((repetitive(random.Random(3), model.context_length - 20), GenerationConfig(ignore_eos=True)))
-    regex = Constraint.regex("(the sea is blue ){3}[0-9]{2,9}")
-    cases.append((model.tokenizer.encode("the sea is blue the sea is blue"), GenerationConfig(constraint=regex)))
-    with Engine(model) as engine:
-        for prompt, config in cases:
-            plain = model.generate(prompt, config)
-            got = edgelm.decoding.answer.join(engine.submit(prompt, config.replace(speculation="prompt_lookup")))
-            assert (got.token_ids, got.text, got.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
 
 
 @pytest.mark.real_model

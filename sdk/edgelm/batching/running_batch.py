@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,11 @@ from edgelm.batching.request import Request
 from edgelm.completion import FinishReason
 from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.context_shift import fitted
+from edgelm.decoding.draft_length import StepCosts, StepPlan
 from edgelm.decoding.generate import Decoder, compute_piece, computed_together
 from edgelm.errors import OutOfMemoryError
 from edgelm.memory.cache_layout import state_tokens
-from edgelm.memory.kv_batch import KVBatch, KVRow, longest_row
+from edgelm.memory.kv_batch import MOST_SHOWN, KVBatch, KVRow, longest_row
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 
@@ -32,8 +34,9 @@ class RunningBatch:
     those that lost them because the memory was full, the other counts are of tokens.
     """
 
-    def __init__(self, session: Decoder, prefixes: PrefixCache, max_tokens: int) -> None:
+    def __init__(self, session: Decoder, prefixes: PrefixCache, max_tokens: int, row_costs: StepCosts) -> None:
         self._session, self._prefixes, self._max_tokens = session, prefixes, max_tokens
+        self._row_costs = row_costs
         self._state_tokens = state_tokens(session.config)
         self._reset()
         self.put_back: list[Request] = []
@@ -145,7 +148,8 @@ class RunningBatch:
             while request.number in self._decoding and len(request.next_call) > 1:
                 self._compute_alone(request)
                 self._make_room()
-        if len(self.requests) == 1 and self._decoding and self._may_guess(lone := self.requests[0]):
+        lone = self.requests[0] if len(self.requests) == 1 and self._decoding else None
+        if lone is not None and self._may_guess(lone) and not lone.answer.config.exact_speculation:
             self._speculate(lone)
         elif self._batch.active:
             self._step_rows()
@@ -161,14 +165,55 @@ class RunningBatch:
             assert request.row is not None
             next_ids[request.row] = request.next_call[0]
         rows = self._batch.rows[: self._batch.active]
-        logits_BV = self._session.forward_rows([next_ids[row] for row in rows], self._batch)
-        logits_of = dict(zip(rows, logits_BV, strict=True))
+        guesses = self._guesses(rows)
+        bound, started = len(self._batch.bindings), time.perf_counter()
+        logits_NV = self._session.forward_rows([next_ids[row] for row in rows], self._batch, [*guesses.values()])
+        if guesses and len(self._batch.bindings) == bound:  # a step that binds says nothing of the next one's time
+            self._row_costs.add(len(logits_NV), time.perf_counter() - started)
+        logits_of = dict(zip(rows, logits_NV, strict=False))
+        behind = iter(logits_NV[len(rows) :])  # none where the system has not the memory for guesses
+        guessed = {row: [*zip(guess, behind, strict=False)] for row, guess in guesses.items()}
         for request in list(self._decoding.values()):
             assert request.row is not None
-            request.computed += 1
-            self._advance(request, logits_of[request.row])
+            self._take_step(request, logits_of[request.row], guessed.get(request.row, ()))
         for request, search in list(self._searching.values()):
             self._search(request, search, np.stack([logits_of[beam.row] for beam in search.beams]))
+
+    def _guesses(self, rows: Sequence[KVRow]) -> dict[KVRow, list[int]]:
+        """Guess for each row what follows its next token, as many tokens as pay in a step of them all; empty where
+        none may guess.
+        """
+        guessing = {request.row: request for request in self._decoding.values() if self._may_guess(request)}
+        most = self._session.most_single_steps() if guessing else 1
+        if most == 1:
+            return {}
+        guesses: dict[KVRow, list[int]] = {row: [] for row in rows}
+        plan, room = StepPlan(self._row_costs, len(rows), len(rows)), self._max_tokens - self.tokens
+        for row in rows:
+            if request := guessing.get(row):
+                longest = min(room, longest_row(self._session.config) - request.length)
+                assert request.answer.speculator is not None
+                guesses[row], plan = request.answer.speculator.guess_beside(
+                    plan, min(longest, most - 1, MOST_SHOWN - plan.computed)
+                )
+                room -= len(guesses[row])
+        return guesses
+
+    def _take_step(
+        self, request: Request, logits_V: NDArray[np.float32], guessed: Sequence[tuple[int, NDArray[np.float32]]]
+    ) -> None:
+        """Choose the next token of an answer, and those after it while they are the guessed ones; wrong ones leave."""
+        row = request.row
+        assert row is not None
+        row.truncate(row.length - len(guessed))
+        request.computed += 1
+        self._advance(request, logits_V)
+        for id_, row_V in guessed:
+            if request.number not in self._decoding or request.next_call != (id_,):
+                return
+            row.extend((id_,))
+            request.computed += 1
+            self._advance(request, row_V)
 
     def _search(self, request: Request, search: BeamSearch, logits_BV: NDArray[np.float32]) -> None:
         """Go on with a search, or begin it behind its prompt; its answer comes as a whole."""
@@ -267,11 +312,10 @@ class RunningBatch:
 
     def _may_guess(self, request: Request) -> bool:
         """Tell whether tokens may be guessed here: not those of a request that catches up with what it had before."""
-        speculator = request.answer.speculator
-        return speculator is not None and not speculator.exact and request.computed == len(request.calls) - 1
+        return request.answer.speculator is not None and request.computed == len(request.calls) - 1
 
     def _speculate(self, request: Request) -> None:
-        """Compute the next token of the only request, and tokens guessed after it."""
+        """Compute the next token of the only request, and tokens guessed after it, in one call."""
         row, speculator = request.row, request.answer.speculator
         assert row is not None
         assert speculator is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 # What a further token adds to a step, until that was measured (8-bit, block 64: docs/results/graph-and-settings.md).
 _SLOPE = 0.17
@@ -32,20 +33,38 @@ class StepCosts:
 
     @property
     def is_known(self) -> bool:
-        """Whether a step of one token was seen, which the others are compared with."""
-        return 1 in self._medians
+        """Whether a step was seen, which others are compared with."""
+        return bool(self._medians)
 
     def seconds(self, tokens: int) -> float:
         """Return how long a step of so many tokens takes: the median of the last ones, or what others let expect."""
         known = self._medians.get(tokens)
         if known is not None:
             return known
-        one = self._medians[1]
-        longer = [seen for seen in tuple(self._medians) if seen > 1]
-        if not longer:
-            return one * (1 + _SLOPE * (tokens - 1))
-        nearest = min(longer, key=lambda seen: abs(seen - tokens))
-        return one + max(0.0, self._medians[nearest] - one) * (tokens - 1) / (nearest - 1)
+        seen = tuple(self._medians)
+        least = min(seen)
+        base, others = self._medians[least], [count for count in seen if count > least]
+        if not others:
+            return base * (1 + _SLOPE * (tokens - 1)) / (1 + _SLOPE * (least - 1))
+        nearest = min(others, key=lambda count: abs(count - tokens))
+        return base + max(0.0, self._medians[nearest] - base) * (tokens - least) / (nearest - least)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a step is to compute: how many tokens, in one call or as rows; how many are expected to stay, and how long
+    guessing takes.
+    """
+
+    costs: StepCosts
+    computed: int = 1
+    tokens: float = 1.0
+    guess_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """How many tokens a second that gives."""
+        return self.tokens / (self.costs.seconds(self.computed) + self.guess_seconds)
 
 
 class DraftLength:
@@ -54,24 +73,24 @@ class DraftLength:
     expected: for each kind of guess, how often a token of it is right, until more is known.
     """
 
-    def __init__(self, costs: StepCosts, expected: Mapping[int, float]) -> None:
-        self.costs = costs
+    def __init__(self, expected: Mapping[int, float]) -> None:
         self._right = {kind: _WEIGHT * chance for kind, chance in expected.items()}
         self._all = dict.fromkeys(self._right, _WEIGHT)
         self._guess_samples: deque[float] | None = None
         self._guess_seconds = 0.0  # for one token
 
-    def best(self, kind: int, most: int) -> int:
-        """Return the count from 0 to `most` that promises the most tokens a second."""
-        if not self.costs.is_known:
-            return 0
-        chance = self._right[kind] / self._all[kind]
-        best, best_rate, tokens = 0, _LEAST_GAIN / self.costs.seconds(1), 1.0
+    def best(self, kind: int, most: int, plan: StepPlan) -> StepPlan:
+        """Return the plan with the count of guesses, from 0 to `most`, that promises the most tokens a second."""
+        best, chance = plan, self._right[kind] / self._all[kind]
+        if not plan.costs.is_known:
+            return best
+        best_rate, tokens = _LEAST_GAIN * plan.rate, plan.tokens
         for count in range(1, most + 1):
             tokens += chance**count
-            rate = tokens / (self.costs.seconds(count + 1) + count * self._guess_seconds)
-            if rate > best_rate:
-                best, best_rate = count, rate
+            seconds = plan.guess_seconds + count * self._guess_seconds
+            longer = StepPlan(plan.costs, plan.computed + count, tokens, seconds)
+            if longer.rate > best_rate:
+                best, best_rate = longer, longer.rate
         return best
 
     def learn(self, kind: int, right: int, failed: bool) -> None:

@@ -70,11 +70,13 @@ class Decoder(Protocol):
     def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute tokens as single steps, as DecoderSession.forward_single_steps does."""
 
-    def most_single_steps(self, cache: KVCache) -> int:
-        """Return how many tokens `forward_single_steps` computes at once."""
+    def most_single_steps(self) -> int:
+        """Return how many tokens of a text are computed at once, as DecoderSession.most_single_steps does."""
 
-    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
-        """Compute one token for each of the first rows of a batch, as DecoderSession.forward_rows does."""
+    def forward_rows(
+        self, token_ids: Sequence[int], batch: KVBatch, guesses: Sequence[Sequence[int]] = ()
+    ) -> NDArray[np.float32]:
+        """Compute one token for each of the first rows of a batch, and guesses, as DecoderSession.forward_rows does."""
 
 
 def prefill(

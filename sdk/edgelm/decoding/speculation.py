@@ -8,6 +8,7 @@ sampling of arXiv:2211.17192 for a draft that is certain, so the answer's distri
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.draft_length import DraftLength, StepCosts
+from edgelm.decoding.draft_length import DraftLength, StepCosts, StepPlan
 from edgelm.decoding.generate import Decoder
 from edgelm.decoding.sampling import Sampler
 from edgelm.memory.kv_cache import KVCache
@@ -57,7 +58,7 @@ class Speculator:
         self.exact = exact
         self.drafted = self.accepted = 0
         self._drafter, self._costs = drafter, costs
-        self._length = DraftLength(costs, drafter.kinds)
+        self._length = DraftLength(drafter.kinds)
         self._kind = 0
         self._guess: list[int] = []
         self._is_computed = False  # or made only to see whether it comes true
@@ -76,14 +77,20 @@ class Speculator:
 
     def guess(self, most: int) -> list[int]:
         """Return up to `most` tokens to compute with the next one; none where that would lose."""
+        return self.guess_beside(StepPlan(self._costs), most)[0]
+
+    def guess_beside(self, plan: StepPlan, most: int) -> tuple[list[int], StepPlan]:
+        """Return up to `most` tokens to compute in a step that is planned, and the plan with them."""
         if self._guess:
             self._length.learn(self._kind, self._right, self._has_failed)
         self._guess, self._right, self._has_failed = [], 0, False
         kind = self._drafter.look() if most > 0 else None
         if kind is None:
-            return []
-        best = self._length.best(kind, min(most, LONGEST_GUESS))
-        count = best or int(self._is_time_to_try())
+            return [], plan
+        best = self._length.best(kind, min(most, LONGEST_GUESS), plan)
+        count = best.computed - plan.computed
+        if is_a_try := count == 0 and self._is_time_to_try(plan.costs):
+            count, best = 1, dataclasses.replace(plan, computed=plan.computed + 1)
         self._kind, self._is_computed = kind, count > 0
         if count:
             started = time.perf_counter()
@@ -91,16 +98,16 @@ class Speculator:
             if self._guess:
                 self._length.learn_cost(count, time.perf_counter() - started)
                 self.drafted += count
-                if not best:
+                if is_a_try:
                     self._pause, self._paused = min(2 * self._pause, _LONGEST_PAUSE), 0
-            return self._guess
+            return self._guess, best if self._guess else plan
         if self._drafter.costs_nothing:
             self._guess = self._drafter.guess(1)
-        return []
+        return [], plan
 
-    def _is_time_to_try(self) -> bool:
+    def _is_time_to_try(self, costs: StepCosts) -> bool:
         """Tell whether to see, by one token, if guesses that cost something come true by now."""
-        if self._drafter.costs_nothing or not self._costs.is_known:
+        if self._drafter.costs_nothing or not costs.is_known:
             return False
         self._paused += 1
         return self._paused >= self._pause
@@ -163,4 +170,4 @@ def _longest_guess(session: Decoder, cache: KVCache, exact: bool) -> int:
     room = config.max_position_embeddings - length
     if config.short_context is not None and length <= config.short_context:
         room = config.short_context - length  # a longer text turns otherwise from its first token on (LongRoPE)
-    return min(room, session.most_single_steps(cache) - 1) if exact and room > 0 else room
+    return min(room, session.most_single_steps() - 1) if exact and room > 0 else room

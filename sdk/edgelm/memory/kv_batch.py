@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
-from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, zeros
+from edgelm.memory.cache_layout import cache_layout
+from edgelm.memory.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, zeros
+from edgelm.memory.mirrored_memory import MirroredBuffers, Row
 from edgelm.memory.returned_memory import give_back
+
+# Rows of one step, those of guessed tokens among them: sixteen take about as long as four steps of one.
+MOST_SHOWN = 16
 
 
 def longest_row(config: ModelConfig) -> int:
@@ -48,8 +54,12 @@ class KVBatch:
         self.rows: list[KVRow] = []
         self.active = 0
         self.buffers = zeros(config, 0, 0)
-        # The session's, by how many rows a step has, and the ranks of their adapters.
-        self.bindings: dict[tuple[int, range], Any] = {}
+        self._mirrors = self._is_refused = False
+        self._mirrored: MirroredBuffers | None = None  # whose rows the buffers are
+        # The session's: by how many rows a step has, the ranks of their adapters, and whether they are `shown`; what
+        # they all write their logits into.
+        self.bindings: dict[tuple[int, range, bool], Any] = {}
+        self.logits: Any = None
 
     @property
     def length(self) -> int:
@@ -64,6 +74,23 @@ class KVBatch:
     def forget_bindings(self) -> None:
         """Forget what is bound to this memory."""
         self.bindings.clear()
+        self.logits = None
+
+    def shown(self, order: Sequence[int]) -> list[KeysOrValues] | None:
+        """Return buffers [len(order), K, C, H] that show these rows, up to MOST_SHOWN, until the next call.
+
+        A row may be there several times: what is written into one is in all. None: the system has no such memory.
+        """
+        places = len(self.buffers[0])
+        if not self._mirrors and not self._is_refused:
+            self._mirrors = True
+            self._resize(places, self.capacity)
+        try:
+            return None if self._mirrored is None else self._mirrored.show(order)
+        except OSError:
+            self._mirrors, self._is_refused = False, True
+            self._resize(places, self.capacity)
+            return None
 
     def add(self) -> KVRow:
         """Return a new row, empty and not yet active."""
@@ -103,8 +130,8 @@ class KVBatch:
         self._fill(hole, len(self.rows) - 1)
         self.rows.pop()
         if not self.rows:
-            self.buffers = zeros(self.config, 0, 0)
-            self.bindings.clear()
+            self.buffers, self._mirrored = zeros(self.config, 0, 0), None
+            self.forget_bindings()
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every row; what is cached stays.
@@ -130,7 +157,7 @@ class KVBatch:
 
     def _resize(self, places: int, capacity: int) -> None:
         # Nothing may keep the old memory, and only one array is there twice.
-        new, old = zeros(self.config, places, capacity), self.buffers
+        new, old = self._new_buffers(places, capacity), self.buffers
         self.bindings.clear()
         for row in self.rows:
             row.settle()
@@ -143,3 +170,14 @@ class KVBatch:
         self.buffers = new
         for row in self.rows:
             row.move_to(row.place)
+
+    def _new_buffers(self, places: int, capacity: int) -> list[KeysOrValues]:
+        self._mirrored = None
+        if self._mirrors and places and capacity:
+            rows = [Row(buffer.shape(1, capacity)[1:], buffer.type) for buffer in cache_layout(self.config)]
+            try:
+                self._mirrored = MirroredBuffers(rows, places, MOST_SHOWN)
+                return list(self._mirrored.buffers)
+            except OSError:
+                self._mirrors, self._is_refused = False, True
+        return zeros(self.config, places, capacity)

@@ -1,4 +1,4 @@
-"""Mirrored memory: one array that appears several times in a row, so that what is written into one is in all."""
+"""Mirrored memory: rows of arrays that appear in several places, so that what is written into one place is in all."""
 
 from __future__ import annotations
 
@@ -6,53 +6,119 @@ import ctypes
 import mmap
 import os
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_MAP_FIXED = 0x10  # Linux, on every processor that onnxruntime has a wheel for
+_PROT_NONE, _MAP_FIXED = 0, 0x10  # Linux, on every processor that onnxruntime has a wheel for
 
 
-def mirrored_zeros(shape: tuple[int, ...], times: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Return zeros [times, *shape], every row of which is the same memory.
+class Row(NamedTuple):
+    """The shape and type of a row of one buffer."""
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes it takes."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class MirroredBuffers:
+    """Buffers of zeros [R, *shape], each with P places besides, one after the other, which show any of its rows.
+
+    `rows` describes a row of each buffer. `buffers` and what `show` returns keep the memory for as long as they are
+    held.
 
     Raises:
         OSError: the system has no such memory (only Linux has it here), or a row is not whole pages.
     """
-    row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
-    if not hasattr(os, "memfd_create"):
-        raise OSError("Mirrored memory needs memfd_create, which Linux has.")
-    if row_bytes == 0 or row_bytes % mmap.PAGESIZE:
-        raise OSError(f"{row_bytes} bytes are not whole pages of {mmap.PAGESIZE}.")
-    return np.asarray(_Mirrors(shape, row_bytes, times, np.dtype(dtype).str))
+
+    def __init__(self, rows: Sequence[Row], count: int, places: int) -> None:
+        for row in rows:
+            if row.bytes == 0 or row.bytes % mmap.PAGESIZE:
+                raise OSError(f"{row.bytes} bytes are not whole pages of {mmap.PAGESIZE}.")
+        self._rows, self._count = rows, count
+        of_all = sum(row.bytes for row in rows)
+        self._memory = _Memory(count * of_all, (count + places) * of_all)
+        self._shown: list[int | None] = [None] * places
+        self._offsets: list[int] = []
+        self.buffers: list[NDArray[Any]] = []
+        offset = 0
+        for i, row in enumerate(rows):
+            self._offsets.append(offset)
+            offset += count * row.bytes
+            self._memory.show(offset - count * row.bytes, self._address(i), count * row.bytes)
+            self.buffers.append(self._array(i, 0, count))
+
+    def show(self, order: Sequence[int]) -> list[NDArray[Any]]:
+        """Return the first places of each buffer, [len(order), *shape], when they show these rows."""
+        for place, shown in enumerate(order):
+            if self._shown[place] != shown:
+                for i, row in enumerate(self._rows):
+                    address = self._address(i) + (self._count + place) * row.bytes
+                    self._memory.show(self._offsets[i] + shown * row.bytes, address, row.bytes)
+                self._shown[place] = shown
+        return [self._array(i, self._count, len(order)) for i in range(len(self._rows))]
+
+    def _address(self, i: int) -> int:
+        """Return where the rows of a buffer are, before its places."""
+        return self._offsets[i] // self._count * (self._count + len(self._shown))
+
+    def _array(self, i: int, first: int, count: int) -> NDArray[Any]:
+        row = self._rows[i]
+        start = self._address(i) + first * row.bytes
+        return self._memory.array(start, (count, *row.shape), row.dtype)
 
 
-class _Mirrors:
-    """The mappings; numpy reads where they are, and keeps this object for as long as an array looks at them."""
+class _Memory:
+    """Memory of a number of bytes without addresses, and a range of addresses, parts of which show parts of it."""
 
-    def __init__(self, shape: tuple[int, ...], row_bytes: int, times: int, typestr: str) -> None:
-        library = ctypes.CDLL(None, use_errno=True)
-        library.mmap.restype = ctypes.c_void_p
-        library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        memory = os.memfd_create("edgelm")
-        try:
-            os.ftruncate(memory, row_bytes)
-            # The addresses first, as one piece; each row of them then becomes the memory.
-            start = _checked(library.mmap(None, times * row_bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
-            weakref.finalize(self, library.munmap, start, times * row_bytes)
-            for row in range(times):
-                access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
-                _checked(library.mmap(start + row * row_bytes, row_bytes, access, flags, memory, 0))
-        finally:
-            os.close(memory)
+    def __init__(self, size: int, addresses: int) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise OSError("Mirrored memory needs memfd_create, which Linux has.")
+        self._file = os.memfd_create("edgelm")
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, size)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._start = _checked(_libc().mmap(None, addresses, _PROT_NONE, private, -1, 0))
+        weakref.finalize(self, _libc().munmap, self._start, addresses)
+
+    def show(self, offset: int, address: int, size: int) -> None:
+        """Show `size` bytes of the memory from `offset` on at `address`, counted from the first."""
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        _checked(_libc().mmap(self._start + address, size, access, flags, self._file, offset))
+
+    def array(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return what is shown from `address` on as an array, which holds this object."""
+        return np.asarray(_Shown(self, self._start + address, shape, np.dtype(dtype).str))
+
+
+class _Shown:
+    """A part of memory as numpy reads it; numpy keeps this for as long as an array looks at it."""
+
+    def __init__(self, memory: _Memory, start: int, shape: tuple[int, ...], typestr: str) -> None:
+        self._memory = memory
         self.__array_interface__: dict[str, Any] = {
-            "shape": (times, *shape),
+            "shape": shape,
             "typestr": typestr,
             "data": (start, False),
             "version": 3,
         }
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
 
 
 def _checked(address: int | None) -> int:

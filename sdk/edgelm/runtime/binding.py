@@ -144,7 +144,7 @@ class InPlaceBinding(Binding):
     The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
     GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
     costs 2-3 % of a step). adapters: of each row; `choose` changes them, among those that lie between. source: keys and
-    values that an encoder made.
+    values that an encoder made. logits: memory [B, V] or more that steps write theirs into.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class InPlaceBinding(Binding):
         buffers: Sequence[NDArray[Any]],
         adapters: Sequence[str | None],
         source: Sequence[Any] = (),
+        logits: NDArray[Any] | None = None,
     ) -> None:
         super().__init__(graph)
         self._source_values = dict(zip(graph.facts.cross, source, strict=True))
@@ -169,11 +170,14 @@ class InPlaceBinding(Binding):
         # Decode steps all have the same shape; each prefill chunk has its own binding, made when it comes.
         step_inputs = graph.inputs(np.zeros((rows, 1), np.int64), 1, 1)
         self._step_ids_BT, self._step_positions_BT = step_inputs["input_ids"], step_inputs.get("position_ids")
-        step_logits_BTV = np.zeros((rows, 1, graph.config.vocab_size), graph.facts.logits_type)
-        self._step_logits_BV: NDArray[Any] = step_logits_BTV[:, 0]
-        self._gives_float32 = step_logits_BTV.dtype == np.float32
+        if logits is None:
+            logits = np.zeros((rows, graph.config.vocab_size), graph.facts.logits_type)
+        self._step_logits_BV: NDArray[Any] = logits[:rows]
+        self._gives_float32 = logits.dtype == np.float32
         self._step_others = graph.others(self._kept, 1, in_place=True)
-        self._step, self._step_values = self._bind(step_inputs, "logits", step_logits_BTV, self._step_others)
+        self._step, self._step_values = self._bind(
+            step_inputs, "logits", self._step_logits_BV[:, None], self._step_others
+        )
 
     def _bind(
         self,

@@ -18,7 +18,7 @@ from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
-from edgelm.memory.kv_batch import KVBatch
+from edgelm.memory.kv_batch import MOST_SHOWN, KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
@@ -403,13 +403,15 @@ class DecoderSession:
         for start in range(0, len(token_ids), size):
             (self._read_prompt if reads else self._forward)(token_ids[start : start + size], cache)
 
-    def most_single_steps(self, cache: KVCache) -> int:
-        """Return how many tokens `forward_single_steps` computes in one call of the graph behind those in `cache`."""
+    def most_single_steps(self) -> int:
+        """Return how many tokens of a text one call of the graph computes with the bits of single steps: in
+        `forward_single_steps`, and as a row's next token and its guesses in `forward_rows`.
+        """
         with self._use:
-            return self._most_single_steps(cache)
+            return self._most_single_steps()
 
-    def _most_single_steps(self, cache: KVCache) -> int:
-        return 1 if self._single_steps is None else self._single_steps.most(cache)
+    def _most_single_steps(self) -> int:
+        return 1 if self._single_steps is None else self._single_steps.most()
 
     def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute T tokens after those in `cache`, and add them to it, with the bits of T calls of `forward`.
@@ -421,7 +423,7 @@ class DecoderSession:
         """
         length = cache.length + len(token_ids)
         with self._use:
-            if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps(cache):
+            if self._single_steps is not None and 1 < len(token_ids) <= self._most_single_steps():
                 self.check_process()
                 if not cache.is_outgrown_by(length):
                     cache.reserve(length)
@@ -432,11 +434,17 @@ class DecoderSession:
                         return logits_TV
             return np.concatenate([self._forward((id_,), cache).copy() for id_ in token_ids])
 
-    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
+    def forward_rows(
+        self, token_ids: Sequence[int], batch: KVBatch, guesses: Sequence[Sequence[int]] = ()
+    ) -> NDArray[np.float32]:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
 
-        Returns float32 logits [B, V], which the next `forward_rows` for as many rows overwrites. A row's logits have
-        the bits that `forward` gives for it alone.
+        guesses: for each row the tokens that may follow this one, with which it has up to `most_single_steps`; up to
+        MOST_SHOWN for all rows. They are added too, and whoever finds them wrong truncates the row.
+
+        Returns float32 logits [B, V], and behind them those of the guesses, row after row; the next `forward_rows`
+        overwrites them. A row's logits have the bits that `forward` gives for it alone. Where the system has not the
+        memory for guesses there are none, neither logits nor tokens.
 
         Raises:
             ContextLengthError: a token does not fit the model's context.
@@ -446,25 +454,41 @@ class DecoderSession:
         if not works_in_place(self._graph) or self._encoder is not None:
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
         self.check_process()
+        ids, order = list(token_ids), list(range(len(rows)))
+        lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
+        for place, guess in enumerate(guesses):
+            ids += guess
+            order += [place] * len(guess)
+            lengths += range(lengths[place] + 1, lengths[place] + len(guess) + 1)
         with self._use:
-            lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
             batch.reserve(max(lengths))
-            key = len(rows), self._graph.adapters.covering(adapters)
+            shown = batch.shown(order) if len(order) > len(rows) else None
+            count = len(rows) if shown is None else len(order)
+            adapters = [adapters[place] for place in order[:count]]
+            key = count, self._graph.adapters.covering(adapters), shown is not None
             binding: InPlaceBinding | None = batch.bindings.get(key)
             if binding is None:
-                buffers = [buffer[: len(rows)] for buffer in batch.buffers]
-                binding = batch.bindings[key] = InPlaceBinding(self._graph, buffers, adapters)
+                if batch.logits is None or len(batch.logits) < count:  # for all steps; takes memory as it is written
+                    shape = max(count, MOST_SHOWN), self.config.vocab_size
+                    batch.forget_bindings()
+                    batch.logits = np.zeros(shape, self._graph.facts.logits_type)
+                buffers = shown or [buffer[:count] for buffer in batch.buffers]
+                binding = InPlaceBinding(self._graph, buffers, adapters, logits=batch.logits)
+                batch.bindings[key] = binding
                 self._holders.add(batch)
             binding.choose(adapters)
             try:
-                logits_BV = binding.step(token_ids, lengths)
+                logits_NV = binding.step(ids[:count], lengths[:count])
             except BaseException as error:
                 for row in rows:
                     _forget_half_written(row, error)
                 raise
         for row, id_ in zip(rows, token_ids, strict=True):
             row.extend((id_,))
-        return logits_BV
+        if shown is not None:
+            for row, guess in zip(rows, guesses, strict=True):
+                row.extend(guess)
+        return logits_NV
 
 
 def _forget_half_written(cache: KVCache, error: BaseException) -> None:

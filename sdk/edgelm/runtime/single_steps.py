@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVRow
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
-from edgelm.memory.mirrored_memory import mirrored_zeros
+from edgelm.memory.mirrored_memory import MirroredBuffers, Row
 from edgelm.memory.returned_memory import give_back
 
 # Eight rows give eight tokens for the time of three; more gain little (docs/results/speculation.md).
@@ -43,17 +43,19 @@ class _Mirror:
     """A cache whose buffers were moved into mirrored memory, and the graph bound to B of the rows."""
 
     def __init__(self, cache: KVCache) -> None:
-        self.rows: list[KeysOrValues] = []
-        cache.binding = None
         buffers = cache.buffers
-        for i, buffer in enumerate(buffers):  # one layer after the other, so that never more than one is there twice
-            rows = mirrored_zeros(buffer.shape[1:], MOST_ROWS, buffer.dtype)
-            rows[0, :, cache.filled(i)] = buffer[0, :, cache.filled(i)]
-            give_back(buffer)
-            buffers[i] = rows[:1]
-            self.rows.append(rows)
+        self._memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
+        cache.binding = None
+        for i, mirrored in enumerate(self._memory.buffers):  # so that never more than one layer is there twice
+            mirrored[:, :, cache.filled(i)] = buffers[i][:, :, cache.filled(i)]
+            give_back(buffers[i])
+            buffers[i] = mirrored
         self._buffer = weakref.ref(cache.buffers[0])
         self.steps: dict[tuple[int, str | None], Step] = {}  # by the number of rows, and their adapter
+
+    def rows(self, count: int) -> list[KeysOrValues]:
+        """Return the cache's buffers as those of so many rows."""
+        return self._memory.show([0] * count)
 
     def is_of(self, cache: KVCache) -> bool:
         """Whether the cache's buffers are still these: it makes others when it grows."""
@@ -82,10 +84,8 @@ class SingleSteps:
         )
         self._most: int | None = None if self._is_possible else 1
 
-    def most(self, cache: KVCache) -> int:
-        """Return how many tokens can be stepped at once behind those in the cache."""
-        if isinstance(cache, KVRow):
-            return 1
+    def most(self) -> int:
+        """Return how many tokens of a text can be stepped at once."""
         with self._probing:
             if self._most is None:
                 self._most = self._probe()
@@ -95,8 +95,10 @@ class SingleSteps:
         """Compute up to `most` tokens behind those in the cache, which has room for them; the caller adds their ids.
 
         Returns logits [T, V], which the next step of as many tokens overwrites, or None where there is no memory of
-        the kind.
+        the kind, or the cache is a row of a batch, which has its own.
         """
+        if isinstance(cache, KVRow):
+            return None
         mirror = self._mirrors.get(cache)
         if mirror is None or not mirror.is_of(cache):
             try:
@@ -107,7 +109,7 @@ class SingleSteps:
         count = len(token_ids)
         key = count, cache.adapter
         if key not in mirror.steps:
-            mirror.steps[key] = self._bind([rows[:count] for rows in mirror.rows], [cache.adapter] * count)
+            mirror.steps[key] = self._bind(mirror.rows(count), [cache.adapter] * count)
         return mirror.steps[key].step(token_ids, range(cache.length + 1, cache.length + count + 1))
 
     def forget_bindings(self) -> None:

@@ -94,12 +94,14 @@ class ScriptedDecoder:
         """Answer each token as `forward` does."""
         return np.concatenate([self.forward((id_,), cache) for id_ in token_ids])
 
-    def most_single_steps(self, cache: KVCache) -> int:
+    def most_single_steps(self) -> int:
         """Return 1: there is nothing to gain."""
         return 1
 
-    def forward_rows(self, token_ids: Sequence[int], batch: KVBatch) -> NDArray[np.float32]:
-        """Answer each row as `forward` does."""
+    def forward_rows(
+        self, token_ids: Sequence[int], batch: KVBatch, guesses: Sequence[Sequence[int]] = ()
+    ) -> NDArray[np.float32]:
+        """Answer each row as `forward` does, and no guesses."""
         return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, batch.rows, strict=False)])
 
 

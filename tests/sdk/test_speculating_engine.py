@@ -1,0 +1,234 @@
+"""Guessed tokens in an engine: each request's tokens are those that it has alone, whoever is beside it."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from make_tiny_model import make_checkpoint
+from speculating import FixedCosts, configs, load, repetitive
+from tiny_adapter import write_tiny_adapter
+
+import edgelm
+from edgelm import Completion, Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.decoding.draft_length import DraftLength, StepCosts, StepPlan
+from edgelm.memory import kv_batch
+from edgelm.memory.kv_cache import GROWTH_STEP, bytes_per_token
+from edgelm.memory.mirrored_memory import MirroredBuffers
+from edgelm.testing import tiny_model_path
+from edgelm_export.exporter import export_package
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+
+needs_mirrors = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return load(tiny_model_path())
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def model_of_precision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    folder = tmp_path_factory.mktemp("packages")
+    export_package(HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint")), folder / "package", request.param)
+    return load(folder / "package")
+
+
+def together(
+    model: LanguageModel, cases: Sequence[tuple[Sequence[int], GenerationConfig]], options: EngineOptions | None = None
+) -> list[Completion]:
+    with Engine(model, options) as engine:
+        generations = [engine.submit(prompt, config) for prompt, config in cases]
+        return [edgelm.join(generation) for generation in generations]
+
+
+def guessing(config: GenerationConfig, *, exact: bool = True) -> GenerationConfig:
+    return config.replace(speculation="prompt_lookup", exact_speculation=exact)
+
+
+def check_same(got: Completion, plain: Completion) -> None:
+    assert (got.token_ids, got.text, got.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
+    assert got.logprobs == plain.logprobs
+    assert got.usage == plain.usage
+
+
+@needs_mirrors
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_in_company_guess_and_have_the_bits_that_they_have_alone(
+    model_of_precision: LanguageModel, seed: int
+) -> None:
+    cases = configs(12, seed)
+    plain = [model_of_precision.generate(prompt, config) for prompt, config in cases]
+    # Every third one guesses nothing; as some end, others come.
+    asked = [(prompt, config if i % 3 == 2 else guessing(config)) for i, (prompt, config) in enumerate(cases)]
+    answers = together(model_of_precision, asked, EngineOptions(max_batch=4))
+    for answer, alone in zip(answers, plain, strict=True):
+        check_same(answer, alone)
+    assert sum(answer.timings.accepted_tokens for answer in answers) > 10
+    assert not any(answer.timings.drafted_tokens for answer in answers[2::3])
+
+
+@needs_mirrors
+@pytest.mark.real_model
+def test_requests_to_the_real_model_in_company_have_the_tokens_of_the_plain_loop(smollm2_package: Path) -> None:
+    model = load(smollm2_package, threads=2)
+    asked = ["Repeat this: the sea, the sea and the old sea", "List five numbers", "Say: a dog and a dog and a cat"]
+    prompts = [model.encode_chat([{"role": "user", "content": text}]) for text in asked]
+    configs = [GenerationConfig(max_new_tokens=20, temperature=temperature, seed=1) for temperature in (0.0, 0.7, 0.0)]
+    cases = list(zip(prompts, configs, strict=True))
+    answers = together(model, [(prompt, guessing(config)) for prompt, config in cases])
+    for (prompt, config), answer in zip(cases, answers, strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+    assert sum(answer.timings.accepted_tokens for answer in answers) > 3
+
+
+@needs_mirrors
+def test_what_is_guessed_wrong_leaves_the_row_before_it_is_kept(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[list[int]] = []
+    monkeypatch.setattr(model.prefixes, "keep", lambda cache, *_, **__: kept.append(list(cache.token_ids)))
+    config = guessing(GenerationConfig(max_new_tokens=41, ignore_eos=True))
+    prompts = [repetitive(random.Random(seed), 70) for seed in (1, 2)]
+    answers = together(model, [(prompt, config) for prompt in prompts])
+    assert all(0 < answer.timings.accepted_tokens < answer.timings.drafted_tokens for answer in answers)
+    ends = [[*prompt, *answer.token_ids[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    assert sorted(kept[-2:]) == sorted(ends)
+
+
+@needs_mirrors
+def test_adapters_beams_and_constraints_are_beside_guesses(model: LanguageModel, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    model.load_adapter(write_tiny_adapter(tmp_path / "adapter"), "mine")
+    config = GenerationConfig(max_new_tokens=40, ignore_eos=True)
+    own = {
+        "adapter": config.replace(adapter="mine"),
+        "beams": config.replace(num_beams=2),
+        "regex": config.replace(constraint=Constraint.regex("(the sea is blue ){3}[0-9]{2,9}"), ignore_eos=False),
+        "shift": config.replace(context_shift=4, max_new_tokens=60),
+        "drawn": config.replace(temperature=0.2, seed=3),
+    }
+    prompts = {name: repetitive(random.Random(len(name)), 80) for name in own}
+    prompts["regex"] = model.tokenizer.encode("the sea is blue the sea is blue")
+    prompts["shift"] = repetitive(random.Random(9), model.context_length - 20)
+    plain = {name: model.generate(prompts[name], own[name]) for name in own}
+    asked = [(prompts[name], each if name == "beams" else guessing(each)) for name, each in own.items()]
+    answers = together(model, asked)
+    model.unload_adapter("mine")
+    for name, answer in zip(own, answers, strict=True):
+        assert (answer.token_ids, answer.finish_reason) == (plain[name].token_ids, plain[name].finish_reason), name
+        assert name == "beams" or answer.timings.drafted_tokens, name
+
+
+@needs_mirrors
+def test_a_draft_guesses_for_requests_in_company(model: LanguageModel) -> None:
+    draft = load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=30, ignore_eos=True)
+    prompts = [repetitive(random.Random(seed), 50) for seed in range(3)]
+    asked = config.replace(speculation=draft, exact_speculation=True)
+    for prompt, answer in zip(prompts, together(model, [(prompt, asked) for prompt in prompts]), strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+        assert answer.timings.accepted_tokens > 10  # it is the same model
+
+
+@needs_mirrors
+@pytest.mark.parametrize("room", range(190, 250, 6))
+def test_guesses_in_company_take_no_more_memory_than_there_is(model: LanguageModel, room: int) -> None:
+    prompts = [repetitive(random.Random(seed), 90) for seed in (8, 9)]
+    config = GenerationConfig(ignore_eos=True, max_new_tokens=60)
+    options = EngineOptions(max_kv_bytes=room * bytes_per_token(model.config))
+    answers = together(model, [(prompt, guessing(config)) for prompt in prompts], options)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+        assert answer.timings.accepted_tokens > 5
+
+
+@pytest.mark.parametrize("refused", ["always", "when it grows", "when a place is to show another row"])
+def test_without_the_memory_for_it_requests_in_company_guess_nothing(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError("no memory")
+
+    made = 0
+
+    def first_only(*arguments: object) -> MirroredBuffers:
+        nonlocal made
+        made += 1
+        return MirroredBuffers(*arguments) if made == 1 else refuse()  # type: ignore[arg-type]
+
+    config = GenerationConfig(max_new_tokens=GROWTH_STEP, ignore_eos=True)
+    prompts = [repetitive(random.Random(seed), 70) for seed in range(3)]
+    if refused == "when a place is to show another row":
+        monkeypatch.setattr(MirroredBuffers, "show", refuse)
+    else:
+        monkeypatch.setattr(kv_batch, "MirroredBuffers", refuse if refused == "always" else first_only)
+    answers = together(model, [(prompt, guessing(config)) for prompt in prompts])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+
+
+def test_a_lone_request_guesses_in_either_mode(model: LanguageModel) -> None:
+    prompt, config = repetitive(random.Random(8), 90), GenerationConfig(max_new_tokens=50, ignore_eos=True)
+    plain = model.generate(prompt, config)
+    with Engine(model) as engine:
+        answers = [edgelm.join(engine.submit(prompt, guessing(config, exact=exact))) for exact in (False, True)]
+    # The tiny model is plain float32: no near tie turns on a difference of 1e-6.
+    assert [answer.token_ids for answer in answers] == [plain.token_ids] * 2
+    assert answers[0].timings.accepted_tokens > 5
+    assert hasattr(os, "memfd_create") is (answers[1].timings.accepted_tokens > 5)
+
+
+def test_the_more_requests_share_a_step_the_surer_a_guess_has_to_be() -> None:
+    costs, length = FixedCosts(0.2), DraftLength({1: 0.6})
+    counts = [length.best(1, 7, StepPlan(costs, rows, rows)).computed - rows for rows in (1, 2, 4, 8)]
+    assert counts == [2, 1, 0, 0]
+    # Of two requests: with a guess of the first 2.6 tokens in 1.4 steps' time, with one of each 3.2 in 1.6.
+    first = length.best(1, 7, StepPlan(costs, 2, 2.0))
+    second = length.best(1, 7, first)
+    assert (first.computed, second.computed) == (3, 4)
+    assert (first.tokens, second.tokens) == pytest.approx((2.6, 3.2))
+
+
+def test_steps_of_other_lengths_let_expect_what_one_takes() -> None:
+    costs = StepCosts()
+    assert not costs.is_known
+    costs.add(4, 1.6)
+    assert costs.seconds(4) == 1.6
+    assert costs.seconds(2) < 1.6 < costs.seconds(8)
+    costs.add(8, 2.4)
+    assert costs.seconds(6) == pytest.approx(2.0)
+    assert costs.seconds(2) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("room", range(150, 166))
+def test_guesses_fill_the_memory_of_an_engine_to_the_token_that_plain_ones_do(model: LanguageModel, room: int) -> None:
+    prompt, config = repetitive(random.Random(8), 90), GenerationConfig(ignore_eos=True)
+    with Engine(model, EngineOptions(max_kv_bytes=room * bytes_per_token(model.config))) as engine:
+        plain, guessed = (
+            edgelm.join(engine.submit(prompt, config.replace(speculation=speculation)))
+            for speculation in (None, "prompt_lookup")
+        )
+    assert guessed.timings.accepted_tokens > 5
+    assert guessed.token_ids == plain.token_ids
+    assert (guessed.finish_reason, len(plain.token_ids)) == ("length", room - 90 + 1)
+
+
+def test_requests_of_an_engine_speculate_with_stops_constraints_and_the_end_of_the_context(
+    model: LanguageModel,
+) -> None:
+    pytest.importorskip("llguidance")
+    cases = [
+        (prompt, config.replace(temperature=0.0, mirostat_tau=0.0, logprobs=None))
+        for prompt, config in configs(20, seed=4)
+    ]
+    cases.append((repetitive(random.Random(3), model.context_length - 20), GenerationConfig(ignore_eos=True)))
+    regex = Constraint.regex("(the sea is blue ){3}[0-9]{2,9}")
+    cases.append((model.tokenizer.encode("the sea is blue the sea is blue"), GenerationConfig(constraint=regex)))
+    with Engine(model) as engine:
+        for prompt, config in cases:
+            plain = model.generate(prompt, config)
+            got = edgelm.join(engine.submit(prompt, config.replace(speculation="prompt_lookup")))
+            assert (got.token_ids, got.text, got.finish_reason) == (plain.token_ids, plain.text, plain.finish_reason)
