@@ -78,6 +78,13 @@ def test_a_healed_answer_continues_the_prompt_whatever_is_drawn() -> None:
         assert whole == "I see th" + completion.text
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0.5}, {"repetition_penalty": 1.01}])
+def test_a_healed_answer_that_is_no_plain_argmax_ends_with_the_end_token(settings: dict[str, float]) -> None:
+    model = scripted_model(" the sea")
+    healed = model.generate("I see t", GenerationConfig(token_healing=True, seed=0, max_new_tokens=20, **settings))  # type: ignore[arg-type]
+    assert (healed.text, healed.finish_reason) == ("he sea", "stop")
+
+
 def test_a_healed_answer_continues_the_prompt_whatever_a_processor_raises() -> None:
     model = scripted_model(" the sea")
     space = model.tokenizer.encode(" ")[0]

@@ -243,7 +243,7 @@ class Sampler:
         row_V = self._scratch[: logits_V.size]
         row_V[:] = logits_V
         self._scratch[logits_V.size :] = -np.inf
-        if self._matcher is not None:
+        if self._matcher is not None and is_constrained:
             if forced := self._matcher.forced():
                 return self._remember(forced[0])
             self._matcher.mask(row_V)
