@@ -34,7 +34,7 @@ def embed(
     """Return the embedding of a text: float32 [E], of length 1 where `normalize` is set.
 
     pooling: "mean" of the hidden states behind the last norm, or the "last" of them (E = D), as models that were
-    trained for embeddings have it; or the mean of the "values" that the last four layers keep for their attention
+    trained for embeddings have it; or the mean of the "values" that the last four layers with some keep for attention
     (E = 4 layers x K kv heads x H head dim), which tells texts apart better where a model was trained to write.
 
     Raises:
@@ -62,8 +62,10 @@ def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.f
     cache = _cache_for(model, token_ids)
     while cache.length < len(token_ids):  # by the decoder's graph: a prefill graph's values are less precise
         model.session.forward(next_chunk(token_ids, cache.length), cache)
-    values = cache.buffers[1::2][-_LAYERS:]
-    return np.concatenate([value[0, :, : cache.length].mean(axis=1).ravel() for value in values])
+    config, parts = model.config, len(model.config.kept_parts)
+    values = cache.buffers[: config.kept_buffers][parts - 1 :: parts][-_LAYERS:]
+    first = -(config.kv_lora_rank or 0)  # with latent attention a token's values are the end of its keys
+    return np.concatenate([value[0, :, : cache.length, first:].mean(axis=1).ravel() for value in values])
 
 
 def _mean_hidden_state(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.float32]:

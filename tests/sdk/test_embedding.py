@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
+from model_features import LATENT, LINEAR, config_with
 from safetensors.torch import load_file
 
 import edgelm
@@ -14,7 +15,7 @@ from edgelm.config import ModelConfig
 from edgelm.embedding import embed
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.runtime.session import DecoderSession
-from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 TEXTS = ["The sea", "The sea is blue. " * 40]  # the second one takes three chunks
 
@@ -71,6 +72,30 @@ def test_values_are_the_mean_over_the_tokens_of_the_text_alone(tiny) -> None:
     expected = np.concatenate(means) / np.linalg.norm(np.concatenate(means))
     # Chunks of 128 against one prefill: rounding; 3e-7 measured.
     np.testing.assert_allclose(tiny.embed([ids])[0], expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        # Behind keys (1.0) and values (2.0) of the one layer with attention are the states of the others.
+        (LINEAR | {"num_hidden_layers": 2, "layer_types": ("full_attention", "linear_attention")}, [2.0] * 16),
+        # What turns stands before a token's values, in the one buffer of a layer.
+        (LATENT, [1.0] * 32 + [2.0] * 32),
+    ],
+    ids=["beside states", "latent"],
+)  # fmt: skip
+def test_values_are_those_of_attention_whatever_else_a_cache_holds(features: dict, expected: list[float]) -> None:
+    class Filled(ScriptedDecoder):
+        def forward(self, token_ids, cache, **options):
+            logits_TV = super().forward(token_ids, cache, **options)
+            for i, buffer in enumerate(cache.buffers):
+                buffer[:] = i + 1.0
+                buffer[..., : cache.config.head_dim - (cache.config.kv_lora_rank or cache.config.head_dim)] = 9.0
+            return logits_TV
+
+    model = scripted_model("hi")
+    model.session = Filled(config_with(features), [])
+    assert model.embed([[5, 6, 7]], normalize=False).tolist() == [expected]
 
 
 def test_hidden_states_leave_the_logits_and_the_cache_as_they_are(tiny) -> None:
