@@ -66,6 +66,7 @@ def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
         "<tool_call>",  # and nothing of `tools`
         "tools <tool_call><invoke name='f'>",  # as MiniMax M3's
         "tools <tool_call>f<tool_sep><arg_key>",  # as Hunyuan's
+        "tools <tool_call><tool_calls>[",  # as Apriel 1.5's
         "<function_calls>",  # as that of OLMo 3 Think, which shows no tools
         "List of tools: ",  # which anybody may write
     ],

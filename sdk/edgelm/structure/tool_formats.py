@@ -161,9 +161,10 @@ FORMATS = (
             value_end="</arg_value>", behind_value="\n", is_loose=True,
         ),
     ),
-    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others; what else stands between these markers is XML of some form.
+    # Hermes 2 Pro, Qwen2.5, Qwen3, SmolLM3 and others; what else stands between these markers is XML of some form, or
+    # is not there: Apriel 1.5's template names them and writes <tool_calls>.
     ToolFormat(
-        name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>", "<invoke "),
+        name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>", "<invoke ", "<tool_calls>"),
         start="<tool_call>", end="</tool_call>", before="\n", behind="\n",
     ),
     ToolFormat(
