@@ -67,6 +67,7 @@ class GenerationConfig:
     constraint: Constraint | None = None  # the form that the answer must have
     token_healing: bool = False  # let the answer begin inside the prompt's last token
     visible_control_tokens: Sequence[str] = ()  # control tokens that are part of the text, such as "<think>"
+    begins_text: bool = False  # the answer goes on with no text, as in a conversation: no space stands before it
     adapter: str | None = None  # one that LanguageModel.load_adapter loaded, by name; None: the model alone
     # None: off; else guess tokens ahead and check several in one step, where that is faster: from the text itself, or
     # with a smaller model that has the same tokenizer.
@@ -210,7 +211,7 @@ LANGUAGES = ("source_language", "target_language")
 _NOT_WITH_AN_ENCODER = ("speculation", "token_healing", "context_shift")
 _NOT_IN_FILES = {
     "adapter",
-    "constraint", "visible_control_tokens", "processors", "sampler", "speculation", "exact_speculation",
+    "constraint", "visible_control_tokens", "begins_text", "processors", "sampler", "speculation", "exact_speculation",
     "num_beams", "length_penalty", "context_shift",
 }  # fmt: skip
 _NOT_WITH_BEAMS = (
@@ -218,7 +219,7 @@ _NOT_WITH_BEAMS = (
 )  # fmt: skip
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
-_BOOLEANS = ("ignore_eos", "token_healing", "exact_speculation")
+_BOOLEANS = ("ignore_eos", "begins_text", "token_healing", "exact_speculation")
 _OPTIONAL = ("max_new_tokens", "context_shift", "seed", "logprobs")
 _WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 _RANGES: tuple[tuple[str, float, float], ...] = (

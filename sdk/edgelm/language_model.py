@@ -265,6 +265,7 @@ class LanguageModel:
             opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
             config = config.replace(context_shift=max(config.context_shift, opening))
         begun = words_to_continue(show_tools(messages[-1:], (), tool_format(self))[0])
+        config = config.replace(begins_text=not begun)
         if config.token_healing and not begun:  # the prompt ends with what the template writes, with nobody's words
             config = config.replace(token_healing=False)
         return prompt_ids, *reasoning_settings(config, self.chat_template, self.tokenizer, prompt_ids, begun)

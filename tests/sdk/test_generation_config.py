@@ -194,6 +194,7 @@ def test_mirostat_chooses_no_token_beside_a_sampler() -> None:
             {"constraint": {}, "processors": ["x"], "sampler": "x", "visible_control_tokens": ["<s>"]},
             GenerationConfig(),
         ),
+        ({"begins_text": True}, GenerationConfig()),
     ],
 )
 def test_the_authors_defaults_are_read_from_the_folder(

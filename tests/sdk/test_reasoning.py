@@ -253,7 +253,8 @@ def test_a_template_without_thinking_changes_nothing() -> None:
     model = scripted_model(ANSWER)
     completion = model.chat(QUESTION)
     assert (completion.text, completion.reasoning) == (ANSWER, "")
-    assert model.chat_request(QUESTION, None, None, "auto")[1:] == (model.generation_config, None)
+    settings = model.generation_config.replace(begins_text=True)
+    assert model.chat_request(QUESTION, None, None, "auto")[1:] == (settings, None)
 
 
 def test_marks_that_are_to_be_visible_stay_in_the_text() -> None:

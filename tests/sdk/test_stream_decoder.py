@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from edgelm import GenerationConfig, LanguageModel
+from edgelm.completion import Message
+from edgelm.testing import ScriptedDecoder, scripted_model
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer import Tokenizer
 
@@ -80,3 +84,21 @@ def test_bytes_that_stand_already_are_not_shown_however_many_tokens_they_take(
     assert None not in letters
     decoder = StreamDecoder(tokenizer, skip=skip)
     assert "".join(decoder.push(id_) for id_ in letters if id_ is not None) == "unthinkable"[skip:]
+
+
+def test_an_answer_keeps_the_space_before_it_where_it_goes_on_with_a_text(metaspace_folder: Path) -> None:
+    double, tokenizer = scripted_model("x"), Tokenizer.load(metaspace_folder)
+    model = LanguageModel(
+        session=ScriptedDecoder(double.config, tokenizer.encode("hi sea")),
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}"),
+        generation_config=GenerationConfig(stop_token_ids=[tokenizer.control_tokens["</s>"]]),
+        manifest=double.manifest,
+    )
+    assert model.generate("sea").text == model.generate(tokenizer.encode("sea")).text == " hi sea"
+    assert model.generate("sea", GenerationConfig(num_beams=2, stop=" hi")).text == ""
+    # Before it is no text, or that of another turn.
+    assert model.generate([tokenizer.control_tokens["<s>"]]).text == "hi sea"
+    asked, begun = Message(role="user", content="sea"), Message(role="assistant", content="sea")
+    assert model.chat([asked]).text == "hi sea"
+    assert model.chat([asked, begun]).text == " hi sea"

@@ -74,11 +74,11 @@ class Answer:
         self._most = config.max_new_tokens or model_config.max_position_embeddings
         self._computed_together = len(prompt_ids)  # of the tokens in the cache
         self._tokenizer = tokenizer
-        self._decoder = self._new_decoder(
-            # A constraint says what the text is, to the first space.
-            keep_leading_space=bool(begun) or (config.constraint is not None and not config.constraint.after),
-            skip=len(begun),
-        )
+        begins = config.begins_text or bool(source_ids) or tokenizer.control_token_ids.issuperset(prompt_ids)
+        # A constraint says what the text is, to the first space.
+        is_formed = config.constraint is not None and not config.constraint.after
+        self._keeps_leading_space = bool(begun) or is_formed or not begins
+        self._decoder = self._new_decoder(skip=len(begun))
         self._stops = StopMatcher(config.stop)
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
         self._end_ids = frozenset(end_ids) | frozenset(config.stop_token_ids)
@@ -182,11 +182,11 @@ class Answer:
             ),
         )
 
-    def _new_decoder(self, *, keep_leading_space: bool = False, skip: int = 0) -> StreamDecoder:
+    def _new_decoder(self, *, skip: int = 0) -> StreamDecoder:
         return StreamDecoder(
             self._tokenizer,
             visible=self.config.visible_control_tokens,
-            keep_leading_space=keep_leading_space,
+            keep_leading_space=self._keeps_leading_space,
             skip=skip,
         )
 
