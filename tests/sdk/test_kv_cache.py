@@ -185,6 +185,24 @@ def test_a_cache_that_cannot_grow_for_lack_of_memory_keeps_what_it_holds(
     assert cache.capacity == 2 * GROWTH_STEP
 
 
+def test_a_cache_whose_growth_is_interrupted_is_empty(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, given_back = filled(config, GROWTH_STEP), list[np.ndarray]()
+
+    def interrupted(array: np.ndarray) -> None:
+        given_back.append(array)
+        if len(given_back) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgelm.memory.kv_cache.give_back", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.reserve(GROWTH_STEP + 1)
+    assert (cache.length, cache.capacity) == (0, 0)
+    cache.reserve(1)
+    assert not content(cache).any()
+    assert len(cache.buffers) == len(KVCache(config).buffers)
+
+
 @pytest.mark.skipif(not CAN_RETURN, reason="elsewhere a cache is there twice while it grows")
 def test_a_large_cache_is_never_there_twice(config: ModelConfig) -> None:
     def kilobytes(name: str) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_features import LINEAR, config_with
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
@@ -43,6 +44,28 @@ def filled(model: LanguageModel, ids: list[int]) -> KVCache:
 
 def content(cache: KVCache, length: int) -> np.ndarray:
     return np.stack([buffer[0, :, :length] for buffer in cache.buffers])
+
+
+def test_a_beginning_whose_copying_is_interrupted_is_not_taken_without_its_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_with(LINEAR | {"num_hidden_layers": 2, "layer_types": ("full_attention", "linear_attention")})
+    prefixes, kept, ids = PrefixCache(config), KVCache(config), random_ids(2 * BLOCK + 2)
+    kept.reserve(len(ids))
+    kept.extend(ids[: 2 * BLOCK])
+    kept.take_snapshot()
+    prefixes.keep(kept, 2 * BLOCK)
+
+    def interrupted(cache: KVCache, states: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = KVCache(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "go_on_from", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prefixes.fill(cache, ids)
+    assert cache.length == 0
+    assert prefixes.fill(cache, ids) == 2 * BLOCK
 
 
 def test_a_system_prompt_of_2000_tokens_is_computed_once() -> None:

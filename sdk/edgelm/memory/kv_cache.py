@@ -263,10 +263,15 @@ class KVCache:
             capacity = min(capacity, self.config.short_context or 0)  # the graph turns by what there is room for
         grown, old = zeros(self.config, 1, capacity), self.buffers
         self.binding = None
-        for i, buffer in enumerate(grown):
-            outgrown = old.pop(0)  # so that never more than one array is there twice
-            buffer[:, :, self.filled(i)] = outgrown[:, :, self.filled(i)]
-            give_back(outgrown)
+        try:
+            for i, buffer in enumerate(grown):
+                outgrown = old.pop(0)  # so that never more than one array is there twice
+                buffer[:, :, self.filled(i)] = outgrown[:, :, self.filled(i)]
+                give_back(outgrown)
+        except BaseException:  # an interrupt, when some of what is cached is here and some there
+            self.buffers = zeros(self.config, 1, 0)
+            self.truncate(0)
+            raise
         self.buffers = grown
 
     def check_room(self, length: int) -> None:

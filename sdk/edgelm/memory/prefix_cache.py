@@ -115,12 +115,16 @@ class PrefixCache:
         if end <= start:
             return 0
         cache.reserve(end)
-        for i in range(start // BLOCK, len(path)):
-            self._copy(path[i], cache, i * BLOCK)
-            cache.token_ids.extend(token_ids[cache.length : (i + 1) * BLOCK])
-            cache.slide()
-        if cache.has_states:
-            cache.go_on_from(path[-1].states)
+        try:
+            for i in range(start // BLOCK, len(path)):
+                self._copy(path[i], cache, i * BLOCK)
+                cache.token_ids.extend(token_ids[cache.length : (i + 1) * BLOCK])
+                cache.slide()
+            if cache.has_states:
+                cache.go_on_from(path[-1].states)
+        except BaseException:  # an interrupt: the states are still those of the beginning
+            cache.forget_states()
+            raise
         self.reused_tokens += end - start
         return end - start
 
