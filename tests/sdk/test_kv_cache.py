@@ -341,3 +341,18 @@ def test_a_long_text_that_becomes_a_short_one_again_is_forgotten_since_it_turns_
     cache.token_ids = list(range(50))  # of a long text, whose computing was broken off
     cache.truncate(50)
     assert (cache.length, cache.capacity) == (0, 0)
+
+
+def test_a_long_text_that_was_only_begun_is_neither_copied_nor_saved_as_a_short_one(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    for keep in (KVCache.clone, lambda cache: saved(cache, tmp_path)):
+        cache = KVCache(longrope(config))
+        cache.reserve(250)
+        cache.token_ids = list(range(50))
+        assert keep(cache).length == 0
+
+
+def saved(cache: KVCache, folder: Path) -> KVCache:
+    cache.save(folder / "cache", "model")
+    return KVCache.load(folder / "cache", cache.config, "model")

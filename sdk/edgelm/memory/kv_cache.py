@@ -331,6 +331,7 @@ class KVCache:
         Raises:
             ContextLengthError, OutOfMemoryError: as from `reserve`.
         """
+        source.truncate(source.length)  # a long text that was only begun goes: here it would turn as a short one
         self.use_adapter(source.adapter)
         self.join(source.holders)
         self.read_source(source.source_ids)
@@ -372,6 +373,7 @@ class KVCache:
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
                 "step."
             )
+        self.truncate(self.length)  # as in copy_from
         described = _saved_parts(self.config, self.length)
         parts = {name: np.zeros(shape, type_) for name, (shape, type_) in described.items()}
         for i, (part, buffer) in enumerate(zip(chain.from_iterable(parts.values()), self.buffers, strict=True)):
