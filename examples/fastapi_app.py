@@ -22,7 +22,7 @@ app = FastAPI()
 @app.get("/answer")
 async def answer(question: str) -> StreamingResponse:
     try:
-        generation = engine.submit(model.encode_chat([{"role": "user", "content": question}]), config)
+        generation = engine.submit_chat([{"role": "user", "content": question}], config)
     except edgelm.QueueFullError as error:
         raise HTTPException(429, str(error)) from error
 
