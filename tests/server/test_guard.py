@@ -137,6 +137,13 @@ def test_a_real_browser_says_that_another_site_asked(browser, serving):
         page.close()
 
 
+def test_our_page_behind_a_proxy_that_speaks_tls_is_answered(keyed):
+    sent = {"Host": "chat.example.org", "Authorization": f"Bearer {KEY}"}
+    assert keyed.get("/v1/models", Origin="https://chat.example.org", **sent).status == 200
+    assert keyed.get("/v1/models", Origin="http://chat.example.org", **sent).status == 200
+    assert keyed.get("/v1/models", Origin="https://other.example.org", **sent).status == 403
+
+
 @pytest.mark.parametrize("site", ["none", "same-origin"])  # who types the address, and our own page
 def test_what_no_other_site_asked_for_is_answered(serving, site):
     assert serving.get("/v1/models", Sec_Fetch_Site=site).status == 200

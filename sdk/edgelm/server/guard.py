@@ -68,7 +68,9 @@ def check_origin(headers: Headers, host: str, options: ServerOptions) -> str | N
         ApiError: 403, a page of another site sent it.
     """
     origins = headers.getlist("origin")
-    if not origins or [origin.lower() for origin in origins] == [f"http://{host}"]:
+    # Where a proxy that speaks TLS passes a name on, our page comes from it by https.
+    schemes = ("http", "https") if host in map(str.lower, options.allowed_hosts) else ("http",)
+    if not origins or (len(origins) == 1 and origins[0].lower() in {f"{scheme}://{host}" for scheme in schemes}):
         return None
     if len(origins) == 1 and origins[0] in options.cors_origins:
         return origins[0]
