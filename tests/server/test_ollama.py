@@ -88,6 +88,13 @@ def test_mirostat_is_ollamas_mode_2(serving, tiny):
     assert answer(mirostat=0, mirostat_tau=1.0) == tiny.chat(HELLO, plain).text != tiny.chat(HELLO, held).text
 
 
+def test_a_seed_of_minus_one_is_a_fresh_one_as_ollama_has_it(serving):
+    options = {"num_predict": 24, "temperature": 1.5, "seed": -1}
+    body = {"model": "tiny-random", "messages": HELLO, "options": options, "stream": False}
+    first, second = (serving.post("/api/chat", body).json["message"]["content"] for _ in range(2))
+    assert first != second
+
+
 def test_generate_answers_a_prompt_with_the_template_or_raw(serving, tiny):
     body = {"model": "tiny-random", "prompt": "The sea", "options": OPTIONS, "stream": False}
     config = GenerationConfig(max_new_tokens=12)
@@ -234,6 +241,17 @@ def test_keep_alive_says_how_long_a_model_stays(serving):
             break
         time.sleep(0.1)
     assert serving.get("/api/ps").json["models"] == []
+
+
+def test_the_time_at_which_an_unused_model_goes_does_not_move(serving):
+    serving.post("/api/generate", {"model": "tiny-random", "keep_alive": 100})
+
+    def end() -> datetime:
+        return datetime.fromisoformat(serving.get("/api/ps").json["models"][0]["expires_at"])
+
+    first = end()
+    time.sleep(0.3)
+    assert (end() - first).total_seconds() < 0.25
 
 
 def test_models_are_listed_and_shown(serving):

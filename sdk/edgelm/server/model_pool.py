@@ -51,6 +51,11 @@ class LoadedModel:
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long nobody has used the model."""
+        return 0.0 if self.users else time.monotonic() - self.last_used
+
     def release(self) -> None:
         """End one use of the model."""
         self.users -= 1
@@ -306,10 +311,9 @@ class ModelPool:
         interval = _SWEEP_SECONDS if keep_alive is None else min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01))
         while True:
             await asyncio.sleep(interval)
-            now = time.monotonic()
             for loaded in self.loaded():
                 kept = loaded.keep_alive
-                if not loaded.users and kept is not None and now - loaded.last_used >= kept:
+                if not loaded.users and kept is not None and loaded.idle_seconds >= kept:
                     await self._unload(loaded)
 
     @contextlib.asynccontextmanager

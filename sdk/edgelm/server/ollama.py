@@ -195,7 +195,8 @@ async def list_running(call: Call) -> Response:
     now = datetime.datetime.now(datetime.UTC)
     rows = []
     for loaded in call.pool.loaded():
-        expires = now + datetime.timedelta(seconds=_LONGEST if loaded.keep_alive is None else loaded.keep_alive)
+        left = _LONGEST if loaded.keep_alive is None else loaded.keep_alive - loaded.idle_seconds
+        expires = now + datetime.timedelta(seconds=left)
         context = loaded.model.context_length
         more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
         rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
@@ -309,6 +310,8 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
     given = {name: body[theirs] for theirs, name in _OUTSIDE.items() if theirs in body}
     given |= {name: value for name, value in body.get("options", {}).items() if value is not None}
     settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
+    if settings.get("seed") == -1:  # Ollama's default: a fresh one for each answer
+        del settings["seed"]
     if given.get("mirostat") == 2:
         settings["mirostat_tau"] = given.get("mirostat_tau", _MIROSTAT_TAU)
         settings |= {name: given[name] for name in ("mirostat_eta",) if name in given}
