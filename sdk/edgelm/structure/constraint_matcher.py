@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
+_TOO_MANY_WAYS = "Current row has"  # llguidance takes 2,000 of them
 _NOTHING_CAN_COME = "NoExtensionBias"
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
 
@@ -118,7 +119,7 @@ class ConstraintMatcher:
         """Take the token that was chosen.
 
         Raises:
-            EdgeLMError: it is none of those allowed, or the constraint became too large to follow.
+            ConfigError: it is none of those allowed, or the constraint became too large to follow.
         """
         if not self._is_active:
             if self._after:
@@ -174,8 +175,12 @@ class ConstraintMatcher:
         return list(self._vocabulary.greedy_tokenize(data.decode("utf-8", errors="replace")))
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise EdgeLMError(f"The constraint cannot be followed: {_first_line(self._matcher.get_error())}.")
+        if not self._matcher.is_error():
+            return
+        error = _first_line(self._matcher.get_error())
+        if _TOO_MANY_WAYS in error:
+            error = "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
+        raise ConfigError(f"The constraint cannot be followed: {error}.")
 
 
 def check_form(constraint: Constraint) -> None:
