@@ -1,5 +1,6 @@
 """The page without a mouse, for a screen reader, in the dark, enlarged, and on a phone."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -187,3 +188,48 @@ def test_a_screen_reader_is_told_what_else_a_token_could_have_been(page: Page) -
     expect(page.locator(f"#{described_by}")).to_contain_text("100.0 %")
     page.keyboard.press("ArrowRight")
     assert token.get_attribute("aria-describedby") is None
+
+
+def test_what_is_written_from_right_to_left_is_shown_so(page: Page) -> None:
+    arabic, block = "\u0645\u0631\u062d\u0628\u0627!", "- \u0645\u0631\u062d\u0628\u0627\n\n      code"
+    event = json.dumps({"choices": [{"index": 0, "delta": {"content": f"{arabic}\n\n{block}\n\nThe sea"}}]})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {event}\n\ndata: [DONE]\n\n"))
+    ask(page, arabic)
+    expect(page.locator(".answer p").last).to_have_text("The sea")
+    direction = "nodes => nodes.map(node => getComputedStyle(node).direction)"
+    assert page.locator(".answer p").evaluate_all(direction) == ["rtl", "rtl", "ltr"]
+    assert page.locator(".answer ul, .answer li, .answer .code").evaluate_all(direction) == ["rtl", "rtl", "ltr"]
+    assert page.locator(".message.user .text").evaluate("node => getComputedStyle(node).unicodeBidi") == "plaintext"
+    page.fill("#question", arabic)
+    assert page.locator("#question, #conversations .open").evaluate_all(direction) == ["rtl", "rtl"]
+
+
+@slowly
+def test_the_focus_is_kept_where_the_list_is_drawn_anew(page: Page) -> None:
+    for text in ("First question", "Second question"):
+        page.keyboard.press("Alt+n")
+        ask(page, text)
+    first = page.get_by_role("navigation").get_by_role("button", name="First question", exact=True)
+    first.focus()
+    expect(page.locator("#stop")).to_be_visible()
+    done(page)
+    expect(first).to_be_focused()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(first).to_have_count(0)
+    expect(page.get_by_role("button", name="New conversation")).to_be_focused()
+
+
+def test_the_list_over_a_narrow_page_stays_when_a_conversation_in_it_is_renamed(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer
+) -> None:
+    page = open_page(scripted_server, viewport={"width": 360, "height": 640})
+    ask(page, "A question")
+    done(page)
+    page.locator("#open-sidebar").click()
+    page.on("dialog", lambda dialog: dialog.accept("Renamed"))
+    page.get_by_role("button", name="Rename A question").click()
+    expect(page.locator("#conversations .open")).to_have_text("Renamed")
+    expect(page.locator("#open-sidebar")).to_have_attribute("aria-expanded", "true")

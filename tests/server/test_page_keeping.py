@@ -166,3 +166,117 @@ def test_an_answer_that_is_made_again_streams_though_its_tokens_were_shown(open_
         expect(page.locator("#stop")).to_be_visible()  # while it is still on its way
         done(page)
         expect(page.locator(".token").first).to_be_visible()
+
+
+def broken_off(*deltas: dict[str, str]) -> dict[str, str]:
+    """Return an answer whose connection ends in the middle, as Route.fulfill takes it."""
+    events = (json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas)
+    return {"content_type": "text/event-stream", "body": "".join(f"data: {event}\n\n" for event in events)}
+
+
+def test_an_answer_that_is_made_again_is_thought_of_anew(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**broken_off({"reasoning_content": "Half a"})))
+    ask(page)
+    expect(page.locator(".problem")).to_contain_text("broke off")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".problem")).to_contain_text("broke off")
+    expect(page.locator(".thinking div")).to_have_text("Half a", use_inner_text=False)
+
+
+def test_an_answer_that_another_tab_made_again_stays(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**broken_off({"content": "The"})))
+    ask(page)
+    expect(page.locator(".problem")).to_contain_text("broke off")
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".stats")).to_contain_text("tokens/s")
+    ask(other, "And now?")
+    done(other)
+    page.reload()
+    expect(page.locator(".answer").first).to_have_text(SENTENCE.replace("*", ""))
+
+
+def test_what_another_tab_has_added_is_exported_too(page: Page, tmp_path: Path) -> None:
+    ask(page, "Asked here")
+    done(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    ask(other, "A conversation of the other tab")
+    done(other)
+    other.locator("#conversations .open").last.click()
+    ask(other, "Added in the other tab")
+    done(other)
+    expect(other.locator(".stats").last).to_contain_text("tokens/s")
+    conversations = exported(page, tmp_path / "file.json")["conversations"]
+    said = {node["text"] for conversation in conversations for node in conversation["nodes"].values()}
+    assert said == {"Asked here", "A conversation of the other tab", "Added in the other tab", SENTENCE}
+
+
+def test_settings_that_two_tabs_change_are_all_kept(page: Page) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    page.keyboard.press("Alt+s")
+    page.get_by_label("Temperature").fill("0.72")
+    page.get_by_role("button", name="Done").click()
+    other.bring_to_front()
+    expect(other.get_by_label("Temperature")).to_have_value("0.72")
+    other.keyboard.press("Alt+s")
+    other.get_by_label("Top k").fill("5")
+    other.keyboard.press("Escape")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page)
+    assert (sent.value.post_data_json["temperature"], sent.value.post_data_json["top_k"]) == (0.72, 5)
+
+
+def test_a_setting_that_is_out_of_range_does_not_seem_to_be_taken(page: Page) -> None:
+    page.keyboard.press("Alt+s")
+    page.get_by_label("Temperature").fill("3")
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Temperature")).to_have_value("")
+
+
+def test_a_message_that_is_edited_stays_so_while_others_are_drawn_anew(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    page.keyboard.press("Alt+e")
+    field = page.locator(".edit textarea")
+    field.fill("Rewritten")
+    field.press("ArrowLeft")
+    page.keyboard.press("Alt+e")  # it is being edited already
+    page.on("dialog", lambda dialog: dialog.accept("Renamed"))
+    page.get_by_label("Rename First question").dispatch_event("click")
+    expect(page.locator("#conversations .open")).to_have_text("Renamed")
+    page.keyboard.type("_")
+    expect(field).to_have_value("Rewritte_n")
+    ask(page, "Second question")
+    done(page)
+    expect(page.locator("#question")).to_be_focused()
+    expect(field).to_have_value("Rewritte_n")
+    field.press("Enter")
+    done(page)
+    expect(page.locator(".message.user .text")).to_have_text("Rewritte_n")
+    expect(page.locator(".message.user .branch")).to_have_text("2/2")
+
+
+def test_a_message_that_is_too_long_to_be_kept_can_be_sent(page: Page) -> None:
+    page.evaluate("localStorage.setItem('other', 'x'.repeat(5 * 2 ** 20 - 2000))")
+    page.fill("#question", "A word. " * 500)
+    page.press("#question", "Enter")
+    expect(page.locator(".message.user .text")).to_contain_text("A word.")
+
+
+def test_a_title_ends_with_a_whole_character(page: Page) -> None:
+    ask(page, "a" * 79 + "\U0001f30a and the sea")
+    expect(page.locator("#conversations .open")).to_have_text("a" * 79 + "\U0001f30a")
+
+
+def test_what_is_said_of_a_server_that_was_away_is_gone_with_its_first_answer(page: Page) -> None:
+    page.route("**/v1/models", lambda route: route.abort())
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(page.locator("#note")).to_contain_text("does not answer")
+    page.unroute("**/v1/models")
+    ask(page)
+    expect(page.locator("#note")).to_contain_text("Runs on this machine")

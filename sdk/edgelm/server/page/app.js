@@ -22,9 +22,11 @@ let current = kept.create();
 let models = [];
 let described; // once it is known which model is chosen and what it can be told
 let unkept = null; // why this browser does not keep conversations
+let isAway = false; // whether the server did not answer when it was last asked for its models
 
 const thread = new Thread({
   edit: (node, text) => {
+    if (running.has(current.id)) return; // it stays where it is written
     const { parent } = node;
     respond(kept.add(current, parent, { role: "user", text }).id);
   },
@@ -45,7 +47,7 @@ async function respond(parent, failed = null) {
   const conversation = current;
   if (running.has(conversation.id)) return;
   const controller = new AbortController();
-  const empty = { role: "assistant", text: "", tokens: [], stats: null, status: 0, state: "running" };
+  const empty = { role: "assistant", text: "", thinking: "", tokens: [], stats: null, status: 0, state: "running" };
   const node = failed ? Object.assign(failed, empty) : kept.add(conversation, parent, empty);
   running.set(conversation.id, controller);
   if (!conversations.includes(conversation)) conversations.push(conversation);
@@ -75,6 +77,7 @@ async function respond(parent, failed = null) {
   else sidebar.show(conversations, current);
   announce(node.state === "broken" ? node.problem : node.state === "stopped" ? "Stopped" : `Answer complete: ${node.text}`);
   if (node.status === 401) askForKey();
+  if (isAway && node.state !== "broken") loadModels(); // it is back
 }
 
 async function keep(conversation) {
@@ -170,7 +173,9 @@ function drafted() {
 async function loadModels() {
   try {
     models = await api.models();
+    isAway = false;
   } catch (error) {
+    isAway = true;
     byId("note").textContent = error.message;
     if (error.status === 401) askForKey();
     return;
@@ -202,8 +207,9 @@ function askForKey() {
 
 // Export and import
 
-function exportAll() {
-  const url = URL.createObjectURL(new Blob([kept.exported(conversations)], { type: "application/json" }));
+async function exportAll() {
+  const all = kept.joined(conversations, (await done(kept.all())) ?? []); // what other tabs have added, too
+  const url = URL.createObjectURL(new Blob([kept.exported(all)], { type: "application/json" }));
   element("a", { href: url, download: "edgelm-conversations.json" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // not every browser has read it by now
 }

@@ -37,22 +37,36 @@ function atRest(conversation) {
   return conversation;
 }
 
-/**
- * Messages that another tab has added since stay: none is ever taken out of a conversation. Nor is an answer that was on
- * its way there when this page was opened, and has come to its end.
- */
+/** Messages that another tab has added since stay: none is ever taken out of a conversation. */
 export async function save(conversation) {
   await inStore("readwrite", (store) => {
     const kept = store.get(conversation.id);
     kept.onsuccess = () => {
-      const nodes = { ...kept.result?.nodes, ...conversation.nodes };
-      for (const [id, node] of Object.entries(kept.result?.nodes ?? {})) {
-        if (nodes[id].state === "interrupted" && node.state !== "running") nodes[id] = node;
-      }
-      store.put({ ...conversation, nodes });
+      store.put({ ...conversation, nodes: joinedNodes(conversation.nodes, kept.result?.nodes ?? {}) });
     };
     return kept;
   });
+}
+
+/**
+ * All messages of a conversation that two tabs have. An answer that failed here, or was on its way when this page was
+ * opened, may have come to its end in the other tab since.
+ */
+function joinedNodes(own, others) {
+  const nodes = { ...others, ...own };
+  for (const [id, node] of Object.entries(others)) {
+    if (["interrupted", "broken"].includes(nodes[id].state) && node.state !== "running") nodes[id] = node;
+  }
+  return nodes;
+}
+
+/** The conversations of this tab, and what the store has besides. */
+export function joined(own, stored) {
+  const others = new Map(stored.map((conversation) => [conversation.id, conversation]));
+  const both = own.map((conversation) => ({
+    ...conversation, nodes: joinedNodes(conversation.nodes, others.get(conversation.id)?.nodes ?? {}),
+  }));
+  return [...both, ...stored.filter(({ id }) => !own.some((conversation) => conversation.id === id))];
 }
 
 export async function remove(conversation) {
@@ -75,8 +89,13 @@ export function add(conversation, parent, fields) {
   conversation.nodes[node.id] = node;
   conversation.leaf = node.id;
   conversation.updated = Date.now();
-  if (!conversation.title && node.role === "user") conversation.title = node.text.trim().split("\n")[0].slice(0, 80);
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.text);
   return node;
+}
+
+/** The first line, up to 80 characters of it: none is cut in half. */
+function titleOf(text) {
+  return [...text.trim().split("\n")[0].slice(0, 160)].slice(0, 80).join("");
 }
 
 /** The messages from the first to the one that is shown last. */

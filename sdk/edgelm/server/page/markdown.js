@@ -28,13 +28,20 @@ export class MarkdownView {
       const tokens = new Lexer({ gfm: true }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
       return tokens.map((token, index) => {
         const shown = this.blocks[index];
-        return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: block(token) };
+        return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
       });
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       return [{ raw: text, node: element("p", {}, text) }]; // thousands of quotes or lists in one another
     }
   }
+}
+
+/** A block from right to left where its first letters are written so; what stands in it follows. */
+function outermost(token) {
+  const node = block(token);
+  node.dir ||= "auto";
+  return node;
 }
 
 function block(token) {
@@ -77,7 +84,7 @@ function row(tag, cells) {
 
 function code(text, language) {
   const copyButton = button("Copy", () => copy(text, copyButton), { class: "quiet" });
-  return element("div", { class: "code" },
+  return element("div", { class: "code", dir: "ltr" },
     element("div", { class: "bar" }, element("span", {}, language || "text"), copyButton),
     element("pre", { tabIndex: 0 }, element("code", {}, text)));
 }
@@ -87,6 +94,10 @@ function inline(tokens) {
 }
 
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'" };
+
+function decoded(text) {
+  return text.replace(/&(?:amp|lt|gt|quot|#39);/g, (name) => ENTITIES[name]);
+}
 
 function asText(token) {
   return document.createTextNode(token.raw);
@@ -101,13 +112,13 @@ const INLINE = {
   checkbox: (token) => element("input", { type: "checkbox", checked: token.checked, disabled: true }),
   escape: (token) => document.createTextNode(token.text),
   text: (token) => {
-    if (!token.tokens) return document.createTextNode(token.raw.replace(/&(?:amp|lt|gt|quot|#39);/g, (name) => ENTITIES[name]));
+    if (!token.tokens) return document.createTextNode(decoded(token.raw));
     const fragment = document.createDocumentFragment();
     fragment.append(...inline(token.tokens));
     return fragment;
   },
-  link: (token) => link(token.href, inline(token.tokens)),
-  image: (token) => link(token.href, [`picture: ${token.text || token.href}`]),
+  link: (token) => link(decoded(token.href), inline(token.tokens)),
+  image: (token) => link(decoded(token.href), [`picture: ${token.text || token.href}`]),
 };
 
 function link(href, children) {

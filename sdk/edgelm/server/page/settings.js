@@ -11,12 +11,12 @@ const EFFORT = "reasoning_effort";
 
 // name in the API, label, attributes of the field
 const FIELDS = [
-  ["temperature", "Temperature", { type: "number", min: 0, max: 2, step: 0.05, placeholder: "0 is the likeliest" }],
-  ["top_p", "Top p", { type: "number", min: 0.01, max: 1, step: 0.01 }],
+  ["temperature", "Temperature", { type: "number", min: 0, max: 2, step: 0.01, placeholder: "0 is the likeliest" }],
+  ["top_p", "Top p", { type: "number", min: 0.001, max: 1, step: 0.001 }],
   ["top_k", "Top k", { type: "number", min: 0, step: 1 }],
-  ["min_p", "Min p", { type: "number", min: 0, max: 1, step: 0.01 }],
-  ["presence_penalty", "Presence penalty", { type: "number", min: -2, max: 2, step: 0.1 }],
-  ["frequency_penalty", "Frequency penalty", { type: "number", min: -2, max: 2, step: 0.1 }],
+  ["min_p", "Min p", { type: "number", min: 0, max: 1, step: 0.001 }],
+  ["presence_penalty", "Presence penalty", { type: "number", min: -2, max: 2, step: 0.01 }],
+  ["frequency_penalty", "Frequency penalty", { type: "number", min: -2, max: 2, step: 0.01 }],
   ["max_completion_tokens", "Longest answer", { type: "number", min: 1, step: 1, placeholder: "in tokens" }],
   ["seed", "Seed", { type: "number", min: 0, step: 1, placeholder: "a fresh one" }],
   ["stop", "Stop before (one text a line)", { rows: 2 }],
@@ -24,15 +24,11 @@ const FIELDS = [
 
 export class Settings {
   constructor() {
-    const stored = JSON.parse(forEver.getItem(STORED) ?? "{}");
-    this.values = stored.values ?? {};
-    this.probabilities = stored.probabilities ?? true;
-    this.thinking = stored.thinking ?? null; // null: as the model has it
-    this.effort = stored.effort ?? "";
     this.variables = []; // of the model's template
-    this.model = stored.model ?? null;
     this.fields = new Map(FIELDS.map(([name, label, attributes]) => [name, this.field(name, label, attributes)]));
-    byId("with-probabilities").checked = this.probabilities;
+    this.model = this.load().model ?? null;
+    window.addEventListener("storage", ({ key }) => key === STORED && this.load()); // another tab has changed them
+    byId("settings").addEventListener("close", () => this.show()); // what could not be taken does not stay
     byId("with-probabilities").addEventListener("change", (event) => {
       this.probabilities = event.target.checked;
       this.store();
@@ -41,7 +37,6 @@ export class Settings {
       this.thinking = event.target.checked;
       this.store();
     });
-    byId("effort").value = this.effort;
     byId("effort").addEventListener("change", (event) => {
       this.effort = event.target.value;
       this.store();
@@ -49,10 +44,26 @@ export class Settings {
     byId("reset-settings").addEventListener("click", () => this.reset());
   }
 
+  load() {
+    const stored = JSON.parse(forEver.getItem(STORED) ?? "{}");
+    this.values = stored.values ?? {};
+    this.probabilities = stored.probabilities ?? true;
+    this.thinking = stored.thinking ?? null; // null: as the model has it
+    this.effort = stored.effort ?? "";
+    this.show();
+    return stored;
+  }
+
+  show() {
+    for (const [name, input] of this.fields) input.value = this.values[name] ?? "";
+    byId("with-probabilities").checked = this.probabilities;
+    byId("effort").value = this.effort;
+    this.offerThinking(this.variables);
+  }
+
   field(name, label, attributes) {
     const input = element(attributes.rows ? "textarea" : "input", {
-      placeholder: "the model’s own", ...attributes, value: this.values[name] ?? "",
-      on: { input: () => this.read(name, input) },
+      placeholder: "the model’s own", ...attributes, on: { input: () => this.read(name, input) },
     });
     byId("sampling").append(element("label", { class: attributes.rows ? "wide" : "" }, label, input));
     return input;
@@ -66,7 +77,7 @@ export class Settings {
 
   reset() {
     this.values = {};
-    for (const input of this.fields.values()) input.value = "";
+    this.show();
     this.store();
   }
 

@@ -20,8 +20,9 @@ export class Sidebar {
       event.stopPropagation(); // else it would stop an answer
       this.close();
     });
-    document.addEventListener("click", ({ target }) => {
-      if (this.covers() && !target.closest("#sidebar, #open-sidebar")) this.close();
+    document.addEventListener("click", (event) => {
+      const within = event.composedPath(); // a row that was clicked may be drawn anew by now
+      if (this.covers() && !["sidebar", "open-sidebar"].some((id) => within.includes(byId(id)))) this.close();
     });
     NARROW.addEventListener("change", () => this.toggle(false));
   }
@@ -60,15 +61,20 @@ export class Sidebar {
     }
     const shown = [...lists].flatMap(([age, list]) => [element("h2", {}, age), list]);
     const none = element("p", { class: "dim" }, words ? "Nothing found." : "No conversations yet.");
+    const focused = document.activeElement?.closest("#conversations li");
+    const place = focused && [...focused.children].indexOf(document.activeElement);
     byId("conversations").replaceChildren(...(shown.length ? shown : [none]));
+    if (!focused) return;
+    const again = [...document.querySelectorAll("#conversations li")].find((row) => row.dataset.id === focused.dataset.id);
+    (again?.children[place] ?? byId("new-conversation")).focus({ preventScroll: true });
   }
 
   row(conversation) {
     const title = conversation.title || "New conversation";
     const isCurrent = conversation.id === this.current?.id;
     const current = isCurrent ? { "aria-current": "true" } : {};
-    return element("li", { class: isCurrent ? "current" : "" },
-      button(title, () => this.actions.open(conversation), { class: "open", title, ...current }),
+    return element("li", { class: isCurrent ? "current" : "", "data-id": conversation.id },
+      button(title, () => this.actions.open(conversation), { class: "open", dir: "auto", title, ...current }),
       button("✎", () => this.actions.rename(conversation), { class: "act", label: `Rename ${title}` }),
       button("✕", () => this.actions.remove(conversation), { class: "act", label: `Delete ${title}` }));
   }

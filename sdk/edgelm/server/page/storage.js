@@ -5,8 +5,19 @@ export const forThisTab = storage("sessionStorage");
 
 function storage(name) {
   try {
-    window[name].getItem(""); // a browser that is told to keep nothing throws here
-    return window[name];
+    const store = window[name];
+    store.getItem(""); // a browser that is told to keep nothing throws here
+    return {
+      getItem: (key) => store.getItem(key),
+      setItem: (key, value) => {
+        try {
+          store.setItem(key, value);
+        } catch {
+          // It is full, of a draft of megabytes: what is on the page stays there, and is lost with it.
+        }
+      },
+      removeItem: (key) => store.removeItem(key),
+    };
   } catch {
     const values = new Map();
     return {

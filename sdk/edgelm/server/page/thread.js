@@ -24,10 +24,15 @@ export class Thread {
     hideAlternatives();
     this.views.clear();
     const place = staying && !this.isAtEnd() ? byId("scroll").scrollTop : null;
+    const active = document.activeElement;
     const focused = focusedControl();
+    const editing = unfinishedEdit();
     const nodes = path(conversation);
     byId("thread").replaceChildren(...(nodes.length ? nodes.map((node) => this.message(conversation, node, busy)) : [welcome()]));
-    if (focused) focusAgain(focused);
+    const edited = editing && nodes.find(({ id }) => id === editing.id);
+    if (edited) this.edit(edited, editing);
+    if (edited && !editing.isFocused) active.focus();
+    else if (focused && !edited) focusAgain(focused);
     if (place === null) this.scrollToEnd();
     else byId("scroll").scrollTop = place;
   }
@@ -110,9 +115,14 @@ export class Thread {
   }
 
   /** Turn a message into a field; what is written there becomes a new version beside the old one. */
-  edit(node) {
+  edit(node, { text = node.text, selection = [text.length, text.length] } = {}) {
     const article = document.getElementById(`message-${node.id}`);
-    const field = element("textarea", { value: node.text, "aria-label": "Your message" });
+    const unfinished = article.querySelector(".edit textarea");
+    if (unfinished) {
+      unfinished.focus();
+      return;
+    }
+    const field = element("textarea", { value: text, dir: "auto", "aria-label": "Your message" });
     const before = [...article.childNodes];
     const focused = document.activeElement;
     const cancel = () => {
@@ -129,6 +139,7 @@ export class Thread {
     });
     article.replaceChildren(element("div", { class: "edit" }, field,
       element("div", { class: "row end" }, button("Cancel", cancel, { class: "quiet" }), button("Send", send, { class: "primary" }))));
+    field.setSelectionRange(...selection);
     field.focus();
   }
 
@@ -165,6 +176,14 @@ function welcome() {
   const where = isHere ? "What you write stays on this machine."
     : `What you write goes to ${location.hostname}, and is kept in this browser.`;
   return element("div", { class: "welcome" }, element("h2", {}, "What would you like to know?"), element("p", {}, where));
+}
+
+/** The message that is being edited, with what is written by now: it is drawn anew with the others. */
+function unfinishedEdit() {
+  const field = document.querySelector(".edit textarea");
+  const id = field?.closest("article").id.replace("message-", "");
+  const selection = [field?.selectionStart, field?.selectionEnd];
+  return field && { id, text: field.value, selection, isFocused: document.activeElement === field };
 }
 
 const nameOf = (control) => control.getAttribute("aria-label") ?? control.textContent;
