@@ -1,12 +1,13 @@
-"""StreamAnswer, without a server: what it sends, and when it stops."""
+"""StreamAnswer and its lines, without a server: what it sends, and when it stops."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from edgelm.server.sse import StreamAnswer
+from edgelm.server.sse import StreamAnswer, line
 
 
 def test_what_is_ready_is_not_all_written_to_a_client_that_has_left() -> None:
@@ -28,3 +29,10 @@ def test_what_is_ready_is_not_all_written_to_a_client_that_has_left() -> None:
 
     assert written < 10
     assert closed == [True]
+
+
+def test_json_is_one_line_for_who_splits_at_every_line_end_of_unicode() -> None:
+    text = "one\x0b\x0c\x1c\x1d\x1e\x85two\u2028three\u2029four\r\n"
+    written = line({text: text}).decode()
+    assert len(written.splitlines()) == 1  # as httpx reads lines, and so the ollama package
+    assert json.loads(written) == {text: text}

@@ -14,9 +14,16 @@ KEEPALIVE = b": keepalive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
+# Ends of lines in Unicode, which JSON may have in a text: the ollama package for Python reads an answer line by line so.
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
 def to_json(value: object) -> bytes:
-    """Write a value as JSON in UTF-8; half of a surrogate pair, which UTF-8 has not, becomes a question mark."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    """Write a value as one line of JSON in UTF-8; half of a surrogate pair, which UTF-8 has not, is a question mark."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for end, escape in _LINE_ENDS.items():
+        text = text.replace(end, escape)
+    return text.encode("utf-8", "replace")
 
 
 def event(value: object, name: str | None = None) -> bytes:
