@@ -38,6 +38,8 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [*HI, *HI, *HI],
         {1, 5},
     ),
+    "messages with a system beside them": ({"system": "Be brief.", "messages": [*HI, *HI]}, [SYSTEM, *HI, *HI], {2, 4}),
+    "messages with a system of their own": ({"system": "Go on.", "messages": [SYSTEM, *HI]}, [SYSTEM, *HI], {2}),
     "messages in parts": (
         {
             "messages": [
@@ -84,6 +86,18 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         {2},
     ),
     "conversations in OpenAI's words": ({"conversations": HI}, HI, {1}),
+    "ShareGPT with weights": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello!", "weight": 0},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello!", "weight": 1},
+            ]
+        },
+        [*HI, *HI],
+        {3},
+    ),
     "Alpaca": ({"instruction": "Hi", "input": "", "output": "Hello!"}, HI, {1}),
     "Alpaca with an input": (
         {"instruction": "Sum.", "input": "1 2", "output": "3", "system": "Be brief."},
@@ -92,6 +106,16 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
     ),
     "prompt and completion": ({"prompt": "Hi", "completion": "Hello!"}, HI, {1}),
     "prompt and completion in messages": ({"prompt": [*HI, HI[0]], "completion": [HI[1]]}, [*HI, *HI], {3}),
+    "prompt and completion with a system": (
+        {"system": "Be brief.", "prompt": "Hi", "completion": "Hello!"},
+        [SYSTEM, *HI],
+        {2},
+    ),
+    "prompt and completion with weights": (
+        {"prompt": [HI[0]], "completion": [{**HI[1], "weight": 0}, *HI]},
+        [*HI, *HI],
+        {3},
+    ),
 }
 
 
@@ -174,6 +198,18 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"messages": [HI[0], {"role": "assistant", "content": None, "tool_calls": []}]},
         "the content of messages[1] is None; it must be a text.",
     ),
+    "calls in a text": (
+        {"messages": [HI[0], {**HI[1], "tool_calls": "add()"}]},
+        "messages[1].tool_calls is 'add()'; it must be a list of calls.",
+    ),
+    "a call that is a text": (
+        {"messages": [HI[0], {**HI[1], "tool_calls": ["add()"]}]},
+        "messages[1].tool_calls[0] is 'add()'; a call is {\"function\": {\"name\": …, \"arguments\": …}}.",
+    ),
+    "a call of nothing": (
+        {"messages": [HI[0], {**HI[1], "tool_calls": [{"function": {"name": None}}]}]},
+        "messages[1].tool_calls[0] is {'function': {'name': None}}; a call is",
+    ),
     "a typing error": (
         {"messages": [*HI, {**HI[0], "role": "User"}]},
         "the role of messages[2] is 'User'. Did you mean 'user'?",
@@ -186,6 +222,11 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"messages": [HI[0], {**HI[1], "weight": "0"}]},
         "the weight of messages[1] is '0'; it must be 0 or 1.",
     ),
+    "a weight of ShareGPT that is a text": (
+        {"conversations": [{"from": "gpt", "value": "Hi", "weight": "0"}]},
+        "the weight of conversations[0] is '0'; it must be 0 or 1.",
+    ),
+    "a system that is no text": ({"messages": HI, "system": 3}, "the field 'system' is 3; it must be a text."),
     "no weight": (
         {"messages": [HI[0], {**HI[1], "weight": 0}]},
         "there is no message of the assistant to learn; the roles here are 'user', 'assistant'.",

@@ -44,10 +44,19 @@ def test_what_both_sides_share_is_not_learned() -> None:
     assert chosen.learned == rejected.learned == {3}
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_system_and_tools_stand_before_both_answers(form: str) -> None:
+    values = {**FORMS[form], "system": "Be brief.", "tools": json.dumps([{"name": "add"}])}
+    for side in parse_preference(values, FILE, 1):
+        assert side.messages[:2] == ({"role": "system", "content": "Be brief."}, USER)
+        assert (side.learned, side.tools) == ({2}, [{"name": "add"}])
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a side is missing": ({"prompt": "Hi", "chosen": "Hello!"}, "this is no preference: it has no rejected; expected"),
     "no field fits": ({"text": "Hi"}, "this is no preference: it has no chosen and no rejected"),
     "a side is a number": ({"prompt": "Hi", "chosen": "Hello!", "rejected": 3}, "the field 'rejected' is 3"),
+    "tools of one": ({**FORMS["texts"], "tools": {}}, "tools is {}; it must be a list"),
     "no prompt": ({"chosen": "Hello!", "rejected": "What?"}, "there is no prompt, and chosen is no list of messages"),
     "the same": ({"prompt": "Hi", "chosen": "A", "rejected": "A"}, "chosen and rejected say the same"),
     "no answer": ({"chosen": [USER, USER], "rejected": [USER, WORSE]}, "chosen has no answer of the assistant"),

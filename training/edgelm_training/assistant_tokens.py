@@ -159,7 +159,7 @@ class _Rendering:
     def _check_calls(self, said: str, number: int) -> None:
         """Refuse a template that leaves calls out: the model would learn to say nothing in their place."""
         calls = self._messages[number].get("tool_calls") or ()
-        names = [call.get("function", {}).get("name", "") for call in calls]
+        names = [(call.get("function") or call).get("name", "") for call in calls]
         if not all(name in said for name in names):
             raise ChatTemplateError(
                 f"The chat template does not write the tool_calls of messages[{number}]. Take a chat_template.jinja "

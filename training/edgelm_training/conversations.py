@@ -105,6 +105,8 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
                 "messages, conversations, instruction and output, or prompt and completion."
             )
         messages, learned = parse(values)
+        before = system_message(values, messages)
+        messages, learned = [*before, *messages], {i + len(before) for i in learned}
         if not learned:
             roles = ", ".join(repr(role) for role in dict.fromkeys(message["role"] for message in messages))
             raise DataError(f"there is no message of the assistant to learn; the roles here are {roles:.60}.")
@@ -115,7 +117,7 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         learned=frozenset(learned),
         file=file.name,
         line=line,
-        tools=_tools(values.get("tools"), f"{file.name}:{line}"),
+        tools=parse_tools(values.get("tools"), f"{file.name}:{line}"),
     )
 
 
@@ -123,27 +125,19 @@ _Parsed = tuple[list[dict[str, Any]], set[int]]
 
 
 def _parse_messages(values: Mapping[str, Any]) -> _Parsed:
-    messages = parse_messages(values["messages"], "messages")
-    weights = [message.pop("weight", 1) for message in messages]
-    for i, weight in enumerate(weights):
-        if weight not in (0, 1):
-            raise DataError(f"the weight of messages[{i}] is {weight!r:.60}; it must be 0 or 1.")
-    return messages, {i for i in _assistants(messages) if weights[i]}
+    return _weighed(parse_messages(values["messages"], "messages"), "messages")
 
 
 def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
     turns = values["conversations"]
     if isinstance(turns, list):
         turns = [
-            {"role": turn.get("from"), "content": turn.get("value")}
+            {"role": turn.get("from"), "content": turn.get("value"), "weight": turn.get("weight")}
             if isinstance(turn, dict) and "role" not in turn
             else turn
             for turn in turns
         ]
-    messages = parse_messages(turns, "conversations")
-    if values.get("system") and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": text_field(values, "system")})
-    return messages, _assistants(messages)
+    return _weighed(parse_messages(turns, "conversations"), "conversations")
 
 
 def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
@@ -151,21 +145,18 @@ def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
     if values.get("input"):
         question = f"{question}\n\n{text_field(values, 'input')}"
     messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": text_field(values, "output")}]
-    if values.get("system"):
-        messages.insert(0, {"role": "system", "content": text_field(values, "system")})
     return messages, _assistants(messages)
 
 
 def _parse_pair(values: Mapping[str, Any]) -> _Parsed:
     """Texts, or lists of messages; of these, what the assistant says in the prompt is not learned."""
     if isinstance(values["prompt"], list):
-        prompt = parse_messages(values["prompt"], "prompt")
-        completion = parse_messages(values.get("completion"), "completion")
+        prompt, _ = _weighed(parse_messages(values["prompt"], "prompt"), "prompt")
+        completion, learned = _weighed(parse_messages(values.get("completion"), "completion"), "completion")
     else:
         prompt = [{"role": "user", "content": text_field(values, "prompt")}]
-        completion = [{"role": ASSISTANT, "content": text_field(values, "completion")}]
-    messages = prompt + completion
-    return messages, {i for i in _assistants(messages) if i >= len(prompt)}
+        completion, learned = [{"role": ASSISTANT, "content": text_field(values, "completion")}], {0}
+    return prompt + completion, {i + len(prompt) for i in learned}
 
 
 # The field that tells a form -> what reads it.
@@ -175,6 +166,26 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], _Parsed]] = {
     "instruction": _parse_alpaca,
     "prompt": _parse_pair,
 }
+
+
+def _weighed(messages: list[dict[str, Any]], field: str) -> _Parsed:
+    """Return messages without their weights, and which of the assistant's are to be learned by them."""
+    weights = [message.pop("weight", 1) for message in messages]
+    for i, weight in enumerate(weights):
+        if weight not in (0, 1):
+            raise DataError(f"the weight of {field}[{i}] is {weight!r:.60}; it must be 0 or 1.")
+    return messages, {i for i in _assistants(messages) if weights[i]}
+
+
+def system_message(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the message that the field `system` is, where it has a text and the messages do not begin with one.
+
+    Raises:
+        DataError: it is no text.
+    """
+    if not values.get("system") or messages[0]["role"] == "system":
+        return []
+    return [{"role": "system", "content": text_field(values, "system")}]
 
 
 def _assistants(messages: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -206,7 +217,20 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         content = "".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise DataError(f"the content of {place} is {content!r:.60}; it must be a text.")
+    _check_calls(message.get("tool_calls", []), f"{place}.tool_calls")
     return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+
+
+def _check_calls(calls: Any, place: str) -> None:
+    """Templates know OpenAI's calls, and the function of one by itself."""
+    if not isinstance(calls, list):
+        raise DataError(f"{place} is {calls!r:.60}; it must be a list of calls.")
+    for i, call in enumerate(calls):
+        function = (call.get("function") or call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f'{place}[{i}] is {call!r:.60}; a call is {{"function": {{"name": …, "arguments": …}}}}.'
+            )
 
 
 def _part(part: Any, place: str) -> str:
@@ -228,8 +252,12 @@ def text_field(values: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _tools(value: Any, place: str) -> Sequence[Any] | None:
-    """Some data sets hold their tools as JSON text, because Parquet has no type for them."""
+def parse_tools(value: Any, place: str) -> Sequence[Any] | None:
+    """Return what the field `tools` holds, in some data sets as JSON text, because Parquet has no type for it.
+
+    Raises:
+        DataError: it is no list; the message begins with `place`.
+    """
     if isinstance(value, str):
         if not value:
             return None

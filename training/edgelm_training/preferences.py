@@ -13,7 +13,14 @@ from typing import Any
 
 from edgelm.errors import DataError
 from edgelm_training.chats import Chats, encode_chats
-from edgelm_training.conversations import ASSISTANT, Conversation, parse_messages, text_field
+from edgelm_training.conversations import (
+    ASSISTANT,
+    Conversation,
+    parse_messages,
+    parse_tools,
+    system_message,
+    text_field,
+)
 from edgelm_training.corpus import SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
@@ -62,12 +69,14 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
             )
         prompt = _prompt(values)
         answered = [_answered(values, side, prompt) for side in _SIDES]
+        answered = [[*system_message(values, messages), *messages] for messages in answered]
         shared = _shared(*answered)
         learned = [_learned(messages, shared, side) for messages, side in zip(answered, _SIDES, strict=True)]
     except DataError as error:
         raise DataError(f"{file.name}:{line}: {error}") from error
+    tools = parse_tools(values.get("tools"), f"{file.name}:{line}")
     chosen, rejected = (
-        Conversation(messages=tuple(messages), learned=numbers, file=file.name, line=line)
+        Conversation(messages=tuple(messages), learned=numbers, file=file.name, line=line, tools=tools)
         for messages, numbers in zip(answered, learned, strict=True)
     )
     return chosen, rejected
