@@ -204,7 +204,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "a call that is a text": (
         {"messages": [HI[0], {**HI[1], "tool_calls": ["add()"]}]},
-        "messages[1].tool_calls[0] is 'add()'; a call is {\"function\": {\"name\": …, \"arguments\": …}}.",
+        'messages[1].tool_calls[0] is \'add()\'; a call is {"function": {"name": …, "arguments": …}}.',
     ),
     "a call of nothing": (
         {"messages": [HI[0], {**HI[1], "tool_calls": [{"function": {"name": None}}]}]},

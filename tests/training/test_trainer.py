@@ -186,7 +186,7 @@ def test_a_checkpoint_is_a_folder_to_load_and_export(whole_run: Path, tiny_shard
     from edgelm_export.sources import open_checkpoint
 
     model = load_checkpoint(whole_run / "latest")
-    assert (model.config.vocab_size, model.config.eos_token_ids) == (320, (0,))
+    assert (model.config.vocab_size, model.config.eos_token_ids) == (320, (0, 2))
     with open_checkpoint(whole_run / "best") as checkpoint:
         assert checkpoint.config == model.config
     for name in ("tokenizer.json", "chat_template.jinja"):

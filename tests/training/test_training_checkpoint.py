@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_text_files_come_along(model: Transformer, saved: Path, tmp_path: Path) 
         "tokenizer.json": "{}",
         "tokenizer_config.json": "{ }",
         "chat_template.jinja": "{{ bos_token }}é\r\n",
-        "generation_config.json": '{"eos_token_id": 9}',
+        "generation_config.json": '{"eos_token_id": [2, 9]}',
     }
     source = tmp_path / "source"
     source.mkdir()
@@ -210,6 +211,25 @@ def test_text_files_come_along(model: Transformer, saved: Path, tmp_path: Path) 
 
     assert {name: (saved / name).read_bytes().decode() for name in texts} == texts
     assert not (saved / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ends"), [({"eos_token_id": 9, "top_k": 3}, [9, 2]), ({"eos_token_id": None}, 2), ({}, 2)]
+)
+def test_transformers_stops_at_all_ends_of_the_config(
+    theirs: dict[str, Any], ends: Any, model: Transformer, saved: Path, tmp_path: Path
+) -> None:
+    (saved / "tokenizer.json").write_text("{}")
+    (saved / "generation_config.json").write_text(json.dumps(theirs))
+    save_checkpoint(model, tmp_path / "new", text_files_from=saved)
+    assert json.loads((tmp_path / "new/generation_config.json").read_text()) == theirs | {"eos_token_id": ends}
+
+
+def test_a_generation_config_that_is_broken_stays_as_it_is(model: Transformer, saved: Path, tmp_path: Path) -> None:
+    (saved / "tokenizer.json").write_text("{}")
+    (saved / "generation_config.json").write_text("{")
+    save_checkpoint(model, tmp_path / "new", text_files_from=saved)
+    assert (tmp_path / "new/generation_config.json").read_text() == "{"
 
 
 def test_a_checkpoint_replaces_the_one_whose_text_files_it_takes(

@@ -20,6 +20,7 @@ from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
+from edgelm.files.regular_file import read_json_object
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
@@ -191,7 +192,7 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     """Write a checkpoint folder, whole or not at all; one of ours that stood there is replaced.
 
     text_files_from: a folder whose tokenizer, chat template and generation_config.json are copied (TEXT_FILES); it may
-    be `folder` itself. Without it the folder has no tokenizer, and a generation_config.json with the config's token
+    be `folder` itself. The latter gets the config's ends of texts that it lacks. Without it the folder has no tokenizer, and a generation_config.json with the config's token
     ids.
 
     Weights keep the model's dtype. transformers loads the folder as it is where `hf_config` finds a family's features.
@@ -241,9 +242,23 @@ def write_checkpoint(
     _write_json(folder / GENERATION_FILE, ids)
     for name, source in text_files.items():
         shutil.copyfile(source, folder / name)
+    _add_ends(folder / GENERATION_FILE, config)
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors makes files that their owner alone can read.
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
+
+
+def _add_ends(path: Path, config: ModelConfig) -> None:
+    """Let transformers, which reads this file for that, stop behind all tokens that the config ends texts with."""
+    try:
+        values = read_json_object(path)
+    except ValueError:
+        return  # it stays as it was where it came from
+    known = values.get("eos_token_id")
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    if missing := [id_ for id_ in config.eos_token_ids if id_ not in known]:
+        ends = [*known, *missing]
+        _write_json(path, values | {"eos_token_id": ends if len(ends) > 1 else ends[0]})
 
 
 def _text_files(folder: Path) -> dict[str, Path]:

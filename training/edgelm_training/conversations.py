@@ -228,9 +228,7 @@ def _check_calls(calls: Any, place: str) -> None:
     for i, call in enumerate(calls):
         function = (call.get("function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(
-                f'{place}[{i}] is {call!r:.60}; a call is {{"function": {{"name": …, "arguments": …}}}}.'
-            )
+            raise DataError(f'{place}[{i}] is {call!r:.60}; a call is {{"function": {{"name": …, "arguments": …}}}}.')
 
 
 def _part(part: Any, place: str) -> str:

@@ -25,6 +25,7 @@ from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter
+from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.batches import Batch
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
@@ -136,13 +137,15 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
 
 
 def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
-    """Return the model's config, with the language that it learns to answer in, and will answer in by itself."""
+    """Return the model's config, with how it learns to end an answer; with an encoder, with the language that it learns
+    to answer in, and will answer in by itself.
+    """
     assert config.model is not None  # the caller has looked
     if model.encoder is None:
         for name in LANGUAGES:
             if (value := getattr(config, name)) is not None:
                 raise SettingError(f"{name} is {value!r}; {config.model} has no encoder. Leave it out.")
-        return model
+        return replace(model, eos_token_ids=with_end_of_answers(model.eos_token_ids, config.model))
     languages = Languages(Tokenizer.load(config.model), model)
     if config.target_language is None and not languages.is_chosen:
         raise SettingError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm.package.peft_format import check_order_of_rows
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
+from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
 from edgelm_training.lora import linear_names
 from edgelm_training.model import Transformer
@@ -70,6 +71,7 @@ def merge_adapter(
         name = f"{layer}.weight"
         weights[name] = weights[name].float() + adapter.scales[layer] * (b.float() @ a.float())
     merged = {name: tensor.to(wanted[name]).contiguous() for name, tensor in weights.items()}
+    config = replace(config, eos_token_ids=with_end_of_answers(config.eos_token_ids, base))
     save_weights(merged, config, output, text_files_from=base)
     return Merged(output=Path(output), adapter=adapter.folder, base=base, layers=len(adapter.matrices), checked=checked)
 

@@ -17,6 +17,7 @@ import torch
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
 from edgelm_training.distillation import text_loss
@@ -128,7 +129,8 @@ def _model_config(config: PretrainConfig, shards: Shards) -> ModelConfig:
     if config.sequence_length is not None:
         shape["max_position_embeddings"] = config.sequence_length
     ends = shards.end_token_ids or shards.start_token_ids
-    shape |= {"bos_token_id": next(iter(shards.start_token_ids), None), "eos_token_ids": list(ends)}
+    end_ids = list(with_end_of_answers(ends, shards.folder))
+    shape |= {"bos_token_id": next(iter(shards.start_token_ids), None), "eos_token_ids": end_ids}
     shape |= config.model or {}
     missing = [
         field.name
