@@ -236,6 +236,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "Cannot read .* Copy it again"),
     "cut": (lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\x10"), "Cannot read .* Copy it"),
     "DoRA": (with_setting("use_dora", True), "has use_dora = True; only plain LoRA adapters can be read"),
+    "PiSSA": (with_setting("init_lora_weights", "pissa_niter_4"), "'pissa_niter_4': the adapter learned beside other"),
+    "OLoRA": (with_setting("init_lora_weights", "olora"), "has init_lora_weights = 'olora': the adapter learned"),
     "another kind": (with_setting("peft_type", "IA3"), "has peft_type = 'IA3'; only plain LoRA"),
     "no alpha": (with_setting("lora_alpha", None), "has lora_alpha = None; it must be a number that float32 holds"),
     "an endless alpha": (with_setting("lora_alpha", 10**400), "has lora_alpha = 1000.*; it must be a number that"),

@@ -192,8 +192,8 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     """Write a checkpoint folder, whole or not at all; one of ours that stood there is replaced.
 
     text_files_from: a folder whose tokenizer, chat template and generation_config.json are copied (TEXT_FILES); it may
-    be `folder` itself. The latter gets the config's ends of texts that it lacks. Without it the folder has no tokenizer, and a generation_config.json with the config's token
-    ids.
+    be `folder` itself. The last one gets the config's ends of texts that it lacks. Without it the folder has no
+    tokenizer, and a generation_config.json with the config's token ids.
 
     Weights keep the model's dtype. transformers loads the folder as it is where `hf_config` finds a family's features.
 

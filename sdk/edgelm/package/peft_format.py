@@ -33,6 +33,10 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     ),
 }  # fmt: skip
 
+# Ways of making a fresh adapter that leave the weights beside it as they are. The others (PiSSA, OLoRA, CorDA, LoftQ,
+# LoRA-GA) take out of the base what the adapter begins with.
+_INIT, _INITS = "init_lora_weights", (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
 # Projections whose rows stand in another order in a family's own folders than in edgelm, by who turns them: an adapter
 # that learned there adds to other rows. Those of other names are unknown here anyway.
 _TURNED = frozenset({"q_proj", "k_proj"})
@@ -50,7 +54,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """Read the settings of an adapter.
 
     Raises:
-        CheckpointError: they are missing or broken, or the adapter is no plain LoRA.
+        CheckpointError: they are missing or broken, the adapter is no plain LoRA, or it changed its base's weights.
     """
     path = folder / CONFIG_FILE
     try:
@@ -62,6 +66,12 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")
+    if values.get(_INIT) not in _INITS:
+        raise CheckpointError(
+            f"{path} has {_INIT} = {values[_INIT]!r:.60}: the adapter learned beside other weights than its base has. "
+            "Save it as one for the base, where it was trained: save_pretrained of PEFT with "
+            "path_initial_model_for_weight_conversion; or merge it there (merge_and_unload)."
+        )
     return values
 
 
