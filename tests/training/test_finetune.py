@@ -222,6 +222,8 @@ def test_what_is_not_set_is_what_the_method_usually_has(name: str, settings: Any
 
     rows, epochs = recipe.training_rows.rows_per_epoch, 1 if name.startswith("dpo") else 3
     assert (config.global_batch_size, config.max_steps) == (8, -(-epochs * rows // 8))
+    by_pieces = FinetuneConfig(**settings(name, **unset, micro_batch_size=1, grad_accum_steps=3))
+    assert build_recipe(by_pieces, SilentReporter())[0].global_batch_size == 3
     assert config.learning_rate == {"sft": 2e-5, "lora": 2e-4, "qlora": 2e-4}.get(name, 1e-5)
     assert (config.warmup_steps, config.sequence_length) == (1, 64)
     assert config.alpha == (8.0 if config.rank else None)
@@ -344,6 +346,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
         r"tiny\.gguf is no checkpoint folder.*edgelm import tiny",
     ),
     "no such method": ({"method": "ppo"}, ConfigError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
+    "epochs without an end": ({"epochs": math.inf, "max_steps": None}, ConfigError, "epochs is inf; it must be"),
     "no epochs": ({"epochs": 0.0, "max_steps": None}, ConfigError, r"epochs is 0\.0; it must be more than 0"),
     "less than nothing held out": (
         {"validation_fraction": -0.1},

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from edgelm.config import ModelConfig
+from edgelm.errors import ConfigError
 from edgelm_training.device import Device
-from edgelm_training.pieces import piece_tokens, split_share
+from edgelm_training.finetune_config import FinetuneConfig
+from edgelm_training.pieces import piece_tokens, rows_of_step, split_share
 from edgelm_training.pretrain_config import PretrainConfig
 
 CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("cpu", "cuda"))
@@ -46,3 +48,17 @@ def test_a_row_is_whole_and_who_says_how_many_gets_them() -> None:
     assert split_share(config(), 1, tokens=291) == 16
     assert split_share(config(micro_batch_size=8), 1, tokens=291) == 2
     assert split_share(config(grad_accum_steps=4), 1, tokens=291) == 4
+
+
+def test_pieces_and_their_rows_together_make_a_step() -> None:
+    asked = {"micro_batch_size": 2, "grad_accum_steps": 3}
+    assert rows_of_step(PretrainConfig(**asked), 4) == 24  # type: ignore[arg-type]
+    assert rows_of_step(config(**asked), 4) == 16
+    assert rows_of_step(PretrainConfig(micro_batch_size=2), 4) is None
+    assert rows_of_step(FinetuneConfig(grad_accum_steps=3), 4) is None
+
+
+def test_pieces_that_would_have_more_rows_than_they_may_are_refused() -> None:
+    assert split_share(config(micro_batch_size=8, grad_accum_steps=4), 1, tokens=1) == 4
+    with pytest.raises(ConfigError, match="grad_accum_steps is 4 and micro_batch_size 2, which hold fewer than the 16"):
+        split_share(config(micro_batch_size=2, grad_accum_steps=4), 1, tokens=1)

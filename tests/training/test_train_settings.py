@@ -22,6 +22,7 @@ def test_a_config_survives_its_toml_file(tmp_path: Path) -> None:
         output='a "run"\\\n\x7f',
         max_steps=7,
         adam_epsilon=1e-9,
+        grad_clip=math.inf,
         compile=True,
         sample_prompts=("Die See", ""),
         model={"hidden_size": 32, "rope_scaling": {"rope_type": "default", "attention_factor": None}},

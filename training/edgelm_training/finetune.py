@@ -31,6 +31,7 @@ from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
 from edgelm_training.distillation import Loss, text_loss
+from edgelm_training.distributed import launched_workers
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
 from edgelm_training.fake_quantization import quantized_precision, train_for
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
@@ -44,6 +45,7 @@ from edgelm_training.lora import (
 )
 from edgelm_training.loss import count_targets
 from edgelm_training.model import Transformer
+from edgelm_training.pieces import rows_of_step
 from edgelm_training.preference_rows import PreferenceRows
 from edgelm_training.preferences import load_preferences
 from edgelm_training.quantized_linear import GRID_NAME
@@ -212,7 +214,7 @@ def _context(model: ModelConfig) -> int:
 
 def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
     method = METHODS[config.method]
-    batch = config.global_batch_size or _GLOBAL_BATCH_SIZE
+    batch = rows_of_step(config, launched_workers().world_size) or _GLOBAL_BATCH_SIZE
     max_steps = config.max_steps
     if config.epochs is not None or max_steps is None:
         max_steps = max(1, math.ceil((config.epochs or method.epochs) * training.rows_per_epoch / batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgelm_training.settings import SettingError, setting
@@ -76,8 +77,8 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         if self.method not in METHODS:
             raise SettingError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
-        if self.epochs is not None and not self.epochs > 0:
-            raise SettingError(f"epochs is {self.epochs}; it must be more than 0.")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise SettingError(f"epochs is {self.epochs}; it must be more than 0, and finite.")
         if not 0 <= self.validation_fraction < 1:
             raise SettingError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
         if self.rank < (0 if self.method == "dpo" else 1):

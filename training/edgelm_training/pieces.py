@@ -25,6 +25,13 @@ def piece_tokens(model: nn.Module, config: TrainConfig, device: Device) -> int:
     return min(_MOST_TOKENS, _ACTIVATION_BYTES // (_BYTES_OF_CHANNEL[device.precision] * channels))
 
 
+def rows_of_step(config: TrainConfig, world_size: int) -> int | None:
+    """Return the rows of a step, where the config says them in one way or another."""
+    if config.global_batch_size is not None or config.micro_batch_size is None or config.grad_accum_steps is None:
+        return config.global_batch_size
+    return config.micro_batch_size * config.grad_accum_steps * world_size
+
+
 def split_share(config: TrainConfig, world_size: int, tokens: int) -> int:
     """Return the number of equal pieces that each process's share of a step is split into.
 
@@ -41,6 +48,11 @@ def split_share(config: TrainConfig, world_size: int, tokens: int) -> int:
         if share % config.grad_accum_steps:
             raise SettingError(
                 f"grad_accum_steps is {config.grad_accum_steps}; it must divide the {share} rows of a process's step."
+            )
+        if config.micro_batch_size is not None and config.micro_batch_size * config.grad_accum_steps < share:
+            raise SettingError(
+                f"grad_accum_steps is {config.grad_accum_steps} and micro_batch_size {config.micro_batch_size}, which "
+                f"hold fewer than the {share} rows of a process's step. Leave one of them out."
             )
         return config.grad_accum_steps
     most = config.micro_batch_size or max(1, tokens // config.known("sequence_length"))

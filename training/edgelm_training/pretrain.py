@@ -24,6 +24,7 @@ from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.fake_quantization import quantized_precision, train_for
 from edgelm_training.model import Transformer
+from edgelm_training.pieces import rows_of_step
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
@@ -169,7 +170,7 @@ def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
         params,
         length,
         max_steps=config.max_steps,
-        global_batch_size=_batch_rows(config),
+        global_batch_size=rows_of_step(config, launched_workers().world_size),
         goes_on_with=shards.num_tokens if goes_on else None,
     )
     return replace(
@@ -190,13 +191,6 @@ def _note_budget(config: PretrainConfig, model: ModelConfig, shards: Shards, rep
         f"{steps * rows * length:,}, of data that has {shards.num_tokens:,}; learning rate up to "
         f"{config.learning_rate:.3g}."
     )
-
-
-def _batch_rows(config: PretrainConfig) -> int | None:
-    """Return the rows of a step, where the config says them in one way or another."""
-    if config.global_batch_size is not None or config.micro_batch_size is None or config.grad_accum_steps is None:
-        return config.global_batch_size
-    return config.micro_batch_size * config.grad_accum_steps * launched_workers().world_size
 
 
 if __name__ == "__main__":

@@ -108,5 +108,7 @@ def _literal(value: Any) -> str:
         return "{" + ", ".join(_table(value)) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # JSON has another word for infinity
     # JSON's texts, numbers, true and false are TOML's, but for the escape of DEL, which JSON leaves as it is.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
