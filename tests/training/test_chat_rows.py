@@ -178,6 +178,14 @@ def test_the_only_conversation_is_one_to_learn_from(folder: Path) -> None:
     assert (len(train), len(validation)) == (1, 0)
 
 
+def test_what_is_said_twice_is_never_on_both_sides(folder: Path) -> None:
+    rows = [{"prompt": text, "completion": "Hello!"} for text in ("Hi", "Ho", "Ho", "Hi")]
+    sides = load(folder, *rows, validation_fraction=1e-9)
+    assert sorted([line for _, line in side.places] for side in sides) == [[1, 4], [2, 3]]
+    train, validation = load(folder, rows[0], rows[3], validation_fraction=1e-9)
+    assert (len(train), len(validation)) == (2, 0)
+
+
 def test_the_fingerprint_is_of_tokens_marks_ends_and_tokenizer(chats: Chats) -> None:
     others = [
         replace(chats, token_ids=chats.token_ids + 1),

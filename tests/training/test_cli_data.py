@@ -65,7 +65,7 @@ def test_prepare_says_what_it_made_and_again_that_nothing_changed() -> None:
 def test_prepare_of_one_document_says_that_none_is_left_to_validate_on() -> None:
     for again in ("", "They were up to date; nothing was written.\n"):
         told = prepare("corpus.txt").stderr
-        assert told.startswith("There is one document, so none is left to validate on: a run on these shards has no ")
+        assert told.startswith("There is one document, or one several times, so none is left to validate on: a run on ")
         assert told.endswith("name the line between them: --split-on LINE.\n" + again)
     assert prepare("corpus.txt", "--validation-fraction", "0").stderr == ""  # as it was asked for
 

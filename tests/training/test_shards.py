@@ -87,6 +87,21 @@ def test_a_small_corpus_has_one_document_to_validate(tok: Path, corpus: Path) ->
     assert validation.place(0) == everything.place(texts(everything).index(moved))
 
 
+def test_a_text_that_stands_several_times_is_never_on_both_sides(tok: Path) -> None:
+    folder = Path("few")
+    folder.mkdir()
+    for number, text in enumerate(["The sea.", "The land.", "The land.", "The sea.", "The sea."]):
+        (folder / f"{number}.txt").write_text(text)
+    config = PrepareConfig(validation_fraction=1e-9, workers=1)
+    prepare_shards([folder], "shards", tok, config)
+    sides = [texts(Shards.open("shards", split)) for split in SPLITS]
+    assert sorted(map(len, sides)) == [2, 3]
+    assert set(sides[0]).isdisjoint(sides[1])
+
+    prepare_shards([folder / "0.txt", folder / "3.txt"], "one", tok, config)
+    assert [Shards.open("one", split).num_documents for split in SPLITS] == [2, 0]
+
+
 def test_any_number_of_workers_writes_the_same_bytes(tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
     monkeypatch.setattr(shard_writer, "_SCANNED_IN_PARALLEL", 0)

@@ -60,7 +60,8 @@ def load_chats(
     """Read conversations (`read_conversations`) and encode them for a model; return the train and validation splits.
 
     model: a folder with tokenizer.json and chat_template.jinja. validation_fraction: the share that is kept out of
-    training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two. progress:
+    training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two that differ.
+    progress:
     called with a label, what is done and what is to do.
 
     Raises:
@@ -117,8 +118,9 @@ def split_chats(
     tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
     hashes = [group[0].hash for group in groups]
     held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
-    if validation_fraction and not held_out and len(hashes) > 1:
-        held_out = {hashes.index(min(hashes))}
+    if validation_fraction and not held_out and len(set(hashes)) > 1:
+        lowest = min(hashes)
+        held_out = {number for number, hash_ in enumerate(hashes) if hash_ == lowest}
     if len(held_out) == len(hashes):
         raise DataError(
             f"All {len(hashes)} conversations went to the validation split; choose a validation_fraction below "

@@ -24,8 +24,9 @@ from edgelm_training.shards import INDEX_FILE, SPLITS, Shards
 
 _SHOWN_CHARACTERS = 1000
 _ONE_DOCUMENT = (
-    "There is one document, so none is left to validate on: a run on these shards has no validation loss and no best "
-    "checkpoint, only the latest. If these are several texts, name the line between them: --split-on LINE."
+    "There is one document, or one several times, so none is left to validate on: a run on these shards has no "
+    "validation loss and no best checkpoint, only the latest. If these are several texts, name the line between them: "
+    "--split-on LINE."
 )
 
 

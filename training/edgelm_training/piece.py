@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -76,14 +76,15 @@ class WrittenSplit:
 class WrittenPiece:
     """What a worker made of a piece.
 
-    broken: documents that were left out. lowest: the hash and the number of the training document with the lowest hash.
+    broken: documents that were left out. lowest: the lowest hash of a training document, and the numbers of those that
+    have it, which say the same.
     """
 
     number: int
     size: int
     splits: dict[str, WrittenSplit]
     broken: int
-    lowest: tuple[int, int] | None
+    lowest: tuple[int, list[int]] | None
 
 
 def write_piece(piece: Piece) -> WrittenPiece:
@@ -99,12 +100,14 @@ def write_piece(piece: Piece) -> WrittenPiece:
     reader = DocumentReader(piece.documents)
     parts = {split: _Part(piece.tokens.dtype) for split in SPLITS}
     threshold = int(piece.validation_fraction * (1 << 64))
-    lowest: tuple[int, int] | None = None
+    lowest: tuple[int, list[int]] | None = None
     for span, document, ids in _encoded(piece, reader):
         hash_ = int.from_bytes(hashlib.blake2b(document.text.encode(), digest_size=8).digest(), "little")
         split = parts["validation" if hash_ < threshold else "train"]
         if hash_ >= threshold and (lowest is None or hash_ < lowest[0]):
-            lowest = hash_, split.documents
+            lowest = hash_, []
+        if lowest is not None and hash_ == lowest[0]:
+            lowest[1].append(split.documents)
         split.add((*piece.tokens.start, *ids, *piece.tokens.end), span.number << LINE_BITS | document.line)
     written = WrittenPiece(
         number=piece.number,
@@ -118,14 +121,14 @@ def write_piece(piece: Piece) -> WrittenPiece:
     return written
 
 
-def move_to_validation(piece: WrittenPiece, moved: int, folder: Path, dtype: str) -> WrittenPiece:
-    """Move the training document of number `moved` to the validation split, in files of new names."""
+def move_to_validation(piece: WrittenPiece, moved: Collection[int], folder: Path, dtype: str) -> WrittenPiece:
+    """Move the training documents of the numbers `moved` to the validation split, in files of new names."""
     train = piece.splits["train"]
     ids = np.fromfile(folder / f"{train.stem}.bin", dtype)
     ends, places = np.load(folder / f"{train.stem}.idx.npy").astype(np.int64)
     parts = {split: _Part(dtype) for split in SPLITS}
     for number, (start, end, place) in enumerate(zip([0, *ends[:-1]], ends, places, strict=True)):
-        parts["validation" if number == moved else "train"].add(ids[start:end], int(place))
+        parts["validation" if number in moved else "train"].add(ids[start:end], int(place))
     splits = {split: part.write(folder, f"{train.stem}.moved.{split}") for split, part in parts.items()}
     return WrittenPiece(number=piece.number, size=piece.size, splits=splits, broken=piece.broken, lowest=None)
 

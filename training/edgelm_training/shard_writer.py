@@ -42,7 +42,7 @@ class PrepareConfig:
 
     validation_fraction: the share of the documents that is kept out of training; which ones is decided by a hash of
     their text, so equal texts stay together, and a text stays on its side when the corpus grows. If it is above 0 and
-    falls on no document, one is taken. end_token: the token that ends a document, where it is not the tokenizer's
+    falls on no document, one text is taken. end_token: the token that ends a document, where it is not the tokenizer's
     eos_token. workers: processes; None is one for each core. It changes nothing in what is written.
 
     Raises:
@@ -247,11 +247,17 @@ def _write_pieces(pieces: list[Piece], workers: int, progress: Progress) -> list
 
 
 def _balance(written: list[WrittenPiece], work: Path, dtype: str, config: PrepareConfig) -> None:
-    """Give the validation split a document, if it is to have some and a small corpus left it without."""
+    """Give the validation split a text, if it is to have some and a small corpus left it without."""
     counts = {split: sum(piece.splits[split].documents for piece in written) for split in SPLITS}
-    if config.validation_fraction and not counts["validation"] and counts["train"] > 1:
-        lowest, number = min((piece.lowest, piece.number) for piece in written if piece.lowest is not None)
-        written[number] = move_to_validation(written[number], lowest[1], work, dtype)
+    if not config.validation_fraction or counts["validation"]:
+        return
+    lowest = min((piece.lowest[0] for piece in written if piece.lowest is not None), default=None)
+    moved = {
+        piece.number: piece.lowest[1] for piece in written if piece.lowest is not None and piece.lowest[0] == lowest
+    }
+    if sum(map(len, moved.values())) < counts["train"]:
+        for number, documents in moved.items():
+            written[number] = move_to_validation(written[number], frozenset(documents), work, dtype)
 
 
 def _collect(split: str, written: list[WrittenPiece], work: Path, staging: Path) -> list[dict[str, Any]]:
