@@ -75,6 +75,13 @@ def test_the_version_is_the_packages():
     assert CliRunner().invoke(main, ["--version"]).output == f"edgelm, version {metadata.version('edgelm')}\n"
 
 
+@pytest.mark.parametrize("value", ["0.1.0", "1"])
+def test_a_variable_that_names_the_version_is_no_question_for_it(monkeypatch, own_library, value):
+    monkeypatch.setenv("EDGELM_VERSION", value)
+    result = CliRunner().invoke(main, ["list", "--json"])
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["run", "--help"], ["list"], ["--version"]])
 def test_help_and_lists_import_nothing_heavy(arguments):
     code = f"""

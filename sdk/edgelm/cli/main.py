@@ -212,7 +212,7 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "EDGELM"},
 )
-@click.version_option(__version__, prog_name="edgelm")
+@click.version_option(__version__, prog_name="edgelm", allow_from_autoenv=False)  # images set EDGELM_VERSION to one
 @click.option(
     "--require-signature",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
