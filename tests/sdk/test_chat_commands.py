@@ -84,6 +84,12 @@ def test_system_is_set_and_shown():
     assert chat.session.system == "Be brief."
 
 
+def test_any_white_space_ends_the_name_of_a_command():
+    chat = converse("/system\nBe brief.\nBe kind.", "/set\ttop_k 3")
+    assert chat.session.system == "Be brief.\nBe kind."
+    assert chat.screen.notes[-1] == "top_k = 3"
+
+
 def test_null_takes_the_system_message_back():
     chat = converse("/system Be brief.", "/system null")
     assert chat.screen.notes[1:] == ["system: Be brief.", "system: (none)"]
@@ -118,6 +124,8 @@ def test_set_reaches_the_answer():
         ("/etc/passwd is what?", "There is no command /etc/passwd. /help lists them; a space before / says it to"),
         ("/save", "/save needs FILE."),
         ("/load  ", "/load needs FILE."),
+        ("/retry in French", "/retry stands alone. Nothing was done; say the rest as a message of its own."),
+        ("/quit smoking: how?", "/quit stands alone. "),
         ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, temperature"),
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set top_k many", "top_k is 'many'; it must be a number"),

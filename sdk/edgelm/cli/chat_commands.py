@@ -68,15 +68,18 @@ def run_command(chat: Conversation, text: str) -> None:
     """Run what was typed, such as `/set temperature 0.7`.
 
     Raises:
-        ConfigError: there is no such command, or it needs an argument.
+        ConfigError: there is no such command, it needs an argument, or takes none.
     """
-    name, _, argument = text.strip().partition(" ")
+    name, *rest = text.split(maxsplit=1)
+    argument = rest[0].strip() if rest else ""
     command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
         raise ConfigError(f"There is no command {name}. /help lists them; a space before / says it to the model.")
-    if not argument.strip() and command.argument and not command.argument.startswith("["):
+    if not argument and command.argument and not command.argument.startswith("["):
         raise ConfigError(f"{name} needs {command.argument}.")
-    command.run(chat, argument.strip())
+    if argument and not command.argument:
+        raise ConfigError(f"{name} stands alone. Nothing was done; say the rest as a message of its own.")
+    command.run(chat, argument)
 
 
 def suggestions(typed: str) -> Iterator[Suggestion]:
