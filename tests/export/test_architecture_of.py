@@ -49,6 +49,14 @@ def test_models_that_do_not_write_from_text_alone_are_told_what_they_are(
         architecture_of({"model_type": model_type, "architectures": name and [name], **more}, "here")
 
 
+@pytest.mark.parametrize("is_causal", [False, None])
+def test_models_whose_tokens_see_later_ones_are_refused(is_causal: bool | None) -> None:
+    values = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    assert architecture_of({**values, "is_causal": True}, "here") is ARCHITECTURES["qwen2"]
+    with pytest.raises(CheckpointError, match=rf"here: is_causal is {is_causal}, so that .*; supported is causal"):
+        architecture_of({**values, "is_causal": is_causal}, "here")
+
+
 def test_a_bare_model_of_a_supported_family_is_read_as_one_of_it() -> None:
     assert architecture_of({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "here") is ARCHITECTURES["gpt2"]
     assert architecture_of({"model_type": "gpt2", "architectures": []}, "here") is ARCHITECTURES["gpt2"]

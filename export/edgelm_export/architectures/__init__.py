@@ -194,7 +194,7 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
 
     Raises:
         CheckpointError: there is none, and the message lists those that there are; or it is a model of such a family
-            that writes no text.
+            that writes no text, or whose tokens see later ones.
     """
     names, model_type = values.get("architectures"), values.get("model_type")
     name = str(names[0]) if isinstance(names, list) and names else ""
@@ -209,6 +209,11 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
         raise CheckpointError(f"{where}: model_type {model_type!r} is not supported{kind}; supported: {listed}.")
     if kind:
         raise CheckpointError(f"{where}: this {model_type!r} is not supported{kind}. Take another model of its family.")
+    if not values.get("is_causal", True):  # which transformers reads for every family
+        raise CheckpointError(
+            f"{where}: is_causal is {values['is_causal']!r}, so that tokens see later ones, as in models that embed "
+            "texts; supported is causal attention alone. Take another model of its family."
+        )
     return ARCHITECTURES[str(model_type)]
 
 
