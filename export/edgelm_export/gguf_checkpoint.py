@@ -17,6 +17,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.architectures.gguf_header import layout_of, under_own_name
+from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
 from edgelm_export.fetched import fetched_facts
@@ -67,7 +68,7 @@ class GGUFCheckpoint:
         Raises:
             CheckpointError: the tokenizer cannot be rebuilt.
         """
-        generation_config = json.dumps({**self._sampling_beside(), **self._token_ids}, indent=2) + "\n"
+        generation_config = json.dumps({**self._sampling(), **self._token_ids}, indent=2) + "\n"
         return {**tokenizer_files(self._model.metadata), GENERATION_CONFIG: generation_config}
 
     @property
@@ -76,10 +77,12 @@ class GGUFCheckpoint:
         way_out = f"Import it (edgelm import), and put the one you mean into {CHAT_TEMPLATE} of that folder."
         return notes_on_names(self.text_files, way_out)
 
-    def _sampling_beside(self) -> dict[str, Any]:
-        """Read how the author samples, which a GGUF file does not hold: from the file of that name beside it."""
+    def _sampling(self) -> dict[str, Any]:
+        """Read how the author samples: from the file of that name beside it, which older files leave it to."""
         folder = self.path.parent
-        return read_json_object(folder, GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else {}
+        if (folder / GENERATION_CONFIG).is_file():
+            return read_json_object(folder, GENERATION_CONFIG)
+        return sampling_values(self._model.metadata)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

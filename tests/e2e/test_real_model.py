@@ -37,7 +37,7 @@ def test_it_knows_where_it_comes_from(model: LanguageModel) -> None:
     assert model.manifest.license == "Apache-2.0"
     assert model.manifest.source["format"] == "gguf"
     assert len(model.tokenizer.control_token_ids) == 17
-    assert model.config.eos_token_ids == (2,)
+    assert model.config.eos_token_ids == (2, 0)  # <|im_end|>, which the file names, and <|endoftext|>
 
 
 def test_it_answers_in_sentences(model: LanguageModel) -> None:

@@ -11,6 +11,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from edgelm.errors import CheckpointError
+from edgelm.generation_config import GenerationConfig
 from edgelm.rope_scaling import RopeScaling
 from edgelm.text.chat_template import template_of
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
@@ -141,6 +142,26 @@ def test_how_the_author_samples_may_stand_beside_the_file(
         written = json.loads(checkpoint.text_files["generation_config.json"])
     assert (written["temperature"], written["do_sample"]) == (0.2, True)
     assert written["eos_token_id"] != 9  # the tokenizer in the file knows better
+
+
+def test_how_the_author_samples_is_read_from_the_file_where_none_stands_beside_it(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    cases: list[tuple[dict[str, int | float], GenerationConfig]] = [
+        ({"temp": 0.7, "top_k": 20, "top_p": 0.8}, GenerationConfig(temperature=0.7, top_k=20, top_p=0.8)),
+        ({"min_p": 0.05, "top_k": 0}, GenerationConfig(temperature=1.0, min_p=0.05)),
+        ({"penalty_repeat": 1.05}, GenerationConfig(repetition_penalty=1.05)),
+        ({"temp": 0.0, "xtc_probability": 0.5}, GenerationConfig()),
+    ]
+    for said, expected in cases:
+        metadata = {f"general.sampling.{key}": value for key, value in said.items()}
+        path = write_gguf(tmp_path / "tiny.gguf", model, metadata=metadata)
+        with GGUFCheckpoint(path) as checkpoint:
+            (tmp_path / "read").mkdir(exist_ok=True)
+            text = checkpoint.text_files["generation_config.json"]
+        (tmp_path / "read/generation_config.json").write_text(text)
+        assert GenerationConfig.load(tmp_path / "read") == expected
 
 
 def test_the_source_says_what_the_file_says_of_itself(

@@ -14,6 +14,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import map_tensors
 
@@ -70,6 +71,30 @@ def test_the_ends_of_turns_and_messages_are_end_tokens() -> None:
     without = {key: value for key, value in METADATA.items() if not key.startswith("tokenizer")}
     header = GGUFHeader(metadata=without, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
     assert LLAMA.gguf.to_hf_config(header)["eos_token_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        # Phi-3's files name <|endoftext|> alone, and their turns end with <|end|>.
+        (["<unk>", "<s>", "<|endoftext|>", "<|end|>", "<|user|>"], [2, 3]),
+        (["<|im_end|>", "<s>", "</s>"], [2, 0]),
+        # Of GPT-OSS <|end|> ends a part of an answer, and of Gemma 4 </s> is a tag of HTML.
+        (["<|end|>", "<|call|>", "<|return|>"], [2, 1]),
+        (["</s>", "<|tool_response>", "<turn|>"], [2, 1]),
+        (["a", "b", "c"], 2),
+    ],
+)
+def test_tokens_that_end_an_answer_in_llama_cpp_by_their_names_are_end_tokens(
+    tokens: list[str], ends: int | list[int]
+) -> None:
+    assert hf_config({"tokenizer.ggml.tokens": tokens})["eos_token_id"] == ends
+
+
+def test_all_tokens_are_taken_where_a_file_takes_fewer_than_one() -> None:
+    assert sampling_values({"general.sampling.top_k": -1}) == {"top_k": 0, "do_sample": True}
+    with pytest.raises(CheckpointError, match=r"general\.sampling\.temp is hot; it must be a number"):
+        sampling_values({"general.sampling.temp": "hot"})
 
 
 def test_gguf_rope_scalings_become_ours() -> None:

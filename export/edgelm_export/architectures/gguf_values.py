@@ -10,10 +10,29 @@ import numpy as np
 
 from edgelm.errors import CheckpointError
 from edgelm.number_bounds import FLOAT32_END
+from edgelm_export.gguf import GGUFStrings
 
 _ROPE_TYPES = ("none", "linear", "yarn")
 # End of text, of a turn, and of a message that calls a tool: llama.cpp ends a generation at each.
 _END_TOKENS = ("eos", "eot", "eom")
+# The tokens that it knows for such ends by their names alone: many files have no key for the end of a turn.
+_END_NAMES = frozenset(
+    {
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+        "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+        "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    }
+)  # fmt: skip
+# A name -> those beside which it is no end: GPT-OSS ends a part of its answer so, and Gemma 4's is a tag of HTML.
+_NO_END_BESIDE = {
+    "<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
+    "</s>": ({"<|tool_response>"},),
+}
+# llama.cpp's names of a sampler's settings, and Hugging Face's.
+_SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+    "xtc_probability": "xtc_probability", "xtc_threshold": "xtc_threshold",
+}  # fmt: skip
 
 
 def whole_number(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -77,11 +96,37 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
 
 
 def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the token ids of the tokenizer's metadata; ends are a list where a turn has one of its own."""
+    """Make the token ids of the tokenizer's metadata; ends are a list where a turn has one of its own.
+
+    Ends are those of llama.cpp, but for its tokens around parts of files: https://github.com/ggml-org/llama.cpp,
+    src/llama-vocab.cpp, `special_eog_ids`.
+    """
+    named, none = _named_ends(metadata.get("tokenizer.ggml.tokens"))
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS]
-    ends = list(dict.fromkeys(id_ for id_ in ends if id_ is not None))
+    ends = [id_ for id_ in dict.fromkeys([*ends, *named]) if id_ is not None and id_ not in none]
     return {
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
     }
+
+
+def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Make generation_config.json's values of how the author samples, which newer files say as llama.cpp reads it."""
+    prefix = "general.sampling."
+    said = {ours: f"{prefix}{key}" for key, ours in _SAMPLING.items() if f"{prefix}{key}" in metadata}
+    values: dict[str, Any] = {ours: float32_number(metadata, key) for ours, key in said.items()}
+    if "top_k" in values:
+        values["top_k"] = max(whole_number(metadata, said["top_k"]), 0)  # from 0 down, all are taken
+    if values.keys() - {"repetition_penalty"}:
+        values["do_sample"] = values.get("temperature", 1.0) > 0
+    return values
+
+
+def _named_ends(tokens: object) -> tuple[list[int], list[int]]:
+    """Return the ids of tokens that end an answer by their names, and of those that do not, beside these."""
+    if not isinstance(tokens, (GGUFStrings, list)):
+        return [], []
+    ids = {token: id_ for id_, token in enumerate(tokens) if isinstance(token, str) and token in _END_NAMES}
+    none = [name for name, others in _NO_END_BESIDE.items() if any(ids.keys() >= each for each in others)]
+    return [id_ for name, id_ in ids.items() if name not in none], [ids[name] for name in none if name in ids]
