@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from config_values import SIZES, model_config
+from transformers import AutoConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from edgelm.architecture.rope import inverse_frequencies
 from edgelm.errors import CheckpointError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
@@ -47,6 +50,24 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
     assert scaling.attention_factor == pytest.approx((0.07 * np.log(4) + 1) / (0.14 * np.log(4) + 1))
     assert not scaling.truncate
     assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
+
+
+def test_a_yarn_without_a_factor_stretches_its_original_context_to_the_whole() -> None:
+    yarn = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 256, "rope_theta": 1e4}
+    sizes = SIZES | {"model_type": "llama", "max_position_embeddings": 1024}
+    theirs = LlamaConfig(**sizes, rope_parameters=yarn)
+    ours = model_config(rope_parameters=yarn, max_position_embeddings=1024)
+    frequencies, attention_factor = inverse_frequencies(ours)
+    expected, their_factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, None)
+    np.testing.assert_allclose(frequencies, expected.numpy(), rtol=1e-6, atol=0)
+    assert (ours.rope_scaling.factor, attention_factor) == (4.0, their_factor)
+
+
+def test_apertus_turns_by_its_own_base_where_a_scaling_has_none() -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    sizes = SIZES | {"model_type": "apertus", "rope_scaling": scaling}
+    ours = ARCHITECTURES["apertus"].to_model_config(sizes)
+    assert ours.rope_theta == AutoConfig.for_model(**sizes).rope_parameters["rope_theta"]
 
 
 def test_a_negative_scale_of_yarn_is_refused() -> None:

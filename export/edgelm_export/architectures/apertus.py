@@ -18,13 +18,14 @@ from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _LLAMA3: Mapping[str, Any] = {
-    "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "original_max_position_embeddings": 8192,
-    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
 }  # fmt: skip
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 65536,
     "rms_norm_eps": 1e-5,
+    "rope_theta": 12e6,
     "hidden_act": "xielu",
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -43,7 +44,7 @@ _GGUF_ALPHAS = {name: f"blk.{{i}}.xielu.{name.rpartition('.')[2]}" for name in _
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
-        values["rope_parameters"] = {**_LLAMA3, "rope_theta": values.get("rope_theta") or _LLAMA3["rope_theta"]}
+        values["rope_parameters"] = _LLAMA3
     return dataclasses.replace(
         llama.to_model_config(values), model_type="apertus", qk_norm=True, mlp_gated=False, mlp_bias=False
     )

@@ -12,7 +12,13 @@ from edgelm.errors import CheckpointError
 from edgelm.rope_scaling import ROPE_TYPES, RopeScaling
 
 # Names that transformers has for the same function.
-_ACTIVATION_NAMES = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"} | {name: name for name in ACTIVATIONS}
+_TANH_FORMS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
+_ACTIVATION_NAMES = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    **dict.fromkeys(_TANH_FORMS, "gelu_pytorch_tanh"),
+    **{name: name for name in ACTIVATIONS},
+}
 
 # The settings that each rope type reads, as transformers does; those of another type have no effect there.
 _ROPE_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -172,12 +178,13 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
     if rope_type == "dynamic":
         used["original_max_position_embeddings"] = context_length
         context_length = int(min(context_length, _LARGEST_CONTEXT) * used.get("factor", 1.0))
-    if rope_type == "yarn":
-        used |= _yarn_settings(settings)
     if rope_type == "longrope":
         used |= {key: _numbers(settings, key) for key in ("short_factor", "long_factor")}
+    if rope_type in ("yarn", "longrope"):  # without one, the context is so much longer
         original = max(used["original_max_position_embeddings"], 1)
         used.setdefault("factor", max(min(context_length, _LARGEST_CONTEXT) / original, 1.0))
+    if rope_type == "yarn":
+        used |= _yarn_settings(settings, used["factor"])
     return {
         "max_position_embeddings": context_length,
         "rope_theta": number(settings, "rope_theta", number(values, "rope_theta", 10000.0)),
@@ -186,13 +193,12 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
     }
 
 
-def _yarn_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _yarn_settings(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek)."""
     used: dict[str, Any] = {"truncate": flag({"truncate": True} | dict(settings), "truncate")}
     scales = [number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim")]
     if min(scales) < 0:
         raise CheckpointError(f"config.json: mscale and mscale_all_dim are {scales}; they must be 0 or more.")
-    factor = number(settings, "factor", 1.0)
     if all(scales) and "attention_factor" not in settings and factor >= 1:  # RopeScaling refuses a smaller one
         grown = [0.1 * scale * math.log(factor) + 1.0 for scale in scales]
         used["attention_factor"] = grown[0] / grown[1]
