@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ExportError
@@ -93,10 +94,11 @@ def calibration_sequences(
     Raises:
         ExportError: the file cannot be read, is no text or JSON lines, or holds nothing.
     """
+    documents: Iterable[list[int]]
     if options.text is None:
         documents = [tokenizer.encode(bundled_text()[: options.tokens * _TOKEN_CHARACTERS])]
     else:
-        documents = _documents(options.text, tokenizer, template)
+        documents = _documents(options.text, tokenizer, template, options.tokens)
     leading = list(tokenizer.leading_ids)
     length = min(_WINDOW_TOKENS, config.max_position_embeddings) - len(leading)
     sequences: list[list[int]] = []
@@ -105,30 +107,45 @@ def calibration_sequences(
         known = [id_ for id_ in ids if id_ < config.vocab_size][:left]
         sequences += [leading + known[start : start + length] for start in range(0, len(known), length)]
         left -= len(known)
+        if not left:  # a text may be far longer than what is taken of it
+            break
     if not sequences:
         raise ExportError(f"{options.text} holds no text to calibrate on.")
     return sequences
 
 
-def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
+def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int) -> Iterator[list[int]]:
+    """Yield the documents of a file as they are read: of a text its beginning, which has `tokens` if all has them."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8-sig") as file:
+            if path.suffix.lower() not in (".jsonl", ".json"):
+                yield _beginning(file, tokenizer, tokens)
+                return
+            # Not splitlines: JSON may have the other line separators of Unicode inside a text as they are.
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _encoded_line(line.removesuffix("\n"), f"{path}, line {number}", tokenizer, template)
+    except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.") from error
-    if path.suffix.lower() not in (".jsonl", ".json"):
-        return [tokenizer.encode(text)]
-    documents = []
-    # Not splitlines: JSON may have the other line separators of Unicode inside a text as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                documents.append(_encode(json.loads(line), tokenizer, template))
-            except json.JSONDecodeError as error:
-                broken = f"no JSON ({error.msg} at character {error.colno})"
-                raise ExportError(f"{path}, line {number}: {broken}; each line is one object.") from error
-            except (ValueError, RecursionError, EdgeLMError) as error:
-                raise ExportError(f"{path}, line {number}: {error}") from error
-    return documents
+
+
+def _beginning(file: TextIO, tokenizer: Tokenizer, tokens: int) -> list[int]:
+    text = file.read(tokens * _TOKEN_CHARACTERS)
+    ids = tokenizer.encode(text)
+    while len(ids) <= tokens and (more := file.read(len(text))):
+        text += more
+        ids = tokenizer.encode(text)
+    return ids
+
+
+def _encoded_line(line: str, where: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    try:
+        return _encode(json.loads(line), tokenizer, template)
+    except json.JSONDecodeError as error:
+        broken = f"no JSON ({error.msg} at character {error.colno})"
+        raise ExportError(f"{where}: {broken}; each line is one object.") from error
+    except (ValueError, RecursionError, EdgeLMError) as error:
+        raise ExportError(f"{where}: {error}") from error
 
 
 def _encode(row: Any, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:

@@ -436,6 +436,29 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
     assert CalibrationOptions(text=tmp_path / "short.txt").describe(read("short.txt")) == f"{count} tokens of short.txt"
 
 
+@pytest.mark.parametrize("word", ["The sea. ", "=" * 64 + "\n", "\u00e4\u4f60 "])
+def test_no_more_of_a_users_text_is_encoded_than_is_taken(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    tokenizer, template = text_tools(checkpoint)
+    text, encoded = word * (1 << 18 if word.isascii() else 20), [0]
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "mine.jsonl").write_text(f"{json.dumps({'text': word * 20})}\n" * 100 + "no JSON")
+    expected = tokenizer.encode(text[: 1 << 14])[:64]
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str) -> list[int]:
+        encoded[0] += len(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    for name in ("mine.txt", "mine.jsonl"):
+        options = CalibrationOptions(text=tmp_path / name, max_tokens=64)
+        sequences = calibration_sequences(options, tokenizer, template, checkpoint.config)
+        assert [id_ for ids in sequences for id_ in ids][: len(expected)] == expected[:64]
+    assert encoded[0] < 1 << 15
+
+
 def test_documents_are_cut_into_sequences_that_fit_and_begin_as_texts_do(
     checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
