@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm.architecture.quantization_recipe import OPERATOR_SETS, STANDARD
-from edgelm.config import SECTION
+from edgelm.architecture.quantization_recipe import OPERATOR_SETS, PRECISIONS, STANDARD, rule_for
+from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
 from edgelm.memory.cache_layout import cache_layout
@@ -284,10 +285,24 @@ def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: Cali
         notes.append(f"Smoothed on {text.options.for_smoothing().describe(text.smoothing_sequences)}.")
     if (used.needs_calibration and not used.only_smooths) or used.kv_cache == "int8":
         notes.append(f"Calibrated on {text.options.describe(text.sequences)}.")
-    notes += _notes_on_4_bits(checkpoint, used)
+    notes += [*_notes_on_rules(checkpoint.config, asked), *_notes_on_4_bits(checkpoint, used)]
     if _keeps(used):
         notes.append(_note_on_grids(checkpoint))
     return tuple(notes)
+
+
+def _notes_on_rules(config: ModelConfig, precision: Precision) -> list[str]:
+    """Say which rules of a person's recipe have no effect; those of presets are written for many models."""
+    recipe, names = precision.recipe(config), config.tensor_shapes()
+    of_presets = {rule.pattern for preset in PRECISIONS.values() for rule in preset.rules}
+    used = {rule_for(recipe, name) for name in names}
+    notes = []
+    for asked, rule in zip(precision.rules, recipe[-len(precision.rules) :], strict=True):
+        if rule not in used and asked.pattern not in of_presets:
+            is_late = any(re.search(rule.pattern, name) for name in names)
+            why = "rules before it take all tensors that match it" if is_late else "no tensor of this model matches it"
+            notes.append(f"The rule for {asked.pattern!r} has no effect: {why}.")
+    return notes
 
 
 def _note_on_grids(checkpoint: Checkpoint) -> str:

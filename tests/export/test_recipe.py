@@ -13,6 +13,7 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, read_recipe
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS, precision_named, quantize, scheme_for
 
@@ -88,6 +89,7 @@ def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> 
         (TOML.replace("smooth", "polish"), r"No transform is called 'polish'\. There are: rotate, smooth, awq\."),
         (TOML.replace("1.2", "0.9"), r"perplexity_bound is 0\.9; it must be 1 or more\."),
         (TOML.replace("1.2", "true"), r"perplexity_bound is True; it must be a number\."),
+        (TOML.replace("mine", ""), r"name is ''; a recipe's name has a character or more"),
     ],
 )  # fmt: skip
 def test_a_recipe_file_that_is_none_is_refused_with_the_reason(tmp_path: Path, content: str, message: str) -> None:
@@ -155,6 +157,17 @@ def test_a_preset_smooths_where_every_projection_has_a_place_for_it(changes: dic
         )
         assert (cached.kv_cache, standard.operators) == ("int8", "standard")
         assert gptq.calibrates
+
+
+def test_a_note_says_which_rules_of_a_recipe_have_no_effect(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    patterns = ("embed_tokens|lm_head", "lm_heads", r"layers\.{last}\.", "q_proj", r"layers\.\d+\.", "up_proj", ".")
+    rules = tuple(Rule(pattern=pattern, scheme="fp32") for pattern in patterns)
+    manifest = export_package(checkpoint, tmp_path / "package", Precision(rules=rules))
+    assert manifest.notes == (
+        "The rule for 'lm_heads' has no effect: no tensor of this model matches it.",
+        "The rule for 'up_proj' has no effect: rules before it take all tensors that match it.",
+    )
 
 
 @pytest.mark.parametrize("scheme", ["int4-block32-asymmetric", "int2-block64"])

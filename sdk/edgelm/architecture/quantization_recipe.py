@@ -53,8 +53,8 @@ class Precision:
     """An ordered list of rules (the first match wins), and how much perplexity it may cost before export refuses.
 
     Raises:
-        ExportError: a transform or the operators are unknown, the operators do not have what is asked for, or the bound
-            is below 1.
+        ExportError: a transform or the operators are unknown, the operators do not have what is asked for, the name is
+            empty, or the bound is below 1.
     """
 
     rules: tuple[Rule, ...]
@@ -76,6 +76,8 @@ class Precision:
             raise ExportError(f"operators is {self.operators!r}; it must be one of {', '.join(OPERATOR_SETS)}.")
         if self.operators == STANDARD:
             self._refuse_what_standard_operators_lack()
+        if not self.name:
+            raise ExportError("name is ''; a recipe's name has a character or more, or is left out.")
         if not self.perplexity_bound >= 1:
             raise ExportError(f"perplexity_bound is {self.perplexity_bound!r}; it must be 1 or more.")
 
@@ -206,15 +208,20 @@ class Precision:
         return dataclasses.replace(self, rules=(_LAYERS_KEPT, *self.rules))
 
 
+def rule_for(recipe: tuple[Rule, ...], name: str) -> Rule | None:
+    """Return the rule that a tensor takes: the first that matches."""
+    return next((rule for rule in recipe if re.search(rule.pattern, name)), None)
+
+
 def scheme_for(recipe: tuple[Rule, ...], name: str) -> str:
     """Return the scheme of a tensor.
 
     Raises:
         ExportError: no rule matches.
     """
-    for rule in recipe:
-        if re.search(rule.pattern, name):
-            return rule.scheme
+    rule = rule_for(recipe, name)
+    if rule is not None:
+        return rule.scheme
     raise ExportError(f'No rule of the recipe matches {name}. End it with a rule for all the rest: pattern = ".".')
 
 
