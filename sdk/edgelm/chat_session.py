@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class ChatSession:
         self._model = of_class("model", model, LanguageModel, "which edgelm.load returns")
         self._cache = model.session.new_cache()
         self._messages: list[Message] = []
-        self._running: Generator[Chunk, None, None] | None = None
+        # Weakly, as the answer has the session: in a ring, both would keep the model in memory until Python looks for it.
+        self._running: weakref.ref[Generator[Chunk, None, None]] | None = None
         self.system = system
 
     def __repr__(self) -> str:
@@ -190,18 +192,20 @@ class ChatSession:
         chunks = self._model.stream_chat(
             [*system, *turns], config, cancel=cancel, cache=self._cache, template_variables=template_variables
         )
-        self._running = self._record(turns, chunks)
-        return self._running
+        answer = self._record(turns, chunks)
+        self._running = weakref.ref(answer)
+        return answer
 
     def _end_running(self) -> None:
-        if self._running is None:
+        running = None if self._running is None else self._running()
+        if running is None:
             return
-        if inspect.getgeneratorstate(self._running) == inspect.GEN_RUNNING:
+        if inspect.getgeneratorstate(running) == inspect.GEN_RUNNING:
             raise EdgeLMError(
                 "Another thread is reading an answer of this conversation. Cancel that one first (the `cancel` that it "
                 "was given) and wait for its last chunk, or hold each conversation in a ChatSession of its own."
             )
-        self._running.close()
+        running.close()
         self._running = None
 
     def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:

@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,19 @@ def test_the_next_turn_ends_and_keeps_an_answer_that_is_still_held() -> None:
     list(session.edit(0, "other"))
     assert list(fifth) == []
     assert [turn["content"] for turn in session.messages] == ["other", "I am well."]
+
+
+def test_a_session_and_its_model_are_gone_with_the_last_reference_also_after_half_an_answer() -> None:
+    model = scripted_model("I am well.")
+    session, left = ChatSession(model), weakref.ref(model.session)
+    answer = session.send("one")
+    next(answer)
+    gc.disable()  # which would find them by itself, sooner or later
+    try:
+        del model, session, answer
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_saving_ends_and_keeps_an_answer_that_is_still_held(tmp_path: Path) -> None:
