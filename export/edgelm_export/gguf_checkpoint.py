@@ -49,15 +49,17 @@ class GGUFCheckpoint:
         header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=shapes, rope_factors=factors)
         try:
             self._computed = family.computed(header)
-            values = family.to_hf_config(header)
-            self.config = ARCHITECTURES[values["model_type"]].to_model_config(values)  # it may name a sibling's
+            values = {"model_type": architecture.model_type, **family.to_hf_config(header)}  # it may name a sibling's
+            self.config = ARCHITECTURES[values["model_type"]].to_model_config(values)
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         # Quantized weights become float32, and to 16-bit ones float32 is wide enough.
         self._token_ids = {key: values[key] for key in _TOKEN_IDS if values[key] is not None}
-        is_theirs = architecture.layout_for(self.config).is_canonical and architecture.is_in_transformers
-        values = values if is_theirs else hf_config(self.config)
-        self.hf_config: Mapping[str, Any] = {**values, "dtype": "float32"}
+        self.hf_config: Mapping[str, Any] = {
+            **hf_config(self.config),
+            "pad_token_id": values["pad_token_id"],
+            "dtype": "float32",
+        }
         shapes |= {name: array.shape for name, array in self._computed.items()}
         self._parts = map_tensors(self.config, layout_of(family, header), shapes, path)
 

@@ -267,7 +267,6 @@ def test_an_imported_gguf_file_loads_in_transformers(
     model = save_model(model_type, tmp_path / "hf", **changes)
     import_checkpoint(write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture), tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert imported.config.model_type == ("llama" if architecture == "llama" else model_type)
     ids = random_ids()
     np.testing.assert_allclose(theirs(imported, ids), theirs(model, ids), rtol=0, atol=TOLERANCE)
 

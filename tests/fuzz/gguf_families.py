@@ -41,10 +41,10 @@ def metadata_of_families(_folder: Path) -> list[bytes]:
 def read_metadata(folder: Path) -> None:
     """Read the config of such a file."""
     metadata = _as_in_a_file(read_json_object(folder, "metadata.json"))
-    _, family = gguf_architecture_of(metadata, folder)
+    architecture, family = gguf_architecture_of(metadata, folder)
     header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=_SHAPES, rope_factors={})
     family.computed(header)
-    values = family.to_hf_config(header)
+    values = {"model_type": architecture.model_type, **family.to_hf_config(header)}
     ARCHITECTURES[values["model_type"]].to_model_config(values)
 
 

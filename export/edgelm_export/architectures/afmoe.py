@@ -97,7 +97,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "afmoe", keys=keys)
     routed = sigmoid_experts.gguf_values(header, "afmoe")
     return {
-        "model_type": "afmoe",
         **values,
         **routed,
         **{ours: routed[theirs] for ours, theirs in _RENAMED.items()},

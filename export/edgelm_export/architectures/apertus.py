@@ -55,9 +55,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     theta, factors = values["rope_theta"], header.rope_factors.get("rope_freqs.weight")
     scaling = None if factors is None else llama.llama3_scaling(factors, theta, values["head_dim"])
     return {
-        "model_type": "apertus",
         **values,
-        "hidden_act": "xielu",
         "rope_scaling": scaling or values["rope_scaling"] or {"rope_type": "default", "rope_theta": theta},
     }
 

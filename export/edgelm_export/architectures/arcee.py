@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -25,17 +25,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), model_type="arcee", mlp_gated=False)
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "arcee")
-    return {"architectures": ["ArceeForCausalLM"], **values, "model_type": "arcee", "hidden_act": "relu2"}
-
-
 ARCEE = Architecture(
     model_type="arcee",
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="arcee",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "arcee"),
         layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

@@ -35,9 +35,9 @@ class GGUFFamily:
     """How llama.cpp knows a family.
 
     architecture: the file's general.architecture. to_hf_config: makes config.json's values of a header, so that both
-    ways meet in `Architecture.to_model_config`. has_experts: whether the row is for files with experts. also_called:
-    its other names for models of the family, such as those that also read images. computed: makes the tensors, by
-    their names in the layout, that a file holds as metadata.
+    ways meet in `Architecture.to_model_config`; with a `model_type` where they are a sibling's. has_experts: whether
+    the row is for files with experts. also_called: its other names for models of the family, such as those that also
+    read images. computed: makes the tensors, by their names in the layout, that a file holds as metadata.
     """
 
     architecture: str

@@ -70,16 +70,9 @@ def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return _gguf_values(header, "command-r") | {"model_type": "cohere"}
-
-
 def _gguf_to_hf_config_2(header: GGUFHeader) -> dict[str, Any]:
     window = whole_number(header.metadata, "cohere2.attention.sliding_window")
-    return _gguf_values(header, "cohere2", "attention.sliding_window") | {
-        "model_type": "cohere2",
-        "sliding_window": window,
-    }
+    return _gguf_values(header, "cohere2", "attention.sliding_window") | {"sliding_window": window}
 
 
 def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
@@ -97,7 +90,7 @@ COHERE = Architecture(
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="command-r",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: _gguf_values(header, "command-r"),
         layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

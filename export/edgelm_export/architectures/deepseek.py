@@ -232,10 +232,6 @@ def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
     return values | ranks | sizes
 
 
-def _gguf_to_dense_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "youtu", **_gguf_latent_values(header, "deepseek2")}
-
-
 def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
     metadata, name = header.metadata, "deepseek2"
     values = _gguf_latent_values(header, name)
@@ -268,7 +264,7 @@ def _gguf_to_minicpm3_config(header: GGUFHeader) -> dict[str, Any]:
     if factors[0] is not None and factors[1] is not None:
         short, long = (each.tolist() for each in factors if each is not None)
         values["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-    return {"model_type": "minicpm3", **values}
+    return values
 
 
 DEEPSEEK_V2 = Architecture(
@@ -291,7 +287,11 @@ YOUTU = Architecture(
     model_type="youtu",
     to_model_config=_to_youtu_config,
     layout=_LAYOUT,
-    gguf=GGUFFamily(architecture="deepseek2", to_hf_config=_gguf_to_dense_config, layout=_GGUF_LAYOUT),
+    gguf=GGUFFamily(
+        architecture="deepseek2",
+        to_hf_config=lambda header: _gguf_latent_values(header, "deepseek2"),
+        layout=_GGUF_LAYOUT,
+    ),
 )
 MINICPM3 = Architecture(
     model_type="minicpm3",

@@ -118,7 +118,7 @@ def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "bailingmoe2", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
     found = sigmoid_experts.gguf_values(header, "bailingmoe2")
     named = {own: found.pop(key) for key, own in _AS_DEEPSEEK.items()}
-    return {"model_type": "bailing_moe_v2", **values, **found, **named}
+    return {**values, **found, **named}
 
 
 def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str) -> dict[str, Any]:
@@ -133,14 +133,6 @@ def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str)
     }
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "deepseek", **_gguf_values(header, "deepseek", "n_routed_experts", "n_shared_experts")}
-
-
-def _ling_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "bailing_moe", **_gguf_values(header, "bailingmoe", "num_experts", "num_shared_experts")}
-
-
 DEEPSEEK_MOE = Architecture(
     model_type="deepseek",
     to_model_config=_to_model_config,
@@ -148,7 +140,7 @@ DEEPSEEK_MOE = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="deepseek",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: _gguf_values(header, "deepseek", "n_routed_experts", "n_shared_experts"),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),
@@ -165,7 +157,7 @@ LING = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe",
-        to_hf_config=_ling_gguf_to_hf_config,
+        to_hf_config=lambda header: _gguf_values(header, "bailingmoe", "num_experts", "num_shared_experts"),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),

@@ -39,7 +39,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "dots1", keys=sigmoid_experts.GGUF_KEYS)
     return {
-        "model_type": "dots1",
         **values,
         **sigmoid_experts.gguf_values(header, "dots1"),
         "sliding_window": None,

@@ -104,7 +104,6 @@ def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     metadata, name = header.metadata, "ernie4_5-moe"
     return {
-        "model_type": "ernie4_5_moe",
         **gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS),
         **experts.gguf_expert_values(header, name, "moe_num_experts"),
         "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
@@ -115,8 +114,7 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "ernie4_5")
-    return values | {"model_type": "ernie4_5", "use_bias": "blk.0.attn_q.bias" in header.shapes}
+    return gguf_header.to_hf_config(header, "ernie4_5") | {"use_bias": "blk.0.attn_q.bias" in header.shapes}
 
 
 ERNIE4_5 = Architecture(

@@ -86,10 +86,6 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config_3(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "exaone", **_gguf_values(header, "exaone")}
-
-
 def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, architecture, keys=frozenset(keys))
     factors = header.rope_factors.get("rope_freqs.weight")
@@ -103,8 +99,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     layers = values["num_hidden_layers"]
     has_windows = layers == _LAYERS_OF_32B
     return {
-        "architectures": ["Exaone4ForCausalLM"],
-        "model_type": "exaone4",
         **values,
         "sliding_window": _DEFAULTS["sliding_window"] if has_windows else None,
         "layer_types": hf_values.last_sees_all(min(layers, MAX_LAYERS), _PATTERN if has_windows else 1),
@@ -117,7 +111,7 @@ EXAONE = Architecture(
     layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
     gguf=GGUFFamily(
         architecture="exaone",
-        to_hf_config=_gguf_to_hf_config_3,
+        to_hf_config=lambda header: _gguf_values(header, "exaone"),
         layout=TensorLayout(
             names=llama.GGUF_NAMES,
             ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config

@@ -57,7 +57,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         layers = max(routed["num_hidden_layers"], 0)
         kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
     return {
-        "model_type": "exaone_moe",
         **values,
         **routed,
         **{ours: routed[theirs] for ours, theirs in _RENAMED.items()},

@@ -92,7 +92,6 @@ def _layout_of(config: ModelConfig) -> TensorLayout:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "falcon", keys=frozenset({"tensor_data_layout"}), norm="layer")
     return {
-        "model_type": "falcon",
         **values,
         "layer_norm_epsilon": values["rms_norm_eps"],
         "activation": "gelu",

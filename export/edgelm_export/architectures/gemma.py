@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -49,17 +49,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "gemma")
-    return {**values, "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}
-
-
 GEMMA = Architecture(
     model_type="gemma",
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "gemma"),
         layout=TensorLayout(names=llama.GGUF_NAMES, norms_plus_one=True),
     ),
 )

@@ -70,8 +70,6 @@ def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys:
     if values["num_hidden_layers"] == layers_of_27b:
         scalar = values["hidden_size"] // values["num_attention_heads"]
     return values | {
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
         "sliding_window": whole_number(header.metadata, f"{architecture}.attention.sliding_window"),
     }
@@ -85,7 +83,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_values(header, "gemma2", _LAYERS_OF_27B, _GGUF_KEYS)
     for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
         values[key] = float32_number(header.metadata, f"gemma2.{key}", default)
-    return {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **values}
+    return values
 
 
 GEMMA2 = Architecture(

@@ -81,7 +81,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values["rope_local_base_freq"] = float32_number(header.metadata, "gemma3.rope.freq_base_swa", 1e4)
     if "gemma3.final_logit_softcapping" in header.metadata:
         values["final_logit_softcapping"] = float32_number(header.metadata, "gemma3.final_logit_softcapping")
-    return {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **values}
+    return values
 
 
 GEMMA3 = Architecture(

@@ -154,11 +154,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         if not header.shapes.get(name):
             raise CheckpointError(f"The GGUF file has no tensor {name}: it is not a whole Gemma 3n.")
     return {
-        "architectures": ["Gemma3nForCausalLM"],
-        "model_type": "gemma3n_text",
         **values,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
         "layer_types": _gguf_kinds(header),
         "sliding_window": whole_number(metadata, "gemma3n.attention.sliding_window"),
         "num_kv_shared_layers": whole_number(metadata, "gemma3n.attention.shared_kv_layers", 0),

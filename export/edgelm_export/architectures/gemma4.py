@@ -229,14 +229,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         raise CheckpointError("gemma4.rope.scaling.type is set; supported is none.")
     first = kinds.index("full_attention") if "full_attention" in kinds else 0
     return {
-        "architectures": ["Gemma4ForCausalLM"],
-        "model_type": "gemma4_text",
         **values,
         "head_dim": head_dim,
         "global_head_dim": values["head_dim"],
         "num_global_key_value_heads": None if heads[0] == heads[1] else heads[1],
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
         "layer_types": kinds,
         "sliding_window": whole_number(metadata, "gemma4.attention.sliding_window"),
         "attention_k_eq_v": f"blk.{first}.attn_v.weight" not in header.shapes,

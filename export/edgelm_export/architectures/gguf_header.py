@@ -135,12 +135,12 @@ def to_hf_config(
         "num_attention_heads": heads,
         "num_key_value_heads": whole_number(metadata, f"{prefix}attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
         "max_position_embeddings": whole_number(metadata, f"{prefix}context_length"),
         "rms_norm_eps": float32_number(metadata, f"{prefix}{epsilon}"),
         # The older pair of keys, which transformers 4 and 5 both read.
         "rope_theta": float32_number(metadata, f"{prefix}rope.freq_base", 10000.0),
         "rope_scaling": rope_scaling(metadata, prefix),
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
         "tie_word_embeddings": "output.weight" not in shapes,
         **token_id_values(metadata),
     }

@@ -49,14 +49,6 @@ def _to_model_config_4(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(_to_model_config(values), model_type="glm4", norm_placement="both")
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "glm", **_gguf_values(header, "chatglm")}
-
-
-def _gguf_to_hf_config_4(header: GGUFHeader) -> dict[str, Any]:
-    return {"model_type": "glm4", **_gguf_values(header, "glm4")}
-
-
 def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
     keys = frozenset({gguf_header.SECTIONS})  # of a text part, whose positions have three numbers, the same
     values = gguf_header.to_hf_config(header, architecture, keys=keys, turns_a_part=True)
@@ -70,7 +62,7 @@ GLM = Architecture(
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="chatglm",  # as its first version was called
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: _gguf_values(header, "chatglm"),
         layout=TensorLayout(names=_GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )
@@ -80,7 +72,7 @@ GLM4 = Architecture(
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="glm4",
-        to_hf_config=_gguf_to_hf_config_4,
+        to_hf_config=lambda header: _gguf_values(header, "glm4"),
         layout=TensorLayout(names=_GGUF_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

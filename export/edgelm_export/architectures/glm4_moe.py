@@ -47,10 +47,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = sigmoid_experts.GGUF_KEYS | {gguf_header.SECTIONS}  # of GLM-4.5V, whose three are the same for a text
     values = gguf_header.to_hf_config(header, "glm4moe", keys=keys, turns_a_part=True)
     return {
-        "model_type": "glm4_moe",
         **values,
         **sigmoid_experts.gguf_values(header, "glm4moe"),
-        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes,
     }
 

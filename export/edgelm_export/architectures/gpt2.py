@@ -81,12 +81,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
     """Make config.json's values of a header, under GPT-2's names."""
     values = gguf_header.to_hf_config(header, architecture, norm="layer")
-    renamed = {old: values[key] for key, old in _RENAMED.items()}
-    return {**values, **renamed, "activation_function": "gelu_new"}
-
-
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return gguf_values(header, "gpt2") | {"model_type": "gpt2"}
+    return values | {old: values[key] for key, old in _RENAMED.items() if key in values}
 
 
 GPT2 = Architecture(
@@ -101,7 +96,7 @@ GPT2 = Architecture(
     mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in NAMES.items()}),
     gguf=GGUFFamily(
         architecture="gpt2",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_values(header, "gpt2"),
         layout=TensorLayout(names=GGUF_NAMES),
     ),
 )

@@ -25,7 +25,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     # The converter writes models with one key head alone.
-    return gpt2.gguf_values(header, "starcoder") | {"model_type": "gpt_bigcode", "multi_query": True}
+    return gpt2.gguf_values(header, "starcoder") | {"multi_query": True}
 
 
 GPT_BIGCODE = Architecture(

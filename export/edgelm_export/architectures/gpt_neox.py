@@ -70,8 +70,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = frozenset({"use_parallel_residual"})
     values = gguf_header.to_hf_config(header, "gptneox", keys=keys, norm="layer", turns_a_part=True)
     return values | {
-        "model_type": "gpt_neox",
-        "hidden_act": "gelu",
         "layer_norm_eps": values["rms_norm_eps"],
         "rotary_emb_base": values["rope_theta"],
         "rotary_pct": values["partial_rotary_factor"],

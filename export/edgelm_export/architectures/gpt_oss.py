@@ -72,8 +72,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values |= experts.gguf_expert_values(header, "gpt-oss", "num_local_experts")
     scaling = values["rope_scaling"]
     return {
-        "architectures": ["GptOssForCausalLM"],
-        "model_type": "gpt_oss",
         **values,
         "rope_scaling": scaling | {"truncate": False} if scaling and scaling["rope_type"] == "yarn" else scaling,
         "intermediate_size": whole_number(header.metadata, "gpt-oss.expert_feed_forward_length"),

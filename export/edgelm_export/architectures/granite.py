@@ -69,10 +69,6 @@ def _to_moe_shared_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(to_model_config(values), model_type="granitemoeshared", **expert_fields(values))
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **gguf_values(header, "granite")}
-
-
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     key = "expert_shared_feed_forward_length"
     values = gguf_values(header, "granitemoe", experts.GGUF_KEYS | {key})
@@ -99,7 +95,7 @@ GRANITE = Architecture(
     to_model_config=to_model_config,
     gguf=GGUFFamily(
         architecture="granite",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_values(header, "granite"),
         layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

@@ -69,7 +69,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     counts = experts.gguf_expert_values(header, name, "num_local_experts") if has_experts else {"num_local_experts": 0}
     size = whole_number(metadata, shared, 0) if has_experts else values["intermediate_size"]
     return {
-        "model_type": "granitemoehybrid",
         **values,
         **layers,
         **counts,

@@ -115,14 +115,9 @@ def _gguf_values(header: GGUFHeader, keys: frozenset[str] = frozenset()) -> dict
     }
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return {"architectures": ["GraniteSWAForCausalLM"], "model_type": "granite_swa", **_gguf_values(header)}
-
-
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     key = "expert_shared_feed_forward_length"
     return {
-        "model_type": "granitemoe_swa",
         **_gguf_values(header, experts.GGUF_KEYS | {key}),
         **experts.gguf_expert_values(header, "granite_swa", "num_local_experts"),
         "shared_intermediate_size": whole_number(header.metadata, f"granite_swa.{key}", 0),
@@ -134,7 +129,7 @@ GRANITE_SWA = Architecture(
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="granite_swa",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=_gguf_values,
         layout=TensorLayout(names=llama.GGUF_NAMES | _GGUF_SINKS, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

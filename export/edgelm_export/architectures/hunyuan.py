@@ -92,22 +92,14 @@ def _stretched_base(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": None, "rope_parameters": {"rope_theta": theta * alpha ** (head_dim / (head_dim - 2))}}
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    # llama.cpp's converter has stretched the base.
-    values = gguf_header.to_hf_config(header, "hunyuan-dense")
-    return {"model_type": "hunyuan_v1_dense", **values, "attention_bias": "blk.0.attn_q.bias" in header.shapes}
-
-
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "hunyuan-moe"
     values = gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS)
     return {
-        "model_type": "hunyuan_v1_moe",
         **values,
         **experts.gguf_expert_values(header, name, "num_experts", "moe_topk"),
         "moe_intermediate_size": whole_number(header.metadata, f"{name}.expert_feed_forward_length"),
         "num_shared_expert": whole_number(header.metadata, f"{name}.expert_shared_count", 1),
-        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
     }
 
 
@@ -117,7 +109,9 @@ HUNYUAN = Architecture(
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="hunyuan-dense",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(
+            header, "hunyuan-dense"
+        ),  # llama.cpp's converter has stretched the base.
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
     ),
 )

@@ -37,8 +37,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "internlm2")
-    return {"model_type": "internlm2", **values, "bias": "blk.0.attn_output.bias" in header.shapes}
+    return gguf_header.to_hf_config(header, "internlm2") | {"bias": "blk.0.attn_output.bias" in header.shapes}
 
 
 INTERNLM2 = Architecture(

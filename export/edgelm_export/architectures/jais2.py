@@ -35,13 +35,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "jais2", norm="layer")
-    return {
-        "architectures": ["Jais2ForCausalLM"],
-        "model_type": "jais2",
-        **values,
-        "layer_norm_eps": values["rms_norm_eps"],
-        "hidden_act": "relu2",
-    }
+    return values | {"layer_norm_eps": values["rms_norm_eps"]}
 
 
 JAIS2 = Architecture(

@@ -142,15 +142,13 @@ def _kinds_by_number(values: Mapping[str, Any]) -> list[str]:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = _gguf_values(header, "lfm2")
-    return {"architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", **values, "block_auto_adjust_ff_dim": False}
+    return _gguf_values(header, "lfm2") | {"block_auto_adjust_ff_dim": False}
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = _gguf_values(header, "lfm2moe", experts.GGUF_KEYS | {"leading_dense_block_count", "expert_gating_func"})
     experts.check_gguf_scoring(header, "lfm2moe", "sigmoid")
     return {
-        "model_type": "lfm2_moe",
         **values,
         **experts.gguf_expert_values(header, "lfm2moe", "num_experts"),
         "moe_intermediate_size": whole_number(header.metadata, "lfm2moe.expert_feed_forward_length"),

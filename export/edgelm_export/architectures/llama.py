@@ -77,13 +77,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
         values["rope_scaling"] = llama3_scaling(factors, values["rope_theta"], values["head_dim"])
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **values,
-        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
-        "mlp_bias": "blk.0.ffn_up.bias" in header.shapes,
-    }
+    return values | {"mlp_bias": "blk.0.ffn_up.bias" in header.shapes}
 
 
 def llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:

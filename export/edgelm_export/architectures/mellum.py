@@ -68,8 +68,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if isinstance(pattern, list):
         kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
     return {
-        "architectures": ["MellumForCausalLM"],
-        "model_type": "mellum",
         **values,
         **experts.gguf_expert_values(header, "mellum", "num_experts"),
         "moe_intermediate_size": whole_number(metadata, "mellum.expert_feed_forward_length"),

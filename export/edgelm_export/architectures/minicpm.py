@@ -58,11 +58,9 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         values["rope_scaling"] = {"rope_type": "longrope", **factors}
     layers, size = values["num_hidden_layers"], values["hidden_size"]
     return {
-        "model_type": "minicpm",
         **values,
         **_GGUF_DEFAULTS,
         **_multipliers(metadata, max(layers, 1), size),
-        "attention_bias": "blk.0.attn_q.bias" in header.shapes,
     }
 
 

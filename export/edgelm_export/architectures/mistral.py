@@ -83,7 +83,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "mistral3", keys=keys)
     metadata, scaling = header.metadata, values["rope_scaling"]
     if scaling is None:  # Mistral Small 3, which llama.cpp calls so too where it reads images
-        return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **values, "sliding_window": None}
+        return {"model_type": "mistral", **values, "sliding_window": None}
     scaling |= {
         name: float32_number(metadata, f"mistral3.{key}")
         for key, names in _GGUF_YARN.items()

@@ -44,7 +44,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "llama", keys=experts.GGUF_KEYS)
     values |= experts.gguf_expert_values(header, "llama", "num_local_experts")
-    return {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", **values}
+    return values
 
 
 MIXTRAL = Architecture(

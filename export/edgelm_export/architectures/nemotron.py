@@ -35,11 +35,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "nemotron", norm="layer", turns_a_part=True)
     return {
-        "architectures": ["NemotronForCausalLM"],
-        "model_type": "nemotron",
         **values,
         "norm_eps": values["rms_norm_eps"],
-        "hidden_act": "relu2",
         "attention_bias": "blk.0.attn_output.bias" in header.shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in header.shapes,
     }

@@ -161,8 +161,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
             "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
         }
     return {
-        "architectures": ["NemotronHForCausalLM"],
-        "model_type": "nemotron_h",
         **values,
         **{_OF_MAMBA[key]: value for key, value in of_mamba.items()},
         **routed,

@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 _EPSILON = 1e-5  # in no config
@@ -33,17 +33,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(llama.to_model_config(values), model_type="olmo", norm="layer_plain", mlp_bias=False)
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "olmo", norm="layer")
-    return {"architectures": ["OlmoForCausalLM"], "model_type": "olmo", **values}
-
-
 OLMO = Architecture(
     model_type="olmo",
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="olmo",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "olmo", norm="layer"),
         layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

@@ -34,13 +34,12 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "olmo2", keys=_WINDOW_KEYS)
     window = whole_number(header.metadata, "olmo2.attention.sliding_window", 0)
     if not window:
-        return {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **values}
+        return values
     # llama.cpp takes the pattern of the published models, whatever the file has for it.
     theta = values.pop("rope_theta")
     local = float32_number(header.metadata, "olmo2.rope.freq_base_swa", theta)
     every = {"rope_theta": theta, **(values.pop("rope_scaling") or {"rope_type": "default"})}
     return {
-        "architectures": ["Olmo3ForCausalLM"],
         "model_type": "olmo3",
         **values,
         "sliding_window": window,

@@ -38,7 +38,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "olmoe", keys=experts.GGUF_KEYS)
     values |= experts.gguf_expert_values(header, "olmoe", "num_experts")
-    return {"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", **values, "norm_topk_prob": False}
+    return {**values, "norm_topk_prob": False}
 
 
 OLMOE = Architecture(

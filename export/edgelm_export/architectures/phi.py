@@ -50,7 +50,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "phi2", norm="layer", turns_a_part=True)
-    return values | {"model_type": "phi", "layer_norm_eps": values["rms_norm_eps"], "hidden_act": "gelu_new"}
+    return values | {"layer_norm_eps": values["rms_norm_eps"]}
 
 
 PHI = Architecture(

@@ -74,8 +74,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     # Its converter writes a window of zero where there is none.
     window = whole_number(header.metadata, "phi3.attention.sliding_window", 0)
     return {
-        "architectures": ["Phi3ForCausalLM"],
-        "model_type": "phi3",
         **values,
         "original_max_position_embeddings": original,
         "sliding_window": window or None,

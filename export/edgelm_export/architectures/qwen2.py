@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -27,17 +27,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "qwen2")
-    return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **values}
-
-
 QWEN2 = Architecture(
     model_type="qwen2",
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="qwen2",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen2"),
         layout=TensorLayout(names=llama.GGUF_NAMES),
         also_called=("qwen2vl",),  # and Qwen2.5-VL
     ),

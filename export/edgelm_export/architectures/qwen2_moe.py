@@ -56,7 +56,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         f"{kind}_intermediate_size": whole_number(header.metadata, f"qwen2moe.{key}") for kind, key in _SIZES.items()
     }
     return {
-        "model_type": "qwen2_moe",
         **values,
         **experts.gguf_expert_values(header, "qwen2moe", "num_experts"),
         **sizes,

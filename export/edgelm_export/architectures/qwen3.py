@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -26,23 +26,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "qwen3")
-    attention_bias = "blk.0.attn_q.bias" in header.shapes
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **values,
-        "attention_bias": attention_bias,
-    }
-
-
 QWEN3 = Architecture(
     model_type="qwen3",
     to_model_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="qwen3",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen3"),
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
         also_called=("qwen3vl",),
     ),

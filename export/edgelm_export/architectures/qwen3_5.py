@@ -129,8 +129,6 @@ def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: frozenset
     if isinstance(listed, list):
         kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed[: max(layers, 0)]]
     return {
-        "architectures": ["Qwen3_5ForCausalLM"],
-        "model_type": "qwen3_5_text",
         **values,
         **linear,
         "linear_value_head_dim": linear["linear_key_head_dim"],
@@ -152,8 +150,6 @@ def moe_gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35moe") -> dict[s
         **values,
         **experts.gguf_expert_values(header, name, "num_experts"),
         **{f"{kind}_intermediate_size": whole_number(header.metadata, f"{name}.{key}") for kind, key in sizes.items()},
-        "architectures": ["Qwen3_5MoeForCausalLM"],
-        "model_type": "qwen3_5_moe_text",
     }
 
 

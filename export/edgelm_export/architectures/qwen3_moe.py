@@ -52,8 +52,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "qwen3moe", keys=experts.GGUF_KEYS)
     values |= experts.gguf_expert_values(header, "qwen3moe", "num_experts")
     return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
         **values,
         "moe_intermediate_size": whole_number(header.metadata, "qwen3moe.expert_feed_forward_length"),
         "norm_topk_prob": True,  # llama.cpp leaves it to its reader

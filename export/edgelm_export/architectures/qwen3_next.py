@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, hf_values, qwen3_5
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.qwen3_5 import ATTENTION, GGUF_LAYOUT, LINEAR_ATTENTION
 from edgelm_export.tensor_map import TensorLayout
 
@@ -41,11 +41,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = qwen3_5.moe_gguf_to_hf_config(header, "qwen3next")
-    return {**values, "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
-
-
 QWEN3_NEXT = Architecture(
     model_type="qwen3_next",
     to_model_config=_to_model_config,
@@ -56,7 +51,7 @@ QWEN3_NEXT = Architecture(
     ),
     gguf=GGUFFamily(
         architecture="qwen3next",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: qwen3_5.moe_gguf_to_hf_config(header, "qwen3next"),
         # llama.cpp's converter takes queries, keys, values and gates apart, and leaves the value heads where they are.
         layout=dataclasses.replace(
             GGUF_LAYOUT,

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -31,19 +31,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "seed_oss")
-    attention_bias = "blk.0.attn_q.bias" in header.shapes
-    return {
-        "architectures": ["SeedOssForCausalLM"],
-        "model_type": "seed_oss",
-        **values,
-        "attention_bias": attention_bias,
-    }
-
-
 SEED_OSS = Architecture(
     model_type="seed_oss",
     to_model_config=_to_model_config,
-    gguf=GGUFFamily(architecture="seed_oss", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=_GGUF_NAMES)),
+    gguf=GGUFFamily(
+        architecture="seed_oss",
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "seed_oss"),
+        layout=TensorLayout(names=_GGUF_NAMES),
+    ),
 )

@@ -49,7 +49,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "smollm3")
     # llama.cpp takes the interval of the one published model.
-    return {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "no_rope_layer_interval": 4, **values}
+    return {"no_rope_layer_interval": 4, **values}
 
 
 SMOLLM3 = Architecture(

@@ -46,8 +46,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = frozenset({"use_parallel_residual"})
     values = gguf_header.to_hf_config(header, "stablelm", keys=keys, norm="layer", turns_a_part=True)
     return {
-        "architectures": ["StableLmForCausalLM"],
-        "model_type": "stablelm",
         **values,
         "layer_norm_eps": values["rms_norm_eps"],
         "use_qkv_bias": "blk.0.attn_q.bias" in header.shapes,

@@ -48,9 +48,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "starcoder2", norm="layer")
     return values | {
-        "model_type": "starcoder2",
         "norm_epsilon": values["rms_norm_eps"],
-        "hidden_act": "gelu_pytorch_tanh",
         "use_bias": "blk.0.attn_q.bias" in header.shapes,
     }
 
