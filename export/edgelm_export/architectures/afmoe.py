@@ -81,7 +81,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     renamed = {theirs: values[ours] for ours, theirs in _RENAMED.items()}
     return dataclasses.replace(
         config,
-        model_type="afmoe",
         norm_placement="both",
         qk_norm=True,
         attention_output_gate=True,
@@ -108,7 +107,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 AFMOE = Architecture(
     model_type="afmoe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_NAMES | experts.mlx_names(f"{_MLP}.experts")),
     gguf=GGUFFamily(

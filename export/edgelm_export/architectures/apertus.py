@@ -45,9 +45,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_parameters"] = _LLAMA3
-    return dataclasses.replace(
-        llama.to_model_config(values), model_type="apertus", qk_norm=True, mlp_gated=False, mlp_bias=False
-    )
+    return dataclasses.replace(llama.to_model_config(values), qk_norm=True, mlp_gated=False, mlp_bias=False)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def _gguf_alphas(header: GGUFHeader) -> dict[str, NDArray[np.float32]]:
 
 APERTUS = Architecture(
     model_type="apertus",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ignored=_CONSTANTS, ones_elsewhere=frozenset(_ALPHAS)),
     gguf=GGUFFamily(
         architecture="apertus",

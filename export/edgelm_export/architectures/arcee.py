@@ -22,12 +22,12 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), model_type="arcee", mlp_gated=False)
+    return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), mlp_gated=False)
 
 
 ARCEE = Architecture(
     model_type="arcee",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="arcee",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "arcee"),

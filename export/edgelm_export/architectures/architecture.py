@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,20 +53,29 @@ class GGUFFamily:
 class Architecture:
     """One row of `ARCHITECTURES`.
 
-    to_model_config: reads config.json's values; raises CheckpointError where a feature is not supported.
+    read_config: makes the features of config.json's values, for `to_model_config`.
     layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
     that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor.
     is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know the family.
     """
 
     model_type: str
-    to_model_config: Callable[[Mapping[str, Any]], ModelConfig]
+    read_config: Callable[[Mapping[str, Any]], ModelConfig]
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     mlx: TensorLayout | None = None
     stacked: TensorLayout | None = None
     is_in_transformers: bool = True
     gguf: GGUFFamily | None
+
+    def to_model_config(self, values: Mapping[str, Any]) -> ModelConfig:
+        """Read config.json's values as those of the family.
+
+        Raises:
+            CheckpointError: a feature is not supported.
+            ConfigError: a size is outside its range, or contradicts another.
+        """
+        return dataclasses.replace(self.read_config(values), model_type=self.model_type)
 
     def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
         """Return the layout of the tensors of one model, whose names in safetensors are `present`."""

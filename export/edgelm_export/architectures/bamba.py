@@ -45,8 +45,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     mamba2.refuse_other_activations(config)
     kinds = ["full_attention" if layer in attending else "mamba2" for layer in range(layers)]
     fields = mamba2.fields(values) if "mamba2" in kinds else {}
-    return dataclasses.replace(config, model_type="bamba", layer_types=tuple(kinds), **fields)
+    return dataclasses.replace(config, layer_types=tuple(kinds), **fields)
 
 
 # Of its files llama.cpp turns other pairs of a head than transformers: those of a head that turns as a whole.
-BAMBA = Architecture(model_type="bamba", to_model_config=_to_model_config, layout=TensorLayout(names=NAMES), gguf=None)
+BAMBA = Architecture(model_type="bamba", read_config=_to_model_config, layout=TensorLayout(names=NAMES), gguf=None)

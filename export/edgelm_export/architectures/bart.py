@@ -97,7 +97,7 @@ def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **f
 
 BART = Architecture(
     model_type="bart",
-    to_model_config=to_model_config,
+    read_config=to_model_config,
     layout=TensorLayout(names=names("residual"), copies=COPIES, rows_before=ROWS_BEFORE, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -22,10 +22,8 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(
-        llama.to_model_config({**_DEFAULTS, **values}), model_type="bitnet", sub_norms=True, mlp_bias=False
-    )
+    return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), sub_norms=True, mlp_bias=False)
 
 
 # llama.cpp's "bitnet" is another model, with silu; the 2B's files have a type of tensor that it does not know.
-BITNET = Architecture(model_type="bitnet", to_model_config=_to_model_config, gguf=None)
+BITNET = Architecture(model_type="bitnet", read_config=_to_model_config, gguf=None)

@@ -51,7 +51,7 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(_read({**_DEFAULTS, "rope_theta": 5e5, **values}), model_type="cohere")
+    return _read({**_DEFAULTS, "rope_theta": 5e5, **values})
 
 
 def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
@@ -64,7 +64,6 @@ def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
     return dataclasses.replace(
         config,
-        model_type="cohere2",
         layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
         **hf_values.windows(values, window, kinds),
     )
@@ -86,7 +85,7 @@ def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str,
 # Both transformers and llama.cpp turn neighbouring dimensions of a head.
 COHERE = Architecture(
     model_type="cohere",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="command-r",
@@ -96,7 +95,7 @@ COHERE = Architecture(
 )
 COHERE2 = Architecture(
     model_type="cohere2",
-    to_model_config=_to_model_config_2,
+    read_config=_to_model_config_2,
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="cohere2",

@@ -41,7 +41,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     window = hf_values.optional_whole_number(values, "sliding_window") or None
     return dataclasses.replace(
         llama.to_model_config(values),
-        model_type="cwm",
         attention_bias=False,
         attention_output_bias=False,
         **hf_values.windows(values, window, kinds),
@@ -49,4 +48,4 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 # llama.cpp's converter does not know it.
-CWM = dataclasses.replace(llama.LLAMA, model_type="cwm", to_model_config=_to_model_config, gguf=None)
+CWM = dataclasses.replace(llama.LLAMA, model_type="cwm", read_config=_to_model_config, gguf=None)

@@ -161,19 +161,17 @@ def _to_v2_config(values: Mapping[str, Any]) -> ModelConfig:
         )
     return dataclasses.replace(
         config,
-        model_type="deepseek_v2",
         norm_topk_prob=False,
         **_expert_fields(values | {"n_group": 1, "topk_group": 1}, config.num_hidden_layers),
     )
 
 
-def _to_v3_config(values: Mapping[str, Any], model_type: str = "deepseek_v3") -> ModelConfig:
+def _to_v3_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_V3_DEFAULTS, **values}
     _refuse_halves(values)
     config = latent_config(values)
     return dataclasses.replace(
         config,
-        model_type=model_type,
         scoring_func="sigmoid",
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         expert_choice_bias=True,
@@ -182,13 +180,13 @@ def _to_v3_config(values: Mapping[str, Any], model_type: str = "deepseek_v3") ->
 
 
 def _to_glm_config(values: Mapping[str, Any]) -> ModelConfig:
-    return _to_v3_config({**_GLM_DEFAULTS, **values}, "glm4_moe_lite")
+    return _to_v3_config({**_GLM_DEFAULTS, **values})
 
 
 def _to_youtu_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_YOUTU_DEFAULTS, **values}
     _refuse_halves(values)
-    return dataclasses.replace(latent_config(values), model_type="youtu")
+    return latent_config(values)
 
 
 def _to_minicpm3_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -200,7 +198,6 @@ def _to_minicpm3_config(values: Mapping[str, Any]) -> ModelConfig:
     depth, base = hf_values.optional_number(values, "scale_depth"), hf_values.optional_number(values, "dim_model_base")
     return dataclasses.replace(
         latent_config(values),
-        model_type="minicpm3",
         embedding_multiplier=hf_values.number(values, "scale_emb", 1.0),
         residual_multiplier=1.0 if depth is None else depth / math.sqrt(layers),
         logits_scaling=hidden / base if base else 1.0,
@@ -269,7 +266,7 @@ def _gguf_to_minicpm3_config(header: GGUFHeader) -> dict[str, Any]:
 
 DEEPSEEK_V2 = Architecture(
     model_type="deepseek_v2",
-    to_model_config=_to_v2_config,
+    read_config=_to_v2_config,
     layout=_LAYOUT,
     mlx=_MLX_LAYOUT,
     gguf=GGUFFamily(
@@ -278,14 +275,14 @@ DEEPSEEK_V2 = Architecture(
 )
 # Files of llama.cpp are those of DeepSeek V2 too.
 DEEPSEEK_V3 = Architecture(
-    model_type="deepseek_v3", to_model_config=_to_v3_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
+    model_type="deepseek_v3", read_config=_to_v3_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
 )
 GLM4_MOE_LITE = Architecture(
-    model_type="glm4_moe_lite", to_model_config=_to_glm_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
+    model_type="glm4_moe_lite", read_config=_to_glm_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
 )
 YOUTU = Architecture(
     model_type="youtu",
-    to_model_config=_to_youtu_config,
+    read_config=_to_youtu_config,
     layout=_LAYOUT,
     gguf=GGUFFamily(
         architecture="deepseek2",
@@ -295,7 +292,7 @@ YOUTU = Architecture(
 )
 MINICPM3 = Architecture(
     model_type="minicpm3",
-    to_model_config=_to_minicpm3_config,
+    read_config=_to_minicpm3_config,
     layout=dataclasses.replace(_LAYOUT, row_orders={}, has_more_layers=False),
     gguf=GGUFFamily(
         architecture="minicpm3",

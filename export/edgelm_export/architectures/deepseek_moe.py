@@ -86,8 +86,7 @@ def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, s
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    config = _read({**_DEFAULTS, **values}, _FIXED, "n_routed_experts", "n_shared_experts")
-    return dataclasses.replace(config, model_type="deepseek")
+    return _read({**_DEFAULTS, **values}, _FIXED, "n_routed_experts", "n_shared_experts")
 
 
 def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -97,7 +96,6 @@ def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
     named = {key: values[own] for key, own in _AS_DEEPSEEK.items() if own in values}
     return dataclasses.replace(
         config,
-        model_type="bailing_moe_v2",
         qk_norm=hf_values.flag(values, "use_qk_norm"),
         **sigmoid_experts.fields({**values, **named}, config.num_hidden_layers),
     )
@@ -106,8 +104,7 @@ def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
 def _to_ling_config(values: Mapping[str, Any]) -> ModelConfig:
     if values.get("score_function") == "sigmoid":
         return _to_ling_2_config(values)
-    config = _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
-    return dataclasses.replace(config, model_type="bailing_moe")
+    return _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
 
 
 # DeepSeek's names for what Ling calls otherwise.
@@ -135,7 +132,7 @@ def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str)
 
 DEEPSEEK_MOE = Architecture(
     model_type="deepseek",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     is_in_transformers=False,
     gguf=GGUFFamily(
@@ -147,7 +144,7 @@ DEEPSEEK_MOE = Architecture(
 )
 LING = Architecture(
     model_type="bailing_moe",
-    to_model_config=_to_ling_config,
+    read_config=_to_ling_config,
     layout=TensorLayout(names=_LING_NAMES),
     mlx=TensorLayout(
         names=_LING_NAMES
@@ -164,7 +161,7 @@ LING = Architecture(
 )
 LING_2 = Architecture(
     model_type="bailing_moe_v2",
-    to_model_config=_to_ling_2_config,
+    read_config=_to_ling_2_config,
     layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
     is_in_transformers=False,
     gguf=GGUFFamily(

@@ -29,7 +29,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     kinds = ["sliding_attention" if window is not None and layer >= first else "full_attention" for layer in layers]
     return dataclasses.replace(
         config,
-        model_type="dots1",
         qk_norm=True,
         **hf_values.windows(values, window, kinds),
         **sigmoid_experts.fields(values, config.num_hidden_layers),
@@ -47,7 +46,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 DOTS1 = Architecture(
     model_type="dots1",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES | experts.mlx_names("model.layers.{i}.mlp.experts")),
     gguf=GGUFFamily(
         architecture="dots1",

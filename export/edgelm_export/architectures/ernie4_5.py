@@ -65,7 +65,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         llama.to_model_config(values),
-        model_type="ernie4_5",
         mlp_bias=has_biases,
         attention_bias=has_biases,
         attention_output_bias=has_biases,
@@ -89,7 +88,6 @@ def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
     )
     return dataclasses.replace(
         config,
-        model_type="ernie4_5_moe",
         mlp_bias=False,
         attention_bias=False,
         attention_output_bias=False,
@@ -119,7 +117,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 ERNIE4_5 = Architecture(
     model_type="ernie4_5",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="ernie4_5",
@@ -129,7 +127,7 @@ ERNIE4_5 = Architecture(
 )
 ERNIE4_5_MOE = Architecture(
     model_type="ernie4_5_moe",
-    to_model_config=_to_moe_config,
+    read_config=_to_moe_config,
     layout=TensorLayout(
         names=_MOE_NAMES,
         ignored=_GUESSING,

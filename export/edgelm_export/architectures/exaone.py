@@ -58,7 +58,7 @@ def _to_model_config_3(values: Mapping[str, Any]) -> ModelConfig:
     older = {key: values[name] for name, key in _OLDER_KEYS.items() if name in values}
     present = {key: value for key, value in values.items() if value is not None}
     values = {**_DEFAULTS_3, "rms_norm_eps": 1e-5, **older, **present}
-    return dataclasses.replace(llama.to_model_config(values), model_type="exaone")
+    return llama.to_model_config(values)
 
 
 def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -75,7 +75,6 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     sees_all = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return dataclasses.replace(
         llama.to_model_config(values),
-        model_type="exaone4",
         norm_placement="post",
         qk_norm=True,
         mlp_bias=False,
@@ -107,7 +106,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 EXAONE = Architecture(
     model_type="exaone",
-    to_model_config=_to_model_config_3,
+    read_config=_to_model_config_3,
     layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
     gguf=GGUFFamily(
         architecture="exaone",
@@ -120,7 +119,7 @@ EXAONE = Architecture(
 )
 EXAONE4 = Architecture(
     model_type="exaone4",
-    to_model_config=to_model_config,
+    read_config=to_model_config,
     gguf=GGUFFamily(
         architecture="exaone4",
         to_hf_config=_gguf_to_hf_config,

@@ -44,7 +44,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     if listed is not None:
         kinds = hf_values.layer_types({"layer_types": listed}) or []
         fields["layers_without_experts"] = tuple(i for i, kind in enumerate(kinds) if kind == "dense")
-    return dataclasses.replace(config, model_type="exaone_moe", norm_placement="pre", **fields)
+    return dataclasses.replace(config, norm_placement="pre", **fields)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 EXAONE_MOE = Architecture(
     model_type="exaone_moe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
     layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),
     mlx=TensorLayout(names=experts.MLX_NAMES),

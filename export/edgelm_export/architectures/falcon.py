@@ -74,7 +74,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
     return dataclasses.replace(
         config,
-        model_type="falcon",
         norm="layer",
         norm_placement="shared" if in_parallel and not (is_newer and norms == 2) else "pre",
         parallel_residual=in_parallel,
@@ -105,7 +104,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 FALCON = Architecture(
     model_type="falcon",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(

@@ -45,7 +45,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     _refuse_what_is_not_read(values, config, given)
     return dataclasses.replace(
         config,
-        model_type="falcon_h1",
         layer_types=("hybrid",) * config.num_hidden_layers,
         embedding_multiplier=given["embedding"],
         logits_scaling=1 / given["lm_head"],
@@ -106,7 +105,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 FALCON_H1 = Architecture(
     model_type="falcon_h1",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=bamba.NAMES),
     gguf=GGUFFamily(
         architecture="falcon-h1",

@@ -25,11 +25,10 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     return dataclasses.replace(
         olmo2.to_model_config(values),
-        model_type="flex_olmo",
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.expert_fields(values, "num_experts"),
     )
 
 
 # Neither llama.cpp nor mlx-lm knows it.
-FLEX_OLMO = Architecture(model_type="flex_olmo", to_model_config=_to_model_config, gguf=None)
+FLEX_OLMO = Architecture(model_type="flex_olmo", read_config=_to_model_config, gguf=None)

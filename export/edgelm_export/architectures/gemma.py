@@ -42,7 +42,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     return dataclasses.replace(
         config,
-        model_type="gemma",
         norm="rms_offset",
         mlp_bias=False,
         embedding_multiplier=config.hidden_size**0.5,
@@ -51,7 +50,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 GEMMA = Architecture(
     model_type="gemma",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "gemma"),

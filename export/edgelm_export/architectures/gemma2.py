@@ -50,7 +50,6 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,
-        model_type="gemma2",
         norm="rms_offset",
         norm_placement="both",
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
@@ -88,7 +87,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GEMMA2 = Architecture(
     model_type="gemma2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma2",
         to_hf_config=_gguf_to_hf_config,

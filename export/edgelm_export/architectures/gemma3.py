@@ -45,7 +45,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = gemma2.to_model_config(values | {"attn_logit_softcapping": None})
     return dataclasses.replace(
         config,
-        model_type="gemma3_text",
         qk_norm=True,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4),
     )
@@ -86,7 +85,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GEMMA3 = Architecture(
     model_type="gemma3_text",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma3",
         to_hf_config=_gguf_to_hf_config,

@@ -94,7 +94,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     return dataclasses.replace(
         config,
-        model_type="gemma3n_text",
         norm_placement="both",
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
         mlp_bias=False,
@@ -205,7 +204,7 @@ _LAYOUT = TensorLayout(ignored=frozenset(f"{_LAYER}.self_attn.{name}" for name i
 
 GEMMA3N = Architecture(
     model_type="gemma3n_text",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(

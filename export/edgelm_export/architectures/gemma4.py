@@ -113,7 +113,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     heads = _heads_of_layers_that_see_all(values, kinds)
     return dataclasses.replace(
         config,
-        model_type="gemma4_text",
         norm_placement="both",
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
         mlp_bias=False,
@@ -306,7 +305,7 @@ _EXPERT_LAYOUT = TensorLayout(names=_EXPERT_NAMES, ignored=_UNUSED)
 
 GEMMA4 = Architecture(
     model_type="gemma4_text",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: _EXPERT_LAYOUT if config.num_experts else _LAYOUT,
     gguf=GGUFFamily(

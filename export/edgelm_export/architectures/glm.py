@@ -42,11 +42,11 @@ _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**_DEFAULTS, **values}, partial=_PART)
-    return dataclasses.replace(config, model_type="glm", mlp_bias=False, attention_output_bias=False)
+    return dataclasses.replace(config, mlp_bias=False, attention_output_bias=False)
 
 
 def _to_model_config_4(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(_to_model_config(values), model_type="glm4", norm_placement="both")
+    return dataclasses.replace(_to_model_config(values), norm_placement="both")
 
 
 def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
 
 GLM = Architecture(
     model_type="glm",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="chatglm",  # as its first version was called
@@ -68,7 +68,7 @@ GLM = Architecture(
 )
 GLM4 = Architecture(
     model_type="glm4",
-    to_model_config=_to_model_config_4,
+    read_config=_to_model_config_4,
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="glm4",

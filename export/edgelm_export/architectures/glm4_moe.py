@@ -36,7 +36,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values, partial=_PART)
     return dataclasses.replace(
         config,
-        model_type="glm4_moe",
         attention_output_bias=False,
         qk_norm=hf_values.flag(values, "use_qk_norm"),
         **sigmoid_experts.fields(values, config.num_hidden_layers),
@@ -56,7 +55,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 # Layers that guess further tokens stand behind the others, in both formats.
 GLM4_MOE = Architecture(
     model_type="glm4_moe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(has_more_layers=True),
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(

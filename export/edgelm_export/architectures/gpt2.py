@@ -68,7 +68,6 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | renamed | {"num_key_value_heads": None, "head_dim": None})
     return dataclasses.replace(
         config,
-        model_type="gpt2",
         norm="layer",
         position="learned",
         mlp_gated=False,
@@ -86,7 +85,7 @@ def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
 
 GPT2 = Architecture(
     model_type="gpt2",
-    to_model_config=to_model_config,
+    read_config=to_model_config,
     layout=TensorLayout(
         names=NAMES,
         prefix="transformer.",

@@ -18,9 +18,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {"activation_function": "gelu_pytorch_tanh", **values}
     config = gpt2.to_model_config(values)
     is_shared = hf_values.flag({"multi_query": True, **values}, "multi_query")
-    return dataclasses.replace(
-        config, model_type="gpt_bigcode", num_key_value_heads=1 if is_shared else config.num_attention_heads
-    )
+    return dataclasses.replace(config, num_key_value_heads=1 if is_shared else config.num_attention_heads)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_BIGCODE = Architecture(
     model_type="gpt_bigcode",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=gpt2.NAMES, by_group=frozenset({_FUSED}), ignored=gpt2.MASKS),
     gguf=GGUFFamily(
         architecture="starcoder", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=gpt2.GGUF_NAMES)

@@ -57,7 +57,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     kinds = _kinds(values, config.num_hidden_layers)
     return dataclasses.replace(
         config,
-        model_type="gpt_neo",
         norm="layer",
         position="learned",
         mlp_gated=False,
@@ -94,7 +93,7 @@ def _kinds(values: Mapping[str, Any], layers: int) -> list[str]:
 
 GPT_NEO = Architecture(
     model_type="gpt_neo",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,
         # The causal mask, which older versions of transformers stored.

@@ -58,7 +58,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | renamed, partial=0.25)
     return dataclasses.replace(
         config,
-        model_type="gpt_neox",
         norm="layer",
         parallel_residual=hf_values.flag(values, "use_parallel_residual"),
         mlp_gated=False,
@@ -80,7 +79,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,
         # The causal mask, which older versions of transformers stored.

@@ -57,7 +57,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,
-        model_type="gpt_oss",
         attention_sinks=True,
         router_bias=True,
         swiglu_alpha=hf_values.number(values, "swiglu_alpha", 1.702),
@@ -81,7 +80,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_OSS = Architecture(
     model_type="gpt_oss",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,
         transposed=frozenset({f"{_EXPERT}.gate_up_proj", f"{_EXPERT}.down_proj"}),

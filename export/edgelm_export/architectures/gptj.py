@@ -33,7 +33,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = gpt2.to_model_config(values)
     return dataclasses.replace(
         config,
-        model_type="gptj",
         position="rope",
         partial_rotary_factor=hf_values.bounded(values, "rotary_dim") / config.head_dim,
         norm_placement="shared",
@@ -46,7 +45,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 GPTJ = Architecture(
     model_type="gptj",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
     gguf=None,  # llama.cpp has its name alone
 )

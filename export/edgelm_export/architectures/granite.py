@@ -45,7 +45,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     """Read config.json's values as those of a Granite 3."""
     config = llama.to_model_config({**_DEFAULTS, **values})
     multipliers: dict[str, Any] = {key: hf_values.number(values, key, 1.0) for key in _MULTIPLIERS}
-    return dataclasses.replace(config, model_type="granite", **multipliers)
+    return dataclasses.replace(config, **multipliers)
 
 
 def expert_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +62,11 @@ def expert_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = expert_fields({**values, "shared_intermediate_size": 0})
-    return dataclasses.replace(to_model_config(values), model_type="granitemoe", **fields)
+    return dataclasses.replace(to_model_config(values), **fields)
 
 
 def _to_moe_shared_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(to_model_config(values), model_type="granitemoeshared", **expert_fields(values))
+    return dataclasses.replace(to_model_config(values), **expert_fields(values))
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = fr
 
 GRANITE = Architecture(
     model_type="granite",
-    to_model_config=to_model_config,
+    read_config=to_model_config,
     gguf=GGUFFamily(
         architecture="granite",
         to_hf_config=lambda header: gguf_values(header, "granite"),
@@ -101,7 +101,7 @@ GRANITE = Architecture(
 )
 GRANITE_MOE = Architecture(
     model_type="granitemoe",
-    to_model_config=_to_moe_config,
+    read_config=_to_moe_config,
     layout=TensorLayout(names=NAMES),
     mlx=TensorLayout(names=MLX_NAMES),
     gguf=GGUFFamily(
@@ -111,6 +111,4 @@ GRANITE_MOE = Architecture(
         has_experts=True,
     ),
 )
-GRANITE_MOE_SHARED = dataclasses.replace(
-    GRANITE_MOE, model_type="granitemoeshared", to_model_config=_to_moe_shared_config
-)
+GRANITE_MOE_SHARED = dataclasses.replace(GRANITE_MOE, model_type="granitemoeshared", read_config=_to_moe_shared_config)

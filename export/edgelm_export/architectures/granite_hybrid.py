@@ -52,7 +52,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     turns = values.get("position_embedding_type") == "rope"
     return dataclasses.replace(
         config,
-        model_type="granitemoehybrid",
         layers_without_rope=() if turns else tuple(range(config.num_hidden_layers)),
         mlp_bias=False,
         **({"layer_types": kinds, **mamba2.fields(values)} if "mamba2" in kinds else {}),
@@ -81,7 +80,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 GRANITE_HYBRID = dataclasses.replace(
     granite.GRANITE,
     model_type="granitemoehybrid",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.mamba.conv1d.weight"})),
     gguf=GGUFFamily(

@@ -57,7 +57,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = granite.to_model_config(values)
     return dataclasses.replace(
         config,
-        model_type="granite_swa",
         attention_sinks=True,
         **_rotations(values.get("layer_rope_theta"), kinds, config),
         **hf_values.windows(values, window, kinds),
@@ -95,7 +94,7 @@ def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
     # Whose other defaults are those of Granite 3.
     values = {"num_key_value_heads": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **values}
     values = {"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, **values}
-    return dataclasses.replace(_to_model_config(values), model_type="granitemoe_swa", **granite.expert_fields(values))
+    return dataclasses.replace(_to_model_config(values), **granite.expert_fields(values))
 
 
 def _gguf_values(header: GGUFHeader, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GRANITE_SWA = Architecture(
     model_type="granite_swa",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="granite_swa",
         to_hf_config=_gguf_values,
@@ -135,7 +134,7 @@ GRANITE_SWA = Architecture(
 )
 GRANITE_MOE_SWA = Architecture(
     model_type="granitemoe_swa",
-    to_model_config=_to_moe_config,
+    read_config=_to_moe_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="granite_swa",

@@ -25,12 +25,12 @@ _DEFAULTS: Mapping[str, Any] = {
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**_DEFAULTS, **values})
-    return dataclasses.replace(config, model_type="helium", attention_output_bias=False)
+    return dataclasses.replace(config, attention_output_bias=False)
 
 
 HELIUM = Architecture(
     model_type="helium",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names={name: name for name in llama.GGUF_NAMES}, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=None,
 )

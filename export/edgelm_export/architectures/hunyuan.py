@@ -41,7 +41,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, **_stretched_base(values)})
     return dataclasses.replace(
         config,
-        model_type="hunyuan_v1_dense",
         mlp_bias=False,
         qk_norm=hf_values.flag({"use_qk_norm": True, **values}, "use_qk_norm"),
         qk_norm_scope="turned_head",
@@ -58,7 +57,6 @@ def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
     sizes |= {key: _of_every_layer(values, key, default) for key, default in sizes.items()}
     return dataclasses.replace(
         _to_model_config({**values, **sizes}),
-        model_type="hunyuan_v1_moe",
         moe_intermediate_size=sizes["moe_intermediate_size"],
         shared_expert_intermediate_size=sizes["intermediate_size"] * sizes["num_shared_expert"],
         **experts.expert_fields(sizes, "num_experts", "moe_topk"),
@@ -105,7 +103,7 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 HUNYUAN = Architecture(
     model_type="hunyuan_v1_dense",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="hunyuan-dense",
@@ -117,7 +115,7 @@ HUNYUAN = Architecture(
 )
 HUNYUAN_MOE = Architecture(
     model_type="hunyuan_v1_moe",
-    to_model_config=_to_moe_config,
+    read_config=_to_moe_config,
     layout=TensorLayout(names=_MOE_NAMES),
     mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),
     gguf=GGUFFamily(

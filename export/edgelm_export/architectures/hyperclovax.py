@@ -28,7 +28,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = granite.to_model_config({**values, "logits_scaling": 1 / scale})
     return dataclasses.replace(
         config,
-        model_type="hyperclovax",
         attention_multiplier=hf_values.number(values, "attention_multiplier", config.head_dim**-0.5),
         norm_placement="both" if hf_values.flag({"use_post_norm": True, **values}, "use_post_norm") else "pre",
     )
@@ -36,7 +35,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 HYPERCLOVAX = Architecture(
     model_type="hyperclovax",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     # Without norms behind the parts it is a Granite.
     layout_of=lambda config: TensorLayout(names=_NAMES if config.norm_placement == "both" else None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +31,7 @@ _NAMES = {
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
-    config = llama.to_model_config({**values, "attention_bias": values["bias"], "mlp_bias": False})
-    return dataclasses.replace(config, model_type="internlm2")
+    return llama.to_model_config({**values, "attention_bias": values["bias"], "mlp_bias": False})
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 INTERNLM2 = Architecture(
     model_type="internlm2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, by_group=frozenset({_FUSED})),
     is_in_transformers=False,
     gguf=GGUFFamily(

@@ -23,10 +23,8 @@ _DEFAULTS: Mapping[str, Any] = {
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     # As the model's own code has them: of queries, keys and values, and of all else.
     values = {"attention_bias": values.get("qkv_bias"), "mlp_bias": values.get("bias"), **_DEFAULTS, **values}
-    return dataclasses.replace(
-        llama.to_model_config(values), model_type="internlm3", attention_output_bias=hf_values.flag(values, "mlp_bias")
-    )
+    return dataclasses.replace(llama.to_model_config(values), attention_output_bias=hf_values.flag(values, "mlp_bias"))
 
 
 # llama.cpp's converter calls it "llama", so its GGUF files are read by that row, the first of that name.
-INTERNLM3 = dataclasses.replace(llama.LLAMA, model_type="internlm3", to_model_config=_to_model_config)
+INTERNLM3 = dataclasses.replace(llama.LLAMA, model_type="internlm3", read_config=_to_model_config)

@@ -27,7 +27,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     return dataclasses.replace(
         llama.to_model_config({**values, "rms_norm_eps": values["layer_norm_eps"]}),
-        model_type="jais2",
         norm="layer",
         mlp_gated=False,
     )
@@ -40,6 +39,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 JAIS2 = Architecture(
     model_type="jais2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(architecture="jais2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
 )

@@ -88,7 +88,6 @@ def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
     config = _read(values)
     return dataclasses.replace(
         config,
-        model_type="lfm2_moe",
         layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         scoring_func="sigmoid",
@@ -105,7 +104,6 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
     kinds = hf_values.layer_types(values) or _kinds_by_number(values)
     return dataclasses.replace(
         llama.to_model_config(values),
-        model_type="lfm2",
         mlp_bias=False,
         attention_bias=False,
         attention_output_bias=False,
@@ -170,7 +168,7 @@ def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = f
 
 LFM2 = Architecture(
     model_type="lfm2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     gguf=GGUFFamily(
         architecture="lfm2",
@@ -180,7 +178,7 @@ LFM2 = Architecture(
 )
 LFM2_MOE = Architecture(
     model_type="lfm2_moe",
-    to_model_config=_to_moe_config,
+    read_config=_to_moe_config,
     layout=TensorLayout(names=_MOE_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     gguf=GGUFFamily(

@@ -66,7 +66,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, "rms_norm_eps": values["norm_eps"], "mlp_bias": False})
     return dataclasses.replace(
         config,
-        model_type="lfm3",
         norm_placement="both" if hf_values.flag(values, "use_sandwich_norm") else "pre",
         qk_norm=True,
         attention_output_gate=is_gated,
@@ -88,7 +87,7 @@ def _kinds(layers: int) -> list[str]:
 # llama.cpp does not know it.
 LFM3 = Architecture(
     model_type="lfm3",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: _LAYOUT if config.norm_placement == "both" else _BEFORE_ALONE,
     gguf=None,

@@ -110,7 +110,7 @@ GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{
 
 LLAMA = Architecture(
     model_type="llama",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,

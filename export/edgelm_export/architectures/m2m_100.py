@@ -36,7 +36,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 M2M_100 = Architecture(
     model_type="m2m_100",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=names("pre"), copies=COPIES, ignored=_SINUSOIDS),
     gguf=None,
 )

@@ -30,7 +30,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 MARIAN = Architecture(
     model_type="marian",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=names("residual"), copies=COPIES, ignored=SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -20,7 +20,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 MBART = Architecture(
     model_type="mbart",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=names("pre"), copies=COPIES, rows_before=ROWS_BEFORE, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

@@ -44,7 +44,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     windows = hf_values.windows(values, window, kinds)
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
-        model_type="mellum",
         qk_norm=True,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
         layers_without_experts=tuple(layer for layer, kind in enumerate(listed) if kind == "dense"),
@@ -82,7 +81,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 MELLUM = Architecture(
     model_type="mellum",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     # transformers leaves the layer that guesses one more token ahead out too.
     layout=TensorLayout(ignored=experts.guessing_names(experts.GGUF_NAMES | llama.GGUF_QK_NORMS)),
     mlx=TensorLayout(names=experts.MLX_NAMES),

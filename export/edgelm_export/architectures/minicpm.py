@@ -40,7 +40,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(f"config.json: dim_model_base is {base}; it must be above 0.")
     return dataclasses.replace(
         config,
-        model_type="minicpm",
         mlp_bias=False,
         embedding_multiplier=hf_values.number(values, "scale_emb", 1.0),
         residual_multiplier=hf_values.number(values, "scale_depth", 1.0) / layers**0.5,
@@ -79,7 +78,7 @@ def _multipliers(metadata: Mapping[str, Any], layers: int, size: int) -> dict[st
 
 MINICPM = Architecture(
     model_type="minicpm",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="minicpm",

@@ -55,16 +55,11 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     window = hf_values.optional_whole_number(values, "sliding_window")
     return dataclasses.replace(
         config,
-        model_type="mistral",
         **hf_values.windows(values, window, ["sliding_attention"]),
         attention_bias=False,
         attention_output_bias=False,
         mlp_bias=False,
     )
-
-
-def _to_ministral(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(_to_model_config(values), model_type="ministral")
 
 
 def _to_ministral3(values: Mapping[str, Any]) -> ModelConfig:
@@ -75,7 +70,7 @@ def _to_ministral3(values: Mapping[str, Any]) -> ModelConfig:
     rope = {key: value for key, value in settings.items() if key not in _OTHER_ROPE_3}
     config = _to_model_config(values | {"rope_scaling": None, "rope_parameters": rope})
     beta = hf_values.number(settings, "llama_4_scaling_beta", 0.0)
-    return dataclasses.replace(config, model_type="ministral3", llama_4_scaling_beta=beta or None)
+    return dataclasses.replace(config, llama_4_scaling_beta=beta or None)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -92,15 +87,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     }
     beta = float32_number(metadata, "mistral3.attention.temperature_scale", 0.0)
     scaling |= {"rope_theta": values["rope_theta"], "llama_4_scaling_beta": beta}
-    return {"model_type": "ministral3", **values, "rope_scaling": scaling}
+    return {**values, "rope_scaling": scaling}
 
 
 # llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
-MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", to_model_config=_to_model_config)
-MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral", to_model_config=_to_ministral)
+MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", read_config=_to_model_config)
+MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral")
 MINISTRAL3 = Architecture(
     model_type="ministral3",
-    to_model_config=_to_ministral3,
+    read_config=_to_ministral3,
     gguf=GGUFFamily(
         architecture="mistral3",
         to_hf_config=_gguf_to_hf_config,

@@ -35,7 +35,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"attention_bias": False, "mlp_bias": False})
     return dataclasses.replace(
         config,
-        model_type="mixtral",
         sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
         **experts.expert_fields(values, "num_local_experts"),
     )
@@ -49,7 +48,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 MIXTRAL = Architecture(
     model_type="mixtral",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")),
     gguf=GGUFFamily(

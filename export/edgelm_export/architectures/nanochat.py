@@ -36,7 +36,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         )
     return dataclasses.replace(
         config,
-        model_type="nanochat",
         norm="rms_plain",
         embedding_norm=True,
         mlp_gated=False,
@@ -49,7 +48,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 NANOCHAT = Architecture(
     model_type="nanochat",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,
         row_orders={f"model.layers.{{i}}.self_attn.{part}_proj": "swapped halves" for part in "qk"},

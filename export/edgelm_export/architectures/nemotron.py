@@ -26,7 +26,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     return dataclasses.replace(
         llama.to_model_config({**values, "rms_norm_eps": values["norm_eps"]}, partial=_PART),
-        model_type="nemotron",
         norm="layer_offset",
         mlp_gated=False,
     )
@@ -44,7 +43,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 NEMOTRON = Architecture(
     model_type="nemotron",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="nemotron",
         to_hf_config=_gguf_to_hf_config,

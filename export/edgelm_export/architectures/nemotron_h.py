@@ -93,7 +93,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
     return dataclasses.replace(
         config,
-        model_type="nemotron_h",
         position="none",
         attention_bias=False,  # whatever a config says
         attention_output_bias=False,
@@ -171,7 +170,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 NEMOTRON_H = Architecture(
     model_type="nemotron_h",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="nemotron_h",

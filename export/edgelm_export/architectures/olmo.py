@@ -30,12 +30,12 @@ def refuse_clipping(values: Mapping[str, Any]) -> None:
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     refuse_clipping(values)
     values = {"eos_token_id": 50279, **values, "rms_norm_eps": _EPSILON}
-    return dataclasses.replace(llama.to_model_config(values), model_type="olmo", norm="layer_plain", mlp_bias=False)
+    return dataclasses.replace(llama.to_model_config(values), norm="layer_plain", mlp_bias=False)
 
 
 OLMO = Architecture(
     model_type="olmo",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="olmo",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "olmo", norm="layer"),

@@ -25,9 +25,7 @@ _WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_
 def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     """Read config.json's values as those of an OLMo 2."""
     config = llama.to_model_config({**_DEFAULTS, **values})
-    return dataclasses.replace(
-        config, model_type="olmo2", norm_placement="post", qk_norm=True, qk_norm_scope="projection", mlp_bias=False
-    )
+    return dataclasses.replace(config, norm_placement="post", qk_norm=True, qk_norm_scope="projection", mlp_bias=False)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 OLMO2 = Architecture(
     model_type="olmo2",
-    to_model_config=to_model_config,
+    read_config=to_model_config,
     gguf=GGUFFamily(
         architecture="olmo2",
         to_hf_config=_gguf_to_hf_config,

@@ -21,8 +21,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     window = hf_values.optional_whole_number(values, "sliding_window")
     windows = hf_values.windows(values, window, hf_values.last_sees_all(config.num_hidden_layers, _PATTERN))
     local = hf_values.number(values, "rope_local_base_freq", config.rope_theta) if windows else None
-    return dataclasses.replace(config, model_type="olmo3", rope_local_theta=local, **windows)
+    return dataclasses.replace(config, rope_local_theta=local, **windows)
 
 
 # llama.cpp's converter calls it "olmo2", so its GGUF files are read by that row, the first of that name.
-OLMO3 = dataclasses.replace(olmo2.OLMO2, model_type="olmo3", to_model_config=_to_model_config)
+OLMO3 = dataclasses.replace(olmo2.OLMO2, model_type="olmo3", read_config=_to_model_config)

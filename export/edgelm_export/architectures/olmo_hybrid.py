@@ -53,7 +53,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
         config,
-        model_type="olmo_hybrid",
         position="rope" if turns else "none",
         norm_placement="post",
         linear_norm_placement="pre",
@@ -83,7 +82,7 @@ def _sizes(values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 OLMO_HYBRID = Architecture(
     model_type="olmo_hybrid",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, assembled=_ASSEMBLED),
     gguf=None,
 )

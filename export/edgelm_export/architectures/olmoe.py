@@ -27,7 +27,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
-        model_type="olmoe",
         qk_norm=True,
         qk_norm_scope="projection",
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
@@ -43,7 +42,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 OLMOE = Architecture(
     model_type="olmoe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="olmoe",

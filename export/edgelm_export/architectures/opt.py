@@ -64,7 +64,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     has_biases, is_before = (hf_values.flag(values, key) for key in ("enable_bias", "do_layer_norm_before"))
     return dataclasses.replace(
         config,
-        model_type="opt",
         norm="layer" if hf_values.flag(values, "layer_norm_elementwise_affine") else "layer_plain",
         norm_placement="pre" if is_before else "residual",
         final_norm=is_before and not hf_values.flag(values, "_remove_final_layer_norm"),
@@ -78,7 +77,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 OPT = Architecture(
     model_type="opt",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: (
         _LAYOUT if config.norm_placement == "pre" else dataclasses.replace(_LAYOUT, names=_NAMES | _BEHIND)

@@ -24,7 +24,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 PEGASUS = Architecture(
     model_type="pegasus",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=names("pre"), copies=COPIES, ignored=SINUSOIDS, stacks_of_one=LOGITS_BIAS),
     gguf=None,
 )

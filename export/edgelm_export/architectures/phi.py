@@ -35,7 +35,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.5)
     return dataclasses.replace(
         config,
-        model_type="phi",
         norm="layer",
         norm_placement="shared",
         parallel_residual=True,
@@ -55,7 +54,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 PHI = Architecture(
     model_type="phi",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(architecture="phi2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
 )

@@ -44,7 +44,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values, partial=1.0)
     return dataclasses.replace(
         config,
-        model_type="phi3",
         attention_bias=False,
         attention_output_bias=False,
         mlp_bias=False,
@@ -82,7 +81,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 PHI3 = Architecture(
     model_type="phi3",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="phi3",

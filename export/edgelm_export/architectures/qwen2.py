@@ -19,7 +19,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**_DEFAULTS, **values})
     return dataclasses.replace(
         config,
-        model_type="qwen2",
         attention_bias=True,
         attention_output_bias=False,
         mlp_bias=False,
@@ -29,7 +28,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 QWEN2 = Architecture(
     model_type="qwen2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="qwen2",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen2"),

@@ -35,7 +35,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     window = hf_values.whole_number(values, "sliding_window", 4096) if windowed else None
     return dataclasses.replace(
         config,
-        model_type="qwen2_moe",
         attention_bias=hf_values.flag(values, "qkv_bias"),
         attention_output_bias=False,
         mlp_bias=False,
@@ -65,7 +64,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 QWEN2_MOE = Architecture(
     model_type="qwen2_moe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names={name: name for name in llama.GGUF_NAMES} | experts.shared_expert_names("model.layers.{i}.mlp")
     ),

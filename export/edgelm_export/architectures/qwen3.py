@@ -19,7 +19,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**_DEFAULTS, **values})
     return dataclasses.replace(
         config,
-        model_type="qwen3",
         mlp_bias=False,
         qk_norm=True,
         **hf_values.switched_windows(values, layers=config.num_hidden_layers),
@@ -28,7 +27,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 QWEN3 = Architecture(
     model_type="qwen3",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="qwen3",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen3"),

@@ -93,7 +93,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
         config,
-        model_type="qwen3_5_text",
         norm="rms_offset",
         mlp_bias=False,
         qk_norm=True,
@@ -109,7 +108,6 @@ def to_moe_model_config(values: Mapping[str, Any]) -> ModelConfig:
     size, shared = (hf_values.whole_number(values, f"{kind}_intermediate_size") for kind in ("moe", "shared_expert"))
     return dataclasses.replace(
         _to_model_config({**values, "intermediate_size": size}),
-        model_type="qwen3_5_moe_text",
         moe_intermediate_size=size,
         shared_expert_intermediate_size=shared,
         shared_expert_gate=True,
@@ -167,7 +165,7 @@ GGUF_LAYOUT = TensorLayout(
 
 QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
     gguf=GGUFFamily(
         architecture="qwen35",
@@ -177,7 +175,7 @@ QWEN3_5 = Architecture(
 )
 QWEN3_5_MOE = Architecture(
     model_type="qwen3_5_moe_text",
-    to_model_config=to_moe_model_config,
+    read_config=to_moe_model_config,
     layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
     stacked=dataclasses.replace(QWEN3_5.layout, names=_STACKED_NAMES),
     gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),

@@ -38,7 +38,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     window = hf_values.whole_number(values, "sliding_window", 4096) if values.get("use_sliding_window") else None
     return dataclasses.replace(
         config,
-        model_type="qwen3_moe",
         qk_norm=True,
         sliding_window=window,
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
@@ -60,7 +59,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     stacked=TensorLayout(names=_STACKED_NAMES, transposed=frozenset(_STACKS)),
     gguf=GGUFFamily(

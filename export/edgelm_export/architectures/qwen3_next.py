@@ -34,7 +34,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = qwen3_5.to_moe_model_config(values)
     return dataclasses.replace(
         config,
-        model_type="qwen3_next",
         intermediate_size=hf_values.whole_number(values, "intermediate_size", 5632),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.sparse_layers(values, config.num_hidden_layers),
@@ -43,7 +42,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 QWEN3_NEXT = Architecture(
     model_type="qwen3_next",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=qwen3_5.MOE_NAMES | _FUSED,
         by_head=frozenset({f"{ATTENTION}.q_proj"}),

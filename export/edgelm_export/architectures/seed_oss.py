@@ -26,14 +26,13 @@ _GGUF_NAMES = llama.GGUF_NAMES | {"model.layers.{i}.post_attention_layernorm": "
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         llama.to_model_config({**_DEFAULTS, **values}),
-        model_type="seed_oss",
         attention_output_bias=hf_values.flag(values, "attention_out_bias"),
     )
 
 
 SEED_OSS = Architecture(
     model_type="seed_oss",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="seed_oss",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "seed_oss"),

@@ -40,7 +40,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     kinds = ["sliding_attention" if layer in without_rope else "full_attention" for layer in layers]
     return dataclasses.replace(
         config,
-        model_type="smollm3",
         layers_without_rope=without_rope,
         **hf_values.windows(values, window, kinds),
     )
@@ -54,7 +53,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 SMOLLM3 = Architecture(
     model_type="smollm3",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="smollm3",
         to_hf_config=_gguf_to_hf_config,

@@ -32,7 +32,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     parallel = hf_values.flag(values, "use_parallel_residual")
     return dataclasses.replace(
         config,
-        model_type="stablelm",
         norm="layer",
         norm_placement="shared" if parallel else "pre",
         parallel_residual=parallel,
@@ -56,7 +55,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 STABLELM = Architecture(
     model_type="stablelm",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="stablelm", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)
     ),

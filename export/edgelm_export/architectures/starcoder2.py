@@ -35,7 +35,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         config,
-        model_type="starcoder2",
         norm="layer",
         mlp_gated=False,
         mlp_bias=has_biases,
@@ -55,7 +54,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 STARCODER2 = Architecture(
     model_type="starcoder2",
-    to_model_config=_to_model_config,
+    read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="starcoder2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)

@@ -101,4 +101,4 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return pair(values, {**stack, "num_hidden_layers": layers}, {**stack, **decoder})
 
 
-T5 = Architecture(model_type="t5", to_model_config=_to_model_config, layout_of=_layout, gguf=None)
+T5 = Architecture(model_type="t5", read_config=_to_model_config, layout_of=_layout, gguf=None)

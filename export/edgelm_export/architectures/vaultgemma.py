@@ -18,9 +18,9 @@ _NAMES = {name: name for name in llama.GGUF_NAMES} | {
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = gemma2.GEMMA2.to_model_config(values)
-    return dataclasses.replace(config, model_type="vaultgemma", norm_placement="pre")
+    return dataclasses.replace(config, norm_placement="pre")
 
 
 VAULTGEMMA = Architecture(
-    model_type="vaultgemma", to_model_config=_to_model_config, layout=TensorLayout(names=_NAMES), gguf=None
+    model_type="vaultgemma", read_config=_to_model_config, layout=TensorLayout(names=_NAMES), gguf=None
 )
