@@ -16,9 +16,10 @@ import torch
 from forked_processes import exit_status, fork
 from safetensors.torch import load_file
 
-from edgelm_training.train_log import MEASURED, Reporter, SilentReporter, StepRecord, read_log
+from edgelm_training.train_log import Reporter, SilentReporter, StepRecord, read_log
 from edgelm_training.trainer import Outcome
 
+_MEASURED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")  # what two runs of one kind differ in
 MODEL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -56,7 +57,7 @@ def settings(shards: Path, output: Path, **changes: Any) -> dict[str, Any]:
 def loss_log(run: Path) -> list[dict[str, Any]]:
     """Return a run's log without what a clock or the memory decides."""
     return [
-        {key: value for key, value in entry.items() if key not in MEASURED} for entry in read_log(run / "log.jsonl")
+        {key: value for key, value in entry.items() if key not in _MEASURED} for entry in read_log(run / "log.jsonl")
     ]
 
 

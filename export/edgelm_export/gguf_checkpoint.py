@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.hf_config import hf_config
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
@@ -20,7 +21,6 @@ from edgelm_export.architectures.gguf_header import layout_of, under_own_name
 from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
-from edgelm_export.fetched import fetched_facts
 from edgelm_export.gguf_model import GGUFModel
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.gguf_types import dequantize, integer_blocks

@@ -22,6 +22,7 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
+from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
@@ -37,7 +38,6 @@ from edgelm_export.checkpoint_folder import (
     read_json_object,
     read_text_files,
 )
-from edgelm_export.fetched import fetched_facts
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import MLXMatrix, Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts

@@ -44,8 +44,8 @@ from edgelm_training.lora import (
     target_names,
 )
 from edgelm_training.loss import count_targets
+from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
-from edgelm_training.pieces import rows_of_step
 from edgelm_training.preference_rows import PreferenceRows
 from edgelm_training.preferences import load_preferences
 from edgelm_training.quantized_linear import GRID_NAME

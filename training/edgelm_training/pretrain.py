@@ -23,8 +23,8 @@ from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, wri
 from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.fake_quantization import quantized_precision, train_for
+from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
-from edgelm_training.pieces import rows_of_step
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run

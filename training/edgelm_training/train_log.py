@@ -84,10 +84,6 @@ class StepRecord:
         }
 
 
-# What differs between two runs of the same settings.
-MEASURED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
-
-
 class TrainLog:
     """Append to the log of a run. Made by `open_log`."""
 

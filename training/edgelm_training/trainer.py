@@ -27,8 +27,8 @@ from edgelm_training.device import Device, emulates_bf16
 from edgelm_training.distributed import Workers, blocks, distribute, gradient_sync, whole
 from edgelm_training.interruption import Interruption
 from edgelm_training.loss import LossSums
+from edgelm_training.micro_batches import piece_tokens, split_share
 from edgelm_training.optimizer import build_optimizers, set_learning_rate
-from edgelm_training.pieces import piece_tokens, split_share
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_checkpoint import RunState, restore_run, save_run
 from edgelm_training.run_folder import RunFolder, SavedStep

@@ -86,7 +86,6 @@ _GGUF_KEYS = experts.GGUF_KEYS | {
     "expert_shared_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func", "expert_group_count",
     "expert_group_used_count", "leading_dense_block_count", "rope.scaling.yarn_log_multiplier",
 }  # fmt: skip
-_SOFTMAX, _SIGMOID = 1, 2
 _GLM_VOCABULARY = 154880  # whose first files do not say how they weigh experts
 
 
@@ -232,16 +231,16 @@ def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
 def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
     metadata, name = header.metadata, "deepseek2"
     values = _gguf_latent_values(header, name)
-    unsaid = _SIGMOID if values["vocab_size"] == _GLM_VOCABULARY else _SOFTMAX
+    unsaid = experts.GGUF_SIGMOID if values["vocab_size"] == _GLM_VOCABULARY else experts.GGUF_SOFTMAX
     scoring = whole_number(metadata, f"{name}.expert_gating_func", unsaid)
-    if scoring not in (_SOFTMAX, _SIGMOID):
+    if scoring not in (experts.GGUF_SOFTMAX, experts.GGUF_SIGMOID):
         raise CheckpointError(f"GGUF metadata: {name}.expert_gating_func is {scoring}; supported are 1 and 2.")
     is_normed = bool(metadata.get(f"{name}.expert_weights_norm", False))
-    if is_normed and scoring == _SOFTMAX:
+    if is_normed and scoring == experts.GGUF_SOFTMAX:
         raise CheckpointError(f"GGUF metadata: {name}.expert_weights_norm is true, which DeepSeek V2 does not know.")
     scale = f"{name}.expert_weights_scale"
     return {
-        "model_type": "deepseek_v3" if scoring == _SIGMOID else "deepseek_v2",
+        "model_type": "deepseek_v3" if scoring == experts.GGUF_SIGMOID else "deepseek_v2",
         **values,
         **experts.gguf_expert_values(header, name, "n_routed_experts"),
         "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),

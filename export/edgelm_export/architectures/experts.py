@@ -26,7 +26,7 @@ GGUF_NAMES = _DENSE_NAMES | {
     },
 }
 GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
-_GATING_FUNCS = {"softmax": 1, "sigmoid": 2}
+GGUF_SOFTMAX, GGUF_SIGMOID = 1, 2  # of expert_gating_func
 
 
 def mlx_names(stack: str) -> dict[str, str]:
@@ -99,15 +99,13 @@ def gguf_expert_values(
     }
 
 
-def check_gguf_scoring(header: GGUFHeader, architecture: str, scoring_func: str) -> None:
-    """Check that a GGUF file asks for the scoring_func of its family, or for none.
+def check_gguf_sigmoid(header: GGUFHeader, architecture: str) -> None:
+    """Check that the experts of a GGUF file are scored by sigmoids, as its family's are, where it says how.
 
     Raises:
-        CheckpointError: it asks for another.
+        CheckpointError: it says another.
     """
-    key, expected = f"{architecture}.expert_gating_func", _GATING_FUNCS[scoring_func]
-    number = whole_number(header.metadata, key, expected)
-    if number != expected:
-        raise CheckpointError(
-            f"GGUF metadata: {key} is {number}; supported is this family's {expected} ({scoring_func})."
-        )
+    key = f"{architecture}.expert_gating_func"
+    number = whole_number(header.metadata, key, GGUF_SIGMOID)
+    if number != GGUF_SIGMOID:
+        raise CheckpointError(f"GGUF metadata: {key} is {number}; supported is this family's {GGUF_SIGMOID} (sigmoid).")

@@ -150,7 +150,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS | _EPSILONS, norm=norm)
     routed = {}
     if has_experts:
-        experts.check_gguf_scoring(header, name, "sigmoid")
+        experts.check_gguf_sigmoid(header, name)
         routed = experts.gguf_expert_values(header, name, "n_routed_experts") | {
             "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
             "moe_shared_expert_intermediate_size": whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),

@@ -20,8 +20,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, is_terminal, piped_lines, printable
 from edgelm.cli.progress import status
-from edgelm.cli.think_option import think_option, think_variables
-from edgelm.cli.thinking import show_thinking
+from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
 from edgelm.library.library import Library

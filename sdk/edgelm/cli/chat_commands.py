@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
 from edgelm.cli.output import counted, printable, timing_line
-from edgelm.cli.think_option import think_variables
+from edgelm.cli.thinking import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_text

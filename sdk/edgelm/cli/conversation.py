@@ -15,7 +15,7 @@ from edgelm.cli.chat_commands import Suggestion, run_command, suggestions
 from edgelm.cli.interrupts import Interrupts
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.output import timing_line
-from edgelm.cli.think_option import think_variables
+from edgelm.cli.thinking import think_variables
 from edgelm.completion import Chunk, Message
 from edgelm.errors import ChatTemplateError, EdgeLMError
 from edgelm.generation_config import GenerationConfig

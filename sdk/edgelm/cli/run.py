@@ -23,8 +23,7 @@ from edgelm.cli.generation_options import (
 )
 from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, printable, timing_line
 from edgelm.cli.progress import status
-from edgelm.cli.think_option import think_option, think_variables
-from edgelm.cli.thinking import show_thinking
+from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.cli.wrong_usage import refused
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
+_FACTS = ("repository", "revision", "package", "version", "license")  # of them, what a manifest passes on
 _CLOSE = 0.4  # as in the library
 # How other programs, and people who come from the hub's page, write hf:ORG/REPO.
 _ON_HUB = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf\.co/)?(\w[\w.-]*/[\w.-]+)/?", re.ASCII)
@@ -162,3 +163,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         return read_json_object(folder / RECORD_NAME)
     except (OSError, ValueError):
         return {}
+
+
+def fetched_facts(folder: Path) -> dict[str, str]:
+    """Return where the files in a folder were fetched from, and their licence; empty for files from elsewhere."""
+    record = read_record(folder)
+    return {name: record[name] for name in _FACTS if isinstance(record.get(name), str)}

@@ -66,11 +66,6 @@ class Package:
         return [entry for entry in self.manifest.files if entry.path == DATA_FILE]
 
     @property
-    def weight_bytes(self) -> int:
-        """How many bytes the graph and its weights have."""
-        return sum(entry.size for entry in self.manifest.files if ".onnx" in Path(entry.path).suffixes)
-
-    @property
     def modified(self) -> float:
         """When it was written, in seconds since 1970."""
         return (self.folder / FILE_NAME).stat().st_mtime
@@ -115,11 +110,6 @@ class ForeignPackage(Package):
     def graph_entry(self) -> FileEntry | None:
         """None: nothing is known of the graph's file but itself."""
         return None
-
-    @property
-    def weight_bytes(self) -> int:
-        """How many bytes the graph and its weights have."""
-        return sum(entry.size for entry in self.manifest.files if entry.path not in _TEXT_FILES)
 
     @property
     def modified(self) -> float:

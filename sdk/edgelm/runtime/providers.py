@@ -24,13 +24,11 @@ class Provider:
     options: of the first. device: where keys and values lie, in ONNX Runtime's words; "cpu": in the cache's own
     buffers. shares_cache: whether past and present may be the same memory. cache_types: of the keys and values that its
     attention computes with; empty where any do. precision: of the graph that suits it. install: the way to get it.
-    tested: what of it was run.
     """
 
     execution_providers: tuple[str, ...]
     install: str
     precision: str
-    tested: str
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = CPU
     shares_cache: bool = True
@@ -42,7 +40,6 @@ class Provider:
         return self.execution_providers[0]
 
 
-_NOT_RUN = "not yet run"
 _GPU_WHEEL = (
     "pip uninstall -y onnxruntime  and  pip install 'edgelm[gpu]'  , and NVIDIA's driver "
     "(Linux on x86_64 and aarch64, Windows)"
@@ -55,7 +52,6 @@ PROVIDERS: Mapping[str, Provider] = {
         execution_providers=("CPUExecutionProvider",),
         install="pip install 'edgelm[cpu]'",
         precision="int8, int4 or fp32, with float32 keys and values",
-        tested="on each change",
     ),
     "cuda": Provider(
         execution_providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -64,7 +60,6 @@ PROVIDERS: Mapping[str, Provider] = {
         cache_types=("float16",),
         install=_GPU_WHEEL,
         precision="int4 or fp16, with float16 keys and values",
-        tested="that it is missed without a GPU",
     ),
     "tensorrt": Provider(
         execution_providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -73,14 +68,12 @@ PROVIDERS: Mapping[str, Provider] = {
         cache_types=("float16",),
         install=f"{_GPU_WHEEL}, and  pip install tensorrt",
         precision="fp16, with float16 keys and values; attention and 4-bit products run on CUDA",
-        tested="that it is missed without a GPU",
     ),
     "directml": Provider(
         execution_providers=("DmlExecutionProvider", "CPUExecutionProvider"),
         device="dml",
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-directml  (Windows 10 and newer)",
         precision="int4 or fp16, with float16 keys and values",
-        tested=_NOT_RUN,
     ),
     "coreml": Provider(
         execution_providers=("CoreMLExecutionProvider", "CPUExecutionProvider"),
@@ -88,7 +81,6 @@ PROVIDERS: Mapping[str, Provider] = {
         shares_cache=False,
         install="pip install 'edgelm[cpu]'  on macOS, whose wheel has it",
         precision="fp16 or fp32 in operators of the ONNX standard (edgelm export --operators standard)",
-        tested=_NOT_RUN,
     ),
     "openvino": Provider(
         execution_providers=("OpenVINOExecutionProvider", "CPUExecutionProvider"),
@@ -96,7 +88,6 @@ PROVIDERS: Mapping[str, Provider] = {
         shares_cache=False,
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-openvino",
         precision="fp32 or int8 in operators of the ONNX standard (edgelm export --operators standard)",
-        tested="on a CPU",
     ),
     "qnn": Provider(
         execution_providers=("QNNExecutionProvider", "CPUExecutionProvider"),
@@ -104,14 +95,12 @@ PROVIDERS: Mapping[str, Provider] = {
         shares_cache=False,
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-qnn  (Windows on arm64)",
         precision="a QDQ graph with static shapes, which neither edgelm nor Optimum exports yet",
-        tested=_NOT_RUN,
     ),
     "webgpu": Provider(
         execution_providers=("WebGpuExecutionProvider", "CPUExecutionProvider"),
         device="webgpu",
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-webgpu",
         precision="int4 or fp16, with float16 keys and values",
-        tested=_NOT_RUN,
     ),
 }
 

@@ -179,7 +179,9 @@ class ConstraintMatcher:
             return
         error = _first_line(self._matcher.get_error())
         if _TOO_MANY_WAYS in error:
-            error = "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
+            error = (
+                "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
+            )
         raise ConfigError(f"The constraint cannot be followed: {error}.")
 
 

@@ -1,4 +1,4 @@
-"""Pieces: how a process goes through its share of a step, so that what is computed at once fits its memory."""
+"""Micro-batches: how a process goes through its share of a step, so that what is computed at once fits its memory."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm_training.device import Device
 from edgelm_training.finetune_config import FinetuneConfig
-from edgelm_training.pieces import piece_tokens, rows_of_step, split_share
+from edgelm_training.micro_batches import piece_tokens, rows_of_step, split_share
 from edgelm_training.pretrain_config import PretrainConfig
 
 CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("cpu", "cuda"))
