@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
+from edgelm.memory.available_memory import peak_memory
 from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.package.graph_file import DATA_FILE
 from edgelm.runtime.cpu import usable_cores
@@ -185,13 +185,3 @@ def read_bandwidth(threads: int) -> float:
             list(pool.map(np.bitwise_or.reduce, parts))  # one operation a word: the memory is what it waits for
             best = min(best, time.perf_counter() - started)
     return _BANDWIDTH_BYTES / best
-
-
-def peak_memory() -> int | None:
-    """Return the most bytes of memory that this process ever had, None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes

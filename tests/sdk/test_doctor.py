@@ -300,7 +300,7 @@ def test_the_command_shows_a_fix_below_what_it_is_for_and_no_package_commands_th
 
 def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     described = RuntimeDescription(
-        version="1.31.0", providers=(), devices=("CPU (CPU)",), missing_library="libcuda.so.1: cannot open"
+        version="1.31.0", devices=("CPU (CPU)",), missing_library="libcuda.so.1: cannot open"
     )
     monkeypatch.setattr(onnx_runtime, "describe_runtime", lambda: described)
     rows = list(doctor._check_wheels())

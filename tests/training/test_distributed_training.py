@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from forked_processes import LAUNCHER_VARIABLES, run_processes
 from safetensors.torch import load_file
-from tiny_training_runs import loss_log, losses, settings
+from tiny_training_runs import StopAt, loss_log, losses, settings
 
 from edgelm import TrainingError
 from edgelm.cli.main import main
@@ -30,7 +30,7 @@ from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import read_settings, to_toml
 from edgelm_training.shards import Shards
 from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import SilentReporter, StepRecord, read_log
+from edgelm_training.train_log import SilentReporter, read_log
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")
 
@@ -47,17 +47,6 @@ def one_process(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def train_together(count: int, values: dict[str, Any], *, resume: bool = False, stop_at: int = 0) -> list[int]:
     return run_processes(lambda: pretrain(values, resume=resume, reporter=StopAt(stop_at)) and None, count)
-
-
-class StopAt(SilentReporter):
-    """Send the main process SIGTERM at a step; all processes stop there."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def step(self, record: StepRecord) -> None:
-        if record.step == self._step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def samples(run: Path) -> list[dict[str, Any]]:

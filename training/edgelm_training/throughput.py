@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import torch
 
 from edgelm.config import ModelConfig
+from edgelm.memory.available_memory import peak_memory
 from edgelm_training.device import Device
 from edgelm_training.scaling import count_parameters
 
@@ -62,9 +62,4 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     """Return the most memory that this process has held: of the GPU, else of the computer (Windows does not say)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_memory()

@@ -12,7 +12,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma2, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -154,7 +154,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
             raise CheckpointError(f"The GGUF file has no tensor {name}: it is not a whole Gemma 3n.")
     return {
         **values,
-        "layer_types": _gguf_kinds(header),
+        "layer_types": window_kinds(metadata, "gemma3n") if f"gemma3n.{WINDOW_PATTERN}" in metadata else None,
         "sliding_window": whole_number(metadata, "gemma3n.attention.sliding_window"),
         "num_kv_shared_layers": whole_number(metadata, "gemma3n.attention.shared_kv_layers", 0),
         "rope_local_base_freq": float32_number(metadata, "gemma3n.rope.freq_base_swa", 1e4),
@@ -167,19 +167,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "laurel_rank": header.shapes[left][0],
         "activation_sparsity_pattern": _gguf_shares(header),
     }
-
-
-def _gguf_kinds(header: GGUFHeader) -> list[str] | None:
-    listed = header.metadata.get("gemma3n.attention.sliding_window_pattern")
-    if listed is None:
-        return None
-    layers = whole_number(header.metadata, "gemma3n.block_count")
-    if not isinstance(listed, list) or len(listed) != layers or not all(isinstance(value, bool) for value in listed):
-        raise CheckpointError(
-            f"gemma3n.attention.sliding_window_pattern is {str(listed)[:60]}; it must say of each of "
-            f"{str(layers)[:20]} layers whether it has a window."
-        )
-    return ["sliding_attention" if slides else "full_attention" for slides in listed]
 
 
 def _gguf_shares(header: GGUFHeader) -> list[float] | None:

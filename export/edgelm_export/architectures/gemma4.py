@@ -16,7 +16,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma, gemma2, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -206,7 +206,7 @@ def _refuse_another_vocabulary(values: Mapping[str, Any], per_layer: int) -> Non
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    kinds = _gguf_kinds(header)
+    kinds = window_kinds(header.metadata, "gemma4")
     shared = whole_number(header.metadata, "gemma4.attention.shared_kv_layers", 0)
     heads, is_wide = _gguf_kv_heads(header, kinds), False
     sizes = header.metadata.get("gemma4.feed_forward_length")
@@ -260,17 +260,6 @@ def _gguf_experts(header: GGUFHeader) -> dict[str, Any]:
 
 def _with(header: GGUFHeader, key: str, value: Any) -> GGUFHeader:
     return dataclasses.replace(header, metadata={**header.metadata, f"gemma4.{key}": value})
-
-
-def _gguf_kinds(header: GGUFHeader) -> list[str]:
-    listed = header.metadata.get("gemma4.attention.sliding_window_pattern")
-    layers = whole_number(header.metadata, "gemma4.block_count")
-    if not isinstance(listed, list) or len(listed) != layers or not all(isinstance(value, bool) for value in listed):
-        raise CheckpointError(
-            f"gemma4.attention.sliding_window_pattern is {str(listed)[:60]}; it must say of each of {str(layers)[:20]} "
-            "layers whether it has a window."
-        )
-    return ["sliding_attention" if slides else "full_attention" for slides in listed]
 
 
 def _gguf_kv_heads(header: GGUFHeader, kinds: Sequence[str]) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from edgelm.errors import CheckpointError
 from edgelm.number_bounds import FLOAT32_END
 from edgelm_export.gguf import GGUFStrings
 
+WINDOW_PATTERN = "attention.sliding_window_pattern"
 _ROPE_TYPES = ("none", "linear", "yarn")
 # End of text, of a turn, and of a message that calls a tool: llama.cpp ends a generation at each.
 _END_TOKENS = ("eos", "eot", "eom")
@@ -56,6 +57,22 @@ def float32_number(metadata: Mapping[str, Any], key: str, default: float | None 
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number.")
     return float(str(np.float32(value)))
+
+
+def window_kinds(metadata: Mapping[str, Any], architecture: str) -> list[str]:
+    """Read which layers have a window, as config.json's layer_types.
+
+    Raises:
+        CheckpointError: the file does not say it of each layer.
+    """
+    listed = metadata.get(f"{architecture}.{WINDOW_PATTERN}")
+    layers = whole_number(metadata, f"{architecture}.block_count")
+    if not isinstance(listed, list) or len(listed) != layers or not all(isinstance(value, bool) for value in listed):
+        raise CheckpointError(
+            f"{architecture}.{WINDOW_PATTERN} is {str(listed)[:60]}; it must say of each of {str(layers)[:20]} layers "
+            "whether it has a window."
+        )
+    return ["sliding_attention" if slides else "full_attention" for slides in listed]
 
 
 def refuse_unknown_keys(metadata: Mapping[str, Any], prefix: str, known: frozenset[str]) -> None:

@@ -1,10 +1,11 @@
-"""What the system says of its memory, and what it lets this process have of it."""
+"""What the system says of its memory, what it lets this process have of it, and what that had."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -98,3 +99,13 @@ def _limit_of_address_space() -> Iterator[tuple[int, int]]:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             yield limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process ever had, None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes

@@ -184,19 +184,18 @@ def _check_assignment(session: Any, path: Path, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeDescription:
-    """The installed ONNX Runtime: its version, its execution providers, and the devices that it really finds.
+    """The installed ONNX Runtime: its version, and the devices that it really finds.
 
     missing_library: what keeps a build with CUDA from using it, in the system's words; None where nothing does.
     """
 
     version: str
-    providers: tuple[str, ...]
     devices: tuple[str, ...]
     missing_library: str | None = None
 
 
 def describe_runtime() -> RuntimeDescription:
-    """Ask ONNX Runtime what it has here. It lists providers that it was built with, whether or not a device is there.
+    """Ask ONNX Runtime what it has here.
 
     Raises:
         ProviderError: ONNX Runtime is not installed.
@@ -206,7 +205,6 @@ def describe_runtime() -> RuntimeDescription:
                for device in runtime.get_ep_devices()}  # fmt: skip
     return RuntimeDescription(
         version=runtime.__version__,
-        providers=tuple(runtime.get_available_providers()),
         devices=tuple(sorted(devices)),
         missing_library=_missing_library(runtime),
     )

@@ -149,14 +149,6 @@ class Tokenizer:
         """
         return [*self.leading_ids, *self.encode(text)]
 
-    def encode_source(self, text: str) -> list[int]:
-        """Encode a text as an encoder reads it: whole, between the tokens that the model's author puts around it.
-
-        Raises:
-            TokenizerError: the text has half of a surrogate pair, which is no character.
-        """
-        return self.as_source(self.encode(text))
-
     def as_source(self, ids: Sequence[int]) -> list[int]:
         """Put around a text's tokens what the model's author puts around what an encoder reads."""
         before, behind = self.around
