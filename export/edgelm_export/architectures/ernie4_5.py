@@ -38,7 +38,6 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
     "moe_layer_end_index": -1,
     "moe_layer_interval": 1,
 }
-_NAMES = {name: name for name in llama.GGUF_NAMES}
 _MOE_NAMES = {name: name for name in experts.GGUF_NAMES} | {
     "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias"
 }
@@ -47,7 +46,7 @@ _GUESSING = frozenset(
     {
         *(
             name.replace("model.layers.", "model.mtp_block.") + f".{kind}"
-            for name in llama.GGUF_NAMES
+            for name in llama.NAMES
             for kind in ("weight", "bias")
             if name.startswith("model.layers.")
         ),
@@ -118,7 +117,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 ERNIE4_5 = Architecture(
     model_type="ernie4_5",
     read_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="ernie4_5",
         to_hf_config=_gguf_to_hf_config,

@@ -26,7 +26,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _PART = 0.5  # of a head, that turns
 _NAMES = {
-    **{name: name for name in llama.GGUF_NAMES},
+    **llama.NAMES,
     "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
 }

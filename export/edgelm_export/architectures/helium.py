@@ -31,6 +31,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 HELIUM = Architecture(
     model_type="helium",
     read_config=_to_model_config,
-    layout=TensorLayout(names={name: name for name in llama.GGUF_NAMES}, row_orders=llama.GGUF_ROW_ORDERS),
+    layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=None,
 )

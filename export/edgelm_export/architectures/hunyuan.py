@@ -19,7 +19,7 @@ from edgelm_export.tensor_map import TensorLayout
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
 _LARGEST_ALPHA = 1_000_000  # in use is 1000
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+_NAMES = llama.NAMES | {
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.query_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.key_layernorm",
 }

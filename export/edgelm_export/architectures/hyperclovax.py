@@ -14,7 +14,7 @@ from edgelm_export.tensor_map import TensorLayout
 
 _LAYER = "model.layers.{i}"
 _NAMES = {
-    **{name: name for name in llama.GGUF_NAMES},
+    **llama.NAMES,
     f"{_LAYER}.post_attention_layernorm": f"{_LAYER}.post_norm1",
     f"{_LAYER}.pre_feedforward_layernorm": f"{_LAYER}.post_attention_layernorm",
     f"{_LAYER}.post_feedforward_layernorm": f"{_LAYER}.post_norm2",

@@ -20,7 +20,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 1,
 }
 
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+_NAMES = llama.NAMES | {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.fc2",
 }

@@ -20,7 +20,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 2,
 }
 
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+_NAMES = llama.NAMES | {
     "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.dense",
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.q_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.k_layernorm",

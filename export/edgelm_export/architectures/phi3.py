@@ -23,7 +23,7 @@ _DEFAULTS: Mapping[str, Any] = {
 # Older names of LongRoPE.
 _LONGROPE_NAMES = ("su", "yarn")
 
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+_NAMES = llama.NAMES | {
     "model.layers.{i}.self_attn.q_proj": "model.layers.{i}.self_attn.qkv_proj",
     "model.layers.{i}.self_attn.k_proj": "model.layers.{i}.self_attn.qkv_proj",
     "model.layers.{i}.self_attn.v_proj": "model.layers.{i}.self_attn.qkv_proj",

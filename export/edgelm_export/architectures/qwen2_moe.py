@@ -65,9 +65,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 QWEN2_MOE = Architecture(
     model_type="qwen2_moe",
     read_config=_to_model_config,
-    layout=TensorLayout(
-        names={name: name for name in llama.GGUF_NAMES} | experts.shared_expert_names("model.layers.{i}.mlp")
-    ),
+    layout=TensorLayout(names=llama.NAMES | experts.shared_expert_names("model.layers.{i}.mlp")),
     gguf=GGUFFamily(
         architecture="qwen2moe",
         to_hf_config=_gguf_to_hf_config,

@@ -43,7 +43,7 @@ ATTENTION = "model.layers.{i}.self_attn"
 LINEAR_ATTENTION = "model.layers.{i}.linear_attn"
 _PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
 _NAMES = {
-    **{name: name for name in llama.GGUF_NAMES},
+    **llama.NAMES,
     **{name: name for name in llama.GGUF_QK_NORMS},
     f"{ATTENTION}.gate_proj": f"{ATTENTION}.q_proj",
     **{f"{LINEAR_ATTENTION}.{part}": f"{LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},

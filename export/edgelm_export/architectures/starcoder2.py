@@ -23,7 +23,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
+_NAMES = llama.NAMES | {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.c_fc",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.c_proj",
 }

@@ -11,9 +11,7 @@ from edgelm_export.architectures import gemma2, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-_NAMES = {name: name for name in llama.GGUF_NAMES} | {
-    "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"
-}
+_NAMES = llama.NAMES | {"model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
