@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -49,13 +49,9 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "apertus")
-    theta, factors = values["rope_theta"], header.rope_factors.get("rope_freqs.weight")
-    scaling = None if factors is None else llama.llama3_scaling(factors, theta, values["head_dim"])
-    return {
-        **values,
-        "rope_scaling": scaling or values["rope_scaling"] or {"rope_type": "default", "rope_theta": theta},
-    }
+    values = llama.gguf_values(header, "apertus")
+    default = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+    return values | {"rope_scaling": values["rope_scaling"] or default}
 
 
 def _gguf_alphas(header: GGUFHeader) -> dict[str, NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, phi3
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -256,11 +256,8 @@ def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
 
 def _gguf_to_minicpm3_config(header: GGUFHeader) -> dict[str, Any]:
     values = _gguf_latent_values(header, "minicpm3")
-    factors = [header.rope_factors.get(f"rope_factors_{length}.weight") for length in ("short", "long")]
-    if factors[0] is not None and factors[1] is not None:
-        short, long = (each.tolist() for each in factors if each is not None)
-        values["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-    return values
+    factors = phi3.gguf_factors(header)
+    return values | ({"rope_scaling": {"rope_type": "longrope", **factors}} if factors else {})
 
 
 DEEPSEEK_V2 = Architecture(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.tensor_map import TensorLayout
@@ -34,6 +34,8 @@ _DEFAULTS_3: Mapping[str, Any] = {
 }
 _PATTERN = 4  # of these, the last layer sees all
 _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its number of layers
+
+GGUF_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 
 _LAYER = "transformer.h.{i}"
 _NAMES_3 = {
@@ -85,16 +87,8 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, architecture, keys=frozenset(keys))
-    factors = header.rope_factors.get("rope_freqs.weight")
-    if factors is not None:
-        values["rope_scaling"] = llama.llama3_scaling(factors, values["rope_theta"], values["head_dim"])
-    return values
-
-
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = _gguf_values(header, "exaone4", "attention.sliding_window", "attention.sliding_window_pattern")
+    values = llama.gguf_values(header, "exaone4", GGUF_WINDOW_KEYS)
     layers = values["num_hidden_layers"]
     has_windows = layers == _LAYERS_OF_32B
     return {
@@ -110,7 +104,7 @@ EXAONE = Architecture(
     layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
     gguf=GGUFFamily(
         architecture="exaone",
-        to_hf_config=lambda header: _gguf_values(header, "exaone"),
+        to_hf_config=lambda header: llama.gguf_values(header, "exaone"),
         layout=TensorLayout(
             names=llama.GGUF_NAMES,
             ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config

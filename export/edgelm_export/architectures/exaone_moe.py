@@ -32,7 +32,6 @@ _NAMES = {
     **{name: name for name in llama.GGUF_QK_NORMS},
     _BIAS: f"{_MLP}.e_score_correction_bias",
 }
-_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -49,7 +48,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "exaone-moe"
-    values = gguf_header.to_hf_config(header, name, keys=sigmoid_experts.GGUF_KEYS | _WINDOW_KEYS)
+    values = gguf_header.to_hf_config(header, name, keys=sigmoid_experts.GGUF_KEYS | exaone.GGUF_WINDOW_KEYS)
     routed = sigmoid_experts.gguf_values(header, name)
     pattern = header.metadata.get(f"{name}.attention.sliding_window_pattern")
     kinds = None

@@ -73,15 +73,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return to_model_config({**_DEFAULTS, **values})
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "llama")
+def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Make config.json's values of a header, with the settings that Llama 3's factors come from."""
+    values = gguf_header.to_hf_config(header, architecture, keys=keys)
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
-        values["rope_scaling"] = llama3_scaling(factors, values["rope_theta"], values["head_dim"])
-    return values | {"mlp_bias": "blk.0.ffn_up.bias" in header.shapes}
+        values["rope_scaling"] = _llama3_scaling(factors, values["rope_theta"], values["head_dim"])
+    return values
 
 
-def llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return gguf_values(header, "llama") | {"mlp_bias": "blk.0.ffn_up.bias" in header.shapes}
+
+
+def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
     """Find the llama3 settings that llama.cpp's converter computed `factors` from.
 
     Llama 3.1 to 3.3 differ in `factor` alone (8 or 32), so the other settings are taken to be theirs, and checked.
