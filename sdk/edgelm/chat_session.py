@@ -28,7 +28,7 @@ class ChatSession:
         self._model = of_class("model", model, LanguageModel, "which edgelm.load returns")
         self._cache = model.session.new_cache()
         self._messages: list[Message] = []
-        # Weakly, as the answer has the session: in a ring, both would keep the model in memory until Python looks for it.
+        # Weakly, as the answer has the session: a ring would keep the model in memory until Python looks for rings.
         self._running: weakref.ref[Generator[Chunk, None, None]] | None = None
         self.system = system
 

@@ -109,6 +109,12 @@ class Graph:
         return {name: np.array(array, types[name]) for name, array in arrays.items() if name in types}
 
 
+def forget_half_written(cache: KVCache, error: BaseException) -> None:
+    """Let a cache go back to where its states are known, after a call that may have written some of them."""
+    if not isinstance(error, StoppedError):
+        cache.forget_states()
+
+
 class Binding(ABC):
     """A graph bound to the memory of one cache."""
 

@@ -18,7 +18,7 @@ from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
-from edgelm.memory.kv_batch import MOST_SHOWN, KVBatch
+from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
@@ -28,15 +28,16 @@ from edgelm.package.manifest import FileEntry, check_hash
 from edgelm.runtime import onnx_runtime
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
-from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, works_in_place
+from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, forget_half_written, works_in_place
 from edgelm.runtime.cpu import MOST_THREADS, usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
 from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
 from edgelm.runtime.providers import CPU, provider_named
+from edgelm.runtime.row_steps import step_rows
 from edgelm.runtime.shared_use import SharedUse
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
-from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+from edgelm.runtime.stop_switch import StopSwitch
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
@@ -309,7 +310,7 @@ class DecoderSession:
         try:
             logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
         except BaseException as error:
-            _forget_half_written(cache, error)
+            forget_half_written(cache, error)
             raise
         if self.config.suppressed_token_ids:
             logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT
@@ -369,7 +370,7 @@ class DecoderSession:
         try:
             self._prefill.read(token_ids, cache, stop)
         except BaseException as error:
-            _forget_half_written(cache, error)
+            forget_half_written(cache, error)
             raise
         cache.extend(token_ids)
 
@@ -454,47 +455,8 @@ class DecoderSession:
         if not works_in_place(self._graph) or self._encoder is not None:
             return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, rows, strict=True)])
         self.check_process()
-        ids, order = list(token_ids), list(range(len(rows)))
-        lengths, adapters = [len(row.token_ids) + 1 for row in rows], [row.adapter for row in rows]
-        for place, guess in enumerate(guesses):
-            ids += guess
-            order += [place] * len(guess)
-            lengths += range(lengths[place] + 1, lengths[place] + len(guess) + 1)
         with self._use:
-            batch.reserve(max(lengths))
-            shown = batch.shown(order) if len(order) > len(rows) else None
-            count = len(rows) if shown is None else len(order)
-            adapters = [adapters[place] for place in order[:count]]
-            key = count, self._graph.adapters.covering(adapters), shown is not None
-            binding: InPlaceBinding | None = batch.bindings.get(key)
-            if binding is None:
-                if batch.logits is None or len(batch.logits) < count:  # for all steps; takes memory as it is written
-                    shape = max(count, MOST_SHOWN), self.config.vocab_size
-                    batch.forget_bindings()
-                    batch.logits = np.zeros(shape, self._graph.facts.logits_type)
-                buffers = shown or [buffer[:count] for buffer in batch.buffers]
-                binding = InPlaceBinding(self._graph, buffers, adapters, logits=batch.logits)
-                batch.bindings[key] = binding
-                self._holders.add(batch)
-            binding.choose(adapters)
-            try:
-                logits_NV = binding.step(ids[:count], lengths[:count])
-            except BaseException as error:
-                for row in rows:
-                    _forget_half_written(row, error)
-                raise
-        for row, id_ in zip(rows, token_ids, strict=True):
-            row.extend((id_,))
-        if shown is not None:
-            for row, guess in zip(rows, guesses, strict=True):
-                row.extend(guess)
-        return logits_NV
-
-
-def _forget_half_written(cache: KVCache, error: BaseException) -> None:
-    """Let a cache go back to where its states are known, after a call that may have written some of them."""
-    if not isinstance(error, StoppedError):
-        cache.forget_states()
+            return step_rows(self._graph, self._holders, token_ids, batch, guesses)
 
 
 def _end_use(use: SharedUse, process: int) -> None:

@@ -14,7 +14,7 @@ KEEPALIVE = b": keepalive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
-# Ends of lines in Unicode, which JSON may have in a text: the ollama package for Python reads an answer line by line so.
+# Ends of lines in Unicode, which JSON may have in a text: Python's ollama package reads an answer line by line so.
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
