@@ -27,7 +27,7 @@ from family_models import (
 )
 from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
-from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT
+from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT, LATENT_LONGROPE
 from mamba_models import FALCON_H1, NEMOTRON_H, NEMOTRON_H_MOE
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
@@ -229,6 +229,14 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "minicpm3",
         "minicpm3",
         LATENT | IN_BLOCKS | {"v_head_dim": 16, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    ),
+    "minicpm3, longrope": (
+        "minicpm3",
+        "minicpm3",
+        LATENT | IN_BLOCKS | {
+            "v_head_dim": 16, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256,
+            "rope_parameters": LATENT_LONGROPE | {"original_max_position_embeddings": 1024},
+        },
     ),
     "gpt_oss": ("gpt_oss", "gpt-oss", GPT_OSS | {"swiglu_limit": 7.0, "tie_word_embeddings": False}),
     "minicpm": ("minicpm", "minicpm", MINICPM),

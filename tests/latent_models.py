@@ -9,6 +9,10 @@ LATENT = {
     "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24,
     "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
 }  # fmt: skip
+LATENT_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0 + i / 10 for i in range(8)],
+    "long_factor": list(range(1, 9)), "original_max_position_embeddings": 64,
+}  # fmt: skip
 DEEPSEEK = LATENT | {
     "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 6, "num_local_experts": 6,
     "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
@@ -29,5 +33,6 @@ LATENT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe_lite": ("glm4_moe_lite", DEEPSEEK | {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
     "minicpm3": ("minicpm3", LATENT | {"scale_emb": 6, "scale_depth": 1.0, "dim_model_base": 32}),
     "minicpm3, tied": ("minicpm3", LATENT | {"v_head_dim": None, "tie_word_embeddings": True}),
+    "minicpm3, longrope": ("minicpm3", LATENT | {"rope_parameters": LATENT_LONGROPE}),
     "youtu": ("youtu", LATENT),
 }  # fmt: skip

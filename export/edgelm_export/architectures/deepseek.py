@@ -13,7 +13,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama, phi3
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -100,9 +100,11 @@ def latent_config(values: Mapping[str, Any]) -> ModelConfig:
     rank, turning, nope = (
         hf_values.bounded(values, key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim")
     )
-    config = llama.to_model_config({**values, "num_key_value_heads": 1, "head_dim": rank + turning})
+    turns = dict.fromkeys(("rope_scaling", "rope_parameters"))  # read below: a part of the head alone has pairs
+    config = llama.to_model_config({**values, **turns, "num_key_value_heads": 1, "head_dim": rank + turning})
     return dataclasses.replace(
         config,
+        **hf_values.rope(values, hf_values.whole_number(values, "max_position_embeddings", 2048)),
         kv_lora_rank=rank,
         q_lora_rank=hf_values.optional_whole_number(values, "q_lora_rank"),
         qk_nope_head_dim=nope,
@@ -254,12 +256,6 @@ def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def _gguf_to_minicpm3_config(header: GGUFHeader) -> dict[str, Any]:
-    values = _gguf_latent_values(header, "minicpm3")
-    factors = phi3.gguf_factors(header)
-    return values | ({"rope_scaling": {"rope_type": "longrope", **factors}} if factors else {})
-
-
 DEEPSEEK_V2 = Architecture(
     model_type="deepseek_v2",
     read_config=_to_v2_config,
@@ -292,7 +288,7 @@ MINICPM3 = Architecture(
     layout=dataclasses.replace(_LAYOUT, row_orders={}, has_more_layers=False),
     gguf=GGUFFamily(
         architecture="minicpm3",
-        to_hf_config=_gguf_to_minicpm3_config,
-        layout=dataclasses.replace(_GGUF_LAYOUT, row_orders={}),
+        to_hf_config=lambda header: _gguf_latent_values(header, "minicpm3"),
+        layout=dataclasses.replace(_GGUF_LAYOUT, row_orders={}, ignored=gguf_header.LONGROPE_TENSORS),
     ),
 )

@@ -28,6 +28,8 @@ _KEYS = frozenset(
         "rope.scaling.finetuned", "rope.dimension_count", "attention.causal",
     }
 )  # fmt: skip
+_LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+LONGROPE_TENSORS = frozenset(_LONGROPE.values())  # what a layout ignores whose family has them
 # What is of images in a model whose text part is read.
 SECTIONS = "rope.dimension_sections"
 _OF_IMAGES = frozenset({SECTIONS, "n_deepstack_layers"})
@@ -139,9 +141,19 @@ def to_hf_config(
         "rms_norm_eps": float32_number(metadata, f"{prefix}{epsilon}"),
         # The older pair of keys, which transformers 4 and 5 both read.
         "rope_theta": float32_number(metadata, f"{prefix}rope.freq_base", 10000.0),
-        "rope_scaling": rope_scaling(metadata, prefix),
+        "rope_scaling": _longrope(header) or rope_scaling(metadata, prefix),
         "attention_bias": "blk.0.attn_q.bias" in shapes,
         "tie_word_embeddings": "output.weight" not in shapes,
         **token_id_values(metadata),
     }
     return config | ({"partial_rotary_factor": rotated / max(head_dim, 1)} if turns_a_part else {})
+
+
+def _longrope(header: GGUFHeader) -> dict[str, Any] | None:
+    """Return LongRoPE's factors, where a file has some, as the decimals that they were written from: not 1.10000002."""
+    factors = {
+        key: [float(str(factor)) for factor in header.rope_factors[name]]
+        for key, name in _LONGROPE.items()
+        if name in header.rope_factors
+    }
+    return {"rope_type": "longrope", **factors} if factors else None

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama, phi3
+from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number
 from edgelm_export.tensor_map import TensorLayout
@@ -48,18 +48,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    metadata, factors = header.metadata, phi3.gguf_factors(header)
-    if metadata.get("minicpm.rope.scaling.type") == "longrope" and factors:
-        metadata = {key: value for key, value in metadata.items() if key != "minicpm.rope.scaling.type"}
-        header = dataclasses.replace(header, metadata=metadata)
     values = gguf_header.to_hf_config(header, "minicpm", keys=_GGUF_KEYS)
-    if factors:
-        values["rope_scaling"] = {"rope_type": "longrope", **factors}
     layers, size = values["num_hidden_layers"], values["hidden_size"]
     return {
         **values,
         **_GGUF_DEFAULTS,
-        **_multipliers(metadata, max(layers, 1), size),
+        **_multipliers(header.metadata, max(layers, 1), size),
     }
 
 
@@ -85,7 +79,7 @@ MINICPM = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
             names=llama.GGUF_NAMES,
-            ignored=frozenset(phi3.GGUF_FACTORS.values()),  # read by to_hf_config
+            ignored=gguf_header.LONGROPE_TENSORS,  # read by to_hf_config
             row_orders=llama.GGUF_ROW_ORDERS,
         ),
     ),

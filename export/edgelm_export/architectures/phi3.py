@@ -32,7 +32,6 @@ _NAMES = llama.NAMES | {
 }
 GGUF_FUSED = {f"model.layers.{{i}}.self_attn.{part}_proj": "blk.{i}.attn_qkv" for part in "qkv"}
 _GGUF_KEYS = frozenset({"attention.sliding_window", "rope.scaling.attn_factor"})
-GGUF_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -51,25 +50,13 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def gguf_factors(header: GGUFHeader) -> dict[str, list[float]]:
-    """Return LongRoPE's factors, those that a file has, as the decimals that they were written from: not 1.10000002."""
-    return {
-        key: [float(str(factor)) for factor in header.rope_factors[name]]
-        for key, name in GGUF_FACTORS.items()
-        if name in header.rope_factors
-    }
-
-
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "phi3", keys=_GGUF_KEYS, turns_a_part=True)
     context = values["max_position_embeddings"]
     original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
-    factors = gguf_factors(header)
-    if factors:
-        values["rope_scaling"] = {"rope_type": "longrope", **factors}
-        if "phi3.rope.scaling.attn_factor" in header.metadata:
-            factor = float32_number(header.metadata, "phi3.rope.scaling.attn_factor")
-            values["rope_scaling"]["attention_factor"] = factor
+    if header.rope_factors and "phi3.rope.scaling.attn_factor" in header.metadata:
+        factor = float32_number(header.metadata, "phi3.rope.scaling.attn_factor")
+        values["rope_scaling"]["attention_factor"] = factor
     # Its converter writes a window of zero where there is none.
     window = whole_number(header.metadata, "phi3.attention.sliding_window", 0)
     return {
@@ -88,7 +75,7 @@ PHI3 = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
             names=llama.GGUF_NAMES | GGUF_FUSED | {"model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_up"},
-            ignored=frozenset(GGUF_FACTORS.values()),  # read by to_hf_config
+            ignored=gguf_header.LONGROPE_TENSORS,  # read by to_hf_config
         ),
     ),
 )
