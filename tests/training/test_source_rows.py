@@ -78,6 +78,14 @@ def test_a_row_has_the_source_what_the_decoder_begins_with_and_the_answer_to_its
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("forced", [None, 7])
+def test_an_empty_answer_is_its_end_alone(forced: int | None, pair_model: Path, tmp_path: Path) -> None:
+    config = replace(PAIR, forced_bos_token_id=forced)
+    batch = rows_of(write_pairs(tmp_path / "pairs.jsonl", ("the sea", "")), pair_model, config).batch(0, 1)
+    assert batch.ids_BT.tolist() == [[*config.decoder_prompt_ids]]
+    assert batch.targets_BT.tolist() == [[*[NO_TARGET] * (len(config.decoder_prompt_ids) - 1), 2]]
+
+
 def test_what_the_tokenizer_puts_around_a_text_is_not_there_twice(
     pair_model: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -68,9 +68,9 @@ def _encode(
         answer = languages.answer_ids(messages[1]["content"])
     except TokenizerError as error:
         raise DataError(f"{conversation.place}: {error}") from error
-    if config.forced_bos_token_id is not None and answer[0] == config.forced_bos_token_id:
+    if answer[:1] == [config.forced_bos_token_id]:
         answer = answer[1:]  # the decoder begins with it
-    if answer[-1:] and answer[-1] not in config.eos_token_ids:
+    if not answer or answer[-1] not in config.eos_token_ids:
         answer = [*answer, *config.eos_token_ids[:1]]
     before = [*source, *config.decoder_prompt_ids]
     return EncodedConversation(token_ids=[*before, *answer], learned=[False] * len(before) + [True] * len(answer))
