@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ import click
 
 from edgelm.architecture.quantization_recipe import MIXED, OPERATOR_SETS, STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_source
-from edgelm.cli.output import is_terminal, print_rows
+from edgelm.cli.output import is_terminal, print_json, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused
@@ -185,7 +184,7 @@ def export(
                 )  # fmt: skip
             manifest = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
+        print_json(dataclasses.asdict(manifest))
     else:
         print_figures(manifest, output)
         if points:

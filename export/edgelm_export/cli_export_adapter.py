@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import is_terminal, megabytes, print_rows
+from edgelm.cli.output import is_terminal, megabytes, print_json, print_rows
 from edgelm.library.library import Library
 from edgelm_export.adapter_exporter import export_adapter
 
@@ -41,7 +40,7 @@ def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> No
     folder = Library().find(base)
     manifest = export_adapter(adapter, folder, output)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(manifest), indent=2))
+        print_json(dataclasses.asdict(manifest))
         return
     rows = [
         ("adapter", f"{output} ({megabytes(manifest.file.size)}, rank {manifest.rank})"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_source
-from edgelm.cli.output import megabytes, print_rows
+from edgelm.cli.output import megabytes, print_json, print_rows
 from edgelm.cli.progress import progress_line
 from edgelm.library.library import Library
 from edgelm_export.checkpoint import Checkpoint
@@ -45,7 +44,7 @@ def import_(source: str, output: Path, as_json: bool) -> None:
             notes = write_checkpoint(checkpoint, output, progress=progress)
         figures = _figures(checkpoint, output, notes)
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        print_json(figures)
         return
     types = ", ".join(f"{count} {name}" for name, count in figures["tensor_types"].items())
     rows = [

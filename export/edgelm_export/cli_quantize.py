@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_model, complete_source
+from edgelm.cli.output import print_json
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ExportError
@@ -105,7 +105,7 @@ def quantize(
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
         made = export_package(checkpoint, target, chosen, calibration=options, progress=progress)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(made), indent=2))
+        print_json(dataclasses.asdict(made))
     else:
         print_figures(made, target)
 

@@ -64,6 +64,17 @@ def test_the_answer_is_the_librarys():
     assert answer["model"] == "tiny-random"
 
 
+@pytest.mark.parametrize(
+    ("charset", "said", "is_readable"),
+    [("utf-8", "Blüe 青い", True), ("latin-1", "Blüe 青い", False), ("utf-8", "Blüe \x9b31m\x7f", False)],
+)
+def test_json_keeps_the_answer_in_every_locale_and_commands_no_terminal(monkeypatch, charset, said, is_readable):
+    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model(said))
+    result = CliRunner(charset=charset).invoke(main, ["run", TINY, "Say it.", "--json"])
+    assert json.loads(result.stdout_bytes)["text"] == said
+    assert (said.encode() in result.stdout_bytes, result.stdout_bytes.isascii()) == (is_readable, not is_readable)
+
+
 def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
     run(TINY, "Summarize:", stdin="line one\nline two\n")
     run(TINY, stdin="the prompt\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgelm.cli.output import is_terminal, megabytes, print_rows, printable
+from edgelm.cli.output import is_terminal, megabytes, print_json, print_rows, printable
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import DataError
@@ -113,7 +112,7 @@ def prepare(
     if validation_fraction and not figures["splits"]["validation"]["documents"]:
         click.echo(_ONE_DOCUMENT, err=True)
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        print_json(figures)
         return
     _print_shards(figures)
     if prepared.unchanged:
@@ -166,7 +165,7 @@ def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, sta
     numbers = range(min(start, shards.num_documents), min(start + count, shards.num_documents))
     shown = [_document_figures(shards, tokenizer, number) for number in numbers]
     if as_json:
-        click.echo(json.dumps({**figures, "split": split, "shown": shown}, indent=2, ensure_ascii=False))
+        print_json({**figures, "split": split, "shown": shown})
         return
     _print_shards(figures)
     for document in shown:
@@ -230,7 +229,7 @@ def _show_chats(chats: Chats, tokenizer: Tokenizer, numbers: range, as_json: boo
         file, line = chats.places[number]
         shown.append({"number": number, "place": f"{file}:{line}", "parts": list(_parts(chats, tokenizer, number))})
     if as_json:
-        click.echo(json.dumps({**figures, "shown": shown}, indent=2, ensure_ascii=False))
+        print_json({**figures, "shown": shown})
         return
     share = figures["learned_tokens"] / figures["tokens"]
     rows = [

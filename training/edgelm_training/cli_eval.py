@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import click
 
 from edgelm.arguments import as_path
 from edgelm.cli.generation_options import complete_model, threads_option
+from edgelm.cli.output import print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError, ModelNotFoundError
@@ -134,7 +134,7 @@ def _print(scorer: Scorer, measured: Perplexity, as_json: bool) -> None:
         }
         # JSON has no word for what a broken model gives: no number, or one beyond all floats.
         lost = {name: None for name, fact in facts.items() if isinstance(fact, float) and not math.isfinite(fact)}
-        click.echo(json.dumps({**facts, **lost}, indent=2))
+        print_json({**facts, **lost})
         return
     click.echo(f"  perplexity     {measured.perplexity:.4f}")
     click.echo(f"  bits per byte  {measured.bits_per_byte:.4f}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from edgelm.cli.output import print_json
 from edgelm.cli.progress import status
 
 EXAMPLES = """
@@ -52,7 +52,7 @@ def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: b
             "layers": merged.layers,
             "base_checked": merged.checked,
         }
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     click.echo(f"{merged.output}  {merged.adapter} in {merged.layers} layers of {merged.base}")
     if not merged.checked:

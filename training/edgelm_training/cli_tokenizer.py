@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from edgelm.cli.output import print_rows
+from edgelm.cli.output import print_json, print_rows
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.documents import DocumentConfig
@@ -82,7 +81,7 @@ def train(
 
         trained = train_tokenizer(paths, output, config, progress=progress, merging=merging)
     if as_json:
-        click.echo(json.dumps({**asdict(trained), "folder": str(trained.folder)}, indent=2))
+        print_json({**asdict(trained), "folder": str(trained.folder)})
         return
     fewer = f" (of {vocab_size}: the text has no more pairs)" if trained.vocab_size < vocab_size else ""
     rows = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.cli.output import print_json
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli_live_line import LiveLine
 from edgelm_training.cli_run_command import RunCommand
@@ -113,7 +113,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
             "best_validation_loss": best.validation_loss if best is not None else None,
             "signal": signal.Signals(outcome.signal).name if outcome.signal is not None else None,
         }
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     if outcome.signal is not None:
         click.echo(f"Stopped by {signal.Signals(outcome.signal).name} after step {outcome.step}. Go on with --resume.")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import print_table
+from edgelm.cli.output import print_json, print_table
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.library.library import Library, check_name
 
@@ -54,7 +52,7 @@ def alias(name: str | None, target: str | None, removed: str | None, as_json: bo
 def _list(library: Library, as_json: bool) -> None:
     aliases = library.aliases()
     if as_json:
-        click.echo(json.dumps(aliases, indent=2))
+        print_json(aliases)
     elif aliases:
         models = {*library.packages(), *library.sources()}
         rows = [(name, model if model in models else f"{model} (not here)") for name, model in aliases.items()]

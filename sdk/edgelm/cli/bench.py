@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgelm.cli.generation_options import complete_model, prefill_graph_option, provider_option, threads_option
-from edgelm.cli.output import megabytes, one_line
+from edgelm.cli.output import megabytes, one_line, print_json
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 
@@ -58,7 +57,7 @@ def bench(
     if output is not None:
         _draw(report, output)
     if as_json:
-        click.echo(json.dumps(_as_json(report), indent=2))
+        print_json(_as_json(report))
         return
     click.echo(f"{one_line(report.name)} · {one_line(report.precision)} · {_threads(report)}")
     for rate in report.rates:

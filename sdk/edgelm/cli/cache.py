@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.output import is_terminal, megabytes, print_table, printable
+from edgelm.cli.output import is_terminal, megabytes, print_json, print_table, printable
 from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ConfigError
 from edgelm.library.disk_use import size_of
@@ -45,7 +44,7 @@ def cache(context: click.Context, as_json: bool) -> None:
     sessions = SavedSessions().sessions()
     if as_json:
         rows = [dataclasses.asdict(session) | {"saved": session.saved.isoformat()} for session in sessions]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+        print_json(rows)
     elif sessions:
         _print_table(sessions)
     else:

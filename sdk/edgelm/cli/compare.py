@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model, threads_option
-from edgelm.cli.output import one_line
+from edgelm.cli.output import one_line, print_json
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ConfigError
@@ -61,7 +60,7 @@ def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: 
     if output is not None:
         _draw(_told_apart(rows), output)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        print_json([asdict(row) for row in rows])
         return
     _print_table(_told_apart(rows))
 

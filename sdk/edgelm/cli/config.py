@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
-from edgelm.cli.output import printable
+from edgelm.cli.output import print_json, printable
 from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import MissingExtraError
 
@@ -74,7 +74,7 @@ def config(context: click.Context, /, command: str | None, path_only: bool, as_j
         found = [setting for setting in found if setting.source != "default"]
     if as_json:
         facts = {"path": str(file.path), "exists": file.path.exists(), "settings": [asdict(one) for one in found]}
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+        print_json(facts)
         return
     click.echo(f"{file.path}{'' if file.path.exists() else ' (not written yet)'}", err=command is not None)
     for setting in found:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 
 import click
 
 from edgelm.cli.config_file import ConfigFile
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import printable
+from edgelm.cli.output import print_json, printable
 
 _SIGNS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("BAD", "red")}
 
@@ -45,7 +44,7 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
             if finding.fix is not None:
                 click.echo(f"{'':<18}→ {printable(finding.fix)}")
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        print_json([dataclasses.asdict(finding) for finding in findings])
     if any(finding.state == "error" for finding in findings):
         context.exit(1)
 

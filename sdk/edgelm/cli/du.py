@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 
 import click
 
-from edgelm.cli.output import megabytes, print_table
+from edgelm.cli.output import megabytes, print_json, print_table
 from edgelm.library.disk_use import disk_use
 from edgelm.library.library import Library
 
@@ -37,7 +36,7 @@ def du(as_json: bool) -> None:
     uses = disk_use(library)
     if as_json:
         facts = [dataclasses.asdict(use) | {"path": str(use.path)} for use in uses]
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         return
     if not uses:
         click.echo(f"There is nothing in {library.root}.", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from edgelm.cli.generation_options import complete_kept, complete_model
-from edgelm.cli.output import is_terminal, megabytes, one_line, print_table, say_waiting
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_table, say_waiting
 from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -42,7 +41,7 @@ def list_models(available: bool, as_json: bool) -> None:
     library = Library()
     rows = _available(library) if available else _here(library)
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     elif available:
         _print_available(rows)
     elif rows:
@@ -163,7 +162,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
     package = open_package(folder)
     folder, manifest = package.folder, package.manifest
     if bom:
-        click.echo(json.dumps(bill_of_materials(manifest), indent=2, ensure_ascii=False))
+        print_json(bill_of_materials(manifest))
         return
     config = package.config()
     languages = _languages(folder, config)
@@ -179,7 +178,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
             "languages": languages,
             "manifest": dataclasses.asdict(manifest),
         }
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         return
     for label, value in [*_facts(folder, manifest, config, kv_bytes, languages), *_quality(manifest)]:
         click.echo(f"{label:<22}{one_line(value)}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -16,6 +18,8 @@ from edgelm.completion import Timings, Usage
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Of text in JSON, what is written as an escape: control characters that JSON lets pass, and halves of characters.
+_ESCAPED = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 
 # Takes away what stands in the terminal's line.
@@ -101,3 +105,12 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print JSON that keeps its texts wherever it goes: readable in UTF-8, which JSON has to be in, else in ASCII."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    if encoding != "utf-8" or _ESCAPED.search(text):
+        text = json.dumps(value, indent=indent, default=str)
+    click.echo(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from edgelm.cli.generation_options import (
     provider_option,
     threads_option,
 )
-from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, printable, timing_line
+from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, print_json, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.cli.wrong_usage import refused
@@ -111,7 +110,7 @@ def run(
             "usage": dataclasses.asdict(completion.usage) | {"total_tokens": completion.usage.total_tokens},
             "timings": timings,
         }
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        print_json(answer, indent=None)
     elif completion.finish_reason == "length":
         nothing_said = bool(completion.reasoning) and not completion.text
         if nothing_said or "constraint" in settings or is_terminal(sys.stderr):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgelm.cli.generation_options import complete_model, complete_source
-from edgelm.cli.output import one_line
+from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library.library import Library
@@ -68,7 +67,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     good = all(finding.problem is None for finding in findings)
     if as_json:
         facts = {"path": str(folder), "good": good, "findings": [dataclasses.asdict(finding) for finding in findings]}
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
     else:
         for finding in findings:
             mark = "ok    " if finding.problem is None else "FAILED"
