@@ -81,12 +81,14 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
     run(TINY, "the prompt", stdin="\n")
     run(TINY, stdin=b"caf\xc3\xa9 \xff")
     run(TINY, stdin="\n    return x \n\n")
+    run(TINY, stdin=b"\xef\xbb\xbfwritten by Notepad")
     assert [messages[-1]["content"] for messages in says_sea] == [
         "Summarize:\n\nline one\nline two",
         "the prompt",
         "the prompt",
         "café �",
         "    return x ",
+        "written by Notepad",
     ]
 
 
