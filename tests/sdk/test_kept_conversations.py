@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from edgelm.cli import chat as chat_module
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.main import main
+from edgelm.cli.termination import unwinding
 from edgelm.errors import ConfigError
 from edgelm.saved_session import SavedSessions
 from edgelm.testing import scripted_model, tiny_model_path
@@ -34,6 +36,15 @@ def test_a_conversation_is_kept_after_each_answer():
     Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
     name = "why-is-the-sea-blue"
     assert kept == [[], [(name, 2, 0)], [(name, 4, 0)]]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+def test_what_was_answered_is_kept_where_the_terminal_closes():
+    model, screen = scripted_model("The sea is blue."), FakeScreen("Hello")
+    screen.when_shown = lambda: signal.raise_signal(signal.SIGHUP)
+    with pytest.raises(SystemExit), unwinding():
+        Conversation(ChatSession(model), {}, screen, load, KeptSession()).run()
+    assert [turn["content"] for turn in SavedSessions().load("hello", model).messages] == ["Hello", "The"]
 
 
 def test_the_cache_is_kept_where_it_is_wanted():

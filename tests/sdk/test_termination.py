@@ -1,4 +1,4 @@
-"""What SIGTERM does to a command: it ends as by an error, and puts away what it has begun."""
+"""What ends a command from outside: it ends as by an error, and puts away what it has begun."""
 
 import signal
 import subprocess
@@ -10,11 +10,27 @@ import pytest
 from edgelm.cli.termination import unwinding
 
 
-def test_sigterm_ends_a_block_as_an_error_does() -> None:
-    previous = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), unwinding():
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is previous
+ENDING = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_sigterm_and_a_terminal_that_closes_end_a_block_as_an_error_does(name: str) -> None:
+    number = signal.Signals[name]
+    previous = signal.getsignal(number)
+    with pytest.raises(SystemExit, match=str(128 + number)), unwinding():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is previous
+
+
+@pytest.mark.skipif("SIGHUP" not in ENDING, reason="the system has no such signal")
+def test_what_nohup_has_ignored_stays_so() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unwinding():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 TWICE = """

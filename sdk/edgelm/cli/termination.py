@@ -1,4 +1,4 @@
-"""Termination: SIGTERM ends a command as an error does, so that it puts away what it has begun."""
+"""Termination: SIGTERM, and a terminal that closes, end a command as an error does: it puts away what it has begun."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-# As a program that the signal itself had ended (128 + its number).
-EXIT_TERMINATED = 143
+# Windows knows no SIGHUP.
+_ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Let SIGTERM leave the block by SystemExit; a second one, while that is under way, ends the process at once.
+    """Let SIGTERM and SIGHUP leave the block by SystemExit; a second one, while that is under way, ends the process.
 
-    What handles the signal in its own way, such as a server or a training run, does so inside of the block.
+    The exit code is that of a program that the signal itself had ended (128 + its number). One that whoever started us
+    has ignored, as nohup does, stays so. What handles a signal in its own way, such as a server or a training run, does
+    so inside of the block.
     """
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to that one alone
         yield
@@ -25,10 +27,14 @@ def unwinding() -> Iterator[None]:
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(EXIT_TERMINATED)
+        raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    previous = {number: signal.getsignal(number) for number in _ENDING}
+    taken = [number for number in _ENDING if previous[number] is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in taken:
+            signal.signal(number, previous[number])
