@@ -18,7 +18,7 @@ from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal, print_json, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
-from edgelm.cli.wrong_usage import refused
+from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import name_of_whole
 from edgelm.layer_features import KV_CACHES
@@ -241,6 +241,9 @@ def _refuse_contradictions(
     mixed = precision == MIXED
     if mixed and (target_size is None) == (max_kl is None):
         raise refused("--precision mixed takes either --target-size or --max-kl.", "precision", "target_size", "max_kl")
+    if mixed:
+        with wrong_usage(["max_kl"]):  # which is not refused as NaN by its range
+            Budget(size=target_size, divergence=max_kl)
     if not mixed and not (target_size is None and max_kl is None and frontier is None):
         names = "target_size", "max_kl", "frontier"
         raise refused("--target-size, --max-kl and --frontier are for --precision mixed.", *names)

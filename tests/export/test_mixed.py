@@ -340,6 +340,7 @@ def test_the_command_prints_and_draws_the_frontier(folder: Path, tmp_path: Path)
             ["--precision", "mixed", "--target-size", "90MB", "--max-kl", "0.1"],
             "--precision mixed takes either --target-size or --max-kl.",
         ),
+        (["--precision", "mixed", "--max-kl", "nan"], "A budget is above zero, not nan."),
         (["--max-kl", "0.1"], "--target-size, --max-kl and --frontier are for --precision mixed."),
         (["--frontier", "f.svg"], "--target-size, --max-kl and --frontier are for --precision mixed."),
         (["--precision", "mixed", "--target-size", "many"], "'many' is no size; write it as 90MB or 1.5GB."),

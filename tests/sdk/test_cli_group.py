@@ -209,6 +209,9 @@ def test_shells_complete_commands_options_and_models(own_library):
     assert complete("edgelm pul", 1) == ["plain,pull"]
     assert "plain,--temperature" in complete("edgelm run x --te", 3)
     assert "plain,tiny" in complete("edgelm chat t", 2)
+    (own_library / "aliases").mkdir()
+    (own_library / "aliases" / "small").write_text("tiny\n")
+    assert complete("edgelm alias --remove s", 3) == ["plain,small"]
     assert complete("edgelm pull smollm2-13", 2) == ["plain,smollm2-135m-instruct"]
 
 
@@ -221,6 +224,7 @@ def test_bash_offers_names_where_one_fits_and_paths_elsewhere(own_library):
     assert complete_in_bash("rm", "t") == ["tiny", "tiny-source"]
     assert complete_in_bash("chat", "./t") == []  # bash goes on with folders
     assert complete("edgelm import ./t", 2) == ["file,./t"]
+    assert complete("edgelm chat --adapter ./a", 3) == ["dir,./a"]
 
 
 def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_path):

@@ -9,7 +9,6 @@ import pytest
 
 from edgelm.cli.termination import unwinding
 
-
 ENDING = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -27,6 +28,10 @@ class NamedFolder(click.ParamType):  # type: ignore[type-arg]  # click before 8.
             return value
         match = _NAMED.fullmatch(value)
         return (match[1], Path(match[2])) if match else (None, Path(value))
+
+    def shell_complete(self, _context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let a shell that completes go on with folders."""
+        return [CompletionItem(incomplete, type="dir")]
 
     def placed(self, value: str, folder: Path) -> str:
         """Return the value with its path taken from `folder`."""

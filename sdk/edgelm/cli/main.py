@@ -241,8 +241,8 @@ def main(require_signature: str | None) -> None:
     """
     if require_signature is not None:  # for every load in this process, and in those that it starts
         os.environ[REQUIRE_VARIABLE] = require_signature
-    # Text that is piped in is UTF-8 everywhere, with a mark of that before it or without. Output goes where the user's locale says, and what that cannot show
-    # becomes a question mark, not an error.
+    # Text that is piped in is UTF-8 everywhere, with the mark before it that some editors write or without. Output goes
+    # where the user's locale says, and what that cannot show becomes a question mark, not an error.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     for stream in (sys.stdout, sys.stderr):
