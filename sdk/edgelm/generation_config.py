@@ -164,13 +164,15 @@ class GenerationConfig:
     def load(cls, folder: str | Path) -> GenerationConfig:
         """Read the defaults that a model's author wrote into generation_config.json (none: the neutral ones).
 
-        Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy.
+        Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, and its `stop_strings`
+        are `stop`.
         """
         path = Path(folder) / "generation_config.json"
         if not path.exists():
             return cls()
         try:
             values = read_json_object(path)
+            values = {"stop": values.get("stop_strings"), **values}
             names = {f.name for f in fields(cls)} - _NOT_IN_FILES
             known = {name: value for name, value in values.items() if name in names and value is not None}
             if not values.get("do_sample", "temperature" in known):

@@ -188,6 +188,9 @@ def test_mirostat_chooses_no_token_beside_a_sampler() -> None:
         ({"do_sample": True}, GenerationConfig(temperature=1.0)),
         ({"temperature": 0.6}, GenerationConfig(temperature=0.6)),
         ({"top_k": None, "repetition_penalty": 1.1, "max_new_tokens": 20}, GenerationConfig(repetition_penalty=1.1)),
+        ({"stop_strings": ["User:", "\n\n"]}, GenerationConfig(stop=["User:", "\n\n"])),
+        ({"stop_strings": "User:", "stop": ["Me:"]}, GenerationConfig(stop=["Me:"])),
+        ({"stop_strings": None}, GenerationConfig()),
         ({"num_beams": 4, "length_penalty": 2.0, "context_shift": 4}, GenerationConfig()),
         ({"adapter": "mine", "speculation": "prompt_lookup", "exact_speculation": True}, GenerationConfig()),
         (
