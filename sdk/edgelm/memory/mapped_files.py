@@ -15,7 +15,7 @@ from pathlib import Path
 from edgelm.memory.pagemap import Pagemap
 
 _MAPPINGS = Path("/proc/self/maps")
-_FILE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
+_FILE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$")
 _SMALLEST = 1 << 20  # bytes: a mapping below it holds scales
 _MADV_DONTNEED = 4  # madvise(2)
 
@@ -32,9 +32,10 @@ def give_back_mapped_files(folder: Path) -> None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     try:
-        mappings = _MAPPINGS.read_text(encoding="utf-8", errors="replace")
+        lines = _MAPPINGS.read_text(encoding="utf-8", errors="replace").split("\n")
+        mappings = [line for line in lines if wanted in line]  # of hundreds, one or two
         with Pagemap() as pages:
-            for match in _FILE.finditer(mappings):
+            for match in filter(None, map(_FILE.match, mappings)):
                 start, end = int(match[1], 16), int(match[2], 16)
                 if end - start < _SMALLEST or os.path.dirname(match[3]) != wanted:
                     continue
