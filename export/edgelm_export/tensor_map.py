@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -204,6 +205,7 @@ class Part:
         return np.ascontiguousarray(tensor + np.float32(self.offset) if self.offset else tensor)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # asked seven times of each name
 def pattern_of(name: str) -> tuple[str, str, str]:
     """Split `model.layers.7.mlp.experts.3.up_proj.weight`, the same of a head or stream, or a name without.
 
