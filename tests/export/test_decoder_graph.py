@@ -23,7 +23,7 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.reference import reference_logits
 from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.model import generate
+from edgelm_training.model import Transformer, generate
 
 # Float32 through a few layers, in another order of sums; the largest difference seen is 1.3e-5.
 TOLERANCE = 1e-4
@@ -37,15 +37,24 @@ def export(folder: Path, config: ModelConfig, precision: str) -> tuple[HuggingFa
     return checkpoint, DecoderSession(folder, config)
 
 
-@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
-def test_the_graph_gives_the_logits_of_pytorch(features: dict, tmp_path: Path) -> None:
-    config = config_with(features)
-    _, session = export(tmp_path, config, "fp32")
-    transformer = load_checkpoint(tmp_path / "checkpoint")
-    ids = np.random.default_rng(0).integers(3, config.vocab_size, 150).tolist()
+Both = tuple[HuggingFaceCheckpoint, DecoderSession, Transformer]
+
+
+@pytest.fixture(scope="module")
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """The checkpoint of a row, its graph in fp32, and the model of PyTorch; pytest runs all tests of a row together."""
+    folder = tmp_path_factory.mktemp("both")
+    checkpoint, session = export(folder, config_with(FEATURES[request.param]), "fp32")
+    return checkpoint, session, load_checkpoint(folder / "checkpoint")
+
+
+@pytest.mark.parametrize("both", FEATURES, indirect=True)
+def test_the_graph_gives_the_logits_of_pytorch(both: Both) -> None:
+    checkpoint, session, transformer = both
+    ids = np.random.default_rng(0).integers(3, session.config.vocab_size, 150).tolist()
     with torch.no_grad():
         expected_TV = transformer(torch.tensor([ids]))[0].numpy()
-    (numpy_TV,) = reference_logits(HuggingFaceCheckpoint(tmp_path / "checkpoint"), [ids])
+    (numpy_TV,) = reference_logits(checkpoint, [ids])
     np.testing.assert_allclose(numpy_TV, expected_TV, atol=TOLERANCE)
     at_once_TV = session.forward(ids, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(at_once_TV, expected_TV, atol=TOLERANCE)
@@ -57,12 +66,11 @@ def test_the_graph_gives_the_logits_of_pytorch(features: dict, tmp_path: Path) -
         np.testing.assert_allclose(logits_TV[0], expected_TV[position], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
-def test_the_fast_loop_chooses_the_tokens_of_the_naive_one(features: dict, tmp_path: Path) -> None:
-    config = config_with(features)
-    _, session = export(tmp_path, config, "fp32")
-    ids = np.random.default_rng(1).integers(3, config.vocab_size, 20).tolist()
-    naive = generate(load_checkpoint(tmp_path / "checkpoint"), ids, 12)
+@pytest.mark.parametrize("both", FEATURES, indirect=True)
+def test_the_fast_loop_chooses_the_tokens_of_the_naive_one(both: Both) -> None:
+    _, session, transformer = both
+    ids = np.random.default_rng(1).integers(3, session.config.vocab_size, 20).tolist()
+    naive = generate(transformer, ids, 12)
     cache = session.new_cache()
     logits_V = prefill(session, ids, cache)
     fast = []
