@@ -59,11 +59,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Look for no garbage among the half million objects that are imported with the tests: that takes a second."""
+    """Look for no garbage among the half million objects that are imported with the tests: now, and at each search.
+
+    One takes a third of a second else, and each file of tests brings one.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
+        gc.freeze()
         gc.enable()
 
 
