@@ -87,6 +87,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_layer_norm_rms_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     if architecture in ("nemotron_h", "nemotron_h_moe"):
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    if architecture == "nemotron":
+        writer.add_layer_norm_rms_eps(config.norm_eps)
     has_head_dim = architecture in _HAVE_HEAD_DIM
     if head_dim != config.hidden_size // config.num_attention_heads or has_head_dim:
         writer.add_key_length(head_dim)
@@ -104,6 +106,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(settings["factor"])
         writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
+        if "beta_fast" in settings:
+            writer.add_rope_scaling_yarn_beta_fast(settings["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(settings["beta_slow"])
     if architecture in (*PAIRED, *_TURN_IN_PART):
         writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
     if architecture == "apertus":
@@ -271,6 +276,8 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_expert_shared_count(config.shared_expert_intermediate_size // config.moe_intermediate_size)
         writer.add_expert_weights_scale(1.0)
+    if architecture == "deepseek":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
     if architecture == "bailingmoe":
         writer.add_expert_weights_norm(config.norm_topk_prob)
     if architecture == "minicpm" and config.rope_parameters["rope_type"] == "longrope":
@@ -316,8 +323,6 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture == "mistral3" and "llama_4_scaling_beta" in config.rope_parameters:
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
-        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
-        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
     if architecture in ("command-r", "cohere2"):
         writer.add_logit_scale(config.logit_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from array import array
 from typing import Any
@@ -14,6 +15,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
+from edgelm_export.architectures.experts import GGUF_SOFTMAX, check_gguf_scoring
 from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import map_tensors
@@ -110,6 +112,21 @@ def test_gguf_rope_scalings_become_ours() -> None:
     }
     expected = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=4096)
     assert LLAMA.to_model_config(hf_config(yarn)).rope_scaling == expected
+    # Newer converters write them for every family: GPT-OSS' and DeepSeek's are 32 and 1.
+    ramp = {"llama.rope.scaling.yarn_beta_fast": 16.0, "llama.rope.scaling.yarn_beta_slow": 2.0}
+    expected = dataclasses.replace(expected, beta_fast=16.0, beta_slow=2.0)
+    assert LLAMA.to_model_config(hf_config(yarn | ramp)).rope_scaling == expected
+
+
+def test_a_deepseek_moe_is_scored_by_softmax() -> None:
+    header = GGUFHeader(metadata={"deepseek.expert_gating_func": 2}, shapes={}, rope_factors={})
+    with pytest.raises(CheckpointError, match=r"expert_gating_func is 2; supported is this family's 1 \(softmax\)"):
+        check_gguf_scoring(header, "deepseek", GGUF_SOFTMAX)
+
+
+def test_of_two_epsilons_a_family_reads_that_of_its_norm() -> None:
+    config = LLAMA.to_model_config(hf_config({"llama.attention.layer_norm_epsilon": 0.5}))
+    assert config.norm_eps == 1e-5
 
 
 def llama3_factors(factor: float, *, theta: float = 500000.0, head_dim: int = 16) -> np.ndarray:

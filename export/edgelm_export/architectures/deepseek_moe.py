@@ -61,6 +61,7 @@ _LING_NAMES = {
 }
 _GGUF_KEYS = experts.GGUF_KEYS | {
     "leading_dense_block_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm",
+    "expert_gating_func",
 }  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str) -> dict[str, Any]:
     values, metadata = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS), header.metadata
+    experts.check_gguf_scoring(header, name, experts.GGUF_SOFTMAX)
     return {
         **values,
         **experts.gguf_expert_values(header, name, count_key),

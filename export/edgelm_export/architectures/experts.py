@@ -99,13 +99,14 @@ def gguf_expert_values(
     }
 
 
-def check_gguf_sigmoid(header: GGUFHeader, architecture: str) -> None:
-    """Check that the experts of a GGUF file are scored by sigmoids, as its family's are, where it says how.
+def check_gguf_scoring(header: GGUFHeader, architecture: str, expected: int = GGUF_SIGMOID) -> None:
+    """Check that the experts of a GGUF file are scored as its family's are, where it says how.
 
     Raises:
         CheckpointError: it says another.
     """
     key = f"{architecture}.expert_gating_func"
-    number = whole_number(header.metadata, key, GGUF_SIGMOID)
-    if number != GGUF_SIGMOID:
-        raise CheckpointError(f"GGUF metadata: {key} is {number}; supported is this family's {GGUF_SIGMOID} (sigmoid).")
+    number = whole_number(header.metadata, key, expected)
+    if number != expected:
+        name = "sigmoid" if expected == GGUF_SIGMOID else "softmax"
+        raise CheckpointError(f"GGUF metadata: {key} is {number}; supported is this family's {expected} ({name}).")

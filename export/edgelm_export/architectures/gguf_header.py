@@ -25,7 +25,8 @@ _KEYS = frozenset(
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
         "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
         "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-        "rope.scaling.finetuned", "rope.dimension_count", "attention.causal",
+        "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.dimension_count",
+        "attention.causal", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon",
     }
 )  # fmt: skip
 _LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
@@ -114,7 +115,8 @@ def to_hf_config(
     """
     metadata, shapes, prefix = header.metadata, header.shapes, f"{architecture}."
     epsilon = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[norm]
-    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys | {epsilon}))
+    # A converter may write both epsilons of a config that has one; llama.cpp reads that of the family's norm.
+    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys))
     if not shapes.get("token_embd.weight"):
         raise CheckpointError("The GGUF file has no tensor token_embd.weight: it is not a whole model.")
     hidden_size = whole_number(metadata, f"{prefix}embedding_length")

@@ -109,6 +109,9 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
     if rope_type == "yarn":
         key = f"{prefix}rope.scaling.original_context_length"
         settings["original_max_position_embeddings"] = whole_number(metadata, key)
+        for beta in ("beta_fast", "beta_slow"):
+            if (key := f"{prefix}rope.scaling.yarn_{beta}") in metadata:
+                settings[beta] = float32_number(metadata, key)
     return settings
 
 

@@ -145,7 +145,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = _gguf_values(header, "lfm2moe", experts.GGUF_KEYS | {"leading_dense_block_count", "expert_gating_func"})
-    experts.check_gguf_sigmoid(header, "lfm2moe")
+    experts.check_gguf_scoring(header, "lfm2moe")
     return {
         **values,
         **experts.gguf_expert_values(header, "lfm2moe", "num_experts"),

@@ -36,11 +36,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GGUF_YARN: Mapping[str, tuple[str, ...]] = {
-    "rope.scaling.yarn_beta_fast": ("beta_fast",),
-    "rope.scaling.yarn_beta_slow": ("beta_slow",),
-    "rope.scaling.yarn_log_multiplier": ("mscale", "mscale_all_dim"),  # attention does not grow with the factor
-}
+_GGUF_GROWTH = "rope.scaling.yarn_log_multiplier"  # where both have it, attention does not grow with the factor
 _DEFAULTS_3: Mapping[str, Any] = {
     "head_dim": 128,
     "max_position_embeddings": 262144,
@@ -74,17 +70,13 @@ def _to_ministral3(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = frozenset({*_GGUF_YARN, "attention.temperature_scale"})
+    keys = frozenset({_GGUF_GROWTH, "attention.temperature_scale"})
     values = gguf_header.to_hf_config(header, "mistral3", keys=keys)
     metadata, scaling = header.metadata, values["rope_scaling"]
     if scaling is None:  # Mistral Small 3, which llama.cpp calls so too where it reads images
         return {"model_type": "mistral", **values, "sliding_window": None}
-    scaling |= {
-        name: float32_number(metadata, f"mistral3.{key}")
-        for key, names in _GGUF_YARN.items()
-        for name in names
-        if f"mistral3.{key}" in metadata
-    }
+    if (key := f"mistral3.{_GGUF_GROWTH}") in metadata:
+        scaling |= dict.fromkeys(("mscale", "mscale_all_dim"), float32_number(metadata, key))
     beta = float32_number(metadata, "mistral3.attention.temperature_scale", 0.0)
     scaling |= {"rope_theta": values["rope_theta"], "llama_4_scaling_beta": beta}
     return {**values, "rope_scaling": scaling}

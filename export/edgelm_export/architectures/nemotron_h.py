@@ -75,7 +75,6 @@ _GGUF_KEYS = (
     | {"expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_norm", "expert_weights_scale",
        "expert_gating_func", "expert_group_count", "expert_group_used_count"}
 )  # fmt: skip
-_EPSILONS = {"attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -147,10 +146,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     of_block = "moe" if has_experts else "mlp"
     # Files have both epsilons, or the one alone that a config of this family has.
     norm = "rms" if f"{name}.attention.layer_norm_rms_epsilon" in metadata else "layer"
-    values = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS | _EPSILONS, norm=norm)
+    values = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS, norm=norm)
     routed = {}
     if has_experts:
-        experts.check_gguf_sigmoid(header, name)
+        experts.check_gguf_scoring(header, name)
         routed = experts.gguf_expert_values(header, name, "n_routed_experts") | {
             "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
             "moe_shared_expert_intermediate_size": whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),

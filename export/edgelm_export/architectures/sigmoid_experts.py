@@ -48,7 +48,7 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
     """Make the same values of a GGUF file's metadata; `num_hidden_layers` without those that guess further tokens."""
-    experts.check_gguf_sigmoid(header, architecture)
+    experts.check_gguf_scoring(header, architecture)
     metadata, name = header.metadata, architecture
     layers = whole_number(metadata, f"{name}.block_count")
     return {
