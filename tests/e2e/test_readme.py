@@ -1,6 +1,5 @@
 """The README's commands and programs run as they are written, on the real model."""
 
-import json
 import os
 import re
 import shutil
@@ -10,10 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file, save_file
+from make_tiny_model import make_checkpoint
 
 import edgelm
-from edgelm.config import SECTION
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,18 +29,6 @@ def pulled(smollm2_gguf: Path, smollm2_package: Path, own_library: Path) -> None
     """Put what `edgelm pull` made of the real model into the library, so that it is not made again."""
     shutil.copytree(smollm2_gguf.parent, own_library / "sources" / REAL_MODEL)
     shutil.copytree(smollm2_package, own_library / "models" / REAL_MODEL)
-
-
-def keep_two_layers(checkpoint: Path) -> None:
-    """Cut a checkpoint folder: what has all its layers is exported in test_real_model.py."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    layers = config["num_hidden_layers"]
-    config["num_hidden_layers"] = config[SECTION]["num_hidden_layers"] = 2
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    cut = tuple(f"model.layers.{layer}." for layer in range(2, layers))
-    tensors = load_file(checkpoint / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(cut)}
-    save_file(kept, checkpoint / "model.safetensors")
 
 
 @pytest.mark.real_model
@@ -71,7 +57,9 @@ def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path: Path) -> No
         if command.startswith("edgelm pull"):
             assert done.stderr == f"{REAL_MODEL} is in the library already: edgelm chat {REAL_MODEL}\n"
         if command.startswith("edgelm import"):
-            keep_two_layers(tmp_path / "ckpt")
+            # What was imported is exported in test_real_model.py, and in 8 bits by `edgelm pull`.
+            shutil.rmtree(tmp_path / "ckpt")
+            make_checkpoint(tmp_path / "ckpt")
         if command.startswith("edgelm run"):
             assert done.stdout, command  # a model of twenty steps may say nothing but line ends
 
