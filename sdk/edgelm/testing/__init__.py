@@ -30,7 +30,8 @@ def tiny_model_path() -> Path:
 class ScriptedDecoder:
     """Stand in for a DecoderSession: whatever the prompt is, the answer is the script, and then the end token.
 
-    `forwarded` lists the token ids of each call, so that a test can see what was computed.
+    `forwarded` lists the token ids of each call, so that a test can see what was computed. Of each token the cache
+    keeps, as a key, whether a prompt ends with it, and as a value a one at a place that depends on its id.
     """
 
     def __init__(self, config: ModelConfig, script: Sequence[int]) -> None:
@@ -65,13 +66,22 @@ class ScriptedDecoder:
         all_logits: bool = False,
         stop: StopSwitch | None = None,
     ) -> NDArray[np.float32]:
-        """Make the script's next token the most likely one, by how much of it stands at the end of the cache."""
-        cache.reserve(cache.length + len(token_ids))
+        """Make the script's next token the most likely one, by how much of it stands behind the prompt."""
+        start, ids = cache.length, np.asarray(token_ids)
+        cache.reserve(start + len(ids))
         cache.token_ids.extend(token_ids)
         self.forwarded.append(list(token_ids))
-        logits_TV = np.zeros((len(token_ids) if all_logits else 1, self.config.vocab_size), np.float32)
+        for keys, values in zip(cache.buffers[::2], cache.buffers[1::2], strict=True):
+            keys[0, :, start : cache.length] = values[0, :, start : cache.length] = 0
+            values[0, 0, start + np.arange(len(ids)), ids % values.shape[3]] = 1
+        ends_C = cache.buffers[0][0, 0, :, 0]
+        # Pieces of prompts have several tokens, and want one row; of an answer's tokens only one does.
+        ends_C[cache.length - 1] = not all_logits and (len(ids) > 1 or start == 0)
+        logits_TV = np.zeros((len(ids) if all_logits else 1, self.config.vocab_size), np.float32)
         for row_V, length in zip(logits_TV[::-1], range(cache.length, 0, -1), strict=False):
-            said = max(k for k in range(len(self._answer)) if cache.token_ids[length - k : length] == self._answer[:k])
+            begin = int(np.max(np.flatnonzero(ends_C[:length]), initial=-1)) + 1
+            most = min(len(self._answer) - 1, length - begin)
+            said = max(k for k in range(most + 1) if cache.token_ids[length - k : length] == self._answer[:k])
             row_V[self._answer[said]] = 20.0
         return logits_TV
 

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm.embedding import Pooling
+from edgelm.testing import scripted_model
+
+
+@pytest.mark.parametrize("prompt", ["Hello!", "Say Hello", "H", "The sea"])
+def test_the_script_is_the_answer_whatever_the_prompt_ends_with(prompt: str) -> None:
+    model = scripted_model("Hello!")
+    assert model.generate(prompt).text == "Hello!"
+    assert [answer.text for answer in model.generate_batch([prompt, prompt])] == ["Hello!", "Hello!"]
+    with edgelm.Engine(model) as engine:
+        assert edgelm.join(engine.submit(prompt)).text == "Hello!"
+
+
+def test_a_script_that_begins_as_the_chat_template_ends_is_said_in_each_turn() -> None:
+    session = edgelm.ChatSession(scripted_model("\nFine. Fine."))
+    for said in ("How are you?", "\nFine.", "\nFine. Fine."):
+        assert "".join(chunk.text for chunk in session.send(said)) == "\nFine. Fine."
+
+
+@pytest.mark.parametrize("pooling", ["values", "mean", "last"])
+def test_a_scripted_model_embeds_texts_as_vectors_of_length_1(pooling: Pooling) -> None:
+    vectors = scripted_model("Hello!").embed(["abc", "abc", "xyz"], pooling=pooling)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert not np.array_equal(vectors[0], vectors[2])
