@@ -459,7 +459,8 @@ class LanguageModel:
         texts = as_list(texts, "embed takes a list of texts")
         id_lists = [self._checked_ids(text, fewest=1) for text in texts]  # refuses a bad one before the first is begun
         vectors = [embed(self, ids, pooling, normalize=normalize) for ids in id_lists]
-        return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+        # Of no texts, as many vectors: as wide as that of any, so that they multiply with others.
+        return np.stack(vectors) if vectors else np.zeros((0, embed(self, [0], pooling).size), np.float32)
 
     def score(self, text: str | Sequence[int], *, alternatives: int = 0) -> Scores:
         """Compute the log-probability (natural) of each token of a text after the first, and the perplexity.

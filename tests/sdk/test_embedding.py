@@ -107,8 +107,10 @@ def test_hidden_states_leave_the_logits_and_the_cache_as_they_are(tiny) -> None:
     np.testing.assert_array_equal(tiny.session.forward([7], other), tiny.session.forward([7], plain))
 
 
-def test_no_texts_are_no_vectors(tiny) -> None:
-    assert tiny.embed([]).shape == (0, 0)
+@pytest.mark.parametrize("pooling", ["values", "mean", "last"])
+def test_no_texts_are_no_vectors_of_the_width_of_others(tiny, pooling) -> None:
+    (vector,) = tiny.embed(["The sea"], pooling=pooling)
+    assert (tiny.embed([], pooling=pooling) @ vector).shape == (0,)
 
 
 @pytest.mark.parametrize(
