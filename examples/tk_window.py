@@ -7,18 +7,18 @@ import tkinter as tk
 
 import edgelm
 
-model = edgelm.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
-session = edgelm.ChatSession(model)
-arrived: queue.Queue[str] = queue.Queue()  # to the main thread, which alone may touch Tk's widgets
-window = tk.Tk()
+session = edgelm.ChatSession(edgelm.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"))
+config = session.model.generation_config.replace(context_shift=0)  # a long conversation drops its oldest part
+arrived, turn, window = queue.Queue[str](), threading.Lock(), tk.Tk()  # the main thread alone may touch Tk's widgets
 conversation, question = tk.Text(window, wrap="word"), tk.Entry(window)
 
 
 def answer(text: str) -> None:
-    arrived.put(f"> {text}\n")
-    for chunk in session.send(text):
-        arrived.put(chunk.text)
-    arrived.put("\n\n")
+    with turn:  # a session answers one question after the other
+        arrived.put(f"> {text}\n")
+        for chunk in session.send(text, config):
+            arrived.put(chunk.text)
+        arrived.put("\n\n")
 
 
 def ask(_event: object) -> None:

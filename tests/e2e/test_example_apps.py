@@ -18,16 +18,17 @@ from edgelm.testing import tiny_model_path
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# In place of the window's last line: print what it shows once the answer is complete, and close it.
+# In place of the window's last line: print what it shows once the second answer is complete, and close it.
 TELL_AND_CLOSE = """
-def close_after_the_answer():
-    if conversation.get("1.0", "end").endswith("\\n\\n\\n"):
-        print(conversation.get("1.0", "end"))
+def close_after_both_answers():
+    shown = conversation.get("1.0", "end")
+    if "> Again\\n" in shown and shown.endswith("\\n\\n\\n"):
+        print(shown)
         window.destroy()
     else:
-        window.after(100, close_after_the_answer)
+        window.after(100, close_after_both_answers)
 
-close_after_the_answer()
+close_after_both_answers()
 window.mainloop()
 """
 
@@ -76,7 +77,7 @@ def display() -> Iterator[str]:
         x.terminate()
 
 
-def test_the_tk_window_answers_a_question_that_is_typed(display: str) -> None:
+def test_the_tk_window_answers_questions_that_are_typed_one_while_another_is_answered(display: str) -> None:
     environment = {**os.environ, "DISPLAY": display}
 
     def xdotool(*arguments: str) -> str:
@@ -92,8 +93,10 @@ def test_the_tk_window_answers_a_question_that_is_typed(display: str) -> None:
             if found := xdotool("search", "--name", "tk"):
                 break
         xdotool("windowfocus", found.split()[0])
-        xdotool("type", "Hello")
-        xdotool("key", "Return")
+        for text in ("Hello", "Again"):
+            xdotool("type", text)
+            xdotool("key", "Return")
         shown, _ = window.communicate(timeout=60)
-    assert "> Hello\n" in shown
-    assert len(shown) > len("> Hello\n\n")
+    first, second = shown.removeprefix("> Hello\n").split("\n\n> Again\n")
+    assert first.strip()
+    assert second.strip()
