@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.shards import Shards
 
 SENTENCES = [f"Sentence {i} speaks of the sea, number {i * i}.\n" for i in range(40)]
 
@@ -37,3 +39,9 @@ def prepare(tok: Path, output: str | Path = "shards", paths: tuple[str, ...] = (
     config = PrepareConfig(documents=documents, **{"workers": 1, "validation_fraction": 0.1, **settings})
     prepare_shards(paths, output, tok, config)
     return Path(output)
+
+
+def texts(shards: Shards) -> list[str]:
+    """Decode the documents."""
+    tokenizer = Tokenizer.load(shards.folder)
+    return [tokenizer.decode(shards.document(number).tolist()) for number in range(shards.num_documents)]

@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
-from sea_shards import SENTENCES, prepare
+from sea_shards import SENTENCES, prepare, texts
 from tokenizers.processors import TemplateProcessing
 
 from edgelm.errors import ConfigError, DataError, TokenizerError
@@ -39,11 +39,6 @@ pytestmark = pytest.mark.usefixtures("corpus")
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def texts(shards: Shards) -> list[str]:
-    tokenizer = Tokenizer.load(shards.folder)
-    return [tokenizer.decode(shards.document(number).tolist()) for number in range(shards.num_documents)]
 
 
 def test_every_document_is_in_one_split_and_decodes_to_its_text(tok: Path, corpus: Path) -> None:
@@ -67,39 +62,6 @@ def test_the_place_of_a_document_is_its_file_and_line(tok: Path, corpus: Path) -
     assert places[30:33] == [("corpus/many.txt", 1), ("corpus/many.txt", 7), ("corpus/many.txt", 13)]
     assert places[60:62] == [("corpus/rows.jsonl", 1), ("corpus/rows.jsonl", 2)]
     assert places[-1] == ("corpus/table.parquet", 25)
-
-
-def test_the_split_of_a_text_stays_when_the_corpus_grows(tok: Path, corpus: Path) -> None:
-    before = set(texts(Shards.open(prepare(tok), "validation")))
-    (corpus / "00 new.jsonl").write_text(json.dumps({"text": "New."}) + "\n" + json.dumps({"text": "Newer."}) + "\n")
-    after = set(texts(Shards.open(prepare(tok), "validation")))
-    assert before <= after <= before | {"New.", "Newer."}
-
-
-def test_a_small_corpus_has_one_document_to_validate(tok: Path, corpus: Path) -> None:
-    folder = prepare(tok, validation_fraction=0.0001)
-    train, validation = Shards.open(folder), Shards.open(folder, "validation")
-    assert (train.num_documents, validation.num_documents) == (134, 1)
-    everything = Shards.open(prepare(tok, "all", validation_fraction=0.0))
-    assert sorted(texts(train) + texts(validation)) == sorted(texts(everything))
-    assert Shards.open("all", "validation").num_tokens == 0
-    (moved,) = texts(validation)
-    assert validation.place(0) == everything.place(texts(everything).index(moved))
-
-
-def test_a_text_that_stands_several_times_is_never_on_both_sides(tok: Path) -> None:
-    folder = Path("few")
-    folder.mkdir()
-    for number, text in enumerate(["The sea.", "The land.", "The land.", "The sea.", "The sea."]):
-        (folder / f"{number}.txt").write_text(text)
-    config = PrepareConfig(validation_fraction=1e-9, workers=1)
-    prepare_shards([folder], "shards", tok, config)
-    sides = [texts(Shards.open("shards", split)) for split in SPLITS]
-    assert sorted(map(len, sides)) == [2, 3]
-    assert set(sides[0]).isdisjoint(sides[1])
-
-    prepare_shards([folder / "0.txt", folder / "3.txt"], "one", tok, config)
-    assert [Shards.open("one", split).num_documents for split in SPLITS] == [2, 0]
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,11 +421,6 @@ def test_a_corpus_of_broken_lines_alone_says_so(tok: Path, corpus: Path) -> None
     Path("a.jsonl").write_text("{\n{\n")
     with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\."):
         prepare(tok, paths=("a.jsonl",), skip_broken=True)
-
-
-def test_a_corpus_that_went_to_validation_as_a_whole_is_refused(tok: Path, corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"All documents went to the validation split.*0\.999999\. Choose a smaller"):
-        prepare(tok, paths=("corpus/00.txt",), validation_fraction=0.999999)
 
 
 @pytest.mark.parametrize("settings", [{"validation_fraction": 1.0}, {"validation_fraction": -0.1}, {"workers": 0}])
