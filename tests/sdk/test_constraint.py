@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -227,6 +228,12 @@ def test_a_constraint_is_shown_in_one_line() -> None:
         GenerationConfig(constraint=Constraint.regex("a"), num_beams=2)
 
 
+@pytest.mark.parametrize("multiple", [7, 0.01, 2.5, 100_000_000, 1e300, 99_990, True, 0, -5, math.nan, "text", [3]])
+def test_multiples_of_few_states_and_what_is_none_are_left_to_llguidance(multiple: object) -> None:
+    schema = {"properties": {"multipleOf": {"multipleOf": multiple}}}
+    assert close_gaps(schema) == schema
+
+
 def test_choices_may_come_one_by_one() -> None:
     assert Constraint.choices(text for text in ("yes", "no")) == Constraint.choices(["yes", "no"])
 
@@ -245,6 +252,19 @@ def _branching(depth: int) -> dict[str, Any]:
         (lambda: Constraint.json_schema({"const": {1}}), "The JSON schema is not JSON"),
         (lambda: Constraint.json_schema({1: 2}), "The JSON schema is not JSON: it has the key 1, and keys are texts"),  # type: ignore[dict-item]
         (lambda: Constraint.json_schema({"minProperties": 3}), "minProperties is 3, with 0 properties required"),
+        (
+            lambda: Constraint.json_schema({"properties": {"a": {"multipleOf": 999_983}}}),
+            "its multipleOf, 999983 the largest of 1, would take long to follow",
+        ),
+        (
+            lambda: Constraint.json_schema({"allOf": [{"multipleOf": 9.97}, {"multipleOf": 991}]}),
+            "its multipleOf, 991 the largest of 2, would take long to follow",
+        ),
+        (lambda: Constraint.json_schema({"multipleOf": 10**5000 + 7}), r"its multipleOf, 1.0*e\+5000 the largest of 1"),
+        (
+            lambda: Constraint.json_schema({"properties": {f"{i}": {} for i in range(1003)}, "required": ["1"]}),
+            "an object has 1002 properties that may be left out; up to 1000 can be followed",
+        ),
         (lambda: Constraint.regex(""), "The regular expression is ''"),
         (lambda: Constraint.choices([]), r"choices is \[\]"),
         (lambda: Constraint.choices(["a", ""]), "none of them empty"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, TypeGuard
 
@@ -16,6 +18,9 @@ _VALUES = ("const", "default", "example")  # which are no schemas
 # What says whether an object has properties beside those named, and what describes an object, besides `allOf`.
 _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")
 _PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas")
+# Objects of llguidance 1.9 with a thousand such properties take 0.1 s, and it refuses them then; multiples of 100,000
+# states 0.5 s. Both grow with the square.
+_MOST_OPTIONAL, _MOST_MULTIPLES = 1_000, 100_000
 _BOUNDS = {
     "minimum": ROUND_CEILING,
     "maximum": ROUND_FLOOR,
@@ -37,10 +42,16 @@ def close_gaps(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema with the same meaning, or a narrower one, that llguidance 1.9 enforces as it stands.
 
     Raises:
-        ConfigError: `minProperties` needs more than that.
+        ConfigError: `minProperties` needs more than that; or what `multipleOf` asks for, or properties that may be left
+            out, would take llguidance minutes.
     """
-    closed = _with_parts(schema, close_gaps)
-    for close in (_close_bounds, _close_format, _refuse_count):
+    _refuse_multiples(schema)
+    return _closed(schema)
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    closed = _with_parts(schema, _closed)
+    for close in (_close_bounds, _close_format, _refuse_count, _refuse_optional):
         close(closed)
     return closed
 
@@ -159,6 +170,50 @@ def _refuse_count(schema: dict[str, Any]) -> None:
             f"The JSON schema cannot be enforced: minProperties is {least}, with {len(required)} properties required; "
             f"at most one more than those can be counted. Name the properties under 'required'."
         )
+
+
+def _refuse_optional(schema: dict[str, Any]) -> None:
+    """Refuse so many properties that may be left out that llguidance, which refuses half as many, takes long for it."""
+    named, required = schema.get("properties"), schema.get("required", ())
+    if isinstance(named, Mapping) and isinstance(required, (list, tuple)) and len(named) > _MOST_OPTIONAL:
+        optional = len(named.keys() - {name for name in required if isinstance(name, str)})
+        if optional > _MOST_OPTIONAL:
+            raise ConfigError(
+                f"The JSON schema cannot be enforced: an object has {optional} properties that may be left out; up to "
+                f"{_MOST_OPTIONAL} can be followed. Name them under 'required', or have fewer."
+            )
+
+
+def _refuse_multiples(schema: Mapping[str, Any]) -> None:
+    """Refuse multiples that take long to tell apart: as many states as the number that all of them divide, which twos
+    and fives leave as it is in decimals, and that for each of them.
+    """
+    multiples = [*_multiples_in(schema)]
+    common = math.lcm(*map(_odd_part, multiples))
+    if common * len(multiples) > _MOST_MULTIPLES:
+        raise ConfigError(
+            f"The JSON schema cannot be enforced: its multipleOf, {max(multiples):.15g} the largest of "
+            f"{len(multiples)}, would take long to follow. Take smaller or rounder numbers, or leave them out."
+        )
+
+
+def _multiples_in(value: Any) -> Iterator[Decimal]:
+    if isinstance(value, Mapping):
+        multiple = value.get("multipleOf")
+        if isinstance(multiple, (int, float)) and 0 < multiple < math.inf:
+            yield Decimal(multiple if isinstance(multiple, int) else repr(multiple))
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for part in parts:
+        yield from _multiples_in(part)
+
+
+def _odd_part(multiple: Decimal) -> int:
+    """Return what is left of a number's digits without its factors of two and five."""
+    whole = functools.reduce(lambda number, digit: 10 * number + digit, multiple.as_tuple().digits)
+    for factor in (2, 5):
+        while whole % factor == 0:
+            whole //= factor
+    return whole
 
 
 def _counts_too_far(schema: Mapping[str, Any]) -> bool:
