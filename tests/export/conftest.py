@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_all(tmp_path_factory.mktemp("adapters"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
     """Save a random model of two layers: save_model(model_type, folder, dtype=..., **fields of its config)."""
 
@@ -103,13 +103,13 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_llama(save_model: SaveModel) -> SaveLlama:
     """Save a random Llama of two layers: save_llama(folder, dtype=..., max_shard_size=..., **LlamaConfig's fields)."""
     return partial(save_model, "llama")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
     """Write a model as llama.cpp's converter does, with the gguf package: write_gguf(path, model, quantization, extra).
 

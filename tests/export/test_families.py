@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.reference import reference_logits
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_training.model import Transformer
 
 SaveModel = Callable[..., PreTrainedModel]
 WriteGGUF = Callable[..., Path]
@@ -44,6 +47,35 @@ def theirs(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
 
 def random_ids() -> list[int]:
     return np.random.default_rng(0).integers(0, 320, 150).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model of transformers, its logits of `random_ids`, its folder, that one imported, and our model of it."""
+
+    model_type: str
+    model: PreTrainedModel
+    logits_TV: NDArray[np.float32]
+    folder: Path
+    imported: Path
+    ours: Transformer
+
+
+@pytest.fixture(scope="module")
+def family(request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The family that a test is parametrized with; pytest runs all tests of one after each other, and makes it once."""
+    model_type, changes = MODELS[request.param]
+    folder = tmp_path_factory.mktemp("family")
+    model = save_model(model_type, folder / "hf", **changes)
+    import_checkpoint(folder / "hf", folder / "ours")
+    return Family(
+        model_type=model_type,
+        model=model,
+        logits_TV=theirs(model, random_ids()),
+        folder=folder / "hf",
+        imported=folder / "ours",
+        ours=load_checkpoint(folder / "ours"),
+    )
 
 
 def test_every_family_is_compared() -> None:
@@ -71,15 +103,11 @@ def check_a_batch(session: DecoderSession, ids: list[int], expected_TV: NDArray[
     np.testing.assert_allclose(logits_BV, expected_TV[list(lengths)], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(
-    name: str, tmp_path: Path, save_model: SaveModel
-) -> None:
-    model_type, changes = MODELS[name]
-    ids = random_ids()
-    expected_TV = theirs(save_model(model_type, tmp_path / "hf", **changes), ids)
-    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
-    assert checkpoint.config.model_type == model_type
+@pytest.mark.parametrize("family", MODELS, indirect=True)
+def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, tmp_path: Path) -> None:
+    ids, expected_TV = random_ids(), family.logits_TV
+    checkpoint = HuggingFaceCheckpoint(family.folder)
+    assert checkpoint.config.model_type == family.model_type
     (logits_TV,) = reference_logits(checkpoint, [ids])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
 
@@ -91,24 +119,20 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(
     if checkpoint.config.short_context is None:
         check_a_batch(session, ids, expected_TV)
 
-    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
     with torch.no_grad():
-        logits_TV = load_checkpoint(tmp_path / "ours")(torch.tensor([ids]))[0].numpy()
+        logits_TV = family.ours(torch.tensor([ids]))[0].numpy()
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_those_of_transformers(name: str, tmp_path: Path, save_model: SaveModel) -> None:
+@pytest.mark.parametrize("family", MODELS, indirect=True)
+def test_gradients_are_those_of_transformers(family: Family) -> None:
     """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
-    model_type, changes = MODELS[name]
-    model = save_model(model_type, tmp_path / "hf", **changes)
-    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
-    ours = load_checkpoint(tmp_path / "ours")
+    model = copy.deepcopy(family.model)  # its weights become the gradients
     # transformers gives the embedding of a padding token no gradient.
     ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
-    for logits_BTV in (model(ids_BT).logits, ours(ids_BT)):
+    for logits_BTV in (model(ids_BT).logits, family.ours(ids_BT)):
         torch.nn.functional.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]).backward()
-    check_gradients(*gradients_of(model, ours, tmp_path / "hf"))
+    check_gradients(*gradients_of(model, family.ours, family.folder))
 
 
 # Their tensors have other names or another form in transformers, and no family there has their features and our names.
@@ -144,15 +168,10 @@ NOT_IN_TRANSFORMERS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - NOT_IN_TRANSFORMERS))
-def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
-    name: str, tmp_path: Path, save_model: SaveModel
-) -> None:
-    model_type, changes = MODELS[name]
-    ids = random_ids()
-    expected_TV = theirs(save_model(model_type, tmp_path / "hf", **changes), ids)
-    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
-    imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+@pytest.mark.parametrize("family", sorted(MODELS.keys() - NOT_IN_TRANSFORMERS), indirect=True)
+def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(family: Family, tmp_path: Path) -> None:
+    ids, expected_TV = random_ids(), family.logits_TV
+    imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
     # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite, a Seed-OSS as a Qwen2; a Falcon, a GPT-NeoX and a
     # StarCoder 2 whose parts are not parallel as a Jais 2.
@@ -160,27 +179,22 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(
         "phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "gpt_neox", "granitemoehybrid", "internlm2", "minicpm",
         "seed_oss", "starcoder2",
     )  # fmt: skip
-    assert imported.config.model_type == model_type or model_type in another
+    assert imported.config.model_type == family.model_type or family.model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
     imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it
-    again, ours = (HuggingFaceCheckpoint(tmp_path / folder).config for folder in ("again", "ours"))
+    again, ours = (HuggingFaceCheckpoint(folder).config for folder in (tmp_path / "again", family.imported))
     assert again == ours == ModelConfig.load(tmp_path / "again")
-    save_checkpoint(load_checkpoint(tmp_path / "ours"), tmp_path / "trained", text_files_from=tmp_path / "ours")
+    save_checkpoint(family.ours, tmp_path / "trained", text_files_from=family.imported)
     # As does a Mistral.
     np.testing.assert_allclose(
         theirs(AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), ids), expected_TV, rtol=0, atol=TOLERANCE
     )
 
 
-@pytest.mark.parametrize("name", sorted(NOT_IN_TRANSFORMERS))
-def test_transformers_refuses_an_imported_folder_of_a_family_that_it_stores_otherwise(
-    name: str, tmp_path: Path, save_model: SaveModel
-) -> None:
-    model_type, changes = MODELS[name]
-    save_model(model_type, tmp_path / "hf", **changes)
-    import_checkpoint(tmp_path / "hf", tmp_path / "ours")
+@pytest.mark.parametrize("family", sorted(NOT_IN_TRANSFORMERS), indirect=True)
+def test_transformers_refuses_an_imported_folder_of_a_family_that_it_stores_otherwise(family: Family) -> None:
     with pytest.raises(ValueError, match="model type `edgelm`"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+        AutoModelForCausalLM.from_pretrained(family.imported)
 
 
 def test_a_dynamic_scaling_gives_the_logits_of_transformers_in_each_decoded_step(
@@ -219,25 +233,45 @@ def test_a_text_is_scored_and_embedded_as_one_of_its_length(length: int, tmp_pat
     np.testing.assert_allclose(mean_D, hidden_TD.mean(axis=0), rtol=0, atol=TOLERANCE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredFamily:
+    """A model of transformers, its folder, and llama.cpp's name of its family."""
+
+    model_type: str
+    model: PreTrainedModel
+    folder: Path
+    architecture: str
+
+
+@pytest.fixture(scope="module")
+def stored(
+    request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory
+) -> StoredFamily:
+    """As `family`, of those that llama.cpp knows."""
+    model_type, architecture, changes = GGUF_MODELS[request.param]
+    folder = tmp_path_factory.mktemp("stored")
+    model = save_model(model_type, folder, **changes)
+    return StoredFamily(model_type=model_type, model=model, folder=folder, architecture=architecture)
+
+
 @pytest.mark.parametrize("quantization", ["F32", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("name", GGUF_MODELS)
+@pytest.mark.parametrize("stored", GGUF_MODELS, indirect=True)
 def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
-    name: str, quantization: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+    stored: StoredFamily, quantization: str, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
-    model_type, architecture, changes = GGUF_MODELS[name]
-    model = save_model(model_type, tmp_path / "hf", **changes)
-    path = write_gguf(tmp_path / "tiny.gguf", model, quantization, architecture=architecture)
-    folder = HuggingFaceCheckpoint(tmp_path / "hf")
+    path = write_gguf(tmp_path / "tiny.gguf", stored.model, quantization, architecture=stored.architecture)
+    folder = HuggingFaceCheckpoint(stored.folder)
     type_ = gguf.GGMLQuantizationType[quantization]
     with GGUFCheckpoint(path) as checkpoint:
-        other = {"model_type": "llama"} if model_type == "mistral" and architecture == "llama" else {}
+        is_called_llama = stored.model_type == "mistral" and stored.architecture == "llama"
+        other = {"model_type": "llama"} if is_called_llama else {}
         assert checkpoint.config.to_dict() == folder.config.to_dict() | other
         for tensor, shape in checkpoint.config.tensor_shapes().items():
             expected = folder.tensor(tensor)
-            is_turned = architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
+            is_turned = stored.architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
             if len(shape) == 2 and "embed_positions" not in tensor and ".altup." not in tensor:
-                stored = np.ascontiguousarray(expected.T) if is_turned else expected
-                rounded = gguf.quants.dequantize(gguf.quants.quantize(stored, type_), type_)
+                written = np.ascontiguousarray(expected.T) if is_turned else expected
+                rounded = gguf.quants.dequantize(gguf.quants.quantize(written, type_), type_)
                 expected = rounded.T if is_turned else rounded
             # 1 + weight and -exp(weight) were rounded in the file: by half a unit in the last place of up to 4.
             # Measured: 1.2e-7.
@@ -251,7 +285,7 @@ def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
 
 
 @pytest.mark.parametrize(
-    "name",
+    "stored",
     [
         name
         for name, (model_type, _, _) in GGUF_MODELS.items()
@@ -259,16 +293,16 @@ def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
         and row.is_in_transformers
         and name not in NOT_IN_TRANSFORMERS
     ],
+    indirect=True,
 )
 def test_an_imported_gguf_file_loads_in_transformers(
-    name: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+    stored: StoredFamily, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
-    model_type, architecture, changes = GGUF_MODELS[name]
-    model = save_model(model_type, tmp_path / "hf", **changes)
-    import_checkpoint(write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture), tmp_path / "ours")
+    path = write_gguf(tmp_path / "tiny.gguf", stored.model, architecture=stored.architecture)
+    import_checkpoint(path, tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     ids = random_ids()
-    np.testing.assert_allclose(theirs(imported, ids), theirs(model, ids), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(theirs(imported, ids), theirs(stored.model, ids), rtol=0, atol=TOLERANCE)
 
 
 # llama.cpp rounds YaRN's range to whole dimensions, which GPT-OSS does not ask for, and takes no OLMoE with fewer key
