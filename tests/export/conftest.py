@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from hub_models import new_model
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from edgelm_export import verify
 
 if TYPE_CHECKING:
     from exported_adapters import Exported
@@ -37,6 +39,14 @@ WriteGGUF = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_check() -> Iterator[None]:
+    """Let the exporter check packages on a quarter of its text, as it does those of large models: half of its time."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(verify, "_WINDOW_TOKENS", verify._WINDOW_TOKENS_OF_LARGE)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,12 @@ INT4 = Precision(
 GREEDY = edgelm.GenerationConfig(max_new_tokens=32, ignore_eos=True)
 
 
+@pytest.fixture(autouse=True)
+def _whole_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check packages on the text that users' are checked on; the other tests here take a quarter of it."""
+    monkeypatch.setattr(verify, "_WINDOW_TOKENS", 256)
+
+
 @torch.no_grad()
 def test_the_figures_are_those_of_pytorch_and_the_loaded_package(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=5)  # whose first greedy tokens are the source's

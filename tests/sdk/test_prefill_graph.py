@@ -26,6 +26,7 @@ from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession, SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+from edgelm_export import verify
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import PRECISIONS
@@ -334,7 +335,8 @@ def test_pieces_of_a_prompt_are_counted_by_the_engine(plain: LanguageModel) -> N
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> LanguageModel:
     folder = tmp_path_factory.mktemp("smollm2") / "package"
-    with open_checkpoint(smollm2_gguf) as checkpoint:
+    with open_checkpoint(smollm2_gguf) as checkpoint, pytest.MonkeyPatch.context() as changed:
+        changed.setattr(verify, "_LARGE", 10**8)  # it is checked on a quarter of the text, as larger ones are
         export_package(checkpoint, folder, PRECISIONS["int8"].with_prefill_graph())
     return edgelm.load(folder, SessionOptions(threads=2))
 
@@ -345,7 +347,7 @@ def test_the_real_model_reads_prompts_to_one_result_and_within_a_percent(smollm2
     quality = smollm2.manifest.quality
     assert quality is not None
     after, source_after = quality.after_prefill or (0.0, 1.0)
-    assert after == pytest.approx(source_after, rel=0.02)  # 0.005 measured
+    assert after == pytest.approx(source_after, rel=0.02)  # 0.002 measured
     session, ids = smollm2.session, smollm2.tokenizer.encode(verification_text())[:600]
     for length in (33, 34, 257, 258, 600):
         fresh, pieces, reused = session.new_cache(), session.new_cache(), session.new_cache()
