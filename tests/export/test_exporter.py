@@ -268,7 +268,8 @@ def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
     assert [len(window) for window in windows] == [40] * 4
 
 
-def test_a_large_model_is_checked_on_shorter_windows(tmp_path: Path) -> None:
+def test_a_large_model_is_checked_on_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_WINDOW_TOKENS", 256)  # which conftest.py makes fewer
     model = edgelm.load(tiny_model_path())
     sizes = {"intermediate_size": 2**16, "hidden_size": 2**10, "num_hidden_layers": 6}
     large = edgelm.ModelConfig.from_dict(model.config.to_dict() | sizes)
