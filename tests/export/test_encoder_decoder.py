@@ -216,7 +216,7 @@ def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_p
 def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(name: str, exported: Exported) -> None:
     model, folder = exported(name)
     loaded = edgelm.load(folder / "package")
-    source = loaded.tokenizer.encode_source(TEXT)
+    source = loaded.tokenizer.as_source(loaded.tokenizer.encode(TEXT))
     assert source == [*loaded.tokenizer.encode(TEXT), 2]
     completion = loaded.generate(TEXT, GREEDY)
     assert list(completion.token_ids) == their_tokens(model, source, 12)

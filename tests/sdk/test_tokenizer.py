@@ -335,7 +335,7 @@ def test_a_prompt_begins_with_what_the_author_puts_before_every_text(
     assert tokenizer.encode_prompt("The sea") == [*start, *tokenizer.encode("The sea")]
     assert tokenizer.encode_prompt("") == start
     end = [specials[1][1]] if single.endswith("<|im_end|>") else []
-    assert tokenizer.encode_source("The sea") == [*start, *tokenizer.encode("The sea"), *end]
+    assert tokenizer.as_source(tokenizer.encode("The sea")) == [*start, *tokenizer.encode("The sea"), *end]
     # The text itself still cannot spell a control token.
     assert specials[0][1] not in tokenizer.encode_prompt("<|im_start|>")[len(start) :]
 
