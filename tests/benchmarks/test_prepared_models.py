@@ -101,7 +101,7 @@ def test_a_checkpoint_that_was_trained_from_its_first_weight_on_has_a_gguf_file(
     config = ModelConfig(
         model_type="llama", vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64, norm_eps=1e-6,
-        rope_theta=500.0, tie_word_embeddings=True, bos_token_id=0, eos_token_ids=(0,),
+        rope_theta=500.0, tie_word_embeddings=True, bos_token_id=0, eos_token_ids=(0, 2),
     )  # fmt: skip
     save_checkpoint(Transformer(config), tmp_path / "trained", text_files_from=tmp_path / "tokenizer")
     write_first(tmp_path / "trained", tmp_path / "trained.gguf")

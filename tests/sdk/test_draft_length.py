@@ -3,9 +3,10 @@
 from collections import deque
 
 import pytest
+from speculating import FixedCosts
 
 from edgelm.decoding import draft_length
-from edgelm.decoding.draft_length import DraftLength, StepCosts
+from edgelm.decoding.draft_length import DraftLength, StepCosts, StepPlan
 from edgelm.decoding.prompt_lookup import PromptLookup
 
 STEP_OF_ONE = 6.0
@@ -87,37 +88,64 @@ def test_a_step_that_was_not_seen_is_estimated_from_the_nearest_one() -> None:
     assert costs(of_3=5.0).seconds(9) == STEP_OF_ONE  # none is cheaper than a step of one token
 
 
-def test_nothing_is_guessed_before_a_step_of_one_token_was_seen() -> None:
-    assert DraftLength(StepCosts(), {1: 1.0}).best(1, 15) == 0
+def counted(length: DraftLength, known: StepCosts, most: int = 15, kind: int = 1) -> int:
+    """Return how many tokens are guessed behind one."""
+    return length.best(kind, most, StepPlan(known)).computed - 1
+
+
+def test_nothing_is_guessed_before_a_step_was_seen() -> None:
+    assert counted(DraftLength({1: 1.0}), StepCosts()) == 0
 
 
 def test_as_much_is_guessed_as_pays() -> None:
     flat, steep = costs(of_9=6.5), costs(of_9=6.0 * 9)
-    assert DraftLength(flat, {1: 0.99}).best(1, 15) == 15
-    assert DraftLength(flat, {1: 0.99}).best(1, 4) == 4
-    assert DraftLength(steep, {1: 0.99}).best(1, 15) == 0  # nine tokens in one step for the time of nine steps
-    assert 0 < DraftLength(costs(), {1: 0.5}).best(1, 15) < DraftLength(costs(), {1: 0.9}).best(1, 15)
+    assert counted(DraftLength({1: 0.99}), flat) == 15
+    assert counted(DraftLength({1: 0.99}), flat, most=4) == 4
+    assert counted(DraftLength({1: 0.99}), steep) == 0  # nine tokens in one step for the time of nine steps
+    assert 0 < counted(DraftLength({1: 0.5}), costs()) < counted(DraftLength({1: 0.9}), costs())
 
 
 def test_guesses_that_fail_turn_guessing_off_and_others_turn_it_on_again() -> None:
-    length = DraftLength(costs(), {2: 0.5, 4: 0.5})
+    length = DraftLength({2: 0.5, 4: 0.5})
     for _ in range(20):
         length.learn(2, 0, True)
-    assert length.best(2, 15) == 0
-    assert length.best(4, 15) > 0  # another kind
+    assert counted(length, costs(), kind=2) == 0
+    assert counted(length, costs(), kind=4) > 0
     for _ in range(40):
         length.learn(2, 1, False)
-    assert length.best(2, 15) > 4
+    assert counted(length, costs(), kind=2) > 4
 
 
 def test_a_guess_that_takes_long_is_not_made() -> None:
-    length = DraftLength(costs(), {1: 0.8})
-    assert length.best(1, 15) > 3
+    length = DraftLength({1: 0.8})
+    assert counted(length, costs()) > 3
     length.learn_cost(4, 100 * STEP_OF_ONE)  # with the prompt
-    assert length.best(1, 15) > 3
+    assert counted(length, costs()) > 3
     length.learn_cost(4, 4 * STEP_OF_ONE)
-    assert length.best(1, 15) == 0
-    cheap = DraftLength(costs(), {1: 0.8})
+    assert counted(length, costs()) == 0
+    cheap = DraftLength({1: 0.8})
     cheap.learn_cost(10, STEP_OF_ONE)
     cheap.learn_cost(10, STEP_OF_ONE)  # a tenth of a step for each token
-    assert cheap.best(1, 15) > 0
+    assert counted(cheap, costs()) > 0
+
+
+def test_the_more_requests_share_a_step_the_surer_a_guess_has_to_be() -> None:
+    costs, length = FixedCosts(0.2), DraftLength({1: 0.6})
+    counts = [length.best(1, 7, StepPlan(costs, rows, rows)).computed - rows for rows in (1, 2, 4, 8)]
+    assert counts == [2, 1, 0, 0]
+    # Of two requests: with a guess of the first 2.6 tokens in 1.4 steps' time, with one of each 3.2 in 1.6.
+    first = length.best(1, 7, StepPlan(costs, 2, 2.0))
+    second = length.best(1, 7, first)
+    assert (first.computed, second.computed) == (3, 4)
+    assert (first.tokens, second.tokens) == pytest.approx((2.6, 3.2))
+
+
+def test_steps_of_other_lengths_let_expect_what_one_takes() -> None:
+    costs = StepCosts()
+    assert not costs.is_known
+    costs.add(4, 1.6)
+    assert costs.seconds(4) == 1.6
+    assert costs.seconds(2) < 1.6 < costs.seconds(8)
+    costs.add(8, 2.4)
+    assert costs.seconds(6) == pytest.approx(2.0)
+    assert costs.seconds(2) == pytest.approx(1.2)

@@ -8,12 +8,11 @@ from typing import NoReturn
 
 import pytest
 from make_tiny_model import make_checkpoint
-from speculating import FixedCosts, configs, load, repetitive
+from speculating import configs, load, repetitive
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm import Completion, Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
-from edgelm.decoding.draft_length import DraftLength, StepCosts, StepPlan
 from edgelm.memory import kv_batch
 from edgelm.memory.kv_cache import GROWTH_STEP, bytes_per_token
 from edgelm.memory.mirrored_memory import MirroredBuffers
@@ -179,28 +178,6 @@ def test_a_lone_request_guesses_in_either_mode(model: LanguageModel) -> None:
     assert [answer.token_ids for answer in answers] == [plain.token_ids] * 2
     assert answers[0].timings.accepted_tokens > 5
     assert hasattr(os, "memfd_create") is (answers[1].timings.accepted_tokens > 5)
-
-
-def test_the_more_requests_share_a_step_the_surer_a_guess_has_to_be() -> None:
-    costs, length = FixedCosts(0.2), DraftLength({1: 0.6})
-    counts = [length.best(1, 7, StepPlan(costs, rows, rows)).computed - rows for rows in (1, 2, 4, 8)]
-    assert counts == [2, 1, 0, 0]
-    # Of two requests: with a guess of the first 2.6 tokens in 1.4 steps' time, with one of each 3.2 in 1.6.
-    first = length.best(1, 7, StepPlan(costs, 2, 2.0))
-    second = length.best(1, 7, first)
-    assert (first.computed, second.computed) == (3, 4)
-    assert (first.tokens, second.tokens) == pytest.approx((2.6, 3.2))
-
-
-def test_steps_of_other_lengths_let_expect_what_one_takes() -> None:
-    costs = StepCosts()
-    assert not costs.is_known
-    costs.add(4, 1.6)
-    assert costs.seconds(4) == 1.6
-    assert costs.seconds(2) < 1.6 < costs.seconds(8)
-    costs.add(8, 2.4)
-    assert costs.seconds(6) == pytest.approx(2.0)
-    assert costs.seconds(2) == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize("room", range(150, 166))
