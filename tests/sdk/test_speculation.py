@@ -270,15 +270,15 @@ def test_a_draft_that_has_to_read_before_it_is_tried_again_reads_on_with_each_st
 def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2_package: Path) -> None:
     model = load(smollm2_package, threads=2)
     lengths = []
-    for i in range(8):
+    for i in range(4):
         topic = ["the sea", "a dog"][i % 2]
-        asked = ["Repeat this sentence", "Write a sentence about", "List words about", "Explain"][i // 2]
+        asked = ["Repeat this sentence", "Write a sentence about", "List words about", "Explain"][i]
         prompt = model.encode_chat(
             [{"role": "user", "content": f"{asked}: {topic}, {topic} and {topic} in {1990 + i}"}]
         )
         config = GenerationConfig(max_new_tokens=16, temperature=0.7 if i % 4 == 3 else 0.0, seed=i)
         lengths.append(check_exact(model, prompt, config, "prompt_lookup"))
-    assert sum(lengths) > 8
+    assert sum(lengths) > 3
 
 
 @pytest.mark.real_model
