@@ -167,6 +167,11 @@ def test_without_the_memory_for_it_requests_in_company_guess_nothing(
     answers = together(model, [(prompt, guessing(config)) for prompt in prompts])
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.token_ids == model.generate(prompt, config).token_ids
+    drafted = sum(answer.timings.drafted_tokens for answer in answers)
+    if refused == "always":
+        assert drafted == 0
+    elif refused == "when a place is to show another row":
+        assert drafted <= 3 * 7  # in the first step that wanted to
 
 
 def test_a_lone_request_guesses_in_either_mode(model: LanguageModel) -> None:

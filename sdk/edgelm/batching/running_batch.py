@@ -185,7 +185,7 @@ class RunningBatch:
         """
         guessing = {request.row: request for request in self._decoding.values() if self._may_guess(request)}
         most = self._session.most_single_steps() if guessing else 1
-        if most == 1:
+        if most == 1 or not self._batch.mirror():
             return {}
         guesses: dict[KVRow, list[int]] = {row: [] for row in rows}
         plan, room = StepPlan(self._row_costs, len(rows), len(rows)), self._max_tokens - self.tokens

@@ -12,7 +12,8 @@ from edgelm.memory.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, zeros
 from edgelm.memory.mirrored_memory import MirroredBuffers, Row
 from edgelm.memory.returned_memory import give_back
 
-# Rows of one step, those of guessed tokens among them: sixteen take about as long as four steps of one.
+# Rows of a step with guessed tokens: eight take 2.5 times as long as one (docs/results/batching.md), and a guess gains
+# less with each.
 MOST_SHOWN = 16
 
 
@@ -76,20 +77,24 @@ class KVBatch:
         self.bindings.clear()
         self.logits = None
 
-    def shown(self, order: Sequence[int]) -> list[KeysOrValues] | None:
-        """Return buffers [len(order), K, C, H] that show these rows, up to MOST_SHOWN, until the next call.
-
-        A row may be there several times: what is written into one is in all. None: the system has no such memory.
-        """
-        places = len(self.buffers[0])
+    def mirror(self) -> bool:
+        """Have memory whose rows may be `shown` from now on; return whether the system has it. What is cached stays."""
         if not self._mirrors and not self._is_refused:
             self._mirrors = True
-            self._resize(places, self.capacity)
+            self._resize(len(self.buffers[0]), self.capacity)
+        return self._mirrors
+
+    def shown(self, order: Sequence[int]) -> list[KeysOrValues] | None:
+        """Return buffers [len(order), K, C, H] that show these rows of a batch that mirrors, up to MOST_SHOWN, until
+        the next call; None where the system has no memory for it any more.
+
+        A row may be there several times: what is written into one is in all.
+        """
         try:
             return None if self._mirrored is None else self._mirrored.show(order)
         except OSError:
             self._mirrors, self._is_refused = False, True
-            self._resize(places, self.capacity)
+            self._resize(len(self.buffers[0]), self.capacity)
             return None
 
     def add(self) -> KVRow:

@@ -441,11 +441,12 @@ class DecoderSession:
         """Compute one more token for each of the first B rows of a batch, together, and add it to its row.
 
         guesses: for each row the tokens that may follow this one, with which it has up to `most_single_steps`; up to
-        MOST_SHOWN for all rows. They are added too, and whoever finds them wrong truncates the row.
+        MOST_SHOWN for all rows of a batch that mirrors. They are added too, and whoever finds them wrong truncates the
+        row.
 
         Returns float32 logits [B, V], and behind them those of the guesses, row after row; the next `forward_rows`
-        overwrites them. A row's logits have the bits that `forward` gives for it alone. Where the system has not the
-        memory for guesses there are none, neither logits nor tokens.
+        overwrites them. A row's logits have the bits that `forward` gives for it alone. Where the system has no memory
+        for guesses any more there are none, neither logits nor tokens.
 
         Raises:
             ContextLengthError: a token does not fit the model's context.

@@ -47,9 +47,10 @@ class _Mirror:
         self._memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
         cache.binding = None
         for i, mirrored in enumerate(self._memory.buffers):  # so that never more than one layer is there twice
-            mirrored[:, :, cache.filled(i)] = buffers[i][:, :, cache.filled(i)]
-            give_back(buffers[i])
+            buffer = buffers[i]
+            mirrored[:, :, cache.filled(i)] = buffer[:, :, cache.filled(i)]
             buffers[i] = mirrored
+            give_back(buffer)
         self._buffer = weakref.ref(cache.buffers[0])
         self.steps: dict[tuple[int, str | None], Step] = {}  # by the number of rows, and their adapter
 
