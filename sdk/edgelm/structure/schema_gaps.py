@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import math
@@ -20,7 +19,7 @@ _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedPropertie
 _PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas")
 # Objects of llguidance 1.9 with a thousand such properties take 0.1 s, and it refuses them then; multiples of 100,000
 # states 0.5 s. Both grow with the square.
-_MOST_OPTIONAL, _MOST_MULTIPLES = 1_000, 100_000
+_MOST_OPTIONAL, _MOST_MULTIPLES, _MOST_DIGITS = 1_000, 100_000, 30
 _BOUNDS = {
     "minimum": ROUND_CEILING,
     "maximum": ROUND_FLOOR,
@@ -188,13 +187,14 @@ def _refuse_multiples(schema: Mapping[str, Any]) -> None:
     """Refuse multiples that take long to tell apart: as many states as the number that all of them divide, which twos
     and fives leave as it is in decimals, and that for each of them.
     """
-    multiples = [*_multiples_in(schema)]
-    common = math.lcm(*map(_odd_part, multiples))
-    if common * len(multiples) > _MOST_MULTIPLES:
-        raise ConfigError(
-            f"The JSON schema cannot be enforced: its multipleOf, {max(multiples):.15g} the largest of "
-            f"{len(multiples)}, would take long to follow. Take smaller or rounder numbers, or leave them out."
-        )
+    multiples, common = [*_multiples_in(schema)], 1
+    for multiple in multiples:
+        common = math.lcm(common, _odd_part(multiple))
+        if common * len(multiples) > _MOST_MULTIPLES:  # each time, so that no schema makes a number without end
+            raise ConfigError(
+                f"The JSON schema cannot be enforced: its multipleOf, {max(multiples):.15g} the largest of "
+                f"{len(multiples)}, would take long to follow. Take smaller or rounder numbers, or leave them out."
+            )
 
 
 def _multiples_in(value: Any) -> Iterator[Decimal]:
@@ -208,8 +208,11 @@ def _multiples_in(value: Any) -> Iterator[Decimal]:
 
 
 def _odd_part(multiple: Decimal) -> int:
-    """Return what is left of a number's digits without its factors of two and five."""
-    whole = functools.reduce(lambda number, digit: 10 * number + digit, multiple.as_tuple().digits)
+    """Return what is left of a number's digits without its factors of two and five; of very many, too much."""
+    digits = "".join(map(str, multiple.as_tuple().digits)).rstrip("0")
+    whole = int(digits[:_MOST_DIGITS])
+    if len(digits) > _MOST_DIGITS:
+        return whole
     for factor in (2, 5):
         while whole % factor == 0:
             whole //= factor
