@@ -26,6 +26,8 @@ def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
     grammar = tmp_path / "answer.lark"
     grammar.write_text('start: "a" /[bc]/', encoding="utf-8")
     assert run("--grammar", str(grammar)).stdout in ("ab\n", "ac\n")
+    grammar.write_text('# of llama.cpp\nroot ::= "a" [de]\n', encoding="utf-8")
+    assert run("--grammar", str(grammar)).stdout in ("ad\n", "ae\n")
 
 
 def test_an_answer_that_is_cut_off_and_so_is_not_what_was_asked_for_is_told() -> None:

@@ -75,6 +75,9 @@ def test_an_answer_matches_its_pattern_grammar_or_choice(tiny: LanguageModel) ->
     grammar = 'start: pair ("," pair)*\npair: /[a-z]/ "=" ("0" | "1")'
     text = tiny.generate("x", constrained(Constraint.lark(grammar), max_new_tokens=40, **free)).text
     assert re.match(r"[a-z]=[01]", text)
+    gbnf = 'root ::= pair ("," pair){2}\npair ::= [a-z] "=" ( "0" | "1" ) # a bit\n'
+    text = tiny.generate("x", constrained(Constraint.gbnf(gbnf), **free)).text
+    assert re.fullmatch(r"[a-z]=[01](,[a-z]=[01]){2}", text)
     choices = ["yes", "yes, sure", 'a "quoted" one', "日本"]
     for seed in range(5):
         config = constrained(Constraint.choices(choices), temperature=2.0, seed=seed)
@@ -291,6 +294,9 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
         (Constraint.regex(r"[^\s\S]"), "The regular expression cannot be enforced: no text has this form"),
         (Constraint.lark('start: a\na: a "x"'), "The grammar cannot be enforced: no text has this form"),
         (Constraint.lark("start: foo"), 'The grammar cannot be enforced: .*unknown name: "foo"'),
+        (Constraint.gbnf('roots ::= "a"'), "The grammar cannot be enforced: No 'root' rule found"),
+        (Constraint.gbnf("root ::= ("), "The grammar cannot be enforced: Expected '[)]' at line 1"),
+        (Constraint.gbnf("root ::= " + "(" * 9000), "The grammar cannot be enforced: maximum recursion depth"),
         (Constraint.json_schema({"uniqueItems": True}), r'uniqueItems.* put \{"x-guidance": \{"lenient": true\}'),
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)"}), "pattern: regex parse error"),
         (Constraint.json_schema({"type": "string", "format": "regex"}), "Unknown format: regex. To give"),

@@ -11,19 +11,19 @@ from typing import Any
 import click
 
 from edgelm.cli.wrong_usage import refused, wrong_usage
-from edgelm.structure.constraint import Constraint
+from edgelm.structure.constraint import Constraint, is_gbnf
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (
     click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer with JSON that this JSON schema describes."),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that this pattern matches as a whole."),
-    click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this Lark grammar."),
+    click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this grammar: Lark, or GBNF."),
     click.option("--choice", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice."),
 )
 _MAKERS: dict[str, Callable[[Any], Constraint]] = {
     "json_schema": lambda path: Constraint.json_schema(_read_json(path)),
     "regex": Constraint.regex,
-    "grammar": lambda path: Constraint.lark(_read(path)),
+    "grammar": lambda path: _grammar(_read(path)),
     "choice": Constraint.choices,
 }
 
@@ -52,6 +52,10 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         with_constraint = option(with_constraint)
     return with_constraint
+
+
+def _grammar(text: str) -> Constraint:
+    return Constraint.gbnf(text) if is_gbnf(text) else Constraint.lark(text)
 
 
 def _read(path: Path) -> str:

@@ -41,7 +41,7 @@ class Constraint:
     of it.
     """
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "gbnf"]
     source: str
     after: tuple[str, ...] = ()
     at_start: bool = False
@@ -102,6 +102,16 @@ class Constraint:
         return cls(kind="lark", source=_text(grammar, "grammar"))
 
     @classmethod
+    def gbnf(cls, grammar: str) -> Constraint:
+        """Constrain to a grammar in GBNF, as llama.cpp reads it; its first rule is `root`.
+
+        Raises:
+            ConfigError: the grammar is no text, or empty. One that is broken is named when an answer with it is asked
+                for.
+        """
+        return cls(kind="gbnf", source=_text(grammar, "grammar"))
+
+    @classmethod
     def choices(cls, texts: Iterable[str]) -> Constraint:
         """Constrain to exactly one of some texts.
 
@@ -144,6 +154,11 @@ class Constraint:
 def lark_string(text: str) -> str:
     """Write a text as a literal of a Lark grammar."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which llguidance does not read
+
+
+def is_gbnf(grammar: str) -> bool:
+    """Tell a grammar in GBNF from one in Lark: its rules are `name ::= ...`."""
+    return re.search(r"^[ \t]*[\w-]+[ \t]*::=", grammar, re.MULTILINE) is not None
 
 
 def _text(value: str, what: str) -> str:

@@ -24,7 +24,7 @@ _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
 _TOO_MANY_WAYS = "Current row has"  # llguidance takes 2,000 of them
 _NOTHING_CAN_COME = "NoExtensionBias"
-_KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
+_KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar", "gbnf": "grammar"}
 
 
 class ConstraintMatcher:
@@ -207,11 +207,21 @@ def _grammar_of(constraint: Constraint) -> str:
         "json_schema": lambda source: matcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
         "regex": matcher.grammar_from_regex,
         "lark": matcher.grammar_from_lark,
+        "gbnf": lambda source: matcher.grammar_from_lark(_lark_of_gbnf(source)),
     }
     try:
         return grammars[constraint.kind](constraint.source)
     except ValueError as error:  # a number that fits none of llguidance's
         raise ConfigError(_explain(constraint, str(error))) from error
+
+
+def _lark_of_gbnf(grammar: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return str(gbnf_to_lark(grammar))
+    except Exception as error:  # llguidance raises no class of its own for a rule that is missing
+        raise ValueError(error) from error
 
 
 class _Vocabulary:
