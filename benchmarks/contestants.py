@@ -45,6 +45,13 @@ CONTESTANTS = (
         baseline="llama-q8_0",
     ),
     Contestant(
+        name="edgelm-int8-long",
+        label="edgelm int8 + prefill graph, int8 keys",
+        engine="edgelm_engine",
+        model="edgelm-int8-long",
+        baseline="llama-q8_0",
+    ),
+    Contestant(
         name="edgelm-int8-wide-long",
         label="edgelm int8-wide + prefill graph, int8 keys",
         engine="edgelm_engine",

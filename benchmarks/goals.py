@@ -70,7 +70,7 @@ def _at_most(
 
 
 _INT8, _WIDE, _INT4, _FP32 = "edgelm-int8", "edgelm-int8-wide", "edgelm-int4", "edgelm-fp32"
-_WIDE_LONG, _INT4_LONG = "edgelm-int8-wide-long", "edgelm-int4-long"
+_INT8_LONG, _WIDE_LONG, _INT4_LONG = "edgelm-int8-long", "edgelm-int8-wide-long", "edgelm-int4-long"
 _Q8, _Q4, _GENAI8, _GENAI4 = "llama-q8_0", "llama-q4_0", "genai-int8", "genai-int4"
 
 
@@ -135,6 +135,7 @@ _BESIDE_PEERS = (
         at_least=True,
         unit="x",
     ),
+    *_for_long_texts(_INT8_LONG, _Q8, 1.4),
     *_for_long_texts(_WIDE_LONG, _Q8, 1.4),
     *_for_long_texts(_INT4_LONG, _Q4, 1.25),
 )

@@ -70,6 +70,7 @@ MODELS = {
                 "llama-source",
                 "edgelm-int8-wide",
                 "edgelm-int8-prefill",
+                "edgelm-int8-long",
                 "edgelm-int8-wide-long",
                 "edgelm-int4-long",
                 "genai-int8",

@@ -155,7 +155,7 @@ _MAKERS: dict[str, Callable[[Model, Path], None]] = {
     PREFILL_MODEL: partial(_export, PRECISIONS["int8"].with_prefill_graph(), "int8-prefill"),
     **{
         f"edgelm-{name}-long": partial(_export, PRECISIONS[name].with_prefill_graph().with_int8_cache(), f"{name}-long")
-        for name in ("int8-wide", "int4")
+        for name in ("int8", "int8-wide", "int4")
     },
     **{f"genai-{precision}": partial(_build_genai, precision, True) for precision in ("int8", "int4")},
     **{f"genai-{precision}-all-logits": partial(_build_genai, precision, False) for precision in ("int8", "int4")},
