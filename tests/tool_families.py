@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgelm.completion import Chunk, Message
 from edgelm.language_model import LanguageModel
+from edgelm.structure.constraint import Constraint
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import FORMATS, ToolFormat
+from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -150,6 +154,20 @@ def written(name: str) -> str:
     elif quote := row(name).quote:
         oslo = ",".join(f"{key}:{quote}{value}{quote}" for key, value in OSLO.items())
     return WRITTEN[name].replace("OSLO", oslo)
+
+
+def accepts(constraint: Constraint | None, text: str) -> bool:
+    """Say whether a model that is held to the constraint may write this, and nothing after it."""
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    matcher = constraint.compile(tokenizer, end_ids=[2])
+    for id_ in tokenizer.encode(text):
+        logits_V = np.zeros(tokenizer.vocab_size, np.float32)
+        matcher.mask(logits_V)
+        if not np.isfinite(logits_V[id_]):
+            return False
+        matcher.advance(id_)
+    return matcher.is_complete
 
 
 def taken(name: str, pieces: list[str] | str, parameters: Any = None) -> tuple[str, list[tuple[str, str]], str | None]:
