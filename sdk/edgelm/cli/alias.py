@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import CompletionItem
 
-from edgelm.cli.generation_options import complete_model
+from edgelm.cli.generation_options import complete_alias, complete_model
 from edgelm.cli.output import print_json, print_table
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm.errors import EdgeLMError
 from edgelm.library.library import Library, check_name
-
-
-def _complete_alias(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    try:
-        return [CompletionItem(name) for name in Library().aliases() if name.startswith(incomplete)]
-    except EdgeLMError:  # a shell that completes has no place for messages
-        return []
 
 
 @click.command()
 @click.argument("name", required=False)
 @click.argument("target", required=False, shell_complete=complete_model)
 @click.option(
-    "--remove", "removed", metavar="NAME", shell_complete=_complete_alias, help="Forget an alias; its model stays."
+    "--remove", "removed", metavar="NAME", shell_complete=complete_alias, help="Forget an alias; its model stays."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as a JSON object: alias to model.")
 def alias(name: str | None, target: str | None, removed: str | None, as_json: bool) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.generation_options import complete_model, prefill_graph_option, provider_option, threads_option
+from edgelm.cli.generation_options import complete_model, runtime_options
 from edgelm.cli.output import megabytes, one_line, print_json
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
@@ -20,21 +20,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", shell_complete=complete_model)
-@threads_option
-@provider_option
-@prefill_graph_option
+@runtime_options
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measure so many times.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measured value as JSON.")
 @picture_option
-def bench(
-    model: str,
-    threads: int | None,
-    provider: str,
-    prefill_graph: bool,
-    rounds: int,
-    as_json: bool,
-    output: Path | None,
-) -> None:
+def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: dict[str, Any]) -> None:
     """Measure how fast a model is on this machine.
 
     Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
@@ -52,8 +42,7 @@ def bench(
     from edgelm.speed import measure
 
     with progress_line() as progress:
-        options = SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph)
-        report = measure(model, options, rounds=rounds, progress=progress)
+        report = measure(model, SessionOptions(**runtime), rounds=rounds, progress=progress)
     if output is not None:
         _draw(report, output)
     if as_json:

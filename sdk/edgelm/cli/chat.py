@@ -11,13 +11,7 @@ import click
 
 from edgelm.cli.adapter_options import adapters_option, with_adapters
 from edgelm.cli.cache import complete_session
-from edgelm.cli.generation_options import (
-    complete_model,
-    generation_options,
-    prefill_graph_option,
-    provider_option,
-    threads_option,
-)
+from edgelm.cli.generation_options import complete_model, generation_options, runtime_options
 from edgelm.cli.output import clean_text, is_terminal, piped_lines, printable
 from edgelm.cli.progress import status
 from edgelm.cli.thinking import show_thinking, think_option, think_variables
@@ -47,9 +41,7 @@ if TYPE_CHECKING:
 @think_option
 @generation_options
 @adapters_option
-@threads_option
-@provider_option
-@prefill_graph_option
+@runtime_options
 def chat(
     model: str | None,
     system: str | None,
@@ -57,9 +49,7 @@ def chat(
     keep_cache: bool,
     think: bool | None,
     adapters: tuple[tuple[str | None, Path], ...],
-    threads: int | None,
-    provider: str,
-    prefill_graph: bool,
+    runtime: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
     """Talk with a model.
@@ -93,7 +83,7 @@ def chat(
             from edgelm.language_model import load
             from edgelm.runtime.session import SessionOptions
 
-            return load(name, SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph))
+            return load(name, SessionOptions(**runtime))
 
     loaded = with_adapters(load_model(name), adapters)
     settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop

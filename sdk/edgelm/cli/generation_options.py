@@ -67,15 +67,31 @@ threads_option = click.option(
     metavar="N",
     help="Threads of a step.  [default: the physical cores]",
 )
-provider_option = click.option(
-    "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."
-)
-prefill_graph_option = click.option(
-    "--prefill-graph/--no-prefill-graph",
-    default=True,
-    show_default=True,
-    help="Read prompts by the graph that a package may have for them; without it, in less memory.",
-)
+_RUNTIME_OPTIONS = {
+    "threads": threads_option,
+    "provider": click.option(
+        "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."
+    ),
+    "prefill_graph": click.option(
+        "--prefill-graph/--no-prefill-graph",
+        default=True,
+        show_default=True,
+        help="Read prompts by the graph that a package may have for them; without it, in less memory.",
+    ),
+}
+
+
+def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of SessionOptions to a command, which receives them as `runtime`."""
+
+    @functools.wraps(command)
+    def with_runtime(*positional: Any, **named: Any) -> None:
+        runtime = {name: named.pop(name) for name in _RUNTIME_OPTIONS}
+        command(*positional, **named, runtime=runtime)
+
+    for option in reversed(_RUNTIME_OPTIONS.values()):
+        with_runtime = option(with_runtime)
+    return with_runtime
 
 
 def generation_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -121,6 +137,11 @@ def complete_kept(_context: click.Context, _param: click.Parameter, incomplete: 
     return _names(incomplete, lambda library: {*library.packages(), *library.sources(), *library.aliases()})
 
 
+def complete_alias(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the aliases to a shell that completes."""
+    return _names(incomplete, Library.aliases)
+
+
 def _names_or_paths(kind: str, incomplete: str, names: Callable[[Library], Iterable[str]]) -> list[CompletionItem]:
     # The paths come first: click's script for bash forgets what was before them. It offers them where no name fits.
     return [CompletionItem(incomplete, type=kind), *_names(incomplete, names)]
@@ -129,5 +150,5 @@ def _names_or_paths(kind: str, incomplete: str, names: Callable[[Library], Itera
 def _names(incomplete: str, names: Callable[[Library], Iterable[str]]) -> list[CompletionItem]:
     try:
         return [CompletionItem(name) for name in sorted(names(Library())) if name.startswith(incomplete)]
-    except EdgeLMError:
+    except EdgeLMError:  # a shell that completes has no place for messages
         return []

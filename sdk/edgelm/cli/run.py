@@ -13,13 +13,7 @@ import click
 
 from edgelm.cli.adapter_options import adapter_option, with_adapters
 from edgelm.cli.constraint_options import constraint_options
-from edgelm.cli.generation_options import (
-    complete_model,
-    generation_options,
-    prefill_graph_option,
-    provider_option,
-    threads_option,
-)
+from edgelm.cli.generation_options import complete_model, generation_options, runtime_options
 from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, print_json, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.thinking import show_thinking, think_option, think_variables
@@ -41,9 +35,7 @@ if TYPE_CHECKING:
 @generation_options
 @constraint_options
 @adapter_option
-@threads_option
-@provider_option
-@prefill_graph_option
+@runtime_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
 def run(
@@ -55,11 +47,9 @@ def run(
     source_language: str | None,
     think: bool | None,
     adapter: tuple[str | None, Path] | None,
-    threads: int | None,
-    provider: str,
-    prefill_graph: bool,
     as_json: bool,
     stats: bool,
+    runtime: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
     """Answer one prompt on standard output.
@@ -85,7 +75,7 @@ def run(
         from edgelm.language_model import load
         from edgelm.runtime.session import SessionOptions
 
-        loaded = load(model, SessionOptions(threads=threads, provider=provider, prefill_graph=prefill_graph))
+        loaded = load(model, SessionOptions(**runtime))
         loaded = with_adapters(loaded, [] if adapter is None else [adapter])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"

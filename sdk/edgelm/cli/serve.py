@@ -8,18 +8,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from edgelm.cli.adapter_options import adapters_option
-from edgelm.cli.generation_options import (
-    complete_model,
-    context_shift_option,
-    prefill_graph_option,
-    provider_option,
-    threads_option,
-)
+from edgelm.cli.generation_options import complete_model, context_shift_option, runtime_options
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import ConfigError
@@ -78,9 +72,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
 @click.option("--speculation", type=click.Choice((PROMPT_LOOKUP,)), help="Guess tokens ahead where that is faster.")
 @context_shift_option
 @adapters_option
-@threads_option
-@provider_option
-@prefill_graph_option
+@runtime_options
 @click.option("--quiet", is_flag=True, help="Show errors only, not each request.")
 def serve(
     models: tuple[str, ...],
@@ -97,10 +89,8 @@ def serve(
     speculation: Literal["prompt_lookup"] | None,
     context_shift: int | None,
     adapters: tuple[tuple[str | None, Path], ...],
-    threads: int | None,
-    provider: str,
-    prefill_graph: bool,
     quiet: bool,
+    runtime: dict[str, Any],
 ) -> None:
     """Serve models to programs and browsers: OpenAI's and Ollama's protocols, and a page to chat.
 
@@ -132,9 +122,7 @@ def serve(
             speculation=speculation,
             context_shift=context_shift,
             adapters=adapters,
-            threads=threads,
-            provider=provider,
-            prefill_graph=prefill_graph,
+            **runtime,
         )
     logging.basicConfig(
         stream=sys.stderr,

@@ -29,7 +29,7 @@ _WAITING_OUTSIDE = 2048
 
 
 def serve(
-    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str, Sequence[str]], None] | None = None
+    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str, Sequence[str]], None]
 ) -> int | None:
     """Serve until a signal comes; return its number.
 
@@ -62,13 +62,9 @@ def serve(
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it says in several lines what we say in one
-        server = _Server(config, app, lambda: (listening or _say_nothing)(_url(listener), tuple(pool.folders())))
+        server = _Server(config, app, lambda: listening(_url(listener), tuple(pool.folders())))
         server.run(sockets=[listener])
     return server.signal
-
-
-def _say_nothing(_url: str, _models: Sequence[str]) -> None:
-    pass
 
 
 class _Server(uvicorn.Server):
