@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
-from collections.abc import Mapping
 from functools import reduce
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ from edgelm.errors import ExportError
 from edgelm.layer_features import NORM_PLACEMENTS
 from edgelm.multipliers import Multipliers
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.tensor_map import GATHERED, is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
@@ -50,7 +48,7 @@ def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
     return -(-config.turning_dim(kind) // ROTARY_MULTIPLE) * ROTARY_MULTIPLE
 
 
-class FoldedCheckpoint:
+class FoldedCheckpoint(CheckpointView):
     """The same function, for a graph of fewer features.
 
     1 + weight of a norm is its weight, no residual_multiplier, no multiplier of a projection and no factor of an expert
@@ -63,8 +61,8 @@ class FoldedCheckpoint:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
         config = checkpoint.config
-        self._source = checkpoint
         self._offset = np.float32(config.norm.endswith("_offset"))
         self._multiplier: np.float32 = np.float32(config.residual_multiplier)
         _, after_attention, _, after_mlp = NORM_PLACEMENTS[config.norm_placement]
@@ -80,8 +78,7 @@ class FoldedCheckpoint:
         self._orders = {kind: _head_order(config, kind) for kind in _kinds(config)}
         norm = config.norm.removesuffix("_offset")
         encoder = config.encoder and dataclasses.replace(config.encoder, norm=norm)
-        self._source_config = config
-        self.config = dataclasses.replace(
+        self._config = dataclasses.replace(
             config,
             norm=norm,
             residual_multiplier=1.0,
@@ -93,48 +90,23 @@ class FoldedCheckpoint:
         self._expert_scales: dict[str, NDArray[np.float32]] = {}  # of each layer
 
     @property
-    def path(self) -> Path:
-        """The source's."""
-        return self._source.path
-
-    @property
-    def hf_config(self) -> Mapping[str, Any]:
-        """The source's."""
-        return self._source.hf_config
-
-    @property
-    def text_files(self) -> Mapping[str, str]:
-        """The source's."""
-        return self._source.text_files
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        """The source's."""
-        return self._source.source
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The source's."""
-        return self._source.notes
-
-    @property
-    def head_divisors(self) -> NDArray[np.float32] | None:
-        """The source's."""
-        return self._source.head_divisors
+    def config(self) -> ModelConfig:
+        """The model's features, without those that are folded in."""
+        return self._config
 
     def stored_type(self, name: str) -> str:
         """Name the type of the source's tensor."""
-        return self._source.stored_type(self._source_name(name))
+        return self._checkpoint.stored_type(self._source_name(name))
 
     def _source_name(self, name: str) -> str:
         """Name the tensor of the source that one is made of: values may be keys there."""
         found = _VALUES.search(name)
-        are_keys = found is not None and self._source_config.keys_are_values(int(found[1]))
+        are_keys = found is not None and self._checkpoint.config.keys_are_values(int(found[1]))
         return name.replace("v_proj", "k_proj") if are_keys else name
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors inside."""
-        tensor = self._source.tensor(self._source_name(name))
+        tensor = self._checkpoint.tensor(self._source_name(name))
         if self._offset and is_of_norm(name):
             tensor = tensor + self._offset
         order = self._order(name)
@@ -145,18 +117,18 @@ class FoldedCheckpoint:
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, with its factors inside."""
         if name in GATHERED:  # which has none
-            return self._source.rows(name, first, end)
+            return self._checkpoint.rows(name, first, end)
         return self.tensor(name)[first:end]
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix, or some of its rows, on its own grid, whose scales take the factor."""
         if name in GATHERED:  # which has none
-            return self._source.quantized_blocks(name, rows)
+            return self._checkpoint.quantized_blocks(name, rows)
         blocks = self._blocks(name)
         return blocks if blocks is None or rows == ALL_ROWS else blocks.rows(rows)
 
     def _blocks(self, name: str) -> QuantizedBlocks | None:
-        blocks = self._source.quantized_blocks(self._source_name(name))
+        blocks = self._checkpoint.quantized_blocks(self._source_name(name))
         factor = self._factor(name)
         if blocks is not None and factor is not None:
             blocks = blocks.times(factor)
@@ -169,22 +141,22 @@ class FoldedCheckpoint:
         """Return what a tensor is multiplied by: the residual_multiplier, that of its projection, an expert's own, or
         that of a router's scores; None is by nothing.
         """
-        if self._source_config.expert_norms and _ROUTER.search(name):
-            return np.float32(self._source_config.hidden_size**-0.5)
+        if self._checkpoint.config.expert_norms and _ROUTER.search(name):
+            return np.float32(self._checkpoint.config.hidden_size**-0.5)
         factors = self._multipliers_of(name)
         if self._is_multiplied(name):
             factors.append(self._multiplier)
-        expert = _LAST_OF_EXPERT.search(name) if self._source_config.expert_scales else None
+        expert = _LAST_OF_EXPERT.search(name) if self._checkpoint.config.expert_scales else None
         if expert is not None:
             scales = f"{name[: expert.start()]}.gate.per_expert_scale"
             if scales not in self._expert_scales:
-                self._expert_scales[scales] = self._source.tensor(scales)
+                self._expert_scales[scales] = self._checkpoint.tensor(scales)
             factors.append(np.float32(self._expert_scales[scales][int(expert[1])]))
         return reduce(operator.mul, factors) if factors else None
 
     def _multipliers_of(self, name: str) -> list[Factor]:
         """Return the multiplier of a tensor's projection, or one for each of its rows [N, 1]; nothing where it is 1."""
-        config, multipliers = self._source_config, self._source_config.multipliers
+        config, multipliers = self._checkpoint.config, self._checkpoint.config.multipliers
         if name.endswith(_PARTS_OF_MAMBA) and multipliers.ssm_xbc != (1, 1, 1):
             keys = (config.linear_num_key_heads or 0) * (config.linear_key_head_dim or 0)
             sizes = (config.linear_channels - 2 * keys, keys, keys)
@@ -198,7 +170,7 @@ class FoldedCheckpoint:
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Return the order that a head of a tensor is to have; None is as it is."""
         found = _QUERIES_OR_KEYS.search(name)
-        kind = None if found is None else self._source_config.rope_kind(int(found[1]))
+        kind = None if found is None else self._checkpoint.config.rope_kind(int(found[1]))
         return None if kind is None else self._orders[kind]
 
     def _is_multiplied(self, name: str) -> bool:
@@ -213,7 +185,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.config = checkpoint.config
+        self._config = checkpoint.config
 
     def stored_type(self, name: str) -> str:
         """Name the type of the source's tensor; of 16 bits that lose a factor, F32, since that takes more digits."""
@@ -222,7 +194,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, with its factors taken out."""
-        tensor, factor = self._source.tensor(name), self._factor(name)
+        tensor, factor = self._checkpoint.tensor(name), self._factor(name)
         if factor is not None:
             tensor = tensor / factor
         order = self._order(name)
@@ -230,7 +202,7 @@ class UnfoldedCheckpoint(FoldedCheckpoint):
         return tensor - self._offset if self._offset and is_of_norm(name) else tensor
 
     def _blocks(self, name: str) -> QuantizedBlocks | None:
-        blocks, factor = self._source.quantized_blocks(name), self._factor(name)
+        blocks, factor = self._checkpoint.quantized_blocks(name), self._factor(name)
         if blocks is not None and factor is not None:
             blocks = blocks.times(np.float32(1) / factor)
         order = self._order(name)

@@ -65,7 +65,7 @@ class PackageCheckpoint(UnfoldedCheckpoint):
     def __init__(self, folder: Path) -> None:
         stored = _StoredTensors(folder)
         super().__init__(stored)
-        self.config = stored.model
+        self._config = stored.model
         self.fewest_bits = stored.fewest_bits  # of the matrices on a grid; None: all are floats
         self.grid = stored.grid
 
