@@ -28,7 +28,7 @@ from edgelm.pictures.scatter_picture import Dot, draw_scatter
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package, usual_precision
-from edgelm_export.mixed import Budget, export_mixed
+from edgelm_export.mixed import Budget, export_mixed, size_of_graph
 from edgelm_export.quantize import DEFAULT_PRECISION, PRECISIONS, Precision, precision_named
 from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
@@ -259,9 +259,8 @@ def _print_frontier(points: Sequence[Point]) -> None:
 def _draw_frontier(points: Sequence[Point], manifest: Manifest) -> str:
     quality = manifest.quality
     assert quality is not None  # every export measures it
-    size = sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
     dots = [Dot(x=point.size / 1e6, y=point.divergence) for point in points]
-    dots.append(Dot(x=size / 1e6, y=quality.mean_kl_divergence, label=f"{manifest.name}, measured"))
+    dots.append(Dot(x=size_of_graph(manifest) / 1e6, y=quality.mean_kl_divergence, label=f"{manifest.name}, measured"))
     return draw_scatter(
         f"{manifest.name}: mixed precision", "MB of weights", "KL divergence, nats per token", dots, line=len(points)
     )
@@ -291,9 +290,9 @@ def print_figures(manifest: Manifest, output: Path) -> None:
     """Show a finished package beside its source."""
     quality = manifest.quality
     assert quality is not None  # every export measures it
-    size, after = sum(entry.size for entry in manifest.files) / 1e6, quality.after_prefill
+    after = quality.after_prefill
     rows = [
-        ("package", f"{output} ({size:.0f} MB, {manifest.precision})"),
+        ("package", f"{output} ({manifest.size / 1e6:.0f} MB, {manifest.precision})"),
         ("perplexity", f"{quality.perplexity:.3f} (source {quality.source_perplexity:.3f}, {quality.tokens} tokens)"),
         *([] if after is None else [("behind a prompt", f"{after[0]:.3f} (source {after[1]:.3f})")]),
         ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),

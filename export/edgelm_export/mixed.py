@@ -12,7 +12,6 @@ import numpy as np
 
 from edgelm.architecture.quantization_recipe import MIXED
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
-from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
@@ -93,7 +92,7 @@ def export_mixed(
             aim = _aim_that_fits(checkpoint, choices, budget, staging / "trial", report)
         for attempt in range(1, _TRIES + 1):
             point = _chosen(choices, budget, aim)
-            precision = _precision(point, checkpoint.config, calibration is not None)
+            precision = _precision(point, calibrated=calibration is not None)
             folder = staging / "package"
             manifest = export_package(
                 checkpoint, folder, precision, name=target.name, calibration=calibration,
@@ -106,7 +105,7 @@ def export_mixed(
                 folder.rmdir()
                 return manifest, walk_frontier(choices)
             if budget.size is not None:
-                aim -= _size(manifest) - budget.size
+                aim -= size_of_graph(manifest) - budget.size
             else:
                 aim *= _MARGIN / over
         raise ExportError(
@@ -130,7 +129,7 @@ def _aim_that_fits(
     for _ in range(_TRIES):
         point = _chosen(choices, budget, aim)
         rounded = {group: f"{scheme}-rounded" for group, scheme in point.schemes.items()}
-        precision = _precision(replace(point, schemes=rounded), checkpoint.config, calibrated=False)
+        precision = _precision(replace(point, schemes=rounded), calibrated=False)
         size = written_size(checkpoint, precision, folder, report)
         if size <= budget.size:
             break
@@ -140,13 +139,14 @@ def _aim_that_fits(
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:
     if budget.size is not None:
-        return _size(manifest) / budget.size
+        return size_of_graph(manifest) / budget.size
     assert manifest.quality is not None  # every export measures it
     assert budget.divergence is not None  # one of the two is there
     return manifest.quality.mean_kl_divergence / budget.divergence
 
 
-def _size(manifest: Manifest) -> int:
+def size_of_graph(manifest: Manifest) -> int:
+    """Return the bytes of a package's graph and weights."""
     return sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx"))
 
 
@@ -234,7 +234,7 @@ def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float)
     )
 
 
-def _precision(point: Point, config: ModelConfig, calibrated: bool) -> Precision:
+def _precision(point: Point, *, calibrated: bool) -> Precision:
     """Write a point as a recipe: a rule for each group that differs from the most common scheme."""
     counts = [*point.schemes.values()]
     usual = max(sorted(set(counts)), key=counts.count)

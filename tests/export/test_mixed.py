@@ -215,9 +215,9 @@ def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
     monkeypatch.setattr(mixed, "_share_of_budget", lambda *_: next(shares))
     points: list[Point] = []
 
-    def seen(point: Point, *rest: Any) -> Precision:
+    def seen(point: Point, *, calibrated: bool) -> Precision:
         points.append(point)
-        return precision(point, *rest)
+        return precision(point, calibrated=calibrated)
 
     monkeypatch.setattr(mixed, "_precision", seen)
     labels: dict[str, None] = {}
@@ -235,13 +235,13 @@ def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
 def test_a_package_larger_than_what_was_counted_is_made_smaller_by_as_much(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size, exports = mixed._size, []
+    size, exports = mixed.size_of_graph, []
 
     def larger(manifest: Manifest) -> int:
         exports.append(manifest)
         return size(manifest) + 10_000
 
-    monkeypatch.setattr(mixed, "_size", larger)
+    monkeypatch.setattr(mixed, "size_of_graph", larger)
     manifest, _ = export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=100_000))
     assert len(exports) > 1
     assert size(manifest) <= 90_000

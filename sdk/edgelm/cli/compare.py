@@ -80,7 +80,7 @@ def _row(folder: Path) -> _Row:
         name=manifest.name,
         path=str(folder),
         precision=manifest.precision,
-        bytes=sum(entry.size for entry in manifest.files),
+        bytes=manifest.size,
         perplexity=quality.perplexity,
         perplexity_over_source=quality.perplexity / quality.source_perplexity,
         mean_kl_divergence=quality.mean_kl_divergence,

@@ -122,6 +122,11 @@ class Manifest:
             _require(self, str, "license")
 
     @property
+    def size(self) -> int:
+        """The bytes of all files together."""
+        return sum(entry.size for entry in self.files)
+
+    @property
     def fingerprint(self) -> str:
         """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""
         listed = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)

@@ -87,11 +87,10 @@ def _license_fields(license_: str | None) -> dict[str, str]:
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    size = sum(entry.size for entry in manifest.files)
     facts = [
         ("architecture", manifest.architecture),
         ("precision", manifest.precision),
-        ("size", f"{size / 1e6:.1f} MB"),
+        ("size", f"{manifest.size / 1e6:.1f} MB"),
         ("context", f"{manifest.context_length} tokens"),
         ("licence", manifest.license or "not stated"),
         ("made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items())),

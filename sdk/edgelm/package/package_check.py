@@ -67,7 +67,7 @@ def check_package(folder: Path) -> Iterator[Finding]:
 
 def _files(folder: Path, manifest: Manifest) -> str:
     manifest.check_files(folder)
-    return f"{len(manifest.files)} files, {sum(entry.size for entry in manifest.files)} bytes, all as listed"
+    return f"{len(manifest.files)} files, {manifest.size} bytes, all as listed"
 
 
 def _graph(folder: Path, manifest: Manifest) -> str:

@@ -257,7 +257,7 @@ class ModelPool:
         started = time.perf_counter()
         try:
             async with self._room:
-                size = sum(entry.size for entry in open_package(folder).manifest.files)
+                size = open_package(folder).manifest.size
                 await self._make_room(size)
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
