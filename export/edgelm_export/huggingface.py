@@ -40,7 +40,7 @@ from edgelm_export.checkpoint_folder import (
 )
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import MLXMatrix, Read
-from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks, without_mxfp4_parts
+from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
 from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
 from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
@@ -94,12 +94,11 @@ class HuggingFaceCheckpoint:
         self._last: tuple[tuple[str, int | None], NDArray[np.float32]] | None = None
         if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
-            shapes = without_mxfp4_parts(shapes, self._stacks)
         elif quantization:
             self._packed = packed_matrices(
                 quantization if isinstance(quantization, dict) else {}, shapes, self._read_whole, folder
             )
-            shapes = without_parts(shapes, self._packed)
+        shapes = without_parts(shapes, {**self._packed, **self._stacks})
         try:
             layout, is_known = CANONICAL, self._text_part is None
             if section is not None:

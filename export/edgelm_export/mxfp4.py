@@ -31,6 +31,11 @@ class MXFP4Stack:
     stem: str
     shape: tuple[int, int, int]
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The names that its tensors have."""
+        return (self.stem + _VALUES, self.stem + _SCALES)
+
     def blocks(self, read: ReadEntry, index: int) -> QuantizedBlocks:
         """Return one expert's matrix [N, K] on its own grid."""
         packed_NBH = read(self.stem + _VALUES, index)
@@ -55,12 +60,3 @@ def mxfp4_stacks(present: Mapping[str, tuple[int, ...]]) -> dict[str, MXFP4Stack
         and shape[3] * 2 == BLOCK_SIZE
         and present.get(stem + _SCALES) == shape[:3]
     }
-
-
-def without_mxfp4_parts(
-    present: Mapping[str, tuple[int, ...]], stacks: Mapping[str, MXFP4Stack]
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's tensors with each stack in place of its parts."""
-    parts = {stem + part for stem in stacks for part in (_VALUES, _SCALES)}
-    plain = {name: shape for name, shape in present.items() if name not in parts}
-    return plain | {stem: stack.shape for stem, stack in stacks.items()}

@@ -24,6 +24,7 @@ from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.float8_format import ScaledMatrix, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
 from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices, shown
+from edgelm_export.mxfp4 import MXFP4Stack
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -199,8 +200,10 @@ def _check(matrix: PackedMatrix, present: Mapping[str, tuple[int, ...]], where: 
         )
 
 
-def without_parts(present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's tensors with each packed matrix in place of its parts."""
+def without_parts(
+    present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed | MXFP4Stack]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's tensors with each packed matrix, or stack of them, in place of its parts."""
     parts = {part for matrix in matrices.values() for part in matrix.parts}
     plain = {name: shape for name, shape in present.items() if name not in parts}
     return plain | {name: matrix.shape for name, matrix in matrices.items()}
