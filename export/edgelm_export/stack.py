@@ -203,8 +203,6 @@ class Stack(ABC):
     def norm(self, hidden: str, name: str, size: int | None = None, epsilon: float | None = None) -> str:
         """Norm the last dimension, of `size`, or D; epsilon: other than the config's."""
         epsilon, kind = epsilon or self.config.norm_eps, self.config.norm
-        if kind == "rms_plain":
-            return self.plain_norm(hidden, name, size or self.config.hidden_size)
         if kind.endswith("_plain"):
             size = size or self.config.hidden_size
             weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
