@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgelm.completion import Message
 from edgelm.generation_config import GenerationConfig
+from edgelm.server.answers import Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.sampling_fields import MAX_TOKENS
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
@@ -209,6 +210,26 @@ class ToolUse:
     def parser(self) -> ToolCallParser:
         """Return what takes one answer apart."""
         return ToolCallParser(self.format, tool_parameters(self.tools))
+
+
+def chat_job(
+    model: LanguageModel,
+    body: Mapping[str, Any],
+    messages: Sequence[Message],
+    config: GenerationConfig,
+    variables: Mapping[str, object],
+) -> Job:
+    """Return the answer to a conversation, which may call the tools that the request gives.
+
+    Raises:
+        ApiError, EdgeLMError: what the model or its template has against them.
+    """
+    tools = ToolUse.of(model, body)
+    if tools is not None:
+        config = tools.settings(config)
+    offered = None if tools is None else tools.tools
+    prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
+    return Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)
 
 
 REFUSED: Mapping[str, str] = {

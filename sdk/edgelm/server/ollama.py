@@ -24,7 +24,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, ToolUse, messages_of, thinking
+from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
@@ -148,15 +148,8 @@ async def chat(call: Call) -> Response:
 
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
-        tools = ToolUse.of(model, body)
-        config = _config(model, body)
-        if tools is not None:
-            config = tools.settings(config)
         messages = messages_of({"messages": [_message(message) for message in body["messages"]]})
-        offered = None if tools is None else tools.tools
-        variables = _template_variables(model, body)
-        prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
-        return [Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)]
+        return [chat_job(model, body, messages, _config(model, body), _template_variables(model, body))]
 
     return await _deliver(call, jobs, is_chat=True, only_load=not call.body["messages"])
 
@@ -166,7 +159,7 @@ async def generate(call: Call) -> Response:
 
     def jobs(model: LanguageModel) -> list[Job]:
         body = call.body
-        prompt, config, reasoning = body.get("prompt", ""), _config(model, body), None
+        prompt, config = body.get("prompt", ""), _config(model, body)
         variables = _template_variables(model, body)
         if body.get("think") and (body.get("raw") or body.get("suffix")):
             raise ApiError(400, "think does not go with raw or suffix: the chat template is left out.", param="think")
@@ -179,8 +172,8 @@ async def generate(call: Call) -> Response:
         else:
             system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
             messages = messages_of({"messages": [*system, {"role": "user", "content": prompt}]})
-            prompt_ids, config, reasoning = model.chat_prompt(messages, config, None, variables)
-        return [Job(prompt_ids=prompt_ids, config=config, reasoning=reasoning)]
+            return [chat_job(model, body, messages, config, variables)]
+        return [Job(prompt_ids=prompt_ids, config=config)]
 
     return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))
 
@@ -360,7 +353,7 @@ def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
         "name": tagged,
         "model": tagged,
         "modified_at": modified.isoformat(),
-        "size": sum(entry.size for entry in manifest.files),
+        "size": manifest.size,
         "digest": call.pool.digest(name),
         "details": {
             "parent_model": "",

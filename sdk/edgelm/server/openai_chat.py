@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -124,16 +124,9 @@ def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationC
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
-    tools = chat_messages.ToolUse.of(model, body)
-    if tools is not None:
-        config = tools.settings(config)
-    messages, offered = chat_messages.messages_of(body), None if tools is None else tools.tools
     variables = chat_messages.template_variables(model, body, effort_field=effort)
-    prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
-    return [
-        Job(prompt_ids=prompt_ids, config=with_seed(config, index), tools=tools, reasoning=reasoning)
-        for index in range(body.get("n", 1))
-    ]
+    job = chat_messages.chat_job(model, body, chat_messages.messages_of(body), config, variables)
+    return [replace(job, config=with_seed(job.config, index)) for index in range(body.get("n", 1))]
 
 
 @dataclass(frozen=True, kw_only=True)
