@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ChatTemplateError, DataError, TokenizerError
+from edgelm.package.manifest import sha256_of
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import EncodedConversation, encode_conversation
@@ -115,7 +116,7 @@ def split_chats(
     Raises:
         DataError: all of them went to the validation split.
     """
-    tokenizer_hash = hashlib.sha256((Path(model) / "tokenizer.json").read_bytes()).hexdigest()
+    tokenizer_hash = sha256_of(Path(model) / "tokenizer.json")
     hashes = [group[0].hash for group in groups]
     held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
     if validation_fraction and not held_out and len(set(hashes)) > 1:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import TokenizerError
+from edgelm.package.manifest import sha256_of
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.shards import TOKENIZER_FILES
 
@@ -51,7 +51,7 @@ class DocumentTokens:
             start=start or (end,),
             end=(end,) if start else (),
             vocab_size=tokenizer.vocab_size,
-            tokenizer_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
+            tokenizer_hash=sha256_of(path),
         )
 
 

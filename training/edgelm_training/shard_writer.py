@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
+from edgelm.package.manifest import sha256_of
 from edgelm_training.corpus import ScannedFile, SourceFile, find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
@@ -190,9 +190,7 @@ def _index(
         "version": VERSION,
         "tokenizer": {"sha256": tokens.tokenizer_hash, "vocab_size": tokens.vocab_size},
         "tokenizer_files": {
-            name: hashlib.sha256((tokenizer / name).read_bytes()).hexdigest()
-            for name in TOKENIZER_FILES
-            if (tokenizer / name).is_file()
+            name: sha256_of(tokenizer / name) for name in TOKENIZER_FILES if (tokenizer / name).is_file()
         },
         "start_token_ids": list(tokens.start),
         "end_token_ids": list(tokens.end),

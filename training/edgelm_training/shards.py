@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import DataError
+from edgelm.package.manifest import sha256_of
 
 INDEX_FILE = "index.json"
 FORMAT = "edgelm-shards"
@@ -103,7 +104,7 @@ class Shards:
             DataError: its tokenizer.json is another, or missing.
         """
         path = Path(folder) / TOKENIZER_FILES[0]
-        if not path.is_file() or _sha256(path) != self.tokenizer_hash:
+        if not path.is_file() or sha256_of(path) != self.tokenizer_hash:
             raise DataError(
                 f"{self.folder} was prepared with another tokenizer than {path}: the token ids would mean other texts. "
                 f"Prepare the shards again with --tokenizer {folder}."
@@ -171,7 +172,7 @@ class Shards:
 
     def _check_files(self) -> None:
         tokenizer = self.folder / TOKENIZER_FILES[0]
-        if not tokenizer.is_file() or _sha256(tokenizer) != self.tokenizer_hash:
+        if not tokenizer.is_file() or sha256_of(tokenizer) != self.tokenizer_hash:
             raise DataError(
                 f"{tokenizer} is not the tokenizer that made these shards: the token ids would mean other texts. "
                 "Prepare the shards again."
@@ -215,7 +216,3 @@ def read_index(folder: Path) -> dict[str, Any]:
             "Prepare them again."
         )
     return index
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
