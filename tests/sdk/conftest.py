@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from metaspace_tokenizer import write_metaspace
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.exporter import export_package
@@ -43,22 +44,7 @@ def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def metaspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BPE with `▁` and byte tokens, as Llama 2 has it, in which merges spell the literal of a control token."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    merges = [("▁", "h"), ("▁h", "i"), ("i", "▁"), ("<", "s"), ("<s", ">"), ("s", "e"), ("se", "a")]
-    names += [*"▁hiseaut<>/k", *("".join(pair) for pair in merges if "".join(pair) not in names)]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {name: i for i, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    folder = tmp_path_factory.mktemp("metaspace")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_metaspace(tmp_path_factory.mktemp("metaspace"))
 
 
 @pytest.fixture(scope="session")

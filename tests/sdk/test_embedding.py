@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import make_checkpoint
 from model_features import LATENT, LINEAR, config_with
-from safetensors.torch import load_file
 
 import edgelm
 from edgelm.config import ModelConfig
@@ -29,23 +28,11 @@ def tiny() -> edgelm.LanguageModel:
 def hidden_states(tiny: edgelm.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     """What transformers computes behind the last norm, [T, D] for each text."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
+    from transformers_llama import load_llama
+
     torch.set_num_threads(1)
-    config = transformers.LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.hidden_size,
-        intermediate_size=CONFIG.intermediate_size,
-        num_hidden_layers=CONFIG.num_hidden_layers,
-        num_attention_heads=CONFIG.num_attention_heads,
-        num_key_value_heads=CONFIG.num_key_value_heads,
-        head_dim=CONFIG.head_dim,
-        rms_norm_eps=CONFIG.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta},
-        max_position_embeddings=CONFIG.max_position_embeddings,
-    )
-    model = transformers.LlamaModel(config).eval()
-    tensors = load_file(make_checkpoint(tmp_path_factory.mktemp("embedding") / "tiny") / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    model = load_llama(make_checkpoint(tmp_path_factory.mktemp("embedding") / "tiny")).model
     with torch.no_grad():
         return [
             model(torch.tensor([tiny.tokenizer.encode(text)])).last_hidden_state[0].numpy()

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, normalizers
+from metaspace_tokenizer import write_metaspace
 
 from edgelm.errors import ChatTemplateError
 from edgelm.text.chat_template import ChatTemplate, encode_chat
@@ -121,21 +120,7 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def metaspace_tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A tokenizer of SentencePiece's kind, which puts a space before what it encodes."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁hiseat", "▁h", "▁hi", "se", "sea"]
-    merges = [("▁", "h"), ("▁h", "i"), ("s", "e"), ("se", "a")]
-    rust = RustTokenizer(
-        models.BPE(
-            {name: i for i, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
-        )
-    )
-    rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    rust.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    rust.add_special_tokens(["<unk>", "<s>", "</s>"])
-    folder = tmp_path_factory.mktemp("metaspace")
-    rust.save(str(folder / "tokenizer.json"))
-    return Tokenizer.load(folder)
+    return Tokenizer.load(write_metaspace(tmp_path_factory.mktemp("metaspace")))
 
 
 def conversation(*messages: Any, learned: set[int] | None = None, tools: Any = None) -> Conversation:

@@ -91,19 +91,11 @@ def test_a_checkpoint_and_its_package_are_scored_alike(checkpoint: Path, text: P
 
 
 def test_windows_give_what_transformers_gives_with_the_same_stride(checkpoint: Path, text: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
+    from transformers_llama import load_llama
+
     window, stride = 64, 24
-    config = ModelConfig.load(checkpoint)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads, head_dim=config.head_dim, rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    tensors = load_file(checkpoint / "model.safetensors")
-    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
+    model = load_llama(checkpoint)
     ids = torch.tensor([Tokenizer.load(checkpoint).encode(TEXT)])
     # The loop of transformers' guide to perplexity, in which windows end `stride` tokens after each other.
     nats, count, previous = 0.0, 0, 0

@@ -50,19 +50,10 @@ def page_data(page: str) -> dict[str, Any]:
 
 
 def test_attention_is_that_of_transformers(checkpoint: Path, tokenizer: Tokenizer) -> None:
-    transformers = pytest.importorskip("transformers")
-    from safetensors.torch import load_file
+    pytest.importorskip("transformers")
+    from transformers_llama import load_llama
 
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=CONFIG.vocab_size, hidden_size=CONFIG.hidden_size, intermediate_size=CONFIG.intermediate_size,
-            num_hidden_layers=CONFIG.num_hidden_layers, num_attention_heads=CONFIG.num_attention_heads,
-            num_key_value_heads=CONFIG.num_key_value_heads, head_dim=CONFIG.head_dim, rms_norm_eps=CONFIG.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta}, tie_word_embeddings=True,
-            attn_implementation="eager",
-        )
-    )  # fmt: skip
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    model = load_llama(checkpoint)
     with torch.no_grad():
         wanted = model(torch.tensor([tokenizer.encode(TEXT)]), output_attentions=True, output_hidden_states=True)
 

@@ -63,24 +63,10 @@ def packages(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="module")
 def logits_of_pytorch(source: Path) -> NDArray[np.float32]:
     import torch
-    from safetensors.torch import load_file
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers_llama import load_llama
 
-    names = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings",
-    )  # fmt: skip
-    values = {name: getattr(SMALL, name) for name in names}
-    rope = {"rope_type": "default", "rope_theta": SMALL.rope_theta}
-    config = LlamaConfig(
-        **values, tie_word_embeddings=True, rms_norm_eps=SMALL.norm_eps, rope_parameters=rope,
-        attn_implementation="eager",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    missing = model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
-    assert (missing.missing_keys, missing.unexpected_keys) == (["lm_head.weight"], [])
     with torch.no_grad():
-        return np.asarray(model(torch.tensor([ids()])).logits[0])
+        return np.asarray(load_llama(source)(torch.tensor([ids()])).logits[0])
 
 
 def ids(seed: int = 0) -> list[int]:
