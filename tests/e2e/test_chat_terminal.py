@@ -87,6 +87,12 @@ class ChatProcess:
         self.wait_for(">>>")
         self.wait_for("\x1b[?25h")  # the cursor is shown: what is typed now is read
 
+    def leave(self) -> None:
+        """Press Ctrl-D at the prompt."""
+        self.wait_for_prompt()
+        self.type("\x04")
+        assert self.exit_code() == 0
+
     def exit_code(self) -> int:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -115,9 +121,7 @@ def test_a_question_is_answered_as_markdown_with_its_speed_and_ctrl_d_leaves():
     shown = chat.wait_for("tokens/s")
     assert "\x1b[1msea\x1b[0m" in shown
     assert "**" not in shown.split("\r\n")[-2]
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
 
 
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on():
@@ -147,9 +151,7 @@ def test_a_storm_of_ctrl_c_ends_no_more_than_answers():
     chat.type("/stats\r")
     shown = chat.wait_for("kept as")
     assert "Traceback" not in shown
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
 
 
 def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
@@ -163,9 +165,7 @@ def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
     chat.wait_for_prompt()
     chat.type(f"/save {path}\r")
     chat.wait_for("Saved 2 messages")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     saved = json.loads(path.read_text())
     assert saved["messages"] == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SHORT}]
 
@@ -178,18 +178,14 @@ def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
     chat.wait_for_prompt()
     chat.type("/stats\r")
     chat.wait_for("turns    4 messages")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
 
 
 def test_what_was_typed_is_in_the_next_chats_history(own_library: Path):
     chat = scripted_chat(SHORT)
     chat.type("A question to remember\r")
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert "A question to remember" in (own_library / "chat_history.jsonl").read_text()
     chat = scripted_chat(SHORT)
     chat.type("\x1b[A")  # up
@@ -205,9 +201,7 @@ def test_a_mistake_is_shown_and_the_chat_goes_on():
     chat.wait_for_prompt()
     chat.type("Hello\r")
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
 
 
 def kept_messages(name: str) -> list[str]:
@@ -248,9 +242,7 @@ def test_a_message_is_edited_in_the_users_editor(tmp_path: Path, monkeypatch: py
     chat.wait_for_prompt()
     chat.type("/edit\r")
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert kept_messages("hello") == ["Hello\nand more", SHORT]
 
 
@@ -258,9 +250,7 @@ def test_ctrl_z_is_no_character_of_the_message():
     chat = scripted_chat(SHORT)  # the leader of its session, which the system does not stop
     chat.type("Hel\x1alo\r")
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert kept_messages("hello")[0] == "Hello"
 
 
@@ -268,9 +258,7 @@ def test_triple_quotes_hold_several_lines():
     chat = scripted_chat(SHORT)
     chat.type('"""\rone\r\rtwo\r"""\r')
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert kept_messages("one-two")[0] == "one\n\ntwo"
 
 
@@ -284,9 +272,7 @@ def test_a_paste_of_10000_lines_is_one_message_and_the_chat_goes_on():
     chat.paste("one\ntwo")
     chat.type("\r")
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     (kept,) = SavedSessions().root.iterdir()
     pasted, _, after, _ = kept_messages(kept.name)
     assert pasted.endswith("line 9999")
@@ -303,9 +289,7 @@ def test_what_is_typed_and_pasted_during_an_answer_waits_for_the_prompt():
     shown = chat.wait_for("· stop")
     assert "typed" not in shown
     chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert kept_messages("count") == ["Count.", answer, "typed\nahead", answer]
 
 
@@ -324,9 +308,7 @@ def test_a_terminal_may_change_its_size_at_any_moment():
     chat.wait_for(">>>")
     chat.type("/tokens\r")
     chat.wait_for("with the chat template's marks")  # the line of status has the figures too
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
     assert kept_messages("count") == ["Count.", LONG]
 
 
@@ -349,9 +331,7 @@ def test_the_installed_command_chats_with_the_tiny_model():
     chat.wait_for_prompt()
     chat.type("Hello\r")
     chat.wait_for("tokens/s")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    assert chat.exit_code() == 0
+    chat.leave()
 
 
 def test_without_the_extra_a_terminal_gets_the_pip_line():

@@ -1,5 +1,6 @@
 """onnxruntime-genai opens the same folder. Where its wheel is missing, nothing is tested."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import edgelm
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import precision_named
+from edgelm_export.quantize import PRECISIONS, Precision
 
 genai = pytest.importorskip("onnxruntime_genai")
 
@@ -32,17 +33,10 @@ def test_genai_generates_the_same_greedy_tokens_from_the_tiny_package() -> None:
     assert greedy_tokens_of_genai(tiny_model_path(), prompt, 24) == list(ours.token_ids)
 
 
-def test_genai_keeps_int8_keys_and_values_as_we_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [Precision.with_int8_cache, Precision.with_standard_operators])
+def test_genai_passes_keys_and_values_along_as_we_do(change: Callable[[Precision], Precision], tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-    export_package(checkpoint, tmp_path / "package", precision_named("fp32").with_int8_cache())
-    prompt = np.random.default_rng(1).integers(3, 320, 40).tolist()
-    ours = edgelm.load(tmp_path / "package").generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
-    assert greedy_tokens_of_genai(tmp_path / "package", prompt, 24) == list(ours.token_ids)
-
-
-def test_genai_passes_the_cache_of_a_package_in_standard_operators_along_as_we_do(tmp_path: Path) -> None:
-    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-    export_package(checkpoint, tmp_path / "package", precision_named("fp32").with_standard_operators())
+    export_package(checkpoint, tmp_path / "package", change(PRECISIONS["fp32"]))
     prompt = np.random.default_rng(1).integers(3, 320, 40).tolist()
     ours = edgelm.load(tmp_path / "package").generate(prompt, edgelm.GenerationConfig(max_new_tokens=24))
     assert greedy_tokens_of_genai(tmp_path / "package", prompt, 24) == list(ours.token_ids)
