@@ -14,7 +14,7 @@ from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_checks import check_layers
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
 from edgelm.multipliers import Multipliers
-from edgelm.number_bounds import FLOAT32_END, MOST, is_whole
+from edgelm.number_bounds import FLOAT32_END, MOST, is_count
 from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
 
@@ -291,7 +291,7 @@ class ModelConfig(LayerFeatures):
             raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
         for field in _OF_LAYERS:
             for layer in getattr(self, field):
-                if not is_whole(layer, 0, self.num_hidden_layers - 1):
+                if not is_count(layer, 0, self.num_hidden_layers - 1):
                     raise ConfigError(
                         f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgelm.errors import ConfigError
 from edgelm.layer_features import MAX_CONV, LayerFeatures
-from edgelm.number_bounds import MOST, is_whole
+from edgelm.number_bounds import MOST, is_count
 
 _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
@@ -34,7 +34,7 @@ def check_layers(config: LayerFeatures) -> None:
 
 def _check_whole(config: LayerFeatures, name: str, least: int, most: int) -> None:
     value = getattr(config, name)
-    if not is_whole(value, least, most):
+    if not is_count(value, least, most):
         raise ConfigError(f"{name} is {value!r:.60}; it must be a whole number from {least} to {most}.")
 
 

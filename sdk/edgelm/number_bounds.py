@@ -6,7 +6,7 @@ MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of ever
 FLOAT32_END = 2.0**128
 
 
-def is_whole(value: object, least: int, most: int = MOST) -> bool:
+def is_count(value: object, least: int, most: int = MOST) -> bool:
     """Tell whether a value is a whole number within bounds; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
