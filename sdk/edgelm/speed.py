@@ -18,7 +18,6 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel, load
 from edgelm.memory.available_memory import peak_memory
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.package.graph_file import DATA_FILE
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.providers import CPU
@@ -172,7 +171,7 @@ def _step_bytes(model: LanguageModel, after: int) -> int | None:
         shapes = config.tensor_shapes().values()
         parameters = sum(int(np.prod(shape)) for shape in shapes)
         weights -= round(weights * config.vocab_size * config.hidden_size / parameters)
-    return weights + after * bytes_per_token(config)
+    return weights + after * config.kv_bytes_per_token
 
 
 def read_bandwidth(threads: int) -> float:

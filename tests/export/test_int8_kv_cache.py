@@ -21,7 +21,7 @@ from edgelm import ChatSession, GenerationConfig, LanguageModel
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
@@ -167,7 +167,7 @@ def test_the_cache_takes_a_quarter_of_the_memory(model: LanguageModel) -> None:
         cache = each.session.new_cache()
         each.session.forward(IDS, cache)
         sizes.append(sum(buffer.nbytes for buffer in cache.buffers))
-        assert sizes[-1] == cache.capacity * bytes_per_token(each.config)
+        assert sizes[-1] == cache.capacity * each.config.kv_bytes_per_token
     assert 4 * sizes[0] == sizes[1]
     assert {buffer.dtype for buffer in model.session.new_cache().buffers} == {np.dtype(np.int8)}
     assert 4 * PrefixCache(model.config)._block_bytes == PrefixCache(other.config)._block_bytes

@@ -19,7 +19,6 @@ from edgelm.decoding.beam_search import BeamSearch
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
 from edgelm.memory.kv_batch import KVBatch
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -192,7 +191,7 @@ def test_searches_in_an_engine_are_those_of_each_alone(
     ]
     model.prefixes = PrefixCache(model.config, 0)
     alone = [model.generate(prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
-    options = EngineOptions(max_batch=5, max_kv_bytes=room * bytes_per_token(model.config))
+    options = EngineOptions(max_batch=5, max_kv_bytes=room * model.config.kv_bytes_per_token)
     with Engine(model, options) as engine:
         with held(engine):
             answers = [engine.submit(prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
@@ -207,7 +206,7 @@ def test_searches_in_an_engine_are_those_of_each_alone(
 def test_a_search_that_lost_its_rows_waits_until_it_would_get_further(model: LanguageModel) -> None:
     long = GenerationConfig(max_new_tokens=150, ignore_eos=True)
     search = GenerationConfig(num_beams=3, max_new_tokens=30, ignore_eos=True)
-    with Engine(model, EngineOptions(max_kv_bytes=200 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=200 * model.config.kv_bytes_per_token)) as engine:
         with held(engine):
             first, second = engine.submit(PROMPT[:40], long), engine.submit(PROMPT[:10], search)
         assert len(edgelm.join(first).token_ids) == 150
@@ -250,7 +249,7 @@ def test_a_search_that_fails_or_is_cancelled_leaves_the_others(model: LanguageMo
 
 
 def test_beams_that_cannot_fit_the_memory_are_refused(model: LanguageModel) -> None:
-    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * model.config.kv_bytes_per_token)) as engine:
         with pytest.raises(ContextLengthError, match=r"120 tokens of prompt and answer in the 4 rows of 3 beams take"):
             engine.submit(PROMPT[:10], GenerationConfig(num_beams=3, max_new_tokens=20))
         found = engine.submit(PROMPT[:10], GenerationConfig(num_beams=3, max_new_tokens=15))

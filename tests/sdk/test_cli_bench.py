@@ -11,7 +11,6 @@ from edgelm import speed
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.language_model import load
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 
@@ -51,7 +50,7 @@ def test_the_bound_counts_the_weights_and_the_cache_of_one_step() -> None:
     model = load(tiny_model_path())
     assert model.config.tie_word_embeddings
     weights = (tiny_model_path() / "model.onnx.data").stat().st_size
-    assert speed._step_bytes(model, 100) == weights + 100 * bytes_per_token(model.config)
+    assert speed._step_bytes(model, 100) == weights + 100 * model.config.kv_bytes_per_token
     bound = speed.Bound(bandwidth=1e9, step_bytes=1_000_000, after=100)
     assert bound.tokens_per_second == 1000
 

@@ -18,7 +18,6 @@ from edgelm.decoding.answer import join
 from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.draft_length import StepCosts
 from edgelm.errors import ConfigError, ContextLengthError
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
@@ -90,7 +89,7 @@ def test_an_engine_shifts_in_any_company_as_alone(model: LanguageModel, room: in
     prompts = [TEXT[:length] for length in (3, 60, 95, 96, 97, 300)]
     settings = [ANSWER.replace(temperature=0.8 * (i % 2), seed=i, context_shift=i) for i in range(len(prompts))]
     alone = [model.generate(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
-    options = EngineOptions(max_batch=4, max_kv_bytes=room * bytes_per_token(model.config))
+    options = EngineOptions(max_batch=4, max_kv_bytes=room * model.config.kv_bytes_per_token)
     with Engine(model, options) as engine:
         with held(engine):
             answers = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]

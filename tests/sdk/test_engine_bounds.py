@@ -21,7 +21,7 @@ from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.decoding.answer import join
 from edgelm.memory.kv_batch import KVBatch, KVRow
-from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
@@ -196,7 +196,7 @@ def test_what_a_constraint_forces_ends_with_the_memory(
     config = GenerationConfig(
         constraint=Constraint.choices([said]), max_new_tokens=max_new_tokens, speculation=speculation
     )
-    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * model.config.kv_bytes_per_token)) as engine:
         answer = edgelm.join(engine.submit([5] * 95, config))  # the last token is not in the memory
     assert (answer.usage.completion_tokens, answer.finish_reason) == (tokens, "length")
     assert said.startswith(answer.text)
@@ -264,7 +264,7 @@ def test_a_request_waits_until_it_fits_the_memory_with_the_next_token_of_each(
 ) -> None:
     config = GenerationConfig(max_new_tokens=20, ignore_eos=True)
     # Beside the 60, 39 are left with a token for each: for 38 and one, or for 3 rows of 12 and one.
-    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * model.config.kv_bytes_per_token)) as engine:
         with held(engine):
             first = engine.submit([5] * 60, config)
             second = engine.submit([6] * prompt, config.replace(num_beams=num_beams))
@@ -299,7 +299,7 @@ def test_where_the_memory_is_full_the_least_and_youngest_request_waits(
         aside(batch, request)
 
     monkeypatch.setattr(RunningBatch, "put_aside", noting)
-    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * model.config.kv_bytes_per_token)) as engine:
         with held(engine):
             answers = [engine.submit([5 + i] * 40, config, priority=priorities[i]) for i in range(2)]
         for answer in answers:
@@ -321,7 +321,7 @@ def test_the_rest_of_a_prompt_that_a_piece_completes_goes_ahead_too() -> None:
 
 def test_a_search_that_begins_again_has_all_of_its_memory_again(model: LanguageModel) -> None:
     prompt, config = [5, 6, 7, 8, 9] * 2, GenerationConfig(num_beams=3, max_new_tokens=15, ignore_eos=True)
-    with Engine(model, EngineOptions(max_kv_bytes=100 * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=100 * model.config.kv_bytes_per_token)) as engine:
         with held(engine):
             first = engine.submit([5] * 20, GenerationConfig(max_new_tokens=30, ignore_eos=True), priority=1)
             search = engine.submit(prompt, config)

@@ -6,7 +6,7 @@ import pytest
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 from edgelm.memory.kv_batch import KVBatch, KVRow
-from edgelm.memory.kv_cache import GROWTH_STEP, bytes_per_token
+from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.testing import tiny_model_path
 
 
@@ -88,4 +88,4 @@ def test_a_row_never_grows_past_the_context(config: ModelConfig) -> None:
 def test_the_bytes_of_a_token_are_those_of_its_keys_and_values(config: ModelConfig) -> None:
     row = KVBatch(config).add()
     row.reserve(GROWTH_STEP)
-    assert sum(buffer.nbytes for buffer in row.buffers) == GROWTH_STEP * bytes_per_token(config)
+    assert sum(buffer.nbytes for buffer in row.buffers) == GROWTH_STEP * config.kv_bytes_per_token

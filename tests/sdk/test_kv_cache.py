@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, PackageError
 from edgelm.memory import huge_pages
-from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, bytes_per_token, most_bytes
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, most_bytes
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.rope_scaling import RopeScaling
 from edgelm.testing import tiny_model_path
@@ -211,7 +211,7 @@ def test_a_large_cache_is_never_there_twice(config: ModelConfig) -> None:
 
     large = replace(config, num_hidden_layers=64, max_position_embeddings=1 << 16)
     size = 64 << 20
-    cache = filled(large, size // bytes_per_token(large))
+    cache = filled(large, size // large.kv_bytes_per_token)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before, sums = kilobytes("VmRSS"), [buffer[:, :, : cache.length].sum() for buffer in cache.buffers]
     cache.reserve(cache.capacity + 1)

@@ -21,7 +21,7 @@ from edgelm import (
 )
 from edgelm.batching import engine as engine_module
 from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache
-from edgelm.memory.kv_cache import KeysOrValues, KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
@@ -119,7 +119,7 @@ def test_limits_bound_what_is_free_and_swap_is_told_apart(monkeypatch: pytest.Mo
 
 def test_an_engine_takes_a_quarter_of_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = scripted_model("Fine.")
-    monkeypatch.setattr(engine_module, "memory_limit", lambda: 400 * bytes_per_token(model.config))
+    monkeypatch.setattr(engine_module, "memory_limit", lambda: 400 * model.config.kv_bytes_per_token)
     with (
         Engine(model) as engine,
         pytest.raises(ContextLengthError, match=r"103 tokens of prompt and answer take \d+ bytes .* the engine has"),
@@ -142,7 +142,7 @@ def test_what_cannot_fit_the_memory_is_refused_before_it_starts(
 ) -> None:
     model = scripted_model("Fine.")
     assert isinstance(model.session, ScriptedDecoder)
-    left = 80 * bytes_per_token(model.config)
+    left = 80 * model.config.kv_bytes_per_token
     monkeypatch.setattr(kv_cache, "available_memory", lambda **_: left)
     with pytest.raises(OutOfMemoryError, match=rf"\d+ tokens take \d+ more bytes .*; {left} bytes of memory are left"):
         ask(model)
@@ -153,7 +153,7 @@ def test_what_a_cache_holds_already_needs_no_more_memory(monkeypatch: pytest.Mon
     model = scripted_model("Fine.")
     cache = model.new_cache()
     edgelm.join(model.stream(PROMPT, SHORT, cache=cache))
-    monkeypatch.setattr(kv_cache, "available_memory", lambda **_: 60 * bytes_per_token(model.config))
+    monkeypatch.setattr(kv_cache, "available_memory", lambda **_: 60 * model.config.kv_bytes_per_token)
     answer = edgelm.join(model.stream([*PROMPT, 7], SHORT, cache=cache))
     assert answer.usage.cached_tokens == len(PROMPT) - 1
 

@@ -21,7 +21,7 @@ from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import compute_piece, prefill
 from edgelm.errors import PackageError
-from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession, SessionOptions
@@ -151,7 +151,7 @@ def test_answers_in_company_are_those_of_each_alone(packages: Packages, name: st
     model.prefixes.clear()
     for options in (
         EngineOptions(max_batch=8),
-        EngineOptions(max_batch=4, max_kv_bytes=1400 * bytes_per_token(model.config)),
+        EngineOptions(max_batch=4, max_kv_bytes=1400 * model.config.kv_bytes_per_token),
     ):  # the second preempts
         with Engine(model, options) as engine:
             generations = [engine.submit(*pair) for pair in zip(prompts, configs, strict=True)]

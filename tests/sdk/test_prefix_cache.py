@@ -9,7 +9,7 @@ from model_features import LINEAR, config_with
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.decoding.answer import join
-from edgelm.memory.kv_cache import KVCache, bytes_per_token
+from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
@@ -189,7 +189,7 @@ def test_several_samples_of_one_prompt_compute_it_once(model: LanguageModel) -> 
 
 
 def test_what_was_used_longest_ago_goes_first(model: LanguageModel) -> None:
-    block = BLOCK * bytes_per_token(model.config)
+    block = BLOCK * model.config.kv_bytes_per_token
     prefixes = PrefixCache(model.config, 6 * block)
     texts = [random_ids(2 * BLOCK + 2, seed) for seed in range(4)]
     for ids in texts[:3]:
@@ -203,14 +203,14 @@ def test_what_was_used_longest_ago_goes_first(model: LanguageModel) -> None:
 
 
 def test_the_end_of_a_long_text_goes_before_its_beginning(model: LanguageModel) -> None:
-    prefixes = PrefixCache(model.config, 3 * BLOCK * bytes_per_token(model.config))
+    prefixes = PrefixCache(model.config, 3 * BLOCK * model.config.kv_bytes_per_token)
     ids = random_ids(6 * BLOCK)
     prefixes.keep(filled(model, ids), len(ids))
     assert prefixes.fill(model.session.new_cache(), ids) == 3 * BLOCK
 
 
 def test_of_a_text_that_gives_way_the_beginning_stays_longest(model: LanguageModel) -> None:
-    prefixes = PrefixCache(model.config, 5 * BLOCK * bytes_per_token(model.config))
+    prefixes = PrefixCache(model.config, 5 * BLOCK * model.config.kv_bytes_per_token)
     texts = [random_ids(length * BLOCK + 2, seed=length) for length in (4, 3)]
     for ids in texts:
         prefixes.keep(filled(model, ids), len(ids))
@@ -220,7 +220,7 @@ def test_of_a_text_that_gives_way_the_beginning_stays_longest(model: LanguageMod
 
 @pytest.mark.parametrize(("more", "kept"), [(-1, 0), (0, BLOCK)])
 def test_a_budget_of_one_block_keeps_one(model: LanguageModel, more: int, kept: int) -> None:
-    prefixes = PrefixCache(model.config, BLOCK * bytes_per_token(model.config) + more)
+    prefixes = PrefixCache(model.config, BLOCK * model.config.kv_bytes_per_token + more)
     prefixes.keep(filled(model, random_ids(100)), 100)
     assert prefixes.tokens == kept
 
@@ -254,7 +254,7 @@ def test_beginnings_of_short_and_long_texts_are_kept_apart_where_they_turn_other
 
 
 def test_of_a_text_beyond_the_budget_only_what_is_kept_is_copied(model: LanguageModel) -> None:
-    block = BLOCK * bytes_per_token(model.config)
+    block = BLOCK * model.config.kv_bytes_per_token
     ids = random_ids(20 * BLOCK)
     prefixes, cache = PrefixCache(model.config, 3 * block), filled(model, ids)
     copied = []
@@ -288,7 +288,7 @@ def test_the_budget_is_checked(model: LanguageModel, size: int) -> None:
 
 
 def test_threads_share_a_prefix_cache_that_is_always_full(model: LanguageModel) -> None:
-    model.prefixes = PrefixCache(model.config, 12 * BLOCK * bytes_per_token(model.config), answers=False)
+    model.prefixes = PrefixCache(model.config, 12 * BLOCK * model.config.kv_bytes_per_token, answers=False)
     base = random_ids(300)
     texts = [base[: 60 * (i % 5)] + random_ids(100, seed=i) for i in range(30)]
     alone = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
@@ -310,7 +310,7 @@ def test_threads_share_a_prefix_cache_that_is_always_full(model: LanguageModel) 
 
 
 def test_an_engine_refuses_at_once_what_does_not_fit_its_memory(model: LanguageModel) -> None:
-    size = bytes_per_token(model.config)
+    size = model.config.kv_bytes_per_token
     with Engine(model, EngineOptions(max_kv_bytes=100 * size)) as engine:
         with pytest.raises(
             edgelm.ContextLengthError,

@@ -14,7 +14,6 @@ from held_engine import held
 import edgelm
 from edgelm import Chunk, Completion, Constraint, Engine, EngineOptions, Generation, GenerationConfig, LanguageModel
 from edgelm.decoding.answer import join
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import PREFILL_CHUNK
 from edgelm.testing import tiny_model_path
@@ -110,7 +109,7 @@ def test_answers_in_changing_company_are_those_of_each_alone(
 
 def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_again(model: LanguageModel) -> None:
     chosen = cases(30, seed=9, vocab_size=320, longest=200, answer=150)
-    options = EngineOptions(max_kv_bytes=500 * bytes_per_token(model.config))
+    options = EngineOptions(max_kv_bytes=500 * model.config.kv_bytes_per_token)
     assert check_all(model, chosen, options).stats.preempted > 3
 
 
@@ -134,7 +133,7 @@ def test_constrained_answers_and_what_is_forced_in_them_are_those_of_each_alone(
     for i, case in enumerate(chosen):
         constraint = constraints[i % 4]
         case.config = case.config.replace(constraint=constraint, stop_token_ids=(), ignore_eos=constraint is None)
-    engine = check_all(model, chosen, EngineOptions(max_kv_bytes=room * bytes_per_token(model.config)))
+    engine = check_all(model, chosen, EngineOptions(max_kv_bytes=room * model.config.kv_bytes_per_token))
     assert (engine.stats.preempted > 0) == (room < 1000)
 
 

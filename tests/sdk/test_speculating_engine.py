@@ -14,7 +14,7 @@ from tiny_adapter import write_tiny_adapter
 import edgelm
 from edgelm import Completion, Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.memory import kv_batch
-from edgelm.memory.kv_cache import GROWTH_STEP, bytes_per_token
+from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.memory.mirrored_memory import MirroredBuffers
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
@@ -137,7 +137,7 @@ def test_a_draft_guesses_for_requests_in_company(model: LanguageModel) -> None:
 def test_guesses_in_company_take_no_more_memory_than_there_is(model: LanguageModel, room: int) -> None:
     prompts = [repetitive(random.Random(seed), 90) for seed in (8, 9)]
     config = GenerationConfig(ignore_eos=True, max_new_tokens=60)
-    options = EngineOptions(max_kv_bytes=room * bytes_per_token(model.config))
+    options = EngineOptions(max_kv_bytes=room * model.config.kv_bytes_per_token)
     answers = together(model, [(prompt, guessing(config)) for prompt in prompts], options)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.token_ids == model.generate(prompt, config).token_ids
@@ -188,7 +188,7 @@ def test_a_lone_request_guesses_in_either_mode(model: LanguageModel) -> None:
 @pytest.mark.parametrize("room", range(150, 166))
 def test_guesses_fill_the_memory_of_an_engine_to_the_token_that_plain_ones_do(model: LanguageModel, room: int) -> None:
     prompt, config = repetitive(random.Random(8), 90), GenerationConfig(ignore_eos=True)
-    with Engine(model, EngineOptions(max_kv_bytes=room * bytes_per_token(model.config))) as engine:
+    with Engine(model, EngineOptions(max_kv_bytes=room * model.config.kv_bytes_per_token)) as engine:
         plain, guessed = (
             edgelm.join(engine.submit(prompt, config.replace(speculation=speculation)))
             for speculation in (None, "prompt_lookup")

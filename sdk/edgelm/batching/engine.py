@@ -24,7 +24,6 @@ from edgelm.language_model import LanguageModel
 from edgelm.memory.available_memory import memory_limit
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
-from edgelm.memory.kv_cache import bytes_per_token
 from edgelm.structure.tools import Tool, ToolChoice
 
 
@@ -96,7 +95,7 @@ class Engine:
         model.session.check_process()
         self._model = model
         self._options = or_default("options", options, EngineOptions())
-        self._token_bytes = bytes_per_token(model.config)
+        self._token_bytes = model.config.kv_bytes_per_token
         self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
         self._prefixes = model.prefixes
         self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens, model.row_costs)

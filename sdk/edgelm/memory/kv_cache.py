@@ -63,11 +63,6 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
         raise out_of_memory(error) from error
 
 
-def bytes_per_token(config: ModelConfig) -> int:
-    """Return how many bytes the keys and values of one token take."""
-    return config.kv_bytes_per_token
-
-
 def most_bytes(config: ModelConfig, tokens: int | None = None) -> int:
     """Return how many bytes a cache of so many tokens takes, with the keys and values of windows given back; None: of a
     whole context.

@@ -14,7 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.cache_layout import BufferLayout, alike
 from edgelm.memory.kv_batch import longest_row
-from edgelm.memory.kv_cache import BLOCK, KeysOrValues, KVCache, bytes_per_token
+from edgelm.memory.kv_cache import BLOCK, KeysOrValues, KVCache
 from edgelm.memory.returned_memory import give_back
 from edgelm.memory.snapshots import States
 
@@ -51,7 +51,7 @@ class PrefixCache:
         self.max_bytes, self.answers = max_bytes, answers
         self._alike = [(buffer, count) for buffer, count in alike(config) if isinstance(buffer, BufferLayout)]
         self._longest = longest_row(config)
-        self._block_bytes, self._state_bytes = BLOCK * bytes_per_token(config), config.state_bytes
+        self._block_bytes, self._state_bytes = BLOCK * config.kv_bytes_per_token, config.state_bytes
         self._states = 0  # in how many blocks there are states
         self._lock = threading.Lock()
         self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
