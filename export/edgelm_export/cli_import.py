@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,14 +58,13 @@ def import_(source: str, output: Path, as_json: bool) -> None:
 
 def _figures(checkpoint: Checkpoint, output: Path, notes: Sequence[str]) -> dict[str, Any]:
     config = checkpoint.config
-    shapes = config.tensor_shapes()
     return {
         "folder": str(output),
         "bytes": sum(path.stat().st_size for path in output.iterdir()),
         "model_type": config.model_type,
-        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "parameters": config.count_parameters(),
         "context_length": config.max_position_embeddings,
-        "tensor_types": dict(Counter(checkpoint.stored_type(name) for name in shapes).most_common()),
+        "tensor_types": dict(Counter(checkpoint.stored_type(name) for name in config.tensor_shapes()).most_common()),
         "source": dict(checkpoint.source),
         "notes": list(notes),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -339,5 +338,5 @@ def _notes_on_4_bits(checkpoint: Checkpoint, used: Precision) -> list[str]:
 
 
 def _is_large_in_4_bits(checkpoint: Checkpoint) -> bool:
-    weights = sum(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
+    weights = checkpoint.config.count_parameters()
     return weights >= _LARGE and weights_of_4_bits(checkpoint) > weights / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +160,7 @@ def _measured_choices(
     sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
     checked = CheckedCheckpoint(checkpoint, None)
     groups = tensor_groups(checkpoint)
-    is_large = sum(math.prod(shape) for shape in checkpoint.config.tensor_shapes().values()) >= _LARGE
+    is_large = checkpoint.config.count_parameters() >= _LARGE
     schemes = {name: _schemes_for(names, is_large) for name, names in groups.items()}
     ladders = {name: _parsed(names) for name, names in schemes.items()}
     shares: dict[str, list[Choice]] = {}

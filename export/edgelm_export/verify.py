@@ -171,7 +171,7 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
     begin = list(tokenizer.leading_ids if config.encoder is None else config.decoder_prompt_ids)
     around = len(begin if config.encoder is None else max(begin, tokenizer.as_source(()), key=len))
     context = min(stack.max_position_embeddings for stack in (config, config.encoder or config))
-    is_large = sum(math.prod(shape) for shape in config.tensor_shapes().values()) > _LARGE
+    is_large = config.count_parameters() > _LARGE
     length = _WINDOW_TOKENS_OF_LARGE if is_large else _WINDOW_TOKENS
     length = min(length, context - around, len(ids) // _WINDOWS)
     texts = [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]

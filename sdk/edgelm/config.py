@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,6 +414,10 @@ class ModelConfig(LayerFeatures):
         from edgelm.architecture.tensor_shapes import tensor_shapes  # which stands on this module
 
         return tensor_shapes(self)
+
+    def count_parameters(self) -> int:
+        """Count the numbers that the model has learned, embeddings included."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; `from_dict` reads them back."""

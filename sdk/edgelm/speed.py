@@ -168,9 +168,7 @@ def _step_bytes(model: LanguageModel, after: int) -> int | None:
         return None
     config = model.config
     if not config.tie_word_embeddings:
-        shapes = config.tensor_shapes().values()
-        parameters = sum(int(np.prod(shape)) for shape in shapes)
-        weights -= round(weights * config.vocab_size * config.hidden_size / parameters)
+        weights -= round(weights * config.vocab_size * config.hidden_size / config.count_parameters())
     return weights + after * config.kv_bytes_per_token
 
 

@@ -52,7 +52,6 @@ from edgelm_training.quantized_linear import GRID_NAME
 from edgelm_training.recipe import Recipe, Sample
 from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
-from edgelm_training.scaling import count_parameters
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError
 from edgelm_training.source_rows import SourceRows, load_pairs
@@ -333,7 +332,7 @@ def _places_left_out(rows: AnyRows, group: int) -> list[str]:
 
 def _note_parameters(model: Transformer, reporter: Reporter) -> None:
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    reporter.note(f"{learned:,} parameters learn beside {count_parameters(model.config):,} frozen ones.")
+    reporter.note(f"{learned:,} parameters learn beside {model.config.count_parameters():,} frozen ones.")
 
 
 if __name__ == "__main__":

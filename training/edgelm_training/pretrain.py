@@ -29,7 +29,7 @@ from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
 from edgelm_training.samples import write_samples
-from edgelm_training.scaling import count_parameters, model_shape, parse_params, training_budget, usual_context
+from edgelm_training.scaling import model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError, unknown_key
 from edgelm_training.shards import Shards
@@ -162,7 +162,7 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
 
 def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
     """Return the config with the model it has, and with the numbers that the scaling rules choose."""
-    params, length, goes_on = count_parameters(model), model.max_position_embeddings, config.init is not None
+    params, length, goes_on = model.count_parameters(), model.max_position_embeddings, config.init is not None
     if goes_on:
         length = min(length, usual_context(params))
     length = config.sequence_length or length
@@ -187,7 +187,7 @@ def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
 def _note_budget(config: PretrainConfig, model: ModelConfig, shards: Shards, reporter: Reporter) -> None:
     steps, rows, length = (config.known(name) for name in ("max_steps", "global_batch_size", "sequence_length"))
     reporter.note(
-        f"{count_parameters(model):,} parameters; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
+        f"{model.count_parameters():,} parameters; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
         f"{steps * rows * length:,}, of data that has {shards.num_tokens:,}; learning rate up to "
         f"{config.learning_rate:.3g}."
     )

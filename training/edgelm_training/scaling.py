@@ -54,8 +54,8 @@ def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
     best: tuple[float, dict[str, Any]] | None = None
     for width in _widths():
         shape = _fields(width, 1, small, vocab_size, context)
-        one = count_parameters(ModelConfig(**shape))
-        layer = count_parameters(ModelConfig(**(shape | {"num_hidden_layers": 2}))) - one
+        one = ModelConfig(**shape).count_parameters()
+        layer = ModelConfig(**(shape | {"num_hidden_layers": 2})).count_parameters() - one
         depth = max(1, round((params - (one - layer)) / layer))
         if not _MIN_ASPECT <= width / depth <= _MAX_ASPECT:
             continue
@@ -98,17 +98,6 @@ def _fields(width: int, depth: int, tied: bool, vocab_size: int, context: int) -
         "max_position_embeddings": context,
         "tie_word_embeddings": tied,
     }
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Count the parameters of a model, embeddings included."""
-    total = 0
-    for shape in config.tensor_shapes().values():
-        size = 1
-        for dimension in shape:
-            size *= dimension
-        total += size
-    return total
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ import torch
 from edgelm.config import ModelConfig
 from edgelm.memory.available_memory import peak_memory
 from edgelm_training.device import Device
-from edgelm_training.scaling import count_parameters
 
 # Dense bf16 and fp16 peaks in FLOP/s from NVIDIA's data sheets, by a part of the device's name; the first match counts.
 _CUDA_PEAKS = (
@@ -34,7 +33,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     Six for each parameter in a matrix product (not for the table of embeddings, which is looked up), and
     12 · layers · heads · head size · length for attention.
     """
-    matrices = count_parameters(config)
+    matrices = config.count_parameters()
     if not config.tie_word_embeddings:
         matrices -= config.vocab_size * config.hidden_size
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length

@@ -371,7 +371,7 @@ def _parameters(package: Package) -> int | None:
     if package.foreign_graph is not None:
         return None
     try:
-        return sum(math.prod(shape) for shape in package.config().tensor_shapes().values())
+        return package.config().count_parameters()
     except EdgeLMError as error:  # a broken package must not hide the others
         logger.error("%s", error)
         return None
