@@ -85,7 +85,7 @@ class Library:
 
     def aliases(self) -> dict[str, str]:
         """Return what each alias means, in alphabetical order; that model may be gone by now."""
-        with self._reading():
+        with self._reaching("read"):
             found = {name: self.resolve(name) for name in self._aliases}
         return {name: target for name, target in found.items() if target != name}
 
@@ -147,7 +147,7 @@ class Library:
             )
 
     def _has(self, name: str) -> bool:
-        with self._reading():
+        with self._reaching("read"):
             folders = (self.root / kind / name for kind in ("models", "sources"))
             return bool(_NAME.fullmatch(name)) and any(folder.is_dir() for folder in folders)
 
@@ -341,34 +341,28 @@ class Library:
 
     def _names(self, kind: str) -> list[str]:
         folder = self.root / kind
-        with self._reading():
+        with self._reaching("read"):
             try:
                 entries = sorted(folder.iterdir())
             except FileNotFoundError:  # nothing has been pulled yet; a file in a folder's place is an error
                 return []
         return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f"The model library {self.root} cannot be read: {error}. Set {HOME_VARIABLE} to a folder of yours."
-            ) from error
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
         """Turn the failure to write into the library into an error that says what to do.
 
         Raises:
             ConfigError: the block raised an OSError.
         """
+        return self._reaching("written")
+
+    @contextlib.contextmanager
+    def _reaching(self, verb: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise ConfigError(
-                f"The model library {self.root} cannot be written: {error}. Set {HOME_VARIABLE} to a folder of yours."
+                f"The model library {self.root} cannot be {verb}: {error}. Set {HOME_VARIABLE} to a folder of yours."
             ) from error
 
     def _no_model(self, wanted: str) -> str:
