@@ -8,13 +8,13 @@ from edgelm.errors import CheckpointError, ModelNotFoundError
 from edgelm.files.gguf_part_names import one_of_each_model
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.package.manifest import FILE_NAME
+from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.unsupported_source import FIRST_BYTES, why_no_checkpoint_file, why_no_checkpoint_folder
 
 _GGUF_MAGIC = b"GGUF"
-_ADAPTER = "adapter_config.json"
 
 
 def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
@@ -51,6 +51,6 @@ def _open_folder(folder: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Packa
     if not has_weights and (folder / FILE_NAME).exists():
         return PackageCheckpoint(folder)
     gguf_files = [] if has_weights else one_of_each_model(path.name for path in folder.glob("*.gguf"))
-    if len(gguf_files) == 1 and not (folder / _ADAPTER).exists():
+    if len(gguf_files) == 1 and not (folder / ADAPTER_CONFIG_FILE).exists():
         return open_checkpoint(folder / gguf_files[0])
     raise CheckpointError(why_no_checkpoint_folder(folder))

@@ -25,6 +25,7 @@ from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
+from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_training.lora import linear_names, quantize_linear
 from edgelm_training.model import Transformer
@@ -53,7 +54,7 @@ def check_is_checkpoint(folder: str | Path) -> None:
             f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {quoted} "
             "-o checkpoint/"
         )
-    if (folder / "adapter_config.json").is_file() and not has_weights:
+    if (folder / ADAPTER_CONFIG_FILE).is_file() and not has_weights:
         raise CheckpointError(
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
             f"{quoted} -o merged/"

@@ -12,7 +12,8 @@ from edgelm.errors import ConfigError
 from edgelm.runtime.cpu import cpu_features, usable_cores
 from edgelm_training.train_config import TrainConfig
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The floats that a model may compute with, or be stored in, by the names of precisions.
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Device:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the matrix products."""
-        return _TYPES[self.precision]
+        return TYPES[self.precision]
 
     @property
     def emulates(self) -> bool:

@@ -14,13 +14,13 @@ from edgelm.package.peft_format import check_order_of_rows
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
+from edgelm_training.device import TYPES
 from edgelm_training.lora import linear_names
 from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import on_grid
 from edgelm_training.run_folder import RunFolder
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DTYPES = ("same", *_TYPES)
+DTYPES = ("same", *TYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def merge_adapter(
     check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     if adapter.base.sha256 is None:
         check_order_of_rows(config.model_type, adapter.base.name, adapter.matrices, adapter.folder)
-    wanted = {name: _TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
+    wanted = {name: TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
     if adapter.base.grid is not None:
         with torch.device("meta"):
             linears = [f"{name}.weight" for name in linear_names(Transformer(config))]
