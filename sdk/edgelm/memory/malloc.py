@@ -13,11 +13,7 @@ def return_freed_memory() -> None:
 
     Loading a model frees what its tokenizer was parsed from, and the allocator would keep it: 17 MB of 290.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
 
 
 def map_arrays_from(size: int) -> None:
@@ -27,8 +23,10 @@ def map_arrays_from(size: int) -> None:
     and arrays below it leave holes between those that stay: 40 MB in the export of 1.7B parameters. Each array that is
     mapped costs the system's zeros: too small a bound makes arithmetic slower.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if option is not None:
-        option(_M_MMAP_THRESHOLD, size)
+    _call("mallopt", _M_MMAP_THRESHOLD, size)
+
+
+def _call(name: str, *arguments: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    if function is not None:
+        function(*arguments)
