@@ -38,6 +38,7 @@ from edgelm_export.checkpoint_folder import (
     read_json_object,
     read_text_files,
 )
+from edgelm_export.float4_format import Float4Matrix
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import MLXMatrix, Read
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
@@ -49,6 +50,7 @@ from edgelm_export.text_part import text_part
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MODELOPT_FILE = "hf_quant_config.json"
 
 _DTYPES = ("F32", "F16", "BF16")
 _ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -80,9 +82,7 @@ class HuggingFaceCheckpoint:
         if section is not None and not isinstance(section, dict):
             raise CheckpointError(f"{folder / 'config.json'}: {SECTION!r} is {section!r}; it must be an object.")
         self._stored, self._metadata = _stored_tensors(folder)
-        # mlx-lm writes its settings under both names, and reads the second.
-        settings, mlx_settings = values.pop("quantization_config", None), values.pop("quantization", None)
-        quantization = mlx_settings or settings
+        quantization = _quantization(folder, values)
         self._text_part = text_part(values, self._stored) if section is None else None
         if self._text_part is not None:
             values = dict(self._text_part.values)
@@ -310,7 +310,7 @@ class HuggingFaceCheckpoint:
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
             for matrix in self._packed.values()
-            if isinstance(matrix, (FourBitMatrix, PackedMatrix, ScaledMatrix))
+            if isinstance(matrix, (Float4Matrix, FourBitMatrix, PackedMatrix, ScaledMatrix))
             for name, types in matrix.stored_types.items()
             if name in self._stored and self._stored[name].dtype not in types
         ]
@@ -347,6 +347,17 @@ class HuggingFaceCheckpoint:
         step = max(1, _PORTION_VALUES // shape[1])
         portions = (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
         return all(np.array_equal(self._read(name, rows), self._read(embedding, rows)) for rows in portions)
+
+
+def _quantization(folder: Path, values: dict[str, Any]) -> object:
+    """Take out of config.json's values how weights are quantized, which older folders of ModelOpt have beside it."""
+    # mlx-lm writes its settings under the first two names, and reads the first; compressed-tensors once had the third.
+    found = [values.pop(key, None) for key in ("quantization", "quantization_config", "compression_config")]
+    quantization = next((settings for settings in found if settings), None)
+    if quantization is None and (folder / MODELOPT_FILE).exists():
+        settings = read_json_object(folder, MODELOPT_FILE).get("quantization")
+        return {**(settings if isinstance(settings, dict) else {}), "quant_method": "modelopt"}
+    return quantization
 
 
 @contextlib.contextmanager

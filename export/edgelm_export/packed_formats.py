@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.float8_format import ScaledMatrix, scaled_matrices
+from edgelm_export.float4_format import Float4Matrix, float4_matrices
+from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_kinds, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
 from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices, shown
 from edgelm_export.mxfp4 import MXFP4Stack
@@ -134,7 +135,7 @@ class TernaryMatrix:
 
 
 # A matrix of any format.
-Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix
+Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix
 
 
 def packed_matrices(
@@ -154,6 +155,11 @@ def packed_matrices(
         return _ternary_matrices(config, present, where)
     if method == "bitsandbytes" and config.get("load_in_4bit"):
         return four_bit_matrices(present, read, where)
+    if mixes_kinds(config):
+        floats = float4_matrices(present, where)
+        rest = without_parts(present, floats)
+        integers = _integers("compressed-tensors", config, rest, read, where)
+        return {**floats, **(scaled_matrices(config, rest, where) or {}), **integers}
     scaled = scaled_matrices(config, present, where)
     if scaled is not None:
         return scaled
@@ -162,25 +168,45 @@ def packed_matrices(
     bits = None if row is None else _bits(config)
     if row is None or bits not in row.bits or _layout(row, config) not in row.layouts:
         found = {"quant_method": method, "bits": config.get("bits", bits)}
-        found |= {key: config.get(key) for key in (("format",) if row is None else row.layout_keys)}
+        found |= {key: config.get(key) for key in (("format", "quant_algo") if row is None else row.layout_keys)}
         told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
-            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, and its "
-            "float-quantized and int-quantized in 8, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, bitnet, and "
-            "mlx-lm's affine and mxfp4. "
-            "Take the model's unquantized folder, or a GGUF file."
+            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, its "
+            "float-quantized and int-quantized in 8, its nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp8-quantized "
+            "and mixed-precision, modelopt's NVFP4, FP8, MXFP8 and MIXED_PRECISION, fp8, fbgemm_fp8, bitsandbytes in "
+            "4 and 8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF "
+            "file."
         )
-    matrices = {
-        f"{stem}.weight": PackedMatrix(
+    return _integers(format_name, config, present, read, where)
+
+
+def _integers(
+    format_name: str, config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], read: Read, where: object
+) -> dict[str, PackedMatrix]:
+    """Find the matrices of one format of integers."""
+    row, matrices = FORMATS[format_name], {}
+    for name, shape in present.items():
+        stem = name.removesuffix(f".{row.main}")
+        if stem == name or len(shape) != 2:
+            continue
+        bits = _bits_of(stem, shape, config, read) or _bits(config) or row.bits[0]
+        matrices[f"{stem}.weight"] = PackedMatrix(
             format=format_name, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
         )
-        for name, shape in present.items()
-        if (stem := name.removesuffix(f".{row.main}")) != name and len(shape) == 2
-    }
-    for matrix in matrices.values():
-        _check(matrix, present, where)
+        _check(matrices[f"{stem}.weight"], present, where)
     return matrices
+
+
+def _bits_of(stem: str, shape: tuple[int, ...], config: Mapping[str, Any], read: Read) -> int | None:
+    """Return the bits of a matrix of compressed-tensors, by its own shape where groups have several."""
+    if len({weights.get("num_bits") for weights in compressed_weights(config)}) < 2:
+        return None
+    try:
+        columns = int(read(f"{stem}.weight_shape")[-1])
+    except (KeyError, IndexError):  # which the comparison of its parts says
+        return None
+    return next((bits for bits in (4, 8) if -(-columns * bits // 32) == shape[1]), None)
 
 
 def _check(matrix: PackedMatrix, present: Mapping[str, tuple[int, ...]], where: object) -> None:
@@ -240,13 +266,10 @@ def _layout(row: _Format, config: Mapping[str, Any]) -> str:
 
 
 def _bits(config: Mapping[str, Any]) -> int | None:
-    groups = config.get("config_groups")
-    if isinstance(groups, dict) and groups:  # compressed-tensors
-        group = next(iter(groups.values()))
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(weights, dict) or weights.get("type", "int") != "int":
-            return None
-        bits = weights.get("num_bits")
+    if config.get("quant_method") == "compressed-tensors":
+        bits = next(
+            (each.get("num_bits") for each in compressed_weights(config) if each.get("type", "int") == "int"), None
+        )
     else:
         bits = config.get("bits", config.get("w_bit"))
     return bits if isinstance(bits, int) else None

@@ -33,6 +33,7 @@ from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES
 WEIGHTS = os.urandom(1_500_000)
 FILES = {
     "config.json": b'{"model_type": "llama"}',
+    "hf_quant_config.json": b"{}",
     "tokenizer.json": b"{}",
     "chat_template.json": b"{}",
     "model.safetensors": WEIGHTS,
@@ -42,7 +43,12 @@ FILES = {
     "vocab.json": b"the tokenizer again",
     "onnx/model.safetensors": b"another program's",
 }
-TEXTS = ["chat_template.json", "config.json", "tokenizer.json"]  # of these, what the importer reads
+TEXTS = [
+    "chat_template.json",
+    "config.json",
+    "hf_quant_config.json",
+    "tokenizer.json",
+]  # of these, what the importer reads
 WEIGHTS_URL = f"/org/Small-Model/resolve/{COMMIT}/model.safetensors"
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "edgelm")]
 
@@ -78,7 +84,7 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert (record["reference"], record["license"]) == ("hf:org/Small-Model", "apache-2.0")
     assert record["revision"] == COMMIT
     asked = {path: headers for path, headers in server.headers_seen if "Small-Model" in path}
-    assert len(asked) == 5
+    assert len(asked) == 6
     assert {headers["authorization"] for headers in asked.values()} == {"Bearer secret"}
     assert not any("torch" in headers["user-agent"] for headers in asked.values())
 

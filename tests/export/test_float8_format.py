@@ -35,6 +35,9 @@ FORMATS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "fp8, one scale a matrix": (
         {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"}, (0, 0),
     ),
+    "fp8 as AutoFP8 wrote it": (
+        {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}, (0, 0),
+    ),
     "fbgemm": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, (1, 0)),
     "float-quantized, a scale a row": (compressed("float-quantized", FLOATS | {"strategy": "channel"}), (1, 0)),
     "float-quantized, one scale a matrix": (compressed("float-quantized", FLOATS | {"strategy": "tensor"}), (0, 0)),
@@ -48,7 +51,8 @@ FORMATS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Replace the matrices of a saved model's layers by those of a format; return what each stands for."""
     config, (rows, columns) = FORMATS[name]
-    part = "weight_scale_inv" if config["quant_method"] == "fp8" else "weight_scale"
+    is_first_form = "ignored_layers" in config
+    part = "weight_scale_inv" if config["quant_method"] == "fp8" and not is_first_form else "weight_scale"
     is_integer, stands_for, tensors = name == "int-quantized", {}, {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         if tensor.ndim != 2 or ".layers." not in key:
@@ -66,7 +70,7 @@ def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
         tensors[key] = stored.flatten(2).flatten(0, 1)[:N, :K].contiguous()
         tensors[f"{stem}.{part}"] = scales.flatten() if rows == columns == 0 else scales[:, 0, :, 0].contiguous()
         if config.get("activation_scheme") == "static":
-            tensors[f"{stem}.activation_scale"] = torch.tensor(0.5)
+            tensors[f"{stem}.{'input' if is_first_form else 'activation'}_scale"] = torch.tensor(0.5)
             tensors[f"{stem}.{part}"] = scales.reshape(())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     values = json.loads((folder / "config.json").read_text())

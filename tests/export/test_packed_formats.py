@@ -135,6 +135,28 @@ def test_a_packed_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path
     assert checkpoint.quantized_blocks("model.embed_tokens.weight") is None
 
 
+def test_groups_of_compressed_tensors_may_have_different_bits(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    wanted, tensors = {}, {}
+    for key, tensor in load_file(tmp_path / "model.safetensors").items():
+        if tensor.ndim == 2 and ".layers." in key:
+            parts, wanted[key] = compressed(key.removesuffix(".weight"), tensor, 8 if "self_attn" in key else 4)
+            tensors |= parts
+        else:
+            tensors[key] = tensor
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    groups = {f"group_{bits}": {"weights": {"num_bits": bits, "type": "int", "strategy": "channel"}} for bits in (4, 8)}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for key, weight in wanted.items():
+        np.testing.assert_allclose(checkpoint.tensor(key), weight, rtol=1e-6, atol=1e-9, err_msg=key)
+        assert checkpoint.stored_type(key) == f"COMPRESSED-TENSORS-{8 if 'self_attn' in key else 4}bit"
+
+
 def test_parts_of_a_fused_matrix_are_its_rows_on_its_grid(save_model: Any, tmp_path: Path) -> None:
     save_model("phi3", tmp_path, intermediate_size=128, pad_token_id=0)
     fused = quantize_folder(tmp_path, "gptq-4")["model.layers.0.self_attn.qkv_proj.weight"]

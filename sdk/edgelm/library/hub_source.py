@@ -29,6 +29,7 @@ _REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))
 # Everything that the importer reads, and nothing else: no pickle ever comes onto the disk.
 _TEXT_FILES = (
     "config.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
