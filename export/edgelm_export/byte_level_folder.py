@@ -143,15 +143,15 @@ def byte_level_files(
     class_: TokenizerClass,
     folder: Path,
     vocabulary: Mapping[str, Any],
-    merges: str,
+    merges: str | Sequence[str],
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
     """Build tokenizer.json and tokenizer_config.json: name -> content.
 
     Token ids are those that the files say. A token that has a role, and no id anywhere, gets the next one.
 
-    vocabulary: vocab.json's, token -> id. merges: the content of merges.txt. files: the objects in those of
-    SETTINGS_FILES that there are, by name.
+    vocabulary: vocab.json's, token -> id. merges: the content of merges.txt, or what it would list. files: the objects
+    in those of SETTINGS_FILES that there are, by name.
 
     Raises:
         CheckpointError: a file is broken, or contradicts another one.
@@ -169,7 +169,7 @@ def byte_level_files(
     tokenizer = byte_level_json(
         class_.pre_tokenizer.with_prefix_space() if prefix_space else class_.pre_tokenizer,
         ids,
-        _merges(merges, base, folder / MERGES),
+        _merges(merges, base, folder / MERGES) if isinstance(merges, str) else merges,
         added=added,
         around=post_processor(before, after, ids),
     )

@@ -62,6 +62,12 @@ _JAIS2_SPLIT = (
     + "".join(rf"|\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
     + r"|\s{1}"
 )
+# Kimi's: Han characters are apart from the letters of other scripts.
+_KIMI_SPLIT = (
+    r"[\p{Han}]+|"
+    + _WORDS.replace(_CAPITALS, _CAPITALS[:-1] + r"&&[^\p{Han}]]").replace(_SMALL, _SMALL[:-1] + r"&&[^\p{Han}]]")
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _YOUTU_SPLITS = (
     "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
     _GPT4O_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),
@@ -162,7 +168,18 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "jais-2": _splitting(_JAIS2_SPLIT),
     "falcon": _FALCON,
     "chatglm-bpe": _splitting(_LLAMA3_SPLIT),
+    "kimi-k2": _splitting(_KIMI_SPLIT, ignore_merges=True),  # Moonlight's too
 }
+
+# The letter that stands for each byte in a vocabulary: its own, where that is printed.
+_PRINTED = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_LETTERS = {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
+
+
+def byte_letters(token: bytes) -> str:
+    """Write bytes as the vocabularies of byte-level tokenizers have them, a letter for each."""
+    return token.decode("latin-1").translate(_LETTERS)
 
 
 def byte_level_json(

@@ -24,6 +24,7 @@ from edgelm_export.byte_level_folder import (
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_class, renumbered_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
+from edgelm_export.tiktoken_folder import TIKTOKEN_FILES, tiktoken_file, tiktoken_files
 from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
 from edgelm_export.translator_class import with_source_language
 
@@ -170,10 +171,13 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     model = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
     if model is not None:
         return sentencepiece_files(file_inside(folder, model), config, added)
+    model = tiktoken_file(folder)
+    if model is not None:
+        return tiktoken_files(file_inside(folder, model), settings)
     if not any((folder / name).exists() for name in BYTE_LEVEL_FILES):
         raise CheckpointError(
-            f"{folder} has no {TOKENIZER}, no {SENTENCEPIECE_FILES[0]}, and no {VOCABULARY} with {MERGES}; edgelm "
-            "needs one of them. Save the tokenizer there with transformers: "
+            f"{folder} has no {TOKENIZER}, no {SENTENCEPIECE_FILES[0]}, no {TIKTOKEN_FILES[0]}, and no {VOCABULARY} "
+            f"with {MERGES}; edgelm needs one of them. Save the tokenizer there with transformers: "
             'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
         )
     class_ = tokenizer_class(folder, settings)

@@ -156,6 +156,7 @@ SPLITS = {
         "VE",
     ],
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "kimi-k2": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
 }
 ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
@@ -164,7 +165,7 @@ ALIKE = {
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
     "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
-    "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (),
+    "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
 }  # fmt: skip
 
 
@@ -176,6 +177,14 @@ def test_text_is_split_as_the_models_of_that_name_split_it(pre: str) -> None:
     splitter = build(ggml__pre=pre).pre_tokenizer
     assert splitter is not None
     assert [piece for piece, _ in splitter.pre_tokenize_str(" I've 1234 x.y\n\n  end I'VE")] == SPLITS[pre]
+
+
+def test_kimi_takes_han_characters_apart_from_other_letters() -> None:
+    splitter = build(ggml__pre="kimi-k2").pre_tokenizer
+    assert splitter is not None
+    text = "中文getUserName中文ABC"
+    pieces = [text[first:end] for _, (first, end) in splitter.pre_tokenize_str(text)]
+    assert pieces == ["中文", "get", "User", "Name", "中文", "ABC"]
 
 
 def test_names_of_one_split_split_alike() -> None:
@@ -212,7 +221,7 @@ def test_some_take_a_whole_word_of_the_vocabulary_without_merges() -> None:
     for pre in PRE_TOKENIZERS:
         # "12" has a token; without its merge only a model that ignores merges finds it.
         ids = build(ggml__pre=pre, ggml__merges=MERGES[:-1]).encode("12").ids
-        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4", "glm5"))
+        assert (ids == [261]) == (pre in (*LLAMA3, "smaug-bpe", "minicpm5", "glm4", "glm5", "kimi-k2"))
     assert all(PRE_TOKENIZERS[pre].ignore_merges for pre in ("tekken", "youtu"))  # which take digits apart
 
 

@@ -46,6 +46,8 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "source.spm",
+    "tiktoken.model",
+    "*.tiktoken",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",

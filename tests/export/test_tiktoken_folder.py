@@ -1,0 +1,178 @@
+"""Folders whose tokenizer is a vocabulary for tiktoken, against what tiktoken does, written out here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import regex
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from edgelm.errors import CheckpointError
+from edgelm_export import tiktoken_folder
+from edgelm_export.byte_level_tokenizer import byte_letters
+from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES
+
+TEXTS: list[str] = [
+    row["text"].replace("<|", "<")  # no control tokens
+    for row in json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text("utf-8"))["rows"]
+]
+# As the authors' code has them (tokenization_moonshot.py, tokenization_hy.py, tokenization_qwen.py).
+KIMI = "|".join(
+    [
+        r"""[\p{Han}]+""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""\p{N}{1,3}""",
+        r""" ?[^\s\p{L}\p{N}]+[\r\n]*""",
+        r"""\s*[\r\n]+""",
+        r"""\s+(?!\S)""",
+        r"""\s+""",
+    ]
+)
+QWEN = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
+    r"""|\s+(?!\S)|\s+"""
+)
+PATTERNS = {"TikTokenTokenizer": KIMI, "HYTokenizer": QWEN, "QWenTokenizer": QWEN}
+CHAT = {
+    "added_tokens_decoder": {
+        "500": {"content": "[BOS]", "special": True},
+        "501": {"content": "[EOS]", "special": True},
+        "503": {"content": "<|im_end|>", "special": True},
+    },
+    "bos_token": "[BOS]",
+    "eos_token": "[EOS]",
+    "additional_special_tokens": ["<|im_end|>"],
+    "auto_map": {"AutoTokenizer": ["tokenization_moonshot.TikTokenTokenizer", None]},
+    "chat_template": "{{ messages[0].content }}<|im_end|>",
+}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[bytes, int]:
+    """A vocabulary of 500 tokens, trained on the corpus without any split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    letters = {letter: byte for byte in range(256) for letter in byte_letters(bytes([byte]))}
+    found = {bytes(letters[letter] for letter in token): rank for token, rank in tokenizer.get_vocab().items()}
+    assert len(found) == 500
+    return found
+
+
+def write(folder: Path, class_: str | None, ranks: Mapping[bytes, int], settings: Mapping[str, Any] = {}) -> Path:
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    path = folder / ("tiktoken.model" if class_ == "TikTokenTokenizer" else "hy.tiktoken")
+    path.write_text("".join(lines))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_, **settings}))
+    (folder / "tokenization.py").write_text("raise SystemExit('this must not run')")
+    return path
+
+
+def joined(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
+    """Join the neighbours that make the token of the lowest rank, the first of several, until none do."""
+    if piece in ranks:
+        return [ranks[piece]]
+    parts = [bytes([byte]) for byte in piece]
+    while True:
+        found = [
+            (ranks[pair], place)
+            for place in range(len(parts) - 1)
+            if (pair := parts[place] + parts[place + 1]) in ranks
+        ]
+        if not found:
+            return [ranks[part] for part in parts]
+        _, place = min(found)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+
+
+@pytest.mark.parametrize("class_", TIKTOKEN_CLASSES)
+def test_a_text_has_the_ids_that_tiktoken_gives_it(tmp_path: Path, ranks: dict[bytes, int], class_: str) -> None:
+    write(tmp_path, class_, ranks, CHAT if class_ == "TikTokenTokenizer" else {})
+    tokenizer = Tokenizer.from_str(read_text_files(tmp_path)["tokenizer.json"])
+    more = [
+        "中文getUserName中文ABC",
+        "ABCdef汉字Ghi",
+        "日本語ひらがなカタカナ",
+        "  \n  \n x",
+        "I'VE we'll",
+        "12345",
+        "e\u0301",
+    ]
+    pieces = regex.compile(PATTERNS[class_], regex.V1)
+    for text in [*TEXTS, *more]:
+        read = text if class_ == "TikTokenTokenizer" else unicodedata.normalize("NFC", text)
+        wanted = [id_ for piece in pieces.findall(read) for id_ in joined(piece.encode(), ranks)]
+        assert tokenizer.encode(text).ids == wanted, text
+        assert tokenizer.decode(wanted) == read
+
+
+def test_control_tokens_are_those_of_the_settings_and_of_the_class(tmp_path: Path, ranks: dict[bytes, int]) -> None:
+    write(tmp_path, "TikTokenTokenizer", ranks, CHAT)
+    files = read_text_files(tmp_path)
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"])
+    assert tokenizer.encode("[BOS]<|im_end|><|reserved_token_502|>[EOS]<|reserved_token_755|>").ids == [
+        500, 503, 502, 501, 755,
+    ]  # fmt: skip
+    assert tokenizer.get_vocab_size() == 756
+    assert files["chat_template.jinja"] == CHAT["chat_template"]
+    settings = json.loads(files["tokenizer_config.json"])
+    assert (settings["bos_token"], settings["eos_token"]) == ("[BOS]", "[EOS]")
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "auto_map" not in settings
+    (tmp_path / "tiktoken.model").unlink()
+    write(tmp_path, "HYTokenizer", ranks, {"eos_token": "<|eos|>", "pad_token": "<|pad|>"})
+    tokenizer = Tokenizer.from_str(read_text_files(tmp_path)["tokenizer.json"])
+    assert tokenizer.encode("<|startoftext|><|extra_0|><|eos|>").ids == [501, 505, 503]
+
+
+LETTERS = {bytes([byte]): byte for byte in range(256)}
+BROKEN: dict[str, tuple[str | None, dict[bytes, int], str, str]] = {
+    "another class": (
+        "MyTokenizer", LETTERS, "",
+        r"has no tokenizer\.json, and the tokenizer_class in tokenizer_config\.json is 'MyTokenizer'\. Of hy\.tiktoken "
+        r"it can be built for TikTokenTokenizer, HYTokenizer, QWenTokenizer\. Take a GGUF file",
+    ),
+    "no class": (None, LETTERS, "", "is None"),
+    "a byte without a token": (
+        "HYTokenizer", {token: rank for token, rank in LETTERS.items() if rank != 7}, "",
+        r"has no token for the byte 7\.",
+    ),
+    "two tokens of one rank": ("HYTokenizer", {**LETTERS, b"ab": 5}, "", "gives two tokens one rank"),
+    "two ranks of one token": ("HYTokenizer", LETTERS, "AA== 256", r"line 257 gives b'\\x00' a second rank, 256\."),
+    "no base64": ("HYTokenizer", LETTERS, "A*== 256", r"line 257, 'A\*== 256', is not a token of up to 512 bytes"),
+    "no rank": ("HYTokenizer", LETTERS, "YWI= x", "line 257, 'YWI= x', is not a token"),
+    "a rank below none": ("HYTokenizer", LETTERS, "YWI= -1", "is not a token"),
+    "a token without end": ("HYTokenizer", {**LETTERS, b"a" * 513: 256}, "", "line 257, .* of up to 512"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, case: str) -> None:
+    class_, ranks, more, told = BROKEN[case]
+    path = write(tmp_path, class_, ranks)
+    path.write_text(path.read_text() + more)
+    with pytest.raises(CheckpointError, match=told):
+        read_text_files(tmp_path)
+
+
+def test_what_would_take_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "HYTokenizer", {**LETTERS, **{b"ab" * size: 255 + size for size in range(1, 9)}})
+    monkeypatch.setattr(tiktoken_folder, "_MAX_MERGES", 20)
+    with pytest.raises(CheckpointError, match=r"hy\.tiktoken: more than 20 pairs of its tokens make a token"):
+        read_text_files(tmp_path)
+    monkeypatch.setattr(tiktoken_folder, "_MAX_TOKENS", 200)
+    with pytest.raises(CheckpointError, match=r"hy\.tiktoken has 265 lines; at most 200 are read"):
+        read_text_files(tmp_path)
+    monkeypatch.setattr(tiktoken_folder, "_MAX_FILE_BYTES", 1000)
+    with pytest.raises(CheckpointError, match=r"cannot be read: it has \d+ bytes, and at most 1000 are read"):
+        read_text_files(tmp_path)
