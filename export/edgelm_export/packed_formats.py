@@ -148,6 +148,7 @@ def packed_matrices(
     Raises:
         CheckpointError: it is quantized in another way, or its settings are broken.
     """
+    config = _as_packed(config)
     method = config.get("quant_method")
     if method is None and {"bits", "group_size"} <= config.keys():  # mlx-lm names no method
         return mlx_matrices(config, present, where)
@@ -168,17 +169,36 @@ def packed_matrices(
     bits = None if row is None else _bits(config)
     if row is None or bits not in row.bits or _layout(row, config) not in row.layouts:
         found = {"quant_method": method, "bits": config.get("bits", bits)}
-        found |= {key: config.get(key) for key in (("format", "quant_algo") if row is None else row.layout_keys)}
+        found |= {
+            key: config.get(key)
+            for key in (("format", "quant_algo", "packing_format") if row is None else row.layout_keys)
+        }
         told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
         raise CheckpointError(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
-            "Supported: gptq in 2, 4 and 8 bits, awq in 4, compressed-tensors pack-quantized in 4 and 8, its "
-            "float-quantized and int-quantized in 8, its nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp8-quantized "
-            "and mixed-precision, modelopt's NVFP4, FP8, MXFP8 and MIXED_PRECISION, fp8, fbgemm_fp8, bitsandbytes in "
-            "4 and 8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF "
-            "file."
+            "Supported: gptq in 2, 4 and 8 bits, awq in 4, auto-round in the packing of either, compressed-tensors "
+            "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
+            "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, FP8, MXFP8 and "
+            "MIXED_PRECISION, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. "
+            "Take the model's unquantized folder, or a GGUF file."
         )
     return _integers(format_name, config, present, read, where)
+
+
+# packing_format of AutoRound -> the method and the layout whose packing that is.
+_AUTO_ROUND = {
+    **dict.fromkeys(("auto", "auto_round:gptq", "auto_round:auto_gptq"), ("gptq", "gptq")),
+    **dict.fromkeys(("auto_round", "auto_round:exllamav2", "auto_round:tritonv2"), ("gptq", "gptq_v2")),
+    **dict.fromkeys(("auto_round:awq", "auto_round:auto_awq"), ("awq", "gemm")),
+}
+
+
+def _as_packed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings as the one writes them whose packing AutoRound's are of."""
+    if config.get("quant_method") not in ("auto-round", "intel/auto-round") or config.get("data_type", "int") != "int":
+        return config
+    method, layout = _AUTO_ROUND.get(str(config.get("packing_format", config.get("backend", "auto"))), ("", ""))
+    return {**config, "quant_method": method, "checkpoint_format": layout} if method else config
 
 
 def _integers(
@@ -190,7 +210,7 @@ def _integers(
         stem = name.removesuffix(f".{row.main}")
         if stem == name or len(shape) != 2:
             continue
-        bits = _bits_of(stem, shape, config, read) or _bits(config) or row.bits[0]
+        bits = _bits_of(stem, shape, config, present, read) or _bits(config) or row.bits[0]
         matrices[f"{stem}.weight"] = PackedMatrix(
             format=format_name, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
         )
@@ -198,8 +218,15 @@ def _integers(
     return matrices
 
 
-def _bits_of(stem: str, shape: tuple[int, ...], config: Mapping[str, Any], read: Read) -> int | None:
-    """Return the bits of a matrix of compressed-tensors, by its own shape where groups have several."""
+def _bits_of(
+    stem: str, shape: tuple[int, ...], config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], read: Read
+) -> int | None:
+    """Return the bits of a matrix by its own parts, where those of a folder may differ."""
+    zeros = present.get(f"{stem}.qzeros")
+    if config["quant_method"] == "gptq" and zeros is not None:
+        of_all = _bits(config)
+        fitting = [bits for bits in FORMATS["gptq"].bits if zeros[1:] == (-(-shape[1] * bits // 32),)]
+        return of_all if of_all in fitting else next(iter(fitting), None)
     if len({weights.get("num_bits") for weights in compressed_weights(config)}) < 2:
         return None
     try:
@@ -213,7 +240,9 @@ def _check(matrix: PackedMatrix, present: Mapping[str, tuple[int, ...]], where: 
     """Compare the shapes of a matrix's tensors with each other."""
     row, (N, K) = FORMATS[matrix.format], matrix.shape
     found = {part: present.get(f"{matrix.stem}.{part}") for part in row.parts}
-    found = {part: shape for part, shape in found.items() if shape is not None or part not in row.optional}
+    # An order of activations says nothing without the groups.
+    optional = row.optional - ({"g_idx"} if matrix.settings.get("desc_act") else set())
+    found = {part: shape for part, shape in found.items() if shape is not None or part not in optional}
     part, dimension = row.groups
     of_groups = found[part] or ()
     G = of_groups[dimension] if len(of_groups) == 2 else 0
@@ -283,14 +312,28 @@ def _unpack(packed: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(np.moveaxis(joined, -1, axis)).astype(np.int32)
 
 
-def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
-    scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
-    groups = read(f"{matrix.stem}.g_idx").astype(np.int64)
-    if groups.min() < 0 or groups.max() >= len(scales_GN):
+def _groups(matrix: PackedMatrix, part: str, count: int, read: Read) -> NDArray[np.int64]:
+    """Return the group of each input: as a part of the matrix says, or one behind the other where it is not there."""
+    try:
+        groups = read(f"{matrix.stem}.{part}").astype(np.int64)
+    except KeyError:
+        groups = None
+    if groups is None or (groups == -1).all():  # compressed-tensors' word for no order
+        K, size = matrix.shape[1], matrix.settings.get("group_size")
+        if type(size) is not int or size < 1 or -(-K // size) != count:
+            size = -(-K // count)
+        return np.arange(K) // size
+    if groups.min() < 0 or groups.max() >= count:
         raise CheckpointError(
-            f"{matrix.stem}.g_idx has groups from {groups.min()} to {groups.max()}; there are {len(scales_GN)}. "
+            f"{matrix.stem}.{part} has groups from {groups.min()} to {groups.max()}; there are {count}. "
             "Download the model again."
         )
+    return groups
+
+
+def _gptq(matrix: PackedMatrix, read: Read) -> Grid:
+    scales_GN = read(f"{matrix.stem}.scales").astype(np.float32)
+    groups = _groups(matrix, "g_idx", len(scales_GN), read)
     zeros_GN = _unpack(read(f"{matrix.stem}.qzeros"), matrix.bits, 1)[:, : matrix.shape[0]]
     if _layout(FORMATS[matrix.format], matrix.settings) == "gptq":
         zeros_GN = (zeros_GN + 1) & ((1 << matrix.bits) - 1)  # the first version of the format stores one less
@@ -332,13 +375,12 @@ def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
         zeros_NG = _unpack(read(f"{matrix.stem}.weight_zero_point"), matrix.bits, 0)[:N]
     except KeyError:  # symmetric
         zeros_NG = np.full(scales_NG.shape, 1 << (matrix.bits - 1), np.int32)
-    G = scales_NG.shape[1]
     return Grid(
         bits=matrix.bits,
         values=_unpack(read(f"{matrix.stem}.weight_packed"), matrix.bits, 1)[:, :K],
         zeros=zeros_NG,
         scales=scales_NG,
-        groups=np.arange(K) // -(-K // G),
+        groups=_groups(matrix, "weight_g_idx", scales_NG.shape[1], read),
     )
 
 
@@ -348,6 +390,7 @@ _WORDS, _INTEGERS, _FLOATS = ("I32",), ("I32", "I64"), ("F32", "F16", "BF16")
 FORMATS: dict[str, _Format] = {
     "gptq": _Format(
         main="qweight", bits=(2, 4, 8), layout_keys=("checkpoint_format", "format"), layouts=("gptq", "gptq_v2"),
+        optional=frozenset({"g_idx"}),
         parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": _FLOATS, "g_idx": _INTEGERS},
         shape=lambda packed, per_word: (packed[1], packed[0] * per_word), groups=("scales", 0),
         beside=lambda N, K, G, per_word: {"qzeros": (G, -(-N // per_word)), "scales": (G, N), "g_idx": (K,)},
@@ -362,13 +405,15 @@ FORMATS: dict[str, _Format] = {
     ),
     "compressed-tensors": _Format(
         main="weight_packed", bits=(4, 8), layout_keys=("format",), layouts=("pack-quantized",),
-        optional=frozenset({"weight_zero_point"}),
+        optional=frozenset({"weight_zero_point", "weight_g_idx"}),
         parts={
             "weight_packed": _WORDS, "weight_scale": _FLOATS, "weight_shape": _INTEGERS, "weight_zero_point": _WORDS,
+            "weight_g_idx": _INTEGERS,
         },
         shape=lambda packed, per_word: (packed[0], packed[1] * per_word), groups=("weight_scale", 1),
         beside=lambda N, K, G, per_word: {
             "weight_scale": (N, G), "weight_shape": (2,), "weight_zero_point": (-(-N // per_word), G),
+            "weight_g_idx": (K,),
         },
         unpack=_compressed,
     ),

@@ -54,6 +54,19 @@ def gptq(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]
     return tensors, (values - zeros[:, groups]) * scales.astype(np.float32)[:, groups]
 
 
+def gptq_in_order(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
+    tensors, stands_for = gptq(stem, weight, bits)
+    del tensors[f"{stem}.g_idx"]
+    return tensors, stands_for
+
+
+def gptq_v2(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
+    """Zero points are stored as they are; AutoRound's own packing has the same."""
+    tensors, stands_for = gptq_in_order(stem, weight, bits)
+    _, zeros, _ = quantized(weight, bits, GROUP)
+    return tensors | {f"{stem}.qzeros": words(zeros.T, bits, 1)}, stands_for
+
+
 def awq(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
     values, zeros, scales = quantized(weight, bits, GROUP)
     groups = np.arange(weight.shape[1]) // GROUP
@@ -88,6 +101,21 @@ FORMATS: dict[str, tuple[Callable[..., tuple[Tensors, np.ndarray]], int, dict[st
     "gptq-4 of GPTQModel": (
         gptq, 4,
         {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq", "format": "gptq"},
+    ),
+    "gptq-4 without an order": (gptq_in_order, 4, {"quant_method": "gptq", "bits": 4, "group_size": GROUP}),
+    "gptq-4, v2": (
+        gptq_v2, 4, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
+    ),
+    "auto-round-4, symmetric": (
+        gptq_in_order, 4,
+        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq", "data_type": "int"},
+    ),
+    "auto-round-2": (gptq_v2, 2, {"quant_method": "auto-round", "bits": 2, "packing_format": "auto_round"}),
+    "auto-round-4 as awq": (
+        awq, 4, {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"},
+    ),
+    "auto-round-4, older": (
+        gptq_v2, 4, {"quant_method": "intel/auto-round", "bits": 4, "backend": "auto_round:exllamav2"},
     ),
     "gptq-8": (gptq, 8, {"quant_method": "gptq", "bits": 8, "group_size": GROUP}),
     "gptq-2": (gptq, 2, {"quant_method": "gptq", "bits": 2, "group_size": GROUP}),
@@ -256,7 +284,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray | None], str
     **{
         f"{name} without {part}": (name, part, lambda _: None, rf"{UNFIT}\S+ in 4 bits: .*{part} is missing")
         for name, parts in (
-            ("gptq-4", ("qzeros", "scales", "g_idx")),
+            ("gptq-4", ("qzeros", "scales")),
             ("awq-4", ("qzeros", "scales")),
             ("compressed-4", ("weight_scale", "weight_shape")),
         )
@@ -281,6 +309,49 @@ BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray | None], str
         "gptq-4", "qweight", lambda words: words.view(np.float32), r"q_proj\.qweight \(F32 instead of I32\)",
     ),
 }  # fmt: skip
+
+
+def test_an_order_of_activations_needs_its_groups(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "gptq-4 without an order")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"do not fit each other as gptq in 4 bits: .*g_idx is missing"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_single_modules_of_gptq_may_have_other_bits(save_llama: Any, tmp_path: Path) -> None:
+    """As GPTQModel's `dynamic` and AutoRound's `extra_config` ask for."""
+    save_llama(tmp_path, intermediate_size=128)
+    stem = "model.layers.0.mlp.down_proj"
+    weight = load_file(tmp_path / "model.safetensors")[f"{stem}.weight"]
+    quantize_folder(tmp_path, "gptq-4")
+    tensors, stands_for = gptq(stem, weight, 8)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | tensors, path, metadata={"format": "pt"})
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    np.testing.assert_allclose(checkpoint.tensor(f"{stem}.weight"), stands_for, rtol=1e-6, atol=1e-9)
+    assert checkpoint.stored_type(f"{stem}.weight") == "GPTQ-8bit"
+    assert checkpoint.stored_type("model.layers.1.mlp.down_proj.weight") == "GPTQ-4bit"
+
+
+def test_compressed_tensors_may_have_groups_in_another_order(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    wanted = quantize_folder(tmp_path, "compressed-4")
+    path, stem = tmp_path / "model.safetensors", "model.layers.0.mlp.down_proj"
+    tensors = load_file(path)
+    scales = tensors[f"{stem}.weight_scale"]
+    order = np.random.default_rng(0).permutation(np.arange(128) // GROUP).astype(np.int32)
+    factors = np.array([1, 2, 4, 8], np.float16)
+    tensors |= {f"{stem}.weight_scale": scales * factors, f"{stem}.weight_g_idx": order}
+    tensors["model.layers.0.mlp.up_proj.weight_g_idx"] = np.full(64, -1, np.int32)  # in no order
+    save_file(tensors, path, metadata={"format": "pt"})
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for name, expected in ((stem, wanted[f"{stem}.weight"] * factors[order]), ("model.layers.0.mlp.up_proj", None)):
+        expected = wanted[f"{name}.weight"] if expected is None else expected
+        np.testing.assert_allclose(checkpoint.tensor(f"{name}.weight"), expected, rtol=1e-6, atol=1e-9)
+    assert checkpoint.quantized_blocks(f"{stem}.weight") is None
 
 
 @pytest.mark.parametrize("case", BROKEN)
