@@ -4,7 +4,8 @@ NVFP4 has blocks of 16, whose scales are floats of 8 bits (E4M3), and one float3
 multiplies by that, compressed-tensors divides by it. MXFP4 has blocks of 32, whose scales are powers of two (E8M0).
 Doubled, the values are whole numbers up to 12, which 8 bits hold exactly. What activations were rounded to where the
 model was made (input_scale, input_global_scale) is passed over.
-Sources: NVFP4QTensor of nvidia-modelopt 0.47, nvfp4-pack-quantized and mxfp4-pack-quantized of compressed-tensors 0.20.
+Sources: NVFP4QTensor of nvidia-modelopt 0.47, nvfp4-pack-quantized and mxfp4-pack-quantized of compressed-tensors 0.20,
+Pack_fp4 of amd-quark 0.13.
 Shapes: N outputs, K inputs, G blocks of inputs.
 """
 
@@ -48,6 +49,10 @@ _FORMATS = (
     _Format(
         type="NVFP4", block_size=16, scale_type=FLOAT8,
         values=_COMPRESSED, of_all="weight_global_scale", divides=True, activations="input_global_scale",
+    ),
+    _Format(
+        type="MXFP4", block_size=32, scale_type="U8",
+        values="weight", of_all=None, divides=False, activations="input_scale",
     ),
     _Format(
         type="MXFP4", block_size=32, scale_type="U8",
@@ -131,10 +136,15 @@ def _format_of(stem: str, part: str, present: Mapping[str, tuple[int, ...]]) -> 
     """Tell by the parts that lie beside one; integers in compressed-tensors' form have a weight_shape."""
     if part == _COMPRESSED and f"{stem}.weight_shape" in present:
         return None
-    for format_ in _FORMATS:
-        if part == format_.values and (format_.of_all is None or f"{stem}.{format_.of_all}" in present):
-            return format_
-    return None
+    found = [format_ for format_ in _FORMATS if part == format_.values]
+    named = next((each for each in found if each.of_all is not None and f"{stem}.{each.of_all}" in present), None)
+    if named is not None or not found:
+        return named
+    format_ = found[-1]
+    # One `weight` of bytes with scales for 16 of them is MXFP4; else it is of 8 bits, or plain.
+    shape, scales = present[f"{stem}.{part}"], present.get(f"{stem}.{_SCALES}", ())
+    is_packed = part == _COMPRESSED or (len(shape) == len(scales) == 2 and shape[1] * 2 == scales[1] * 32)
+    return format_ if is_packed else None
 
 
 def _check(matrix: Float4Matrix, present: Mapping[str, tuple[int, ...]], where: object) -> None:

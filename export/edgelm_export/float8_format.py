@@ -4,7 +4,8 @@ A scale is for all of a matrix, for a row, or for a block of rows and columns; i
 32 inputs. What activations were rounded to where
 the model was made (activation_scale, input_scale) is passed over: here they have float32, or a block's own 8 bits.
 Sources: transformers' integrations of FP8 (DeepSeek-V3's, Mistral's, FBGEMM's), compressed-tensors' float-quantized,
-int-quantized and mxfp8-quantized, nvidia-modelopt 0.47, bitsandbytes' LLM.int8 (SCB). Shapes: N outputs, K inputs.
+int-quantized and mxfp8-quantized, nvidia-modelopt 0.47, amd-quark 0.13, bitsandbytes' LLM.int8 (SCB).
+Shapes: N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -154,23 +155,30 @@ def _kind(config: Mapping[str, Any]) -> _Kind | None:
     return None
 
 
-# Formats of compressed-tensors, and algorithms of ModelOpt, that may have matrices of several kinds.
+# Formats of compressed-tensors, algorithms of ModelOpt and types of Quark that may have matrices of several kinds.
 _MIXING = {
     "compressed-tensors": (
-        "format",
+        ("format",),
         ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision"),
     ),
     "modelopt": (
-        "quant_algo",
-        ("NVFP4", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION"),
+        ("quant_algo",),
+        (
+            *("NVFP4", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "MXFP4", "W4A8_MXFP4_FP8"),
+            *("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION"),
+        ),
     ),
+    "quark": (("global_quant_config", "weight", "dtype"), ("fp4", "fp8_e4m3")),
 }
 
 
 def mixes_kinds(config: Mapping[str, Any]) -> bool:
     """Tell whether the names of its parts say of what kind each matrix of a folder is."""
-    key, names = _MIXING.get(str(config.get("quant_method")), ("", ()))
-    return config.get(key) in names
+    keys, names = _MIXING.get(str(config.get("quant_method")), ((), ()))
+    value: Any = config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return bool(keys) and value in names
 
 
 def compressed_weights(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -178,9 +178,9 @@ def packed_matrices(
             f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
             "Supported: gptq in 2, 4 and 8 bits, awq in 4, auto-round in the packing of either, compressed-tensors "
             "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
-            "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, FP8, MXFP8 and "
-            "MIXED_PRECISION, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, bitnet, and mlx-lm's affine and mxfp4. "
-            "Take the model's unquantized folder, or a GGUF file."
+            "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
+            "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
+            "bitnet, and mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF file."
         )
     return _integers(format_name, config, present, read, where)
 

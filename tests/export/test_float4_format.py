@@ -70,6 +70,21 @@ def mxfp4(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, levels * steps.expand(blocks.shape).flatten(1)
 
 
+def quark(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    tensors, stands_for = mxfp4(stem, weight)
+    return {name.replace("_packed", ""): tensor for name, tensor in tensors.items()}, stands_for
+
+
+def with_cache_scales(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Keys and values of one byte, in three ways of naming their scales."""
+    tensors, stands_for = fp8(stem, weight)
+    attention, _, name = stem.rpartition(".")
+    if name == "k_proj":
+        places = (f"{attention}.kv_scale", f"{stem}.k_scale", f"{stem}.output_scale")
+        tensors |= {place: torch.tensor(0.5) for place in places}
+    return tensors, stands_for
+
+
 def fp8(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     scale = weight.abs().max() / 448
     stored = (weight / scale).to(torch.float8_e4m3fn)
@@ -96,6 +111,14 @@ FORMATS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     "modelopt's MXFP8": (mxfp8, {"quant_method": "modelopt", "quant_algo": "MXFP8"}, {"FP8"}),
     "modelopt's, mixed": (
         mixed(modelopt), {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, {"NVFP4", "FP8"},
+    ),
+    "quark's MXFP4": (
+        mixed(quark), {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}, {"MXFP4", "FP8"},
+    ),
+    "quark's FP8": (
+        with_cache_scales,
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}},
+        {"FP8"},
     ),
     "compressed NVFP4": (
         compressed,
