@@ -75,5 +75,5 @@ def _faults(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _written_type(stored: str) -> str:
-    """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4, and more digits."""
-    return stored if stored in _KEPT_TYPES else "BF16" if stored == "MXFP4" else "F32"
+    """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4 and 8, and more digits."""
+    return stored if stored in _KEPT_TYPES else "BF16" if stored in ("MXFP4", "MXFP8") else "F32"

@@ -1,7 +1,9 @@
-"""Matrices as mlx-lm's converter packs them: 2 to 8 bits in groups along the inputs, or MXFP4.
+"""Matrices as mlx-lm's converter packs them: 2 to 8 bits in groups along the inputs, or MXFP4, NVFP4 and MXFP8.
 
 A module's integers lie in uint32, one stream of bits along a row, the lowest first. In the mode "affine" each group has
-a scale and a bias, the weight of the integer zero: weight = scale * integer + bias. config.json's "quantization" has
+a scale and a bias, the weight of the integer zero: weight = scale * integer + bias. The other modes have floats in the
+place of integers (E2M1, or E4M3 in 8 bits), and a byte for each group's scale: a power of two (E8M0), or E4M3 in NVFP4.
+config.json's "quantization" has
 the settings of all modules, and of some under their names. Which modules are packed shows in who has scales.
 Sources: mlx.core.quantize of mlx 0.32.4, load_model and save of mlx-lm 0.32.2.
 Shapes: N outputs, K inputs, G groups of inputs, W words; a stack of experts has E before them.
@@ -34,7 +36,7 @@ class _Mode:
     defaults: Mapping[str, int]  # what mlx takes where a module's settings lack one
 
 
-_AFFINE, _MXFP4 = "affine", "mxfp4"
+_AFFINE, _MXFP4, _NVFP4, _MXFP8 = "affine", "mxfp4", "nvfp4", "mxfp8"
 _MODES = {
     _AFFINE: _Mode(
         parts={"weight": _WORDS, "scales": _FLOATS, "biases": _FLOATS},
@@ -47,6 +49,18 @@ _MODES = {
         bits=(4,),
         group_sizes=(32,),
         defaults={"bits": 4, "group_size": 32},
+    ),
+    _NVFP4: _Mode(
+        parts={"weight": _WORDS, "scales": _BYTES},
+        bits=(4,),
+        group_sizes=(16,),
+        defaults={"bits": 4, "group_size": 16},
+    ),
+    _MXFP8: _Mode(
+        parts={"weight": _WORDS, "scales": _BYTES},
+        bits=(8,),
+        group_sizes=(32,),
+        defaults={"bits": 8, "group_size": 32},
     ),
 }
 
@@ -67,7 +81,7 @@ class MLXMatrix:
     @property
     def type(self) -> str:
         """What the matrix is stored as, such as "MLX-4bit"."""
-        return "MXFP4" if self.mode == _MXFP4 else f"MLX-{self.bits}bit"
+        return f"MLX-{self.bits}bit" if self.mode == _AFFINE else self.mode.upper()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -83,19 +97,25 @@ class MLXMatrix:
         integers, *floats = self._read(read)
         # A damaged file has numbers that are none; whoever reads the matrix refuses it.
         with np.errstate(invalid="ignore", over="ignore"):
-            if self.mode == _MXFP4:
-                blocks = _mxfp4_blocks(integers, *floats)
+            if self.mode == _MXFP8:
+                weight: NDArray[np.float32] = integers.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+                weight *= 2 * half_of_power(floats[0])[..., None]
+                return weight.reshape(len(weight), -1)
+            if self.mode != _AFFINE:
+                blocks = _float4_blocks(self.mode, integers, *floats)
                 return (blocks.values * blocks.scales[..., None]).reshape(len(integers), -1)
             scales, biases = (part.astype(np.float32)[..., None] for part in floats)
             weight = integers * scales
             weight += biases
         return weight.reshape(len(weight), -1)
 
-    def blocks(self, read: Read) -> QuantizedBlocks:
-        """Return the same in MatMulNBits' blocks."""
+    def blocks(self, read: Read) -> QuantizedBlocks | None:
+        """Return the same in MatMulNBits' blocks; None where it is of floats in 8 bits."""
+        if self.mode == _MXFP8:
+            return None
         integers, *floats = self._read(read)
-        if self.mode == _MXFP4:
-            return _mxfp4_blocks(integers, *floats)
+        if self.mode != _AFFINE:
+            return _float4_blocks(self.mode, integers, *floats)
         return on_levels(integers, *(part.astype(np.float32) for part in floats), bits=self.bits)
 
     def _read(self, read: Read) -> list[NDArray[Any]]:
@@ -112,10 +132,13 @@ class MLXMatrix:
         return parts
 
 
-def _mxfp4_blocks(integers: NDArray[np.uint8], exponents: NDArray[np.uint8]) -> QuantizedBlocks:
-    return QuantizedBlocks(
-        bits=8, block_size=integers.shape[2], values=E2M1_DOUBLED[integers], scales=half_of_power(exponents)
-    )
+def _float4_blocks(mode: str, numbers: NDArray[np.uint8], scales: NDArray[np.uint8]) -> QuantizedBlocks:
+    if mode == _MXFP4:
+        halves = half_of_power(scales)
+    else:
+        with np.errstate(invalid="ignore"):
+            halves = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32) / np.float32(2)
+    return QuantizedBlocks(bits=8, block_size=numbers.shape[2], values=E2M1_DOUBLED[numbers], scales=halves)
 
 
 def unpacked(words_NW: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:

@@ -180,7 +180,7 @@ def packed_matrices(
             "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
             "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
             "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
-            "bitnet, and mlx-lm's affine and mxfp4. Take the model's unquantized folder, or a GGUF file."
+            "bitnet, and mlx-lm's modes. Take the model's unquantized folder, or a GGUF file."
         )
     return _integers(format_name, config, present, read, where)
 

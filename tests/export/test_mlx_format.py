@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from mlx_folder import Tensors, change_config, pack_folder, words
+from mlx_folder import Tensors, change_config, pack_folder
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -76,17 +76,6 @@ def test_what_mlx_packed_is_what_mlx_reads(
     }
     weight = matrix(bits, 32, (1, 32)).weight(tensors.__getitem__)
     np.testing.assert_allclose(weight[0], wanted, rtol=0, atol=6e-7)
-
-
-def test_what_mlx_packed_as_mxfp4_is_what_mlx_reads() -> None:
-    """The same numbers, by mx.quantize with mode="mxfp4"."""
-    stored = np.array([[0x50CAC910, 0x30C012AA, 0x1D9EDEAD, 0xAD00AF91]], np.uint32)
-    tensors = {"m.weight": stored, "m.scales": np.array([[126]], np.uint8)}
-    wanted = [
-        0, 0.25, -0.25, -1, -0.5, -1, 0, 1.5, -0.5, -0.5, 0.5, 0.25, 0, -1, 0, 0.75, -1.5, -0.5, -2, -1.5, -2, -0.25,
-        -1.5, 0.25, 0.25, -0.25, -3, -0.5, 0, 0, -1.5, -0.5,
-    ]  # fmt: skip
-    np.testing.assert_array_equal(matrix(4, 32, (1, 32), "mxfp4").weight(tensors.__getitem__)[0], wanted)
 
 
 def weights_of(checkpoint: HuggingFaceCheckpoint, name: str) -> NDArray[np.float32]:
@@ -405,20 +394,6 @@ def test_a_head_that_repeats_the_embedding_is_passed_over(save_llama: SaveModel,
         HuggingFaceCheckpoint(tmp_path)
 
 
-def test_mxfp4_is_kept_exactly_in_8_bits() -> None:
-    random = np.random.default_rng(0)
-    integers = random.integers(0, 16, (3, 64))
-    exponents = random.integers(120, 130, (3, 2)).astype(np.uint8)
-    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[integers & 7] * np.where(integers & 8, -1, 1)
-    wanted = values * np.exp2(exponents.astype(float) - 127).repeat(32, axis=1)
-    tensors = {"m.weight": words(integers, 4), "m.scales": exponents}
-    stored = matrix(4, 32, (3, 64), "mxfp4")
-    np.testing.assert_array_equal(stored.weight(tensors.__getitem__), wanted)
-    blocks = stored.blocks(tensors.__getitem__)
-    assert (blocks.bits, blocks.zero_points, stored.type) == (8, None, "MXFP4")
-    np.testing.assert_array_equal((blocks.values * blocks.scales[..., None]).reshape(3, 64), wanted)
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bits in words": ({"bits": "four"}, "quantization.bits is 'four'; supported in mode affine: 2, 3, 4, 5, 6, 8"),
     "7 bits": ({"bits": 7}, "quantization.bits is 7"),
@@ -428,7 +403,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "groups below none": ({"group_size": -32}, "quantization.group_size is -32"),
     "huge groups": ({"group_size": 2**70}, f"quantization.group_size is {2**70}"),
     "groups of a float": ({"group_size": 32.0}, "quantization.group_size is 32.0"),
-    "a mode that is not read": ({"mode": "nvfp4"}, "quantization.mode is 'nvfp4'; supported: affine, mxfp4"),
+    "a mode that is not read": ({"mode": "mxfp6"}, "quantization.mode is 'mxfp6'; supported: affine, mxfp4, nvfp4, mx"),
     "a mode that is none": ({"mode": ["affine"]}, r"quantization.mode is \['affine'\]"),
     "mxfp4 in 8 bits": ({"mode": "mxfp4", "bits": 8}, "quantization.bits is 8; supported in mode mxfp4: 4"),
     "another mode": ({"mode": "mxfp4"}, r"tensors do not fit a llama model of this config. unknown: .*q_proj.biases"),
