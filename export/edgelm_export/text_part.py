@@ -15,15 +15,27 @@ from edgelm.errors import CheckpointError
 # The model_types whose text part sees text alone as a model of text does.
 _WHOLE = frozenset(
     {
+        "aya_vision",
+        "cohere2_vision",
+        "deepseek_vl",
+        "exaone4_5",
         "gemma3",
         "gemma3n",
         "gemma4",
+        "gemma4_unified",
         "glm46v",
         "glm4v",
         "glm4v_moe",
+        "idefics2",
         "idefics3",
+        "internvl",
         "lfm2_vl",
         "lfm3_vl",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "minicpmv4_6",
+        "minicpmv4_7",
         "mistral3",
         "qwen2_vl",
         "qwen2_5_vl",
@@ -32,13 +44,20 @@ _WHOLE = frozenset(
         "qwen3_5",
         "qwen3_5_moe",
         "smolvlm",
+        "video_llama_3",
     }
 )
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
-    "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
+    "gemma4_unified_text": "gemma4_text", "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
     "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+}  # fmt: skip
+# What transformers takes for a kind where config.json has no such key, and its family another.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma4_unified_text": {
+        "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
+    },
 }  # fmt: skip
 # What the text of all of a kind has that config.json of its family would have to say.
 _SAID: Mapping[str, Mapping[str, Any]] = {
@@ -52,18 +71,23 @@ _STACKS = ("model.language_model.", "language_model.model.", "model.text_model."
 _HEADS = ("language_model.lm_head.",)
 # What those of the parts begin with that read images or sound, or guess further tokens.
 _OTHER_PARTS = tuple(
-    f"{before}{part}."
+    f"{before}{part}"
     for before in ("", "model.")
     for part in (
-        "vision_tower",
-        "vision_model",
-        "visual",
-        "multi_modal_projector",
-        "connector",
-        "audio_tower",
-        "embed_vision",
-        "embed_audio",
-        "mtp",
+        "vision_tower.",
+        "vision_model.",
+        "vision_embedder.",
+        "visual.",
+        "multi_modal_projector.",
+        "projector.",
+        "connector.",
+        "aligner.",
+        "merger.",
+        "image_newline",
+        "audio_tower.",
+        "embed_vision.",
+        "embed_audio.",
+        "mtp.",
     )
 )
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -109,6 +133,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         raise CheckpointError(f"{both} and {sources[_name_in_text(both, stack)]} are one tensor of the text part.")
     model_type = own.get("model_type")
     text_values = {
+        **_DEFAULTS.get(str(model_type), {}),
         **own,
         **_SAID.get(str(model_type), {}),
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
