@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,7 +107,7 @@ class TensorLayout:
     for the expert, head or stream, to the source's; None where it has the canonical ones. Stems with one and the same
     source are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or
     heads') tensors behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
-    row. prefix: what all names begin with, but not in folders of the family's bare model. ignored: names of a source
+    row. prefix: what names begin with, but not in folders of the family's bare model. ignored: names of a source
     that hold no weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose
     weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head:
     those of linear attention that hold each key head's. by_latent_head: those of latent attention that hold each head's
@@ -123,7 +123,7 @@ class TensorLayout:
     """
 
     names: Mapping[str, str] | None = None
-    prefix: str = ""
+    prefix: str = "model."
     ignored: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
@@ -240,16 +240,20 @@ def map_tensors(
         CheckpointError: lists every tensor that is missing, unknown, or of another shape.
     """
     check_layers(config, len(present), where)
-    bare = bool(layout.prefix) and not any(name.startswith(layout.prefix) for name in present)
-    prefixed = {layout.prefix + name if bare else name: shape for name, shape in present.items()}
     groups: dict[str, list[str]] = {}
     for name in config.tensor_shapes():
         groups.setdefault(layout.source_name(name), []).append(name)
+    prefix = _missing_prefix(layout, groups, present)
+    prefixed = {name if name in groups else prefix + name: shape for name, shape in present.items()}
     _check(config, layout, groups, prefixed, where)
     parts = _parts(config, layout, groups)
-    if not bare:
-        return parts
-    return {name: _without_prefix(part, layout.prefix) for name, part in parts.items()}
+    return {name: _without_prefix(part, prefix) for name, part in parts.items()} if prefix else parts
+
+
+def _missing_prefix(layout: TensorLayout, groups: Collection[str], present: Collection[str]) -> str:
+    """Return what the names of a bare model lack; nothing where they are those of a whole one."""
+    is_bare = not any(name.startswith(layout.prefix) for name in present)
+    return layout.prefix if is_bare and any(layout.prefix + name in groups for name in present) else ""
 
 
 def _check(

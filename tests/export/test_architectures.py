@@ -385,6 +385,13 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
             "shared_expert_intermediate_size",
             192,
         ),
+        (
+            "hunyuan_v1_moe",
+            {"num_local_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4},
+            "num_experts_per_tok",
+            3,
+        ),
+        ("glm4", {"eos_token_id": None, "num_key_value_heads": 4}, "eos_token_ids", (151329, 151336, 151338)),
         ("minicpm", {"scale_depth": 1.5, "num_hidden_layers": 9}, "residual_multiplier", 0.5),
         ("internlm2", {}, "attention_output_bias", True),
         (

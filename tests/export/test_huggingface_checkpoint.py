@@ -51,6 +51,18 @@ def test_one_number_is_read_where_a_vector_of_one_may_be(tmp_path: Path, save_mo
     np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(name), [model.state_dict()[name].item()])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_of_the_model_below_the_head_is_read_by_its_names(
+    tmp_path: Path, save_llama: SaveLlama, tied: bool
+) -> None:
+    """As Qwen3's models for embeddings are published."""
+    model = save_llama(tmp_path, tie_word_embeddings=tied)
+    path = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}, path)
+    with HuggingFaceCheckpoint(tmp_path) as checkpoint:
+        assert_same_tensors(checkpoint, model)
+
+
 def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
     tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,8 @@ _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    config = llama.to_model_config({**_DEFAULTS, **values}, partial=_PART)
+    present = {key: value for key, value in values.items() if value is not None}
+    config = llama.to_model_config({**_DEFAULTS, **present}, partial=_PART)
     return dataclasses.replace(config, mlp_bias=False, attention_output_bias=False)
 
 

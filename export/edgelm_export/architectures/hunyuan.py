@@ -33,6 +33,8 @@ _MOE_NAMES = {
 }
 # What the models' own code lets a config say, and transformers does not read.
 _FIXED: Mapping[str, Any] = {"use_cla": False, "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True}
+# What most families call them, which transformers reads too.
+_OTHER_KEYS = {"num_local_experts": "num_experts", "num_experts_per_tok": "moe_topk"}
 _GGUF_MOE_KEYS = experts.GGUF_KEYS | {"expert_shared_count", "expert_shared_feed_forward_length"}
 
 
@@ -48,6 +50,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**{key: values[name] for name, key in _OTHER_KEYS.items() if name in values}, **values}
     for key, supported in _FIXED.items():
         if values.get(key, supported) != supported:
             raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
