@@ -9,6 +9,7 @@ GLM4_MOE = _EXPERTS | {
     "head_dim": 32, "n_routed_experts": 6, "use_qk_norm": True, "routed_scaling_factor": 1.5, "pad_token_id": 0,
     "tie_word_embeddings": False,
 }  # fmt: skip
+SARVAM = _EXPERTS | {"head_dim": 32, "n_routed_experts": 6, "pad_token_id": 0}
 DOTS1 = _EXPERTS | {
     "head_dim": 32, "n_routed_experts": 6, "n_shared_experts": 2, "first_k_dense_replace": 1, "norm_topk_prob": True,
     "routed_scaling_factor": 2.5, "tie_word_embeddings": False, "num_key_value_heads": 4,
@@ -56,6 +57,14 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GLM4_MOE | {
             "use_qk_norm": False, "attention_bias": True, "norm_topk_prob": False, "n_shared_experts": 2,
             "tie_word_embeddings": True, "first_k_dense_replace": 0,
+        },
+    ),
+    "sarvam_moe": ("sarvam_moe", SARVAM),
+    "sarvam_moe with biases, without norms of heads, two shared experts, tied": (
+        "sarvam_moe",
+        SARVAM | {
+            "use_qk_norm": False, "attention_bias": True, "n_shared_experts": 2, "norm_topk_prob": False,
+            "tie_word_embeddings": True,
         },
     ),
     "dots1": ("dots1", DOTS1),

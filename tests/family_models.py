@@ -115,6 +115,7 @@ GEMMA3N = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     **{f"llama, {name}": ("llama", {"rope_parameters": rope | {"rope_theta": 1e4}}) for name, rope in ROPES.items()},
+    "iquestcoder": ("iquestcoder", {"head_dim": 32, "tie_word_embeddings": False}),
     "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "mistral with a head_dim of its own": ("mistral", {"sliding_window": None, "head_dim": 32}),
     "mistral in a window": ("mistral", {"sliding_window": 9}),

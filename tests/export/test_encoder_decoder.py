@@ -67,6 +67,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "t5",
         T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
     ),
+    "mt5": ("mt5", T5 | {"initializer_factor": 0.5}),
+    "mt5, untied, without gates": ("mt5", T5 | {"feed_forward_proj": "relu"}),
     "bart": ("bart", BART),
     "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
     "marian": ("marian", MARIAN),

@@ -79,7 +79,7 @@ def family(request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_facto
 
 
 def test_every_family_is_compared() -> None:
-    pairs = {"t5", "bart", "marian", "m2m_100", "mbart", "pegasus"}  # test_encoder_decoder.py
+    pairs = {"t5", "mt5", "bart", "marian", "m2m_100", "mbart", "pegasus"}  # test_encoder_decoder.py
     assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES) - pairs
 
 
@@ -173,11 +173,11 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(fa
     ids, expected_TV = random_ids(), family.logits_TV
     imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
-    # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite, a Seed-OSS as a Qwen2; a Falcon, a GPT-NeoX and a
-    # StarCoder 2 whose parts are not parallel as a Jais 2.
+    # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite, a Seed-OSS as a Qwen2; a Sarvam as a GLM-4.5; a
+    # Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a Jais 2.
     another = (
         "phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "gpt_neox", "granitemoehybrid", "internlm2", "minicpm",
-        "seed_oss", "starcoder2",
+        "seed_oss", "starcoder2", "sarvam_moe",
     )  # fmt: skip
     assert imported.config.model_type == family.model_type or family.model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)

@@ -46,6 +46,7 @@ from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
 from edgelm_export.architectures.hyperclovax import HYPERCLOVAX
 from edgelm_export.architectures.internlm2 import INTERNLM2
 from edgelm_export.architectures.internlm3 import INTERNLM3
+from edgelm_export.architectures.iquestcoder import IQUESTCODER
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
@@ -57,6 +58,7 @@ from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
+from edgelm_export.architectures.mt5 import MT5
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
 from edgelm_export.architectures.nemotron_h import NEMOTRON_H
@@ -75,6 +77,7 @@ from edgelm_export.architectures.qwen3 import QWEN3
 from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
+from edgelm_export.architectures.sarvam import SARVAM
 from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
@@ -148,12 +151,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hyperclovax": HYPERCLOVAX,
     "internlm2": INTERNLM2,  # and 2.5
     "internlm3": INTERNLM3,
+    "iquestcoder": IQUESTCODER,
     "jais2": JAIS2,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "lfm3": LFM3,
     "mellum": MELLUM,  # Mellum 2
     "minicpm": MINICPM,  # 1, 2 and 4
+    "sarvam_moe": SARVAM,
     "seed_oss": SEED_OSS,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
@@ -169,6 +174,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica
     "t5": T5,  # v1.0 and v1.1, Flan-T5
+    "mt5": MT5,
     "bart": BART,
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200

@@ -50,7 +50,7 @@ _LING_2_FIXED: Mapping[str, Any] = _LING_FIXED | {"moe_router_enable_expert_bias
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.query_key_value"
-_LING_NAMES = {
+LING_NAMES = {
     **{name: name for name in experts.GGUF_NAMES},
     "model.embed_tokens": "model.word_embeddings",
     **{f"{_LAYER}.self_attn.{part}_proj": _FUSED for part in "qkv"},
@@ -94,7 +94,7 @@ def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_LING_2_DEFAULTS, **values}
     _refuse_others(values, _LING_2_FIXED)
     config = llama.to_model_config({**values, "mlp_bias": False}, partial=1.0)
-    named = {key: values[own] for key, own in _AS_DEEPSEEK.items() if own in values}
+    named = {key: values[own] for key, own in AS_DEEPSEEK.items() if own in values}
     return dataclasses.replace(
         config,
         qk_norm=hf_values.flag(values, "use_qk_norm"),
@@ -109,13 +109,13 @@ def _to_ling_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 # DeepSeek's names for what Ling calls otherwise.
-_AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 
 
 def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "bailingmoe2", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
     found = sigmoid_experts.gguf_values(header, "bailingmoe2")
-    named = {own: found.pop(key) for key, own in _AS_DEEPSEEK.items()}
+    named = {own: found.pop(key) for key, own in AS_DEEPSEEK.items()}
     return {**values, **found, **named}
 
 
@@ -147,9 +147,9 @@ DEEPSEEK_MOE = Architecture(
 LING = Architecture(
     model_type="bailing_moe",
     read_config=_to_ling_config,
-    layout=TensorLayout(names=_LING_NAMES),
+    layout=TensorLayout(names=LING_NAMES),
     mlx=TensorLayout(
-        names=_LING_NAMES
+        names=LING_NAMES
         | {f"{_LAYER}.mlp.gate": f"{_LAYER}.mlp.gate.gate_proj"}
         | experts.mlx_names(f"{_LAYER}.mlp.switch_mlp")
     ),
@@ -164,7 +164,7 @@ LING = Architecture(
 LING_2 = Architecture(
     model_type="bailing_moe_v2",
     read_config=_to_ling_2_config,
-    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
+    layout=TensorLayout(names=LING_NAMES, has_more_layers=True),
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe2",
