@@ -51,6 +51,11 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("mixtral", {"num_local_experts": 5, "tie_word_embeddings": False}),
     "mixtral in a window, four experts a token": ("mixtral", {"sliding_window": 9, "num_experts_per_tok": 4}),
+    "phimoe": (
+        "phimoe",
+        {"num_local_experts": 6, "attention_bias": True, "lm_head_bias": True, "tie_word_embeddings": False},
+    ),
+    "phimoe in a window, without biases, three experts": ("phimoe", {"sliding_window": 9, "num_local_experts": 3}),
     "glm4_moe": ("glm4_moe", GLM4_MOE),
     "glm4_moe with biases, without norms of heads, weights that do not sum to one, tied": (
         "glm4_moe",

@@ -247,6 +247,7 @@ FEATURES = {
     "experts with a clamped gate": EXPERTS | {
         "mlp_bias": True, "router_bias": True, "swiglu_limit": 0.4, "swiglu_alpha": 1.7,
     },
+    "experts weighted by those close to them": EXPERTS | {"scoring_func": "sparsemixer", "norm_topk_prob": False},
     "experts weighted by a sigmoid": EXPERTS | {"scoring_func": "sigmoid"},
     "experts chosen in groups": {
         "num_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "scoring_func": "sigmoid",

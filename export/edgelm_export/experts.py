@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import STANDARD
-from edgelm.config import ModelConfig
+from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import MICROSOFT, Graph
@@ -156,6 +156,8 @@ def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tu
 def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tuple[str, str]:
     """Return the weights of the chosen experts, of which all experts' sum to one or each is by itself, and which."""
     config = checkpoint.config
+    if config.scoring_func == "sparsemixer":
+        return _sparsemixer(graph, config.num_experts_per_tok, scores, gate)
     if config.scoring_func == "sigmoid":
         weights = graph.node("Sigmoid", [scores], f"{gate}.weights")
     else:
@@ -171,6 +173,29 @@ def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tup
     if preferred != weights:
         graph.node("GatherElements", [weights, chosen_experts], chosen_weights, attributes={"axis": -1})
     return chosen_weights, chosen_experts
+
+
+def _sparsemixer(graph: Graph, count: int, scores: str, gate: str) -> tuple[str, str]:
+    """Return the share that each of the best experts has among those that are left and close to it, and which."""
+    best, chosen = f"{gate}.best", f"{gate}.chosen_experts"
+    graph.node("TopK", [scores, graph.constant([count])], [best, chosen])
+    sizes, shares = graph.node("Abs", [scores], f"{gate}.sizes"), []
+    zero, margin = (graph.constant(value, np.float32) for value in (0, SPARSEMIXER_MARGIN))
+    for place in range(count):
+        name = f"{gate}.{place}"
+        own = graph.node("Gather", [best, graph.constant([place])], f"{name}.score", attributes={"axis": -1})
+        below = graph.node("Sub", [scores, own], f"{name}.below")
+        size = graph.node("Max", [sizes, own], f"{name}.size")
+        distance = graph.node("Div", [graph.node("Neg", [below], f"{name}.gap"), size], f"{name}.distance")
+        is_far = graph.node("Greater", [distance, margin], f"{name}.is_far")
+        close = graph.node("Where", [is_far, zero, graph.node("Exp", [below], f"{name}.ratios")], f"{name}.close")
+        if place:  # those before it are out
+            inputs = [chosen, graph.constant([0]), graph.constant([place]), graph.constant([-1])]
+            before = graph.node("Slice", inputs, f"{name}.before")
+            nothing = graph.node("Expand", [zero, graph.node("Shape", [before], f"{name}.count")], f"{name}.nothing")
+            close = graph.node("ScatterElements", [close, before, nothing], f"{name}.left", attributes={"axis": -1})
+        shares.append(graph.node("Reciprocal", [_sum(graph, close, name)], f"{name}.weight"))
+    return graph.node("Concat", shares, f"{gate}.chosen", attributes={"axis": -1}), chosen
 
 
 def _within_groups(graph: Graph, config: ModelConfig, preferred: str, gate: str) -> str:

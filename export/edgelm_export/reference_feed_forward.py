@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from edgelm.config import ModelConfig
+from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm_export.reference_activations import ACTIVATIONS, silu, xielu
 from edgelm_export.reference_weights import Array, Weights, linear, norm
 
@@ -77,6 +77,8 @@ def _shares(config: ModelConfig, weights: Weights, read_TD: Array) -> Array:
         logits_TE = logits_TE * np.float32(config.hidden_size**-0.5)
     if config.scoring_func == "sigmoid":
         shares_TE = 1 / (1 + np.exp(-logits_TE))
+    elif config.scoring_func == "sparsemixer":
+        shares_TE = _sparsemixer(logits_TE, config.num_experts_per_tok)
     else:
         shares_TE = np.exp(logits_TE - logits_TE.max(-1, keepdims=True))
         shares_TE /= shares_TE.sum(-1, keepdims=True)
@@ -90,6 +92,19 @@ def _shares(config: ModelConfig, weights: Weights, read_TD: Array) -> Array:
     if config.expert_scales:
         shares_TE *= weights["mlp.gate.per_expert_scale"]
     return np.asarray(shares_TE)
+
+
+def _sparsemixer(logits_TE: Array, count: int) -> Array:
+    """Return the share that each of the `count` best experts has among those that are left and close to it."""
+    shares_TE, left_TE = np.zeros_like(logits_TE), logits_TE.copy()
+    for _ in range(count):
+        chosen_T1 = left_TE.argmax(-1, keepdims=True)
+        best_T1 = np.take_along_axis(left_TE, chosen_T1, -1)
+        is_far_TE = (best_T1 - logits_TE) / np.maximum(np.abs(logits_TE), best_T1) > SPARSEMIXER_MARGIN
+        close_TE = np.exp(np.where(is_far_TE, -np.inf, left_TE) - best_T1)
+        np.put_along_axis(shares_TE, chosen_T1, 1 / close_TE.sum(-1, keepdims=True), -1)
+        np.put_along_axis(left_TE, chosen_T1, -np.inf, -1)
+    return shares_TE
 
 
 def _within_groups(preferred_TE: Array, n_group: int, topk_group: int) -> Array:

@@ -29,7 +29,10 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
-SCORING_FUNCS = ("softmax", "sigmoid")
+# "sparsemixer" weights each expert that is chosen by the softmax of its score and of those close below (PhiMoE,
+# arXiv:2409.12136): by less than this share of their own.
+SCORING_FUNCS = ("softmax", "sigmoid", "sparsemixer")
+SPARSEMIXER_MARGIN = 0.02
 MAX_LAYERS = 4096  # in use are up to 126
 _AS_TRAINED, _NO_MULTIPLIERS = RopeScaling(), Multipliers()
 # What no stack of an encoder-decoder model has.

@@ -97,6 +97,16 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hidden_act": "gelu"},
         "hidden_act is 'gelu'; supported",
     ),
+    "another noise of a router": (
+        "phimoe",
+        {"router_jitter_noise": 0.02},
+        "router_jitter_noise is 0.02; it must be 0.01",
+    ),
+    "two scales of LongRoPE": (
+        "phimoe",
+        {"rope_scaling": {"type": "longrope", "short_mscale": 1.1, "long_mscale": 1.2}},
+        "short_mscale is 1.1 and long_mscale 1.2; they must be the same",
+    ),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 
@@ -108,12 +118,21 @@ def test_settings_of_experts_that_are_not_supported_are_refused(case: str) -> No
         ARCHITECTURES[model_type].to_model_config(expert_values(**changes))
 
 
+def test_the_scales_of_a_phi_3_5_moe_are_an_attention_factor() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"type": "longrope", "short_mscale": 1.25, "long_mscale": 1.25, **factors}
+    values = expert_values(rope_scaling=rope, original_max_position_embeddings=64)
+    scaling = ARCHITECTURES["phimoe"].to_model_config(values).rope_scaling
+    assert (scaling.rope_type, scaling.attention_factor) == ("longrope", 1.25)
+
+
 def test_families_with_experts_have_the_defaults_of_transformers() -> None:
     for model_type, expected in (
         ("mixtral", (8, 2, 96, True)), ("qwen3_moe", (128, 8, 768, False)), ("olmoe", (64, 8, 96, False)),
         ("gpt_oss", (128, 4, 96, True)), ("lfm2_moe", (32, 4, 1792, True)), ("granitemoe", (8, 2, 96, True)),
         ("granitemoeshared", (8, 2, 96, True)), ("ernie4_5_moe", (64, 6, 1536, True)),
         ("glm4_moe", (128, 8, 1408, True)), ("afmoe", (64, 6, 1408, True)), ("exaone_moe", (64, 8, 1024, True)),
+        ("phimoe", (16, 2, 96, False)),
     ):  # fmt: skip
         config = ARCHITECTURES[model_type].to_model_config(expert_values())
         found = (config.num_experts, config.num_experts_per_tok, config.expert_size, config.norm_topk_prob)

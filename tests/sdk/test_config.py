@@ -47,7 +47,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"norm": "batch"}, f"norm is 'batch'; supported: {', '.join(NORMS)}."),
         ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared, residual."),
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
-        ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid."),
+        ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid, sparsemixer."),
         ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, turned_head, projection."),
         ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),

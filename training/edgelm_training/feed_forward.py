@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgelm.config import ModelConfig
+from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm.layer_features import EXPERT_NORMS
 from edgelm_training.activations import ACTIVATIONS, XIELU, thinned
 from edgelm_training.attention import make_norm, scaled
@@ -84,11 +84,7 @@ class Experts(nn.Module):
         read_PD, scores_PE = self.experts_norm(stream_PD), self.gate(self.router_norm(stream_PD)).float()
         if self.config.expert_norms:
             scores_PE = scores_PE * self.config.hidden_size**-0.5
-        weights_PE = scores_PE.sigmoid() if self.config.scoring_func == "sigmoid" else scores_PE.softmax(-1)
-        preferred_PE = weights_PE + self.gate.e_score_correction_bias if self.config.expert_choice_bias else weights_PE
-        preferred_PE = within_groups(preferred_PE, self.config.n_group, self.config.topk_group)
-        chosen_PC = preferred_PE.topk(self.config.num_experts_per_tok).indices  # C chosen experts
-        weights_PC = weights_PE.gather(-1, chosen_PC)
+        weights_PC, chosen_PC = self._chosen(scores_PE)
         if self.config.norm_topk_prob:
             weights_PC = weights_PC / weights_PC.sum(-1, keepdim=True)
         weights_PC = scaled(weights_PC, self.config.routed_scaling_factor)
@@ -107,6 +103,32 @@ class Experts(nn.Module):
                 shared_PD = shared_PD * torch.sigmoid(self.shared_expert_gate(flat_PD))
             summed_PD = summed_PD + self.post_shared_experts_norm(shared_PD)
         return summed_PD.view_as(hidden_BTD)
+
+    def _chosen(self, scores_PE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights [P, C] of the chosen experts, and which they are."""
+        if self.config.scoring_func == "sparsemixer":
+            return sparsemixer(scores_PE, self.config.num_experts_per_tok)
+        weights_PE = scores_PE.sigmoid() if self.config.scoring_func == "sigmoid" else scores_PE.softmax(-1)
+        preferred_PE = weights_PE
+        if self.config.expert_choice_bias:
+            preferred_PE = weights_PE + self.gate.get_buffer("e_score_correction_bias")
+        preferred_PE = within_groups(preferred_PE, self.config.n_group, self.config.topk_group)
+        chosen_PC = preferred_PE.topk(self.config.num_experts_per_tok).indices  # C chosen experts
+        return weights_PE.gather(-1, chosen_PC), chosen_PC
+
+
+def sparsemixer(scores_PE: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the weights of the `count` best experts and which they are: of each, its share among those that are left
+    and close to it (arXiv:2409.12136, without the sampling of its training).
+    """
+    best_PC, chosen_PC = scores_PE.topk(count)
+    left_PE, weights = scores_PE, []
+    for best_P1, chosen_P1 in zip(best_PC.split(1, -1), chosen_PC.split(1, -1), strict=True):
+        is_far_PE = (best_P1 - scores_PE) / torch.maximum(scores_PE.abs(), best_P1) > SPARSEMIXER_MARGIN
+        close_PE = left_PE.masked_fill(is_far_PE, -torch.inf)
+        weights.append(torch.exp(best_P1 - close_PE.logsumexp(-1, keepdim=True)))
+        left_PE = left_PE.scatter(-1, chosen_P1, -torch.inf)
+    return torch.cat(weights, -1), chosen_PC
 
 
 def within_groups(preferred_PE: Tensor, n_group: int, topk_group: int) -> Tensor:

@@ -71,6 +71,7 @@ from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
+from edgelm_export.architectures.phimoe import PHIMOE
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
 from edgelm_export.architectures.qwen3 import QWEN3
@@ -107,6 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vaultgemma": VAULTGEMMA,
     "phi": PHI,  # Phi-1 to Phi-2
     "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
+    "phimoe": PHIMOE,  # Phi-3.5-MoE, Phi-mini-MoE
     "nemotron": NEMOTRON,  # and Minitron
     "nemotron_h": NEMOTRON_H,  # and Nemotron Nano 2 and 3
     "olmo": OLMO,

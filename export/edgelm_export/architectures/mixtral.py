@@ -22,12 +22,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
+NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
     "model.layers.{i}.mlp.gate": "model.layers.{i}.block_sparse_moe.gate",
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w1",
     "model.layers.{i}.mlp.experts.{e}.up_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w3",
     "model.layers.{i}.mlp.experts.{e}.down_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w2",
 }
+MLX_NAMES = NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -49,8 +50,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 MIXTRAL = Architecture(
     model_type="mixtral",
     read_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES),
-    mlx=TensorLayout(names=_NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")),
+    layout=TensorLayout(names=NAMES),
+    mlx=TensorLayout(names=MLX_NAMES),
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,

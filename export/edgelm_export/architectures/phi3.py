@@ -34,12 +34,17 @@ GGUF_FUSED = {f"model.layers.{{i}}.self_attn.{part}_proj": "blk.{i}.attn_qkv" fo
 _GGUF_KEYS = frozenset({"attention.sliding_window", "rope.scaling.attn_factor"})
 
 
+def with_longrope(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a rope with LongRoPE called by that name."""
+    is_called_otherwise = settings.get("rope_type", settings.get("type")) in _LONGROPE_NAMES
+    return {**settings, "rope_type": "longrope"} if is_called_otherwise else settings
+
+
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     for key in ("rope_scaling", "rope_parameters"):
-        settings = values.get(key)
-        if isinstance(settings, Mapping) and settings.get("rope_type", settings.get("type")) in _LONGROPE_NAMES:
-            values[key] = {**settings, "rope_type": "longrope"}
+        if isinstance(values.get(key), Mapping):
+            values[key] = with_longrope(values[key])
     config = llama.to_model_config(values, partial=1.0)
     return dataclasses.replace(
         config,

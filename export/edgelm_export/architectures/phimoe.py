@@ -1,0 +1,68 @@
+"""PhiMoE (Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE): a Mixtral with layer norms that weights experts in its own way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, hf_values, llama, mixtral, phi3
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_SCALES = ("short_mscale", "long_mscale")
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **values}
+    if hf_values.number(values, "router_jitter_noise", 0.01) * 2 != SPARSEMIXER_MARGIN:
+        raise CheckpointError(
+            f"config.json: router_jitter_noise is {values['router_jitter_noise']!r}; it must be 0.01."
+        )
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(values.get(key), Mapping):
+            values[key] = _with_one_scale(phi3.with_longrope(values[key]))
+    config = llama.to_model_config({**values, "mlp_bias": False})
+    return dataclasses.replace(
+        config,
+        norm="layer",
+        lm_head_bias=hf_values.flag(values, "lm_head_bias"),
+        sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
+        scoring_func="sparsemixer",
+        norm_topk_prob=False,
+        **experts.expert_fields(values, "num_local_experts"),
+    )
+
+
+def _with_one_scale(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of LongRoPE whose scale of short texts is that of long ones, as an attention_factor."""
+    scales = {settings[key] for key in _SCALES if settings.get(key) is not None}
+    if len(scales) > 1:
+        raise CheckpointError(
+            f"config.json: short_mscale is {settings['short_mscale']!r} and long_mscale {settings['long_mscale']!r}; "
+            "they must be the same."
+        )
+    kept = {key: value for key, value in settings.items() if key not in _SCALES}
+    return {**kept, "attention_factor": scales.pop()} if scales else kept
+
+
+PHIMOE = Architecture(
+    model_type="phimoe",
+    read_config=_to_model_config,
+    layout=TensorLayout(names=mixtral.NAMES),
+    mlx=TensorLayout(names=mixtral.MLX_NAMES),
+    gguf=None,
+)
