@@ -302,6 +302,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "apertus": ("apertus", {"tie_word_embeddings": False, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE}),
     "apertus with biases, tied": ("apertus", {"attention_bias": True, "pad_token_id": 0, "rms_norm_eps": 1e-3}),
+    "apertus1p5_text": (
+        "apertus1p5_text",
+        {"vocab_size": 352, "output_vocab_size": 320, "pad_token_id": 0, "tie_word_embeddings": False},
+    ),
+    "apertus1p5_text whose head knows all tokens, biases": (
+        "apertus1p5_text",
+        {"attention_bias": True, "pad_token_id": 0, "rope_parameters": APERTUS_ROPE, "tie_word_embeddings": False},
+    ),
     "arcee": ("arcee", {"tie_word_embeddings": False}),
     "arcee with biases, a head_dim of its own": ("arcee", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "ernie4_5": ("ernie4_5", {"head_dim": 16}),

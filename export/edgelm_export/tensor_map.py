@@ -115,6 +115,7 @@ class TensorLayout:
     query heads of each key head, then that, then its value head. row_orders, column_orders: canonical stems, or names,
     to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names
     of tensors that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
+    rows_behind: those that may have further rows behind the last, which are passed over.
     stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
     whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of vectors that
     stand in several rows there. assembled: source names to those of the parts that a source may have in their place,
@@ -137,6 +138,7 @@ class TensorLayout:
     norms_plus_one: bool = False
     negative_exponentials: frozenset[str] = frozenset()
     rows_before: Mapping[str, int] = field(default_factory=dict)
+    rows_behind: frozenset[str] = frozenset()
     stacks_of_one: frozenset[str] = frozenset()
     ones_elsewhere: frozenset[str] = frozenset()
     vectors_in_rows: frozenset[str] = frozenset()
@@ -280,8 +282,8 @@ def _check(
         f"{source} is {list(present[source])} instead of {list(shape)}"
         for source, names in groups.items()
         if source in present
-        and _compared(layout, source, present[source])
-        != _compared(layout, source, shape := _source_shape(shapes, layout, source, names))
+        and _compared(layout, source, present[source], shape := _source_shape(shapes, layout, source, names))
+        != _compared(layout, source, shape, shape)
     ]
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     found = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
@@ -320,11 +322,13 @@ def _of_latent_heads(shapes: Mapping[str, tuple[int, ...]], source: str, names: 
     return parts
 
 
-def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what of a shape is to be the same in the source and here."""
+def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what of a shape is to be the same in the source and here, where `expected` is."""
     pattern = pattern_of(source)[0]
     if pattern in layout.vectors_in_rows:
         return (math.prod(shape),)
+    if pattern.rpartition(".")[0] in layout.rows_behind:
+        return tuple(min(size, most) for size, most in zip(shape[:1], expected, strict=False)) + shape[1:]
     return tuple(size for size in shape if size != 1) if pattern in layout.ones_elsewhere else shape
 
 
@@ -362,11 +366,12 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
         entries = _entries(layout, source, names)
         for index, entry in enumerate(entries):
             start = before = _rows_before(layout, source)
+            is_longer = pattern_of(source)[0].rpartition(".")[0] in layout.rows_behind
             for number, name in enumerate(entry):
                 count = shapes[name][0]
                 order, columns = (_order(orders, name) for orders in (layout.row_orders, layout.column_orders))
                 rows = _rows(config, layout, source, number, start, count, entry)
-                if before and rows is None:
+                if (before or is_longer) and rows is None:
                     rows = slice(start, start + count)
                 if order is not None:
                     rows = np.arange(start + count)[start:][ORDERS[order](config, count)]

@@ -15,6 +15,7 @@ from edgelm.errors import CheckpointError
 # The model_types whose text part sees text alone as a model of text does.
 _WHOLE = frozenset(
     {
+        "apertus1p5",
         "aya_vision",
         "cohere2_vision",
         "deepseek_vl",
@@ -75,6 +76,7 @@ _OTHER_PARTS = tuple(
     for before in ("", "model.")
     for part in (
         "vision_tower.",
+        "vision_tokenizer.",
         "vision_model.",
         "vision_embedder.",
         "visual.",
@@ -85,6 +87,7 @@ _OTHER_PARTS = tuple(
         "merger.",
         "image_newline",
         "audio_tower.",
+        "audio_tokenizer.",
         "embed_vision.",
         "embed_audio.",
         "mtp.",

@@ -28,6 +28,16 @@ def test_names_may_lack_the_prefix_of_the_bare_model(prefix: str) -> None:
     assert {name: part.source for name, part in parts.items()} == {name: prefix + name for name in parts}
 
 
+def test_a_table_may_have_rows_behind_those_of_the_config_and_not_too_few() -> None:
+    layout = dataclasses.replace(CANONICAL, rows_behind=frozenset({"model.embed_tokens"}))
+    shapes = CONFIG.tensor_shapes()
+    rows, columns = shapes["model.embed_tokens.weight"]
+    parts = map_tensors(CONFIG, layout, shapes | {"model.embed_tokens.weight": (rows + 5, columns)}, "here")
+    assert parts["model.embed_tokens.weight"].rows == slice(0, rows)
+    with pytest.raises(CheckpointError, match=rf"embed_tokens.weight is \[{rows - 1}, {columns}\] instead of \[{rows}"):
+        map_tensors(CONFIG, layout, shapes | {"model.embed_tokens.weight": (rows - 1, columns)}, "here")
+
+
 def test_a_fused_tensor_that_is_missing_or_misshapen_is_listed_once() -> None:
     config = dataclasses.replace(CONFIG, num_hidden_layers=1)
     stem = "model.layers.{i}.self_attn"

@@ -346,9 +346,15 @@ def test_another_text_part_is_refused_by_name(
         HuggingFaceCheckpoint(tmp_path)
 
 
-def test_what_reads_sound_is_left_out_too() -> None:
-    values = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}, "audio_config": {}}
-    others = ("audio_tower.layers.0.norm.weight", "embed_audio.embedding_projection.weight", "embed_vision.x.weight")
+@pytest.mark.parametrize(
+    ("model_type", "others"),
+    [
+        ("gemma4", ("audio_tower.layers.0.norm.weight", "embed_audio.embedding_projection.weight", "embed_vision.x")),
+        ("apertus1p5", ("vision_tokenizer.quant_conv.bias", "audio_tokenizer.quantizer.x", "vision_tokenizer.x")),
+    ],
+)
+def test_what_reads_sound_is_left_out_too(model_type: str, others: tuple[str, ...]) -> None:
+    values = {"model_type": model_type, "text_config": {"model_type": f"{model_type}_text"}, "audio_config": {}}
     part = text_part(values, ["model.language_model.norm.weight", *(f"model.{name}" for name in others)])
     assert part is not None
     assert part.sources == {"model.norm.weight": "model.language_model.norm.weight"}

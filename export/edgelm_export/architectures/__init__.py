@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.afmoe import AFMOE
-from edgelm_export.architectures.apertus import APERTUS
+from edgelm_export.architectures.apertus import APERTUS, APERTUS_1P5
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
@@ -125,6 +125,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoe_swa": GRANITE_MOE_SWA,
     "afmoe": AFMOE,  # Trinity Nano and Mini
     "apertus": APERTUS,
+    "apertus1p5_text": APERTUS_1P5,
     "arcee": ARCEE,
     "bamba": BAMBA,
     "bitnet": BITNET,

@@ -1,4 +1,7 @@
-"""Apertus: norms of each head, and an activation with two learned factors in each layer, without a gate."""
+"""Apertus: norms of each head, and an activation with two learned factors in each layer, without a gate.
+
+Apertus 1.5 has embeddings of tokens that its head does not know.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(llama.to_model_config(values), qk_norm=True, mlp_gated=False, mlp_bias=False)
 
 
+def _to_model_config_1p5(values: Mapping[str, Any]) -> ModelConfig:
+    """Read a vocabulary that ends with tokens of images and sound, of which the head may know nothing."""
+    values = {"vocab_size": 266752, **values}
+    return _to_model_config({**values, "vocab_size": values.get("output_vocab_size") or values["vocab_size"]})
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = llama.gguf_values(header, "apertus")
     default = {"rope_type": "default", "rope_theta": values["rope_theta"]}
@@ -82,4 +91,11 @@ APERTUS = Architecture(
         ),
         computed=_gguf_alphas,
     ),
+)
+APERTUS_1P5 = dataclasses.replace(
+    APERTUS,
+    model_type="apertus1p5_text",
+    read_config=_to_model_config_1p5,
+    layout=dataclasses.replace(APERTUS.layout, rows_behind=frozenset({"model.embed_tokens"})),
+    gguf=None,
 )
