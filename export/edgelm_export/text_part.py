@@ -27,6 +27,7 @@ _WHOLE = frozenset(
         "glm46v",
         "glm4v",
         "glm4v_moe",
+        "granite4_vision",
         "idefics2",
         "idefics3",
         "internvl",
@@ -39,7 +40,11 @@ _WHOLE = frozenset(
         "minicpmv4_7",
         "mistral3",
         "qwen2_vl",
+        "qwen2_5_omni",
+        "qwen2_5_omni_thinker",
         "qwen2_5_vl",
+        "qwen3_omni_moe",
+        "qwen3_omni_moe_thinker",
         "qwen3_vl",
         "qwen3_vl_moe",
         "qwen3_5",
@@ -52,6 +57,7 @@ _WHOLE = frozenset(
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "gemma4_unified_text": "gemma4_text", "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
+    "granite4_vision_text": "granite", "qwen2_5_omni_text": "qwen2", "qwen3_omni_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
 # What transformers takes for a kind where config.json has no such key, and its family another.
@@ -68,12 +74,14 @@ _SAID: Mapping[str, Mapping[str, Any]] = {
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
-_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.")
-_HEADS = ("language_model.lm_head.",)
-# What those of the parts begin with that read images or sound, or guess further tokens.
+_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.")
+_HEADS = ("language_model.lm_head.", "thinker.lm_head.")
+# The part of a model that speaks too, which reads and writes text; its config is within the whole's.
+_THINKER = "thinker_config"
+# What those of the parts begin with that read images or sound, speak, or guess further tokens.
 _OTHER_PARTS = tuple(
     f"{before}{part}"
-    for before in ("", "model.")
+    for before in ("", "model.", "thinker.")
     for part in (
         "vision_tower.",
         "vision_tokenizer.",
@@ -85,11 +93,16 @@ _OTHER_PARTS = tuple(
         "connector.",
         "aligner.",
         "merger.",
+        "layerwise_projectors.",
+        "spatial_projectors.",
         "image_newline",
         "audio_tower.",
         "audio_tokenizer.",
         "embed_vision.",
         "embed_audio.",
+        "talker.",
+        "token2wav.",
+        "code2wav.",
         "mtp.",
     )
 )
@@ -124,6 +137,8 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     """
     if str(values.get("model_type")) not in _WHOLE:
         return None
+    if isinstance(values.get(_THINKER), Mapping):
+        values = {**values, **values[_THINKER]}
     own = values.get("text_config", {key: value for key, value in values.items() if key != "vision_config"})
     if not isinstance(own, Mapping):
         raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")

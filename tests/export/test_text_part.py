@@ -188,9 +188,37 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             VISION,
         ),
     ),
+    "granite4_vision": (
+        "granite",
+        {"attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0},
+        VISION | {"model_type": "siglip_vision_model", "hidden_size": 64},
+    ),
+    "qwen2_5_omni_thinker": (
+        "qwen2",
+        {"rope_parameters": THREE_POSITIONS},
+        QWEN_VISION | {"hidden_size": 32, "fullatt_block_indexes": [0]},
+    ),
+    "qwen3_omni_moe_thinker": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "rope_parameters": THREE_POSITIONS | {"mrope_interleaved": True},
+        },
+        QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
     "deepseek_vl": ("llama", {"model_type": "llama"}, VISION | {"model_type": "siglip_vision_model"}),
     "idefics2": ("mistral", {"model_type": "mistral", "sliding_window": 9}, VISION),
     "video_llama_3": ("qwen2", {"model_type": "qwen2"}, VISION | {"model_type": "video_llama_3_vision"}),
+}
+# What a kind's config has beside those of its parts.
+_SOUND = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "output_dim": 64}
+MORE: dict[str, dict[str, Any]] = {
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
+    "qwen2_5_omni_thinker": {"audio_config": _SOUND},
+    "qwen3_omni_moe_thinker": {"audio_config": _SOUND | {"downsample_hidden_size": 32}},
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
 STORED_OTHERWISE = (
@@ -213,7 +241,8 @@ def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndar
     _, text, vision = deepcopy(KINDS[kind])
     torch.manual_seed(0)
     model_type = kind.partition(",")[0]
-    config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, pad_token_id=0)
+    more = deepcopy(MORE.get(kind, {}))
+    config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, pad_token_id=0, **more)
     model = AutoModelForImageTextToText.from_config(config).eval()
     randomize(model)
     model.save_pretrained(folder)
@@ -284,6 +313,24 @@ def test_the_first_configs_of_qwen_have_all_in_one_object(
     rope = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
     change_config(tmp_path, rope, flat=True)
     assert HuggingFaceCheckpoint(tmp_path).config == expected
+
+
+def test_a_model_that_speaks_too_is_read_as_the_part_that_writes(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Qwen2.5-Omni, as published."""
+    save("qwen2_5_omni_thinker", tmp_path, bpe_tokenizer)
+    thinker = HuggingFaceCheckpoint(tmp_path)
+    weights = {name: thinker.tensor(name) for name in thinker.config.tensor_shapes()}
+    path, values = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
+    path.write_text(json.dumps({"model_type": "qwen2_5_omni", "talker_config": {}, "thinker_config": values}))
+    tensors = load_file(tmp_path / "model.safetensors")
+    others = {"talker.model.norm.weight": tensors["model.norm.weight"].clone(), "token2wav.x": torch.ones(2)}
+    save_file({f"thinker.{name}": tensors[name] for name in tensors} | others, tmp_path / "model.safetensors")
+    whole = HuggingFaceCheckpoint(tmp_path)
+    assert whole.config == thinker.config
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(whole.tensor(name), weight, err_msg=name)
 
 
 def test_the_tokens_of_the_whole_model_count(tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast) -> None:
