@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -346,6 +347,28 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
     # look gelu up in that table, and to divide the gates' variance by one less than their number, as llama.cpp does.
     tolerance = {"gemma4": 0.1, "gemma3n": 0.2}.get(architecture, 0.03)
     np.testing.assert_allclose(llama.scores[: len(ids)], theirs(model, ids), rtol=0, atol=tolerance)
+    llama.close()
+
+
+def test_a_factor_of_yarns_attention_is_read_as_llama_cpp_does(
+    tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+) -> None:
+    """As DeepSeek-R1-0528-Qwen3-8B has it, in its folder (vLLM reads it so) and in its GGUF files."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    model = save_model("qwen3", tmp_path / "hf", head_dim=16, rope_parameters=yarn)
+    path = write_gguf(tmp_path / "tiny.gguf", model, metadata={"qwen3.rope.scaling.attn_factor": 0.5})
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    config["rope_parameters"]["attn_factor"] = 0.5
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    ids = random_ids()[:30]
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=64, type_k=0, type_v=0, logits_all=True, n_threads=1, verbose=False, flash_attn=False
+    )
+    llama.eval(ids)
+    for checkpoint in (GGUFCheckpoint(path), HuggingFaceCheckpoint(tmp_path / "hf")):
+        (logits_TV,) = reference_logits(checkpoint, [ids])
+        np.testing.assert_allclose(logits_TV, llama.scores[: len(ids)], rtol=0, atol=TOLERANCE)
     llama.close()
 
 

@@ -99,6 +99,10 @@ def test_all_tokens_are_taken_where_a_file_takes_fewer_than_one() -> None:
         sampling_values({"general.sampling.temp": "hot"})
 
 
+def test_a_pooling_that_a_model_for_embeddings_names_is_the_callers_choice() -> None:
+    assert hf_config({"llama.pooling_type": 3}) == hf_config({})
+
+
 def test_gguf_rope_scalings_become_ours() -> None:
     factor = {"llama.rope.scaling.factor": 4.0}
     for linear in (factor | {"llama.rope.scaling.type": "linear"}, factor):  # llama.cpp takes it for what has no name
@@ -183,6 +187,10 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
         (
             {"llama.rope.scaling.type": "longrope"},
             "scaling.type 'longrope' is not supported; supported: none, linear, yarn",
+        ),
+        (
+            {"llama.rope.scaling.attn_factor": 0.5},
+            "attn_factor is 0.5; with a rope.scaling.type of 'none' supported is 1",
         ),
         (
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},

@@ -52,6 +52,12 @@ def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
     assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
 
 
+def test_a_factor_of_yarns_attention_multiplies_what_follows_from_the_rest() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.8782488562869419}  # DeepSeek-R1-0528-Qwen3-8B's
+    assert model_config(rope_scaling=yarn).rope_scaling.attention_factor == pytest.approx(1.0)
+    assert model_config(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
+
+
 def test_a_yarn_without_a_factor_stretches_its_original_context_to_the_whole() -> None:
     yarn = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 256, "rope_theta": 1e4}
     sizes = SIZES | {"model_type": "llama", "max_position_embeddings": 1024}

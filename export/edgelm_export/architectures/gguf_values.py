@@ -103,12 +103,19 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
             f"GGUF metadata: {prefix}rope.scaling.type {rope_type!r} is not supported; "
             f"supported: {', '.join(_ROPE_TYPES)}."
         )
+    attention = float32_number(metadata, f"{prefix}rope.scaling.attn_factor", 1.0)
+    if attention != 1 and rope_type != "yarn":
+        raise CheckpointError(
+            f"GGUF metadata: {prefix}rope.scaling.attn_factor is {attention}; with a rope.scaling.type of "
+            f"{rope_type!r} supported is 1."
+        )
     if rope_type == "none":
         return None
     settings = {"rope_type": rope_type, "factor": float32_number(metadata, f"{prefix}rope.scaling.factor")}
     if rope_type == "yarn":
         key = f"{prefix}rope.scaling.original_context_length"
         settings["original_max_position_embeddings"] = whole_number(metadata, key)
+        settings |= {} if attention == 1 else {"attn_factor": attention}
         for beta in ("beta_fast", "beta_slow"):
             if (key := f"{prefix}rope.scaling.yarn_{beta}") in metadata:
                 settings[beta] = float32_number(metadata, key)

@@ -35,7 +35,7 @@ _LARGEST_CONTEXT = 2**31  # a larger one is refused by ModelConfig, but computed
 _STRETCHED = ("llama3", "yarn", "longrope")
 _KNOWN_ROPE_SETTINGS = {
     "rope_type", "type", "rope_theta", "finetuned", "original_max_position_embeddings", "truncate", "mscale",
-    "mscale_all_dim", "short_factor", "long_factor", "partial_rotary_factor",
+    "mscale_all_dim", "attn_factor", "short_factor", "long_factor", "partial_rotary_factor",
 }.union(*_ROPE_SETTINGS.values())  # fmt: skip
 
 
@@ -194,14 +194,23 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
 
 
 def _yarn_settings(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek)."""
+    """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek).
+
+    attn_factor multiplies the factor that follows from the rest (DeepSeek-R1-0528-Qwen3-8B), as in vLLM and llama.cpp;
+    transformers warns that it does not know it.
+    """
     used: dict[str, Any] = {"truncate": flag({"truncate": True} | dict(settings), "truncate")}
     scales = [number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim")]
     if min(scales) < 0:
         raise CheckpointError(f"config.json: mscale and mscale_all_dim are {scales}; they must be 0 or more.")
-    if all(scales) and "attention_factor" not in settings and factor >= 1:  # RopeScaling refuses a smaller one
+    if "attention_factor" in settings or factor < 1:  # RopeScaling refuses the latter
+        return used
+    if all(scales):
         grown = [0.1 * scale * math.log(factor) + 1.0 for scale in scales]
         used["attention_factor"] = grown[0] / grown[1]
+    if "attn_factor" in settings:
+        usual = used.get("attention_factor", 0.1 * math.log(factor) + 1.0)
+        used["attention_factor"] = usual * number(settings, "attn_factor", 1.0)
     return used
 
 
