@@ -99,6 +99,24 @@ def test_all_tokens_are_taken_where_a_file_takes_fewer_than_one() -> None:
         sampling_values({"general.sampling.temp": "hot"})
 
 
+def test_an_olmo_3_has_the_attention_factor_of_its_config() -> None:
+    """llama.cpp's converter writes it as a factor of the usual one; of Olmo-3-7B it is the usual one."""
+    usual = 0.1 * np.log(8.0) + 1
+    yarn = {"type": "yarn", "factor": 8.0, "original_context_length": 8192, "attn_factor": usual}
+    sizes = {
+        "block_count": 4, "embedding_length": 64, "feed_forward_length": 96, "attention.head_count": 4,
+        "context_length": 65536, "attention.layer_norm_rms_epsilon": 1e-6, "attention.sliding_window": 4096,
+    }  # fmt: skip
+    metadata = {f"olmo2.{key}": value for key, value in sizes.items()}
+    metadata |= {f"olmo2.rope.scaling.{key}": value for key, value in yarn.items()}
+    shapes = {"token_embd.weight": (320, 64)}
+    row = ARCHITECTURES["olmo2"]
+    assert row.gguf is not None
+    header = GGUFHeader(metadata={"general.architecture": "olmo2", **metadata}, shapes=shapes, rope_factors={})
+    scaling = ARCHITECTURES["olmo3"].to_model_config(row.gguf.to_hf_config(header)).rope_scaling
+    assert scaling.attention_factor == pytest.approx(usual)
+
+
 def test_a_pooling_that_a_model_for_embeddings_names_is_the_callers_choice() -> None:
     assert hf_config({"llama.pooling_type": 3}) == hf_config({})
 

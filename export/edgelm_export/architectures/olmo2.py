@@ -20,6 +20,8 @@ from edgelm_export.tensor_map import TensorLayout
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "eos_token_id": 50279}
 # OLMo 3's.
 _WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
+# llama.cpp's converter writes config.json's attention_factor there, which is the whole; llama.cpp multiplies by it.
+_ATTENTION = "olmo2.rope.scaling.attn_factor"
 
 
 def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -30,6 +32,9 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "olmo2", keys=_WINDOW_KEYS)
+    if values["rope_scaling"] and _ATTENTION in header.metadata:
+        factor = float32_number(header.metadata, _ATTENTION)
+        values["rope_scaling"] = {**values["rope_scaling"], "attention_factor": factor}
     window = whole_number(header.metadata, "olmo2.attention.sliding_window", 0)
     if not window:
         return values
