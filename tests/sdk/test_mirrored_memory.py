@@ -2,6 +2,7 @@
 
 import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +44,22 @@ def test_memory_is_given_back_with_the_last_array_that_looks_at_it() -> None:
     del view
     gc.collect()
     assert (mappings(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
+
+
+COMPUTES_AT_THE_END = """
+import weakref
+import numpy as np
+from edgelm.memory.mirrored_memory import MirroredBuffers, Row
+class Engine: ...
+engine = Engine()
+weakref.finalize(engine, lambda: print(memory.show([1])[0].sum()))  # as its thread does, until it is ended here
+memory = MirroredBuffers([Row((1024,), np.float32)], 2, 1)
+"""
+
+
+def test_at_the_end_of_a_program_the_memory_is_there_for_who_still_computes_in_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", COMPUTES_AT_THE_END], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0.0\n", "")
 
 
 def test_rows_that_are_not_whole_pages_are_refused() -> None:

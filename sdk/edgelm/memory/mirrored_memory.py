@@ -83,11 +83,12 @@ class _Memory:
         if not hasattr(os, "memfd_create"):
             raise OSError("Mirrored memory needs memfd_create, which Linux has.")
         self._file = os.memfd_create("edgelm")
-        weakref.finalize(self, os.close, self._file)
+        # Not at the program's end: a thread may compute in it until its engine or session, which are older, are ended.
+        weakref.finalize(self, os.close, self._file).atexit = False
         os.ftruncate(self._file, size)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._start = _checked(_libc().mmap(None, addresses, _PROT_NONE, private, -1, 0))
-        weakref.finalize(self, _libc().munmap, self._start, addresses)
+        weakref.finalize(self, _libc().munmap, self._start, addresses).atexit = False
 
     def show(self, offset: int, address: int, size: int) -> None:
         """Show `size` bytes of the memory from `offset` on at `address`, counted from the first."""
