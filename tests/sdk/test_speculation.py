@@ -1,6 +1,7 @@
 """Answers with guessed tokens, against the plain loop: the same tokens in exact mode, the same distribution always."""
 
 import itertools
+import os
 import random
 import threading
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_processes import exit_status, fork
 from make_tiny_model import make_checkpoint
 from speculating import FixedCosts, configs, eager, load, repetitive
 
@@ -17,9 +19,10 @@ from edgelm import Constraint, GenerationConfig, LanguageModel
 from edgelm.decoding.generate import prefill
 from edgelm.decoding.sampling import Sampler
 from edgelm.decoding.speculation import Speculator, speculate
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, ProviderError
 from edgelm.generation_config import GenerationConfig as Config
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -312,3 +315,40 @@ def test_the_first_exact_step_of_a_length_sets_up_and_teaches_no_cost(model: Lan
             speculator.compute(session, [7] * count, cache)
         assert taught == wanted
         taught.clear()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
+def test_a_fork_that_drops_a_half_read_answer_takes_nothing_of_it_from_its_parent(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "prefixes", PrefixCache(model.config))
+    prompt, config = repetitive(random.Random(8), 90), GenerationConfig(max_new_tokens=50, ignore_eos=True)
+    plain = model.generate(prompt, config)
+    chunks = model.stream(prompt, config.replace(speculation="prompt_lookup", exact_speculation=True))
+    begun = list(itertools.islice(chunks, 9))
+    assert exit_status(fork(chunks.close)) == 0
+    answer = edgelm.join([*begun, *chunks])
+    assert answer.token_ids == plain.token_ids
+    assert answer.timings.accepted_tokens > 5
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
+def test_a_fork_that_answers_with_a_cache_changes_nothing_in_that_of_its_parent(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "prefixes", PrefixCache(model.config))
+    prompt, other = repetitive(random.Random(8), 90), repetitive(random.Random(9), 90)
+    config = GenerationConfig(max_new_tokens=50, ignore_eos=True)
+    model.generate([prompt[0], *other], config)  # of which the fork finds a beginning that was kept
+    cache = model.new_cache()
+    exact = config.replace(speculation="prompt_lookup", exact_speculation=True)
+    edgelm.join(model.stream(prompt, exact, cache=cache))
+    before = [buffer.copy() for buffer in cache.buffers]
+
+    def answer() -> None:
+        with pytest.raises(ProviderError, match="its fork"):
+            next(model.stream([prompt[0], *other], exact, cache=cache))
+
+    assert exit_status(fork(answer)) == 0
+    for buffer, was in zip(cache.buffers, before, strict=True):
+        np.testing.assert_array_equal(buffer, was)

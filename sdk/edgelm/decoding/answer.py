@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -132,7 +133,8 @@ class Answer:
     def _chunks(
         self, session: Decoder, given: KVCache | None, prefixes: PrefixCache, cancel: threading.Event | None
     ) -> Generator[Chunk, None, None]:
-        started = time.perf_counter()
+        session.check_process()  # first: a cache that guesses were computed in is one memory with that of a fork
+        started, process = time.perf_counter(), os.getpid()
         cache = session.new_cache() if given is None else given
         user = cache.user
         cache.use_adapter(self.config.adapter)
@@ -163,7 +165,8 @@ class Answer:
         except MemoryError as error:
             raise out_of_memory(error) from error
         finally:
-            if cache.user is user:  # else what is in the cache by now is another answer's
+            # Else what is in the cache by now is another answer's, or this is a fork, where the answer ends unread.
+            if cache.user is user and os.getpid() == process:
                 prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
