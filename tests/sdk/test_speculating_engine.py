@@ -1,18 +1,21 @@
 """Guessed tokens in an engine: each request's tokens are those that it has alone, whoever is beside it."""
 
+import itertools
 import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from held_engine import held
 from make_tiny_model import make_checkpoint
 from speculating import configs, load, repetitive
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
 from edgelm import Completion, Constraint, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.errors import OutOfMemoryError, ProviderError
 from edgelm.memory import kv_batch
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.memory.mirrored_memory import MirroredBuffers
@@ -130,6 +133,58 @@ def test_a_draft_guesses_for_requests_in_company(model: LanguageModel) -> None:
     for prompt, answer in zip(prompts, together(model, [(prompt, asked) for prompt in prompts]), strict=True):
         assert answer.token_ids == model.generate(prompt, config).token_ids
         assert answer.timings.accepted_tokens > 10  # it is the same model
+
+
+@needs_mirrors
+def test_a_draft_that_fails_ends_the_request_that_it_guesses_for_alone(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=30, ignore_eos=True)
+    prompts = [repetitive(random.Random(seed), 50) for seed in range(3)]
+    calls = itertools.count()
+    compute = draft.session.forward
+
+    def fail_later(*arguments: Any, **more: Any) -> Any:
+        if next(calls) > 4:
+            raise ProviderError("the draft fails")
+        return compute(*arguments, **more)
+
+    monkeypatch.setattr(draft.session, "forward", fail_later)
+    with Engine(model) as engine:
+        with held(engine):
+            beside = [engine.submit(prompt, guessing(config)) for prompt in prompts[:2]]
+            failing = engine.submit(prompts[2], config.replace(speculation=draft, exact_speculation=True))
+        with pytest.raises(ProviderError, match="the draft fails"):
+            edgelm.join(failing)
+        for prompt, generation in zip(prompts, beside, strict=False):
+            assert edgelm.join(generation).token_ids == model.generate(prompt, config).token_ids
+
+
+@needs_mirrors
+def test_a_request_whose_draft_has_no_memory_waits_for_the_others_which_go_on(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = load(tiny_model_path())
+    config = GenerationConfig(max_new_tokens=30, ignore_eos=True)
+    prompts = [repetitive(random.Random(seed), 50) for seed in range(3)]
+    compute = draft.session.forward
+
+    def fail_beside_others(*arguments: Any, **more: Any) -> Any:
+        if engine.stats.active > 1:
+            raise OutOfMemoryError("no memory")
+        return compute(*arguments, **more)
+
+    monkeypatch.setattr(draft.session, "forward", fail_beside_others)
+    with Engine(model) as engine:
+        with held(engine):
+            generations = [engine.submit(prompts[0], config.replace(speculation=draft, exact_speculation=True))]
+            generations += [engine.submit(prompt, config) for prompt in prompts[1:]]
+        answers = [edgelm.join(generation) for generation in generations]
+        assert engine.stats.preempted == 1
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == model.generate(prompt, config).token_ids
+    assert answers[0].timings.accepted_tokens > 5
 
 
 @needs_mirrors

@@ -159,44 +159,55 @@ class RunningBatch:
 
     def _step_rows(self) -> None:
         """Compute the next token of every answer, and of every beam of a search."""
+        guesses = self._guesses()
         searches = [search for _, search in self._searching.values()]
         next_ids: dict[KVRow, int] = {beam.row: beam.token_ids[-1] for search in searches for beam in search.beams}
         for request in self._decoding.values():
             assert request.row is not None
             next_ids[request.row] = request.next_call[0]
-        rows = self._batch.rows[: self._batch.active]
-        guesses = self._guesses(rows)
+        if not (rows := self._batch.rows[: self._batch.active]):
+            return
         bound, started = len(self._batch.bindings), time.perf_counter()
-        logits_NV = self._session.forward_rows([next_ids[row] for row in rows], self._batch, [*guesses.values()])
+        logits_NV = self._session.forward_rows(
+            [next_ids[row] for row in rows], self._batch, [guesses.get(row, []) for row in rows]
+        )
         if guesses and len(self._batch.bindings) == bound:  # a step that binds says nothing of the next one's time
             self._row_costs.add(len(logits_NV), time.perf_counter() - started)
         logits_of = dict(zip(rows, logits_NV, strict=False))
         behind = iter(logits_NV[len(rows) :])  # none where the system has not the memory for guesses
-        guessed = {row: [*zip(guess, behind, strict=False)] for row, guess in guesses.items()}
+        guessed = {row: [*zip(guesses.get(row, ()), behind, strict=False)] for row in rows}
         for request in list(self._decoding.values()):
             assert request.row is not None
-            self._take_step(request, logits_of[request.row], guessed.get(request.row, ()))
+            self._take_step(request, logits_of[request.row], guessed[request.row])
         for request, search in list(self._searching.values()):
             self._search(request, search, np.stack([logits_of[beam.row] for beam in search.beams]))
 
-    def _guesses(self, rows: Sequence[KVRow]) -> dict[KVRow, list[int]]:
-        """Guess for each row what follows its next token, as many tokens as pay in a step of them all; empty where
-        none may guess.
-        """
-        guessing = {request.row: request for request in self._decoding.values() if self._may_guess(request)}
+    def _guesses(self) -> dict[KVRow, list[int]]:
+        """Guess for each answer that may guess what follows its next token, as many tokens as pay in a step of all."""
+        guessing = [request for request in self._decoding.values() if self._may_guess(request)]
         most = self._session.most_single_steps() if guessing else 1
         if most == 1 or not self._batch.mirror():
             return {}
-        guesses: dict[KVRow, list[int]] = {row: [] for row in rows}
-        plan, room = StepPlan(self._row_costs, len(rows), len(rows)), self._max_tokens - self.tokens
-        for row in rows:
-            if request := guessing.get(row):
-                longest = min(room, longest_row(self._session.config) - request.length)
-                assert request.answer.speculator is not None
-                guesses[row], plan = request.answer.speculator.guess_beside(
+        guesses: dict[KVRow, list[int]] = {}
+        plan = StepPlan(self._row_costs, self._batch.active, self._batch.active)
+        room = self._max_tokens - self.tokens
+        for request in guessing:
+            longest = min(room, longest_row(self._session.config) - request.length)
+            assert request.row is not None
+            assert request.answer.speculator is not None
+            try:
+                guess, plan = request.answer.speculator.guess_beside(
                     plan, min(longest, most - 1, MOST_SHOWN - plan.computed)
                 )
-                room -= len(guesses[row])
+            except OutOfMemoryError as error:
+                self._give_way(request, error)
+            except MemoryError:
+                raise
+            except Exception as error:  # of its draft
+                self._fail_one(request, error)
+            else:
+                guesses[request.row] = guess
+                room -= len(guess)
         return guesses
 
     def _take_step(
