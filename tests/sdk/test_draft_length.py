@@ -149,3 +149,12 @@ def test_steps_of_other_lengths_let_expect_what_one_takes() -> None:
     costs.add(8, 2.4)
     assert costs.seconds(6) == pytest.approx(2.0)
     assert costs.seconds(2) == pytest.approx(1.2)
+
+
+def test_a_step_takes_no_less_than_its_part_of_a_longer_one() -> None:
+    costs = StepCosts()
+    for rows, seconds in ((8, 1.0), (9, 2.0)):  # from the 9th on a kernel takes another round
+        costs.add(rows, seconds)
+    assert [costs.seconds(rows) for rows in (1, 7, 8, 9, 10)] == [1 / 8, 7 / 8, 1.0, 2.0, 3.0]
+    # Of two rows, when six of the eight have their ends, unlikely guesses gain nothing.
+    assert DraftLength({1: 0.1}).best(1, 7, StepPlan(costs, 2, 2.0)).computed == 2

@@ -47,7 +47,8 @@ class StepCosts:
         if not others:
             return base * (1 + _SLOPE * (tokens - 1)) / (1 + _SLOPE * (least - 1))
         nearest = min(others, key=lambda count: abs(count - tokens))
-        return base + max(0.0, self._medians[nearest] - base) * (tokens - least) / (nearest - least)
+        expected = base + max(0.0, self._medians[nearest] - base) * (tokens - least) / (nearest - least)
+        return max(expected, base * tokens / max(tokens, least))  # no step takes less than its part of a longer one
 
 
 @dataclass(frozen=True)
