@@ -16,6 +16,7 @@ from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.memory.mirrored_memory import MirroredBuffers
 from edgelm.runtime import single_steps
 from edgelm.runtime.session import DecoderSession, SessionOptions
 from edgelm.runtime.single_steps import MOST_ROWS, SingleSteps
@@ -55,7 +56,8 @@ def test_a_system_without_mirrored_memory_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_mirrors
-def test_memory_that_is_refused_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refused", ["memory", "its places"])
+def test_memory_that_is_refused_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
     session = load(tiny_model_path(), threads=1)
     cache = session.new_cache()
     assert session.most_single_steps() == MOST_ROWS
@@ -64,7 +66,10 @@ def test_memory_that_is_refused_leaves_the_cache_as_it_was(monkeypatch: pytest.M
     def refuse(*_: object) -> NoReturn:
         raise OSError("no memory")
 
-    monkeypatch.setattr(single_steps, "MirroredBuffers", refuse)
+    if refused == "memory":
+        monkeypatch.setattr(single_steps, "MirroredBuffers", refuse)
+    else:
+        monkeypatch.setattr(MirroredBuffers, "show", refuse)
     rows_TV = session.forward_single_steps(random_ids(4, seed=1), cache)
     assert session.most_single_steps() == 1
     alone = session.new_cache()

@@ -44,9 +44,10 @@ class _Mirror:
 
     def __init__(self, cache: KVCache) -> None:
         buffers = cache.buffers
-        self._memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
+        memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
+        self._rows: list[KeysOrValues] = memory.show([0] * MOST_ROWS)
         cache.binding = None
-        for i, mirrored in enumerate(self._memory.buffers):  # so that never more than one layer is there twice
+        for i, mirrored in enumerate(memory.buffers):  # so that never more than one layer is there twice
             buffer = buffers[i]
             mirrored[:, :, cache.filled(i)] = buffer[:, :, cache.filled(i)]
             buffers[i] = mirrored
@@ -56,7 +57,7 @@ class _Mirror:
 
     def rows(self, count: int) -> list[KeysOrValues]:
         """Return the cache's buffers as those of so many rows."""
-        return self._memory.show([0] * count)
+        return [rows[:count] for rows in self._rows]
 
     def is_of(self, cache: KVCache) -> bool:
         """Whether the cache's buffers are still these: it makes others when it grows."""
