@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from edgelm.architecture.relative_positions import relative_buckets
-from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, table_frequencies
+from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors, table_frequencies
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
@@ -175,15 +175,12 @@ class DecoderStack(Stack):
             self.query_factor = self.growth_of_queries()
 
     def growth_of_queries(self) -> str:
-        """Compute what queries are multiplied by, [B, T, 1]: 1 + beta * log(1 + original contexts before them)."""
-        graph, name = self.graph, "model.query_factor"
-        original = graph.constant(self.config.rope_scaling.original_max_position_embeddings)
-        contexts = graph.node("Div", [self.positions(), original], f"{name}.contexts")
-        floats = graph.node("Cast", [contexts], f"{name}.floats", attributes={"to": FLOAT})
-        one, beta = (graph.constant(value, np.float32) for value in (1.0, self.config.llama_4_scaling_beta or 0.0))
-        logarithm = graph.node("Log", [graph.node("Add", [floats, one], f"{name}.counted")], f"{name}.log")
-        grown = graph.node("Mul", [logarithm, beta], f"{name}.grown")
-        return graph.node("Unsqueeze", [graph.node("Add", [grown, one], f"{name}s"), graph.constant([-1])], name)
+        """Look up what queries are multiplied by, [B, T, 1]: computed, it has other bits in a batch than alone."""
+        graph, config, name = self.graph, self.config, "model.query_factor"
+        original = config.rope_scaling.original_max_position_embeddings
+        factors = query_factors(config, np.arange(0, config.max_position_embeddings, original))
+        contexts = graph.node("Div", [self.positions(), graph.constant(original)], f"{name}.contexts")
+        return graph.node("Gather", [graph.weight(f"{name}s", factors[:, None]), contexts], name)
 
     def cos_and_sin(self, kind: str) -> list[str]:
         """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.

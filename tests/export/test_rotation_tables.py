@@ -19,6 +19,7 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositio
 from edgelm.architecture.rope import cos_sin_tables, sinusoidal_table
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
@@ -111,3 +112,18 @@ def test_the_sinusoids_of_fairseq_are_those_of_transformers(size: int) -> None:
     expected_TD = M2M100SinusoidalPositionalEmbedding.get_embedding(1026, size, padding_idx=1)[2:]
     # Float32 angles there, of up to 1,025.
     np.testing.assert_allclose(sinusoidal_table(config, 1024), expected_TD, rtol=0, atol=1e-4)
+
+
+def test_queries_grow_in_a_batch_by_the_bits_that_they_grow_by_alone(tmp_path: Path) -> None:
+    config = config_with(FEATURES["queries that grow beyond the original context"])
+    write_graph(tmp_path, config)
+    session = DecoderSession(tmp_path, config)
+    ids, batch, alone = [*range(5, 205)], KVBatch(config), session.new_cache()
+    session.forward(ids, alone)
+    for length in (200, 3, 50, 150):
+        row = batch.add()
+        session.forward(ids[:length], row)
+        batch.activate(row)
+    for id_ in ids[:5]:
+        together_BV = session.forward_rows([id_] * 4, batch)
+        np.testing.assert_array_equal(together_BV[0], session.forward((id_,), alone)[0])
