@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
+from model_features import FEATURES, config_with
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
@@ -147,6 +148,25 @@ def test_keys_and_values_in_int8_are_stepped_together_too(tmp_path: Path) -> Non
     export_package(checkpoint, tmp_path / "package", PRECISIONS["fp32"].with_int8_cache())
     session = load(tmp_path / "package")
     assert session.most_single_steps() == MOST_ROWS
+    check_bits(session, 0)
+
+
+@needs_mirrors
+@pytest.mark.parametrize(
+    ("features", "precision", "most"),
+    [
+        ("experts", "int8", MOST_ROWS),
+        ("experts in one layer, with biases", "fp32", 1),  # an expert multiplies its tokens together
+        ("experts weighted by a sigmoid", "int8", 1),
+    ],
+)
+def test_experts_step_tokens_together_where_that_changes_no_bit(
+    features: str, precision: str, most: int, tmp_path: Path
+) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config_with(FEATURES[features])))
+    export_package(checkpoint, tmp_path / "package", precision)
+    session = load(tmp_path / "package", threads=1)
+    assert session.most_single_steps() == most
     check_bits(session, 0)
 
 

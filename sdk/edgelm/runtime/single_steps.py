@@ -77,10 +77,11 @@ class SingleSteps:
         self._probing = threading.Lock()
         # Soft-capped scores are computed row after row, keys and values included. A convolution of a row, and what
         # keeps a state, read what the row before it gives. With more threads than heads, a row alone is split among
-        # them.
+        # them. What experts are weighted by, where their operator does not make it, is one vector of all rows, whose
+        # end is computed by other instructions.
         self._is_possible = (
             config.attn_logit_softcapping is None
-            and not (config.conv_channels or config.state_layers)
+            and not (config.conv_channels or config.state_layers or _routes_itself(config))
             and threads <= config.num_attention_heads
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
         )
@@ -127,6 +128,8 @@ class SingleSteps:
         cache.reserve(_PROBE_START + MOST_ROWS)
         generator = np.random.Generator(np.random.PCG64(0))
         ids = generator.integers(0, self._config.vocab_size, _PROBE_START + MOST_ROWS).tolist()
+        if self._config.num_experts:  # the same token for all, which so choose the same: an expert computes its tokens
+            ids[_PROBE_START:] = ids[-1:] * MOST_ROWS  # together, and in floats with the bits of as many rows
         single_TV: list[NDArray[np.float32]] = []
         for id_ in ids:
             logits_TV = self.step((id_,), cache)
@@ -143,3 +146,9 @@ class SingleSteps:
             if rows_TV is None or not np.array_equal(rows_TV, single_TV[_PROBE_START : _PROBE_START + count]):
                 return count - 1
         return MOST_ROWS
+
+
+def _routes_itself(config: ModelConfig) -> bool:
+    """Tell whether a graph computes by what experts are chosen and weighted, not their operator."""
+    is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias and config.n_group == 1
+    return config.num_experts > 0 and not (is_plain and config.norm_topk_prob)
