@@ -237,6 +237,12 @@ def test_multiples_of_few_states_and_what_is_none_are_left_to_llguidance(multipl
     assert close_gaps(schema) == schema
 
 
+def test_bounds_that_numpy_computed_are_numbers_like_others() -> None:
+    bounds = {"minimum": 0.25, "exclusiveMaximum": 9.75, "multipleOf": 0.5}
+    computed = {name: np.float64(bound) for name, bound in bounds.items()}
+    assert Constraint.json_schema(computed) == Constraint.json_schema(bounds)
+
+
 def test_choices_may_come_one_by_one() -> None:
     assert Constraint.choices(text for text in ("yes", "no")) == Constraint.choices(["yes", "no"])
 

@@ -140,7 +140,7 @@ def _close_bounds(schema: dict[str, Any]) -> None:
     for keyword, rounding in _BOUNDS.items():
         bound = schema.get(keyword)
         if isinstance(bound, float) and abs(bound) < 1e9:
-            exact = Context(prec=14, rounding=rounding).plus(Decimal(repr(bound)))
+            exact = Context(prec=14, rounding=rounding).plus(Decimal(repr(float(bound))))
             schema[keyword] = float(exact.quantize(Decimal("1e-12"), rounding))
     least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     if _is_whole(least) and least >= 0:
@@ -201,7 +201,7 @@ def _multiples_in(value: Any) -> Iterator[Decimal]:
     if isinstance(value, Mapping):
         multiple = value.get("multipleOf")
         if isinstance(multiple, (int, float)) and 0 < multiple < math.inf:
-            yield Decimal(multiple if isinstance(multiple, int) else repr(multiple))
+            yield Decimal(multiple if isinstance(multiple, int) else repr(float(multiple)))
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     for part in parts:
         yield from _multiples_in(part)
