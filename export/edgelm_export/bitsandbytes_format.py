@@ -77,7 +77,7 @@ class FourBitMatrix:
         if self.nested is None:
             return stored.astype(np.float32)
         block_size, offset = self.nested
-        own = read(f"{name}.nested_absmax").astype(np.float32).repeat(block_size)[: len(stored)]
+        own = read(f"{name}.nested_absmax").astype(np.float32)[np.arange(len(stored)) // block_size]
         sizes: NDArray[np.float32] = read(f"{name}.nested_quant_map").astype(np.float32)[stored] * own
         return sizes + np.float32(offset)
 
@@ -102,7 +102,7 @@ def four_bit_matrices(
                 raise ValueError(f"{levels!r:.40} of {list(present[name])} is no description of 4 bits")
             matrix = _described(stem, levels, bytes(read(name).astype(np.uint8)))
             _check(matrix, present)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{where}: {name} does not describe {stem}.weight: {error}.") from error
         found[f"{stem}.weight"] = matrix
     return found

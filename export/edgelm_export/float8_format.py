@@ -117,7 +117,8 @@ def scaled_matrices(
             shape=(shape[0], shape[1]),
             type=kind.type,
             scale=f"{stem}.{part}",
-            block=(block[0], block[1]) if block is not None and scale == of_blocks else None,
+            # The settings may say any number, and each row of a block takes memory.
+            block=(min(block[0], shape[0]), min(block[1], shape[1])) if block and scale == of_blocks else None,
             divisor=kind.divisor,
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path,
         ("state", b'{"shape": [128, 64], "blocksize": 48}', r"up_proj\.weight is \[4096, 1\] for a matrix of"),
         ("state", b'{"shape": [128], "blocksize": 64}', r"does not describe .*: not enough values"),
         ("state", b'{"shape": 3, "blocksize": 64}', r"does not describe .*: cannot unpack"),
+        (
+            "state",
+            b'{"shape": [128, 64], "blocksize": 32, "nested_blocksize": 4, "nested_offset": 1%s}' % (b"0" * 400),
+            r"does not describe .*: int too large to convert to float",
+        ),
         ("state", b" " * 5000, r"'nf4' of \[5000\] is no description of 4 bits"),
     ],
 )
@@ -121,3 +127,20 @@ def test_what_does_not_fit_is_named(
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path)
+
+
+def test_sizes_of_a_block_larger_than_its_matrix_take_no_memory(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "nf4")
+    tensors, name = load_file(tmp_path / "model.safetensors"), f"{UP}.weight"
+    state = {"shape": [128, 64], "blocksize": BLOCK, "nested_blocksize": 2**31 - 1, "nested_offset": 0.05}
+    tensors[f"{name}.quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+    tensors[f"{name}.nested_absmax"] = tensors[f"{name}.nested_absmax"][:1]
+    save_file(tensors, tmp_path / "model.safetensors")
+    tracemalloc.start()
+    weight = HuggingFaceCheckpoint(tmp_path).tensor(name)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    sizes = tensors[f"{name}.nested_quant_map"][tensors[f"{name}.absmax"]] * tensors[f"{name}.nested_absmax"] + 0.05
+    largest = np.abs(tensors[f"{name}.quant_map"]).max()
+    assert np.abs(weight).max() <= largest * sizes.max() * (1 + 1e-6)

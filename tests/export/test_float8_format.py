@@ -168,6 +168,25 @@ def test_what_does_not_fit_is_named(save_llama: Any, tmp_path: Path) -> None:
             HuggingFaceCheckpoint(folder)
 
 
+@pytest.mark.parametrize("block", [[32, 2**40], [2**40, 32], [10**400, 32]])
+def test_a_block_larger_than_its_matrix_takes_no_memory(save_llama: Any, tmp_path: Path, block: list[int]) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    tensors, wanted = load_file(tmp_path / "model.safetensors"), {}
+    for key, tensor in list(tensors.items()):
+        if tensor.ndim == 2 and ".layers." in key:
+            scales = torch.rand([-(-size // of) for size, of in zip(tensor.shape, block, strict=True)])
+            tensors[key], tensors[f"{key}_scale_inv"] = tensor.to(torch.float8_e4m3fn), scales
+            rows, columns = (min(of, size) for size, of in zip(tensor.shape, block, strict=True))
+            wanted[key] = tensors[key].float() * scales.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((tmp_path / "config.json").read_text())
+    settings = {"quant_method": "fp8", "weight_block_size": block}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for key, expected in wanted.items():
+        np.testing.assert_array_equal(checkpoint.tensor(key), expected.numpy(), err_msg=key)
+
+
 def test_a_file_that_was_cut_since_it_was_opened_is_named(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
     quantize_folder(tmp_path, "fp8 in blocks")
