@@ -31,6 +31,7 @@ from edgelm.package.peft_format import (
     BASE_NAME,
     BASE_SHA256,
     CONFIG_FILE,
+    check_matrices,
     check_order_of_rows,
     in_pairs,
     read_peft_config,
@@ -209,8 +210,10 @@ def _read(folder: Path) -> _Trained:
         check_header(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            check_matrices({name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}, path)
+            with np.errstate(over="ignore"):  # what is not finite is refused below
+                tensors = {name: file.get_tensor(name).astype(np.float32) for name in parts}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Copy it again.") from error
     for name, tensor in tensors.items():
@@ -238,14 +241,14 @@ def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> t
 def _imported_from(trained: _Trained, sha256: str) -> tuple[str, ...]:
     """Return the hashes of what `edgelm import` made an adapter's base of; none where the base is gone, or another."""
     path = Path(trained.metadata.get(BASE_NAME, "")) / BASE_WEIGHTS_FILE
-    if not path.is_file() or sha256_of(path) != sha256:
-        return ()
     try:
+        if not path.is_file() or sha256_of(path) != sha256:
+            return ()
         check_header(path)
         with safe_open(path, framework="numpy") as file:
             return _hashes(json.loads((file.metadata() or {})[SOURCE_KEY]))
-    # Another program wrote it.
-    except (AttributeError, LookupError, RecursionError, SafetensorError, TypeError, ValueError):
+    # No file has such a name, or another program wrote it.
+    except (AttributeError, LookupError, OSError, RecursionError, SafetensorError, TypeError, ValueError):
         return ()
 
 

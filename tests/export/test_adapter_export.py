@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 from exported_adapters import IDS, Exported, merged_logits, our_logits
@@ -227,6 +228,34 @@ def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Expor
     (tmp_path / "out" / "notes.txt").write_text("keep")
     with pytest.raises(ExportError, match=r"out is not replaced: it exists and is not an exported adapter\. Choose"):
         export_adapter(exported.adapters["values"], package, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.ones(32), r"F32 \[32\]"),
+        (torch.ones(()), r"F32 \[\]"),
+        (torch.ones(3, 32, 1), r"F32 \[3, 32, 1\]"),
+        (torch.ones(0, 32), r"F32 \[0, 32\]"),
+        (torch.ones(3, 32, dtype=torch.int8), r"I8 \[3, 32\]"),
+        (torch.ones(3, 32).to(torch.float8_e4m3fn), r"F8_E4M3 \[3, 32\]"),
+    ],
+)
+def test_an_adapter_of_other_tensors_than_matrices_of_floats_is_refused(
+    exported: Exported, tmp_path: Path, tensor: torch.Tensor, told: str
+) -> None:
+    adapter = peft_folder(exported, tmp_path / "adapter")
+    name = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
+    path = adapter / "adapter_model.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | {name: tensor}, path)
+    with pytest.raises(CheckpointError, match=rf"v_proj\.lora_A\.weight is {told}; read are matrices with a row and"):
+        export_adapter(adapter, exported.packages["fp32"], tmp_path / "out")
+
+
+def test_a_base_whose_name_no_file_has_is_one_that_is_gone(exported: Exported, tmp_path: Path) -> None:
+    base = {"edgelm.base_sha256": "0" * 64, "edgelm.base_name": "x" * 5000}
+    with pytest.raises(CheckpointError, match=r"was trained on xxx"):
+        export_adapter(peft_folder(exported, tmp_path / "others", base), exported.packages["fp32"], tmp_path / "out")
 
 
 def test_a_package_that_takes_no_adapters_says_so(exported: Exported, tmp_path: Path) -> None:

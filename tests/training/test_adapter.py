@@ -225,6 +225,15 @@ def of_two_ranks(adapter: Path) -> None:
     save_file(tensors | {name: tensors[name][:, :3].contiguous()}, path)
 
 
+def with_tensor(tensor: torch.Tensor) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {next(name for name in tensors if name.endswith("q_proj.lora_A.weight")): tensor}, path)
+
+    return change
+
+
 def of_another_grid(adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"edgelm.base_grid": "nf4"})
@@ -249,6 +258,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"up_proj: it is \[64, 32\], the adapter's A and",
     ),
     "two ranks": (of_two_ranks, r"q_proj: it is \[.*\], the adapter's A and B are \[4, 32\] and \[\d+, 3\]"),
+    "no matrix": (with_tensor(torch.ones(32)), r"q_proj\.lora_A\.weight is F32 \[32\]; read are matrices with a row"),
+    "no rank": (with_tensor(torch.ones(0, 32)), r"q_proj\.lora_A\.weight is F32 \[0, 32\]; read are matrices"),
     "another grid": (of_another_grid, "its base is on the grid 'nf4'; this version knows int4-block64"),
 }
 

@@ -18,7 +18,9 @@ from edgelm.files.regular_file import read_regular, read_text
 from edgelm.generation_config import GenerationConfig
 from edgelm.library.sources import read_record
 from edgelm.package.manifest import Manifest
+from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
+from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.pretrain_config import PretrainConfig
@@ -140,6 +142,15 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
 
     with pytest.raises(EdgeLMError, match="it is not a regular file"):
         ModelConfig.load(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_nor_is_one_in_the_place_of_an_adapters_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4}')
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+
+    with pytest.raises(EdgeLMError, match=r"adapter_model\.safetensors is not a regular file\. Put the file itself"):
+        export_adapter(tmp_path, tiny_model_path(), tmp_path / "out")
 
 
 def test_a_large_record_of_a_source_counts_as_none(tmp_path: Path) -> None:

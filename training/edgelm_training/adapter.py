@@ -25,6 +25,7 @@ from edgelm.package.peft_format import (
     CONFIG_FILE,
     PREFIX,
     WEIGHTS_FILE,
+    check_matrices,
     in_pairs,
     read_peft_config,
     scale_of,
@@ -100,7 +101,9 @@ def read_adapter(folder: str | Path) -> Adapter:
         check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            check_matrices({name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}, path)
+            tensors = {name: file.get_tensor(name) for name in parts}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}. Copy it again.") from error
     matrices = in_pairs(tensors, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from edgelm.errors import CheckpointError
@@ -18,8 +19,10 @@ def check_header(path: Path) -> None:
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: it has more.
+        CheckpointError: it has more, or is a pipe or the like, whose opening waits for ever.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path} is not a regular file. Put the file itself in its place.")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= MAX_HEADER_BYTES else b""

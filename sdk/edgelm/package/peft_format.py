@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -73,6 +74,20 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             "path_initial_model_for_weight_conversion; or merge it there (merge_and_unload)."
         )
     return values
+
+
+def check_matrices(tensors: Mapping[str, tuple[str, Sequence[int]]], path: Path) -> None:
+    """Make sure that the tensors of an adapter are matrices of floats, by their types and shapes in the file's header.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for name, (dtype, shape) in tensors.items():
+        if dtype not in _FLOATS or len(shape) != 2 or 0 in shape:
+            raise CheckpointError(
+                f"{path} is no plain LoRA adapter: {name[:200]} is {dtype} {list(shape)}; read are matrices with a row "
+                f"and a column at least, in {', '.join(_FLOATS)}."
+            )
 
 
 def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Tensor, _Tensor]]:
