@@ -11,7 +11,7 @@ Shapes: N outputs, K inputs, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -247,12 +247,26 @@ def _check(matrix: PackedMatrix, present: Mapping[str, tuple[int, ...]], where: 
     of_groups = found[part] or ()
     G = of_groups[dimension] if len(of_groups) == 2 else 0
     wanted = row.beside(N, K, G, 32 // matrix.bits)
-    if not 0 < G <= K or any(part != row.main and shape != wanted[part] for part, shape in found.items()):
+    fits = all(part == row.main or shape == wanted[part] for part, shape in found.items())
+    if not 0 < G <= K or not fits or not (K % G == 0 or _says_groups(matrix, found, G)):
         told = ", ".join(f"{part} is {shown(shape)}" for part, shape in found.items())
         raise CheckpointError(
             f"{where}: the tensors of {matrix.stem} do not fit each other as {matrix.format} in {matrix.bits} bits: "
             f"{told}. Download the model again."
         )
+
+
+def _says_groups(matrix: PackedMatrix, parts: Iterable[str], groups: int) -> bool:
+    """Tell whether it is known which inputs are in which group, where they are not all of one size."""
+    return any(part.endswith("g_idx") for part in parts) or (
+        matrix.format != "awq" and _group_size(matrix, groups) is not None
+    )
+
+
+def _group_size(matrix: PackedMatrix, groups: int) -> int | None:
+    """Return how many inputs are in each group but the last, by the settings; None where they say of other groups."""
+    K, size = matrix.shape[1], matrix.settings.get("group_size")
+    return size if type(size) is int and size > 0 and -(-K // size) == groups else None
 
 
 def without_parts(
@@ -319,10 +333,8 @@ def _groups(matrix: PackedMatrix, part: str, count: int, read: Read) -> NDArray[
     except KeyError:
         groups = None
     if groups is None or (groups == -1).all():  # compressed-tensors' word for no order
-        K, size = matrix.shape[1], matrix.settings.get("group_size")
-        if type(size) is not int or size < 1 or -(-K // size) != count:
-            size = -(-K // count)
-        return np.arange(K) // size
+        K = matrix.shape[1]
+        groups = np.arange(K) // (_group_size(matrix, count) or K // count)
     if groups.min() < 0 or groups.max() >= count:
         raise CheckpointError(
             f"{matrix.stem}.{part} has groups from {groups.min()} to {groups.max()}; there are {count}. "
@@ -360,7 +372,7 @@ def _awq(matrix: PackedMatrix, read: Read) -> Grid:
         values=np.ascontiguousarray(in_order("qweight").T),
         zeros=np.ascontiguousarray(in_order("qzeros").T),
         scales=np.ascontiguousarray(scales_GN.T),
-        groups=np.arange(K) // -(-K // len(scales_GN)),
+        groups=np.arange(K) // (K // len(scales_GN)),
     )
 
 

@@ -295,6 +295,9 @@ BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray | None], str
     "scales of fewer outputs": ("awq-4", "scales", lambda scales: scales[:, :5], r"scales is \[2, 5\]"),
     "one scale": ("compressed-4", "weight_scale", lambda scales: scales[0], r"weight_scale is \[1\]"),
     "more groups than inputs": ("compressed-4", "weight_scale", lambda scales: scales.repeat(65, 1), r"\[64, 65\]"),
+    "groups that do not divide the inputs": (
+        "compressed-4", "weight_scale", lambda scales: scales.repeat(3, 1), r"weight_scale is \[64, 3\]",
+    ),
     "groups for fewer inputs": ("gptq-4", "g_idx", lambda groups: groups[1:], r"g_idx is \[63\]"),
     "groups that are not there": ("gptq-4", "g_idx", lambda groups: groups + 1, r"groups from 1 to 2; there are 2\."),
     "groups below none": ("gptq-4", "g_idx", lambda groups: groups - 1, r"groups from -1 to 0; there are 2\."),
