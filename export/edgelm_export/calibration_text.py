@@ -22,6 +22,7 @@ _CALIBRATION_TOKENS = 8192
 _SMOOTHING_TOKENS = 512
 # More of the bundled text than a token has on average in any vocabulary: to encode all of it takes 6 times as long.
 _TOKEN_CHARACTERS = 16
+_READ_AT_ONCE = 1 << 22  # characters; Python sets aside as much memory as is asked for, however short the file is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, 
 
 
 def _beginning(file: TextIO, tokenizer: Tokenizer, tokens: int) -> list[int]:
-    text = file.read(tokens * _TOKEN_CHARACTERS)
+    text = file.read(min(tokens * _TOKEN_CHARACTERS, _READ_AT_ONCE))
     ids = tokenizer.encode(text)
     while len(ids) <= tokens and (more := file.read(len(text))):
         text += more

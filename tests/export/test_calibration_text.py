@@ -48,6 +48,7 @@ def test_users_texts_and_chats_are_read(checkpoint: HuggingFaceCheckpoint, tmp_p
         return calibration_sequences(options, tokenizer, template, checkpoint.config)
 
     assert read("mine.txt") == [tokenizer.encode("The sea. " * 50)[:100]]
+    assert read("mine.txt", 10**11) == read("mine.txt", 10**30) == [tokenizer.encode("The sea. " * 50)]
     for name in ("mine.txt", "mine.jsonl"):  # as some editors begin a file
         (tmp_path / f"marked-{name}").write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
         assert read(f"marked-{name}") == read(name)
