@@ -76,6 +76,14 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
         (["MODEL", "--dpo-beta", "0.2"], "--dpo-beta changes nothing here: it is for --method dpo. Leave it out."),
         (["MODEL", "--method", "sft", "--rank", "8"], "--rank changes nothing here: it is for --method lora, qlora or"),
         (
+            ["MODEL", "--method", "dpo", "--z-loss", "1e-4"],
+            "--z-loss changes nothing here: it is for --method sft, lora or qlora. Leave it out.",
+        ),
+        (
+            ["MODEL", "--validation-data", "DATA", "--validation-fraction", "0.2"],
+            "--validation-fraction changes nothing here: it is for runs without --validation-data. Leave it out.",
+        ),
+        (
             ["MODEL", "--method", "dpo", "--rank", "0", "--target-modules", "q_proj"],
             "--target-modules changes nothing here: it is for an adapter, which --rank 0 has not. Leave it out.",
         ),

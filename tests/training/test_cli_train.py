@@ -120,6 +120,12 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> N
         (["--momentum", "0.9"], "--momentum changes nothing here: it is for --optimizer muon. Leave it out."),
         (["--decay-fraction", "0.1"], "--decay-fraction changes nothing here: it is for --schedule wsd."),
         (["--teacher-weight", "0.5"], "--teacher-weight changes nothing here: it is for --teacher FOLDER."),
+        (
+            ["--schedule", "constant", "--min-learning-rate-ratio", "0.5"],
+            "--min-learning-rate-ratio changes nothing here: it is for a --schedule that falls. Leave it out.",
+        ),
+        (["--eval-every", "0", "--eval-rows", "9"], "--eval-rows changes nothing here: it is for a run that validates"),
+        (["--sample-every", "0", "--sample-tokens", "9"], "--sample-tokens changes nothing here: it is for samples"),
         (["none.toml"], "Cannot read none.toml: "),
         ([], "data is not set: name a folder of shards (--data)"),
         (["--data", "SHARDS", "--params", "15X"], "params is '15X'; it must be a number such as 15M"),

@@ -103,8 +103,12 @@ class FinetuneConfig(TrainConfig):
             found |= dict.fromkeys(("rank", "alpha", "dropout", "target_modules"), "--method lora, qlora or dpo")
         elif self.rank == 0:
             found |= dict.fromkeys(("alpha", "dropout", "target_modules"), "an adapter, which --rank 0 has not")
-        if not METHODS[self.method].preferences:
+        if METHODS[self.method].preferences:
+            found["z_loss"] = "--method sft, lora or qlora"
+        else:
             found["dpo_beta"] = "--method dpo"
+        if self.validation_data:
+            found["validation_fraction"] = "runs without --validation-data"
         return found
 
     @property

@@ -98,10 +98,17 @@ class TrainConfig:
         found = {}
         if self.schedule != "wsd":
             found["decay_fraction"] = "--schedule wsd"
+        if self.schedule == "constant":
+            found["min_learning_rate_ratio"] = "a --schedule that falls"
         if self.optimizer != "muon":
             found["momentum"] = "--optimizer muon"
         if self.teacher is None:
             found |= dict.fromkeys(("teacher_weight", "teacher_temperature"), "--teacher FOLDER")
+        if self.eval_every == 0:
+            found["eval_rows"] = "a run that validates, which --eval-every 0 does not"
+        if self.sample_every == 0:
+            samples = ("sample_prompts", "sample_tokens", "sample_temperature")
+            found |= dict.fromkeys(samples, "samples, which --sample-every 0 leaves out")
         return found
 
     def known(self, name: str) -> Any:
