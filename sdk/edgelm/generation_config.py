@@ -95,18 +95,18 @@ class GenerationConfig:
                 raise ConfigError(f"{name} is {texts!r}; each {one} must be a text of at least one character.")
         if not all(is_whole(id_) and id_ >= 0 for id_ in self.stop_token_ids):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
-        for name, low, high in _RANGES:
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
             if not is_number(value) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
-            if name in _WHOLE and not is_whole(value):
+            if name in WHOLE and not is_whole(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         for name in _BOOLEANS:
             if getattr(self, name) not in (True, False):  # "no" would be true
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
-        for name in ("top_p", "typical_p"):
+        for name in ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
@@ -223,28 +223,29 @@ _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 _BOOLEANS = ("ignore_eos", "begins_text", "token_healing", "exact_speculation")
 _OPTIONAL = ("max_new_tokens", "context_shift", "seed", "logprobs")
-_WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("max_new_tokens", 1, 2**31),
-    ("context_shift", 0, 2**31),
-    ("temperature", 0.0, 100.0),
-    ("top_k", 0, 2**31),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("typical_p", 0.0, 1.0),
-    ("repetition_penalty", 0.01, 100.0),  # logits are divided by it, and have to stay finite
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("dry_multiplier", 0.0, 100.0),
-    ("dry_base", 1.0, 4.0),  # 4 ** 50 is still finite
-    ("dry_allowed_length", 1, 1000),
-    ("xtc_probability", 0.0, 1.0),
-    ("xtc_threshold", 0.001, 1.0),
-    ("top_n_sigma", 0.0, 100.0),
-    ("mirostat_tau", 0.0, 100.0),
-    ("mirostat_eta", 0.0, 1.0),
-    ("seed", 0, 2**63),
-    ("logprobs", 0, 100),
-    ("num_beams", 1, 64),
-    ("length_penalty", -10.0, 10.0),
-)
+ABOVE_ZERO = ("top_p", "typical_p")  # which would leave no token
+WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
+RANGES: Mapping[str, tuple[float, float]] = {
+    "max_new_tokens": (1, 2**31),
+    "context_shift": (0, 2**31),
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 2**31),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),  # logits are divided by it, and have to stay finite
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 4.0),  # 4 ** 50 is still finite
+    "dry_allowed_length": (1, 1000),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.001, 1.0),
+    "top_n_sigma": (0.0, 100.0),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 1.0),
+    "seed": (0, 2**63),
+    "logprobs": (0, 100),
+    "num_beams": (1, 64),
+    "length_penalty": (-10.0, 10.0),
+}

@@ -272,15 +272,23 @@ def test_a_command_without_its_extra_has_no_settings_to_show(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["file", "environment"])
-def test_a_value_that_no_generation_takes_says_where_to_look(monkeypatch, place):
+def test_settings_that_no_generation_takes_together_say_where_to_look(monkeypatch, place):
     if place == "file":
-        write("[run]\ntemperature = 900\n")
+        write("[run]\nnum_beams = 2\ntemperature = 0.5\n")
     else:
-        monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "900")
+        monkeypatch.setenv("EDGELM_RUN_NUM_BEAMS", "2")
+        monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "0.5")
     result = edgelm("run", "x", "hi")
     assert result.exit_code == 2
-    assert "temperature is 900.0; it must be a number from 0.0 to 100.0." in result.stderr
+    assert "num_beams is 2, and temperature is 0.5; beam search" in result.stderr
     assert "`edgelm config run` shows where it is set." in result.stderr
+
+
+def test_config_finds_a_value_that_no_generation_takes():
+    path = write("[run]\ntemperature = 900\n")
+    result = edgelm("config")
+    assert result.exit_code == 2
+    assert f"{path}: [run] temperature: 900.0 is not in the range 0.0<=x<=100.0. Correct it." in result.stderr
 
 
 def test_a_value_of_the_environment_that_an_option_refuses_says_where_to_look(monkeypatch):
@@ -289,7 +297,7 @@ def test_a_value_of_the_environment_that_an_option_refuses_says_where_to_look(mo
     monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "hot")
     result = edgelm("run", "x", "hi")
     assert result.exit_code == 2
-    assert f"Invalid value for '--temperature': 'hot' is not a valid float. {where}" in result.stderr
+    assert f"Invalid value for '--temperature': 'hot' is not a valid number. {where}" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["chat", "run", "serve", "cache", "export", "pull"])

@@ -163,8 +163,8 @@ def test_tokens_are_guessed_ahead_from_the_text_or_by_a_small_model(how):
     [
         ([TINY], "There is no prompt: give one as an argument, or pipe one in. To talk with it: edgelm chat /"),
         ([TINY, " "], "There is no prompt"),
-        ([TINY, "x", "--temperature", "-1"], "temperature is -1.0; it must be a number from 0.0 to 100.0."),
-        ([TINY, "x", "--top-k", "many"], "'many' is not a valid integer"),
+        ([TINY, "x", "--temperature", "-1"], "'--temperature': -1.0 is not in the range 0.0<=x<=100.0."),
+        ([TINY, "x", "--top-k", "many"], "'many' is not a valid number."),
         ([TINY, "x", "--threads", "0"], "0 is not in the range 1<=x<=1024."),
         ([TINY, "x", "--threads", "1025"], "1025 is not in the range 1<=x<=1024."),
         (

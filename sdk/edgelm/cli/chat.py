@@ -59,7 +59,8 @@ def chat(
     (`edgelm cache` lists and deletes them). Where input or output is not a terminal, each line of standard input is one
     turn, also one that begins with /, each answer goes to standard output with an empty line between, and only a
     resumed conversation is kept. Of a conversation that outgrows the model's context, the model reads the system
-    message and the newest part.
+    message and the newest part. Without options for it, words are chosen as the model's author recommends; where
+    nothing is recommended, always the likeliest one.
 
     The first adapter answers, until `/set adapter` names another, or null for the model alone.
 

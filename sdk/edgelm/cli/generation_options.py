@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import EdgeLMError, ModelNotFoundError
-from edgelm.generation_config import PROMPT_LOOKUP, GenerationConfig
+from edgelm.generation_config import ABOVE_ZERO, PROMPT_LOOKUP, RANGES, WHOLE, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.runtime.cpu import MOST_THREADS
 from edgelm.runtime.providers import CPU, PROVIDERS
@@ -19,35 +19,69 @@ from edgelm.runtime.providers import CPU, PROVIDERS
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
 MAX_NEW_TOKENS = 1024
 
+
+def _number(name: str) -> click.ParamType[Any]:
+    """Return the type of an option that is a field of GenerationConfig; the help shows its range."""
+    low, high = RANGES[name]
+    number: click.IntRange | click.FloatRange
+    if name in WHOLE:
+        number = click.IntRange(int(low), None if high >= 2**31 else int(high))
+    else:
+        number = click.FloatRange(low, high, min_open=name in ABOVE_ZERO)
+    number.name = "number"  # a word that is none is said to be no valid one; click's own name is "float range"
+    return number
+
+
 context_shift_option = click.option(
     "--context-shift",
-    type=click.IntRange(min=0),
+    type=_number("context_shift"),
     metavar="N",
     help="Where the context is full, go on with the first N tokens (or the system message) and the newest half.",
 )
 _OPTIONS = (
     click.option(
         "--max-new-tokens",
-        type=int,
+        type=_number("max_new_tokens"),
         metavar="N",
         default=MAX_NEW_TOKENS,
         show_default=True,
         help="Stop after this many tokens.",
     ),
-    click.option("--temperature", type=float, metavar="F", help="0 takes the likeliest token; 1 samples freely."),
-    click.option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens; 0: all."),
-    click.option("--top-p", type=float, metavar="F", help="Sample among the likeliest that make up this probability."),
-    click.option("--min-p", type=float, metavar="F", help="Drop tokens below this share of the likeliest one's."),
+    click.option(
+        "--temperature", type=_number("temperature"), metavar="F", help="0 takes the likeliest token; 1 samples freely."
+    ),
+    click.option("--top-k", type=_number("top_k"), metavar="N", help="Sample among the N likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", type=_number("top_p"), metavar="F", help="Sample among the likeliest that make up this probability."
+    ),
+    click.option(
+        "--min-p", type=_number("min_p"), metavar="F", help="Drop tokens below this share of the likeliest one's."
+    ),
     click.option(
         "--repetition-penalty",
-        type=float,
+        type=_number("repetition_penalty"),
         metavar="F",
         help="Above 1: fewer of the tokens that were there already.",
     ),
-    click.option("--presence-penalty", type=float, metavar="F", help="The same by subtraction, once for each token."),
-    click.option("--frequency-penalty", type=float, metavar="F", help="The same for each time that it was there."),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
-    click.option("--num-beams", type=int, metavar="N", help="Search for the likeliest answer, N beginnings at a time."),
+    click.option(
+        "--presence-penalty",
+        type=_number("presence_penalty"),
+        metavar="F",
+        help="The same by subtraction, once for each token.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=_number("frequency_penalty"),
+        metavar="F",
+        help="The same for each time that it was there.",
+    ),
+    click.option("--seed", type=_number("seed"), metavar="N", help="The same seed gives the same answer."),
+    click.option(
+        "--num-beams",
+        type=_number("num_beams"),
+        metavar="N",
+        help="Search for the likeliest answer, N beginnings at a time.",
+    ),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
     context_shift_option,
     click.option(

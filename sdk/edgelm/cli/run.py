@@ -55,7 +55,8 @@ def run(
     """Answer one prompt on standard output.
 
     MODEL is a name from the library or a folder. What is piped in follows PROMPT, or is the prompt. Only the answer
-    goes to standard output; what a model thinks before it, to standard error where that is a terminal.
+    goes to standard output; what a model thinks before it, to standard error where that is a terminal. Without options
+    for it, words are chosen as the model's author recommends; where nothing is recommended, always the likeliest one.
 
     \b
     Examples:
