@@ -1,10 +1,12 @@
-"""The documentation builds without a warning, is complete, and loads nothing from another host."""
+"""The documentation builds without a warning, is complete, says what the program does, and loads from no other host."""
 
+import ast
 import inspect
 import os
 import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 import edgelm
 from edgelm.cli.main import COMMAND_GROUP
+from edgelm.files.regular_file import MAX_TOML_BYTES
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +56,21 @@ def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     loads = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+stylesheet[^>]+href=["']?https?:""")
     assert [path for path in site.rglob("*.html") if loads.search(path.read_text())] == []
+
+
+def test_the_guide_names_every_setting_of_a_generation_with_its_default() -> None:
+    table = (ROOT / "docs/guides/embed.md").read_text().partition("## Settings")[2].partition("**Longer")[0]
+    told: dict[str, object] = {}
+    for names, default in re.findall(r"^\| (`\w+`.*?) \| (.+?) \| ", table, re.MULTILINE):
+        several = re.findall(r"`(\w+)`", names)
+        values = ast.literal_eval(f"[{default}]")
+        told |= dict(zip(several, values if len(values) > 1 else values * len(several), strict=True))
+    expected = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(edgelm.GenerationConfig)
+    }
+    assert told == expected
+
+
+def test_the_guide_names_the_largest_config_file() -> None:
+    assert f"The file may have {MAX_TOML_BYTES >> 10} KiB." in (ROOT / "docs/guides/configuration.md").read_text()

@@ -38,7 +38,7 @@ class ConfigFile:
         """Read the file that $EDGELM_CONFIG names, or that of this user, which may be missing.
 
         Raises:
-            ConfigError: it cannot be read, is no TOML, or is larger than 64 KiB.
+            ConfigError: it cannot be read, is no TOML, or is larger than 32 KiB.
         """
         try:
             path = config_path()

@@ -41,7 +41,7 @@ class ServerOptions:
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
     after which an unused model is unloaded, None for never. threads, provider, prefill_graph: as in SessionOptions.
     max_batch: answers computed at once, of one model. max_queue: requests that may wait besides. speculation,
-    context_shift: as in GenerationConfig; a request that is alone gets the first, all get the second.
+    context_shift: as in GenerationConfig, for every request (models with linear attention or Mamba 2 get no guesses).
 
     adapters: their names (None: as they call themselves) and folders, each offered beside its package.
 
