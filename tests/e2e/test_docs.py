@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
@@ -74,3 +75,13 @@ def test_the_guide_names_every_setting_of_a_generation_with_its_default() -> Non
 
 def test_the_guide_names_the_largest_config_file() -> None:
     assert f"The file may have {MAX_TOML_BYTES >> 10} KiB." in (ROOT / "docs/guides/configuration.md").read_text()
+
+
+@pytest.mark.parametrize("folder", ["export/edgelm_export", "training/edgelm_training"])
+def test_each_file_has_a_place_in_the_plan_of_the_house(folder: str) -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition(f"**The files of `{Path(folder).name}`**")[2].partition("\n\n**")[0].partition("\n\n## ")[0]
+    patterns = [name for row in table.splitlines() for name in re.findall(r"`([\w*]+\.py)`", row.split(" | ")[0])]
+    files = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in files)] == []
