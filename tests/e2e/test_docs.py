@@ -54,6 +54,12 @@ def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
     assert [str(page) for page in pages if f'href="{page.as_posix()}"' not in start] == []
 
 
+def test_the_first_page_leads_to_every_guide() -> None:
+    start = (ROOT / "docs/index.md").read_text()
+    guides = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs/guides").glob("*.md")]
+    assert [guide for guide in guides if f"({guide})" not in start] == []
+
+
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     loads = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+stylesheet[^>]+href=["']?https?:""")
     assert [path for path in site.rglob("*.html") if loads.search(path.read_text())] == []
