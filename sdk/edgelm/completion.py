@@ -8,8 +8,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from edgelm.errors import ConfigError
 
-# Chunk says what each stands for.
 FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
+"""Why an answer ended; `Chunk` says what each stands for."""
 
 
 class Message(TypedDict):
