@@ -39,6 +39,11 @@ def test_any_question_may_be_asked_of_local_files(question: str, tmp_path: Path)
     assert ("[1] note.md" in done.stdout) == (question != "??")
 
 
+def test_the_guide_lists_every_example() -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/embed.md").read_text()
+    assert [path.name for path in EXAMPLES if f"`{path.name}`" not in guide] == []
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 40
