@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.cli.main import COMMAND_GROUP
 from edgelm.files.regular_file import MAX_TOML_BYTES
 
@@ -90,3 +91,16 @@ def test_each_file_has_a_place_in_the_plan_of_the_house(folder: str) -> None:
     files = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
     assert [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)] == []
     assert [pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in files)] == []
+
+
+def test_the_guide_names_the_recipe_and_the_bound_of_every_precision() -> None:
+    page = (ROOT / "docs/guides/quantize.md").read_text()
+    table = page.partition("What the names stand for")[2].partition("What each costs")[0]
+    told = {}
+    for names, recipe, bounds in re.findall(r"^\| (`.+?) \| (.+) \| ([\d., ]+) \|$", table, re.MULTILINE):
+        for name, bound in zip(re.findall(r"`([\w-]+)`", names), bounds.split(", "), strict=True):
+            told[name] = (set(re.findall(r"`(int\d-block\S+?)`", recipe)), float(bound))
+    assert told == {
+        name: ({rule.scheme for rule in precision.rules if rule.scheme.startswith("int")}, precision.perplexity_bound)
+        for name, precision in PRECISIONS.items()
+    }
