@@ -171,6 +171,18 @@ def test_help_shows_every_setting_and_imports_no_torch() -> None:
     assert "torchrun --nproc-per-node 8" in done.stdout
 
 
+def test_the_settings_file_of_the_help_trains(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = edgelm("--help").stdout.partition("a table for the model:")[2].partition("Exit codes")[0]
+    (tmp_path / "help.toml").write_text(shown)
+    monkeypatch.chdir(tmp_path)
+    small = ("--params", "20K", "--max-steps", "1", "--sequence-length", "8", "--global-batch-size", "1")
+    result = edgelm("help.toml", "--data", str(tiny_shards), *small, "--eval-rows", "1", "--sample-every", "0")
+    assert result.exit_code == 0, result.stderr
+    assert read_settings(tmp_path / "run/config.toml", PretrainConfig)["model"]["qk_norm"] is True
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ Examples:
 A settings file has the flags' names with _ for -, and a table for the model:
   data = "shards/"
   output = "run/"
+  params = "15M"
   max_steps = 2000
   [model]
-  hidden_size = 256
+  qk_norm = true
 """
 
 EXIT_CODES = """

@@ -27,13 +27,18 @@ class TrainConfig:
 
     output: str = setting("run", "The run's folder: settings, log and checkpoints.")
     seed: int = setting(0, "Of the weights, the order of the data and the samples.")
-    max_steps: int | None = setting(None, "Train for this many steps.")
-    sequence_length: int | None = setting(None, "Tokens in a row.")
-    global_batch_size: int | None = setting(None, "Rows in a step, over all processes.")
-    micro_batch_size: int | None = setting(None, "Rows at once on a device, at most; memory grows with it.")
+    max_steps: int | None = setting(
+        None, "Train for this many steps.  [default: 20 tokens a parameter; with --init, once through the data]"
+    )
+    sequence_length: int | None = setting(None, "Tokens in a row.  [default: 512 to 2048, by the model's size]")
+    global_batch_size: int | None = setting(None, "Rows in a step, over all processes.  [default: by the compute]")
+    micro_batch_size: int | None = setting(
+        None,
+        "Rows at once on a device, at most; memory grows with it.  [default: of 8192 tokens, on a CPU in some 4 GB]",
+    )
     grad_accum_steps: int | None = setting(None, "Pieces that a process splits its share of a step into.")
 
-    learning_rate: float | None = setting(None, "Of the peak, after the warm-up.")
+    learning_rate: float | None = setting(None, "Of the peak, after the warm-up.  [default: by the compute]")
     schedule: str = setting("cosine", "How the learning rate falls after the warm-up.", choices=tuple(SCHEDULES))
     warmup_steps: int | None = setting(None, "Steps in which the learning rate rises.  [default: 2 % of max_steps]")
     decay_fraction: float = setting(0.2, "Of wsd: the last part of the run, in which the learning rate falls.")
@@ -61,7 +66,9 @@ class TrainConfig:
     precision: str = setting(
         "auto", "Of matrix products; weights stay in fp32.  [auto: bf16 where it is fast]", choices=PRECISIONS
     )
-    parallel: str = setting("auto", "Under torchrun: each process has the model, or a shard of it.", choices=PARALLEL)
+    parallel: str = setting(
+        "auto", "Under torchrun: each process has the model, or (fsdp) a shard of it.  [auto: ddp]", choices=PARALLEL
+    )
     compile: bool = setting(False, "Compile the model with torch.compile; on CPUs this needs a C++ compiler.")
     activation_checkpointing: bool = setting(False, "Less memory for a third more time.")
     deterministic: bool = setting(False, "The same bits from the same seed on a GPU too; slower.")
