@@ -19,9 +19,10 @@ from tiny_training_runs import assert_a_signal_saves, losses, settings
 
 from edgelm.cli.main import main
 from edgelm_training.cli_live_line import LiveLine, duration, step_line
+from edgelm_training.pretrain import build_recipe
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.settings import read_settings, to_toml
-from edgelm_training.train_log import StepRecord
+from edgelm_training.train_log import SilentReporter, StepRecord
 
 RECORD = StepRecord(
     step=10,
@@ -171,16 +172,13 @@ def test_help_shows_every_setting_and_imports_no_torch() -> None:
     assert "torchrun --nproc-per-node 8" in done.stdout
 
 
-def test_the_settings_file_of_the_help_trains(
-    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_settings_file_of_the_help_makes_a_model(tiny_shards: Path, tmp_path: Path) -> None:
     shown = edgelm("--help").stdout.partition("a table for the model:")[2].partition("Exit codes")[0]
-    (tmp_path / "help.toml").write_text(shown)
-    monkeypatch.chdir(tmp_path)
-    small = ("--params", "20K", "--max-steps", "1", "--sequence-length", "8", "--global-batch-size", "1")
-    result = edgelm("help.toml", "--data", str(tiny_shards), *small, "--eval-rows", "1", "--sample-every", "0")
-    assert result.exit_code == 0, result.stderr
-    assert read_settings(tmp_path / "run/config.toml", PretrainConfig)["model"]["qk_norm"] is True
+    (tmp_path / "help.toml").write_text(shown.replace("15M", "20K"))
+    given = read_settings(tmp_path / "help.toml", PretrainConfig)
+    config, recipe = build_recipe(PretrainConfig(**{**given, "data": str(tiny_shards)}), SilentReporter())
+    assert config.max_steps == 2000
+    assert any("q_norm" in name for name, _ in recipe.model.named_parameters())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
