@@ -105,7 +105,9 @@ operators_option = click.option(
     "--calibration-tokens", type=click.IntRange(min=1),
     help="How much of the text is taken.  [default: 8192; 512 where weights are only smoothed]",
 )  # fmt: skip
-@click.option("--target-size", metavar="SIZE", type=ByteSize(), help="For mixed: the size of graph and weights, such as 90MB.")
+@click.option(
+    "--target-size", metavar="SIZE", type=ByteSize(), help="For mixed: the size of graph and weights, such as 90MB."
+)
 @click.option(
     "--max-kl", metavar="NATS", type=click.FloatRange(min=0, min_open=True),
     help="For mixed: the KL divergence a token that is allowed.",
