@@ -14,7 +14,7 @@ import pytest
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
-from edgelm.cli.main import COMMAND_GROUP
+from edgelm.cli.main import COMMAND_GROUP, EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, main
 from edgelm.files.regular_file import MAX_TOML_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +104,11 @@ def test_the_guide_names_the_recipe_and_the_bound_of_every_precision() -> None:
         name: ({rule.scheme for rule in precision.rules if rule.scheme.startswith("int")}, precision.perplexity_bound)
         for name, precision in PRECISIONS.items()
     }
+
+
+@pytest.mark.parametrize("code", [EXIT_CLOSED_PIPE, EXIT_INTERRUPTED])
+def test_the_help_and_the_guide_name_the_exit_codes(code: int) -> None:
+    guide = (ROOT / "docs/guides/configuration.md").read_text().partition("## Exit codes")[2]
+    assert re.search(rf"^\| .*\b{code}\b", guide, re.MULTILINE)
+    assert main.help is not None
+    assert str(code) in main.help

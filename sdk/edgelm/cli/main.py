@@ -231,9 +231,9 @@ def main(require_signature: str | None) -> None:
 
     \b
     Exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
-    SIGTERM, 129 by a terminal that closed. Models are kept in $EDGELM_HOME, or
-    where the system keeps a user's data. `edgelm config` shows what sets options
-    beside flags.
+    SIGTERM, 129 by a terminal that closed, 141 the reader of the output has left.
+    Models are kept in $EDGELM_HOME, or where the system keeps a user's data.
+    `edgelm config` shows what sets options beside flags.
 
     \b
     Completion of commands, options and model names (or zsh_source, fish_source):
