@@ -34,7 +34,11 @@ KEY_VARIABLE = "EDGELM_API_KEY"
 @click.option(
     "--api-key", metavar="KEY", multiple=True, help="Answer only who has it. Others on this machine can see it here."
 )
-@click.option("--api-key-file", type=click.Path(dir_okay=False, path_type=Path), help="File with a key on each line, of 8 or more characters.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with a key on each line, of 8 or more characters.",
+)
 @click.option("--allowed-host", metavar="NAME", multiple=True, help="Another name, with its port, that leads here.")
 @click.option("--cors-origin", metavar="ORIGIN", multiple=True, help="Let web pages of this origin call.")
 @click.option(
