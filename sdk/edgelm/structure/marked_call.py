@@ -11,7 +11,6 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call import in_order
-from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.raw_text import RawText, regex, unenforceable
 from edgelm.structure.tagged_values import kinds_of, resolved
 from edgelm.structure.tool_formats import ToolFormat
@@ -43,13 +42,8 @@ def marked_call(
     be written.
 
     Raises:
-        ConfigError: the tool's name, or a required property, cannot be written so; or the parameters are no schema.
+        ConfigError: a required property cannot be written so; or the parameters are no schema.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"The tool's name {name!r} has characters that cannot stand in a call as this model writes it, "
-            "call:name{…}. Use letters, digits, '_', '-' and '.'."
-        )
     token = format.lark(format.quote) if format.quote in format.control_ids else ""
     text = RawText(tool=name, end=format.quote, token=token, strict=strict)
     writer = _Writer(name, parameters, format, text, strict, rule)

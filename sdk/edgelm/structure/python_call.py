@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call_reader import NAME
 
@@ -25,15 +24,7 @@ def python_call(rule: str, name: str, parameters: Mapping[str, Any]) -> list[str
 
     The parameters stand in the schema's order, and those that are not required may be left out; none are made up
     beside them. Where that does not say all that the schema does, a call is `name(**{"parameter": value, …})`.
-
-    Raises:
-        ConfigError: the tool's name cannot be written so.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"The tool's name {name!r} has characters that cannot stand in a call as this model writes it, "
-            "name(parameter=value). Use letters, digits, '_', '-' and '.'."
-        )
     head = f"{rule}: {lark_string(name)}"
     properties: Any = parameters.get("properties")
     if not _is_plain(parameters, properties):

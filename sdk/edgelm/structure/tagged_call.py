@@ -11,7 +11,6 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
-from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.raw_text import RawText, regex, unenforceable
 from edgelm.structure.tagged_values import resolve_reference, value_form
 from edgelm.structure.tool_formats import Tags, ToolFormat
@@ -43,7 +42,7 @@ def tagged_call(
     cannot be written.
 
     Raises:
-        ConfigError: the tool's name, or a required parameter, cannot be written so; or the parameters are no schema.
+        ConfigError: a required parameter cannot be written so; or the parameters are no schema.
     """
     assert format.tags is not None
     return _Writer(name, parameters, format, format.tags, strict).call(rule)
@@ -58,11 +57,6 @@ class _Writer:
     strict: bool
 
     def call(self, rule: str) -> list[str]:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"The tool's name {self.name!r} has characters that cannot stand in a call as this model writes it, in "
-                "tags. Use letters, digits, '_', '-' and '.'."
-            )
         schema = resolve_reference(self.parameters, self.parameters)
         if self.strict and (others := sorted(schema.keys() - _OF_ALL)):
             raise unenforceable(self.name, f"{others[0]!r} cannot be enforced of all parameters of a call in tags")

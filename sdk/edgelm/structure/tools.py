@@ -12,6 +12,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
 from edgelm.structure.marked_call import marked_call
 from edgelm.structure.python_call import python_call
+from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 from edgelm.structure.tagged_call import tagged_call
 from edgelm.structure.tool_formats import ToolFormat
@@ -161,26 +162,7 @@ def _grammar(
     """
     rules = ["start: calls" if answer is None else f"start: calls | answer\nanswer: %json {_in_one_style(answer)}"]
     for i, function in enumerate(functions):
-        if format.is_python:
-            rules += python_call(f"tool_{i}", function["name"], _parameters(function))
-            continue
-        if format.tags or format.quote:
-            write, strict = tagged_call if format.tags else marked_call, bool(function.get("strict"))
-            try:
-                rules += write(f"tool_{i}", function["name"], _parameters(function), format, strict=strict)
-            except (AttributeError, TypeError, RecursionError) as error:
-                raise _no_schema(function, error) from error
-            continue
-        arguments = f"%json {json.dumps(_parameters(function), ensure_ascii=False)}"
-        if format.name_end:
-            asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
-            name_end = f"{asides} {format.lark(format.name_end)}"
-            rules.append(f"tool_{i}: {lark_string(function['name'])} {name_end} {arguments}")
-            continue
-        # Cut where JSON is: llguidance reads the longest piece that may stand here, and an answer's may be shorter.
-        name = json.dumps(function["name"], ensure_ascii=False)
-        head = [*(() if begun else ("{", '"name"')), ": ", name, ", ", f'"{format.argument_key}"', ": "]
-        rules.append(f'tool_{i}: {" ".join(map(lark_string, head))} {arguments} "}}"')
+        rules += _call(f"tool_{i}", function, format, begun=begun)
     tool = "tool: " + " | ".join(f"tool_{i}" for i in range(len(functions)))
     end = format.lark(format.end) if format.end else ""
     before, behind, separator = map(format.lark, (format.before, format.behind, format.separator))
@@ -192,6 +174,39 @@ def _grammar(
         more = f"({separator} {format.lark(format.start)} call)*" if parallel else ""
         calls = f"calls: {opening} call {more}\ncall: {before} tool {behind} {end}"
     return "\n".join((*rules, calls, tool))
+
+
+def _call(
+    rule: str,
+    function: Mapping[str, Any],
+    format: ToolFormat,  # noqa: A002
+    *,
+    begun: bool,
+) -> list[str]:
+    """Return the rules, `rule` the first, for calls of one tool."""
+    name, parameters = function["name"], _parameters(function)
+    if format.is_python or format.tags or format.quote:
+        if not NAME.fullmatch(name):
+            form = "name(parameter=value)" if format.is_python else "in tags" if format.tags else "call:name{…}"
+            raise ConfigError(
+                f"The tool's name {name!r} has characters that cannot stand in a call as this model writes it, {form}. "
+                "Use letters, digits, '_', '-' and '.'."
+            )
+        if format.is_python:
+            return python_call(rule, name, parameters)
+        write = tagged_call if format.tags else marked_call
+        try:
+            return write(rule, name, parameters, format, strict=bool(function.get("strict")))
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise _no_schema(function, error) from error
+    arguments = f"%json {json.dumps(parameters, ensure_ascii=False)}"
+    if format.name_end:
+        asides = " ".join(f"({format.lark(aside)})?" for aside in format.asides)
+        return [f"{rule}: {lark_string(name)} {asides} {format.lark(format.name_end)} {arguments}"]
+    # Cut where JSON is: llguidance reads the longest piece that may stand here, and an answer's may be shorter.
+    key = json.dumps(name, ensure_ascii=False)
+    head = [*(() if begun else ("{", '"name"')), ": ", key, ", ", f'"{format.argument_key}"', ": "]
+    return [f'{rule}: {" ".join(map(lark_string, head))} {arguments} "}}"']
 
 
 def _check_form(form: Constraint) -> None:
