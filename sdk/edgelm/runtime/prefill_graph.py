@@ -45,19 +45,17 @@ class PrefillGraph:
         mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
         inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
         past, others = cache.buffers[: len(facts.past)], graph.others(cache.other_buffers, len(token_ids))
-        for other in others:
-            inputs |= other.inputs
         present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if _gives_new_alone(facts) else past
-        # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
-        values = {name: graph.value(array) for name, array in inputs.items()}
-        values |= {name: graph.value(buffer) for name, buffer in zip(facts.past, past, strict=True)}
-        outputs = {name: graph.value(buffer) for name, buffer in zip(facts.present, present, strict=True)}
+        inputs |= zip(facts.past, past, strict=True)
+        outputs = dict(zip(facts.present, present, strict=True))
         for other in others:
-            outputs |= {name: graph.value(array) for name, array in other.outputs.items()}
+            inputs, outputs = inputs | other.inputs, outputs | other.outputs
+        # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
+        values, results = ({name: graph.value(array) for name, array in ones.items()} for ones in (inputs, outputs))
         binding = graph.session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
+        for name, value in results.items():
             binding.bind_ortvalue_output(name, value)
         graph.run(binding, stop, others, (length,))
         if present is not past:
