@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.mlx_format import Read
+from edgelm_export.checkpoint import Read
 
 _STATE, _LEVELS = "quant_state.bitsandbytes__", 16
 _TYPES = ("nf4", "fp4")
@@ -82,9 +81,7 @@ class FourBitMatrix:
         return sizes + np.float32(offset)
 
 
-def four_bit_matrices(
-    present: Mapping[str, tuple[int, ...]], read: Callable[[str], NDArray[Any]], where: object
-) -> Mapping[str, FourBitMatrix]:
+def four_bit_matrices(present: Mapping[str, tuple[int, ...]], read: Read, where: object) -> Mapping[str, FourBitMatrix]:
     """Find such matrices of a folder, under the names of plain ones.
 
     present: the shapes of its tensors. read: gives one of them as it is stored.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 
 ALL_ROWS = slice(None)
+# A tensor's name -> the tensor as it is stored, or its entry of one expert.
+Read = Callable[[str], NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +39,7 @@ class QuantizedBlocks:
 
     def rows(self, which: slice | NDArray[np.int64]) -> QuantizedBlocks:
         """Return some rows, or all in another order: a row's blocks go with it, so every weight stays on its grid."""
-        return dataclasses.replace(
-            self,
-            values=self.values[which],
-            scales=self.scales[which],
-            zero_points=None if self.zero_points is None else self.zero_points[which],
-            offsets=None if self.offsets is None else self.offsets[which],
-        )
+        return self._taken(which)
 
     def columns(self, which: NDArray[np.int64]) -> QuantizedBlocks | None:
         """Return the tensor with its columns in another order, where that moves whole blocks; else None."""
@@ -51,12 +47,15 @@ class QuantizedBlocks:
         blocks = wanted[:, 0] // self.block_size
         if not np.array_equal(wanted, blocks[:, None] * self.block_size + np.arange(self.block_size)):
             return None
+        return self._taken((ALL_ROWS, blocks))
+
+    def _taken(self, which: Any) -> QuantizedBlocks:
         return dataclasses.replace(
             self,
-            values=self.values[:, blocks],
-            scales=self.scales[:, blocks],
-            zero_points=None if self.zero_points is None else self.zero_points[:, blocks],
-            offsets=None if self.offsets is None else self.offsets[:, blocks],
+            values=self.values[which],
+            scales=self.scales[which],
+            zero_points=None if self.zero_points is None else self.zero_points[which],
+            offsets=None if self.offsets is None else self.offsets[which],
         )
 
     def times(self, factor: np.float32 | NDArray[np.float32]) -> QuantizedBlocks:

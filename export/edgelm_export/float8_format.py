@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import QuantizedBlocks, Read
 from edgelm_export.gguf_types import half_of_power
 from edgelm_export.grid_of_groups import Grid
-from edgelm_export.mlx_format import Read
 
 FLOAT8 = "F8_E4M3"  # as safetensors calls it
 _STORED = {"FP8": FLOAT8, "INT8": "I8"}

@@ -28,7 +28,7 @@ from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.bitsandbytes_format import FourBitMatrix
-from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks, Read
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
     check_file_name,
@@ -40,7 +40,7 @@ from edgelm_export.checkpoint_folder import (
 )
 from edgelm_export.float4_format import Float4Matrix
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
-from edgelm_export.mlx_format import MLXMatrix, Read
+from edgelm_export.mlx_format import MLXMatrix
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
 from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
 from edgelm_export.safetensors_bytes import tensor_bytes

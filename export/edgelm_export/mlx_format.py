@@ -11,7 +11,7 @@ Shapes: N outputs, K inputs, G groups of inputs, W words; a stack of experts has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import QuantizedBlocks, Read
 from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
 from edgelm_export.levels import on_levels
 
@@ -63,9 +63,6 @@ _MODES = {
         defaults={"bits": 8, "group_size": 32},
     ),
 }
-
-# A tensor's name -> the tensor as it is stored, or its entry of one expert.
-Read = Callable[[str], NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,8 @@
-"""Packed formats: matrices that a folder stores quantized, by GPTQ, AWQ, compressed-tensors or BitNet here, by mlx
-beside it.
+"""Packed formats: matrices that a folder stores quantized: by GPTQ, AWQ or compressed-tensors here, by others beside.
 
-The first three are integers with a scale, and perhaps a zero point, for each group of inputs: MatMulNBits' own grid, so
+These three are integers with a scale, and perhaps a zero point, for each group of inputs: MatMulNBits' own grid, so
 that `--precision keep` repacks them without rounding. Each packs its integers into int32 in another order.
-BitNet's are -1, 0 and 1 with a scale for each matrix, four rows in one of bytes, or still floats that stand for those.
-Sources: AutoGPTQ's and AutoAWQ's checkpoints (qweight, qzeros, scales, g_idx), compressed-tensors' pack-quantized,
-transformers' integration of BitNet.
+Sources: AutoGPTQ's and AutoAWQ's checkpoints (qweight, qzeros, scales, g_idx), compressed-tensors' pack-quantized.
 Shapes: N outputs, K inputs, G groups of inputs.
 """
 
@@ -13,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
+from edgelm_export.bitnet_format import TernaryMatrix, ternary_matrices
 from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import QuantizedBlocks, Read
 from edgelm_export.float4_format import Float4Matrix, float4_matrices
 from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_kinds, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
-from edgelm_export.mlx_format import MLXMatrix, Read, mlx_matrices, shown
+from edgelm_export.mlx_format import MLXMatrix, mlx_matrices, shown
 from edgelm_export.mxfp4 import MXFP4Stack
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_SMALLEST_SCALE = 1e-5  # of a matrix that is rounded to -1, 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,51 +86,6 @@ class _Format:
     unpack: Callable[[PackedMatrix, Read], Grid]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TernaryMatrix:
-    """One matrix of -1, 0 and 1 times a scale.
-
-    is_packed: four rows are in each of bytes; else it is of floats, which are rounded at the mean of their sizes.
-    divides: the stored scale divides.
-    """
-
-    stem: str
-    shape: tuple[int, int]
-    is_packed: bool
-    divides: bool
-
-    type: ClassVar[str] = "BitNet"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names that its tensors may have."""
-        return (f"{self.stem}.weight", f"{self.stem}.weight_scale")
-
-    def weight(self, read: Read) -> NDArray[np.float32]:
-        """Return the matrix in float32; `read` gives its tensors."""
-        return self._grid(read).weight()
-
-    def blocks(self, read: Read) -> QuantizedBlocks | None:
-        """Return the matrix in MatMulNBits' blocks; None where no block of a size that is fast divides its inputs."""
-        return self._grid(read).blocks()
-
-    def _grid(self, read: Read) -> Grid:
-        N, K = self.shape
-        stored = read(f"{self.stem}.weight")
-        if self.is_packed:
-            stored = stored.astype(np.uint8)
-            signs = np.concatenate([(stored >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(np.int32) - 1
-            scale = np.float32(read(f"{self.stem}.weight_scale").astype(np.float32).reshape(-1)[0])
-            scale = 1 / scale if self.divides else scale
-        else:
-            weight = stored.astype(np.float32)
-            scale = np.maximum(np.abs(weight).mean(dtype=np.float32), np.float32(_SMALLEST_SCALE))
-            signs = np.clip(np.rint(weight / scale), -1, 1).astype(np.int32)
-        scales = np.full((N, 1), scale, np.float32)
-        zeros, groups = np.full((N, 1), 2, np.int32), np.zeros(K, np.int64)
-        return Grid(bits=2, values=signs + 2, zeros=zeros, scales=scales, groups=groups)
-
-
 # A matrix of any format.
 Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix
 
@@ -153,7 +105,7 @@ def packed_matrices(
     if method is None and {"bits", "group_size"} <= config.keys():  # mlx-lm names no method
         return mlx_matrices(config, present, where)
     if method == "bitnet":
-        return _ternary_matrices(config, present, where)
+        return ternary_matrices(config, present, where)
     if method == "bitsandbytes" and config.get("load_in_4bit"):
         return four_bit_matrices(present, read, where)
     if mixes_kinds(config):
@@ -276,32 +228,6 @@ def without_parts(
     parts = {part for matrix in matrices.values() for part in matrix.parts}
     plain = {name: shape for name, shape in present.items() if name not in parts}
     return plain | {name: matrix.shape for name, matrix in matrices.items()}
-
-
-def _ternary_matrices(
-    config: Mapping[str, Any], present: Mapping[str, tuple[int, ...]], where: object
-) -> Mapping[str, Packed]:
-    """Find the matrices of a BitNet: those with a scale, or, where floats are rounded as it runs, all of layers."""
-    is_auto = config.get("linear_class") == "autobitlinear"
-    rounds = is_auto and config.get("quantization_mode") == "online"
-    for key in ("use_rms_norm", *(("modules_to_not_convert",) if rounds else ())):
-        if config.get(key):
-            raise CheckpointError(
-                f"{where}: quantization_config's {key} is {config[key]!r:.80}, which is not supported."
-            )
-    matrices: dict[str, Packed] = {}
-    for name, shape in present.items():
-        stem = name.removesuffix(".weight")
-        scale = present.get(f"{stem}.weight_scale")
-        is_packed = scale is not None
-        if scale not in (None, (), (1,)):
-            raise CheckpointError(f"{where}: {stem}.weight_scale is {list(scale or ())} instead of one number.")
-        if stem != name and len(shape) == 2 and (is_packed or (rounds and stem.endswith("_proj"))):
-            rows = 4 * shape[0] if is_packed else shape[0]
-            matrices[name] = TernaryMatrix(
-                stem=stem, shape=(rows, shape[1]), is_packed=is_packed, divides=is_packed and not is_auto
-            )
-    return matrices
 
 
 def _layout(row: _Format, config: Mapping[str, Any]) -> str:

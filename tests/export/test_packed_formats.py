@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
+from edgelm_export.grid_of_groups import Grid
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.packed_formats import Grid
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.reference import reference_logits
