@@ -72,9 +72,6 @@ class LayerFeatures:
     num_global_key_value_heads: int | None
     num_kv_shared_layers: int
     kv_lora_rank: int | None
-    q_lora_rank: int | None
-    qk_nope_head_dim: int | None
-    v_head_dim: int | None
     hidden_size_per_layer_input: int
     vocab_size: int
     vocab_size_per_layer_input: int | None
