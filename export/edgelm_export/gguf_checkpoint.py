@@ -45,6 +45,7 @@ class GGUFCheckpoint:
         metadata = self._model.metadata
         architecture, family = gguf_architecture_of(metadata, path)
         shapes = {name: tensor.shape for name, tensor in self._model.tensors.items()}
+        self._factors = self._take_factors(shapes)
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
         header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=shapes, rope_factors=factors)
         try:
@@ -116,14 +117,14 @@ class GGUFCheckpoint:
         if part.source in self._computed:
             return part.taken_from(self._computed[part.source])
         data, type_, shape = self._stored(part)
-        return part.taken_from(dequantize(data, type_, shape))
+        return part.taken_from(self._times(part, dequantize(data, type_, shape)))
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, dequantized exactly to float32."""
         part = self._parts[name]
         if not part.is_whole:
             return self.tensor(name)[first:end]
-        return dequantize(*self._stored_rows(part, slice(first, end)))
+        return self._times(part, dequantize(*self._stored_rows(part, slice(first, end))))
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
@@ -131,11 +132,14 @@ class GGUFCheckpoint:
         if part.source in self._computed or part.transposed:
             return None
         if part.is_whole:
-            return integer_blocks(*self._stored_rows(part, rows))
+            blocks = integer_blocks(*self._stored_rows(part, rows))
+            return None if blocks is None else blocks.times(self._factor(part))
         blocks = integer_blocks(*self._stored(part))
         if blocks is not None and part.columns is not None and not isinstance(part.columns, slice):
             blocks = blocks.columns(part.columns)
-        return None if blocks is None else blocks.rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
+        if blocks is None:
+            return None
+        return blocks.times(self._factor(part)).rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
 
     def close(self) -> None:
         """Drop the maps; tensors that were read stay valid."""
@@ -146,6 +150,37 @@ class GGUFCheckpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _take_factors(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+        """Take out of the shapes what stands beside matrices in NVFP4, and return what each is multiplied by.
+
+        That is one number (`.scale`), or one of each expert; what activations are rounded to (`.input_scale`) is passed
+        over.
+        """
+        found = {}
+        for name, tensor in self._model.tensors.items():
+            stem = name.removesuffix(".weight")
+            if tensor.type != "NVFP4" or stem == name:
+                continue
+            shapes.pop(f"{stem}.input_scale", None)
+            shape = shapes.pop(f"{stem}.scale", None)
+            if shape is not None:
+                if shape != (tensor.shape[0] if len(tensor.shape) == 3 else 1,):
+                    raise CheckpointError(
+                        f"{self.path}: {stem}.scale is {list(shape)} for {list(tensor.shape)} weights."
+                    )
+                found[name] = self._dequantized(f"{stem}.scale")
+        return found
+
+    def _factor(self, part: Part) -> np.float32:
+        factors = self._factors.get(part.source)
+        return np.float32(1) if factors is None else np.float32(factors[part.index or 0])
+
+    def _times(self, part: Part, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        if part.source in self._factors:
+            with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+                weight *= self._factor(part)
+        return weight
 
     def _stored(self, part: Part) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
         """Return the bytes, the type and the shape of what a part is in: a tensor, or one entry of a stack."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,10 +63,11 @@ def integer_blocks(
     type: str,  # noqa: A002
     shape: tuple[int, ...],
 ) -> QuantizedBlocks | None:
-    """Return a tensor on its own grid of 4 or 8 bits in blocks of 32, or None for a type that has another.
+    """Return a tensor on its own grid of 4 or 8 bits in blocks of 32 or 16, or None for a type that has another.
 
-    MXFP4's sixteen values, doubled, are whole numbers up to 12, and what the IQ types look up is whole too: they take 8
-    bits. The scales of Q4_K, products of two numbers, are rounded to float16; those of the IQ types are kept.
+    The sixteen values of MXFP4 and NVFP4, doubled, are whole numbers up to 12, and what the IQ types look up is whole
+    too: they take 8 bits. The scales of Q4_K, products of two numbers, are rounded to float16; those of the IQ types
+    are kept.
 
     Raises:
         CheckpointError: the type is unsupported, or `data` has not the size that type and shape ask for.
@@ -80,8 +82,9 @@ def integer_blocks(
         return None
     bits, values_and_scales = _SYMMETRIC[type]
     values, scales = values_and_scales(blocks)
-    in_blocks = values.reshape(rows, -1, _GRID_BLOCK)
-    return QuantizedBlocks(bits=bits, block_size=_GRID_BLOCK, values=in_blocks, scales=scales.reshape(rows, -1))
+    size = values.size // scales.size
+    in_blocks = values.reshape(rows, -1, size)
+    return QuantizedBlocks(bits=bits, block_size=size, values=in_blocks, scales=scales.reshape(rows, -1))
 
 
 def _checked_type(data: NDArray[np.uint8], name: str, shape: tuple[int, ...]) -> TensorType:
@@ -254,12 +257,29 @@ def _mxfp4(blocks: Blocks) -> Weights:
     return scales * values.reshape(-1, 32)
 
 
+# Halves of what a byte says as a scale: E4M3 without its sign, and 0 for what is no number.
+_HALVES_OF_UE4M3 = (np.arange(128, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32) / 2).tolist()
+_HALVES = np.array([*_HALVES_OF_UE4M3[:127], 0, *_HALVES_OF_UE4M3[:127], 240], np.float32)
+
+
+def _nvfp4_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+    """Four scales, and 32 bytes of E2M1: of each 16 weights the first eight in the lower halves."""
+    values = E2M1_DOUBLED[fields(blocks[:, 4:].reshape(-1, 4, 8), 4)]
+    return values.reshape(-1, 4, 16), _HALVES[blocks[:, :4]][..., None]
+
+
+def _nvfp4(blocks: Blocks) -> Weights:
+    values, scales = _nvfp4_symmetric(blocks)
+    return (scales * values).reshape(-1, 64)
+
+
 # Types whose weights are scale * value: the bits of a value, values, and scales. Of those in tables, the ones that have
 # a scale for 32 weights: 8 bits in blocks of 16 are slow.
 _SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], tuple[Values, Weights]]]] = {
     "Q4_0": (4, _q4_0_symmetric),
     "Q8_0": (8, _q8_0_symmetric),
     "MXFP4": (8, _mxfp4_symmetric),
+    "NVFP4": (8, _nvfp4_symmetric),
     **{name: (8, VALUES_AND_SCALES[name]) for name in ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS")},
 }
 # Types whose weights are scale * value + lowest: values of 4 bits, scales, and the lowest.
@@ -304,6 +324,7 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     34: _looked_up("TQ1_0", 54),
     35: _looked_up("TQ2_0", 66),
     39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_mxfp4),
+    40: TensorType(name="NVFP4", block_size=64, block_bytes=36, unpack=_nvfp4),
 }
 
 # What a refused type is called: people know a file by these names, not by the ids.
@@ -315,7 +336,6 @@ UNSUPPORTED_TYPE_NAMES: Mapping[int, str] = {
     26: "I32",
     27: "I64",
     28: "F64",
-    40: "NVFP4",
 }
 
 _TYPES_BY_NAME = {tensor_type.name: tensor_type for tensor_type in TENSOR_TYPES.values()}

@@ -17,7 +17,7 @@ from edgelm import CheckpointError
 from edgelm_export.gguf import GGUFFile, GGUFStrings
 
 UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9
-F32, Q4_0, NVFP4 = 0, 2, 40
+F32, Q4_0, Q8_K = 0, 2, 15
 
 
 def string(text: str | bytes) -> bytes:
@@ -257,8 +257,8 @@ HOSTILE = {
         r"tensor 't' has the impossible dimensions \[4294967296, 4294967296\]",
     ),
     "an unsupported type": (
-        whole(tensors=[tensor("t", [256], NVFP4)]),
-        r"tensor 't' has type 40 \(NVFP4\), which is not supported; supported: F32, F16, Q4_0, .*BF16",
+        whole(tensors=[tensor("t", [256], Q8_K)]),
+        r"tensor 't' has type 15 \(Q8_K\), which is not supported; supported: F32, F16, Q4_0, .*BF16",
     ),
     "an unknown type": (whole(tensors=[tensor("t", [8], 999)]), r"tensor 't' has type 999 \(unknown\)"),
     "rows that are no whole blocks": (

@@ -75,6 +75,46 @@ def test_symmetric_blocks_are_the_tensor_on_its_grid_with_the_rows_in_our_order(
             np.testing.assert_array_equal(weights, checkpoint.tensor(name), err_msg=name)
 
 
+@pytest.fixture
+def _random_nvfp4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gguf package, which packs no NVFP4, write any bits, and a scale of 1/32 to 2 for each 16 weights."""
+
+    def quantize(_: object, tensor: np.ndarray) -> np.ndarray:
+        random = np.random.default_rng(tensor.size)
+        packed = random.integers(0, 256, (*tensor.shape[:-1], tensor.shape[-1] // 64, 36), np.uint8)
+        packed[..., :4] = random.integers(16, 64, packed[..., :4].shape)
+        return packed.reshape(*tensor.shape[:-1], -1)
+
+    monkeypatch.setattr(gguf.quants.NVFP4, "quantize", classmethod(quantize))
+
+
+@pytest.mark.usefixtures("_random_nvfp4")
+def test_a_matrix_in_nvfp4_is_multiplied_by_the_number_beside_it(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf", intermediate_size=128)
+    beside = {"blk.0.ffn_up.scale": np.float32([0.03]), "blk.0.ffn_up.input_scale": np.float32([7])}
+    path = write_gguf(tmp_path / "tiny.gguf", model, "NVFP4", extra=beside)
+    type_ = gguf.GGMLQuantizationType.NVFP4
+    with GGUFCheckpoint(path) as checkpoint:
+        for name, factor in (("mlp.up_proj", np.float32(0.03)), ("mlp.gate_proj", np.float32(1))):
+            key = f"model.layers.0.{name}.weight"
+            expected = gguf.quants.dequantize(gguf.quants.NVFP4.quantize(model.state_dict()[key].numpy()), type_)
+            np.testing.assert_array_equal(checkpoint.tensor(key), expected * factor)
+            np.testing.assert_array_equal(checkpoint.rows(key, 3, 9), expected[3:9] * factor)
+            blocks = checkpoint.quantized_blocks(key)
+            assert blocks is not None
+            weights = (blocks.scales[:, :, None] * blocks.values).reshape(expected.shape)
+            np.testing.assert_allclose(weights, expected * factor, rtol=2**-22)
+    beside["blk.0.ffn_up.scale"] = np.float32([1, 2])
+    path = write_gguf(tmp_path / "two.gguf", model, "NVFP4", extra=beside)
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ffn_up\.scale is \[2\] for \[128, 64\] weights"):
+        GGUFCheckpoint(path)
+    path = write_gguf(tmp_path / "another.gguf", model, "Q8_0", extra={"blk.0.ffn_up.scale": np.float32([1])})
+    with pytest.raises(CheckpointError, match=r"unknown: blk\.0\.ffn_up\.scale"):
+        GGUFCheckpoint(path)
+
+
 def test_types_of_5_bits_have_no_blocks(tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF) -> None:
     model = save_llama(tmp_path / "hf")
     with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q5_1")) as checkpoint:

@@ -99,6 +99,7 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
         ("Q4_0", 4, -8, 7),
         ("Q8_0", 8, -128, 127),
         ("MXFP4", 8, -12, 12),
+        ("NVFP4", 8, -12, 12),
         ("IQ1_S", 8, -9, 9),
         ("IQ2_XXS", 8, -43, 43),
         ("IQ3_XXS", 8, -62, 62),
@@ -113,9 +114,10 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
     shape = (31, 64, 32 * tensor_type.block_size)
     grid = integer_blocks(data, name, shape)
     assert grid is not None
-    assert (grid.bits, grid.block_size) == (width, 32)
-    assert grid.values.shape == (31 * 64, tensor_type.block_size, 32)
-    assert grid.scales.shape == (31 * 64, tensor_type.block_size)
+    size = 16 if name == "NVFP4" else 32
+    assert (grid.bits, grid.block_size) == (width, size)
+    assert grid.values.shape == (31 * 64, 32 * tensor_type.block_size // size, size)
+    assert grid.scales.shape == (31 * 64, 32 * tensor_type.block_size // size)
     assert (grid.values.dtype, grid.scales.dtype) == (np.int8, np.float32)
     assert (grid.values.min(), grid.values.max()) == (low, high)
     weights = (grid.scales[:, :, None] * grid.values).reshape(shape)
@@ -126,14 +128,15 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
 def test_other_types_have_no_grid_of_4_or_8_bits(tensor_type: TensorType) -> None:
     data = np.zeros(tensor_type.block_bytes, np.uint8)
     grid = integer_blocks(data, tensor_type.name, (1, tensor_type.block_size))
-    has_one = {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4"} | {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
+    has_one = {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4", "NVFP4"}
+    has_one |= {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
     assert (grid is not None) == (tensor_type.name in has_one)
 
 
 def test_an_unsupported_type_is_an_error_that_lists_the_supported_ones() -> None:
     for unpack in (dequantize, integer_blocks):
-        with pytest.raises(CheckpointError, match=r"Tensor type 'NVFP4' is not supported; supported: F32, .*Q6_K"):
-            unpack(np.zeros(36, np.uint8), "NVFP4", (64,))
+        with pytest.raises(CheckpointError, match=r"Tensor type 'Q8_K' is not supported; supported: F32, .*Q6_K"):
+            unpack(np.zeros(292, np.uint8), "Q8_K", (256,))
 
 
 @pytest.mark.parametrize("shape", [(), (33,), (2, 32)])
