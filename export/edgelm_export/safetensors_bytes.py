@@ -20,7 +20,8 @@ def tensor_bytes(path: Path, name: str) -> NDArray[np.uint8]:
         CheckpointError: the file has changed since, or cannot be read.
     """
     try:
-        first, end = _places(path)[name]
+        found = path.stat()
+        first, end = _places(path, found.st_ino, found.st_size, found.st_mtime_ns)[name]
         content = np.fromfile(path, np.uint8, end - first, offset=first)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
@@ -30,8 +31,8 @@ def tensor_bytes(path: Path, name: str) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=64)  # files of one checkpoint
-def _places(path: Path) -> Mapping[str, tuple[int, int]]:
-    """Return where the bytes of each tensor begin and end in a file."""
+def _places(path: Path, *_: int) -> Mapping[str, tuple[int, int]]:
+    """Return where the bytes of each tensor begin and end in a file, of which the numbers tell it from a later one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -199,6 +199,20 @@ def test_a_file_that_was_cut_since_it_was_opened_is_named(save_llama: Any, tmp_p
         checkpoint.tensor(name if ".layers." in name else "model.layers.1.mlp.up_proj.weight")
 
 
+def test_a_file_in_the_place_of_another_is_read_by_its_own_header(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    wanted = quantize_folder(tmp_path, "fbgemm")
+    key = "model.layers.1.mlp.up_proj.weight"
+    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(key), wanted[key].numpy())
+    path = tmp_path / "model.safetensors"
+    save_file(
+        {name: tensor.flip(0) for name, tensor in load_file(path).items()},
+        path,
+        metadata={"format": "pt", "more": "x" * 99},
+    )
+    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(key), wanted[key].numpy()[::-1])
+
+
 def test_so_are_those_of_the_text_part_of_a_model_that_reads_images(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
     wanted = quantize_folder(tmp_path, "fp8, one scale a matrix")
