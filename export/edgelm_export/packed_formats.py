@@ -100,6 +100,12 @@ def packed_matrices(
     Raises:
         CheckpointError: it is quantized in another way, or its settings are broken.
     """
+    for key in ("rotation_config", "spinquant_config"):
+        if config.get(key):
+            raise CheckpointError(
+                f"{where}: quantization_config's {key} is {config[key]!r:.80}, which is not supported: the model would "
+                "rotate its activations as it runs. Take a folder without it, or the model's unquantized one."
+            )
     config = _as_packed(config)
     method = config.get("quant_method")
     if method is None and {"bits", "group_size"} <= config.keys():  # mlx-lm names no method

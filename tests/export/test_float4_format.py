@@ -189,6 +189,17 @@ def test_settings_that_lie_beside_config_json_are_read_too(save_llama: Any, tmp_
         HuggingFaceCheckpoint(tmp_path)
 
 
+def test_settings_under_compressed_tensors_older_name_are_read_too(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    wanted = quantize_folder(tmp_path, "compressed NVFP4")
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["compression_config"] = values.pop("quantization_config")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    np.testing.assert_array_equal(checkpoint.tensor(f"{STEM}.weight"), wanted[f"{STEM}.weight"])
+    assert "compression_config" not in checkpoint.hf_config
+
+
 @pytest.mark.parametrize("name", ["modelopt's NVFP4", "compressed MXFP4"])
 def test_keep_holds_it_exactly_and_an_import_does_too(save_llama: Any, tmp_path: Path, name: str) -> None:
     save_llama(tmp_path / "source", intermediate_size=128)

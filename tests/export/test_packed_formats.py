@@ -324,6 +324,17 @@ def test_an_order_of_activations_needs_its_groups(save_llama: Any, tmp_path: Pat
         HuggingFaceCheckpoint(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["rotation_config", "spinquant_config"])
+def test_weights_for_rotated_activations_are_refused(save_llama: Any, tmp_path: Path, key: str) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "auto-round-4, symmetric")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"][key] = {"hadamard_type": "hadamard"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"{key} is .'hadamard_type': .*rotate its activations as it runs"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
 def test_single_modules_of_gptq_may_have_other_bits(save_llama: Any, tmp_path: Path) -> None:
     """As GPTQModel's `dynamic` and AutoRound's `extra_config` ask for."""
     save_llama(tmp_path, intermediate_size=128)
