@@ -155,17 +155,18 @@ def _kind(config: Mapping[str, Any]) -> _Kind | None:
     return None
 
 
-# Formats of compressed-tensors, algorithms of ModelOpt and types of Quark that may have matrices of several kinds.
+# Formats of compressed-tensors, algorithms of ModelOpt and types of Quark that may have matrices of several kinds, or,
+# where it is the cache alone that is rounded ("dense", and no algorithm), none.
 _MIXING = {
     "compressed-tensors": (
         ("format",),
-        ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision"),
+        ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision", "dense"),
     ),
     "modelopt": (
         ("quant_algo",),
         (
             *("NVFP4", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "MXFP4", "W4A8_MXFP4_FP8"),
-            *("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION"),
+            *("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION", None),
         ),
     ),
     "quark": (("global_quant_config", "weight", "dtype"), ("fp4", "fp8_e4m3")),

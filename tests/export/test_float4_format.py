@@ -189,6 +189,25 @@ def test_settings_that_lie_beside_config_json_are_read_too(save_llama: Any, tmp_
         HuggingFaceCheckpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}, "kv_cache_scheme": {}},
+    ],
+    ids=["modelopt", "compressed-tensors"],
+)
+def test_a_folder_that_rounds_keys_and_values_alone_is_plain(
+    save_llama: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    save_llama(tmp_path)
+    path, values = tmp_path / "model.safetensors", json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(path)
+    save_file(tensors | {"model.layers.0.self_attn.k_scale": torch.ones(1)}, path, metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight"), tensors[f"{STEM}.weight"])
+
+
 def test_settings_under_compressed_tensors_older_name_are_read_too(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
     wanted = quantize_folder(tmp_path, "compressed NVFP4")
