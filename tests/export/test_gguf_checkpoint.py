@@ -249,3 +249,23 @@ def test_a_closed_checkpoint_says_so(tmp_path: Path, save_llama: SaveLlama, writ
     checkpoint.close()
     with pytest.raises(CheckpointError, match="is closed"):
         checkpoint.tensor("model.norm.weight")
+
+
+@pytest.mark.usefixtures("_random_nvfp4")
+def test_each_expert_in_nvfp4_is_multiplied_by_its_own_number(
+    tmp_path: Path, save_model: Callable[..., Any], write_gguf: WriteGGUF
+) -> None:
+    model = save_model("qwen3_moe", tmp_path / "hf", hidden_size=64, moe_intermediate_size=64, pad_token_id=0)
+    experts = model.config.num_experts
+    factors = np.arange(1, experts + 1, dtype=np.float32) / 8
+    plain = write_gguf(tmp_path / "plain.gguf", model, "NVFP4", architecture="qwen3moe")
+    extra = {"blk.0.ffn_up_exps.scale": factors}
+    scaled = write_gguf(tmp_path / "scaled.gguf", model, "NVFP4", architecture="qwen3moe", extra=extra)
+    with GGUFCheckpoint(plain) as without, GGUFCheckpoint(scaled) as checkpoint:
+        for expert in range(experts):
+            name = f"model.layers.0.mlp.experts.{expert}.up_proj.weight"
+            np.testing.assert_array_equal(checkpoint.tensor(name), without.tensor(name) * factors[expert])
+            blocks, before = checkpoint.quantized_blocks(name), without.quantized_blocks(name)
+            assert blocks is not None
+            assert before is not None
+            np.testing.assert_array_equal(blocks.scales, before.scales * factors[expert])
