@@ -120,10 +120,12 @@ _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
-    "exaone4": _GPT2,  # as llama.cpp splits for it, and for the next three
+    "exaone4": _GPT2,  # as llama.cpp splits for it, and for the next five
     "mellum": _GPT2,
     "trillion": _GPT2,
     "a.x-4.0": _GPT2,
+    "gigachat": _GPT2,
+    "granite-docling": _GPT2,
     "mpt": _GPT_NEOX,  # Pythia's too
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
@@ -142,6 +144,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "megrez": _QWEN2,
     "hunyuan": _splitting(_QWEN2_SPLIT),  # Hunyuan-A13B's
     "bailingmoe": _splitting(_QWEN2_SPLIT),  # Ling's
+    "bailingmoe2": _splitting(_QWEN2_SPLIT),  # Ling 2.0's
+    "kormo": _splitting(_QWEN2_SPLIT),  # as llama.cpp splits for it
     "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's

@@ -159,9 +159,9 @@ SPLITS = {
     "kimi-k2": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
 }
 ALIKE = {
-    "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "mpt", "olmo"),
+    "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "gigachat", "granite-docling", "mpt", "olmo"),
     "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b", "mellum2"),
-    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe", "bailingmoe2", "kormo"),
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
     "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
