@@ -117,6 +117,13 @@ def test_an_olmo_3_has_the_attention_factor_of_its_config() -> None:
     assert scaling.attention_factor == pytest.approx(usual)
 
 
+def test_what_newer_converters_say_of_yarns_attention_beside_its_factor_has_no_effect() -> None:
+    """As in llama.cpp: it is what config.json says, which for Olmo-3-7B is what follows from the factor."""
+    yarn = {"type": "yarn", "factor": 8.0, "original_context_length": 8192}
+    metadata = {f"llama.rope.scaling.{key}": value for key, value in yarn.items()}
+    assert hf_config(metadata | {"llama.rope.scaling.yarn_attn_factor": 1.2079}) == hf_config(metadata)
+
+
 def test_a_pooling_that_a_model_for_embeddings_names_is_the_callers_choice() -> None:
     assert hf_config({"llama.pooling_type": 3}) == hf_config({})
 

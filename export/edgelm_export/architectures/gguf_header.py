@@ -19,14 +19,15 @@ from edgelm_export.architectures.gguf_values import (
 )
 from edgelm_export.tensor_map import TensorLayout
 
-# What of `<architecture>.*` is read below, repeats what the tensors say, or is the caller's choice (pooling).
+# What of `<architecture>.*` is read below, repeats what the tensors say, is the caller's choice (pooling), or has no
+# effect in llama.cpp either (yarn_attn_factor: the factor of attention that config.json names follows from the rest).
 _KEYS = frozenset(
     {
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
         "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
         "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
         "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.dimension_count",
-        "rope.scaling.attn_factor", "attention.causal", "attention.layer_norm_epsilon",
+        "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "attention.causal", "attention.layer_norm_epsilon",
         "attention.layer_norm_rms_epsilon", "pooling_type",
     }
 )  # fmt: skip
