@@ -10,6 +10,7 @@ GPT_BIGCODE = {"n_inner": 96, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop
 
 GPT_NEO = {"attention_types": [[["global", "local"], 1]], "window_size": 9, "intermediate_size": 96}
 GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
+CODEGEN = GPTJ | {"pad_token_id": None}
 OPT = {"ffn_dim": 96, "pad_token_id": 0}
 
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,6 +58,14 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gptj": ("gptj", GPTJ),
     "gptj, whole heads, tied": ("gptj", GPTJ | {"rotary_dim": 16, "n_inner": None, "tie_word_embeddings": True}),
+    "codegen": ("codegen", CODEGEN),
+    "codegen of eight heads, which turn as a whole, tied": (
+        "codegen",
+        CODEGEN | {
+            "hidden_size": 128, "num_attention_heads": 8, "rotary_dim": 16, "n_inner": None,
+            "tie_word_embeddings": True,
+        },
+    ),
     "opt": ("opt", OPT),
     "opt, norms behind each part, untied": ("opt", OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}),
     "opt without biases and weights of norms (Galactica)": (

@@ -112,15 +112,16 @@ class TensorLayout:
     weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head:
     those of linear attention that hold each key head's. by_latent_head: those of latent attention that hold each head's
     two matrices behind each other, that of queries the other way round. by_group: those of attention that hold the
-    query heads of each key head, then that, then its value head. row_orders, column_orders: canonical stems, or names,
-    to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm. negative_exponentials: source names
-    of tensors that hold -exp(x) of our x. rows_before: source stems of tables to how many rows stand before the first.
-    rows_behind: those that may have further rows behind the last, which are passed over.
-    stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source names of tensors
-    whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source names of vectors that
-    stand in several rows there. assembled: source names to those of the parts that a source may have in their place,
-    whose rows stand behind each other; one part is another name. has_more_layers: behind the config's there may be
-    layers for other uses, which are passed over.
+    query heads of each key head, then that, then its value head. by_quarter: those of attention that hold the
+    queries, values and keys of a quarter of the heads, of the next quarter, and so on. row_orders, column_orders:
+    canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
+    negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source stems of tables
+    to how many rows stand before the first. rows_behind: those that may have further rows behind the last, which
+    are passed over. stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source
+    names of tensors whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source
+    names of vectors that stand in several rows there. assembled: source names to those of the parts that a source
+    may have in their place, whose rows stand behind each other; one part is another name. has_more_layers: behind
+    the config's there may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] | None = None
@@ -131,6 +132,7 @@ class TensorLayout:
     by_head: frozenset[str] = frozenset()
     by_key_head: frozenset[str] = frozenset()
     by_group: frozenset[str] = frozenset()
+    by_quarter: frozenset[str] = frozenset()
     by_latent_head: frozenset[str] = frozenset()
     interleaved: frozenset[str] = frozenset()
     row_orders: Mapping[str, str] = field(default_factory=dict)
@@ -374,7 +376,8 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
                 if (before or is_longer) and rows is None:
                     rows = slice(start, start + count)
                 if order is not None:
-                    rows = np.arange(start + count)[start:][ORDERS[order](config, count)]
+                    placed = rows if isinstance(rows, np.ndarray) else np.arange(start, start + count)
+                    rows = placed[ORDERS[order](config, count)]
                 parts[name] = Part(
                     source=source,
                     index=index if _is_stack(layout, source, names) else None,
@@ -405,6 +408,8 @@ def _rows(
         return _by_key_head(config, number, names)
     if pattern.rpartition(".")[0] in layout.by_group:
         return _by_group(config, number)
+    if pattern.rpartition(".")[0] in layout.by_quarter:
+        return _by_quarter(count, number)
     if pattern.rpartition(".")[0] in layout.by_head:
         heads = np.arange(count // config.head_dim)[:, None] * len(names) + number
         by_head: Rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
@@ -418,6 +423,15 @@ def _by_group(config: ModelConfig, number: int) -> Rows:
     sizes = (config.num_attention_heads // groups * H, H, H)
     starts = np.arange(groups)[:, None] * sum(sizes) + sum(sizes[:number])
     rows: Rows = (starts + np.arange(sizes[number])).reshape(-1)
+    return rows
+
+
+def _by_quarter(count: int, number: int) -> Rows:
+    """Find the rows of queries (part 0), keys or values in a tensor that has them a quarter of the heads at a time,
+    values before keys.
+    """
+    size, place = count // 4, (0, 2, 1)[number]
+    rows: Rows = (np.arange(4)[:, None] * 3 * size + place * size + np.arange(size)).reshape(-1)
     return rows
 
 

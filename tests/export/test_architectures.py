@@ -28,6 +28,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "afmoe": {"attention_bias": False},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
     "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
     "lfm3": {"attention_bias": False, "layer_types": ["full_attention", "sliding_attention"]},
     "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "deepseek": {"n_routed_experts": 4, "num_experts_per_tok": 2},
@@ -130,7 +131,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     assert ours.norm_eps == next((getattr(theirs, key) for key in epsilon if hasattr(theirs, key)), 1e-5)
     assert ours.max_position_embeddings == theirs.max_position_embeddings
-    if name not in ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "nemotron_h", "opt"):
+    if name not in ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "nemotron_h", "opt"):
         settings = theirs.rope_parameters
         settings = settings.get("full_attention", settings)
         assert ours.rope_theta == settings["rope_theta"]
@@ -334,6 +335,7 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             {"word_embed_proj_dim": 32},
             r"word_embed_proj_dim is 32 \(OPT 350M\); supported is the hidden_size, 64",
         ),
+        ("codegen", {"n_head": 6, "n_embd": 96, "rotary_dim": 8}, "n_head is 6; of CodeGen it must be a multiple of 4"),
         ("iquestcoder", {"use_sliding_window": True}, "of IQuest-Coder, windows are not supported"),
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),

@@ -143,7 +143,7 @@ STORED_OTHERWISE = (
     "cohere", "cohere2", "glm", "glm4", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
     "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
-    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "opt",
+    "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {

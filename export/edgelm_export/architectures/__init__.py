@@ -14,6 +14,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
+from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
@@ -129,6 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arcee": ARCEE,
     "bamba": BAMBA,
     "bitnet": BITNET,
+    "codegen": CODEGEN,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "cwm": CWM,

@@ -15,7 +15,7 @@ from edgelm_export.tensor_map import TensorLayout
 _DEFAULTS: Mapping[str, Any] = {"n_positions": 2048, "rotary_dim": 64, "tie_word_embeddings": False}
 
 _BLOCK = "transformer.h.{i}"
-_NAMES = {
+NAMES = {
     "model.embed_tokens": "transformer.wte",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
     **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attn.{part}_proj" for part in "qkv"},
@@ -46,6 +46,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 GPTJ = Architecture(
     model_type="gptj",
     read_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
+    layout=TensorLayout(names=NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
     gguf=None,  # llama.cpp has its name alone
 )
