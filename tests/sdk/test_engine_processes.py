@@ -60,7 +60,7 @@ model = edgelm.load(edgelm.testing.tiny_model_path())
 with model.session._use:  # as a thread that is computing
     child = os.fork()
 if not child:
-    model.session._use._inside = 1  # the thread is not there, and so never leaves
+    model.session._use._inside = {1}  # the thread is not there, and so never leaves
     sys.exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

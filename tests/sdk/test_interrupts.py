@@ -1,10 +1,49 @@
-"""What Ctrl-C does: a step that stops in order, a block that is broken off once, and nothing between them."""
+"""What Ctrl-C does: a step that stops in order, a block that is broken off once, and nothing between them.
 
+In a program without such blocks it is a KeyboardInterrupt anywhere.
+"""
+
+import itertools
 import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import edgelm
+from edgelm import GenerationConfig
 from edgelm.cli.interrupts import Interrupts
+from edgelm.decoding.answer import Answer
+from edgelm.runtime.shared_use import SharedUse
+from edgelm.testing import tiny_model_path
+
+
+def interrupted(function: Callable[..., Any], action: Callable[[], object]) -> Iterator[int]:
+    """Do something, broken off behind the first call in C that it makes in a function; then the second, and so on.
+
+    There Python looks for signals.
+    """
+    for place in itertools.count(1):
+        calls = itertools.count(1)
+
+        def profile(frame: FrameType, event: str, _: Any, calls: Iterator[int] = calls, place: int = place) -> None:
+            if frame.f_code is function.__code__ and event == "c_return" and next(calls) == place:
+                raise KeyboardInterrupt
+
+        before = sys.getprofile()
+        sys.setprofile(profile)
+        try:
+            action()
+        except KeyboardInterrupt:
+            sys.setprofile(before)
+            yield place
+        else:
+            return  # there are no more
+        finally:
+            sys.setprofile(before)
 
 
 def test_an_interrupt_breaks_a_block_off_once_and_does_nothing_outside_of_one() -> None:
@@ -36,3 +75,36 @@ def test_the_first_interrupt_stops_a_step_in_order_and_the_second_breaks_it_off(
             assert not cancel.is_set()
         with interrupts.breaking(), pytest.raises(KeyboardInterrupt):  # at once: there is no step any more
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_cache_has_its_turn_again_wherever_an_answer_is_broken_off() -> None:
+    model = edgelm.load(tiny_model_path())
+    config, cache = GenerationConfig(max_new_tokens=3, ignore_eos=True), model.new_cache()
+    for _ in interrupted(Answer._in_turn, lambda: [*model.stream([5, 6, 7], config, cache=cache)]):
+        assert not cache.turn.locked()
+    assert (
+        edgelm.join(model.stream([5, 6, 7], config, cache=cache)).token_ids
+        == model.generate([5, 6, 7], config).token_ids
+    )
+
+
+@pytest.mark.parametrize("function", [SharedUse.__enter__, SharedUse.__exit__])
+def test_a_thread_that_is_broken_off_on_its_way_in_or_out_is_not_waited_for(function: Callable[..., Any]) -> None:
+    use, ends = SharedUse(), []
+
+    def enter() -> None:
+        with use:
+            pass
+
+    def end() -> None:
+        for place in interrupted(function, enter):
+            with use.alone():
+                ends.append(place)
+        use.end()
+        ends.append(0)
+
+    thread = threading.Thread(target=end, daemon=True)  # which would wait for itself
+    thread.start()
+    thread.join(60)
+    assert ends[-1:] == [0]
+    assert len(ends) > 1

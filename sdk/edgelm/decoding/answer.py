@@ -113,17 +113,15 @@ class Answer:
         user, has_begun = object(), False
         try:
             while True:
-                if not cache.turn.acquire(blocking=False):
+                if cache.turn.locked():
                     raise EdgeLMError(f"Another answer is being computed with the cache of this one. {_OWN_CACHE}")
-                try:
+                with cache.turn:  # no call of acquire, behind which an interrupt would leave it locked
                     if has_begun and cache.user is not user:
                         raise EdgeLMError(
                             f"Another answer has gone on with the cache of this one, which cannot. {_OWN_CACHE}"
                         )
                     cache.user, has_begun = user, True
                     chunk = next(chunks, None)
-                finally:
-                    cache.turn.release()
                 if chunk is None:
                     return
                 yield chunk

@@ -5,29 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 
 class SharedUse:
     """Let threads in together (`with use:`), or one of them alone (`with use.alone():`), which waits for those inside.
 
-    Who waits to be alone goes before those who come later. A thread enters once: it does not nest.
+    Who waits to be alone goes before those who come later. A thread enters once: it does not nest. One that Ctrl-C
+    broke off on its way in or out counts as inside until it comes again, but not for itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._inside, self._closed, self._ended = 0, False, False
+        self._inside, self._closed, self._ended = set[int](), False, False  # the threads inside
 
     def __enter__(self) -> None:
         # A step of a model passes here: no generator, no call in Python, and nobody is woken who does not wait.
         with self._lock:
             while self._closed and self._is_kept_out():
                 self._changed.wait()
-            self._inside += 1
+            self._inside.add(get_ident())
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
+            self._inside.discard(get_ident())
             if self._closed:
                 self._changed.notify_all()
 
@@ -40,7 +42,7 @@ class SharedUse:
             self._closed = True
         try:
             with self._changed:
-                self._changed.wait_for(lambda: not self._inside)
+                self._changed.wait_for(self._have_others_left)
             yield
         finally:
             with self._changed:
@@ -52,7 +54,10 @@ class SharedUse:
         with self._changed:
             self._changed.wait_for(lambda: not self._closed)
             self._closed = self._ended = True
-            self._changed.wait_for(lambda: not self._inside)
+            self._changed.wait_for(self._have_others_left)
+
+    def _have_others_left(self) -> bool:
+        return self._inside <= {get_ident()}
 
     def _is_kept_out(self) -> bool:
         """Tell whether this thread waits where it is closed; at the interpreter's end, the other threads go on."""
