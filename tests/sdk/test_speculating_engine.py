@@ -229,6 +229,25 @@ def test_without_the_memory_for_it_requests_in_company_guess_nothing(
         assert drafted <= 3 * 7  # in the first step that wanted to
 
 
+@needs_mirrors
+def test_requests_guess_again_when_those_that_had_no_memory_for_it_have_their_ends(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError("no memory")
+
+    config = guessing(GenerationConfig(max_new_tokens=40, ignore_eos=True))
+    prompts = [repetitive(random.Random(seed), 70) for seed in range(3)]
+    with Engine(model) as engine:
+        with monkeypatch.context() as short:
+            short.setattr(kv_batch, "MirroredBuffers", refuse)
+            without = [edgelm.join(generation) for generation in [engine.submit(prompt, config) for prompt in prompts]]
+        answers = [edgelm.join(generation) for generation in [engine.submit(prompt, config) for prompt in prompts]]
+    assert not any(answer.timings.drafted_tokens for answer in without)
+    assert sum(answer.timings.accepted_tokens for answer in answers) > 10
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in without]
+
+
 def test_a_lone_request_guesses_in_either_mode(model: LanguageModel) -> None:
     prompt, config = repetitive(random.Random(8), 90), GenerationConfig(max_new_tokens=50, ignore_eos=True)
     plain = model.generate(prompt, config)

@@ -136,6 +136,7 @@ class KVBatch:
         self.rows.pop()
         if not self.rows:
             self.buffers, self._mirrored = zeros(self.config, 0, 0), None
+            self._is_refused = False  # the next requests may find memory for it
             self.forget_bindings()
 
     def reserve(self, length: int) -> None:
