@@ -108,3 +108,14 @@ def test_a_thread_that_is_broken_off_on_its_way_in_or_out_is_not_waited_for(func
     thread.join(60)
     assert ends[-1:] == [0]
     assert len(ends) > 1
+
+
+def test_who_is_broken_off_when_others_have_left_lets_them_in_again() -> None:
+    use = SharedUse()
+
+    def change() -> None:
+        with use.alone():
+            pass
+
+    for _ in interrupted(threading.Condition.__exit__, change):
+        assert not use._closed

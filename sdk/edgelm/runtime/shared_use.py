@@ -36,18 +36,19 @@ class SharedUse:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Have it alone in the block."""
-        with self._changed:
-            while self._closed and self._is_kept_out():
-                self._changed.wait()
-            self._closed = True
+        closed = False
         try:
             with self._changed:
+                while self._closed and self._is_kept_out():
+                    self._changed.wait()
+                closed = self._closed = True
                 self._changed.wait_for(self._have_others_left)
             yield
         finally:
-            with self._changed:
-                self._closed = self._ended
-                self._changed.notify_all()
+            if closed:
+                with self._changed:
+                    self._closed = self._ended
+                    self._changed.notify_all()
 
     def end(self) -> None:
         """Let no daemon thread in any more, and wait for those inside: the interpreter is about to end under them."""
