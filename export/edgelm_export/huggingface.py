@@ -273,9 +273,9 @@ class HuggingFaceCheckpoint:
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
         stored = self._stored[source]
-        if stored.dtype == FLOAT8:
-            floats: NDArray[Any] = tensor_bytes(stored.file, stored.name).view(ml_dtypes.float8_e4m3fn)
-            return floats.reshape(stored.shape)
+        if stored.dtype in (FLOAT8, "U8"):  # bitsandbytes has thousands of small texts, which are all read at once
+            content = tensor_bytes(stored.file, stored.name).reshape(stored.shape)
+            return content.view(ml_dtypes.float8_e4m3fn) if stored.dtype == FLOAT8 else content
         with _opened(stored.file) as file:
             tensor: NDArray[Any] = file.get_tensor(stored.name)
         return tensor

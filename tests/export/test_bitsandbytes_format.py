@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
+from edgelm_export import huggingface
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
@@ -144,3 +146,19 @@ def test_sizes_of_a_block_larger_than_its_matrix_take_no_memory(save_llama: Any,
     sizes = tensors[f"{name}.nested_quant_map"][tensors[f"{name}.absmax"]] * tensors[f"{name}.nested_absmax"] + 0.05
     largest = np.abs(tensors[f"{name}.quant_map"]).max()
     assert np.abs(weight).max() <= largest * sizes.max() * (1 + 1e-6)
+
+
+def test_a_header_is_parsed_once_for_all_descriptions(
+    save_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    quantize_folder(tmp_path, "nf4")
+    opened: list[Any] = []
+
+    def safe_open(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return safetensors.safe_open(*arguments, **options)
+
+    monkeypatch.setattr(huggingface, "safe_open", safe_open)
+    HuggingFaceCheckpoint(tmp_path)
+    assert len(opened) == 1
