@@ -332,7 +332,7 @@ def test_such_a_package_is_read_back_and_kept_again(q4_1: GGUFCheckpoint, tmp_pa
 def test_a_grid_of_what_is_no_matrix_is_refused(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     export_package(q4_1, tmp_path / "package", "keep")
     package, norm = PackageCheckpoint(tmp_path / "package"), "model.norm.weight"
-    source = package._source
+    source = package._checkpoint
     source._initializers[f"{norm}.scales"] = source._initializers[f"{MATRIX}.scales"]
     source._grids[norm] = source._grids[MATRIX]
     with pytest.raises(CheckpointError, match=f"{norm} laid out as this edgelm does not write it"):
@@ -342,7 +342,7 @@ def test_a_grid_of_what_is_no_matrix_is_refused(q4_1: GGUFCheckpoint, tmp_path: 
 def test_sums_of_another_number_of_blocks_are_refused(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     export_package(q4_1, tmp_path / "package", "keep")
     package = PackageCheckpoint(tmp_path / "package")
-    scales = package._source._initializers[f"{MATRIX}.scales"]
+    scales = package._checkpoint._initializers[f"{MATRIX}.scales"]
     scales.dims[0], scales.dims[1] = scales.dims[0] // 2, scales.dims[1] * 2
     with pytest.raises(CheckpointError, match=f"{MATRIX} laid out as this edgelm does not write it"):
         package.tensor(MATRIX)
