@@ -47,6 +47,7 @@ from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
+from edgelm_export.torchao_format import TorchAOMatrix
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -310,7 +311,7 @@ class HuggingFaceCheckpoint:
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
             for matrix in self._packed.values()
-            if isinstance(matrix, (Float4Matrix, FourBitMatrix, PackedMatrix, ScaledMatrix))
+            if isinstance(matrix, (Float4Matrix, FourBitMatrix, PackedMatrix, ScaledMatrix, TorchAOMatrix))
             for name, types in matrix.stored_types.items()
             if name in self._stored and self._stored[name].dtype not in types
         ]

@@ -24,6 +24,7 @@ from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_
 from edgelm_export.grid_of_groups import Grid
 from edgelm_export.mlx_format import MLXMatrix, mlx_matrices, shown
 from edgelm_export.mxfp4 import MXFP4Stack
+from edgelm_export.torchao_format import TorchAOMatrix, torchao_matrices
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -87,7 +88,7 @@ class _Format:
 
 
 # A matrix of any format.
-Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix
+Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix | TorchAOMatrix
 
 
 def packed_matrices(
@@ -119,7 +120,8 @@ def packed_matrices(
         rest = without_parts(present, floats)
         integers = _integers("compressed-tensors", config, rest, read, where)
         return {**floats, **(scaled_matrices(config, rest, where) or {}), **integers}
-    scaled = scaled_matrices(config, present, where)
+    is_torchao = method == "torchao"
+    scaled = (torchao_matrices if is_torchao else scaled_matrices)(config, present, where)
     if scaled is not None:
         return scaled
     format_name = method if isinstance(method, str) else ""
@@ -138,7 +140,8 @@ def packed_matrices(
             "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
             "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
             "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
-            "bitnet, and mlx-lm's modes. Take the model's unquantized folder, or a GGUF file."
+            "bitnet, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
+            "GGUF file."
         )
     return _integers(format_name, config, present, read, where)
 
