@@ -1,10 +1,12 @@
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
+from edgelm.memory import kv_batch
 from edgelm.memory.kv_batch import KVBatch, KVRow
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.testing import tiny_model_path
@@ -76,6 +78,22 @@ def test_rows_that_leave_and_rows_that_are_ready_change_places(config: ModelConf
     assert [row.place for row in batch.rows] == [0, 1, 2, 3]
     assert {id(row) for row in batch.rows[:2]} == {id(rows["a"]), id(rows["b"])}
     assert all(holds(row, 20 + "abcdef".index(name), float("abcdef".index(name))) for name, row in rows.items())
+
+
+def test_rows_stay_where_they_are_when_memory_that_may_be_shown_is_refused(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError("no memory")
+
+    batch = KVBatch(config)
+    row = fill(batch.add(), 10, 1.0)
+    before = batch.buffers
+    monkeypatch.setattr(kv_batch, "MirroredBuffers", refuse)
+    monkeypatch.setattr(kv_batch, "zeros", refuse)  # there is none for a copy either
+    assert not batch.mirror()
+    assert batch.buffers is before
+    assert holds(row, 10, 1.0)
 
 
 def test_a_row_never_grows_past_the_context(config: ModelConfig) -> None:

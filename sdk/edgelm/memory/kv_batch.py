@@ -81,7 +81,8 @@ class KVBatch:
         """Have memory whose rows may be `shown` from now on; return whether the system has it. What is cached stays."""
         if not self._mirrors and not self._is_refused:
             self._mirrors = True
-            self._resize(len(self.buffers[0]), self.capacity)
+            if new := self._mirrored_buffers(len(self.buffers[0]), self.capacity):
+                self._move_to(new)
         return self._mirrors
 
     def shown(self, order: Sequence[int]) -> list[KeysOrValues] | None:
@@ -162,8 +163,11 @@ class KVBatch:
         row.move_to(hole)
 
     def _resize(self, places: int, capacity: int) -> None:
+        self._move_to(self._mirrored_buffers(places, capacity) or zeros(self.config, places, capacity))
+
+    def _move_to(self, new: list[KeysOrValues]) -> None:
         # Nothing may keep the old memory, and only one array is there twice.
-        new, old = self._new_buffers(places, capacity), self.buffers
+        old = self.buffers
         self.bindings.clear()
         for row in self.rows:
             row.settle()
@@ -177,13 +181,15 @@ class KVBatch:
         for row in self.rows:
             row.move_to(row.place)
 
-    def _new_buffers(self, places: int, capacity: int) -> list[KeysOrValues]:
+    def _mirrored_buffers(self, places: int, capacity: int) -> list[KeysOrValues]:
+        """Return memory whose rows may be shown; none where the batch does not mirror, or the system refuses."""
         self._mirrored = None
-        if self._mirrors and places and capacity:
-            rows = [Row(buffer.shape(1, capacity)[1:], buffer.type) for buffer in cache_layout(self.config)]
-            try:
-                self._mirrored = MirroredBuffers(rows, places, MOST_SHOWN)
-                return list(self._mirrored.buffers)
-            except OSError:
-                self._mirrors, self._is_refused = False, True
-        return zeros(self.config, places, capacity)
+        if not (self._mirrors and places and capacity):
+            return []
+        rows = [Row(buffer.shape(1, capacity)[1:], buffer.type) for buffer in cache_layout(self.config)]
+        try:
+            self._mirrored = MirroredBuffers(rows, places, MOST_SHOWN)
+        except OSError:
+            self._mirrors, self._is_refused = False, True
+            return []
+        return list(self._mirrored.buffers)
