@@ -11,7 +11,7 @@ import edgelm
 from edgelm import ChatSession, Engine, GenerationConfig, LanguageModel, Message
 from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.testing import ScriptedDecoder, scripted_model
-from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.chat_template import GENERATION_MARKS, ChatTemplate
 
 QUESTION = [Message(role="user", content="Hello")]
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
@@ -88,7 +88,7 @@ def test_a_value_never_becomes_a_control_token() -> None:
     [
         *(
             ({name: "x"}, f"The chat template's variable '{name}' is set by edgelm itself; leave it out.")
-            for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
+            for name in (*GENERATION_MARKS, "messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
         ),
         ("enable_thinking", "template_variables is 'enable_thinking'; it must be a mapping of names to values"),
         ({1: True}, "template_variables is {1: True}; it must be a mapping of names to values"),
@@ -115,6 +115,7 @@ def test_a_value_is_plain_data() -> None:
         ("{% macro a(b) %}{{ b }}{{ effort }}{% endmacro %}{{ a(1) }}", {"effort"}),
         ("{% set ns = namespace(thinking=1) %}{{ ns.thinking }}{{ raise_exception('x') }}", set()),
         ("{% if tools %}{{ 'x' | center(10**9) }}{% endif %}", {"tools"}),
+        ("{% generation %}{{ effort }}{% endgeneration %}", {"effort"}),
     ],
 )
 def test_a_template_knows_what_it_reads_from_outside(source: str, names: set[str]) -> None:

@@ -64,7 +64,7 @@ class ChatTemplate:
         try:
             environment = _environment()
             self._template = environment.from_string(source)
-            self.variables = frozenset(environment.names_read)
+            self.variables = frozenset(environment.names_read).difference(GENERATION_MARKS)
         except ChatTemplateError:
             raise
         except jinja2.TemplateSyntaxError as error:
@@ -146,7 +146,7 @@ class ChatTemplate:
                 f"template_variables is {reprlib.repr(variables)}; it must be a mapping of names to values, such as "
                 "{'enable_thinking': False}."
             )
-        own = sorted(variables.keys() & {*_OWN_VARIABLES, *self._special_tokens})
+        own = sorted(variables.keys() & {*_OWN_VARIABLES, *GENERATION_MARKS, *self._special_tokens})
         if own:
             raise ConfigError(f"The chat template's variable {own[0]!r} is set by edgelm itself; leave it out.")
         return variables
