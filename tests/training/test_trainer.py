@@ -182,6 +182,14 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path) -> None:
     assert (whole_run / "log.jsonl").read_bytes() == before
 
 
+def test_a_run_with_nothing_left_to_do_keeps_its_settings(whole_run: Path) -> None:
+    before = (whole_run / "config.toml").read_bytes()
+
+    pretrain({"output": str(whole_run), "max_steps": 4, "z_loss": 0.5}, resume=True)
+
+    assert (whole_run / "config.toml").read_bytes() == before
+
+
 def test_a_checkpoint_is_a_folder_to_load_and_export(whole_run: Path, tiny_shards: Path) -> None:
     from edgelm_export.sources import open_checkpoint
 

@@ -64,9 +64,10 @@ def execute_run(
         trainer = Trainer(
             recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
         )
-        # A run that cannot go on as asked keeps its settings.
+        # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
         trainer.restore()
-        workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
+        if not trainer.is_done:
+            workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
         return trainer.train()
 
 

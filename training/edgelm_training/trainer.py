@@ -133,6 +133,11 @@ class Trainer:
         self._saved = saved
         self._tokens = saved.state.get("tokens", 0)  # earlier versions did not count
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left to do."""
+        return self._saved is not None and self._saved.step >= self.schedule.max_steps
+
     def train(self) -> Outcome:
         """Train to max_steps, or until a signal asks to stop; a checkpoint of the last step is saved either way.
 
