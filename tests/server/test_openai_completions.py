@@ -140,6 +140,15 @@ def test_offsets_go_on_from_chunk_to_chunk(serving, echo):
     assert all(of_one == sorted(of_one) and of_one[-1] > 0 for of_one in offsets)
 
 
+def test_offsets_count_the_characters_of_the_text_before_a_token(serving, tiny):
+    prompt = [tiny.tokenizer.control_tokens["<|im_start|>"], *tiny.tokenizer.encode("\u00e9\u6f22 a sea")]
+    reply = complete(serving, prompt=[prompt], echo=True, logprobs=0, max_tokens=1, temperature=0)
+    (choice,) = reply.json["choices"]
+    before = [tiny.tokenizer.decode(prompt[:i], skip_control_tokens=False) for i in range(len(prompt) + 1)]
+    # A character that is not whole yet stands there as U+FFFD.
+    assert choice["logprobs"]["text_offset"] == [len(text.rstrip("\ufffd")) for text in before]
+
+
 def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, tiny):
     (id_,) = tiny.tokenizer.encode("\u00e9")[:1]
     reply = complete(serving, prompt=[[65, id_]], echo=True, logprobs=1, max_tokens=1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm.completion import TokenLogprob
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import BOOLEAN, Schema, whole
+from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +58,23 @@ class LogprobWriter:
             "logprob": finite(token.logprob),
             "bytes": list(self.tokenizer.token_bytes(token.id)),
         }
+
+
+@dataclass(kw_only=True)
+class TokenPlaces:
+    """Say where tokens begin in a text, in characters; one that begins inside a character begins where that does.
+
+    end: where the next one begins, if it does not go on with a character.
+    """
+
+    decoder: StreamDecoder
+    end: int = 0
+
+    def take(self, token_id: int) -> int:
+        """Return the place of the next token."""
+        place = self.end
+        self.end += len(self.decoder.push(token_id))
+        return place
 
 
 def finite(logprob: float) -> float:

@@ -13,13 +13,14 @@ from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
-from edgelm.server.logprobs import finite
+from edgelm.server.logprobs import TokenPlaces, finite
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import STREAM_OPTIONS, Frame
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
 from edgelm.text.fill_in_middle import fill_in_ids
+from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -150,11 +151,6 @@ def _echoes(call: Call, model: LanguageModel, prompts: Sequence[Sequence[int]]) 
     return [Echo(text=decode(ids, skip_control_tokens=False), ids=ids, logprobs=logprobs(ids)) for ids in prompts]
 
 
-def _end(logprobs: Mapping[str, Any] | None) -> int:
-    """Return where the token begins that follows those of a chunk."""
-    return 0 if logprobs is None else logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
-
-
 @dataclass(frozen=True, kw_only=True)
 class CompletionWriter:
     """Write completions, and their chunks.
@@ -192,18 +188,17 @@ class CompletionWriter:
         return {
             "index": index,
             "text": text if echo is None else echo.text + text,
-            "logprobs": None if self.logprobs is None else self._logprobs(echo, tokens),
+            "logprobs": None if self.logprobs is None else self._logprobs(echo, tokens, self._places(echo)),
             "finish_reason": "length" if self.without_answer else answer.finish_reason,
         }
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the chunks, the usage where it was asked for."""
-        written = [0] * len(answers.jobs)  # where the next token of each answer begins, echo included
-        for index in range(len(answers.jobs)):
-            if self.echoes is not None:
-                echo = self.echoes[index // self.copies]
-                logprobs = None if self.logprobs is None else self._logprobs(echo, ())
-                written[index] = _end(logprobs)
+        echoes = [None if self.echoes is None else self.echoes[i // self.copies] for i in range(len(answers.jobs))]
+        places = [self._places(echo) for echo in echoes]
+        for index, echo in enumerate(echoes):
+            if echo is not None:
+                logprobs = None if self.logprobs is None else self._logprobs(echo, (), places[index])
                 yield self._chunk(index, echo.text, logprobs, None)
         usages: list[Usage] = []
         async for item in answers.chunks():
@@ -217,8 +212,7 @@ class CompletionWriter:
             if text or tokens or reason:
                 logprobs = None
                 if self.logprobs is not None and tokens:
-                    logprobs = self._logprobs(None, tokens, start=written[index])
-                    written[index] = _end(logprobs)
+                    logprobs = self._logprobs(None, tokens, places[index])
                 yield self._chunk(index, text, logprobs, reason)
             if chunk.usage is not None:
                 usages.append(chunk.usage)
@@ -234,11 +228,19 @@ class CompletionWriter:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
 
-    def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
+    def _places(self, echo: Echo | None) -> TokenPlaces:
+        """Return what says where an answer's tokens begin, which stands behind its echo."""
+        decoder = StreamDecoder(self.tokenizer, keep_leading_space=True)
+        return TokenPlaces(decoder=decoder, end=0 if echo is None else len(echo.text))
+
+    def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob], places: TokenPlaces) -> dict[str, Any]:
         names: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
+        offsets = [places.take(token.id) for token in tokens]
         if echo is not None:
+            echoed = TokenPlaces(decoder=StreamDecoder(self.tokenizer, visible=self.tokenizer.control_tokens))
+            offsets = [*map(echoed.take, echo.ids), *offsets]
             names.append(self._name(echo.ids[0]))
             values.append(None)
             tops.append(None)
@@ -251,14 +253,11 @@ class CompletionWriter:
             for other in (*token.alternatives, token):
                 top.setdefault(self._name(other.id), finite(other.logprob))
             tops.append(top)
-        offsets = [start]
-        for name in names[:-1]:
-            offsets.append(offsets[-1] + len(name))
         return {
             "tokens": names,
             "token_logprobs": values,
             "top_logprobs": tops if self.logprobs else None,
-            "text_offset": offsets[: len(names)],
+            "text_offset": offsets,
         }
 
     def _name(self, id_: int) -> str:
