@@ -329,17 +329,19 @@ class LanguageModel:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens.
             OutOfMemoryError: its keys and values do not fit the memory.
             TokenizerError: a token id is none of the model's.
-            ConfigError: as from `answer`; or the cache is none, or one of another model, or `cancel` is no event.
+            ConfigError: as from `answer`; `cache` is none; it or `prefixes` are of another model; `cancel` is no event.
             EdgeLMError: while it is read, another answer is computed with the cache, or was since the last chunk.
         """
         # Checked with the call, not with the first chunk.
         answer = self.answer(prompt, config)
-        if cache is not None and of_class("cache", cache, KVCache, "which new_cache() returns").config != self.config:
+        owner = self.config, self.fingerprint
+        if cache is not None and not of_class("cache", cache, KVCache, "which new_cache() returns").is_for(*owner):
             raise ConfigError(f"cache is one of another model. Take what new_cache() of {self.name} returns.")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise ConfigError(f"cancel is {cancel!r}; it must be a threading.Event.")
+        prefixes = self.prefixes.of_model(*owner)
         (cache or self.session.new_cache()).check_room(len(answer.prompt_ids))
-        return SHORT_SWITCH_INTERVAL.during(answer.chunks(self.session, cache, self.prefixes, cancel))
+        return SHORT_SWITCH_INTERVAL.during(answer.chunks(self.session, cache, prefixes, cancel))
 
     def stream_chat(
         self,

@@ -492,6 +492,29 @@ def test_a_cache_of_another_model_is_refused(model: LanguageModel) -> None:
         model.stream("x", cache="chat.npz")  # type: ignore[arg-type]
 
 
+def test_keys_and_values_are_of_no_use_to_another_model_of_the_same_config(model: LanguageModel) -> None:
+    first, *rest = model.manifest.files
+    other = LanguageModel(
+        session=model.session,
+        tokenizer=model.tokenizer,
+        chat_template=model.chat_template,
+        generation_config=model.generation_config,
+        manifest=dataclasses.replace(
+            model.manifest, name="finetuned", files=(dataclasses.replace(first, sha256="0" * 64), *rest)
+        ),
+    )
+    config, cache = GenerationConfig(max_new_tokens=2), model.new_cache()
+    join(model.stream("The sea", config, cache=cache))
+    for given in (cache, cache.clone()):
+        with pytest.raises(ConfigError, match=r"cache is one of another model\. Take what new_cache\(\) of finetuned"):
+            other.stream("The sea", config, cache=given)
+        assert join(edgelm.load(tiny_model_path()).stream("The sea", config, cache=given)).usage.cached_tokens > 0
+    other.prefixes = model.prefixes
+    for computes in (lambda: other.stream("The sea", config), lambda: edgelm.Engine(other)):
+        with pytest.raises(ConfigError, match=r"prefixes is the PrefixCache of another model, .* Give each its own"):
+            computes()
+
+
 @pytest.mark.parametrize("cancel", [True, lambda: False, "stop"])
 def test_what_is_no_event_cancels_nothing(model: LanguageModel, cancel: Any) -> None:
     with pytest.raises(ConfigError, match=r"cancel is .*; it must be a threading\.Event"):

@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import tracemalloc
 from pathlib import Path
@@ -285,6 +286,14 @@ def test_the_budget_is_checked(model: LanguageModel, size: int) -> None:
         edgelm.ConfigError, match=r"max_bytes is .*; it must be a whole number of bytes, 0 for no cache"
     ):
         PrefixCache(model.config, size)
+
+
+def test_what_is_no_config_or_another_models_makes_no_prefix_cache(model: LanguageModel) -> None:
+    with pytest.raises(edgelm.ConfigError, match=r"config is 1024; it must be an edgelm\.ModelConfig"):
+        PrefixCache(1024)  # type: ignore[arg-type]
+    model.prefixes = PrefixCache(dataclasses.replace(model.config, num_key_value_heads=2))
+    with pytest.raises(edgelm.ConfigError, match="prefixes is the PrefixCache of another model"):
+        model.generate("x")
 
 
 def test_threads_share_a_prefix_cache_that_is_always_full(model: LanguageModel) -> None:

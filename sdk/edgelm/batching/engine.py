@@ -97,7 +97,7 @@ class Engine:
         self._options = or_default("options", options, EngineOptions())
         self._token_bytes = model.config.kv_bytes_per_token
         self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
-        self._prefixes = model.prefixes
+        self._prefixes = model.prefixes.of_model(model.config, model.fingerprint)
         self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens, model.row_costs)
         self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
         # When nobody has the engine any more; and at the program's end, when no thread may be inside ONNX Runtime.

@@ -35,7 +35,7 @@ class DraftModel:
 
     def __init__(self, draft: LanguageModel, model: LanguageModel) -> None:
         check_tokenizers(draft, model)
-        self._session, self._prefixes = draft.session, draft.prefixes
+        self._session, self._prefixes = draft.session, draft.prefixes.of_model(draft.config, draft.fingerprint)
         self._tokens = min(draft.config.vocab_size, model.config.vocab_size)
         self._cache = draft.new_cache()
         self._ids: list[int] = []

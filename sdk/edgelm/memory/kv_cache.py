@@ -105,6 +105,7 @@ class KVCache:
         self.buffers = zeros(self.config, 1, 0)
         self._settled = self._until = 0  # with a fetch: how many tokens are in the buffers, and in its memory
         self.binding: Any = None  # the session's: its graph, bound to the memory of these buffers
+        self.model: str | None = None  # the fingerprint of the one that it is of; `is_for` says which
         self.adapter: str | None = None  # what computes the tokens beside the model; `use_adapter` changes it
         self.holders: Holders | None = None  # the session's, which knows this one
         self.source_ids: tuple[int, ...] = ()  # what an encoder has read; `read_source` changes it
@@ -203,6 +204,11 @@ class KVCache:
             if window is not None:
                 for head_CH in buffer[0]:
                     give_back(head_CH[: self.released])
+
+    def is_for(self, config: ModelConfig, fingerprint: str) -> bool:
+        """Tell whether a model may compute with it: the first one that asks, and no other of the same config either."""
+        self.model = self.model or fingerprint
+        return self.config == config and self.model == fingerprint
 
     def use_adapter(self, name: str | None) -> None:
         """Go on with an adapter, or with the model alone; what another one computed is forgotten."""
@@ -327,6 +333,7 @@ class KVCache:
             ContextLengthError, OutOfMemoryError: as from `reserve`.
         """
         source.truncate(source.length)  # a long text that was only begun goes: here it would turn as a short one
+        self.model = self.model or source.model
         self.use_adapter(source.adapter)
         self.join(source.holders)
         self.read_source(source.source_ids)

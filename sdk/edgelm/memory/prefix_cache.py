@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from edgelm.arguments import is_whole
+from edgelm.arguments import is_whole, of_class
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.cache_layout import BufferLayout, alike
@@ -41,15 +41,19 @@ class PrefixCache:
     alone differs by about 1e-6 from the same one computed with others, so what follows a kept answer may part, at near
     ties, from what follows a recomputed one; with `answers=False` reuse changes no bit.
 
-    Safe to share between threads. Copying 256 tokens takes milliseconds where computing them takes a quarter of a
+    Safe to share between threads, and between loads of one package; not between models, which compute other keys and
+    values of the same tokens. Copying 256 tokens takes milliseconds where computing them takes a quarter of a
     second (docs/results/batching.md).
     """
 
     def __init__(self, config: ModelConfig, max_bytes: int = DEFAULT_BYTES, *, answers: bool = True) -> None:
+        of_class("config", config, ModelConfig, "which a model has as its config")
         if not is_whole(max_bytes) or max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers
-        self._alike = [(buffer, count) for buffer, count in alike(config) if isinstance(buffer, BufferLayout)]
+        self._model: str | None = None  # the fingerprint of the one that it is of
+        self._runs = alike(config)
+        self._alike = [(buffer, count) for buffer, count in self._runs if isinstance(buffer, BufferLayout)]
         self._longest = longest_row(config)
         self._block_bytes, self._state_bytes = BLOCK * config.kv_bytes_per_token, config.state_bytes
         self._states = 0  # in how many blocks there are states
@@ -58,6 +62,21 @@ class PrefixCache:
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
         self._by_use: OrderedDict[_Block, None] = OrderedDict()
         self.reused_tokens = 0
+
+    def of_model(self, config: ModelConfig, fingerprint: str) -> PrefixCache:
+        """Return this, for a model whose beginnings it is to keep: the first one that asks, or one that is the same.
+
+        Raises:
+            ConfigError: it is another model's.
+        """
+        if self._model is None and alike(config) == self._runs:
+            self._model = fingerprint
+        if self._model != fingerprint:
+            raise ConfigError(
+                "prefixes is the PrefixCache of another model, whose keys and values are of no use to this one. Give "
+                "each its own: model.prefixes = edgelm.PrefixCache(model.config)."
+            )
+        return self
 
     @property
     def bytes(self) -> int:
