@@ -1,4 +1,6 @@
-"""Arguments as people guess them: settings that may be left out, lists that are none, numbers of numpy's, paths."""
+"""Arguments as people guess them: settings that may be left out, lists that are none, numbers of numpy's, words for
+true and false, paths.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +81,16 @@ def as_path(path: str | Path) -> Path:
     except (TypeError, ValueError, RuntimeError) as error:
         shown, reason = str(path) if isinstance(path, Path) else path, str(error).rstrip(".")
         raise ConfigError(f"{reprlib.repr(shown)} is no path: {reason}.") from error
+
+
+def check_boolean(name: str, value: object) -> None:
+    """Check that a value is True or False: a "no" would be true.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if value not in (True, False):
+        raise ConfigError(f"{name} is {value!r}; it must be True or False.")
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -41,6 +41,17 @@ class ChatSession:
         return self._model
 
     @property
+    def system(self) -> str | None:
+        """How the model is to behave: what stands before the turns; None for nothing."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if not isinstance(text, str | None):
+            raise ConfigError(f"system is {reprlib.repr(text)}; it must be a text, or None.")
+        self._system = text
+
+    @property
     def messages(self) -> list[Message]:
         """The turns so far, without the system message; a copy."""
         return [Message(role=turn["role"], content=turn["content"]) for turn in self._messages]

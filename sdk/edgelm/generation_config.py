@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgelm.arguments import is_number, is_whole
+from edgelm.arguments import as_path, check_boolean, is_number, is_whole
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import read_json_object
 from edgelm.structure.constraint import Constraint
@@ -104,8 +104,7 @@ class GenerationConfig:
             if name in WHOLE and not is_whole(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         for name in _BOOLEANS:
-            if getattr(self, name) not in (True, False):  # "no" would be true
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+            check_boolean(name, getattr(self, name))
         for name in ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
@@ -167,7 +166,7 @@ class GenerationConfig:
         Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, and its `stop_strings`
         are `stop`.
         """
-        path = Path(folder) / "generation_config.json"
+        path = as_path(folder) / "generation_config.json"
         if not path.exists():
             return cls()
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import edgelm
-from edgelm import ChatSession, GenerationConfig
+from edgelm import ChatSession, ConfigError, GenerationConfig
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 TURNS = [edgelm.Message(role="user", content="a"), edgelm.Message(role="assistant", content="b")]
@@ -215,6 +215,18 @@ def test_restore_refuses_what_is_no_turn(turn: object) -> None:
 def test_restore_refuses_what_is_no_list(turns: Any) -> None:
     with pytest.raises(edgelm.ConfigError, match="restore takes a list of turns"):
         ChatSession(scripted_model("c")).restore(turns)
+
+
+@pytest.mark.parametrize("system", [5, ["Be brief."], [{"type": "text", "text": "Be brief."}]])
+def test_a_system_message_is_a_text(system: Any) -> None:
+    # What is saved with another one cannot be loaded again.
+    model = scripted_model("hi")
+    with pytest.raises(ConfigError, match=r"system is .*; it must be a text, or None"):
+        ChatSession(model, system)
+    session = ChatSession(model, "Be brief.")
+    with pytest.raises(ConfigError, match=r"system is .*; it must be a text, or None"):
+        session.system = system
+    assert session.system == "Be brief."
 
 
 def test_edit_says_something_else_in_place_of_a_message() -> None:

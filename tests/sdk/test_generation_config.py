@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import edgelm
 from edgelm.errors import ConfigError
 from edgelm.generation_config import OF_CHANCE, GenerationConfig
+from edgelm.testing import tiny_model_path
 
 
 def test_the_defaults_are_greedy_without_any_processor() -> None:
@@ -67,6 +70,25 @@ def test_what_is_neither_true_nor_false_is_an_error(name: str) -> None:
             GenerationConfig(**{name: value})
         assert str(caught.value) == f"{name} is {value!r}; it must be True or False."
     assert getattr(GenerationConfig(**{name: np.True_}), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("prefill_graph", lambda value: edgelm.SessionOptions(prefill_graph=value)),
+        ("strict", lambda value: edgelm.Constraint.json_schema({}, strict=value)),
+        ("answers", lambda value: edgelm.PrefixCache(edgelm.load(tiny_model_path()).config, answers=value)),
+    ],
+)
+def test_a_no_is_not_taken_for_true_elsewhere_either(name: str, takes: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 'no'; it must be True or False"):
+        takes("no")
+
+
+@pytest.mark.parametrize("read", [GenerationConfig.load, edgelm.Tokenizer.load])
+def test_a_folder_that_is_no_path_is_an_error(read: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match="None is no path"):
+        read(None)
 
 
 def test_a_repetition_penalty_that_makes_logits_infinite_is_an_error() -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from edgelm.arguments import is_whole, of_class
+from edgelm.arguments import check_boolean, is_whole, of_class
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.cache_layout import BufferLayout, alike
@@ -48,6 +48,7 @@ class PrefixCache:
 
     def __init__(self, config: ModelConfig, max_bytes: int = DEFAULT_BYTES, *, answers: bool = True) -> None:
         of_class("config", config, ModelConfig, "which a model has as its config")
+        check_boolean("answers", answers)
         if not is_whole(max_bytes) or max_bytes < 0:
             raise ConfigError(f"max_bytes is {max_bytes!r}; it must be a whole number of bytes, 0 for no cache.")
         self.max_bytes, self.answers = max_bytes, answers

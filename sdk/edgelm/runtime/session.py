@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.arguments import is_whole
+from edgelm.arguments import check_boolean, is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
@@ -56,7 +56,7 @@ class SessionOptions:
     them, on the CPU; False saves the memory of its weights, and prompts take longer.
 
     Raises:
-        ConfigError: threads is out of range, or provider_options are not texts.
+        ConfigError: threads is out of range, provider_options are no texts, or prefill_graph is neither True nor False.
         ProviderError: there is no such provider.
     """
 
@@ -72,6 +72,7 @@ class SessionOptions:
         given = self.provider_options
         if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
             raise ConfigError(f"provider_options is {given!r}; it must map texts to texts.")
+        check_boolean("prefill_graph", self.prefill_graph)
 
 
 class DecoderSession:

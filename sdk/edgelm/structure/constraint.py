@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgelm.arguments import as_list
+from edgelm.arguments import as_list, check_boolean
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
 
@@ -62,6 +62,7 @@ class Constraint:
             ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
                 enforced. Other keywords that cannot be are named when it is compiled for an answer.
         """
+        check_boolean("strict", strict)
         if not isinstance(schema, Mapping):
             raise ConfigError(
                 f"The JSON schema is {reprlib.repr(schema)}; it must be a mapping, such as {{'type': 'object'}}. A "

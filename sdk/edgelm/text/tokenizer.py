@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from edgelm.arguments import as_list, as_token_ids
+from edgelm.arguments import as_list, as_path, as_token_ids
 from edgelm.errors import TokenizerError
 from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
@@ -62,7 +62,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the file is missing, is broken, or decodes in a way that edgelm does not know.
         """
-        path = Path(folder) / "tokenizer.json"
+        path = as_path(folder) / "tokenizer.json"
         if not path.exists():
             raise TokenizerError(
                 f"There is no tokenizer.json in {folder}. Name a folder that has one: a checkpoint, a package, or what "
