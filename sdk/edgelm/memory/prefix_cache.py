@@ -41,9 +41,9 @@ class PrefixCache:
     alone differs by about 1e-6 from the same one computed with others, so what follows a kept answer may part, at near
     ties, from what follows a recomputed one; with `answers=False` reuse changes no bit.
 
-    Safe to share between threads, and between loads of one package; not between models, which compute other keys and
-    values of the same tokens. Copying 256 tokens takes milliseconds where computing them takes a quarter of a
-    second (docs/results/batching.md).
+    Safe to share between threads. Each model has its own, as another one computes other keys and values of the same
+    tokens. Copying 256 tokens takes milliseconds where computing them takes a quarter of a second
+    (docs/results/batching.md).
     """
 
     def __init__(self, config: ModelConfig, max_bytes: int = DEFAULT_BYTES, *, answers: bool = True) -> None:
