@@ -85,9 +85,9 @@ def test_truncate_forgets_the_tail(config: ModelConfig) -> None:
     cache = filled(config, 5)
     cache.truncate(3)
     assert cache.token_ids == [0, 1, 2]
-    for length in (4, -1):
-        with pytest.raises(ValueError, match=f"Cannot truncate a cache of 3 tokens to {length}"):
-            cache.truncate(length)
+    for length in (4, -1, 1.5, None):
+        with pytest.raises(ConfigError, match=f"Cannot truncate a cache of 3 tokens to {length}; .* of 0 to 3"):
+            cache.truncate(length)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

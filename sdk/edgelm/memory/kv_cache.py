@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from edgelm.arguments import as_path
+from edgelm.arguments import as_path, is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, OutOfMemoryError, PackageError
 from edgelm.files import atomic
@@ -293,9 +293,15 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`; or more, where what ends there is no longer held: all where
         windows do, and down to the last snapshot where states do.
+
+        Raises:
+            ConfigError: `length` is no number of tokens that it has.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"Cannot truncate a cache of {self.length} tokens to {length}.")
+        if not is_whole(length) or not 0 <= length <= self.length:
+            raise ConfigError(
+                f"Cannot truncate a cache of {self.length} tokens to {length!r}; it must be a whole number of 0 to "
+                f"{self.length}."
+            )
         if self.capacity > (self.config.short_context or self.capacity) >= length:
             # What is left turns as a short text again, also where a long one was only begun.
             length, self.binding, self.buffers = 0, None, zeros(self.config, 1, 0)
