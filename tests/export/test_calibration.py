@@ -386,6 +386,28 @@ def test_a_calibration_that_was_stopped_goes_on_and_ends_the_same(
     assert other.folder != again.folder  # another text is another calibration
 
 
+@pytest.mark.parametrize(("name", "content"), [("layer-00001.npz", b"PK"), ("entering.npz", b"")])
+def test_what_a_stopped_calibration_left_damaged_is_made_again(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, name: str, content: bytes
+) -> None:
+    whole = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
+    layers = [np.load(path) for path in sorted(whole.folder.glob("layer-*.npz"))]
+    wanted = [{key: stored[key] for key in stored.files} for stored in layers]
+    (whole.folder / "layer-00001.npz").unlink()  # as if it had been stopped there
+    (whole.folder / name).write_bytes(content)
+
+    again = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
+    for path, expected in zip(sorted(again.folder.glob("layer-*.npz")), wanted, strict=True):
+        with np.load(path) as stored:
+            np.testing.assert_equal({key: stored[key] for key in stored.files}, expected)
+
+
+def test_a_calibration_of_another_config_is_another_one(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    first = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
+    checkpoint.config = dataclasses.replace(checkpoint.config, rope_theta=500.0)  # of the same weights
+    assert calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent).folder != first.folder
+
+
 def test_what_a_calibration_kept_is_gone_when_the_package_is_there(
     checkpoint: HuggingFaceCheckpoint, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def calibrate(
     folder.mkdir(parents=True, exist_ok=True)
     config = checkpoint.config
     layers, done = config.num_hidden_layers, 0
-    while layer_path(folder, done).exists():
+    while _is_whole(layer_path(folder, done)):
         done += 1
     if done < layers:
         resumed = _resumed(folder, done)
@@ -150,9 +151,8 @@ class _Calibration:
 def _digest(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:
     """Name a calibration for all that decides its result."""
     rows = precision.rows(checkpoint.config)
-    described = json.dumps(
-        [_FORMAT, checkpoint.source.get("files"), rows, [list(ids) for ids in sequences]], sort_keys=True
-    )
+    source = [checkpoint.source.get("files"), checkpoint.config.to_dict()]
+    described = json.dumps([_FORMAT, source, rows, [list(ids) for ids in sequences]], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -164,10 +164,19 @@ def _save_state(folder: Path, layer: int, hidden: _Hidden) -> None:
     unfinished.replace(folder / _STATE)
 
 
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file of arrays is there and undamaged: a machine that lost its power may leave another."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # zipfile raises a dozen classes on a broken file
+        return False
+
+
 def _resumed(folder: Path, done: int) -> tuple[_Hidden, int] | None:
     """Read what enters the first layer that is to be done; None where nothing is there to go on from."""
     path = folder / _STATE
-    if not path.exists():
+    if not _is_whole(path):
         return None
     with np.load(path) as stored:
         layer = int(stored["layer"])
