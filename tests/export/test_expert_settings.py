@@ -107,6 +107,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "longrope", "short_mscale": 1.1, "long_mscale": 1.2}},
         "short_mscale is 1.1 and long_mscale 1.2; they must be the same",
     ),
+    "a scale of LongRoPE that is a list": (
+        "phimoe",
+        {"rope_scaling": {"type": "longrope", "short_mscale": [1.1], "long_mscale": 1.2}},
+        r"short_mscale is \[1.1\]; it must be a number",
+    ),
     "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0; clipped queries, keys and values are not supported"),
 }
 

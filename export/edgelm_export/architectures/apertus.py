@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import llama
+from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -54,7 +54,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def _to_model_config_1p5(values: Mapping[str, Any]) -> ModelConfig:
     """Read a vocabulary that ends with tokens of images and sound, of which the head may know nothing."""
     values = {"vocab_size": 266752, **values}
-    return _to_model_config({**values, "vocab_size": values.get("output_vocab_size") or values["vocab_size"]})
+    known = hf_values.optional_whole_number(values, "output_vocab_size")
+    return _to_model_config({**values, "vocab_size": known or values["vocab_size"]})
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:

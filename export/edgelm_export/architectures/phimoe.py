@@ -49,7 +49,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def _with_one_scale(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of LongRoPE whose scale of short texts is that of long ones, as an attention_factor."""
-    scales = {settings[key] for key in _SCALES if settings.get(key) is not None}
+    scales = {hf_values.number(settings, key, 1.0) for key in _SCALES if settings.get(key) is not None}
     if len(scales) > 1:
         raise CheckpointError(
             f"config.json: short_mscale is {settings['short_mscale']!r} and long_mscale {settings['long_mscale']!r}; "
