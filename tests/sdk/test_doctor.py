@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from edgelm import doctor
 from edgelm.cli.main import main
+from edgelm.files import control_groups
 from edgelm.memory import available_memory
 from edgelm.package.slow_operators import slow_operators
 from edgelm.runtime import cpu, onnx_runtime
@@ -135,8 +136,11 @@ def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library:
     [
         ({"cpu.max": "max 100000\n"}, None),
         ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"user.slice/cpu.max": "max 100000\n", "user.slice/app.service/cpu.max": "50000 100000\n"}, 0.5),
+        ({"user.slice/cpu.max": "200000 100000\n", "user.slice/app.service/cpu.max": "max 100000\n"}, 2.0),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/a/cpu.cfs_quota_us": "150000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, 1.5),
         ({}, None),
     ],
 )
@@ -144,9 +148,16 @@ def test_a_containers_share_of_the_processors_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], quota: float | None
 ) -> None:
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
+    own = (
+        "5:memory:/\n4:cpu,cpuacct:/a\n"
+        if any(name.startswith("cpu/") for name in files)
+        else "0::/user.slice/app.service\n"
+    )
+    (tmp_path / "cgroup").write_text(own)
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path)
     assert cpu.cpu_quota() == quota
 
 

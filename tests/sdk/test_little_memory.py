@@ -20,6 +20,7 @@ from edgelm import (
     OutOfMemoryError,
 )
 from edgelm.batching import engine as engine_module
+from edgelm.files import control_groups
 from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.out_of_memory import out_of_memory
@@ -89,8 +90,8 @@ def test_the_limits_of_control_groups_are_read(monkeypatch: pytest.MonkeyPatch, 
     for name, content in files.items():
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(content)
-    monkeypatch.setattr(available_memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(available_memory, "_GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "fs")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert available_memory.memory_within_limits() == left
     assert available_memory.memory_limit() == (None if left is None else 900)
@@ -98,7 +99,7 @@ def test_the_limits_of_control_groups_are_read(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nobody says how much a process has")
 def test_the_limit_of_the_address_space_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(available_memory, "_OWN_GROUPS", tmp_path / "none")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "none")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + (1 << 30), resource.RLIM_INFINITY))
     left = available_memory.memory_within_limits()

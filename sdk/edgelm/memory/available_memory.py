@@ -7,29 +7,28 @@ import mmap
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
+
+from edgelm.files.control_groups import own_groups
 
 _MEMORY_INFO = Path("/proc/meminfo")
 _OWN_PAGES = Path("/proc/self/statm")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 class _GroupFiles(NamedTuple):
-    """Where the memory of control groups is bounded: below which folder, and in which files of a group's own."""
+    """In which files of a control group's own its memory is bounded."""
 
-    folder: str
     limit: str
     used: str
     prefix: str  # in memory.stat, of what a group has together with those inside of it
 
 
 _NO_LIMIT = 1 << 60  # as v1 writes it: 2 ** 63, in whole pages
-# By what a line of /proc/self/cgroup names beside a group. Source: the Linux kernel's cgroup v2 and v1.
-_KINDS: Mapping[str, _GroupFiles] = {
-    "": _GroupFiles("", "memory.max", "memory.current", ""),
-    "memory": _GroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+# By the version of control groups. Source: the Linux kernel's cgroup v1 and v2.
+_FILES: Mapping[int, _GroupFiles] = {
+    1: _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: _GroupFiles("memory.max", "memory.current", ""),
 }
 
 
@@ -68,28 +67,18 @@ def _limits() -> Iterator[tuple[int, int]]:
 
 
 def _limits_of_groups() -> Iterator[tuple[int, int]]:
-    """Yield those of this process's groups, and of those around them; memory that holds files is given back."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in _KINDS:
-            continue
-        own = PurePosixPath(path.lstrip("/"))
-        for group in (own, *own.parents):  # a container may see its own group alone, as the outermost
-            with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
-                yield from _limit_of_group(_KINDS[controllers], group)
+    """Yield those of control groups; memory that holds files is given back."""
+    for folder, version in own_groups("memory"):
+        with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
+            yield from _limit_of_group(folder, _FILES[version])
 
 
-def _limit_of_group(kind: _GroupFiles, group: PurePosixPath) -> Iterator[tuple[int, int]]:
-    folder = _GROUPS / kind.folder / group
-    limit = int((folder / kind.limit).read_text())
+def _limit_of_group(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:
+    limit = int((folder / files.limit).read_text())
     if limit < _NO_LIMIT:
         stat = (folder / "memory.stat").read_text()
-        cached = re.findall(rf"^{kind.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
-        yield limit, int((folder / kind.used).read_text()) - sum(map(int, cached))
+        cached = re.findall(rf"^{files.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+        yield limit, int((folder / files.used).read_text()) - sum(map(int, cached))
 
 
 def _limit_of_address_space() -> Iterator[tuple[int, int]]:

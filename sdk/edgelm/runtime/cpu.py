@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from edgelm.files.control_groups import own_groups
 from edgelm.runtime.cores import physical_cores
 
 MOST_THREADS = 1024  # of a step that anybody may ask for
-_CGROUPS = Path("/sys/fs/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
 # Instruction sets that sum products of 8 bits up in 32 bits: VNNI, and Arm's dot products.
 INTEGER_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
@@ -23,21 +25,24 @@ def usable_cores() -> int:
 
 
 def cpu_quota() -> float | None:
-    """Return how many processors' time this process's control group gets, None without such a limit.
+    """Return how many processors' time this process's control groups get, None without such a limit.
 
     A container that may use two of 16 processors sees all 16; 16 threads there wait for each other most of the time.
     Source: the Linux kernel's cgroup v2 `cpu.max` and v1 `cpu.cfs_quota_us`.
     """
-    try:
-        quota, period = (_CGROUPS / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = ((_CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return None
-    if not quota.strip().isdigit():  # "max", or -1
-        return None
-    return int(quota) / int(period)
+    return min(
+        (quota for folder, version in own_groups("cpu") for quota in _quota_of_group(folder, version)), default=None
+    )
+
+
+def _quota_of_group(folder: Path, version: int) -> Iterator[float]:
+    with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its quota is "max"
+        if version == 2:
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+        else:
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if quota > 0:  # -1 is none
+            yield quota / period
 
 
 def cpu_features() -> frozenset[str] | None:
