@@ -17,6 +17,7 @@ from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic
 from edgelm.files.folders import HOME_VARIABLE, state_folder
+from edgelm.files.regular_file import read_text
 
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
@@ -27,6 +28,7 @@ CONVERSATION_FILE, CACHE_FILE = "conversation.json", "cache.npz"
 _KINDS: dict[str, Any] = {
     "model": str, "fingerprint": str, "system": (str, type(None)), "messages": list, "tokens": int
 }  # fmt: skip
+_MAX_BYTES = 1 << 28  # of a conversation
 _NAMING_WORDS, _NAMING_LENGTH = 6, 40
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
@@ -216,12 +218,12 @@ def _owner(model: LanguageModel, adapter: str | None) -> str:
 def _read_conversation(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSATION_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path, _MAX_BYTES, encoding="utf-8"))
         wrong = [name for name, kind in _KINDS.items() if not isinstance(values[name], kind)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PackageError(f"Cannot read the saved session {path}: {error}.") from error
     if wrong:
-        raise PackageError(f"The saved session {path} has a {wrong[0]} that does not fit: {values[wrong[0]]!r}.")
+        raise PackageError(f"The saved session {path} has a {wrong[0]} that does not fit: {values[wrong[0]]!r:.200}.")
     return dict(values)
 
 

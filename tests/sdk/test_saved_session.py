@@ -158,6 +158,16 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
         ChatSession.load(fresh_model(), tmp_path / "chat")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+@pytest.mark.parametrize("name", ["conversation.json", "cache.npz"])
+def test_a_pipe_in_a_session_is_not_waited_for(session: ChatSession, tmp_path: Path, name: str) -> None:
+    session.save(tmp_path / "saved")
+    (tmp_path / "saved" / name).unlink()
+    os.mkfifo(tmp_path / "saved" / name)
+    with pytest.raises(edgelm.PackageError, match=rf"{name}: (ValueError: )?it is not a regular file"):
+        ChatSession.load(session.model, tmp_path / "saved")
+
+
 def test_an_adapter_that_has_computed_nothing_and_is_gone_is_not_missed(session: ChatSession, tmp_path: Path) -> None:
     write_tiny_adapter(tmp_path / "adapter")
     session.model.load_adapter(tmp_path / "adapter", "added")
@@ -229,14 +239,14 @@ def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
     saved = SavedSessions()
     for name in ("mine", "locked"):
         saved.save(name, session)
-    folder, listed, read = saved.root / "locked", Path.iterdir, Path.read_text
+    folder, listed, opened = saved.root / "locked", Path.iterdir, Path.open
 
     def refuse(path: Path) -> None:
         if folder in (path, path.parent):  # what the system does to other users, and not to root
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or listed(path))
-    monkeypatch.setattr(Path, "read_text", lambda path, **options: refuse(path) or read(path, **options))
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **options: refuse(path) or opened(path, *mode, **options))
     problem = {one.name: one.problem for one in saved.sessions()}
     assert problem["mine"] is None
     assert str(problem["locked"]).startswith(f"{folder} cannot be read: ")

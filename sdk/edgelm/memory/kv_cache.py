@@ -404,6 +404,8 @@ class KVCache:
         """
         cache, path = cls(config), as_path(path)
         try:
+            if path.exists() and not path.is_file():  # opening a pipe waits for ever
+                raise ValueError("it is not a regular file")
             # Not by np.load, which takes what is no archive for a pickle, and advises to trust it.
             with path.open("rb") as file, NpzFile(file, allow_pickle=False) as saved:
                 owner, ids = str(_read_part(saved, "fingerprint")), _read_part(saved, "token_ids")
