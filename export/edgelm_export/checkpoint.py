@@ -60,8 +60,9 @@ class QuantizedBlocks:
 
     def times(self, factor: np.float32 | NDArray[np.float32]) -> QuantizedBlocks:
         """Return the tensor times a factor, or one for each row [rows, 1], which go into the scales."""
-        offsets = None if self.offsets is None else self.offsets * factor
-        return dataclasses.replace(self, scales=self.scales * factor, offsets=offsets)
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+            offsets = None if self.offsets is None else self.offsets * factor
+            return dataclasses.replace(self, scales=self.scales * factor, offsets=offsets)
 
 
 class Checkpoint(Protocol):
