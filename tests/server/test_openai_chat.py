@@ -183,6 +183,7 @@ def test_fields_that_change_no_answer_are_taken(serving):
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
     off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "min_tokens": 0, "audio": False}
+    off["verbosity"] = "medium"  # OpenAI's default
     assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
 
 
@@ -190,6 +191,7 @@ REFUSED = {
     "messages": ({}, "messages is missing."),
     "messages[0].role": ({"messages": [{"content": "x"}]}, "messages[0].role is missing."),
     "messages[0].content": ({"messages": [{"role": "user"}]}, "messages[0].content is missing."),
+    "verbosity": ({"verbosity": "low"}, "verbosity is not supported: these models have no such setting."),
     "temperature": ({"temperature": -1}, "temperature is -1; it must be from 0 to 2."),
     "top_p": ({"top_p": "x"}, "top_p is 'x'; it must be a number."),
     "n": ({"n": 1000}, "n is 1000; it must be from 1 to 8."),

@@ -261,6 +261,7 @@ def test_system_messages_behind_each_other_are_one(serving):
         {"reasoning": {"generate_summary": "concise"}},
         {"client_metadata": {"session_id": "1"}, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "1"},
         {"include": [], "top_logprobs": 0},
+        {"text": {"verbosity": "medium"}},
     ],
 )
 def test_what_changes_no_answer_is_taken(serving, fields):

@@ -17,8 +17,8 @@ TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 ANY: Schema = {}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
-# Refused fields that ask for nothing with a 1.
-_OFF_AT_ONE = ("best_of", "tfs_z")
+# Refused fields, and the values with which they ask for nothing, besides empty ones.
+_OFF_AT: Mapping[str, object] = {"best_of": 1, "tfs_z": 1, "verbosity": "medium"}
 
 
 def whole(low: int, high: int = 2**31) -> Schema:
@@ -126,7 +126,7 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
             # And False: clients that always write a field ask for nothing with these.
-            if item in ([], "", 0) or (item == 1 and name in _OFF_AT_ONE):
+            if item in ([], "", 0) or (name in _OFF_AT and item == _OFF_AT[name]):
                 continue
             raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])
         elif not others:
