@@ -17,7 +17,7 @@ _CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*{_SUFFIX}"
 _GPT4O_SPLIT = _WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN_SPLIT = _GPT4O_SPLIT.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}")
+TEKKEN_SPLIT = _GPT4O_SPLIT.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}")
 
 # Groups of three digits are counted from the end of a number.
 _AYA_SPLITS = (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O_SPLIT)
@@ -150,7 +150,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
     "kanana2": _splitting(_GPT4O_SPLIT),
-    "tekken": _splitting(_TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
+    "tekken": _splitting(TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
     "refact": _STARCODER,  # Granite's

@@ -24,6 +24,7 @@ from edgelm_export.byte_level_folder import (
 from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_class, renumbered_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
+from edgelm_export.tekken_folder import NO_TEMPLATE, TEKKEN, tekken_files
 from edgelm_export.tiktoken_folder import TIKTOKEN_FILES, tiktoken_file, tiktoken_files
 from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
 from edgelm_export.translator_class import with_source_language
@@ -34,9 +35,9 @@ PROCESSOR_TEMPLATE, NAMED_TEMPLATES = "chat_template.json", "additional_chat_tem
 _FOR_TOOLS = "tool_use.jinja"
 _MOST_NAMES = 5
 # What may be larger than a file of settings: in bytes, and in values. The largest vocabulary of both files in use has
-# 151,643 tokens in 2.8 MB.
-_LARGER = {TOKENIZER: MAX_BYTES, **dict.fromkeys(BYTE_LEVEL_FILES, 4 << 20)}
-_MORE_VALUES = {VOCABULARY: 1 << 18}
+# 151,643 tokens in 2.8 MB; Mistral's of 150,000 tokens has 19 MB, and four values for each.
+_LARGER = {TOKENIZER: MAX_BYTES, TEKKEN: 32 << 20, **dict.fromkeys(BYTE_LEVEL_FILES, 4 << 20)}
+_MORE_VALUES = {VOCABULARY: 1 << 18, TEKKEN: 1 << 20}
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -162,6 +163,8 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
         source, vocabulary = MARIAN_FILES
         return marian_files(file_inside(folder, source), read_json_object(folder, vocabulary))
     settings = {name: read_json_object(folder, name) for name in SETTINGS_FILES if (folder / name).exists()}
+    if (folder / TEKKEN).exists():
+        return tekken_files(folder / TEKKEN, read_json_object(folder, TEKKEN), settings)
     config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
     renumbered = renumbered_class(config, settings.get(MODEL_CONFIG, {}))
     model = next((name for name in RENUMBERED_FILES if (folder / name).exists()), None)
@@ -176,8 +179,8 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
         return tiktoken_files(file_inside(folder, model), settings)
     if not any((folder / name).exists() for name in BYTE_LEVEL_FILES):
         raise CheckpointError(
-            f"{folder} has no {TOKENIZER}, no {SENTENCEPIECE_FILES[0]}, no {TIKTOKEN_FILES[0]}, and no {VOCABULARY} "
-            f"with {MERGES}; edgelm needs one of them. Save the tokenizer there with transformers: "
+            f"{folder} has no {TOKENIZER}, no {SENTENCEPIECE_FILES[0]}, no {TEKKEN}, no {TIKTOKEN_FILES[0]}, and no "
+            f"{VOCABULARY} with {MERGES}; edgelm needs one of them. Save the tokenizer there with transformers: "
             'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
         )
     class_ = tokenizer_class(folder, settings)
@@ -212,10 +215,12 @@ def notes_on_template(folder: Path, files: Mapping[str, str]) -> tuple[str, ...]
     way_out = f"Put the one you mean into {CHAT_TEMPLATE} of the source's folder."
     in_files = [path.stem for path in (folder / NAMED_TEMPLATES).glob("*.jinja")]
     notes = notes_on_names(files, way_out, in_files)
-    if not notes and CHAT_TEMPLATE not in files and (folder / PROCESSOR_TEMPLATE).exists():
+    if notes or CHAT_TEMPLATE in files:
+        return notes
+    if (folder / PROCESSOR_TEMPLATE).exists():
         what = f"{PROCESSOR_TEMPLATE} is a processor's, which the tokenizer does not read"
         return (f"It has no chat template: {what}. {way_out}",)
-    return notes
+    return (f"It has no chat template: {NO_TEMPLATE}",) if (folder / TEKKEN).exists() else ()
 
 
 def notes_on_names(files: Mapping[str, str], way_out: str, more: Sequence[str] = ()) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from edgelm_export.tokenizer_json import TOKENIZER_CONFIG
 
 TIKTOKEN_FILES = ("tiktoken.model", "*.tiktoken")
 _MAX_FILE_BYTES = 8 << 20  # Kimi K2's has 2.8 MB
-_MAX_TOKENS, _MAX_TOKEN_BYTES = 1 << 18, 512  # 163,584 in Kimi K2's
+MAX_TOKENS, MAX_TOKEN_BYTES = 1 << 18, 512  # 163,584 in Kimi K2's
 _MAX_MERGES = 1 << 19  # 294,166 in Qwen's, of 151,643 tokens
 _EXTRA = tuple(f"<|extra_{number}|>" for number in range(205))
 
@@ -80,6 +80,29 @@ def tiktoken_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[s
             "of the model, or a folder with tokenizer.json."
         )
     ranks = _ranks(path)
+    listed = config.get("added_tokens_decoder")
+    own = listed if isinstance(listed, Mapping) else {}
+    taken = {token.get("content") for token in own.values() if isinstance(token, Mapping)}
+    behind = {str(id_): text.format(id=id_) for id_, text in enumerate(found.control, max(ranks.values()) + 1)}
+    known = {id_: {"content": text, "special": True} for id_, text in behind.items() if text not in taken}
+    settings = {**config, "added_tokens_decoder": {**known, **own}}
+    return ranked_files(found.like, path, ranks, {**files, TOKENIZER_CONFIG: settings})
+
+
+def ranked_files(
+    class_: TokenizerClass, path: Path, ranks: Mapping[bytes, int], files: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Build tokenizer.json and tokenizer_config.json of tokens and their ranks, which are their ids.
+
+    path: where they stand. files: the folder's settings, as `tiktoken_files` takes them, with all control tokens.
+
+    Raises:
+        CheckpointError: the tokens are no vocabulary for tiktoken, or join in too many ways.
+    """
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing or len(set(ranks.values())) < len(ranks):
+        told = f"has no token for the byte {missing[0]}" if missing else "gives two tokens one rank"
+        raise CheckpointError(f"{path} {told}. Download it again.")
     letters = {token: byte_letters(token) for token in ranks}
     vocabulary = {letters[token]: rank for token, rank in ranks.items()}
     merges = [f"{letters[left]} {letters[right]}" for left, right in itertools.islice(_merges(ranks), _MAX_MERGES + 1)]
@@ -87,13 +110,7 @@ def tiktoken_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[s
         raise CheckpointError(
             f"{path}: more than {_MAX_MERGES} pairs of its tokens make a token; so many are not read."
         )
-    listed = config.get("added_tokens_decoder")
-    own = listed if isinstance(listed, Mapping) else {}
-    taken = {token.get("content") for token in own.values() if isinstance(token, Mapping)}
-    behind = {str(id_): text.format(id=id_) for id_, text in enumerate(found.control, max(ranks.values()) + 1)}
-    known = {id_: {"content": text, "special": True} for id_, text in behind.items() if text not in taken}
-    settings = {**config, "added_tokens_decoder": {**known, **own}}
-    return byte_level_files(found.like, path.parent, vocabulary, merges, {**files, TOKENIZER_CONFIG: settings})
+    return byte_level_files(class_, path.parent, vocabulary, merges, files)
 
 
 def _ranks(path: Path) -> dict[bytes, int]:
@@ -102,8 +119,8 @@ def _ranks(path: Path) -> dict[bytes, int]:
         lines = regular_file.read_text(path, _MAX_FILE_BYTES).split("\n")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if len(lines) > _MAX_TOKENS:
-        raise CheckpointError(f"{path} has {len(lines)} lines; at most {_MAX_TOKENS} are read.")
+    if len(lines) > MAX_TOKENS:
+        raise CheckpointError(f"{path} has {len(lines)} lines; at most {MAX_TOKENS} are read.")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -113,17 +130,13 @@ def _ranks(path: Path) -> dict[bytes, int]:
             content, index = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error):
             content, index = b"", -1
-        if not (0 < len(content) <= _MAX_TOKEN_BYTES and 0 <= index < _MAX_TOKENS):
+        if not (0 < len(content) <= MAX_TOKEN_BYTES and 0 <= index < MAX_TOKENS):
             raise CheckpointError(
-                f"{path}: line {number}, {line!r:.80}, is not a token of up to {_MAX_TOKEN_BYTES} bytes in base64 and "
-                f"its rank below {_MAX_TOKENS}. Download it again."
+                f"{path}: line {number}, {line!r:.80}, is not a token of up to {MAX_TOKEN_BYTES} bytes in base64 and "
+                f"its rank below {MAX_TOKENS}. Download it again."
             )
         if ranks.setdefault(content, index) != index:
             raise CheckpointError(f"{path}: line {number} gives {content!r:.80} a second rank, {index}.")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing or len(set(ranks.values())) < len(ranks):
-        told = f"has no token for the byte {missing[0]}" if missing else "gives two tokens one rank"
-        raise CheckpointError(f"{path} {told}. Download it again.")
     return ranks
 
 

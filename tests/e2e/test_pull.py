@@ -90,7 +90,8 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
 
 
 def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(environment, server):
-    files = {*RENUMBERED_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES, "tiktoken.model", "hy.tiktoken"}
+    for_tiktoken = {"tiktoken.model", "hy.tiktoken", "tekken.json"}
+    files = {*RENUMBERED_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES, *for_tiktoken}
     contents = dict.fromkeys((*files, "tokenizer.py"), b"{}") | {"model.safetensors": WEIGHTS}
     server.add_repository("org/Older", contents)
     result = pull(environment, "hf:org/Older")

@@ -401,6 +401,7 @@ def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_
         _ = HuggingFaceCheckpoint(tmp_path).text_files
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(
-        CheckpointError, match=r"no tokenizer.model, no tiktoken.model, and no vocab.json with merges.txt; .*save_pretr"
+        CheckpointError,
+        match=r"no tokenizer.model, no tekken.json, no tiktoken.model, and no vocab.json with merges.txt; .*save_pretr",
     ):
         _ = HuggingFaceCheckpoint(tmp_path).text_files

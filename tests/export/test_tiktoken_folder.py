@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 import regex
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from ranked_vocabulary import TEXTS, joined, trained_ranks
+from tokenizers import Tokenizer
 
 from edgelm.errors import CheckpointError
 from edgelm_export import tiktoken_folder
-from edgelm_export.byte_level_tokenizer import byte_letters
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES
 
-TEXTS: list[str] = [
-    row["text"].replace("<|", "<")  # no control tokens
-    for row in json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text("utf-8"))["rows"]
-]
 # As the authors' code has them (tokenization_moonshot.py, tokenization_hy.py, tokenization_qwen.py).
 KIMI = "|".join(
     [
@@ -57,16 +53,7 @@ CHAT = {
 
 @pytest.fixture(scope="module")
 def ranks() -> dict[bytes, int]:
-    """A vocabulary of 500 tokens, trained on the corpus without any split."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    letters = {letter: byte for byte in range(256) for letter in byte_letters(bytes([byte]))}
-    found = {bytes(letters[letter] for letter in token): rank for token, rank in tokenizer.get_vocab().items()}
-    assert len(found) == 500
-    return found
+    return trained_ranks()
 
 
 def write(folder: Path, class_: str | None, ranks: Mapping[bytes, int], settings: Mapping[str, Any] = {}) -> Path:
@@ -76,23 +63,6 @@ def write(folder: Path, class_: str | None, ranks: Mapping[bytes, int], settings
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_, **settings}))
     (folder / "tokenization.py").write_text("raise SystemExit('this must not run')")
     return path
-
-
-def joined(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """Join the neighbours that make the token of the lowest rank, the first of several, until none do."""
-    if piece in ranks:
-        return [ranks[piece]]
-    parts = [bytes([byte]) for byte in piece]
-    while True:
-        found = [
-            (ranks[pair], place)
-            for place in range(len(parts) - 1)
-            if (pair := parts[place] + parts[place + 1]) in ranks
-        ]
-        if not found:
-            return [ranks[part] for part in parts]
-        _, place = min(found)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
 
 
 @pytest.mark.parametrize("class_", TIKTOKEN_CLASSES)
@@ -170,7 +140,7 @@ def test_what_would_take_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tiktoken_folder, "_MAX_MERGES", 20)
     with pytest.raises(CheckpointError, match=r"hy\.tiktoken: more than 20 pairs of its tokens make a token"):
         read_text_files(tmp_path)
-    monkeypatch.setattr(tiktoken_folder, "_MAX_TOKENS", 200)
+    monkeypatch.setattr(tiktoken_folder, "MAX_TOKENS", 200)
     with pytest.raises(CheckpointError, match=r"hy\.tiktoken has 265 lines; at most 200 are read"):
         read_text_files(tmp_path)
     monkeypatch.setattr(tiktoken_folder, "_MAX_FILE_BYTES", 1000)

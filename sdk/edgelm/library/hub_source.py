@@ -46,6 +46,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "source.spm",
+    "tekken.json",
     "tiktoken.model",
     "*.tiktoken",
     "vocab.json",
