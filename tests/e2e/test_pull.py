@@ -442,6 +442,6 @@ def test_progress_is_drawn_only_on_a_terminal(environment, server):
 def test_a_record_names_every_file_with_its_hash(environment):
     pull(environment, "hf:org/Small-Model")
     files = read_record(Library().source_path("small-model"))["files"]
-    names = ["chat_template.json", "config.json", "model.safetensors", "tokenizer.json"]
+    names = ["chat_template.json", "config.json", "hf_quant_config.json", "model.safetensors", "tokenizer.json"]
     assert [file["path"] for file in files] == names
-    assert files[2]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
+    assert files[3]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
