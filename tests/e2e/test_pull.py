@@ -278,6 +278,17 @@ def test_an_adapter_is_refused(environment, server):
     assert "org/adapter has no config.json: it is not a whole model" in refused(environment, "hf:org/adapter")
 
 
+@pytest.mark.parametrize("more", [["config.json"], ["params.json", "model-Q4.gguf"]])
+def test_weights_in_the_form_of_their_author_are_refused_before_they_come(environment, server, more):
+    files = ["consolidated-00001-of-00002.safetensors", "consolidated-00002-of-00002.safetensors", *more]
+    server.add_repository("org/Native", dict.fromkeys(files, b"x"))
+    message = refused(environment, "hf:org/Native")
+    assert "org/Native has its weights in consolidated-00001-of-00002.safetensors alone, in the format of" in message
+    assert ("hf:org/Native/model-Q4.gguf" in message) == ("params.json" in more)
+    assert "Take the same model in Hugging Face's: config.json, model.safetensors (or its shards)" in message
+    assert not any("consolidated" in path for path, _ in server.headers_seen)
+
+
 def test_an_answer_without_a_commit_is_refused(environment, server):
     server.add_repository("org/odd", {"config.json": b"{}"}, sha="../../outside")
     assert "which is not a commit" in refused(environment, "hf:org/odd")

@@ -255,6 +255,13 @@ class HubSource:
             pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
             reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
             raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_list_ggufs(self.repo, paths)}")
+        if all(path.startswith("consolidated") for path in weights):
+            ggufs = f" {_list_ggufs(self.repo, paths)}" if fnmatch.filter(paths, "*.gguf") else ""
+            raise DownloadError(
+                f"{self.repo} has its weights in {weights[0]} alone, in the format of their author's own program. Take "
+                "the same model in Hugging Face's: config.json, model.safetensors (or its shards) and tokenizer.json."
+                + ggufs
+            )
         if "config.json" not in top:
             raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
         texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
