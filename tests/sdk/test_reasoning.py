@@ -117,7 +117,7 @@ def test_the_channels_of_gpt_oss_are_known_by_its_template(make) -> None:
     assert make(f"{CHANNEL}final<|message|>{SAID}", template).chat(QUESTION).text == SAID
 
 
-@pytest.mark.parametrize("number", [2, 3])  # of Seed-OSS and Gemma 4
+@pytest.mark.parametrize("number", [2, 3, 4])  # of Seed-OSS, Gemma 4 and Magistral
 @pytest.mark.parametrize("is_token", [False, True])
 def test_other_marks_are_known_by_the_template(number: int, is_token: bool) -> None:
     format_ = FORMATS[number]

@@ -60,6 +60,8 @@ FORMATS = (
         signs=("<|channel>thought",),
         control_tokens=("<|channel>", "<channel|>"),
     ),
+    # Magistral since 2507 (before, `<think>`), Ministral 3 Reasoning.
+    ReasoningFormat(start="[THINK]", end="[/THINK]", signs=("[THINK]",), control_tokens=("[THINK]", "[/THINK]")),
 )
 
 
