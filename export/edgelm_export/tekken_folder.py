@@ -24,7 +24,7 @@ TEKKEN = "tekken.json"
 NO_TEMPLATE = (
     "Mistral AI has it as code, in the package mistral-common, whose "
     'mistral_common.integrations.chat_templates.chat_templates.convert_tokenizer_to_chat_template("tekken.json") gives '
-    "one. Put it into chat_template.jinja of the source's folder, and export again."
+    "one. Put it into chat_template.jinja of the source's folder."
 )
 _MAX_CONTROL = 1 << 13  # 1,000 in each that was published
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

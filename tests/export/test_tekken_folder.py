@@ -132,7 +132,7 @@ def test_a_folder_without_a_chat_template_says_where_it_is(
     write(tmp_path, tekken(ranks))
     (note,) = HuggingFaceCheckpoint(tmp_path).notes
     assert note.startswith("It has no chat template: Mistral AI has it as code, in the package mistral-common")
-    assert note.endswith("Put it into chat_template.jinja of the source's folder, and export again.")
+    assert note.endswith("Put it into chat_template.jinja of the source's folder.")
     (tmp_path / "chat_template.jinja").write_text("T")
     assert HuggingFaceCheckpoint(tmp_path).notes == ()
 
