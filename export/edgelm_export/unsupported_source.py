@@ -94,7 +94,8 @@ def _without_its_weights(folder: Path, names: Sequence[str]) -> str | None:
     if any(name.startswith("consolidated") for name in tensors):
         return (
             f"{folder} has its weights in {listed} alone, in the format of their author's own program. Take the same "
-            f"model in Hugging Face's: {CONFIG}, model.safetensors (or its shards) and tokenizer.json."
+            f"model in Hugging Face's: {CONFIG}, model.safetensors (or its shards) and tokenizer.json or tekken.json. "
+            "Or take a GGUF file of it."
         )
     if tensors and CONFIG in names:
         return (

@@ -285,7 +285,7 @@ def test_weights_in_the_form_of_their_author_are_refused_before_they_come(enviro
     message = refused(environment, "hf:org/Native")
     assert "org/Native has its weights in consolidated-00001-of-00002.safetensors alone, in the format of" in message
     assert ("hf:org/Native/model-Q4.gguf" in message) == ("params.json" in more)
-    assert "Take the same model in Hugging Face's: config.json, model.safetensors (or its shards)" in message
+    assert "model.safetensors (or its shards) and tokenizer.json or tekken.json. Or take a GGUF file of it." in message
     assert not any("consolidated" in path for path, _ in server.headers_seen)
 
 

@@ -259,8 +259,8 @@ class HubSource:
             ggufs = f" {_list_ggufs(self.repo, paths)}" if fnmatch.filter(paths, "*.gguf") else ""
             raise DownloadError(
                 f"{self.repo} has its weights in {weights[0]} alone, in the format of their author's own program. Take "
-                "the same model in Hugging Face's: config.json, model.safetensors (or its shards) and tokenizer.json."
-                + ggufs
+                "the same model in Hugging Face's: config.json, model.safetensors (or its shards) and tokenizer.json "
+                f"or tekken.json. Or take a GGUF file of it.{ggufs}"
             )
         if "config.json" not in top:
             raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
