@@ -25,6 +25,9 @@ from edgelm_export.tokenizer_json import TOKENIZER_CONFIG
 TIKTOKEN_FILES = ("tiktoken.model", "*.tiktoken")
 _MAX_FILE_BYTES = 8 << 20  # Kimi K2's has 2.8 MB
 MAX_TOKENS, MAX_TOKEN_BYTES = 1 << 18, 512  # 163,584 in Kimi K2's
+_MAX_BYTES = (
+    4 << 20
+)  # of all tokens together, each of which is looked at in all its halves; Kimi K2's whole file has 2.8 MB
 _MAX_MERGES = 1 << 19  # 294,166 in Qwen's, of 151,643 tokens
 _EXTRA = tuple(f"<|extra_{number}|>" for number in range(205))
 
@@ -103,6 +106,8 @@ def ranked_files(
     if missing or len(set(ranks.values())) < len(ranks):
         told = f"has no token for the byte {missing[0]}" if missing else "gives two tokens one rank"
         raise CheckpointError(f"{path} {told}. Download it again.")
+    if sum(map(len, ranks)) > _MAX_BYTES:
+        raise CheckpointError(f"{path}: its tokens have more than {_MAX_BYTES} bytes; so many are not read.")
     letters = {token: byte_letters(token) for token in ranks}
     vocabulary = {letters[token]: rank for token, rank in ranks.items()}
     merges = [f"{letters[left]} {letters[right]}" for left, right in itertools.islice(_merges(ranks), _MAX_MERGES + 1)]

@@ -140,6 +140,9 @@ def test_what_would_take_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tiktoken_folder, "_MAX_MERGES", 20)
     with pytest.raises(CheckpointError, match=r"hy\.tiktoken: more than 20 pairs of its tokens make a token"):
         read_text_files(tmp_path)
+    monkeypatch.setattr(tiktoken_folder, "_MAX_BYTES", 300)
+    with pytest.raises(CheckpointError, match=r"hy\.tiktoken: its tokens have more than 300 bytes"):
+        read_text_files(tmp_path)
     monkeypatch.setattr(tiktoken_folder, "MAX_TOKENS", 200)
     with pytest.raises(CheckpointError, match=r"hy\.tiktoken has 265 lines; at most 200 are read"):
         read_text_files(tmp_path)
