@@ -488,6 +488,7 @@ def test_a_cache_of_another_model_is_refused(model: LanguageModel) -> None:
     other = edgelm.KVCache(dataclasses.replace(model.config, max_position_embeddings=512))
     with pytest.raises(ConfigError, match=r"cache is one of another model\. Take what new_cache\(\) of tiny-random"):
         model.stream("x", cache=other)
+    assert other.model is None  # and is refused to nobody else for it
     with pytest.raises(ConfigError, match=r"cache is 'chat\.npz'; it must be an edgelm\.KVCache, which new_cache\(\)"):
         model.stream("x", cache="chat.npz")  # type: ignore[arg-type]
 

@@ -207,8 +207,10 @@ class KVCache:
 
     def is_for(self, config: ModelConfig, fingerprint: str) -> bool:
         """Tell whether a model may compute with it: the first one that asks, and no other of the same config either."""
+        if self.config != config:
+            return False
         self.model = self.model or fingerprint
-        return self.config == config and self.model == fingerprint
+        return self.model == fingerprint
 
     def use_adapter(self, name: str | None) -> None:
         """Go on with an adapter, or with the model alone; what another one computed is forgotten."""
