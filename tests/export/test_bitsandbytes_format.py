@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+from quantized_folders import say_quantized
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -70,10 +71,9 @@ def quantize_folder(folder: Path, kind: str) -> Tensors:
         )
         tensors |= packed
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
     bits = {"load_in_8bit": kind == "int8", "load_in_4bit": kind != "int8"}
     settings = {"quant_method": "bitsandbytes", **bits, "bnb_4bit_quant_type": kind}
-    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(folder, settings)
     return stands_for
 
 

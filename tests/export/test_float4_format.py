@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quantized_folders import change_tensor, say_quantized
 from safetensors.torch import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -151,8 +152,7 @@ def quantize_folder(folder: Path, name: str) -> Tensors:
         parts, stands_for[key] = pack(key.removesuffix(".weight"), tensor.float())
         tensors |= {part: each.contiguous() for part, each in parts.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": config}))
+    say_quantized(folder, config)
     return stands_for
 
 
@@ -264,10 +264,6 @@ def test_parts_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any, t
     name, part, change, told = BROKEN[case]
     save_llama(tmp_path, intermediate_size=128)
     quantize_folder(tmp_path, name)
-    tensors = load_file(tmp_path / "model.safetensors")
-    changed = change(tensors.pop(f"{STEM}.{part}"))
-    if changed is not None:
-        tensors[f"{STEM}.{part}"] = changed.contiguous()
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    change_tensor(tmp_path, f"{STEM}.{part}", change)
     with pytest.raises(CheckpointError, match=told):
         HuggingFaceCheckpoint(tmp_path)

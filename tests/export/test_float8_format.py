@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quantized_folders import say_quantized
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -73,8 +74,7 @@ def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
             tensors[f"{stem}.{'input' if is_first_form else 'activation'}_scale"] = torch.tensor(0.5)
             tensors[f"{stem}.{part}"] = scales.reshape(())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": config}))
+    say_quantized(folder, config)
     return stands_for
 
 
@@ -179,9 +179,8 @@ def test_a_block_larger_than_its_matrix_takes_no_memory(save_llama: Any, tmp_pat
             rows, columns = (min(of, size) for size, of in zip(tensor.shape, block, strict=True))
             wanted[key] = tensors[key].float() * scales.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((tmp_path / "config.json").read_text())
     settings = {"quant_method": "fp8", "weight_block_size": block}
-    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(tmp_path, settings)
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     for key, expected in wanted.items():
         np.testing.assert_array_equal(checkpoint.tensor(key), expected.numpy(), err_msg=key)
@@ -234,8 +233,7 @@ def test_a_type_that_numpy_has_not_is_no_other_error(save_llama: Any, tmp_path: 
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"] = torch.ones(3).to(torch.float8_e5m2)
     save_file(tensors, tmp_path / "model.safetensors")
-    values = json.loads((tmp_path / "config.json").read_text())
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(tmp_path, settings)
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: module 'numpy' has no attribute"):
         HuggingFaceCheckpoint(tmp_path)

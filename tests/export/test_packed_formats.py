@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quantized_folders import say_quantized
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -141,8 +142,7 @@ def quantize_folder(folder: Path, name: str) -> dict[str, np.ndarray]:
         else:
             tensors[key] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": config}))
+    say_quantized(folder, config)
     return {key: weight.astype(np.float32) for key, weight in stands_for.items()}
 
 

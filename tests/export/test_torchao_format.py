@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quantized_folders import change_tensor, say_quantized
 from safetensors.torch import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -45,9 +45,8 @@ def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
         if bits:
             tensors[f"{stem}_zero_point"] = zeros
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
     settings = {"quant_method": "torchao", "quant_type": {"default": {"_type": type_, "_version": 2, "_data": data}}}
-    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(folder, settings)
     return stands_for
 
 
@@ -90,11 +89,7 @@ def test_parts_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any, t
     name, part, change, told = BROKEN[case]
     save_llama(tmp_path, intermediate_size=128)
     quantize_folder(tmp_path, name)
-    tensors = load_file(tmp_path / "model.safetensors")
-    changed = change(tensors.pop(f"{STEM}._weight_{part}"))
-    if changed is not None:
-        tensors[f"{STEM}._weight_{part}"] = changed.contiguous()
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    change_tensor(tmp_path, f"{STEM}._weight_{part}", change)
     with pytest.raises(CheckpointError, match=told):
         HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight")
 
@@ -102,8 +97,7 @@ def test_parts_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any, t
 @pytest.mark.parametrize("kinds", [{"default": {"_type": "Int4WeightOnlyConfig"}}, {"default": {}, "a": {}}, "int8"])
 def test_other_kinds_are_refused(save_llama: Any, tmp_path: Path, kinds: object) -> None:
     save_llama(tmp_path, intermediate_size=128)
-    values = json.loads((tmp_path / "config.json").read_text())
     settings = {"quant_method": "torchao", "quant_type": kinds}
-    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(tmp_path, settings)
     with pytest.raises(CheckpointError, match=r"quantized \(quant_method 'torchao'\), in a way that is not supported"):
         HuggingFaceCheckpoint(tmp_path)
