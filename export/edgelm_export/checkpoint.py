@@ -113,3 +113,8 @@ class Checkpoint(Protocol):
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return the tensor, or some of its rows, on its own grid where a package holds that at speed, else None."""
+
+
+def shown(shape: tuple[int, ...] | None) -> str:
+    """Write the shape of a tensor that may not be there, for a message."""
+    return "missing" if shape is None else str(list(shape))

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read
+from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
-from edgelm_export.mlx_format import shown
 
 
 @dataclass(frozen=True, kw_only=True)

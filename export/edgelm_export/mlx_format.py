@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read
+from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
 from edgelm_export.levels import on_levels
 
@@ -203,8 +203,3 @@ def _settings_of(stem: str, settings: Mapping[str, Any], where: object) -> tuple
                 f"{', '.join(map(str, supported[key]))}. Take the model's unquantized folder, or a GGUF file."
             )
     return name, found["bits"], found["group_size"]
-
-
-def shown(shape: tuple[int, ...] | None) -> str:
-    """Write the shape of a tensor that may not be there, for a message."""
-    return "missing" if shape is None else str(list(shape))

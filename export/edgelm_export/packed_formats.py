@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.bitnet_format import TernaryMatrix, ternary_matrices
 from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
-from edgelm_export.checkpoint import QuantizedBlocks, Read
+from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float4_format import Float4Matrix, float4_matrices
 from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_kinds, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
-from edgelm_export.mlx_format import MLXMatrix, mlx_matrices, shown
+from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
 from edgelm_export.mxfp4 import MXFP4Stack
 from edgelm_export.torchao_format import TorchAOMatrix, torchao_matrices
 

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read
+from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.grid_of_groups import Grid
-from edgelm_export.mlx_format import shown
 
 _VALUES, _SCALE, _ZERO = "._weight_qdata", "._weight_scale", "._weight_zero_point"
 _INTEGERS = (
