@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from edgelm.architecture import rope
 from edgelm.architecture.relative_positions import relative_buckets
 from edgelm.config import SINUSOIDS, ModelConfig
-from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.errors import ConfigError, ContextLengthError, TrainingError
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_training.activations import ACTIVATIONS
 from edgelm_training.altup import AltUp, Laurel, merged, spread, stream_projections
@@ -386,6 +386,7 @@ def generate(
 
     Raises:
         ContextLengthError: `input_ids` is empty, or longer than the context.
+        TrainingError: the logits are no numbers.
     """
     if not input_ids:
         raise ContextLengthError("The prompt has no tokens; there is nothing to continue.")
@@ -395,6 +396,11 @@ def generate(
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:
         logits_V = model(torch.tensor([ids], device=device), None, sources_BS)[0, -1].float()
+        if bool(logits_V.isnan().any()):
+            raise TrainingError(
+                "The model's logits are no numbers: training has ruined its weights. Lower --learning-rate, and begin "
+                "again, or go on from an earlier checkpoint."
+            )
         logits_V[list(model.config.suppressed_token_ids)] = -torch.inf
         if temperature == 0.0:
             next_id = int(logits_V.argmax())

@@ -142,7 +142,7 @@ class Trainer:
         """Train to max_steps, or until a signal asks to stop; a checkpoint of the last step is saved either way.
 
         Raises:
-            TrainingError: the loss is not a number, or the disk is full.
+            TrainingError: a loss is not a number, or the disk is full.
         """
         saved = self._saved
         step = saved.step if saved is not None else 0
@@ -265,14 +265,24 @@ class Trainer:
             bad_rows = list(range((step - 1) * G, step * G))
         rows_of_data = self.recipe.training_rows
         documents = dict.fromkeys(rows_of_data.describe(row) for row in bad_rows)
+        self._stop(
+            f"{what} at step {step}. The documents of the batch: {'; '.join(documents)}.",
+            "Look at these documents, lower --learning-rate or --grad-clip, and go on with --resume.",
+        )
+
+    def _stop(self, what: str, way_out: str) -> None:
+        """End a run whose weights give no numbers, and say from where it can go on."""
 
         def fail() -> None:
             newest = self.run.newest()
-            raise TrainingError(
-                f"{what} at step {step}. The documents of the batch: {'; '.join(documents)}. "
-                + (f"The last good checkpoint: {newest.path}. " if newest else "No checkpoint was saved yet. ")
-                + "Look at these documents, lower --learning-rate or --grad-clip, and go on with --resume."
-            )
+            saved = f"The last good checkpoint: {newest.path}." if newest else "No checkpoint was saved yet."
+            message = f"{what} {saved} {way_out}"
+            if newest is not None and self._saved is not None and newest.step == self._saved.step:
+                message += (
+                    " The run has just gone on from there: if it fails so again, remove that folder, and it goes on "
+                    "from the checkpoint before, or begins anew."
+                )
+            raise TrainingError(message)
 
         self.workers.on_main(fail)
 
@@ -307,6 +317,13 @@ class Trainer:
             return
         self.reporter.working(f"step {step}: validating")
         loss = self.validation_loss()
+        if not math.isfinite(loss):
+            self._stop(
+                f"The validation loss is {loss} after step {step}.",
+                "Lower --learning-rate or --grad-clip, and go on with --resume."
+                if step
+                else "So it is before anything was learned: look at the model, or choose another --precision.",
+            )
         self._validation = step, loss
         if log is not None:
             log.write({"step": step, "validation_loss": loss})
