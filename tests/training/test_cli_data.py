@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from edgelm.errors import DataError
 from edgelm_training.cli_data import data
+from edgelm_training.cli_tokenizer import train
 from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Text {i} of the sea.\n" for i in range(20)]
@@ -68,6 +69,19 @@ def test_prepare_of_one_document_says_that_none_is_left_to_validate_on() -> None
         assert told.startswith("There is one document, or one several times, so none is left to validate on: a run on ")
         assert told.endswith("name the line between them: --split-on LINE.\n" + again)
     assert prepare("corpus.txt", "--validation-fraction", "0").stderr == ""  # as it was asked for
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted() -> None:
+    Path("c").mkdir()
+    Path("c/1.txt").write_text("The sea.")
+    Path("c/2.csv").write_text("text\nThe sea.")
+    told = "Passed over: 1 .csv. Of a folder, .txt, "
+    assert prepare("c").stderr.startswith(told)
+    assert prepare("c", "c/2.csv").stderr == ""
+    tokenizer = CliRunner().invoke(train, ["c", "-o", "new", "--vocab-size", "260"], catch_exceptions=False)
+    assert tokenizer.stderr.startswith(told)
+    shutil.copy("chats.jsonl", "c")
+    assert run("show", "c", "--tokenizer", "tok").stderr.startswith("Passed over: 1 .txt, 1 .csv. Of a folder, .jsonl,")
 
 
 def test_prepare_takes_every_setting_and_prints_json() -> None:

@@ -146,6 +146,13 @@ def test_json_arrays_and_parquet_hold_conversations_too() -> None:
     assert conversations[2].messages == HI
 
 
+def test_a_folder_of_a_hub_is_searched_for_conversations_alone() -> None:
+    Path("set/data").mkdir(parents=True)
+    Path("set/README.md").write_text("---\nlicense: mit\n---\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": list(HI)}]), "set/data/train.parquet")
+    assert [conversation.place for conversation in read_conversations(["set"])] == ["set/data/train.parquet:1"]
+
+
 @pytest.mark.parametrize(
     ("word", "role"),
     [

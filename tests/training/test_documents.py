@@ -15,7 +15,7 @@ import pytest
 
 from edgelm import extras
 from edgelm.errors import ConfigError, DataError, MissingExtraError
-from edgelm_training.corpus import Span, find_files, scan_file, whole_span
+from edgelm_training.corpus import Span, describe_passed_over, find_files, scan_file, whole_span
 from edgelm_training.documents import Document, DocumentConfig, DocumentReader, read_records
 
 Write = Callable[..., Path]
@@ -190,6 +190,19 @@ def test_a_folder_is_searched_for_every_kind_of_text_in_order_of_names(write: Wr
     assert [file.kind for file in found] == [*["text"] * 4, "jsonl", "jsonl", "parquet", "jsonl", "text"]
     assert [file.name for file in found if file.gzipped] == ["c/h.jsonl.GZ", "c/i.txt.gz"]
     assert find_files(["c/*[a-i].*"]) == found
+
+
+def test_what_a_folder_has_besides_is_counted_by_its_endings(write: Write) -> None:
+    for name in ("c/1.txt", "c/2.jsonl.zst", "c/d/3.jsonl.zst", "c/4.csv.gz", "c/5", "c/.hidden.csv", "c/6.json"):
+        write(name, "x")
+    for paths in (["c"], ["c", "c/1.txt"], ["c**"]):
+        counts, _, rest = (
+            str(describe_passed_over(paths)).removeprefix("Passed over: ").partition(". Of a folder, .txt, ")
+        )
+        assert sorted(counts.split(", ")) == ["1 .csv.gz", "1 .json", "1 without a suffix", "2 .zst"]
+        assert rest == ".text, .md, .rst, .jsonl, .ndjson, .parquet are read, and .gz of them; name others themselves."
+    assert "1 .json" not in str(describe_passed_over(["c", "c/6.json"]))
+    assert describe_passed_over(["c/1.txt"]) is None
 
 
 def test_a_file_counts_once_however_it_is_named(write: Write) -> None:

@@ -329,6 +329,9 @@ def test_another_file_can_be_validated_on(settings: Any, tiny_chats: Path) -> No
     notes = Notes()
     finetune(settings("lora", validation_data=(str(tiny_chats),), max_steps=1), reporter=notes)
     assert notes.texts[0].startswith("40 conversations to train on, 40 to validate;")
+    assert notes.texts[1].startswith(
+        "40 of the conversations to validate on are trained on too: neither the validation"
+    )
 
 
 def test_the_model_answers_while_it_learns(settings: Any, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import click
 import numpy as np
 
-from edgelm.cli.output import is_terminal, megabytes, print_json, print_rows, printable
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_rows, printable
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.chats import Chats, load_chats
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
 from edgelm_training.shards import INDEX_FILE, SPLITS, Shards
@@ -106,6 +107,8 @@ def prepare(
             end_token=end_token,
             workers=workers,
         )
+    if passed_over := describe_passed_over(paths):
+        click.echo(one_line(passed_over), err=True)
     with progress_line() as progress:
         prepared = prepare_shards(paths, output, tokenizer, config, progress=progress, waiting=_announce_wait)
     figures = {**_shard_figures(output), "unchanged": prepared.unchanged}
@@ -147,6 +150,8 @@ def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, sta
       edgelm data show shards/ --json
     """
     if model is not None:
+        if passed_over := describe_passed_over(paths, searched=SEARCHED_FOR_OBJECTS):
+            click.echo(one_line(passed_over), err=True)
         with progress_line() as progress:
             chats, _ = load_chats(paths, model, progress=progress)
         _show_chats(chats, Tokenizer.load(model), range(start, start + count), as_json)

@@ -10,7 +10,7 @@ import click
 
 from edgelm.arguments import as_path
 from edgelm.cli.generation_options import complete_model, threads_option
-from edgelm.cli.output import print_json
+from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError, ModelNotFoundError
@@ -72,13 +72,17 @@ def eval_(
     byte compare all.
     """
     # Imported here, so that --help needs no numpy.
-    from edgelm_training.held_out import held_out_documents
+    from edgelm_training.corpus import describe_passed_over
+    from edgelm_training.held_out import held_out_documents, is_shards
     from edgelm_training.perplexity import WindowConfig, measure_perplexity
 
     with wrong_usage():
         config = WindowConfig(window=window, stride=stride, max_tokens=max_tokens)
     with status("Loading"):
         scorer = _open(model, device, threads)
+    texts = [path for path in paths if not is_shards(path)]
+    if texts and (passed_over := describe_passed_over(texts)):
+        click.echo(one_line(passed_over), err=True)
     documents = held_out_documents(paths, scorer.tokenizer, scorer.folder, field=field, split_on=split_on, split=split)
     with wrong_usage(), progress_line() as progress:  # whether a window fits the model's context
         measured = measure_perplexity(scorer, documents, config, progress=progress)

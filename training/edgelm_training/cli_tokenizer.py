@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.output import print_json, print_rows
+from edgelm.cli.output import one_line, print_json, print_rows
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm_training.corpus import describe_passed_over
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
 
@@ -72,6 +73,8 @@ def train(
             control_tokens=control_tokens,
             documents=DocumentConfig(field=field, skip_broken=skip_broken),
         )
+    if passed_over := describe_passed_over(paths):
+        click.echo(one_line(passed_over), err=True)
     with contextlib.ExitStack() as shown:
         progress = shown.enter_context(progress_line())
 

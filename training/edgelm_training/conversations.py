@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import DataError
-from edgelm_training.corpus import SourceFile, find_files, whole_span
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
 ASSISTANT = "assistant"
@@ -78,7 +78,7 @@ def read_conversations(
             the line.
         MissingExtraError: a file is Parquet, and pyarrow is not installed.
     """
-    files = find_files(paths)
+    files = find_files(paths, searched=SEARCHED_FOR_OBJECTS)
     for number, file in enumerate(files):
         progress("Reading", number, len(files))
         for line, values in read_records(file, whole_span(file)):

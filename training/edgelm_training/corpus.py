@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,9 +26,12 @@ KINDS = {
     ".parquet": "parquet",
 }
 # What a folder is searched for. A .json file there is rather a setting than a corpus.
-_SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
+SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
+# The same where objects are wanted: a README.md beside them is none.
+SEARCHED_FOR_OBJECTS = tuple(suffix for suffix in SEARCHED if KINDS[suffix] != "text")
 # Archives, and files that are compressed otherwise than by gzip.
 _PACKED = (".7z", ".bz2", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
+_ENDINGS_NAMED = 5
 _BLOCK = 1 << 20
 
 
@@ -64,10 +68,10 @@ class ScannedFile:
     spans: tuple[Span, ...]
 
 
-def find_files(paths: Sequence[str | Path]) -> list[SourceFile]:
+def find_files(paths: Sequence[str | Path], *, searched: Sequence[str] = SEARCHED) -> list[SourceFile]:
     """Find the files that `paths` name: files, folders (searched to the bottom, in order of their names), and globs.
 
-    A file that is named twice counts once.
+    A file that is named twice counts once. searched: the suffixes of what is taken of a folder.
 
     Raises:
         DataError: there is no path, one does not exist, or a glob or folder has no file to read.
@@ -76,20 +80,48 @@ def find_files(paths: Sequence[str | Path]) -> list[SourceFile]:
         raise DataError("There is no path to read texts from. Name files, folders or globs.")
     found: dict[Path, SourceFile] = {}
     for path in map(str, paths):
-        for name in _expand(path):
+        for name in _expand(path, searched):
             found.setdefault(Path(name).resolve(), _source_file(name))
     return list(found.values())
 
 
-def _expand(path: str) -> list[str]:
+def describe_passed_over(paths: Sequence[str | Path], *, searched: Sequence[str] = SEARCHED) -> str | None:
+    """Say which files of the folders that `paths` name are not taken by `find_files`, and how many; None: all are."""
+    taken = {file.path.resolve() for file in find_files(paths, searched=searched)}
+    matches = [match for path in map(str, paths) for match in (path, *glob.glob(path, recursive=True))]
+    left = {file.resolve(): file for match in matches if Path(match).is_dir() for file in _files(match)}
+    counts = _count_endings(file for path, file in left.items() if path not in taken)
+    if not counts:
+        return None
+    return (
+        f"Passed over: {counts}. Of a folder, {', '.join(searched)} are read, and .gz of them; name others themselves."
+    )
+
+
+def _count_endings(files: Iterable[Path]) -> str:
+    endings: Counter[str] = Counter()
+    for file in files:
+        suffix, gzipped = _suffix(file)
+        endings[(suffix or "without a suffix") + (".gz" if gzipped else "")] += 1
+    counts = [f"{count} {ending}" for ending, count in endings.most_common()]
+    return ", ".join([*counts[:_ENDINGS_NAMED], *("…" for _ in counts[_ENDINGS_NAMED : _ENDINGS_NAMED + 1])])
+
+
+def _files(folder: str) -> Iterator[Path]:
+    for file in Path(folder).rglob("*"):
+        if file.is_file() and not _is_hidden(file.relative_to(folder)):
+            yield file
+
+
+def _expand(path: str, searched: Sequence[str]) -> list[str]:
     if Path(path).is_dir():
-        names = sorted(
-            str(file)
-            for file in Path(path).rglob("*")
-            if file.is_file() and _suffix(file)[0] in _SEARCHED and not _is_hidden(file.relative_to(path))
-        )
+        files = list(_files(path))
+        names = sorted(str(file) for file in files if _suffix(file)[0] in searched)
         if not names:
-            raise DataError(f"The folder {path} has no file to read: none of {', '.join(_SEARCHED)}, nor .gz of them.")
+            others = f"; there are {_count_endings(files)}" if files else ""
+            raise DataError(
+                f"The folder {path} has no file to read: none of {', '.join(searched)}, nor .gz of them{others}."
+            )
         return names
     if Path(path).exists():
         if not Path(path).is_file():
@@ -97,16 +129,16 @@ def _expand(path: str) -> list[str]:
         return [path]
     if not glob.has_magic(path):
         raise DataError(f"There is no file {path}.")
-    names = [name for match in sorted(glob.glob(path, recursive=True)) for name in _expand_match(match)]
+    names = [name for match in sorted(glob.glob(path, recursive=True)) for name in _expand_match(match, searched)]
     if not names:
         raise DataError(f"No file matches {path}.")
     return names
 
 
-def _expand_match(match: str) -> list[str]:
+def _expand_match(match: str, searched: Sequence[str]) -> list[str]:
     """A folder that a glob matches is searched, and may be empty of what can be read."""
     try:
-        return _expand(match)
+        return _expand(match, searched)
     except DataError:
         return []
 

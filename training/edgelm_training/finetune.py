@@ -30,6 +30,7 @@ from edgelm_training.batches import Batch
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
 from edgelm_training.distillation import Loss, text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
@@ -94,7 +95,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     model_config, config = _base_config(config)
     training, validation, config = _load_data(config, model_config)
     config = _with_defaults(config, training)
-    _note_data(training, validation, config.known("sequence_length") < _context(model_config), reporter)
+    _note_data(config, training, validation, _context(model_config), reporter)
     model, lora = _make_model(config)
     model.config = model_config
     model.activation_checkpointing = config.activation_checkpointing
@@ -306,13 +307,17 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
     return lambda _, step: write_samples(model, tokenizer, encode, config, step)
 
 
-def _note_data(training: AnyRows, validation: AnyRows | None, can_grow: bool, reporter: Reporter) -> None:
+def _note_data(
+    config: FinetuneConfig, training: AnyRows, validation: AnyRows | None, context: int, reporter: Reporter
+) -> None:
     kind, group = "conversations", 1
     if isinstance(training, PreferenceRows):
         kind, group = "pairs", 2
     elif isinstance(training, SourceRows):
         kind = "pairs of source and answer"
     splits = [rows for rows in (training, validation) if rows is not None]
+    if passed_over := describe_passed_over((*config.data, *config.validation_data), searched=SEARCHED_FOR_OBJECTS):
+        reporter.note(passed_over)
     taken = [len(rows.chats) // group - len(rows.left_out) for rows in splits]
     reporter.note(
         f"{taken[0]} {kind} to train on, {sum(taken[1:])} to validate; rows of {training.sequence_length} tokens."
@@ -322,8 +327,23 @@ def _note_data(training: AnyRows, validation: AnyRows | None, can_grow: bool, re
         reporter.note(
             f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
             f"{', …' if len(left_out) > 3 else ''}. "
-            + ("To take them in: --sequence-length." if can_grow else "The model's context holds no more.")
+            + (
+                "To take them in: --sequence-length."
+                if training.sequence_length < context
+                else "The model's context holds no more."
+            )
         )
+    if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
+        reporter.note(
+            f"{shared} of the {kind} to validate on are trained on too: neither the validation loss nor the best "
+            "checkpoint says how well the rest is answered."
+        )
+
+
+def _count_shared(training: Chats, validation: Chats) -> int:
+    """Count the conversations of the validation data that are in the training data too."""
+    trained = {training[number][0].tobytes() for number in range(len(training))}
+    return sum(validation[number][0].tobytes() in trained for number in range(len(validation)))
 
 
 def _places_left_out(rows: AnyRows, group: int) -> list[str]:

@@ -43,7 +43,7 @@ def held_out_documents(
     reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=LONGEST_DOCUMENT))
     sources: dict[Path, Shards | SourceFile] = {}  # all of them found before the first is read
     for path in paths:
-        if (Path(path) / INDEX_FILE).is_file():
+        if is_shards(path):
             sources.setdefault(Path(path).resolve(), Shards.open(path, split))
         else:
             for file in find_files([path]):
@@ -54,6 +54,11 @@ def held_out_documents(
             continue
         for document in reader.read(source, whole_span(source)):
             yield HeldOut(ids=[*leading, *tokenizer.encode(document.text)], given=max(1, len(leading)))
+
+
+def is_shards(path: str) -> bool:
+    """Tell whether a path is a folder of shards."""
+    return (Path(path) / INDEX_FILE).is_file()
 
 
 def _of_shards(shards: Shards, model: Path) -> Iterator[HeldOut]:

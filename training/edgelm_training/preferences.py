@@ -21,7 +21,7 @@ from edgelm_training.conversations import (
     system_message,
     text_field,
 )
-from edgelm_training.corpus import SourceFile, find_files, whole_span
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
 _SIDES = ("chosen", "rejected")
@@ -46,7 +46,7 @@ def load_preferences(
     """
     pairs = [
         parse_preference(values, file, line)
-        for file in find_files(paths)
+        for file in find_files(paths, searched=SEARCHED_FOR_OBJECTS)
         for line, values in read_records(file, whole_span(file))
     ]
     if not pairs:
