@@ -7,6 +7,7 @@ from pathlib import Path
 from edgelm.errors import CheckpointError, ModelNotFoundError
 from edgelm.files.gguf_part_names import one_of_each_model
 from edgelm.files.run_checkpoint import checkpoint_of_run
+from edgelm.library.hub_address import as_reference
 from edgelm.package.manifest import FILE_NAME
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
@@ -28,7 +29,9 @@ def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Pack
     """
     if not path.exists():
         other = checkpoint_of_run(path.parent)
-        instead = "" if other is None else f" The run has {other}."  # without validation it has no best one
+        on_hub = as_reference(str(path))
+        instead = f" From the Hugging Face hub: edgelm pull {on_hub}" if on_hub else ""
+        instead = instead if other is None else f" The run has {other}."  # without validation it has no best one
         raise ModelNotFoundError(f"There is no file or folder {path}.{instead}")
     if path.is_dir():
         return _open_folder(path)

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgelm.errors import PackageError
 from edgelm.files import lfs_pointer
 from edgelm.files.gguf_part_names import one_of_each_model
+from edgelm.files.regular_file import read_json_object
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.package.adapter import is_adapter, is_trained_adapter, why_not_trained
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
 
 CONFIG = "config.json"
-FIRST_BYTES = 64  # of a file are enough to tell it by
+FIRST_BYTES = 512  # of a file are enough to tell it by
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = (".safetensors", *_PICKLES)
 _NO_PICKLES = (
     "Such pickle files can run code when they are read, so edgelm does not. Take the model's safetensors, or convert "
     "them where you trust them: save_pretrained of transformers writes safetensors."
 )
 _RUN_IT = "which is run as it is: edgelm run {path}. To quantize or train the model, take its safetensors."
+_UNPACK = "Unpack it, and name the folder in it that has config.json."
+_GGML = (b"tjgg", b"fmgg", b"lmgg")  # of three versions, in files that end with .bin
 # How files begin that people have under the name of a model.
 _BEGINNINGS = (
-    (b"PK\3\4", "is a zip archive. Unpack it, and name the folder in it that has config.json."),
-    (b"\x1f\x8b", "is a compressed archive. Unpack it, and name the folder in it that has config.json."),
-    (b"<", "is a web page: the server sent an error instead of the model. Download it again."),
+    ((b"PK\3\4",), f"is a zip archive. {_UNPACK}"),
+    ((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"7z\xbc\xaf"), f"is a compressed archive. {_UNPACK}"),
+    ((b"<",), "is a web page: the server sent an error instead of the model. Download it again."),
 )
+_PICKLE = re.compile(rb"\x80[\2-\5]")  # and its protocol
+_TAR, _TAR_AT = b"ustar", 257
+# Ollama keeps a model's files as blobs, by their hashes; a manifest, in a folder of each name, lists those of a model.
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_FILE = "`ollama show --modelfile NAME` prints the file of a model of Ollama's, behind FROM."
+_MODELFILE = re.compile(rb"(?:\s|#[^\n]*\n)*FROM\s", re.IGNORECASE)
 
 
 def why_no_checkpoint_file(path: Path, content: bytes) -> str:
@@ -37,19 +48,40 @@ def why_no_checkpoint_file(path: Path, content: bytes) -> str:
         return f"{path} {lfs_pointer.EXPLANATION}"
     if not content:
         return f"{path} is empty. Download it again."
-    if path.suffix in _PICKLES:
+    if content.startswith(_GGML):
+        return f"{path} is of GGML, the format before GGUF. Take a GGUF file of the model."
+    if path.suffix in _PICKLES or _PICKLE.match(content):
         return f"{path} is a pickle file. {_NO_PICKLES}"
     if path.suffix == ".safetensors":
         return f"{path} holds tensors alone. Name the folder that also has {CONFIG} and tokenizer.json."
     if path.suffix == ".onnx":
         return f"{path} is a graph of ONNX, {_RUN_IT.format(path=shlex.quote(str(path)))}"
-    for beginning, explanation in _BEGINNINGS:
-        if content.startswith(beginning):
+    for beginnings, explanation in _BEGINNINGS:
+        if content.startswith(beginnings):
             return f"{path} {explanation}"
-    return (
+    if content.startswith(_TAR, _TAR_AT):
+        return f"{path} is a tar archive. {_UNPACK}"
+    return _of_ollama(path, content) or (
         f"{path} is not a GGUF file (it begins with {content[:4]!r}). Name one, or a folder with {CONFIG}, safetensors "
         "and tokenizer.json."
     )
+
+
+def _of_ollama(path: Path, content: bytes) -> str | None:
+    if _MODELFILE.match(content):
+        return (
+            f"{path} is a Modelfile of Ollama. Name the GGUF file or the folder that stands behind FROM. {_OLLAMA_FILE}"
+        )
+    try:
+        layers = read_json_object(path).get("layers")
+        digests = [layer["digest"] for layer in layers or () if layer["mediaType"] == _OLLAMA_MODEL]
+    except (PackageError, OSError, ValueError, TypeError, KeyError):
+        return None
+    stores = [folder.parent for folder in path.absolute().parents if folder.name == "manifests"]
+    if not digests or not stores:
+        return None
+    blobs = [stores[-1] / "blobs" / str(digest).replace(":", "-") for digest in digests]
+    return f"{path} is a manifest of Ollama. Name the file of its model: {shlex.join(map(str, blobs))}"
 
 
 def why_no_checkpoint_folder(folder: Path) -> str:
@@ -75,6 +107,8 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
     checkpoint = checkpoint_of_run(folder)
     if checkpoint is not None:
         return f"{folder} is the folder of a run. Name one of its checkpoints, such as {checkpoint}."
+    if any((near / "blobs").is_dir() and (near / "manifests").is_dir() for near in (folder, folder / "models")):
+        return f"{folder} is where Ollama keeps its models. {_OLLAMA_FILE} Name that."
     if "model_index.json" in names:
         return f"{folder} is a model for diffusers, which makes pictures or sound. edgelm runs models that write text."
     gguf_files = one_of_each_model(name for name in names if name.endswith(".gguf"))
@@ -117,8 +151,10 @@ def _without_its_weights(folder: Path, names: Sequence[str]) -> str | None:
 
 
 def _with_folders(folder: Path) -> str | None:
-    """Name the checkpoints below: people name a trainer's folder, or that of a model in the hub's cache."""
-    inner = sorted(path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
+    """Name the checkpoints below: people name a trainer's folder, the hub's cache or a model in it, or LM Studio's."""
+    folders = ("*", "*/*", "models--*/snapshots/*")
+    files = (path for below in folders for name in (CONFIG, "*.gguf") for path in folder.glob(f"{below}/{name}"))
+    inner = sorted({path.parent for path in files})
     if not inner:
         return None
     return f"{folder} is not a checkpoint, and holds some. Name one: {', '.join(map(str, inner[-4:]))}."

@@ -39,6 +39,10 @@ def test_a_checkpoint_is_opened_by_what_is_on_disk_whatever_its_name(
 def test_nothing_at_the_path_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"There is no file or folder .*nowhere"):
         open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(
+        ModelNotFoundError, match=r"no file or folder Org/Model. From .* hub: edgelm pull hf:Org/Model$"
+    ):
+        open_checkpoint(Path("Org/Model"))
 
 
 def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> None:
@@ -55,7 +59,13 @@ def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> Non
         ("model.gguf", b"<!DOCTYPE html>", "model.gguf is a web page: the server sent an error"),
         ("model.zip", b"PK\3\4....", "model.zip is a zip archive. Unpack it"),
         ("model.tar.gz", b"\x1f\x8b\x08", "model.tar.gz is a compressed archive. Unpack it"),
+        ("model.tar.xz", b"\xfd7zXZ\0", "model.tar.xz is a compressed archive. Unpack it"),
+        ("model.tar", b"\0" * 257 + b"ustar", "model.tar is a tar archive. Unpack it"),
         ("pytorch_model.bin", b"PK\3\4....", "pytorch_model.bin is a pickle file. Such pickle files can run code"),
+        ("model.pkl", b"PK\3\4....", "model.pkl is a pickle file. Such pickle files can run code"),
+        ("weights", b"\x80\4\x95\n", "weights is a pickle file. Such pickle files can run code"),
+        ("ggml-model-q4_0.bin", b"tjgg\3\0\0\0", "is of GGML, the format before GGUF. Take a GGUF file of the model"),
+        ("Modelfile", b"# mine\nFROM ./a.gguf\n", "is a Modelfile of Ollama. Name the GGUF file .* behind FROM"),
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}", "model.safetensors holds tensors alone. Name the folder"),
         ("model.onnx", b"\x08\x08", "is a graph of ONNX, which is run as it is: edgelm run .*model.onnx. To quantize"),
     ],
@@ -93,6 +103,13 @@ def test_a_file_is_told_what_it_is_and_the_way_on(tmp_path: Path, name: str, con
             "has several GGUF files: a-00001-of-00002.gguf, b-00002-of-00002.gguf. Name one of them",
         ),
         (["refs/main", "snapshots/abc/config.json"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
+        (["refs/main", "snapshots/abc/a.gguf"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
+        (["models--a--b/snapshots/abc/a.gguf"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
+        (["author/model/a.gguf", "author/model/b.gguf"], "and holds some. Name one: [^,]*author.model."),
+        (
+            ["blobs/sha256-ab", "manifests/a/b"],
+            "is where Ollama keeps its models. `ollama show --modelfile NAME` prints",
+        ),
     ],
 )
 def test_a_folder_is_told_what_it_is_and_the_way_on(tmp_path: Path, names: list[str], message: str) -> None:
@@ -101,6 +118,31 @@ def test_a_folder_is_told_what_it_is_and_the_way_on(tmp_path: Path, names: list[
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+def test_the_part_that_reads_images_is_no_second_model_in_a_folder(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tmp_path / "gguf" / "tiny.gguf", model)
+    (tmp_path / "gguf" / "mmproj-tiny-f16.gguf").touch()
+    with open_checkpoint(tmp_path / "gguf") as checkpoint:
+        assert checkpoint.source["files"][0]["path"] == "tiny.gguf"
+
+
+def test_a_manifest_of_ollama_leads_to_the_file_of_its_model(tmp_path: Path) -> None:
+    layers = [
+        {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{kind}"}
+        for kind in ("model", "params")
+    ]
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    with pytest.raises(
+        CheckpointError, match=r"a manifest of Ollama. Name the file of its model: .*blobs.sha256-model$"
+    ):
+        open_checkpoint(manifest)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -42,3 +42,8 @@ def test_of_each_model_the_first_part_that_is_there_is_left() -> None:
         "b-00002-of-00002.gguf",
         PARTS[0],
     ]
+
+
+def test_what_reads_images_beside_a_model_is_no_model_unless_it_is_alone() -> None:
+    assert one_of_each_model(["mmproj-F16.gguf", "a.gguf", "more/a.mmproj-Q8_0.gguf"]) == ["a.gguf"]
+    assert one_of_each_model(["mmproj-F16.gguf"]) == ["mmproj-F16.gguf"]

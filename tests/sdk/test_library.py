@@ -87,6 +87,7 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./nothing", "There is no model package at nothing. In the library: tiny."),
         ("Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("hf:Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
+        ("hf.co/Org/Model-1B:Q4_K_M", "From the Hugging Face hub: edgelm pull hf:Org/Model-1B$"),
         ("./shop", "shop is an adapter, which is no model by itself. .* beside: --adapter shop"),
         ("./model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
@@ -95,7 +96,13 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("./ft", r"ft holds an adapter, .* edgelm export-adapter ft --base PACKAGE .*: edgelm merge ft -o merged/\)"),
         ("ft/best", "ft/best holds an adapter, which is no model by itself. .* edgelm export-adapter ft/best --base"),
         ("my model", "my model is not a model package: .* make a package of it: edgelm export 'my model' -o package/"),
-        ("original.txt", "original.txt is a file, not a model package. Name the .* edgelm export . -o package/$"),
+        ("original.txt", "original.txt is a file, not a model package. Name the .* edgelm export original.txt -o pack"),
+        (
+            "ckpt/a.safetensors",
+            "a.safetensors is a file, not a model package. Name the .* edgelm export ckpt -o package/$",
+        ),
+        ("./sha256-ab", "sha256-ab is a GGUF file, not a model package. .*: edgelm export sha256-ab -o package/"),
+        ("./model.zip", "model.zip is a zip archive. Unpack it, and name the folder in it that has edgelm.json"),
         ("my package/model.onnx", "model.onnx is a file of the package my package. Name the folder: 'my package'$"),
     ],
 )
@@ -107,6 +114,11 @@ def test_what_is_not_here_is_explained(library, wanted, message, tmp_path, monke
         Path(file).touch()
     Path("shop").mkdir()
     Path("shop/adapter.json").write_text("{}")
+    Path("ckpt").mkdir()
+    for part in ("config.json", "a.safetensors"):
+        Path("ckpt", part).touch()
+    Path("sha256-ab").write_bytes(b"GGUF\3\0\0\0")
+    Path("model.zip").write_bytes(b"PK\3\4")
     Path("my model").mkdir()
     Path("my package").mkdir()
     for part in ("edgelm.json", "model.onnx"):

@@ -27,8 +27,11 @@ def name_of_whole(name: str) -> str:
 
 
 def one_of_each_model(names: Iterable[str]) -> list[str]:
-    """Leave out of a list of GGUF files all parts of a model but the first that is there."""
+    """Leave out of a list of GGUF files all parts of a model but the first that is there, and what lies beside a model
+    to read images: it has "mmproj" in its name.
+    """
     models: dict[str, str] = {}
     for name in sorted(names):
         models.setdefault(names_of_parts(name)[0], name)
-    return list(models.values())
+    found = list(models.values())
+    return [name for name in found if "mmproj" not in name.lower().rpartition("/")[2]] or found

@@ -18,13 +18,13 @@ from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.catalogue import CATALOGUE
+from edgelm.library.hub_address import as_reference
 from edgelm.library.small_files import SmallFiles
 from edgelm.package import manifest
 from edgelm.package.foreign_graph import find_foreign_graph
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
-_ON_HUB = re.compile(r"(?:hf:)?([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)")
 # How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
 _CLOSE = 0.4
 
@@ -379,11 +379,11 @@ class Library:
 
     def _instead_of(self, path: str) -> str:
         """Say what is here, or how to fetch what has the form of a repository's name: one command, not two."""
-        on_hub = _ON_HUB.fullmatch(path)
+        on_hub = as_reference(path)
         if on_hub is None:
             return self._what_is_here()
         here = f"{self._what_is_here()} " if self.packages() else ""
-        return f"{here}From the Hugging Face hub: edgelm pull hf:{on_hub[1]}"
+        return f"{here}From the Hugging Face hub: edgelm pull {on_hub}"
 
     def _what_is_here(self) -> str:
         names = self.packages()
@@ -431,6 +431,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def _begins_with(path: Path, beginning: bytes) -> bool:
+    if not path.is_file():  # opening a pipe waits for ever
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
+    return False
+
+
 def _why_no_package(path: Path) -> str:
     from edgelm.package.adapter import is_adapter, is_trained_adapter  # bring numpy with them
 
@@ -446,7 +454,7 @@ def _why_no_package(path: Path) -> str:
             f"export-adapter {quoted} --base PACKAGE -o adapter/ (or merge it: edgelm merge {quoted} -o merged/)."
         )
     export = f"edgelm export {shlex.quote(str(path))} -o package/"
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" or _begins_with(path, b"GGUF"):  # a blob of Ollama's has no suffix
         return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
     checkpoint = checkpoint_of_run(path)
     if checkpoint is not None:
@@ -456,10 +464,13 @@ def _why_no_package(path: Path) -> str:
         )
     if path.is_file() and (path.parent / manifest.FILE_NAME).is_file():
         return f"{path} is a file of the package {path.parent}. Name the folder: {shlex.quote(str(path.parent))}"
+    if path.is_file() and _begins_with(path, b"PK") and path.suffix == ".zip":
+        return f"{path} is a zip archive. Unpack it, and name the folder in it that has {manifest.FILE_NAME}."
     if path.is_file():
+        whole = path.parent if (path.parent / "config.json").is_file() else path
         return (
-            f"{path} is a file, not a model package. Name the folder of one; of a checkpoint, make one of its folder: "
-            f"edgelm export {shlex.quote(str(path.parent))} -o package/"
+            f"{path} is a file, not a model package. Name the folder of one; of a checkpoint, make one: "
+            f"edgelm export {shlex.quote(str(whole))} -o package/"
         )
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "

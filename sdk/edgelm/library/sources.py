@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from edgelm.files import atomic
 from edgelm.files.regular_file import read_json_object
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_address import as_reference
 from edgelm.library.hub_source import HUB_PREFIX, HubSource
 from edgelm.library.known_source import KnownSource
 from edgelm.library.library import Library, check_name, reading_path
@@ -28,8 +28,6 @@ from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 RECORD_NAME = "source.json"
 _FACTS = ("repository", "revision", "package", "version", "license")  # of them, what a manifest passes on
 _CLOSE = 0.4  # as in the library
-# How other programs, and people who come from the hub's page, write hf:ORG/REPO.
-_ON_HUB = re.compile(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf\.co/)?(\w[\w.-]*/[\w.-]+)/?", re.ASCII)
 
 
 class Source(Protocol):
@@ -67,8 +65,8 @@ def resolve(reference: str) -> Source:
         raise ModelNotFoundError(
             f"{reference!r} is on this machine already. Make a package of it: edgelm export {shlex.quote(reference)}"
         )
-    on_hub = _ON_HUB.fullmatch(reference)
-    close = [HUB_PREFIX + on_hub[1]] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
+    on_hub = as_reference(reference)
+    close = [on_hub] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
     raise ModelNotFoundError(
         f"No model {reference!r} is known. {meant}Known by name: {', '.join(CATALOGUE)}. "
