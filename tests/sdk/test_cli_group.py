@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli import main as main_module
+from edgelm.cli import other_words
 from edgelm.cli.main import main
 from edgelm.errors import DownloadError
 
@@ -69,6 +70,37 @@ def test_a_misspelt_command_is_told_which_was_meant():
     assert result.exit_code == 2
     assert "No such command 'chta'. Did you mean 'chat'?" in result.stderr
     assert "No such command 'zzz'" in CliRunner().invoke(main, ["zzz"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ls"], "No such command 'ls'. Here that is `edgelm list`."),
+        (["ps"], "No such command 'ps'. Here that is `curl http://127.0.0.1:8080/api/ps`, which asks `edgelm serve`."),
+        (["run", "m", "hi", "--temp", "0"], "No such option '--temp'. Here it is --temperature."),
+        (["run", "--model", "m"], "No such option '--model'. MODEL is an argument, without a name before it."),
+        (["export", "--hf-path", "m"], "No such option '--hf-path'. SOURCE is an argument, without a name before it."),
+        (["run", "m", "-p", "hi"], "No such option '-p'. PROMPT is an argument, without a name before it."),
+        (["serve", "-p", "9000"], "No such option '-p'. Here it is --port."),
+        (["list", "--outfile", "a"], "No such option '--outfile'."),
+        (["run", "m", "--max-new-token", "3"], "No such option '--max-new-token'. Did you mean '--max-new-tokens'?"),
+    ],
+)
+def test_words_of_other_programs_are_told_ours(arguments, message):
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {message}")
+
+
+def test_each_word_of_ours_for_another_programs_exists():
+    commands = {name: main.get_command(click.Context(main), name) for name in COMMANDS}
+    ours = {name for command in commands.values() for param in command.params for name in param.opts}
+    arguments = {param.human_readable_name for command in commands.values() for param in command.params}
+    for theirs, names in other_words.OPTIONS.items():
+        assert theirs not in arguments
+        assert set(names) <= ours | arguments
+    assert not other_words.COMMANDS.keys() & set(COMMANDS)
+    named = {name for what in other_words.COMMANDS.values() for name in re.findall(r"`edgelm (\w+)", what)}
+    assert named <= set(COMMANDS)
 
 
 def test_the_version_is_the_packages():

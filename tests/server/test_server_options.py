@@ -21,6 +21,11 @@ from edgelm.server.options import RequestLimits, ServerOptions
     [
         ({"port": 65536}, "port is 65536; it must be a number from 0 to 65535."),
         ({"port": -1}, "port is -1; it must be a number from 0 to 65535."),
+        (
+            {"host": "127.0.0.1:9000"},
+            "host is '127.0.0.1:9000'; it must be an address alone. The port is an option of its",
+        ),
+        ({"host": "http://localhost"}, "host is 'http://localhost'; it must be an address alone."),
         ({"keep_alive": -1.0}, "keep_alive is -1.0; it must be 0 or more seconds."),
         ({"keep_alive": math.nan}, "keep_alive is nan; it must be 0 or more seconds."),
         ({"api_keys": ("has a space",)}, "An API key must have 8 or more printable ASCII characters and no space."),

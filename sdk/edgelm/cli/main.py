@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
+from edgelm.cli.other_words import COMMANDS, in_our_words
 from edgelm.cli.output import printable
 from edgelm.cli.termination import unwinding
 from edgelm.cli.wrong_usage import where_set, wrong_usage
@@ -92,6 +93,8 @@ class LazyGroup(click.Group):
     def _refuse_misspelt(self, context: click.Context, name: str) -> None:
         """Name the command that was meant: click does so only for commands that it holds itself."""
         known = self.list_commands(context)
+        if name in COMMANDS and name not in known:
+            context.fail(f"No such command {name!r}. Here that is {COMMANDS[name]}.")
         close = difflib.get_close_matches(name, known, n=1)
         if close and name not in known:
             context.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
@@ -116,6 +119,8 @@ class LazyGroup(click.Group):
                 return super().invoke(context)
         except EdgeLMError as error:
             raise ReportedError(str(error)) from error
+        except click.NoSuchOption as error:
+            raise in_our_words(error) from None
         except click.BadParameter as error:
             raise _naming_the_environment(error) from None
         except KeyboardInterrupt:
