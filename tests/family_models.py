@@ -55,6 +55,11 @@ GRANITE4_H = GRANITE4 | {
     "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "mamba_n_heads": 4, "mamba_n_groups": 1, "mamba_d_state": 16,
 }  # fmt: skip
+# As MobileLLM-R1's: every layer turns its heads, and sees all tokens.
+LLAMA4 = {
+    "head_dim": 16, "intermediate_size": 48, "intermediate_size_mlp": 96, "moe_layers": [], "num_local_experts": 0,
+    "no_rope_layers": [1, 1], "layer_types": ["full_attention"] * 2, "attn_temperature_tuning": False,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -116,6 +121,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     **{f"llama, {name}": ("llama", {"rope_parameters": rope | {"rope_theta": 1e4}}) for name, rope in ROPES.items()},
     "iquestcoder": ("iquestcoder", {"head_dim": 32, "tie_word_embeddings": False}),
+    "llama4": ("llama4_text", LLAMA4),
+    "llama4, chunks as long as the context, a layer without rope, without norms, biases, untied": (
+        "llama4_text",
+        LLAMA4 | {
+            "layer_types": None, "attention_chunk_size": 4096, "max_position_embeddings": 4096, "use_qk_norm": False,
+            "no_rope_layers": [1, 0], "attention_bias": True, "tie_word_embeddings": False, "head_dim": 32,
+        },
+    ),
     "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "mistral with a head_dim of its own": ("mistral", {"sliding_window": None, "head_dim": 32}),
     "mistral in a window": ("mistral", {"sliding_window": 9}),

@@ -70,7 +70,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     elif architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
     else:
-        sizes = ("ffn_hidden_size", "intermediate_size", "n_inner")
+        sizes = ("ffn_hidden_size", "intermediate_size_mlp", "intermediate_size", "n_inner")
         writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))
     writer.add_head_count(config.num_attention_heads)
     if architecture in ("lfm2", "lfm2moe", *HYBRID):
@@ -242,6 +242,11 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
     if architecture in ("qwen2moe", "qwen35moe", "qwen3next"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if architecture == "llama4":
+        writer.add_interleave_moe_layer_step(0)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        if set(config.layer_types) == {"full_attention"}:
+            writer.add_sliding_window(0)
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
         writer.add_sliding_window(config.sliding_window)

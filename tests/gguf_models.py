@@ -16,6 +16,7 @@ from family_models import (
     GRANITE_SWA,
     LFM2,
     LFM2_MOE,
+    LLAMA4,
     LONGROPE,
     MINISTRAL3,
     OLMOE,
@@ -36,6 +37,7 @@ IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent at
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
 GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama4": ("llama4_text", "llama4", LLAMA4),
     "mistral": ("mistral", "llama", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {}),
     "qwen2, untied, another base": (

@@ -213,6 +213,10 @@ FEATURES = {
     "layer norms of 1 + weight": {"norm": "layer_offset", "qk_norm": True, "embedding_norm": True},
     "layer norms without weights": {"norm": "layer_plain", "qk_norm": True, "embedding_norm": True},
     "norms without weights": {"norm": "rms_plain", "qk_norm": True, "embedding_norm": True},
+    "query and key norms without weights": {"qk_norm": True, "qk_norm_weights": False},
+    "query and key norms without weights over all heads, beside layer norms": {
+        "qk_norm": True, "qk_norm_scope": "projection", "qk_norm_weights": False, "norm": "layer",
+    },
     "query and key norms over all heads": {
         "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,
     },

@@ -426,9 +426,10 @@ class DecoderStack(Stack):
 
     def normed_by_head(self, projected: str, module: str, width: int, head_dim: int) -> str:
         """Norm queries or keys [B, T, width], each head by itself or all together."""
+        norm = self.norm if self.config.qk_norm_weights else self.plain_norm
         if self.config.qk_norm_scope == "projection":
-            return self.norm(projected, module, width)
-        normed = self.norm(self.split_heads(projected, module, head_dim), module, head_dim)
+            return norm(projected, module, width)
+        normed = norm(self.split_heads(projected, module, head_dim), module, head_dim)
         return self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
 
     def split_heads(self, projected: str, name: str, head_dim: int) -> str:

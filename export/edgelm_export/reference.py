@@ -319,14 +319,18 @@ def _attention(
     T, H, lengths = len(hidden_TD), config.head_size(layer), lengths or (len(hidden_TD),)
     kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
 
+    def normed(x: Array, name: str) -> Array:
+        has_weights = config.qk_norm_weights
+        return norm(config, weights, f"self_attn.{name}.", x) if has_weights else over_rms(x, config.norm_eps)
+
     def heads(x_TD: Array, name: str) -> Array:
         """Return heads [N or K, T, H], normed and turned."""
-        x_TD = norm(config, weights, f"self_attn.{name}.", x_TD) if scope == "projection" else x_TD
+        x_TD = normed(x_TD, name) if scope == "projection" else x_TD
         x_NTH = x_TD.reshape(T, -1, H).swapaxes(0, 1)
-        x_NTH = norm(config, weights, f"self_attn.{name}.", x_NTH) if scope == "head" else x_NTH
+        x_NTH = normed(x_NTH, name) if scope == "head" else x_NTH
         if kind is not None:
             x_NTH = rotate(x_NTH, *(rows_of_positions(config, kind, table, lengths) for table in tables[kind]))
-        return norm(config, weights, f"self_attn.{name}.", x_NTH) if scope == "turned_head" else x_NTH
+        return normed(x_NTH, name) if scope == "turned_head" else x_NTH
 
     is_latent = config.kv_lora_rank is not None
     q_TD = latent_queries(config, weights, hidden_TD) if is_latent else linear(weights, "self_attn.q_proj", hidden_TD)

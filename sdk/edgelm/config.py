@@ -195,6 +195,7 @@ class ModelConfig(LayerFeatures):
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
     qk_norm_scope: str = "head"  # each head by itself (behind rope: "turned_head"), or all heads together
+    qk_norm_weights: bool = True  # without, those norms are RMS norms, whatever `norm` says (Llama 4)
     v_norm: bool = False  # of values, each head by itself, without weights
     attention_k_eq_v: bool = False
     sub_norms: bool = False  # of what attention gathers and a feed-forward makes, before its last projection (BitNet)
@@ -392,8 +393,8 @@ class ModelConfig(LayerFeatures):
         for field in (
             "mlp_gated", "mlp_bias", "conv_bias", "attention_bias", "attention_output_bias", "attention_output_gate",
             "attention_gate_per_head", "shared_expert_gate", "parallel_residual", "final_norm", "embedding_norm",
-            "qk_norm", "v_norm", "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar", "mamba_rms_norm",
-            "altup_correct_scale",
+            "qk_norm", "qk_norm_weights", "v_norm", "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar",
+            "mamba_rms_norm", "altup_correct_scale",
             "linear_allow_neg_eigval", "norm_topk_prob", "router_bias", "expert_choice_bias", "expert_norms",
             "expert_scales", "attention_sinks", "sub_norms", "tie_word_embeddings", "lm_head_bias",
         ):  # fmt: skip

@@ -215,6 +215,8 @@ def _check_own_features(config: LayerFeatures) -> None:
         )
     if config.sub_norms and config.norm.endswith("_plain"):
         raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
+    if not config.qk_norm_weights and not config.qk_norm:
+        raise ConfigError("qk_norm_weights is false, which needs qk_norm.")
     if config.attention_gate_per_head and not config.attention_output_gate:
         raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
     if config.multipliers.mlp_gate != 1 and not config.mlp_gated:

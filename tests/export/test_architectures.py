@@ -34,6 +34,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "deepseek": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "bailing_moe": {"num_experts": 4, "num_experts_per_tok": 2},
     "bailing_moe_v2": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "llama4_text": {"moe_layers": [], "attention_chunk_size": None},
     "bamba": {"attn_layer_indices": [1]},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},

@@ -144,7 +144,7 @@ STORED_OTHERWISE = (
     "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
-    "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax",
+    "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -311,6 +311,14 @@ def test_an_imported_gguf_file_loads_in_transformers(
 _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
     "gpt_oss": {"rope_parameters": GPT_OSS["rope_parameters"] | {"truncate": True}},
     "olmoe": {"num_key_value_heads": 4},
+    # It refuses files without experts, as MobileLLM-R1's are, and fails at those without a layer that does not turn.
+    "llama4": {
+        "num_local_experts": 1,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "layer_types": [*["chunked_attention"] * 3, "full_attention"],
+    },
     # It knows the sizes of the published ones alone, the first 20 layers of which have keys and values, and the first
     # 10 gates that are nothing.
     "gemma3n_text": {

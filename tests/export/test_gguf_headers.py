@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from config_values import SIZES
 
+from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
@@ -48,6 +49,21 @@ def test_a_mistral_is_a_llama_in_gguf() -> None:
 def test_a_llama_with_experts_is_a_mixtral_in_gguf() -> None:
     row, _ = gguf_architecture_of({"general.architecture": "llama", "llama.expert_count": 8}, "here")
     assert row.model_type == "mixtral"
+
+
+def test_a_llama_4_in_gguf_is_one_whose_layers_see_all_tokens() -> None:
+    metadata = {key.replace("llama.", "llama4."): value for key, value in METADATA.items()}
+    row, family = gguf_architecture_of(metadata | {"general.architecture": "llama4"}, "here")
+
+    def config(**said: Any) -> ModelConfig:
+        header = GGUFHeader(metadata=metadata | said, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
+        return row.to_model_config(family.to_hf_config(header))
+
+    # As in the file of MobileLLM-R1-950M.
+    read = config(**{"llama4.attention.sliding_window": 0, "llama4.expert_count": 0, "llama4.expert_used_count": 0})
+    assert (read.qk_norm, read.qk_norm_weights, read.layers_without_rope) == (True, False, ())
+    with pytest.raises(CheckpointError, match=r"llama4.attention.sliding_window is None; of Llama 4, models with"):
+        config()
 
 
 def test_a_gguf_header_becomes_a_config_with_the_decimals_it_was_written_from() -> None:

@@ -12,6 +12,8 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.lfm2 import LFM2
 
+MOBILE_LLM = {"num_key_value_heads": 2, "moe_layers": [], "no_rope_layers": [1, 1], "attention_chunk_size": None}
+
 
 @pytest.mark.parametrize(
     ("model_type", "values", "message"),
@@ -20,6 +22,32 @@ from edgelm_export.architectures.lfm2 import LFM2
         ("cohere", {"logit_scale": 0}, r"logit_scale is 0.0; it must be above 0"),
         ("cohere2", {"sliding_window": None}, r"layer_types has 'sliding_attention', and sliding_window is null"),
         ("ministral3", {"rope_parameters": [1]}, r"the rope settings are \[1\]; they must be an object"),
+        (
+            "llama4_text",
+            MOBILE_LLM | {"moe_layers": None},
+            r"moe_layers is None and interleave_moe_layer_step 1; of Llama 4, models without experts",
+        ),
+        ("llama4_text", MOBILE_LLM | {"moe_layers": [1]}, r"moe_layers is \[1\] and interleave_moe_layer_step 1"),
+        (
+            "llama4_text",
+            MOBILE_LLM | {"attention_chunk_size": 8192},
+            r"attention_chunk_size is 8192, and max_position_embeddings 131072; .*Set max_position_embeddings to",
+        ),
+        (
+            "llama4_text",
+            MOBILE_LLM | {"layer_types": ["conv"]},
+            r"layer_types has 'conv'; known are full_attention and",
+        ),
+        (
+            "llama4_text",
+            MOBILE_LLM | {"no_rope_layers": [1, 0]},
+            r"layers 1 turn no heads .*use_qk_norm True and attn_temperature_tuning True; .* both must be false",
+        ),
+        (
+            "llama4_text",
+            MOBILE_LLM | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            r"rope type 'yarn' is not supported before a norm; supported: default, linear, dynamic, llama3",
+        ),
     ],
 )
 def test_what_no_row_is_written_for_is_refused(model_type: str, values: dict[str, Any], message: str) -> None:

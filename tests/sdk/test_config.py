@@ -165,6 +165,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "values they look at.",
         ),
         ({"v_norm": 1}, "v_norm is 1; it must be true or false."),
+        ({"qk_norm_weights": False}, "qk_norm_weights is false, which needs qk_norm."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
         *(
             (

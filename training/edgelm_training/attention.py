@@ -75,6 +75,11 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
     return NORMS[config.norm](size, eps=config.norm_eps)
 
 
+def make_plain_norm(config: ModelConfig, size: int) -> nn.Module:
+    """Return an RMS norm without weights."""
+    return NORMS["rms_plain"](size, eps=config.norm_eps)
+
+
 class Attention(nn.Module):
     """Let each position look at itself and at those before it, with N query heads over K key-value heads.
 
@@ -102,10 +107,11 @@ class Attention(nn.Module):
         if config.attention_output_gate:
             gates = N if config.attention_gate_per_head else N * H
             self.gate_proj = nn.Linear(D, gates, bias=config.attention_bias)
+        make = make_norm if config.qk_norm_weights else make_plain_norm
         if config.qk_norm:
-            self.q_norm = make_norm(config, N * H if over_projection else H)
+            self.q_norm = make(config, N * H if over_projection else H)
         if config.qk_norm and has_keys:
-            self.k_norm = make_norm(config, K * H if over_projection else H)
+            self.k_norm = make(config, K * H if over_projection else H)
         # What is gathered passes here, and then what each head made of it, for who looks into the model.
         self.values, self.gathered = nn.Identity(), nn.Identity()
         self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None

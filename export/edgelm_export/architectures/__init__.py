@@ -52,6 +52,7 @@ from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
+from edgelm_export.architectures.llama4 import LLAMA4
 from edgelm_export.architectures.m2m_100 import M2M_100
 from edgelm_export.architectures.marian import MARIAN
 from edgelm_export.architectures.mbart import MBART
@@ -89,6 +90,7 @@ from edgelm_export.architectures.vaultgemma import VAULTGEMMA
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
+    "llama4_text": LLAMA4,  # MobileLLM-R1
     "mistral": MISTRAL,
     "ministral": MINISTRAL,
     "ministral3": MINISTRAL3,

@@ -118,6 +118,19 @@ def layer_types(values: Mapping[str, Any]) -> list[str] | None:
     return listed
 
 
+def layers_without_rope(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Read `no_rope_layers`, which has a 1 for a layer that turns, whatever the name says; without it, every layer but
+    each `no_rope_layer_interval`-th does.
+    """
+    turns = values.get("no_rope_layers")
+    if turns is None:
+        interval = bounded(values, "no_rope_layer_interval")
+        turns = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if not isinstance(turns, list) or len(turns) < layers:
+        raise CheckpointError(f"config.json: no_rope_layers is {turns!r}; it must have a number for each layer.")
+    return tuple(layer for layer in range(layers) if not turns[layer])
+
+
 def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
     """Return the fields of ModelConfig for attention in a window.
 

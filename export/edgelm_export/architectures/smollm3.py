@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
@@ -28,13 +27,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
     config = llama.to_model_config(values)
     layers = range(config.num_hidden_layers)
-    interval = hf_values.whole_number(values, "no_rope_layer_interval")
-    rotates = values.get("no_rope_layers")  # 1 for a layer that turns, whatever the name says
-    if rotates is None:
-        rotates = [int((layer + 1) % interval != 0) for layer in layers]
-    if not isinstance(rotates, list) or len(rotates) < len(layers):
-        raise CheckpointError(f"config.json: no_rope_layers is {rotates!r}; it must have a number for each layer.")
-    without_rope = tuple(layer for layer in layers if not rotates[layer])
+    without_rope = hf_values.layers_without_rope(values, config.num_hidden_layers)
     has_windows = hf_values.flag(values, "use_sliding_window") or hf_values.layer_types(values) is not None
     window = values.get("sliding_window") if has_windows else None
     kinds = ["sliding_attention" if layer in without_rope else "full_attention" for layer in layers]

@@ -143,7 +143,7 @@ class _Stack:
         if config.attention_output_gate:
             rows = config.num_attention_heads * (1 if config.attention_gate_per_head else H)
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
-        if config.qk_norm:
+        if config.qk_norm and config.qk_norm_weights:
             over_projection = config.qk_norm_scope == "projection"
             self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)
             if config.keys_of(i) == i:
