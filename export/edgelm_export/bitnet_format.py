@@ -54,7 +54,8 @@ class TernaryMatrix:
             stored = stored.astype(np.uint8)
             signs = np.concatenate([(stored >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(np.int32) - 1
             scale = np.float32(read(f"{self.stem}.weight_scale").astype(np.float32).reshape(-1)[0])
-            scale = 1 / scale if self.divides else scale
+            with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+                scale = 1 / scale if self.divides else scale
         else:
             weight = stored.astype(np.float32)
             scale = np.maximum(np.abs(weight).mean(dtype=np.float32), np.float32(_SMALLEST_SCALE))

@@ -121,9 +121,11 @@ def _check(matrix: FourBitMatrix, present: Mapping[str, tuple[int, ...]]) -> Non
     """Compare the sizes of a matrix's tensors with its shape."""
     name, numbers = f"{matrix.stem}.weight", math.prod(matrix.shape)
     blocks = numbers // matrix.block_size
-    wanted = {"": numbers // 2, ".absmax": blocks, ".quant_map": _LEVELS}
+    wanted = {".absmax": blocks, ".quant_map": _LEVELS}
     if matrix.nested is not None:
         wanted |= {".nested_absmax": -(-blocks // matrix.nested[0]), ".nested_quant_map": 256}
-    for part, count in wanted.items():
-        if math.prod(present[f"{name}{part}"]) != count or numbers % (2 * matrix.block_size):
+    fits = {"": math.prod(present[name]) == numbers // 2 and numbers % (2 * matrix.block_size) == 0}
+    fits |= {part: present[f"{name}{part}"] == (count,) for part, count in wanted.items()}
+    for part, is_fitting in fits.items():
+        if not is_fitting:
             raise ValueError(f"{name}{part} is {list(present[f'{name}{part}'])} for a matrix of {list(matrix.shape)}")

@@ -77,8 +77,8 @@ class ScaledMatrix:
         with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
             stored = read(self.scale)
             scales: NDArray[np.float32] = stored.astype(np.float32) / np.float32(self.divisor)
-        if stored.dtype == np.uint8:
-            scales = 2 * half_of_power(stored)
+            if stored.dtype == np.uint8:
+                scales = 2 * half_of_power(stored)
         if scales.size == 1:
             return scales.reshape(1, 1)
         if self.block is None:

@@ -172,6 +172,11 @@ def _integers(
         if stem == name or len(shape) != 2:
             continue
         bits = _bits_of(stem, shape, config, present, read) or _bits(config) or row.bits[0]
+        if bits not in row.bits:
+            raise CheckpointError(
+                f"{where}: quantization_config says that the integers of {stem} have {bits!r:.40} bits; supported of "
+                f"{format_name}: {', '.join(map(str, row.bits))}. Take the model's unquantized folder, or a GGUF file."
+            )
         matrices[f"{stem}.weight"] = PackedMatrix(
             format=format_name, stem=stem, bits=bits, shape=row.shape(shape, 32 // bits), settings=config
         )
@@ -188,11 +193,12 @@ def _bits_of(
         of_all = _bits(config)
         fitting = [bits for bits in FORMATS["gptq"].bits if zeros[1:] == (-(-shape[1] * bits // 32),)]
         return of_all if of_all in fitting else next(iter(fitting), None)
-    if len({weights.get("num_bits") for weights in compressed_weights(config)}) < 2:
+    if len({str(weights.get("num_bits")) for weights in compressed_weights(config)}) < 2:
         return None
-    try:
-        columns = int(read(f"{stem}.weight_shape")[-1])
-    except (KeyError, IndexError):  # which the comparison of its parts says
+    if present.get(f"{stem}.weight_shape") != (2,):  # which the comparison of its parts says
+        return None
+    columns = read(f"{stem}.weight_shape").tolist()[1]
+    if type(columns) is not int:  # which the comparison of types says
         return None
     return next((bits for bits in (4, 8) if -(-columns * bits // 32) == shape[1]), None)
 

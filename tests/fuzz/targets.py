@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzz import byte_level_folders, gguf_families, http_bodies, packages, sentencepiece_models
+from fuzz import byte_level_folders, gguf_families, http_bodies, packages, packed_folders, sentencepiece_models
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 from mlx_folder import pack_folder
 
@@ -436,6 +436,10 @@ TARGETS: dict[str, Target] = {
     "mlx-weights": Target(
         file="model.safetensors", prepare=_mlx_weight_seeds, mutate=_mutate_safetensors, read=_read_mlx, count=300,
         long_count=100_000,
+    ),
+    "packed": Target(
+        file=packed_folders.FOLDER, prepare=packed_folders.prepare, mutate=packed_folders.mutate,
+        read=packed_folders.read, count=300, long_count=100_000,
     ),
     "families": Target(
         file="config.json", prepare=_family_seeds, mutate=mutate_json, read=_read_family, count=1_000,
