@@ -85,7 +85,8 @@ def tiktoken_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[s
     ranks = _ranks(path)
     listed = config.get("added_tokens_decoder")
     own = listed if isinstance(listed, Mapping) else {}
-    taken = {token.get("content") for token in own.values() if isinstance(token, Mapping)}
+    contents = [token.get("content") for token in own.values() if isinstance(token, Mapping)]
+    taken = {content for content in contents if isinstance(content, str)}  # of others ranked_files tells
     behind = {str(id_): text.format(id=id_) for id_, text in enumerate(found.control, max(ranks.values()) + 1)}
     known = {id_: {"content": text, "special": True} for id_, text in behind.items() if text not in taken}
     settings = {**config, "added_tokens_decoder": {**known, **own}}
