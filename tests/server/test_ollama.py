@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from edgelm_server import TINY, EdgelmServer
 
 from edgelm import GenerationConfig, __version__
+from edgelm.completion import ToolCall
+from edgelm.server.ollama import OllamaWriter
+from edgelm.server.sse import to_json
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 SLOW_LOAD = """
@@ -189,6 +194,16 @@ def test_a_choice_of_tools_is_kept_to(serving, choice, called):
     assert [call["function"]["name"] for call in calls][:1] == ["switch"] * called
     assert [call["function"]["index"] for call in calls] == list(range(len(calls)))
     assert len({call["id"] for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "[" * 20_000 + "]" * 20_000, "9" * 5_000, "[1"])
+def test_a_call_whose_arguments_no_json_can_hold_is_left_out_and_the_answer_is_whole(tiny, value):
+    calls = [ToolCall(id=name, name=name, arguments=f'{{"x": {given}}}') for name, given in (("f", value), ("g", 1))]
+    answer = replace(tiny.chat(HELLO, GenerationConfig(max_new_tokens=1)), tool_calls=tuple(calls))
+    writer = OllamaWriter(model="tiny", is_chat=True, load_seconds=0.0, logprobs=None)
+
+    message = json.loads(to_json(writer.whole([answer])))["message"]
+    assert [call["function"] for call in message["tool_calls"]] == [{"index": 0, "name": "g", "arguments": {"x": 1}}]
 
 
 def test_calls_and_results_have_what_clients_add_to_them(serving):

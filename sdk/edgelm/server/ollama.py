@@ -29,6 +29,7 @@ from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import TAG, LoadedModel, reading_package
+from edgelm.server.request_body import finite_json
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
@@ -397,7 +398,7 @@ def _frame(
         message["tool_calls"] = [
             {
                 "id": call.id,
-                "function": {"index": i, "name": call.name, "arguments": json.loads(call.arguments or "{}")},
+                "function": {"index": i, "name": call.name, "arguments": finite_json(call.arguments or "{}")},
             }
             for i, call in enumerate(calls)
         ]
@@ -467,12 +468,12 @@ class OllamaWriter:
 
 
 def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """Leave out a call that was cut off in the middle: its arguments are no JSON."""
+    """Leave out a call whose arguments no answer can hold: cut off in the middle, without end, or no JSON at all."""
     whole_calls = []
     for call in calls:
         try:
-            json.loads(call.arguments or "{}")
-        except ValueError:
+            finite_json(call.arguments or "{}")
+        except (ValueError, RecursionError):
             continue
         whole_calls.append(call)
     return whole_calls

@@ -83,7 +83,7 @@ def _parse(body: bytes, nesting: int) -> dict[str, Any]:
         # Texts may be full of commas; only where there are very many is it worth to look past them.
         if json_values(text) > _MAX_VALUES and json_values(_TEXT.sub("", text)) > _MAX_VALUES:
             raise ApiError(400, f"The body has more than {_MAX_VALUES} values.")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = finite_json(text)
     except UnicodeDecodeError:
         raise ApiError(400, "The body is not UTF-8.") from None
     except RecursionError:
@@ -101,6 +101,16 @@ def _parse(body: bytes, nesting: int) -> dict[str, Any]:
         if not level:
             return value
     raise _too_deep(nesting)
+
+
+def finite_json(text: str) -> Any:
+    """Parse JSON whose numbers are finite: Python's own parser takes NaN, and makes infinity of 1e999.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: its nesting is deeper than Python follows.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _too_deep(nesting: int) -> ApiError:
