@@ -211,15 +211,9 @@ class ModelConfig(LayerFeatures):
 
     def __post_init__(self) -> None:
         for field in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings",
+        ):  # fmt: skip
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
@@ -390,16 +384,9 @@ class ModelConfig(LayerFeatures):
         return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
 
     def _check_switches_and_token_ids(self) -> None:
-        for field in (
-            "mlp_gated", "mlp_bias", "conv_bias", "attention_bias", "attention_output_bias", "attention_output_gate",
-            "attention_gate_per_head", "shared_expert_gate", "parallel_residual", "final_norm", "embedding_norm",
-            "qk_norm", "qk_norm_weights", "v_norm", "attention_k_eq_v", "use_double_wide_mlp", "layer_scalar",
-            "mamba_rms_norm", "altup_correct_scale",
-            "linear_allow_neg_eigval", "norm_topk_prob", "router_bias", "expert_choice_bias", "expert_norms",
-            "expert_scales", "attention_sinks", "sub_norms", "tie_word_embeddings", "lm_head_bias",
-        ):  # fmt: skip
-            if not isinstance(getattr(self, field), bool):
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be true or false.")
+        for switch in dataclasses.fields(self):
+            if isinstance(switch.default, bool) and not isinstance(getattr(self, switch.name), bool):
+                raise ConfigError(f"{switch.name} is {getattr(self, switch.name)!r}; it must be true or false.")
         for field in (
             "bos_token_id", "eos_token_ids", "decoder_start_token_id", "forced_bos_token_id", "suppressed_token_ids",
         ):  # fmt: skip

@@ -80,34 +80,45 @@ class GenerationConfig:
     length_penalty: float = 1.0  # ... by log-probability over length to this power: above 0 longer answers gain
 
     def __post_init__(self) -> None:
-        for name in _TEXTS:
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, (getattr(self, name),))
+        self._make_tuples()
+        self._check_numbers_and_switches()
+        self._check_objects()
+        self._check_together()
+
+    def _make_tuples(self) -> None:
+        """Make tuples of the fields that are lists, also where one text stands in the place of a list of texts."""
         for name in (*_TEXTS, "stop_token_ids", "processors"):
             value = getattr(self, name)
+            if name in _TEXTS and isinstance(value, str):
+                value = (value,)
             if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray, Mapping)):
                 kind = "a text or a list of texts" if name in _TEXTS else "a list"
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {kind}, [] for none.")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+                raise ConfigError(f"{name} is {value!r}; it must be {kind}, [] for none.")
+            object.__setattr__(self, name, tuple(value))
         for name, one in _TEXTS.items():
             texts = getattr(self, name)
             if any(not isinstance(text, str) or not text for text in texts):
                 raise ConfigError(f"{name} is {texts!r}; each {one} must be a text of at least one character.")
         if not all(is_whole(id_) and id_ >= 0 for id_ in self.stop_token_ids):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
+
+    def _check_numbers_and_switches(self) -> None:
+        neutral = {field.name: field.default for field in fields(self)}
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            if value is None and neutral[name] is None:
                 continue
             if not is_number(value) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
             if name in WHOLE and not is_whole(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
-        for name in _BOOLEANS:
-            check_boolean(name, getattr(self, name))
-        for name in ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+            if name in ABOVE_ZERO and value == 0:
+                raise ConfigError(f"{name} is {value!r}; it must be above 0.")
+        for name, default in neutral.items():
+            if isinstance(default, bool):
+                check_boolean(name, getattr(self, name))
+
+    def _check_objects(self) -> None:
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise ConfigError(
                 f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
@@ -123,7 +134,6 @@ class GenerationConfig:
                     f"speculation is {self.speculation!r}; it must be {PROMPT_LOOKUP!r}, a LanguageModel that drafts, "
                     "or None."
                 )
-        self._check_together()
         for name in LANGUAGES:
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be the name of a language, or None.")
@@ -220,8 +230,6 @@ _NOT_WITH_BEAMS = (
 )  # fmt: skip
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
-_BOOLEANS = ("ignore_eos", "begins_text", "token_healing", "exact_speculation")
-_OPTIONAL = ("max_new_tokens", "context_shift", "seed", "logprobs")
 ABOVE_ZERO = ("top_p", "typical_p")  # which would leave no token
 WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 RANGES: Mapping[str, tuple[float, float]] = {
