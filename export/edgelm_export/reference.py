@@ -9,6 +9,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,6 +218,39 @@ _BESIDE_ATTENTION = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of a stack, by its number, and its weights."""
+
+    config: ModelConfig
+    number: int
+    weights: Weights
+
+    def normed(self, name: str | None, x: Array) -> Array:
+        """Norm the last dimension, where a norm is there."""
+        return x if name is None else norm(self.config, self.weights, f"{name}.", x)
+
+    def added(self, x_TD: Array, part_TD: Array, name: str | None) -> Array:
+        """Add what a part of the layer makes to the residual stream, with the norm behind that part."""
+        multiplier = np.float32(self.config.residual_multiplier)
+        if self.config.norm_placement == "residual":
+            return self.normed(name, x_TD + multiplier * part_TD)
+        return x_TD + multiplier * self.normed(name, part_TD)
+
+    def fed_forward(self, hidden_TD: Array, attended_TD: Array) -> Array:
+        """Return what is behind the feed-forward. hidden_TD, attended_TD: what is before and behind attention."""
+        config, (_, _, before, after) = self.config, self.config.block_norms(self.number)
+        input_TD = hidden_TD if config.parallel_residual else attended_TD
+        if config.has_experts(self.number):
+            made_TD = experts(config, self.weights, self.normed(before, input_TD), input_TD)
+        elif config.has_feed_forward(self.number):
+            cutoff = config.gate_cutoff(self.number)
+            made_TD = feed_forward(config, self.weights, self.normed(before, input_TD), "mlp", cutoff)
+        else:
+            return attended_TD
+        return self.added(attended_TD, made_TD, after)
+
+
 def run_layer(
     config: ModelConfig,
     layer: int,
@@ -233,51 +267,36 @@ def run_layer(
     read_SD: what the encoder made of a source. both_ways: the layer is an encoder's, and sees later tokens too.
     lengths: of the sequences that stand behind each other in T; nothing is one sequence.
     """
-
-    def normed(name: str | None, x_TD: Array) -> Array:
-        return x_TD if name is None else norm(config, weights, f"{name}.", x_TD)
-
-    def added(x_TD: Array, part_TD: Array, name: str | None) -> Array:
-        multiplier = np.float32(config.residual_multiplier)
-        if config.norm_placement == "residual":
-            return normed(name, x_TD + multiplier * part_TD)
-        return x_TD + multiplier * normed(name, part_TD)
-
-    before_attention, after_attention, before_mlp, after_mlp = config.block_norms(layer)
+    this = _Layer(config, layer, weights)
+    before_attention, after_attention, _, _ = config.block_norms(layer)
     wide, kept = WideStream(config), list[Array]()
     hidden_TD, has_streams = hidden_TW[:, : wide.D], config.altup_num_inputs > 1
     if has_streams:
         streams_TAD = predicted(config, weights, wide.streams(hidden_TW))
         hidden_TD = streams_TAD[:, 0]
-    attended_TD, input_TD, found = hidden_TD, normed(before_attention, hidden_TD), list[Array]()
+    attended_TD, input_TD, found = hidden_TD, this.normed(before_attention, hidden_TD), list[Array]()
     if config.attends(layer):
         source = config.keys_of(layer)
         given = None if source == layer else wide.kept(hidden_TW, source)
-        looked_TD, *kept = _attention(config, layer, weights, input_TD, tables, both_ways, lengths, given)
+        looked_TD, *kept = _attention(this, input_TD, tables, both_ways, lengths, given)
         found.append(looked_TD)
     if beside := _BESIDE_ATTENTION.get(config.kind(layer) or ""):
         found.append(beside(config, weights, input_TD, lengths))
     if found:
-        attended_TD = added(hidden_TD, sum(found[1:], found[0]), after_attention)
+        attended_TD = this.added(hidden_TD, sum(found[1:], found[0]), after_attention)
     if config.laurel_rank:
         attended_TD = with_laurel(config, weights, attended_TD, input_TD)
     if read_SD is not None:
         before_cross, after_cross = CROSS_NORMS[config.norm_placement]
-        looked_TD = _cross_attention(config, weights, normed(before_cross, attended_TD), read_SD)
-        attended_TD = added(attended_TD, looked_TD, after_cross)
-    mlp_input_TD = hidden_TD if config.parallel_residual else attended_TD
-    hidden_TD, read_TD = attended_TD, normed(before_mlp, mlp_input_TD)
-    if config.has_experts(layer):
-        hidden_TD = added(attended_TD, experts(config, weights, read_TD, mlp_input_TD), after_mlp)
-    elif config.has_feed_forward(layer):
-        made_TD = feed_forward(config, weights, read_TD, "mlp", config.gate_cutoff(layer))
-        hidden_TD = added(attended_TD, made_TD, after_mlp)
+        looked_TD = _cross_attention(config, weights, this.normed(before_cross, attended_TD), read_SD)
+        attended_TD = this.added(attended_TD, looked_TD, after_cross)
+    hidden_TD = this.fed_forward(hidden_TD, attended_TD)
     if has_streams:
         streams_TAD, hidden_TD = corrected(config, weights, streams_TAD, hidden_TD)
     if config.hidden_size_per_layer_input:
         gate_TP = ACTIVATIONS[config.hidden_act](linear(weights, "per_layer_input_gate", hidden_TD))
         part_TD = linear(weights, "per_layer_projection", gate_TP * wide.own(hidden_TW, layer))
-        part_TD = normed("post_per_layer_input_norm", part_TD)
+        part_TD = this.normed("post_per_layer_input_norm", part_TD)
         hidden_TD = hidden_TD + part_TD
     if has_streams:
         streams_TAD[:, 1:] += part_TD[:, None]
@@ -303,9 +322,7 @@ def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, re
 
 
 def _attention(
-    config: ModelConfig,
-    layer: int,
-    weights: Weights,
+    this: _Layer,
     hidden_TD: Array,
     tables: Tables,
     both_ways: bool,
@@ -316,12 +333,12 @@ def _attention(
 
     given: those of another layer, at which this one looks.
     """
+    config, layer, weights = this.config, this.number, this.weights
     T, H, lengths = len(hidden_TD), config.head_size(layer), lengths or (len(hidden_TD),)
     kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
 
     def normed(x: Array, name: str) -> Array:
-        has_weights = config.qk_norm_weights
-        return norm(config, weights, f"self_attn.{name}.", x) if has_weights else over_rms(x, config.norm_eps)
+        return this.normed(f"self_attn.{name}", x) if config.qk_norm_weights else over_rms(x, config.norm_eps)
 
     def heads(x_TD: Array, name: str) -> Array:
         """Return heads [N or K, T, H], normed and turned."""
@@ -351,7 +368,7 @@ def _attention(
     out_TD, start = np.empty_like(q_TD), 0
     for length in lengths:
         own = slice(start, start + length)
-        out_TD[own] = _attended(config, layer, weights, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
+        out_TD[own] = _attended(this, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
         start += length
     if is_latent:
         out_TD = latent_values(config, weights, out_TD)
@@ -359,24 +376,17 @@ def _attention(
         gate_TD = 1 / (1 + np.exp(-linear(weights, "self_attn.gate_proj", hidden_TD)))
         out_TD *= np.repeat(gate_TD, out_TD.shape[1] // gate_TD.shape[1], axis=1)
     if config.sub_norms:
-        out_TD = norm(config, weights, "self_attn.attn_sub_norm.", out_TD)
+        out_TD = this.normed("self_attn.attn_sub_norm", out_TD)
     output_TD = linear(weights, "self_attn.o_proj", out_TD) * np.float32(config.multipliers.attention_out)
     return output_TD, k_KSH, v_KSH
 
 
-def _attended(
-    config: ModelConfig,
-    layer: int,
-    weights: Weights,
-    q_NTH: Array,
-    k_KSH: Array,
-    v_KSH: Array,
-    both_ways: bool,
-) -> Array:
+def _attended(this: _Layer, q_NTH: Array, k_KSH: Array, v_KSH: Array, both_ways: bool) -> Array:
     """Return what the queries of one sequence gather, [T, N * H]."""
+    config, weights = this.config, this.weights
     N, T, H = q_NTH.shape
     K = len(k_KSH)
-    window, scale = config.window(layer) or T, np.float32(config.attention_scale)
+    window, scale = config.window(this.number) or T, np.float32(config.attention_scale)
     out_TNH = np.empty((T, N, H), np.float32)
     for start in range(0, T, _QUERY_BLOCK):
         end = min(start + _QUERY_BLOCK, T)

@@ -130,23 +130,8 @@ class DecoderGraph:
         for name in sorted(given.keys() - known):
             why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
             raise PackageError(f"{path} takes the input {name!r}. {why}")
-        for name, found in (("input_ids", given), ("logits", results)):
-            if name not in found:
-                raise PackageError(
-                    f"{path} has no {'input' if found is given else 'output'} {name!r}, so it is no decoder of text. "
-                    f"It has: {', '.join(sorted(found))[:300]}."
-                )
-        if not past or past.keys() != present.keys():
-            raise PackageError(
-                f"{path} does not take and give keys and values by layer (past_key_values.0.key, present.0.key …): it "
-                f"has {len(past)} such inputs and {len(present)} such outputs. Export the model with its cache: "
-                "optimum-cli export onnx --task text-generation-with-past …"
-            )
-        if past_states.keys() != present_states.keys():
-            raise PackageError(
-                f"{path} takes {len(past_states)} states of a text and gives {len(present_states)}; each "
-                "layer has two. Export or download the package again."
-            )
+        _check_text(path, given, results)
+        _check_cache(path, past, present, past_states, present_states)
         names = {name for domain, name in operators}
         writes_in_place = "GroupQueryAttention" in names
         cache = {place: given[name] for place, name in past.items()}
@@ -234,6 +219,36 @@ class DecoderGraph:
             "num_attention_heads": max(kv_heads, config.num_attention_heads // kv_heads * kv_heads),
             "head_dim": size or config.head_dim,
         }
+
+
+def _check_text(path: Path, inputs: Mapping[str, GraphValue], outputs: Mapping[str, GraphValue]) -> None:
+    """Check that a graph takes token ids and gives logits."""
+    for kind, name, found in (("input", "input_ids", inputs), ("output", "logits", outputs)):
+        if name not in found:
+            raise PackageError(
+                f"{path} has no {kind} {name!r}, so it is no decoder of text. It has: {', '.join(sorted(found))[:300]}."
+            )
+
+
+def _check_cache(
+    path: Path,
+    past: Mapping[tuple[int, str], str],
+    present: Mapping[tuple[int, str], str],
+    past_states: Mapping[tuple[int, int], str],
+    present_states: Mapping[tuple[int, int], str],
+) -> None:
+    """Check that a graph gives again all that it takes of a text."""
+    if not past or past.keys() != present.keys():
+        raise PackageError(
+            f"{path} does not take and give keys and values by layer (past_key_values.0.key, present.0.key …): it "
+            f"has {len(past)} such inputs and {len(present)} such outputs. Export the model with its cache: "
+            "optimum-cli export onnx --task text-generation-with-past …"
+        )
+    if past_states.keys() != present_states.keys():
+        raise PackageError(
+            f"{path} takes {len(past_states)} states of a text and gives {len(present_states)}; each "
+            "layer has two. Export or download the package again."
+        )
 
 
 def _cache_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int, str], str]:

@@ -73,30 +73,15 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         ProviderError: the provider is not here, does not start, or leaves work to the CPU; or the graph is refused.
     """
     provider = _provider_of(runtime, options.provider)
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = options.threads or usable_cores()
-    settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
-    # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
-    settings.add_session_config_entry("session.dynamic_block_base", "4")
-    # Longer than what lies between two steps, and no longer: a thread that looks for work keeps a core from the next
-    # session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
-    settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
-    # From the bytes that were walked, not from the path, and read as the walk reads them, whatever mark of another
-    # format they have: what runs is what was checked.
-    settings.add_session_config_entry("session.load_model_format", "ONNX")
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     most = _largest_constant(path.parent)
-    settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most))
+    settings = _settings(runtime, path, options, most)
     graph, weights = join_planes(graph, path, most)
     values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
     settings.add_external_initializers([*weights], values)
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):
         # AVX2 adds two products of u8 x s8 in 16 bits, and what is larger is cut off in silence. So the weights become
         # u8 when they are loaded, whose products are exact; with VNNI that would only be slower (0.72-0.75 x).
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    if options.provider == "directml":  # its documentation asks for both
-        settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
     available = runtime.get_available_providers()
     rest = [name for name in provider.execution_providers[1:] if name in available]
     if provider.device == "cuda":
@@ -123,6 +108,27 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         _check_assignment(session, path, options.provider)
     give_back_mapped_files(path.parent)  # SmolLM2-135M in int8: 36 MB (docs/results/graph-and-settings.md)
     return session
+
+
+def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constant: int) -> Any:
+    """Return the `onnxruntime.SessionOptions` of a graph, whose weights lie beside `path`."""
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads or usable_cores()
+    settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
+    # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
+    settings.add_session_config_entry("session.dynamic_block_base", "4")
+    # Longer than what lies between two steps, and no longer: a thread that looks for work keeps a core from the next
+    # session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    # From the bytes that were walked, not from the path, and read as the walk reads them, whatever mark of another
+    # format they have: what runs is what was checked.
+    settings.add_session_config_entry("session.load_model_format", "ONNX")
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(largest_constant))
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
+    if options.provider == "directml":  # its documentation asks for both
+        settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
+    return settings
 
 
 def raise_as_ours(error: Exception) -> NoReturn:
