@@ -42,7 +42,11 @@ class ChatSession:
 
     @property
     def system(self) -> str | None:
-        """How the model is to behave: what stands before the turns; None for nothing."""
+        """How the model is to behave: what stands before the turns; None for nothing.
+
+        Raises:
+            ConfigError: it is set to what is no text.
+        """
         return self._system
 
     @system.setter

@@ -138,7 +138,11 @@ class Completion:
 
     @property
     def mean_logprob(self) -> float:
-        """The mean log-probability of the tokens, by which answers to one prompt compare; it needs `logprobs`."""
+        """The mean log-probability of the tokens, by which answers to one prompt compare.
+
+        Raises:
+            ConfigError: the answer has no `logprobs`.
+        """
         if not self.logprobs:
             raise ConfigError("The answer has no log-probabilities; ask for them with logprobs=0 in its config.")
         return sum(token.logprob for token in self.logprobs) / len(self.logprobs)

@@ -175,6 +175,9 @@ class GenerationConfig:
 
         Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, and its `stop_strings`
         are `stop`.
+
+        Raises:
+            ConfigError: the file cannot be read, is no JSON object, or has a value outside of its range.
         """
         path = as_path(folder) / "generation_config.json"
         if not path.exists():

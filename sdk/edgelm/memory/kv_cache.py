@@ -377,7 +377,11 @@ class KVCache:
             raise ConfigError(f"{path} cannot be written: {error}. Name a file in a folder that is there.") from error
 
     def write(self, file: IO[bytes], fingerprint: str) -> None:
-        """Write what `save` does to an open file; an OSError of it passes through."""
+        """Write what `save` does to an open file; an OSError of it passes through.
+
+        Raises:
+            ConfigError: the model has an encoder.
+        """
         if self.source_ids:
             raise ConfigError(
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
