@@ -18,11 +18,11 @@ def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:
     return f"""
 import time
 from edgelm.decoding.sampling import Sampler
-from edgelm import language_model
+from edgelm import loading
 from edgelm.testing import scripted_model
 sample = Sampler.sample
 Sampler.sample = lambda *arguments: (time.sleep({seconds_per_token}), sample(*arguments))[1]
-language_model.load = lambda *_: scripted_model({answer!r})
+loading.load = lambda *_: scripted_model({answer!r})
 """
 
 

@@ -67,7 +67,7 @@ def thinking_server(answer: str = ANSWER, template: str = TEMPLATE, *, seconds_p
     """Return a prelude that makes a server's model such a one."""
     return f"""
 import time
-from edgelm import language_model
+from edgelm import loading
 from edgelm.decoding.sampling import Sampler
 from edgelm.testing import scripted_model
 from edgelm.text.chat_template import ChatTemplate
@@ -77,5 +77,5 @@ def load(*_):
     model = scripted_model({answer!r})
     model.chat_template = ChatTemplate({template!r})
     return model
-language_model.load = load
+loading.load = load
 """

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from edgelm.generation_config import GenerationConfig
-    from edgelm.language_model import LanguageModel, load
+    from edgelm.language_model import LanguageModel
+    from edgelm.loading import load
     from edgelm.memory.kv_cache import KVCache
     from edgelm.memory.prefix_cache import PrefixCache
     from edgelm.runtime.session import SessionOptions
@@ -110,7 +111,7 @@ _LAZY = {
     "Usage": "edgelm.completion",
     "VerificationError": "edgelm.errors",
     "join": "edgelm.decoding.answer",
-    "load": "edgelm.language_model",
+    "load": "edgelm.loading",
 }
 
 __all__ = [

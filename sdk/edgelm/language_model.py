@@ -1,12 +1,10 @@
-"""LanguageModel: a package, loaded: text in, text out."""
+"""LanguageModel: a package in memory: text in, text out."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +23,12 @@ from edgelm.decoding.speculation import Speculator
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, TokenizerError
 from edgelm.generation_config import GenerationConfig
-from edgelm.library.library import Library
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.kv_cache import KVCache
-from edgelm.memory.malloc import return_freed_memory
 from edgelm.memory.prefix_cache import DEFAULT_BYTES, PrefixCache
 from edgelm.package.adapter import AdapterManifest, read_adapter
-from edgelm.package.manifest import Manifest, check_hash
-from edgelm.package.package import folder_of_package, open_package
+from edgelm.package.manifest import Manifest
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session import DecoderSession, SessionOptions
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
 from edgelm.structure.reasoning import Reasoning, reasoning_settings, take_in_turn
 from edgelm.structure.tool_call_parser import ToolCallParser
@@ -46,74 +40,9 @@ from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 
-_LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
-
-
-def load(
-    name_or_path: str | Path,
-    options: SessionOptions | None = None,
-    *,
-    provider: str | None = None,
-    public_key: str | Path | None = None,
-) -> LanguageModel:
-    """Load a model package: a folder, or a name from the model library.
-
-    Every file is checked against the manifest's sizes and hashes before it is used. A folder that onnxruntime-genai's
-    builder or Optimum wrote, or a graph in it, loads too; without a manifest, nothing of it is checked but the graph.
-    provider: what computes ("cuda"), one of those that `SessionOptions` lists; None is what the options say.
-    public_key: a file (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE,
-    and without that none is required.
-
-    Raises:
-        ModelNotFoundError: nothing of that name or path is here.
-        PackageError: the package is broken or was changed, or is not signed as required.
-        ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
-        MissingExtraError: a signature is required, and model-signing is not installed.
-    """
-    options = or_default("options", options, SessionOptions())
-    if provider is not None:
-        options = replace(options, provider=provider)
-    path = Library().find(name_or_path)
-    check_required_signature(folder_of_package(path), None if public_key is None else as_path(public_key))
-    package = open_package(path)
-    folder = package.folder
-    large = package.check_files(largest=_LARGE)
-    with in_huge_pages(), ThreadPoolExecutor(1) as worker:
-        # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
-        # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
-        hashes = [worker.submit(check_hash, folder, entry) for entry in large]
-        tokenizer = worker.submit(_load_tokenizer, folder)
-        try:
-            session = DecoderSession(
-                folder,
-                package.config(),
-                options,
-                entry=package.graph_entry,
-                weights=package.weight_entries,
-                encoder_entry=package.encoder_entry,
-                prefill_entry=package.prefill_entry,
-                foreign_graph=package.foreign_graph,
-            )
-        finally:
-            for checked in hashes:
-                checked.result()
-        return LanguageModel(
-            session=session,
-            tokenizer=tokenizer.result(),
-            chat_template=ChatTemplate.load(folder),
-            generation_config=package.generation_config(),
-            manifest=package.manifest,
-        )
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder)
-    return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
-    return tokenizer
-
 
 class LanguageModel:
-    """A decoder session, a tokenizer and what belongs to them. Made by `load`.
+    """A decoder session, a tokenizer and what belongs to them. Made by `edgelm.load`.
 
     Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for
     prompts that begin the same way; put another PrefixCache in its place for another budget. `adapters` are those that
@@ -277,8 +206,10 @@ class LanguageModel:
             ContextLengthError: the prompt does not fit the model's context, or has no tokens; with several beams, also
                 where it has more than a row of a batch.
             TokenizerError: a token id is none of the model's.
-            ConfigError: a token of `logit_bias` or `stop_token_ids` is none of the model's, the draft (`speculation`)
-                has another tokenizer, or `context_shift` keeps more than half of the context.
+            ConfigError: a token of `logit_bias` or `stop_token_ids` is none of the model's, its `adapter` is not
+                loaded, the draft (`speculation`) has another tokenizer, or it or the model keeps states,
+                `context_shift` keeps more than half of the context, or something is asked that only models with an
+                encoder have, or only those without.
         """
         config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)
@@ -454,7 +385,9 @@ class LanguageModel:
         trained for embeddings want them.
 
         Raises:
-            ConfigError: there is no such pooling, the package's graph gives no hidden states, or `texts` is one text.
+            ConfigError: there is no such pooling, the package's graph gives no hidden states, `texts` is one text, or
+                the model has an encoder.
+            TokenizerError: a text is neither that nor token ids, or an id is none of the model's.
             ContextLengthError: a text has no tokens, or does not fit the model's context.
         """
         self._require_no_encoder("embed")
@@ -471,7 +404,8 @@ class LanguageModel:
 
         Raises:
             ContextLengthError: the text has fewer than two tokens, or does not fit the model's context.
-            ConfigError: `alternatives` is no whole number of 0 or more.
+            ConfigError: `alternatives` is no whole number of 0 or more, or the model has an encoder.
+            TokenizerError: `text` is neither that nor token ids, or an id is none of the model's.
         """
         self._require_no_encoder("score")
         if not is_whole(alternatives) or alternatives < 0:

@@ -16,7 +16,8 @@ from edgelm.decoding.generate import decode, prefill
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import LanguageModel
+from edgelm.loading import load
 from edgelm.memory.available_memory import peak_memory
 from edgelm.package.graph_file import DATA_FILE
 from edgelm.runtime.cpu import usable_cores

@@ -25,13 +25,13 @@ TINY = str(tiny_model_path())
 # The real command on a scripted model that takes 5 ms a token.
 SCRIPTED = """
 import time
-from edgelm import language_model
+from edgelm import loading
 from edgelm.cli.main import main
 from edgelm.testing import ScriptedDecoder, scripted_model
 
 forward = ScriptedDecoder.forward
 ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.005), forward(*a, **k))[1]
-language_model.load = lambda *_: scripted_model(ANSWER)
+loading.load = lambda *_: scripted_model(ANSWER)
 main(prog_name="edgelm")
 """
 WHERE_IS_THE_CURSOR = "\x1b[6n"

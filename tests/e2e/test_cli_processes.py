@@ -20,13 +20,13 @@ TINY = str(tiny_model_path())
 # A model that takes its time: the real command, and a scripted answer of 2,000 words at 10 ms a token.
 SLOW = """
 import time
-from edgelm import language_model
+from edgelm import loading
 from edgelm.cli.main import main
 from edgelm.testing import ScriptedDecoder, scripted_model
 
 forward = ScriptedDecoder.forward
 ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.01), forward(*a, **k))[1]
-language_model.load = lambda *_: scripted_model(" ".join(f"word{i}" for i in range(300)))
+loading.load = lambda *_: scripted_model(" ".join(f"word{i}" for i in range(300)))
 main(prog_name="edgelm")
 """
 

@@ -12,7 +12,8 @@ from varied_schemas import UNSUPPORTED, varied_schemas
 from edgelm.completion import Message
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import LanguageModel
+from edgelm.loading import load
 from edgelm.runtime.session import SessionOptions
 from edgelm.structure.constraint import Constraint
 from edgelm.testing import tiny_model_path

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from edgelm import speed
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgelm
-from edgelm import language_model
+from edgelm import loading
 from edgelm.cli.main import main
 from edgelm.testing import scripted_model, tiny_model_path
 
@@ -36,7 +36,7 @@ def says_sea(monkeypatch):
         return encode(messages, *others)
 
     monkeypatch.setattr(model, "encode_chat", encode_chat)
-    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    monkeypatch.setattr(loading, "load", lambda *_: model)
     return asked
 
 
@@ -47,7 +47,7 @@ def test_the_answer_alone_goes_to_standard_output(says_sea):
 
 
 def test_an_answer_that_ends_its_line_gets_no_empty_one(monkeypatch):
-    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model("The sea is blue.\n"))
+    monkeypatch.setattr(loading, "load", lambda *_: scripted_model("The sea is blue.\n"))
     assert run(TINY, "Tell me.").stdout == "The sea is blue.\n"
 
 
@@ -69,7 +69,7 @@ def test_the_answer_is_the_librarys():
     [("utf-8", "Blüe 青い", True), ("latin-1", "Blüe 青い", False), ("utf-8", "Blüe \x9b31m\x7f", False)],
 )
 def test_json_keeps_the_answer_in_every_locale_and_commands_no_terminal(monkeypatch, charset, said, is_readable):
-    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model(said))
+    monkeypatch.setattr(loading, "load", lambda *_: scripted_model(said))
     result = CliRunner(charset=charset).invoke(main, ["run", TINY, "Say it.", "--json"])
     assert json.loads(result.stdout_bytes)["text"] == said
     assert (said.encode() in result.stdout_bytes, result.stdout_bytes.isascii()) == (is_readable, not is_readable)
@@ -205,7 +205,7 @@ def test_a_package_given_by_its_path_needs_no_home(monkeypatch):
 @pytest.mark.parametrize("command", ["run", "chat"])
 @pytest.mark.parametrize(("on_terminal", "shown"), [(True, "[31mred\n"), (False, "\x1b[31mred\n")])
 def test_an_answer_commands_no_terminal_and_goes_through_a_pipe_as_it_is(monkeypatch, command, on_terminal, shown):
-    monkeypatch.setattr(language_model, "load", lambda *_: scripted_model("\x1b[31mred"))
+    monkeypatch.setattr(loading, "load", lambda *_: scripted_model("\x1b[31mred"))
     module = importlib.import_module(f"edgelm.cli.{command}")
     monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
     assert CliRunner().invoke(main, [command, TINY], input="Hello\n").stdout == shown
@@ -225,7 +225,7 @@ def test_an_answer_that_is_stopped_leaves_a_terminal_in_a_new_line(monkeypatch, 
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "stream_chat", stopped)
-    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    monkeypatch.setattr(loading, "load", lambda *_: model)
     module = importlib.import_module("edgelm.cli.run")
     monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
     result = CliRunner().invoke(main, ["run", TINY], input="Hello\n")
@@ -249,7 +249,7 @@ def test_beam_search_needs_no_temperature_where_the_author_has_one_for_sampling(
     model = edgelm.load(TINY)
     model.generation_config = edgelm.GenerationConfig(temperature=0.7)
     expected = model.generate("x", edgelm.GenerationConfig(max_new_tokens=8, num_beams=3)).text
-    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    monkeypatch.setattr(loading, "load", lambda *_: model)
     result = CliRunner().invoke(main, ["run", TINY, "x", "--raw", "--num-beams", "3", "--max-new-tokens", "8"])
     assert result.stdout.startswith(expected), result.stderr
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from scripted_chat import FakeScreen
 from thinking_template import system_message, thinking_model
 
-from edgelm import language_model
+from edgelm import loading
 from edgelm.chat_session import ChatSession
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
@@ -37,7 +37,7 @@ def listened(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[str]
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
     model = thinking_model()
-    monkeypatch.setattr(language_model, "load", lambda *_: model)
+    monkeypatch.setattr(loading, "load", lambda *_: model)
     return listened(model, monkeypatch)
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from scripted_chat import FakeScreen
 from thinking_model import SAID, THOUGHT, thinking_model
 
-from edgelm import language_model
+from edgelm import loading
 from edgelm.chat_session import ChatSession
 from edgelm.cli import thinking
 from edgelm.cli.conversation import Conversation
@@ -24,7 +24,7 @@ TINY = str(tiny_model_path())
 
 @pytest.fixture(autouse=True)
 def thinks(monkeypatch, own_library):
-    monkeypatch.setattr(language_model, "load", lambda *_: thinking_model())
+    monkeypatch.setattr(loading, "load", lambda *_: thinking_model())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
 

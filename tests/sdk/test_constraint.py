@@ -13,7 +13,8 @@ import pytest
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import LanguageModel
+from edgelm.loading import load
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.schema_gaps import close_gaps
 from edgelm.testing import scripted_model, tiny_model_path

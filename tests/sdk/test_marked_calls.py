@@ -11,7 +11,7 @@ from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, row, with_templat
 
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.marked_call_reader import MarkedCallReader
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format

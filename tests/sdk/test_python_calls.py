@@ -11,7 +11,7 @@ from tool_families import QUESTION, accepts, row, taken, with_template
 
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.python_call_reader import PythonCallReader
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tools import tool_constraint

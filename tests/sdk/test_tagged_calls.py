@@ -11,7 +11,7 @@ from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, row, taken, with_
 
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tools import tool_constraint

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, TokenizerError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.constraint import Constraint
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.fill_in_middle import FILL_IN_TOKENS, fill_in_ids

@@ -9,7 +9,7 @@ import pytest
 from edgelm.completion import Message
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.tagged_values import value_form
 from edgelm.structure.tool_formats import FORMATS, ToolFormat
 from edgelm.structure.tools import tool_constraint

@@ -28,7 +28,7 @@ from edgelm.completion import Message, ToolCall, ToolCallDelta
 from edgelm.decoding.answer import join
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import FORMATS, ToolFormat, tool_format

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from edgelm_server import SHORT_LIMITS, SLOW, TINY, EdgelmServer
 
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import LanguageModel
+from edgelm.loading import load
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

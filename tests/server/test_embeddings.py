@@ -110,7 +110,7 @@ def test_no_tokens_have_no_embedding(tiny):
 
 @pytest.mark.real_model
 def test_related_sentences_find_each_other(smollm2_package):
-    from edgelm.language_model import load
+    from edgelm.loading import load
 
     model = load(smollm2_package)
     left, right = (np.stack([embed(model, model.tokenizer.encode(pair[side])) for pair in PAIRS]) for side in (0, 1))

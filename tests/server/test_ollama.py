@@ -19,9 +19,9 @@ from edgelm.server.sse import to_json
 HELLO = [{"role": "user", "content": "Hello there"}]
 SLOW_LOAD = """
 import time
-from edgelm import language_model
-load = language_model.load
-language_model.load = lambda *given: (time.sleep(0.3), load(*given))[1]
+from edgelm import loading
+load = loading.load
+loading.load = lambda *given: (time.sleep(0.3), load(*given))[1]
 """
 OPTIONS = {"num_predict": 12, "num_ctx": 4096}
 

@@ -12,7 +12,8 @@ from tiny_adapter import describe, write_tiny_adapter
 
 from edgelm.cli.main import main
 from edgelm.errors import PackageError
-from edgelm.language_model import LanguageModel, load
+from edgelm.language_model import LanguageModel
+from edgelm.loading import load
 from edgelm.package.adapter import AdapterManifest
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.testing import tiny_model_path
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package

@@ -61,7 +61,7 @@ def test_bit_flips_are_all_refused(package: Path) -> None:
 def test_large_weights_that_were_changed_are_refused_also_where_they_are_hashed_beside_the_session(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgelm.language_model._LARGE", (package / WEIGHTS).stat().st_size - 1)
+    monkeypatch.setattr("edgelm.loading._LARGE", (package / WEIGHTS).stat().st_size - 1)
     edgelm.load(package)
     data = bytearray((package / WEIGHTS).read_bytes())
     data[-1] ^= 1

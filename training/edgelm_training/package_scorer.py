@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.language_model import load
+from edgelm.loading import load
 from edgelm.runtime.session import PREFILL_CHUNK, SessionOptions
 
 

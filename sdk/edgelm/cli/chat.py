@@ -81,7 +81,7 @@ def chat(
     def load_model(name: str) -> LanguageModel:
         with status(f"Loading {name}"):
             # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-            from edgelm.language_model import load
+            from edgelm.loading import load
             from edgelm.runtime.session import SessionOptions
 
             return load(name, SessionOptions(**runtime))

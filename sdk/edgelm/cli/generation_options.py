@@ -141,7 +141,7 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
         if settings.get("num_beams", 1) > 1:
             settings.setdefault("temperature", 0.0)  # the model's author gave theirs for sampling
         if settings.get("speculation", PROMPT_LOOKUP) != PROMPT_LOOKUP:
-            from edgelm.language_model import load  # brings numpy and ONNX Runtime with it
+            from edgelm.loading import load  # brings numpy and ONNX Runtime with it
 
             try:
                 settings["speculation"] = load(settings["speculation"])

@@ -73,7 +73,7 @@ def run(
     with status(f"Loading {model}"):
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
         from edgelm.decoding.answer import join
-        from edgelm.language_model import load
+        from edgelm.loading import load
         from edgelm.runtime.session import SessionOptions
 
         loaded = load(model, SessionOptions(**runtime))

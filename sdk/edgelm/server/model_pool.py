@@ -359,7 +359,7 @@ def reading_package(name: str) -> Iterator[None]:
 
 def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) -> tuple[LanguageModel, Engine]:
     # Imported here, in the thread that loads: it brings ONNX Runtime.
-    from edgelm.language_model import load
+    from edgelm.loading import load
 
     model = load(
         folder, SessionOptions(threads=options.threads, provider=options.provider, prefill_graph=options.prefill_graph)

@@ -1,0 +1,84 @@
+"""Load a model package: the checks of its files, and what is made of them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from edgelm.arguments import as_path, or_default
+from edgelm.language_model import LanguageModel
+from edgelm.library.library import Library
+from edgelm.memory.huge_pages import in_huge_pages
+from edgelm.memory.malloc import return_freed_memory
+from edgelm.package.manifest import check_hash
+from edgelm.package.package import folder_of_package, open_package
+from edgelm.package.signature import check_required_signature
+from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.tokenizer import Tokenizer
+
+_LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
+
+
+def load(
+    name_or_path: str | Path,
+    options: SessionOptions | None = None,
+    *,
+    provider: str | None = None,
+    public_key: str | Path | None = None,
+) -> LanguageModel:
+    """Load a model package: a folder, or a name from the model library.
+
+    Every file is checked against the manifest's sizes and hashes before it is used. A folder that onnxruntime-genai's
+    builder or Optimum wrote, or a graph in it, loads too; without a manifest, nothing of it is checked but the graph.
+    provider: what computes ("cuda"), one of those that `SessionOptions` lists; None is what the options say.
+    public_key: a file (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE,
+    and without that none is required.
+
+    Raises:
+        ModelNotFoundError: nothing of that name or path is here.
+        PackageError: the package is broken or was changed, or is not signed as required.
+        ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
+        MissingExtraError: a signature is required, and model-signing is not installed.
+    """
+    options = or_default("options", options, SessionOptions())
+    if provider is not None:
+        options = replace(options, provider=provider)
+    path = Library().find(name_or_path)
+    check_required_signature(folder_of_package(path), None if public_key is None else as_path(public_key))
+    package = open_package(path)
+    folder = package.folder
+    large = package.check_files(largest=_LARGE)
+    with in_huge_pages(), ThreadPoolExecutor(1) as worker:
+        # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
+        # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
+        hashes = [worker.submit(check_hash, folder, entry) for entry in large]
+        tokenizer = worker.submit(_load_tokenizer, folder)
+        try:
+            session = DecoderSession(
+                folder,
+                package.config(),
+                options,
+                entry=package.graph_entry,
+                weights=package.weight_entries,
+                encoder_entry=package.encoder_entry,
+                prefill_entry=package.prefill_entry,
+                foreign_graph=package.foreign_graph,
+            )
+        finally:
+            for checked in hashes:
+                checked.result()
+        return LanguageModel(
+            session=session,
+            tokenizer=tokenizer.result(),
+            chat_template=ChatTemplate.load(folder),
+            generation_config=package.generation_config(),
+            manifest=package.manifest,
+        )
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    return_freed_memory()  # before the session is whole: what reading it took is not on top of the peak
+    return tokenizer
