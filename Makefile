@@ -22,10 +22,13 @@ chat: $(VENV)/chat.stamp
 test: $(VENV)/dev.stamp
 	$(PYTEST)
 
+# The types are checked as each system's Python has them; each has a cache of its own, which another would empty.
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/lint-imports
 
 # The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.

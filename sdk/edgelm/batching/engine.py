@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -262,9 +264,9 @@ def _fits_a_row(answer: Answer, config: ModelConfig) -> bool:
 
 
 def _quarter_of_memory() -> int:
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        memory = 8 << 30
+    memory = 8 << 30  # where the system does not say
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError, ValueError):
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = memory_limit()
     return (memory if limit is None else min(memory, limit)) // 4

@@ -229,11 +229,11 @@ def is_open(text: str) -> bool:
 @contextlib.contextmanager
 def _unseen_typing() -> Iterator[None]:
     """Keep what is typed while an answer is shown for the next prompt, and out of the answer."""
-    try:
-        import termios
-    except ImportError:  # Windows shows no typing while nobody reads it
+    if sys.platform == "win32":  # it shows no typing while nobody reads it
         yield
         return
+    import termios
+
     try:
         before = termios.tcgetattr(sys.stdin.fileno())
     except (OSError, ValueError, AttributeError, termios.error):  # no terminal to type at

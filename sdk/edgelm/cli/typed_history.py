@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,6 @@ class TypedHistory(History):
             if len(content) > _MAX_BYTES:
                 content = content[-_MAX_BYTES // 2 :].partition(b"\n")[2]
             with atomic.replace_file(self._path) as file:
-                if os.name != "nt":  # what one says to a model is for nobody else's eyes
+                if sys.platform != "win32":  # what one says to a model is for nobody else's eyes
                     os.fchmod(file.fileno(), 0o600)
                 file.write(content)

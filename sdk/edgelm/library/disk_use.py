@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,5 +75,6 @@ def _file_size(path: Path) -> int:
         return 0
     # The pieces of a download have the whole file's length from the first on, and no room where one is missing; Windows
     # gives them all of it.
-    holes = path.suffix == PIECES_SUFFIX and hasattr(status, "st_blocks")
-    return min(status.st_size, 512 * status.st_blocks) if holes else status.st_size
+    if sys.platform != "win32" and path.suffix == PIECES_SUFFIX:
+        return min(status.st_size, 512 * status.st_blocks)
+    return status.st_size

@@ -82,9 +82,11 @@ def _limit_of_group(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int
 
 
 def _limit_of_address_space() -> Iterator[tuple[int, int]]:
-    with contextlib.suppress(ImportError, OSError):  # Windows has no such limit
-        import resource
+    if sys.platform == "win32":
+        return  # it has no such limit
+    import resource
 
+    with contextlib.suppress(OSError):
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             yield limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE

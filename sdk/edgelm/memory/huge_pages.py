@@ -42,7 +42,7 @@ def zeros(count: int, shape: tuple[int, ...], dtype: DTypeLike) -> list[NDArray[
         MemoryError: there is no room for them.
     """
     array_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if count * array_bytes < _SMALLEST_MAPPING or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if count * array_bytes < _SMALLEST_MAPPING or sys.platform != "linux":
         return [np.zeros(shape, dtype) for _ in range(count)]
     try:
         memory = mmap.mmap(-1, count * array_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

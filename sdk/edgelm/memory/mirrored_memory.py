@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_PROT_NONE, _MAP_FIXED = 0, 0x10  # Linux, on every processor that onnxruntime has a wheel for
+# Linux's, on every processor that onnxruntime has a wheel for.
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 1, 2, 0x10, 0x20
 
 
 class Row(NamedTuple):
@@ -86,13 +88,13 @@ class _Memory:
         # Not at the program's end: a thread may compute in it until its engine or session, which are older, are ended.
         weakref.finalize(self, os.close, self._file).atexit = False
         os.ftruncate(self._file, size)
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        private = _MAP_PRIVATE | _MAP_ANONYMOUS
         self._start = _checked(_libc().mmap(None, addresses, _PROT_NONE, private, -1, 0))
         weakref.finalize(self, _libc().munmap, self._start, addresses).atexit = False
 
     def show(self, offset: int, address: int, size: int) -> None:
         """Show `size` bytes of the memory from `offset` on at `address`, counted from the first."""
-        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        access, flags = _PROT_READ | _PROT_WRITE, _MAP_SHARED | _MAP_FIXED
         _checked(_libc().mmap(self._start + address, size, access, flags, self._file, offset))
 
     def array(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

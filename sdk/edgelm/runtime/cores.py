@@ -7,6 +7,7 @@ import os
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 _PROCESSORS = Path("/sys/devices/system/cpu")
 _PROCESSOR_CORES = 0  # RelationProcessorCore, of Windows' LOGICAL_PROCESSOR_RELATIONSHIP
@@ -25,7 +26,7 @@ def physical_cores() -> int:
         if sys.platform == "linux":
             return _of_linux(os.sched_getaffinity(0))
         if sys.platform == "win32":
-            return of_windows(_records_of_windows())
+            return of_windows(_records_of_windows(ctypes.windll.kernel32))
         if sys.platform == "darwin":
             return _of_macos()
     except (AttributeError, OSError, struct.error):  # a system that is older, or otherwise made
@@ -43,8 +44,7 @@ def _of_linux(allowed: set[int]) -> int:
     return len(cores)
 
 
-def _records_of_windows() -> bytes:
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+def _records_of_windows(kernel: Any) -> bytes:
     length = ctypes.c_ulong(0)
     kernel.GetLogicalProcessorInformationEx(_PROCESSOR_CORES, None, ctypes.byref(length))  # says how long they are
     records = ctypes.create_string_buffer(length.value)
