@@ -230,6 +230,40 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["package"]
 
 
+def test_a_rename_that_windows_refuses_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter(range(2))
+    replace = os.replace
+
+    def replace_where_nobody_reads(source: Path, target: Path) -> None:
+        if next(refusals, None) is not None:
+            raise PermissionError(13, "Access is denied", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(atomic, "_WAITS", (0, 0))
+    monkeypatch.setattr(os, "replace", replace_where_nobody_reads)
+    atomic.write_text(tmp_path / "a.txt", "new")
+
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_windows_refuses_to_rename_may_be_open_in_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied", str(source), None, str(target))
+
+    fill(tmp_path / "package", OLD)
+    monkeypatch.setattr(atomic, "_WAITS", (0, 0))
+    monkeypatch.setattr(os, "replace", refuse)
+
+    with pytest.raises(PermissionError, match=r"denied \(a program that runs may have it open\): '.*package'"):
+        atomic.remove_folder(tmp_path / "package")
+    assert content(tmp_path / "package") == OLD
+
+
 def test_an_error_names_what_was_to_be_written(tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "file.txt"
     with pytest.raises(FileNotFoundError) as caught:
@@ -270,7 +304,6 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["package"]
 
 
-@POSIX_ONLY
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_and_of_others_stay(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
         dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -11,11 +11,17 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 _STAGING, _OLD, _REMOVED = ".edgelm-tmp-", ".edgelm-old-", ".edgelm-removed-"
+
+# Windows renames nothing that anybody has open: another process of ours for a moment, or what looks for viruses.
+_WAITS = (0.01,) * 200 if sys.platform == "win32" else ()  # seconds
+# Of Windows: what a process is opened for, and why it is not.
+_SYNCHRONIZE, _ACCESS_DENIED, _WAIT_TIMEOUT = 0x100000, 5, 0x102
 
 # What this process is writing now, in any thread. A process id alone does not say it: in a container, the next start of
 # a killed program often has the same one.
@@ -24,14 +30,33 @@ _tokens: set[str] = set()
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or a folder's entries, to the disk."""
-    if path.is_dir() and os.name == "nt":
+    if path.is_dir() and sys.platform == "win32":
         return  # Windows cannot open a folder; its renames are journaled
     # Windows flushes only what is open for writing.
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file, or a folder, the name of another file or one that nothing has; where it is open, wait a little.
+
+    Raises:
+        OSError: it is not there, its folder cannot be written, or, on Windows, a program has it or the other open.
+    """
+    for wait in _WAITS:
+        with contextlib.suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(wait)
+    try:
+        os.replace(source, target)
+    except PermissionError as error:
+        if _WAITS:
+            error.strerror = f"{error.strerror or 'Access is denied'} (a program that runs may have it open)"
+        raise
 
 
 @contextlib.contextmanager
@@ -54,7 +79,7 @@ def replace_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(staged, path)
+            rename(staged, path)
             fsync_path(path.parent)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -108,7 +133,7 @@ def remove_folder(path: Path) -> None:
         path.unlink()
         return
     aside = path.with_name(f"{_REMOVED}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    os.replace(path, aside)
+    rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -141,7 +166,7 @@ def remove_leftovers(target: Path) -> None:
         if int(match[2]) != os.getpid() and _is_running(int(match[2])):
             continue  # another process is writing the same target now: the last one to finish wins
         if match[1] == _OLD and not target.exists():
-            os.replace(leftover, target)
+            rename(leftover, target)
         elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -149,8 +174,16 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    if os.name == "nt":
-        return False
+    if sys.platform == "win32":  # where os.kill ends a process whatever the signal
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        process = ctypes.c_void_p(kernel.OpenProcess(_SYNCHRONIZE, False, pid))
+        if not process:
+            return ctypes.get_last_error() == _ACCESS_DENIED
+        try:
+            return bool(kernel.WaitForSingleObject(process, 0) == _WAIT_TIMEOUT)
+        finally:
+            kernel.CloseHandle(process)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -162,18 +195,18 @@ def _is_running(pid: int) -> bool:
 
 def _swap(staging: Path, target: Path) -> None:
     if not target.exists():
-        os.replace(staging, target)
+        rename(staging, target)
         return
     if _exchange(staging, target):
         return
     # Where two folders cannot change places in one step, the old one steps aside under a name that remove_leftovers
     # knows and brings back.
     old = staging.with_name(staging.name.replace(_STAGING, _OLD, 1))
-    os.replace(target, old)
+    rename(target, old)
     try:
-        os.replace(staging, target)
+        rename(staging, target)
     except BaseException:
-        os.replace(old, target)
+        rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgelm.errors import DownloadError
+from edgelm.files.atomic import rename
 from edgelm.files.disk_space import require_space
 from edgelm.library.piecewise import bytes_in_pieces, download_in_pieces
 from edgelm.library.remote_file import (
@@ -167,5 +168,5 @@ class _Transfer:
                 self._refuse(f"its SHA-256 is {found}; {self._remote.sha256} was expected")
         with self.part.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(self.part, self._target)
+        rename(self.part, self._target)
         self._etag.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import IO
 
+from edgelm.files.atomic import rename
 from edgelm.files.disk_space import require_space
 from edgelm.library.remote_file import (
     Progress,
@@ -215,5 +216,5 @@ class _Pieces:
     def hand_over(self, part: Path) -> None:
         """Give the file, which is whole, the name of a download by one connection."""
         self._wait_for_all()
-        os.replace(self._data, part)
+        rename(self._data, part)
         self._journal.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -126,7 +125,7 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
         target.parent.mkdir(exist_ok=True)
         library.set_origin(name, source.reference)
         atomic.fsync_path(folder)  # the names of its files
-        os.replace(folder, target)
+        atomic.rename(folder, target)
         atomic.fsync_path(target.parent)
         shutil.rmtree(staging, ignore_errors=True)
     return target if is_package else library.source_path(name)
