@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,52 @@ def test_a_link_that_a_kill_left_half_made_does_not_stay(run: Path) -> None:
 
     assert (run / "latest").readlink() == Path("checkpoints/step-00000008")
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+def test_a_link_is_pointed_at_the_newest_where_no_rename_replaces_a_link_to_a_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def replace_files(source: Path, target: Path) -> None:
+        if target.is_dir():
+            raise PermissionError(13, "Access is denied", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "replace", replace_files)
+    (run / "latest").unlink()
+    (run / "latest").symlink_to("checkpoints/step-00000006", target_is_directory=True)
+
+    RunFolder(run).keep(2)
+
+    assert (run / "latest").readlink() == Path("checkpoints/step-00000008")
+
+
+def test_a_checkpoint_that_windows_does_not_delete_while_it_is_read_goes_at_the_next_save(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied", str(source), None, str(target))
+
+    folder = with_losses(run, {10: 1.0, 12: 0.0})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        folder.keep(1)
+    assert steps(folder) == [6, 8, 10, 12]
+    folder.keep(1)
+    assert steps(folder) == [12]
+
+
+def test_a_run_that_does_not_begin_says_why_where_its_lock_file_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(13, "The process cannot access the file", path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(TrainingError, match="No data"), RunFolder(tmp_path / "run").lock():
+        raise TrainingError("No data.")
 
 
 def test_where_there_are_no_links_a_run_has_its_checkpoints_all_the_same(

@@ -14,12 +14,14 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgelm.errors import TrainingError
+from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.run_checkpoint import BEST, LATEST
 
@@ -92,7 +94,7 @@ class RunFolder:
             finally:
                 # Of a run that did not begin nothing stays.
                 if [entry.name for entry in self.path.iterdir()] == [_LOCK_FILE]:
-                    shutil.rmtree(self.path)
+                    shutil.rmtree(self.path, ignore_errors=True)  # Windows keeps the lock file, which is open
 
     def checkpoint_path(self, step: int) -> Path:
         """Return where the checkpoint of a step is."""
@@ -122,7 +124,8 @@ class RunFolder:
                 self._link(name, target.path)
         for old in saved[:-last]:
             if best is None or old.step != best.step:
-                shutil.rmtree(old.path)
+                with contextlib.suppress(PermissionError):  # on Windows while somebody reads it: until the next save
+                    atomic.remove_folder(old.path)
 
     def _link(self, name: str, target: Path) -> None:
         staged = self.path / f".{name}"
@@ -130,6 +133,8 @@ class RunFolder:
         with contextlib.suppress(OSError):
             staged.unlink(missing_ok=True)
             staged.symlink_to(target.relative_to(self.path), target_is_directory=True)
+            if sys.platform == "win32":  # where no rename replaces a folder, nor a link to one
+                (self.path / name).unlink(missing_ok=True)
             os.replace(staged, self.path / name)
 
     def remove_leftovers(self) -> None:
