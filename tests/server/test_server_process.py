@@ -19,6 +19,8 @@ from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli.main import main
 from edgelm.library.library import Library
+from edgelm.server import process
+from edgelm.server.options import ServerOptions
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -296,6 +298,12 @@ def test_a_port_that_is_taken_is_said_in_one_line():
         result = CliRunner().invoke(main, ["serve", TINY, "--port", str(port)])
     assert result.exit_code == 1
     assert f"error: Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one.\n" in result.output
+
+
+def test_no_port_is_shared_with_another_program_on_windows(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with process._listen(ServerOptions(port=0)) as listener:  # what the option means there: Microsoft's Winsock
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def _listen(options: ServerOptions) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"There is no address {host!r} to listen at: {error}.") from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # which would give a port that another program listens at to both
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
