@@ -13,6 +13,7 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import Literal
 
+from edgelm._version import __version__
 from edgelm.errors import EdgeLMError
 from edgelm.library.library import Library
 from edgelm.memory.available_memory import available_memory
@@ -216,7 +217,7 @@ def _check_python() -> Iterator[_Row]:
     if bits == "32":
         yield "error", "This Python has 32 bits; ONNX Runtime needs 64.", "Install a 64-bit Python."
     else:
-        yield "ok", f"Python {sys.version.split()[0]}, edgelm {metadata.version('edgelm')}", None
+        yield "ok", f"Python {sys.version.split()[0]}, edgelm {__version__}", None
 
 
 CHECKS: dict[str, Callable[[], Iterator[_Row]]] = {

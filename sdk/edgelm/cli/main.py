@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
@@ -165,6 +164,11 @@ def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:
     found = metadata.entry_points(group=COMMAND_GROUP)
+    if not found:
+        raise ReportedError(
+            "edgelm's commands are entry points of its metadata (edgelm-….dist-info), which is not here. Install "
+            "edgelm, or freeze the program with its metadata."
+        )
     ours_last = sorted(found, key=lambda entry_point: _owner(entry_point) == "edgelm")
     return {entry_point.name: entry_point for entry_point in ours_last}
 
@@ -204,8 +208,10 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
 def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
     try:
         spec = importlib.util.find_spec(entry_point.module)
-        tree = ast.parse(Path(str(spec and spec.origin)).read_bytes())
-    except (ImportError, OSError, SyntaxError, ValueError):
+        # The loader has it of a module inside of an archive or of a frozen program too.
+        get_source = getattr(spec and spec.loader, "get_source", lambda _: None)
+        tree = ast.parse(get_source(entry_point.module) or "")
+    except (ImportError, SyntaxError, ValueError):
         return f"(from {_owner(entry_point)})"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == entry_point.attr:

