@@ -379,7 +379,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
         "taecher is no checkpoint folder",
     ),
     "preferences for chats": ({"method": "dpo"}, DataError, r"chats\.jsonl:1: this is no preference"),
-    "another model": ({"base_sha256": "0" * 64}, TrainingError, r"are not those of the run: .* base_sha256 is 0000"),
+    "another model": (
+        {"base_sha256": "0" * 64, "validation_fraction": 0.5},
+        TrainingError,
+        r"are not those of the run: .* base_sha256 is 0000",
+    ),
     "shards of a base in 4 bits": (
         {"method": "qlora", "parallel": "fsdp"},
         ConfigError,
@@ -427,7 +431,7 @@ def test_a_run_goes_on_with_its_own_model_data_and_shape_alone(
     finetune(settings("lora", max_steps=2))
     run = {"output": str(tmp_path / "run"), "max_steps": 3}
     changes = {"method": "qlora", "rank": 8, "alpha": 4.0, "dropout": 0.5, "target_modules": ("q_proj",)}
-    changes |= {"dpo_beta": 0.5, "base_sha256": "0" * 64}
+    changes |= {"dpo_beta": 0.5, "base_sha256": "0" * 64, "validation_fraction": 0.5}
     for name, value in changes.items():
         with pytest.raises(TrainingError, match=rf"{name} is .*; the run in .* began with .*, and cannot change it"):
             finetune(run | {name: value}, resume=True)

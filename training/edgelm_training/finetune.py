@@ -64,7 +64,16 @@ from edgelm_training.trainer import Outcome
 _LONGEST_ROW = 2048
 _GLOBAL_BATCH_SIZE = 8
 # What the steps of a run were made with.
-_FIXED = ("method", "rank", "alpha", "dropout", "target_modules", "dpo_beta", "base_sha256")
+_FIXED = (
+    "method",
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "dpo_beta",
+    "base_sha256",
+    "validation_fraction",
+)
 
 AnyRows = ChatRows | PreferenceRows | SourceRows
 

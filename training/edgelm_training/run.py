@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from edgelm.errors import ConfigError, TrainingError
+import torch
+
+from edgelm.errors import ConfigError, OutOfMemoryError, TrainingError
 from edgelm.files import atomic
 from edgelm_training.device import choose_device
 from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
@@ -42,6 +44,7 @@ def execute_run(
     processes again after a loss.
 
     Raises:
+        OutOfMemoryError: there is no memory for the model, or for a step of it.
         TrainingError: the folder holds another run or something else, another process trains in it, or a fixed setting
             would change; and as `Trainer.train`.
         EdgeLMError: as `build`.
@@ -60,15 +63,35 @@ def execute_run(
             reporter.note(f"There is no run in {run.path} to go on with: one begins.")
         workers.barrier()
         device = choose_device(config, workers.local_rank)
-        config, recipe = build(config)
-        trainer = Trainer(
-            recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
+        with _memory_errors_told(workers):
+            config, recipe = build(config)
+            trainer = Trainer(
+                recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
+            )
+            # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
+            trainer.restore()
+            if not trainer.is_done:
+                workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
+            return trainer.train()
+
+
+@contextlib.contextmanager
+def _memory_errors_told(workers: Workers) -> Iterator[None]:
+    """Raise OutOfMemoryError where the block has no memory; of CPUs and Apple's GPUs torch says it in words alone."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+            words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
         )
-        # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
-        trainer.restore()
-        if not trainer.is_done:
-            workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
-        return trainer.train()
+        if not told or workers.local_rank:  # whose errors are not shown where they are a user's
+            raise
+        reason = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
+        raise OutOfMemoryError(
+            f"There is no memory left to train in: {reason or 'it is not said for what'}. Less at once takes less: "
+            "--micro-batch-size 1, --activation-checkpointing, or in another run shorter rows (--sequence-length) or "
+            "a smaller model. Go on with --resume."
+        ) from error
 
 
 def _opened(run: RunFolder, resume: bool) -> bool:

@@ -1,0 +1,51 @@
+"""Training where memory runs out: an error that says what takes less, and a run that goes on with that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training_runs import settings
+
+from edgelm.errors import OutOfMemoryError
+from edgelm_training.model import Transformer
+from edgelm_training.pretrain import pretrain
+
+ERRORS: dict[str, tuple[Any, str]] = {
+    "of a CPU": (lambda: torch.empty(1 << 60), r"can't allocate memory: you tried to allocate \d+ bytes"),
+    "of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "CUDA out of memory"),
+    "of Apple's GPU": (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)."), "MPS backend out of memory"),
+    "of numpy": (MemoryError(), "it is not said for what"),
+}
+
+
+@pytest.mark.parametrize("device", ERRORS)
+def test_a_run_whose_memory_runs_out_says_what_takes_less(
+    device: str, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause, words = ERRORS[device]
+
+    def forward(*_: Any) -> None:
+        if isinstance(cause, Exception):
+            raise cause
+        cause()
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    with pytest.raises(
+        OutOfMemoryError,
+        match=rf"^There is no memory left to train in: {words}.*--micro-batch-size 1, .*with --resume\.$",
+    ):
+        pretrain(settings(tiny_shards, tmp_path / "run"))
+
+
+def test_an_error_that_is_no_lack_of_memory_stays_what_it_is(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any) -> None:
+        raise RuntimeError("The sizes do not match.")
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    with pytest.raises(RuntimeError, match=r"^The sizes do not match\.$"):
+        pretrain(settings(tiny_shards, tmp_path / "run"))
