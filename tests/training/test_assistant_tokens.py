@@ -297,15 +297,15 @@ def test_an_answer_that_later_turns_rewrite_beyond_recognition_asks_for_blocks(t
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(ENDING_ONCE, tok, *HI, *HI)
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
-        marked(ENDING_ONCE, tok, HI[0], {**HI[1], "tool_calls": [{}]}, HI[0])
+        marked(ENDING_ONCE + "{# tools #}", tok, HI[0], {**HI[1], "tool_calls": [{}]}, HI[0])
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(COUNTING, tok, *HI, HI[0])
     with pytest.raises(ChatTemplateError, match=r"writes messages\[1\] otherwise once .* Put {% generation %}"):
         marked(FORGETTING_WORDS, tok, *THOUGHTS)
 
 
-@pytest.mark.parametrize("source", [PLAIN, CHAT_TEMPLATE])
-def test_a_template_that_leaves_calls_out_is_an_error(tok: Tokenizer, source: str) -> None:
+@pytest.mark.parametrize("source", [source + "{# tools #}" for source in (PLAIN, CHAT_TEMPLATE)])
+def test_a_template_that_knows_tools_and_leaves_calls_out_is_an_error(tok: Tokenizer, source: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     calling = {**HI[1], "content": "", "tool_calls": [call]}
     with pytest.raises(ChatTemplateError, match=r"does not write the tool_calls of messages\[1\]\. Take a chat_templ"):
@@ -318,6 +318,18 @@ def test_a_template_that_leaves_calls_out_is_an_error(tok: Tokenizer, source: st
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:
     with pytest.raises(ChatTemplateError, match=r"refuses this conversation: The user begins\."):
         marked(STRICT, tok, *TURNS)
+
+
+@pytest.mark.parametrize("source", [PLAIN, CHAT_TEMPLATE])
+def test_a_template_that_knows_no_tools_gets_them_as_text_as_at_inference(tok: Tokenizer, source: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = (SYSTEM, HI[0], {**HI[1], "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}, HI[1])
+    encoded = encode_conversation(ChatTemplate(source), tok, conversation(*messages, tools=[{"name": "add"}]))
+    text = tok.decode(encoded.token_ids)
+    assert '<tools>\n{"name": "add"}\n</tools>' in text
+    assert "<tool_response>\n2\n</tool_response>" in text
+    learned = tok.decode(id_ for id_, is_learned in zip(encoded.token_ids, encoded.learned, strict=True) if is_learned)
+    assert learned.startswith('<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>')
 
 
 def test_tools_reach_the_template(tok: Tokenizer) -> None:

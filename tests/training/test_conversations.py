@@ -165,6 +165,16 @@ def test_other_words_for_a_role_are_known(word: str, role: str) -> None:
     assert parse({"conversations": turns}).messages[0]["role"] == role
 
 
+def test_calls_get_openai_s_form() -> None:
+    function = {"name": "add", "arguments": '{"a": 1}'}
+    whole = {"id": "1", "type": "function", "function": function}
+    asking = parse({"messages": [HI[0], {**HI[1], "tool_calls": [whole, function, {"name": "stop"}]}]})
+    assert asking.messages[1]["tool_calls"] == [
+        whole,
+        *({"type": "function", "function": called} for called in (function, {"name": "stop"})),
+    ]
+
+
 def test_what_is_said_decides_the_hash_and_nothing_else() -> None:
     turned = [dict(reversed(message.items())) for message in HI]
     assert parse({"messages": turned}).hash == parse({"prompt": "Hi", "completion": "Hello!"}).hash
@@ -217,6 +227,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"messages": [HI[0], {**HI[1], "tool_calls": [{"function": {"name": None}}]}]},
         "messages[1].tool_calls[0] is {'function': {'name': None}}; a call is",
     ),
+    "arguments that are broken off": (
+        {"messages": [HI[0], {**HI[1], "tool_calls": [{"function": {"name": "add", "arguments": '{"a": '}}]}]},
+        "the arguments of messages[1].tool_calls[0] are '{\"a\": '; they must be an object, or one as JSON text.",
+    ),
+    "arguments that are no object": (
+        {"messages": [HI[0], {**HI[1], "tool_calls": [{"name": "add", "arguments": [1]}]}]},
+        "the arguments of messages[1].tool_calls[0] are [1]; they must be an object, or one as JSON text.",
+    ),
     "a typing error": (
         {"messages": [*HI, {**HI[0], "role": "User"}]},
         "the role of messages[2] is 'User'. Did you mean 'user'?",
@@ -240,6 +258,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "tools": ({"messages": HI, "tools": "add"}, "tools is a text that is no JSON: "),
     "tools in tools": ({"messages": HI, "tools": "[" * 100_000}, "tools is a text that is no JSON: maximum recursion"),
+    "a tool that is a name": ({"messages": HI, "tools": ["add"]}, "tools[0] is 'add'; a definition is an object."),
     "tools of one": ({"messages": HI, "tools": {}}, "tools is {}; it must be a list."),
 }
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgelm.errors import ChatTemplateError
+from edgelm.structure.tool_formats import format_of_template
+from edgelm.structure.tool_messages import show_tools
 from edgelm.text.chat_template import GENERATION_MARKS, ChatTemplate
 from edgelm.text.control_guard import ControlGuard
 from edgelm.text.tokenizer import Tokenizer
@@ -31,19 +33,23 @@ def encode_conversation(
     answer has more than one that asks for it (`add_generation_prompt`), up to the token that ends the turn, which is
     part of it. A first message of the assistant, before which nothing can be rendered, then is not learned.
 
-    The tokens are those of inference: what stands before an answer is encoded as a prompt is, by itself, so that no
-    token reaches across. No text of a message becomes a control token.
+    The tokens are those of inference: tools, calls and results are given to the template as there (`show_tools`), and
+    what stands before an answer is encoded as a prompt is, by itself, so that no token reaches across. No text of a
+    message becomes a control token.
 
     Raises:
         ChatTemplateError: the template refuses the conversation, or hides where the assistant speaks.
         TokenizerError: a text has half of a surrogate pair.
     """
     guard = ControlGuard(tokenizer)
-    segments = list(_Rendering(template, tokenizer, guard, conversation).segments())
+    shown = _shown(template, tokenizer, conversation)
+    segments = list(_Rendering(template, tokenizer, guard, shown).segments())
     token_ids: list[int] = []
     learned: list[bool] = []
     parts: list[str | int] = []
     for text, is_learned in segments:
+        for mark, marker in shown.marks.items():
+            text = text.replace(mark, marker)
         piece = guard.reveal(text)
         parts += piece
         # SentencePiece's tokenizers put a space at the beginning of what they encode, so a segment by itself would get
@@ -56,19 +62,46 @@ def encode_conversation(
     return EncodedConversation(token_ids=token_ids, learned=learned)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A conversation as the template gets it. learned: the numbers of the messages that are; marks: as `show_tools`."""
+
+    messages: Sequence[Mapping[str, Any]]
+    learned: frozenset[int]
+    variables: Mapping[str, Any]
+    marks: Mapping[str, str]
+
+
+def _shown(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> _Shown:
+    """Show tools, calls and results as inference does, but to a template that has a form of its own for them."""
+    messages, tools = conversation.messages, conversation.tools
+    form = format_of_template(template, tokenizer)
+    if not form.takes_tools and any(word in template.source for word in ("tools", "tool_calls")):
+        variables = {} if tools is None else {"tools": tools}
+        return _Shown(messages=messages, learned=conversation.learned, variables=variables, marks={})
+    turns, variables, marks = show_tools(messages, tools or (), form)  # type: ignore[arg-type]
+    # A call may have got a turn of its own, and definitions a message before all others.
+    answers = (i for i, turn in enumerate(turns) if turn["role"] == ASSISTANT)
+    learned: set[int] = set()
+    for i, message in enumerate(messages):
+        if message["role"] == ASSISTANT:
+            calls = len(message.get("tool_calls") or ())
+            numbers = [
+                next(answers) for _ in range(calls if calls and form.takes_tools and not form.is_parallel else 1)
+            ]
+            learned.update(numbers if i in conversation.learned else ())
+    return _Shown(messages=turns, learned=frozenset(learned), variables=variables, marks=marks)  # type: ignore[arg-type]
+
+
 class _Rendering:
     """One conversation, rendered with its control tokens' literals hidden."""
 
-    def __init__(
-        self, template: ChatTemplate, tokenizer: Tokenizer, guard: ControlGuard, conversation: Conversation
-    ) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, guard: ControlGuard, shown: _Shown) -> None:
         self._template = template
         self._tokenizer = tokenizer
-        self._conversation = conversation
-        self._messages: list[Any] = [
-            guard.hide(message, f"messages[{i}]") for i, message in enumerate(conversation.messages)
-        ]
-        self._variables = {} if conversation.tools is None else {"tools": guard.hide(conversation.tools, "tools")}
+        self._learned = shown.learned
+        self._messages: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(shown.messages)]
+        self._variables = {name: guard.hide(value, name) for name, value in shown.variables.items()}
 
     def segments(self) -> Iterator[tuple[str, bool]]:
         """Yield the rendered text in pieces, and whether each is learned."""
@@ -82,7 +115,7 @@ class _Rendering:
 
     def _marked(self, pieces: Sequence[str], end_mark: str) -> Iterator[tuple[str, bool]]:
         assistants = [i for i, message in enumerate(self._messages) if message["role"] == ASSISTANT]
-        learned = self._conversation.learned
+        learned = self._learned
         if len(assistants) != len(pieces) - 1 and learned != set(assistants):
             raise ChatTemplateError(
                 f"The chat template has {len(pieces) - 1} generation blocks for {len(assistants)} messages of the "
@@ -99,7 +132,7 @@ class _Rendering:
 
     def _compared(self, rendered: str) -> Iterator[tuple[str, bool]]:
         place = 0
-        for i in sorted(self._conversation.learned - {0}):
+        for i in sorted(self._learned - {0}):
             asked = self._render(i, add_generation_prompt=True)
             before = self._render(i)
             answered = self._render(i + 1)

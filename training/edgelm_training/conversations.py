@@ -217,18 +217,31 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         content = "".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise DataError(f"the content of {place} is {content!r:.60}; it must be a text.")
-    _check_calls(message.get("tool_calls", []), f"{place}.tool_calls")
-    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+    message |= {"role": _ROLES.get(role, role), "content": content or ""}
+    if "tool_calls" in message:
+        message["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls")
+    return message
 
 
-def _check_calls(calls: Any, place: str) -> None:
-    """Templates know OpenAI's calls, and the function of one by itself."""
+def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Return calls in OpenAI's form; some data sets have the function of one by itself."""
     if not isinstance(calls, list):
         raise DataError(f"{place} is {calls!r:.60}; it must be a list of calls.")
-    for i, call in enumerate(calls):
-        function = (call.get("function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'{place}[{i}] is {call!r:.60}; a call is {{"function": {{"name": …, "arguments": …}}}}.')
+    return [_call(call, f"{place}[{i}]") for i, call in enumerate(calls)]
+
+
+def _call(call: Any, place: str) -> dict[str, Any]:
+    function = (call.get("function") or call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f'{place} is {call!r:.60}; a call is {{"function": {{"name": …, "arguments": …}}}}.')
+    arguments = function.get("arguments") or {}
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise DataError(f"the arguments of {place} are {arguments!r:.60}; they must be an object, or one as JSON text.")
+    return call if function is not call else {"type": "function", "function": function}
 
 
 def _part(part: Any, place: str) -> str:
@@ -254,7 +267,7 @@ def parse_tools(value: Any, place: str) -> Sequence[Any] | None:
     """Return what the field `tools` holds, in some data sets as JSON text, because Parquet has no type for it.
 
     Raises:
-        DataError: it is no list; the message begins with `place`.
+        DataError: it is no list of objects; the message begins with `place`.
     """
     if isinstance(value, str):
         if not value:
@@ -263,6 +276,11 @@ def parse_tools(value: Any, place: str) -> Sequence[Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: tools is a text that is no JSON: {error}.") from error
-    if value is not None and not isinstance(value, list):
+    if value is None:
+        return None
+    if not isinstance(value, list):
         raise DataError(f"{place}: tools is {value!r:.60}; it must be a list.")
+    for i, tool in enumerate(value):
+        if not isinstance(tool, dict):
+            raise DataError(f"{place}: tools[{i}] is {tool!r:.60}; a definition is an object.")
     return value

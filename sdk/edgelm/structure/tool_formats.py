@@ -11,6 +11,8 @@ from edgelm.structure.constraint import lark_string
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
+    from edgelm.text.chat_template import ChatTemplate
+    from edgelm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,14 +215,18 @@ FORMATS = (
 
 def tool_format(model: LanguageModel) -> ToolFormat:
     """Return the format of a model, by what its chat template contains."""
-    template = model.chat_template
+    return format_of_template(model.chat_template, model.tokenizer)
+
+
+def format_of_template(template: ChatTemplate | None, tokenizer: Tokenizer) -> ToolFormat:
+    """Return the format of a chat template, whose markers may be control tokens of the tokenizer."""
     source = template.source if template is not None else ""
     row = next(
         row
         for row in FORMATS
         if all(sign in source for sign in row.signs) and not any(sign in source for sign in row.unlike)
     )
-    control_tokens = model.tokenizer.control_tokens
+    control_tokens = tokenizer.control_tokens
     return replace(
         row,
         control_ids={text: control_tokens[text] for text in control_tokens if text in row.markers},
