@@ -315,6 +315,20 @@ def test_a_template_that_knows_tools_and_leaves_calls_out_is_an_error(tok: Token
     assert "⟦add<|im_end|>⟧" in marked(writing, tok, HI[0], calling)
 
 
+def test_a_template_that_leaves_the_last_thought_out_is_an_error(tok: Tokenizer) -> None:
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        thinking = {**HI[1], name: "A greeting.\n"}
+        with pytest.raises(ChatTemplateError, match=rf"does not write the {name} of messages\[1\]\. Take a chat_templ"):
+            marked(PLAIN, tok, HI[0], thinking)
+        with pytest.raises(ChatTemplateError, match=rf"does not write the {name} of messages\[3\]\. Take a chat_templ"):
+            marked(CHAT_TEMPLATE, tok, *HI, HI[0], thinking)
+        assert "greeting" not in marked(
+            PLAIN, tok, HI[0], thinking, *HI
+        )  # as at inference, where another question came
+    writing = CHAT_TEMPLATE.replace("{%- generation %}", "{%- generation %}{{- message.reasoning_content or '' }}")
+    assert "⟦A greeting.\nHello!" in marked(writing, tok, HI[0], thinking)
+
+
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:
     with pytest.raises(ChatTemplateError, match=r"refuses this conversation: The user begins\."):
         marked(STRICT, tok, *TURNS)

@@ -10,7 +10,7 @@ from typing import Any
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.tool_formats import format_of_template
 from edgelm.structure.tool_messages import show_tools
-from edgelm.text.chat_template import GENERATION_MARKS, ChatTemplate
+from edgelm.text.chat_template import GENERATION_MARKS, THOUGHT, ChatTemplate
 from edgelm.text.control_guard import ControlGuard
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.conversations import ASSISTANT, Conversation
@@ -108,6 +108,7 @@ class _Rendering:
         start_mark, end_mark = _mark(), _mark()
         marks = dict(zip(GENERATION_MARKS, (start_mark, end_mark), strict=True))
         rendered = self._render(len(self._messages), variables=marks)
+        self._check_thoughts(rendered)
         if start_mark in rendered:
             yield from self._marked(rendered.split(start_mark), end_mark)
         else:
@@ -198,6 +199,18 @@ class _Rendering:
                 f"The chat template does not write the tool_calls of messages[{number}]. Take a chat_template.jinja "
                 "that does, or leave such conversations out."
             )
+
+    def _check_thoughts(self, rendered: str) -> None:
+        """Refuse a template that leaves thoughts out; those before the last question many leave out on purpose."""
+        asked = max((i for i, message in enumerate(self._messages) if message["role"] == "user"), default=-1)
+        for i in sorted(number for number in self._learned if number > asked):
+            thoughts = {name: self._messages[i].get(name) for name in THOUGHT}
+            name, thought = next(((n, t) for n, t in thoughts.items() if isinstance(t, str)), ("", ""))
+            if thought.strip() not in rendered:
+                raise ChatTemplateError(
+                    f"The chat template does not write the {name} of messages[{i}]. Take a chat_template.jinja that "
+                    "does, or write it into the content, or leave it out."
+                )
 
     def _closing(self, before: str, asked: str) -> str:
         """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""

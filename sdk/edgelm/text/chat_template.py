@@ -38,7 +38,7 @@ _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 # transformers gives these to every template: some ask whether they are none, and not whether they are defined.
 _NOT_GIVEN = dict.fromkeys(("tools", "documents"))
 _PROBE = "a text that a template writes"
-_THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
+THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 
@@ -245,7 +245,7 @@ def no_message(value: object, place: str) -> ChatTemplateError:
 def _with_thought(message: Message) -> Mapping[str, Any]:
     """Give what was thought the name that most templates read, and that of GPT-OSS's, as transformers does."""
     given: Mapping[str, Any] = message
-    thought = next((given[name] for name in _THOUGHT if given.get(name) is not None), None)
+    thought = next((given[name] for name in THOUGHT if given.get(name) is not None), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
