@@ -120,7 +120,8 @@ def test_a_json_file_is_an_array_or_lines(write: Write) -> None:
     write("b.json", [{"text": "One"}, {"text": "Two"}])
     assert read("a.json") == read("b.json") == [(1, "One"), (2, "Two")]
     write("c.json", '{"text": "One"}')
-    assert read("c.json") == [(1, "One")]
+    write("d.json", '{\n "text": "One"\n}\n')
+    assert read("c.json") == read("d.json") == [(1, "One")]
 
 
 def test_gzipped_files_are_read(write: Write) -> None:
@@ -273,6 +274,12 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         '{"text": "One"}\n{"text": "Two", "n": ' + "1" * 5000 + "}\n",
         "a.jsonl:2: broken JSON: a number has too many digits to be read.",
     ),
+    "JSON in an array": (
+        "a.json",
+        '[\n {"text": "One"},\n {"text": "Two" "n": 2}\n]\n',
+        "a.json:3: broken JSON: Expecting ',' delimiter at character 17.",
+    ),
+    "no UTF-8 in an array": ("a.json", b'[\n {"text": "One"},\n {"text": "\xff"}]', "a.json:3: byte 0xFF at column 12"),
     "no object": ("a.jsonl", '{"text": "One"}\n["Two"]\n', "a.jsonl:2: a line must be an object with fields; this is"),
     "no object in an array": ("a.json", '[{"text": "One"}, 2]', "a.json:2: a line must be an object"),
     "no field": (

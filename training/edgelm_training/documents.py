@@ -84,7 +84,7 @@ class DocumentReader:
         broken = False
         for number, line in read_lines(source, span):
             try:
-                text = _decode(line, f"{source.name}:{number}")
+                text = _decode(line, source, number)
             except DataError:
                 if not self.config.skip_broken:
                     raise
@@ -172,11 +172,12 @@ def read_records(
     lines = read_lines(source, span)
     if source.kind == "json":
         content = list(lines)
-        values = _json_array(b"".join(line for _, line in content))
-        if values is not None:
-            yield from _checked(source, enumerate(values, start=1), on_error)
+        whole = b"".join(line for _, line in content)
+        if whole.lstrip().startswith(b"["):
+            for _, values in _json_lines(source, iter([(1, whole)]), on_error):
+                yield from _checked(source, enumerate(values, start=1), on_error)
             return
-        lines = iter(content)
+        lines = iter([(1, whole)] if _is_json(whole) else content)
     yield from _checked(source, _json_lines(source, lines, on_error), on_error)
 
 
@@ -198,24 +199,25 @@ def _json_lines(
             continue
         try:
             # Without its end, behind which an error would be at the first character of another line.
-            yield number, json.loads(_decode(line, f"{source.name}:{number}").rstrip("\n"))
+            yield number, json.loads(_decode(line, source, number).rstrip("\n"))
         except DataError as error:
             on_error(error)
         except json.JSONDecodeError as error:
-            on_error(DataError(f"{source.name}:{number}: broken JSON: {error.msg} at character {error.colno}."))
+            place = f"{source.name}:{number + error.lineno - 1}"
+            on_error(DataError(f"{place}: broken JSON: {error.msg} at character {error.colno}."))
         except RecursionError:
             on_error(DataError(f"{source.name}:{number}: broken JSON: nested too deep."))
         except ValueError:  # of a number's length
             on_error(DataError(f"{source.name}:{number}: broken JSON: a number has too many digits to be read."))
 
 
-def _json_array(content: bytes) -> list[Any] | None:
-    """Read a file that is one JSON array; None: it is not. (Many a .json file holds lines.)"""
+def _is_json(content: bytes) -> bool:
+    """Tell whether a file is one value, over however many lines. (Many a .json file holds lines.)"""
     try:
-        values = json.loads(content)
+        json.loads(content)
     except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, list) else None
+        return False
+    return True
 
 
 def _parquet_records(
@@ -276,15 +278,18 @@ def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{source.name}:{number}: cannot read: {error}.") from error
 
 
-def _decode(line: bytes, place: str) -> str:
+def _decode(lines: bytes, source: SourceFile, number: int) -> str:
+    """Decode a line of a file, or several; `number` is that of the first."""
     try:
-        return line.decode("utf-8")
+        return lines.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: {_no_utf8(error)} Convert the file, for example with iconv.") from error
+        line = number + lines.count(b"\n", 0, error.start)
+        raise DataError(f"{source.name}:{line}: {_no_utf8(error)} Convert the file, for example with iconv.") from error
 
 
 def _no_utf8(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02X} at column {error.start + 1} is no UTF-8."
+    column = error.start - error.object.rfind(b"\n", 0, error.start)
+    return f"byte 0x{error.object[error.start]:02X} at column {column} is no UTF-8."
 
 
 def _parts(document: Document, limit: int, *, counts_lines: bool) -> Iterator[Document]:
