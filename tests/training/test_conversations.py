@@ -104,6 +104,11 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [SYSTEM, {"role": "user", "content": "Sum.\n\n1 2"}, {"role": "assistant", "content": "3"}],
         {2},
     ),
+    "Alpaca with a history": (
+        {"instruction": "Bye", "output": "So long.", "history": [["Hi", "Hello!"]], "system": "Be brief."},
+        [SYSTEM, *HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}],
+        {2, 4},
+    ),
     "prompt and completion": ({"prompt": "Hi", "completion": "Hello!"}, HI, {1}),
     "prompt and completion in messages": ({"prompt": [*HI, HI[0]], "completion": [HI[1]]}, [*HI, *HI], {3}),
     "prompt and completion with a system": (
@@ -205,6 +210,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "no output": ({"instruction": "Hi"}, "the field 'output' is missing."),
     "no text": ({"instruction": "Hi", "output": 5}, "the field 'output' is 5; it must be a text."),
+    "a history that is none": (
+        {"instruction": "Hi", "output": "Hello!", "history": [["Hi"]]},
+        "history[0] is ['Hi']; it must be a list of a question and its answer.",
+    ),
+    "a history that is a text": (
+        {"instruction": "Hi", "output": "Hello!", "history": "Hi"},
+        "history[0] is 'Hi'; it must be a list of a question and its answer.",
+    ),
     "no completion": ({"prompt": "Hi"}, "the field 'completion' is missing."),
     "no completion messages": ({"prompt": list(HI)}, "completion is None; it must be a list of messages."),
     "a preference": (

@@ -299,6 +299,10 @@ def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Pat
     finetune(settings("lora", data=(str(data),), max_steps=1, validation_fraction=0.0), reporter=notes)
     assert notes.texts[0] == "40 conversations to train on, 0 to validate; rows of 128 tokens."
     assert notes.texts[1] == (f"Too long and left out: 1 conversations: {data}:41. The model's context holds no more.")
+    data.write_text(json.dumps(long) + "\n")
+    for length, words in ((None, "128; .* The model's context holds no more"), (64, "64; .* --sequence-length")):
+        with pytest.raises(DataError, match=rf"^No conversation fits into sequence_length {words}\.$"):
+            finetune(settings("lora", "none", data=(str(data),), sequence_length=length))
 
 
 def test_what_is_validated_on_fits_the_rows_or_is_said_to_be_left_out(

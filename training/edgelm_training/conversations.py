@@ -145,7 +145,16 @@ def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
     if values.get("input"):
         question = f"{question}\n\n{text_field(values, 'input')}"
     messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": text_field(values, "output")}]
+    messages = [*_history(values.get("history") or []), *messages]
     return messages, _assistants(messages)
+
+
+def _history(turns: Any) -> Iterator[dict[str, Any]]:
+    """Yield what LLaMA-Factory's Alpaca has before the instruction: a list of questions, each with its answer."""
+    for i, turn in enumerate(turns if isinstance(turns, list) else [turns]):
+        if not isinstance(turn, list) or [type(text) for text in turn] != [str, str]:
+            raise DataError(f"history[{i}] is {turn!r:.60}; it must be a list of a question and its answer.")
+        yield from ({"role": "user", "content": turn[0]}, {"role": ASSISTANT, "content": turn[1]})
 
 
 def _parse_pair(values: Mapping[str, Any]) -> _Parsed:

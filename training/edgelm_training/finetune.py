@@ -182,7 +182,10 @@ def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, Any
     length = config.sequence_length or _row_length(model, training, held_out)
     if length > _context(model):
         raise SettingError(f"sequence_length is {length}, longer than the model's context of {_context(model)} tokens.")
-    training_rows = rows(training, sequence_length=length, seed=config.seed)
+    try:
+        training_rows = rows(training, sequence_length=length, seed=config.seed)
+    except DataError as error:
+        raise DataError(f"{error} {_what_takes_them_in(length, _context(model))}") from error
     held_out_rows = None
     if len(held_out):
         try:
@@ -335,18 +338,17 @@ def _note_data(
     if left_out:
         reporter.note(
             f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
-            f"{', …' if len(left_out) > 3 else ''}. "
-            + (
-                "To take them in: --sequence-length."
-                if training.sequence_length < context
-                else "The model's context holds no more."
-            )
+            f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, context)
         )
     if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
         reporter.note(
             f"{shared} of the {kind} to validate on are trained on too: neither the validation loss nor the best "
             "checkpoint says how well the rest is answered."
         )
+
+
+def _what_takes_them_in(length: int, context: int) -> str:
+    return "To take them in: --sequence-length." if length < context else "The model's context holds no more."
 
 
 def _count_shared(training: Chats, validation: Chats) -> int:
