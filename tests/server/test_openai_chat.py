@@ -152,6 +152,14 @@ def test_max_tokens_is_clamped_to_the_context(serving, limit):
     assert reply.json["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_whole_number_may_be_written_with_a_point(serving):
+    expected = chat(serving, max_tokens=5, top_k=3, seed=7).json["choices"]
+    assert chat(serving, max_tokens=5.0, top_k=3.0, seed=7.0).json["choices"] == expected
+    options = {"options": {"num_predict": 5.0}, "stream": False}
+    reply = serving.post("/api/chat", {"messages": HELLO, "model": "tiny-random", **options})
+    assert (reply.status, reply.json["eval_count"]) == (200, 5)
+
+
 def test_parts_of_text_and_the_developer_role_are_understood(serving):
     plain = chat(serving, messages=[{"role": "system", "content": "Be brief."}, *HELLO])
     parts = chat(
@@ -210,6 +218,9 @@ REFUSED = {
         {"structured_outputs": {"choice": ["a", "b"]}},
         "structured_outputs is not supported: use response_format.",
     ),
+    "guided_choice": ({"guided_choice": ["a", "b"]}, "guided_choice is not supported: use response_format."),
+    "n_predict": ({"n_predict": 5}, "n_predict is not supported: use max_tokens."),
+    "options": ({"options": {"num_ctx": 9}}, "options is not supported: /api/chat and /api/generate have them."),
     "repeat_penalty": ({"repeat_penalty": 1.1}, "repeat_penalty is not supported: use repetition_penalty."),
     "reasoning.exclude": ({"reasoning": {"exclude": True}}, "what was thought comes apart, as reasoning_content."),
     "reasoning.max_tokens": ({"reasoning": {"max_tokens": 9}}, "max_tokens beside it limits the whole answer."),

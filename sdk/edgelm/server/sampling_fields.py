@@ -70,10 +70,15 @@ REFUSED: Mapping[str, str] = {
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
     "grammar": "use response_format.",
-    "guided_json": "use response_format.",
-    "guided_regex": "use response_format.",
-    "structured_outputs": "use response_format.",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema"),
+        "use response_format.",
+    ),
     "min_tokens": "use ignore_eos with a limit.",
+    **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
+    "n_keep": "--context-shift of the server says what is kept.",
+    "num_ctx": "the context is the model's own.",
+    "options": "/api/chat and /api/generate have them.",
 }
 
 

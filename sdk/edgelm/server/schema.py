@@ -76,7 +76,8 @@ _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
 def check(value: Any, schema: Schema, param: str = "") -> None:
     """Check a JSON value; `param` is its place in the request.
 
-    A field that is null counts as not given, as in OpenAI's interface; so does a refused one that asks for nothing.
+    A field that is null counts as not given, as in OpenAI's interface; so does a refused one that asks for nothing. A
+    whole number may be written as 5.0, as programs do whose language has one kind of number; it becomes 5.
 
     Raises:
         ApiError: 400; its param is the place of the first value that does not fit.
@@ -123,6 +124,8 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             continue
         place = f"{inside}{name}"
         if name in properties:
+            if isinstance(item, float) and item.is_integer() and _is_whole(properties[name]):
+                value[name] = item = int(item)
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
             # And False: clients that always write a field ask for nothing with these.
@@ -136,6 +139,10 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
     for name in schema.get("required", ()):
         if value.get(name) is None:
             raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
+
+
+def _is_whole(schema: Schema) -> bool:
+    return all(kind.get("type") == "integer" for kind in schema.get("anyOf", (schema,)))
 
 
 def _check_any(value: Any, schemas: list[Schema], param: str) -> None:
