@@ -39,8 +39,9 @@ def test_an_answer_keeps_to_a_schema(serving, strict):
     assert fits("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks))
 
 
-def test_llama_cpps_place_of_a_schema_is_taken(serving):
-    choice = chat(serving, response_format={"type": "json_object", "schema": SCHEMA}).json["choices"][0]
+@pytest.mark.parametrize("name", ["schema", "value"])  # of llama.cpp, and of huggingface_hub's client
+def test_other_places_of_a_schema_are_taken(serving, name):
+    choice = chat(serving, response_format={"type": "json_object", name: SCHEMA}).json["choices"][0]
     assert fits(choice["message"]["content"])
 
 

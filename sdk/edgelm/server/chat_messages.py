@@ -80,8 +80,12 @@ CHAT: dict[str, Schema] = {
     },
     "parallel_tool_calls": BOOLEAN,
     "response_format": record(
-        # llama.cpp's server has the schema beside the type.
-        {"type": choice("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA, "schema": ANY_OBJECT},
+        {
+            "type": choice("text", "json_object", "json_schema"),
+            "json_schema": _JSON_SCHEMA,
+            # llama.cpp's server has the schema beside the type, and huggingface_hub's client under another name.
+            **dict.fromkeys(("schema", "value"), ANY_OBJECT),
+        },
         required=("type",),
     ),
     "max_tokens": MAX_TOKENS,
@@ -166,8 +170,9 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
     if response_format is None or kind == "text":
         return None
     form = (response_format.get("json_schema") if kind == "json_schema" else None) or response_format
-    if form.get("schema") is not None:
-        return Constraint.json_schema(form["schema"], strict=form.get("strict") in (True, "true"))
+    for name in ("schema", "value"):
+        if form.get(name) is not None:
+            return Constraint.json_schema(form[name], strict=form.get("strict") in (True, "true"))
     if kind == "json_object":
         return Constraint.json_object()
     raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
