@@ -315,3 +315,30 @@ def test_where_there_is_no_adapter_it_is_said(tiny_chat_model: Path, tiny_chats:
     finetune(whole)
     with pytest.raises(CheckpointError, match=r"are whole models, and no adapters\. .*: edgelm export .*best"):
         merge_adapter(tmp_path / "run", tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "adapters.safetensors",
+            r"an adapter of mlx-lm .*: mlx_lm.fuse --model BASE --adapter-path .*theirs --save-path",
+        ),
+        (
+            "adapter_model.bin",
+            r"its weights in adapter_model.bin, which can run code .* save_pretrained of PEFT writes",
+        ),
+    ],
+)
+def test_weights_of_an_adapter_in_other_files_are_told_the_way_on(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text('{"lora_parameters": {"rank": 4}}')
+    (tmp_path / "theirs" / file).touch()
+    with pytest.raises(CheckpointError, match=message):
+        merge_adapter(tmp_path / "theirs", tmp_path / "merged")
+
+
+def test_an_adapter_in_a_gguf_file_is_told_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "lora.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"lora.gguf is a GGUF file. An adapter .* with llama-export-lora"):
+        merge_adapter(tmp_path / "lora.gguf", tmp_path / "merged")

@@ -120,6 +120,11 @@ def why_not_trained(folder: Path) -> str:
             f"The checkpoints of the run {folder} are whole models, and no adapters. Export one as it is: edgelm "
             f"export {shlex.quote(str(checkpoint))}"
         )
+    if folder.suffix == ".gguf":
+        return (
+            f"{folder} is a GGUF file. An adapter in one is merged into its base with llama-export-lora of llama.cpp; "
+            "export the model that comes of it."
+        )
     return f"{folder} is neither an adapter ({CONFIG_FILE}) nor a run with checkpoints."
 
 

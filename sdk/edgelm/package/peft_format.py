@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from edgelm.number_bounds import FLOAT32_END
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_OF_MLX, _PICKLE = "adapters.safetensors", "adapter_model.bin"  # what others call theirs, beside settings of that name
 # What PEFT puts before the names of the model that it wraps.
 PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
@@ -64,6 +66,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}.") from error
+    if not (folder / WEIGHTS_FILE).exists():
+        _refuse_other_weights(folder)
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")
@@ -74,6 +78,19 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             "path_initial_model_for_weight_conversion; or merge it there (merge_and_unload)."
         )
     return values
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    if (folder / _OF_MLX).exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter of mlx-lm ({_OF_MLX}). Put it into its base there, and take the folder that "
+            f"comes of it: mlx_lm.fuse --model BASE --adapter-path {shlex.quote(str(folder))} --save-path fused/"
+        )
+    if (folder / _PICKLE).exists():
+        raise CheckpointError(
+            f"{folder} has its weights in {_PICKLE}, which can run code when it is read, so edgelm does not. Where you "
+            f"trust it, save_pretrained of PEFT writes {WEIGHTS_FILE}."
+        )
 
 
 def check_matrices(tensors: Mapping[str, tuple[str, Sequence[int]]], path: Path) -> None:
