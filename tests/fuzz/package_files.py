@@ -6,7 +6,7 @@ import functools
 import json
 from pathlib import Path
 
-from fuzz import packages
+from fuzz import lora_folders, packages
 from fuzz.checkpoint_files import mutate_safetensors
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_template
 from fuzz.target import Target, all_of, tiny_package
@@ -92,6 +92,10 @@ ROWS: dict[str, Target] = {
         file="adapter_model.safetensors",
         prepare=lambda folder: _adapter_seeds(folder, "adapter_model.safetensors"), mutate=mutate_safetensors,
         read=_read_adapter_weights, count=1_000, long_count=1_000_000,
+    ),
+    "lora": Target(
+        file=lora_folders.FOLDER, prepare=lora_folders.prepare, mutate=lora_folders.mutate, read=lora_folders.read,
+        count=200, long_count=50_000,
     ),
     "manifest": Target(
         file="edgelm.json", prepare=lambda folder: tiny_package(folder, "edgelm.json"), mutate=mutate_json,

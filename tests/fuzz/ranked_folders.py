@@ -27,7 +27,9 @@ _LINES = (b"", b"\r", b"AA==", b"AA== 1 2", b"AA== -1", b"AA== 1e3", b"AA== " + 
 
 def prepare(_folder: Path) -> Sequence[bytes]:
     texts = [base64.b64encode(token).decode() for token in _TOKENS]
-    named = [{"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(("<unk>", "<s>", "</s>"))]
+    named = [
+        {"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
     tekken: dict[str, Any] = {
         "config": {
             "pattern": TEKKEN_SPLIT, "num_vocab_tokens": len(_TOKENS), "default_vocab_size": 5 + len(_TOKENS),

@@ -152,7 +152,9 @@ def _saved_step(path: Path) -> SavedStep | None:
         state = json.loads((path / TRAINER_FOLDER / STATE_FILE).read_text(encoding="utf-8"))
         sizes: dict[str, int] = state["files"]
         whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+        loss = state.get("validation_loss")
         is_own = isinstance(state["step"], int) and state["step"] == int(match[1])
+        is_own = is_own and (loss is None or isinstance(loss, float))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return SavedStep(step=state["step"], path=path, state=state) if whole and is_own else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,8 @@ SPLITS = ("train", "validation")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # In the second row of an .idx.npy: the number of the source file above, the line below.
 LINE_BITS = 40
+_DTYPES = {name: np.dtype(name) for name in ("<u2", "<u4")}
+_END = 1 << 62  # of counts: what numpy adds up stays a whole number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,12 @@ class Shards:
         self.tokenizer_hash: str = index["tokenizer"]["sha256"]
         self.start_token_ids: tuple[int, ...] = tuple(index["start_token_ids"])
         self.end_token_ids: tuple[int, ...] = tuple(index["end_token_ids"])
+        self.dtype = _DTYPES[index["dtype"]]
+        self.sources = [str(source["path"]) for source in index["sources"]]
         self.shards = [ShardEntry(**entry) for entry in index["splits"][split]]
+        numbers = [self.vocab_size, *(number for shard in self.shards for number in (shard.documents, shard.tokens))]
+        if not all(type(number) is int and 0 < number < _END for number in numbers):
+            raise ValueError("a count is no whole number above 0")
         self.num_tokens = sum(shard.tokens for shard in self.shards)
         self.num_documents = sum(shard.documents for shard in self.shards)
         self._token_starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
@@ -83,7 +91,7 @@ class Shards:
         try:
             shards = cls(folder, split, index)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / INDEX_FILE} is broken ({error!r}). Prepare the shards again.") from error
+            raise DataError(f"{folder / INDEX_FILE} is broken ({error!r:.200}). Prepare the shards again.") from error
         shards._check_files()
         return shards
 
@@ -126,8 +134,11 @@ class Shards:
             tokens.append(ids[start:stop].astype(np.int64))
             ends = table[0]
             before, last = np.searchsorted(ends, (start, stop - 1), "right")
+            begins = ends[before:last].astype(np.int64) - start
+            if begins.size and not 0 <= begins.min() <= begins.max() < stop - start:
+                raise self._misplaced(shard)
             numbers = np.zeros(stop - start, np.int64)
-            numbers[ends[before:last].astype(np.int64) - start] = 1
+            numbers[begins] = 1
             numbers[0] = before + self._document_starts[shard] + turn * self.num_documents
             documents.append(np.cumsum(numbers))
             first, count = first + stop - start, count - (stop - start)
@@ -140,14 +151,24 @@ class Shards:
         """Return the tokens of one document, with those that begin and end it."""
         shard, place = self._locate(number)
         ids, table = self._map(shard)
-        start = int(table[0, place - 1]) if place else 0
-        return ids[start : int(table[0, place])].astype(np.int64)
+        start, end = int(table[0, place - 1]) if place else 0, int(table[0, place])
+        if not start < end <= len(ids):
+            raise self._misplaced(shard)
+        return ids[start:end].astype(np.int64)
 
     def place(self, number: int) -> tuple[str, int]:
         """Return where a document stands: its file as it was named to `edgelm data prepare`, and its line there."""
         shard, place = self._locate(number % self.num_documents)
         packed = int(self._map(shard)[1][1, place])
-        return self.index["sources"][packed >> LINE_BITS]["path"], packed & ((1 << LINE_BITS) - 1)
+        if packed >> LINE_BITS >= len(self.sources):
+            raise self._misplaced(shard)
+        return self.sources[packed >> LINE_BITS], packed & ((1 << LINE_BITS) - 1)
+
+    def _misplaced(self, shard: int) -> DataError:
+        path = self.folder / f"{self.shards[shard].name}.idx.npy"
+        return DataError(
+            f"{path} has a document where there is none: it was changed or damaged. Prepare the shards again."
+        )
 
     def _locate(self, number: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._document_starts, number, "right")) - 1
@@ -157,7 +178,7 @@ class Shards:
         """Map a shard's files, once; what is mapped costs address space, and memory only where it is read."""
         if shard not in self._mapped:
             path = self.folder / self.shards[shard].name
-            ids = np.memmap(f"{path}.bin", dtype=np.dtype(self.index["dtype"]), mode="r")
+            ids = np.memmap(f"{path}.bin", dtype=self.dtype, mode="r")
             # A plain array over the same mapping: slicing np.memmap is five times slower.
             self._mapped[shard] = ids.view(np.ndarray), np.load(f"{path}.idx.npy", mmap_mode="r").view(np.ndarray)
         return self._mapped[shard]
@@ -177,7 +198,7 @@ class Shards:
                 f"{tokenizer} is not the tokenizer that made these shards: the token ids would mean other texts. "
                 "Prepare the shards again."
             )
-        itemsize = np.dtype(self.index["dtype"]).itemsize
+        itemsize = self.dtype.itemsize
         for entry in self.shards:
             path = self.folder / f"{entry.name}.bin"
             size = path.stat().st_size if path.is_file() else None
@@ -187,7 +208,13 @@ class Shards:
             path = self.folder / f"{entry.name}.idx.npy"
             try:
                 table = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
+            except (
+                OSError,
+                ValueError,
+                EOFError,
+                SyntaxError,
+                tokenize.TokenError,
+            ) as error:  # numpy parses its header
                 raise DataError(f"Cannot read {path}: {error}. Prepare or copy the shards again.") from error
             if table.shape != (2, entry.documents) or table.dtype != np.uint64 or table[0, -1] != entry.tokens:
                 raise DataError(f"{path} does not fit {INDEX_FILE}: prepare or copy the shards again.")

@@ -20,6 +20,7 @@ _OF_MLX, _PICKLE = "adapters.safetensors", "adapter_model.bin"  # what others ca
 PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
+_BASE = "base_model_name_or_path"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
@@ -71,6 +72,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")
+    if not isinstance(values.get(_BASE), str | None):
+        raise CheckpointError(f"{path} has {_BASE} = {values[_BASE]!r:.60}; it must be a text, or null.")
     if values.get(_INIT) not in _INITS:
         raise CheckpointError(
             f"{path} has {_INIT} = {values[_INIT]!r:.60}: the adapter learned beside other weights than its base has. "
