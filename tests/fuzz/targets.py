@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from fuzz import checkpoint_files, gguf_files, http_bodies, kept_files, package_files, settings_files, tokenizer_files
+from fuzz import (
+    checkpoint_files,
+    constraints,
+    gguf_files,
+    http_bodies,
+    kept_files,
+    package_files,
+    settings_files,
+    tokenizer_files,
+)
 from fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -12,6 +21,10 @@ TARGETS: dict[str, Target] = {
     **package_files.ROWS,
     **settings_files.ROWS,
     **kept_files.ROWS,
+    "constraint": Target(
+        file="form", prepare=constraints.prepare, mutate=constraints.mutate,
+        read=lambda folder: constraints.read(folder / "form"), count=300, long_count=50_000,
+    ),
     "http-body": Target(
         file="request", prepare=lambda _: http_bodies.seeds(), mutate=http_bodies.mutate,
         read=lambda folder: http_bodies.send(folder / "request"), count=400, long_count=100_000,
