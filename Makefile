@@ -4,7 +4,7 @@ MODEL ?= smollm2-135m-instruct
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
-DEV_EXTRAS := cpu,chat,serve,export,train,docs,examples,dev
+DEV_EXTRAS := cpu,chat,serve,structured,parquet,sign,export,train,plot,docs,examples,dev
 # Python compiles what is imported and keeps that: a third of what pip would compile.
 PIP := pip install --quiet --no-compile
 # The tests start hundreds of processes, each of which would compile edgelm anew.
