@@ -139,17 +139,8 @@ def export(
     _refuse_contradictions(precision, recipe, target_size, max_kl, frontier)
     calibrates = calibrate or calibration is not None
     if precision == MIXED:
-        not_for_mixed = {
-            "kv_cache": ("--kv-cache int8", kv_cache == "int8"),
-            "prefill_graph": ("--prefill-graph", prefill_graph),
-            "operators": ("--operators standard", operators == STANDARD),
-            "calibration_tokens": (
-                "--calibration-tokens without --calibrate", calibration_tokens is not None and not calibrates,
-            ),
-        }  # fmt: skip
-        for name, (option, is_given) in not_for_mixed.items():
-            if is_given:
-                raise refused(f"{option} is not for --precision mixed.", name, "precision")
+        in_vain = calibration_tokens is not None and not calibrates
+        _refuse_beside_mixed(kv_cache, prefill_graph, operators, tokens_in_vain=in_vain)
     library = Library()
     points: list[Point] = []
     path = library.find_source(source)
@@ -249,6 +240,18 @@ def _refuse_contradictions(
     if not mixed and not (target_size is None and max_kl is None and frontier is None):
         names = "target_size", "max_kl", "frontier"
         raise refused("--target-size, --max-kl and --frontier are for --precision mixed.", *names)
+
+
+def _refuse_beside_mixed(kv_cache: str, prefill_graph: bool, operators: str, *, tokens_in_vain: bool) -> None:
+    """Refuse what goes with no `--precision mixed`. tokens_in_vain: there are so many of a text that is not read."""
+    for name, option, is_given in (
+        ("kv_cache", "--kv-cache int8", kv_cache == "int8"),
+        ("prefill_graph", "--prefill-graph", prefill_graph),
+        ("operators", "--operators standard", operators == STANDARD),
+        ("calibration_tokens", "--calibration-tokens without --calibrate", tokens_in_vain),
+    ):
+        if is_given:
+            raise refused(f"{option} is not for --precision mixed.", name, "precision")
 
 
 def _print_frontier(points: Sequence[Point]) -> None:

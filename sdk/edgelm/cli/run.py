@@ -20,7 +20,7 @@ from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.cli.wrong_usage import refused
 
 if TYPE_CHECKING:
-    from edgelm.completion import Chunk
+    from edgelm.completion import Chunk, Completion
     from edgelm.language_model import LanguageModel
 
 
@@ -88,20 +88,7 @@ def run(
     chunks = _answer(loaded, text, raw, system, think_variables(loaded, think), settings)
     completion = join(chunks if as_json else _echo(show_thinking(chunks)))
     if as_json:
-        timings = dataclasses.asdict(completion.timings) | {
-            "prefill_tokens_per_second": completion.timings.prefill_tokens_per_second,
-            "decode_tokens_per_second": completion.timings.decode_tokens_per_second,
-        }
-        answer = {
-            "model": loaded.name,
-            "text": completion.text,
-            "reasoning": completion.reasoning,
-            "token_ids": completion.token_ids,
-            "finish_reason": completion.finish_reason,
-            "usage": dataclasses.asdict(completion.usage) | {"total_tokens": completion.usage.total_tokens},
-            "timings": timings,
-        }
-        print_json(answer, indent=None)
+        print_json({"model": loaded.name, **_values(completion)}, indent=None)
     elif completion.finish_reason == "length":
         nothing_said = bool(completion.reasoning) and not completion.text
         if nothing_said or "constraint" in settings or is_terminal(sys.stderr):
@@ -113,6 +100,20 @@ def run(
             click.echo(f"The answer was cut off {place}: {more}.", err=True)
     if stats:
         click.echo(timing_line(completion.usage, completion.timings, completion.finish_reason), err=True)
+
+
+def _values(completion: Completion) -> dict[str, object]:
+    """Return what `--json` prints of an answer."""
+    usage, timings = completion.usage, completion.timings
+    speeds = ("prefill_tokens_per_second", "decode_tokens_per_second")
+    return {
+        "text": completion.text,
+        "reasoning": completion.reasoning,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "usage": dataclasses.asdict(usage) | {"total_tokens": usage.total_tokens},
+        "timings": dataclasses.asdict(timings) | {speed: getattr(timings, speed) for speed in speeds},
+    }
 
 
 def _whole_prompt(model: str, prompt: str | None) -> str:

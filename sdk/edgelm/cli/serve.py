@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,19 +138,20 @@ def serve(
     # Imported here, so that --help needs neither starlette nor numpy.
     from edgelm.server.process import serve as serve_until_signal
 
-    def listening(url: str, names: Sequence[str]) -> None:
-        who = "whoever has its key" if options.api_keys else "everybody on this machine"
-        click.echo(f"Listening at {url} for {who}.", err=True)
-        first = next(iter(CATALOGUE))
-        none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
-        click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
-        click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
-        if options.api_keys and not is_loopback(host):
-            click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
-
-    ended_by = serve_until_signal(models, options, listening)
+    ended_by = serve_until_signal(models, options, partial(_greet, options))
     if ended_by == signal.SIGINT:
         raise SystemExit(EXIT_INTERRUPTED)
+
+
+def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
+    who = "whoever has its key" if options.api_keys else "everybody on this machine"
+    click.echo(f"Listening at {url} for {who}.", err=True)
+    first = next(iter(CATALOGUE))
+    none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
+    click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
+    click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
+    if options.api_keys and not is_loopback(options.host):
+        click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
 
 
 def _keys_of_environment() -> tuple[str, ...]:
