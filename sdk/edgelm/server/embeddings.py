@@ -15,7 +15,7 @@ from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
 from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.endpoint import Call
-from edgelm.server.ollama import KEEP_ALIVE, acquire
+from edgelm.server.keep_alive import KEEP_ALIVE, acquire
 from edgelm.server.openai_completions import texts_or_ids, token_ids
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, to_json, unless_disconnected

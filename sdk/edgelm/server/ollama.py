@@ -1,4 +1,4 @@
-"""Ollama's protocol: /api/chat, /api/generate, /api/tags, /api/show, /api/pull, /api/ps and /api/version.
+"""Ollama's answers: /api/chat and /api/generate.
 
 https://github.com/ollama/ollama/blob/main/docs/api.md
 """
@@ -7,41 +7,32 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import math
-import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from edgelm._version import __version__
 from edgelm.completion import Chunk, Completion, Timings, TokenLogprob, ToolCall, Usage
 from edgelm.decoding.answer import join
-from edgelm.errors import EdgeLMError
-from edgelm.package.manifest import Manifest
-from edgelm.package.package import Package
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.keep_alive import KEEP_ALIVE, acquire, keep, seconds_of
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
-from edgelm.server.model_pool import TAG, LoadedModel, reading_package
+from edgelm.server.model_pool import LoadedModel
 from edgelm.server.request_body import finite_json
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
-from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.fill_in_middle import fill_in_ids
-from edgelm.text.thinking import knows_thinking
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
-
-logger = logging.getLogger("edgelm.server")
 
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "stop",
@@ -58,25 +49,16 @@ _MIROSTAT: Mapping[str, Schema] = {
     "mirostat_eta": SAMPLING["mirostat_eta"],
 }
 _MIROSTAT_TAU = 5.0
-# The version of Ollama whose protocol this is: its clients ask for it, and some refuse an older one than they need.
-_PROTOCOL_VERSION = "0.13.4"
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
     "keep_alive",
 )  # fmt: skip
-# Go's durations: 5m, 1h30m, 300ms; a number alone is seconds. A unit ends each part: there is one way to read a text.
-_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
-_DURATION = re.compile(rf"-?(?:{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h))+)")
-_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h)?")
-_LONGEST = 1e9  # seconds, 31 years
-KEEP_ALIVE: Schema = {"anyOf": [{"type": "string", "maxLength": 40}, number(-_LONGEST, _LONGEST)]}
 # A client of the AI SDK has these beside the options.
 _OUTSIDE: Mapping[str, str] = {
     **{name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")},
     **dict.fromkeys(("max_tokens", "max_output_tokens"), "num_predict"),
 }
-_SECONDS: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _MESSAGE = record(
     {
         "role": choice("system", "user", "assistant", "tool"),
@@ -137,11 +119,6 @@ GENERATE_BODY = record(
         "context": "send the conversation to /api/chat.",
     },
 )
-SHOW_BODY = record(
-    {"model": TEXT, "name": TEXT, "verbose": BOOLEAN},
-    refused=dict.fromkeys(("system", "template", "options"), "a model is shown as it is."),
-)
-PULL_BODY = record({"model": TEXT, "name": TEXT, "stream": BOOLEAN}, ignored=("insecure", "username", "password"))
 
 
 async def chat(call: Call) -> Response:
@@ -179,78 +156,8 @@ async def generate(call: Call) -> Response:
     return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))
 
 
-async def list_tags(call: Call) -> Response:
-    """List the models."""
-    return JsonAnswer({"models": [_description(call, *row) for row in call.pool.manifests().items()]})
-
-
-async def list_running(call: Call) -> Response:
-    """List the models in memory."""
-    now = datetime.datetime.now(datetime.UTC)
-    rows = []
-    for loaded in call.pool.loaded():
-        left = _LONGEST if loaded.keep_alive is None else loaded.keep_alive - loaded.idle_seconds
-        expires = now + datetime.timedelta(seconds=left)
-        context = loaded.model.context_length
-        more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
-        rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
-    return JsonAnswer({"models": rows})
-
-
-async def show(call: Call) -> Response:
-    """Describe one model."""
-    name = _resolve(call)
-    manifest, package = call.pool.manifest(name), call.pool.package(name)
-    description = _description(call, name, manifest)
-    with reading_package(name):
-        config, template = package.config(), ChatTemplate.load(package.folder)
-    family = manifest.architecture
-    capabilities = ["completion", *(["tools"] if template is not None else [])]
-    return JsonAnswer(
-        {
-            "modelfile": "",
-            "parameters": "",
-            "template": template.source if template is not None else "",
-            "license": manifest.license or "",
-            "modified_at": description["modified_at"],
-            "details": description["details"],
-            "model_info": {
-                "general.architecture": family,
-                "general.basename": manifest.name,
-                "general.parameter_count": _parameters(package),
-                f"{family}.context_length": manifest.context_length,
-                f"{family}.embedding_length": config.hidden_size,
-                f"{family}.block_count": config.num_hidden_layers,
-                f"{family}.vocab_size": config.vocab_size,
-            },
-            "capabilities": [*capabilities, "thinking"] if knows_thinking(template) else capabilities,
-        }
-    )
-
-
-async def pull(call: Call) -> Response:
-    """Say that a model is here: clients pull one that they do not find in the list under the name that they were given.
-
-    Nothing is fetched.
-    """
-    _resolve(call)
-    return Response(line({"status": "success"}), media_type=JsonAnswer.media_type)
-
-
-async def version(_call: Call) -> Response:
-    """Say which version of Ollama's protocol this is, and which of edgelm."""
-    return JsonAnswer({"version": _PROTOCOL_VERSION, "edgelm": __version__})
-
-
-def _resolve(call: Call) -> str:
-    name = call.body.get("model") or call.body.get("name")
-    if not name:
-        raise ApiError(400, "model is missing.", param="model")
-    return call.pool.resolve(name)
-
-
 async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
-    name, seconds = call.pool.resolve(call.body["model"]), _seconds(call)
+    name, seconds = call.pool.resolve(call.body["model"]), seconds_of(call)
 
     if only_load:  # Ollama's clients load or unload a model with a request that asks nothing
         if seconds == 0:
@@ -262,42 +169,12 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
         load_seconds = call.seconds
-        _keep(served, seconds)
+        keep(served, seconds)
         logprobs = LogprobWriter.of(served.model, call.body)
         writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds, logprobs=logprobs)
         return jobs(served.model), writer
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
-
-
-async def acquire(call: Call) -> LoadedModel:
-    """Return the model that the request names, loaded, and kept for as long as it says; its `release` is the caller's.
-
-    Raises:
-        ApiError: as Call.model; 400, `keep_alive` is no time.
-    """
-    seconds = _seconds(call)
-    served = await call.model(call.body["model"])
-    _keep(served, seconds)
-    return served
-
-
-def _keep(served: LoadedModel, seconds: float | None) -> None:
-    if seconds is not None:
-        served.keep_for(seconds if seconds >= 0 else None)
-
-
-def _seconds(call: Call) -> float | None:
-    """Return for how long the model is to be kept; less than 0: always; None: the request does not say."""
-    keep_alive = call.body.get("keep_alive")
-    if not isinstance(keep_alive, str):
-        return keep_alive
-    if not _DURATION.fullmatch(keep_alive):
-        raise ApiError(
-            400, f"keep_alive is {keep_alive[:40]!r}; write seconds, or a time as 5m or 1h30m.", param="keep_alive"
-        )
-    total = min(_LONGEST, sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION_PART.findall(keep_alive)))
-    return -total if keep_alive.startswith("-") else total
 
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
@@ -345,44 +222,6 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
             for tool_call in given["tool_calls"]
         ]
     return message
-
-
-def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
-    modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
-    tagged = f"{name}{TAG}"
-    return {
-        "name": tagged,
-        "model": tagged,
-        "modified_at": modified.isoformat(),
-        "size": manifest.size,
-        "digest": call.pool.digest(name),
-        "details": {
-            "parent_model": "",
-            "format": "onnx",
-            "family": manifest.architecture,
-            "families": [manifest.architecture],
-            "parameter_size": _in_millions(_parameters(call.pool.package(name))),
-            "quantization_level": manifest.precision,
-        },
-    }
-
-
-def _parameters(package: Package) -> int | None:
-    """Count the numbers that a model has learned; None where its files do not tell all of its features."""
-    if package.foreign_graph is not None:
-        return None
-    try:
-        return package.config().count_parameters()
-    except EdgeLMError as error:  # a broken package must not hide the others
-        logger.error("%s", error)
-        return None
-
-
-def _in_millions(count: int | None) -> str:
-    """Write a number of parameters as Ollama does: 134.52M, 1.71B."""
-    if count is None:
-        return ""
-    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
 
 
 def _frame(
