@@ -89,17 +89,8 @@ class HuggingFaceCheckpoint:
             values = dict(self._text_part.values)
             self._stored = {name: self._stored[source] for name, source in self._text_part.sources.items()}
             quantization = self._text_part.renamed(quantization) if isinstance(quantization, dict) else quantization
-        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
-        self._packed: Mapping[str, Packed] = {}
-        self._stacks: dict[str, MXFP4Stack] = {}
         self._last: tuple[tuple[str, int | None], NDArray[np.float32]] | None = None
-        if isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4":
-            self._stacks = mxfp4_stacks(shapes)
-        elif quantization:
-            self._packed = packed_matrices(
-                quantization if isinstance(quantization, dict) else {}, shapes, self._read_whole, folder
-            )
-        shapes = without_parts(shapes, {**self._packed, **self._stacks})
+        shapes = self._unpacked_shapes(quantization)
         try:
             layout, is_known = CANONICAL, self._text_part is None
             if section is not None:
@@ -126,6 +117,18 @@ class HuggingFaceCheckpoint:
         self._refuse_other_types()
         self._refuse_untied_head(layout.source_name(HEAD))
         self._refuse_other_embeddings(layout.copies)
+
+    def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:
+        """Find the matrices that are quantized, and return the shapes of all tensors as if none were."""
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        self._packed: Mapping[str, Packed] = {}
+        self._stacks: dict[str, MXFP4Stack] = {}
+        settings = quantization if isinstance(quantization, dict) else {}
+        if settings.get("quant_method") == "mxfp4":
+            self._stacks = mxfp4_stacks(shapes)
+        elif quantization:
+            self._packed = packed_matrices(settings, shapes, self._read_whole, self._folder)
+        return without_parts(shapes, {**self._packed, **self._stacks})
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:

@@ -126,24 +126,26 @@ def packed_matrices(
         return scaled
     format_name = method if isinstance(method, str) else ""
     row = FORMATS.get(format_name)
-    bits = None if row is None else _bits(config)
-    if row is None or bits not in row.bits or _layout(row, config) not in row.layouts:
-        found = {"quant_method": method, "bits": config.get("bits", bits)}
-        found |= {
-            key: config.get(key)
-            for key in (("format", "quant_algo", "packing_format") if row is None else row.layout_keys)
-        }
-        told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
-        raise CheckpointError(
-            f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
-            "Supported: gptq in 2, 4 and 8 bits, awq in 4, auto-round in the packing of either, compressed-tensors "
-            "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
-            "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
-            "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
-            "bitnet, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
-            "GGUF file."
-        )
+    if row is None or _bits(config) not in row.bits or _layout(row, config) not in row.layouts:
+        raise _unsupported(config, row, where)
     return _integers(format_name, config, present, read, where)
+
+
+def _unsupported(config: Mapping[str, Any], row: _Format | None, where: object) -> CheckpointError:
+    """Return the error of a way to quantize that is none of those that are read. row: its format, if that is one."""
+    found = {"quant_method": config.get("quant_method"), "bits": config.get("bits", row and _bits(config))}
+    keys = ("format", "quant_algo", "packing_format") if row is None else row.layout_keys
+    found |= {key: config.get(key) for key in keys}
+    told = ", ".join(f"{key} {value!r}" for key, value in found.items() if value is not None)
+    return CheckpointError(
+        f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
+        "Supported: gptq in 2, 4 and 8 bits, awq in 4, auto-round in the packing of either, compressed-tensors "
+        "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
+        "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
+        "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
+        "bitnet, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
+        "GGUF file."
+    )
 
 
 # packing_format of AutoRound -> the method and the layout whose packing that is.

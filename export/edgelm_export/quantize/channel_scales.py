@@ -47,6 +47,20 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     without a gate is not linear in what its first projection makes, nor what is in attention's place in its channels.
     Values that are normed, or are keys too, or are looked at by other layers, are left alone.
     """
+    norms = {} if config.norm.endswith("_plain") else _readers_of_norms(config, layer)
+    found = [ScaledChannels(maker=norm, readers=tuple(names)) for norm, names in norms.items() if norm is not None]
+    if config.sub_norms:  # which stand between the two that are scaled else
+        return found
+    attends, is_latent = config.attends(layer), config.kv_lora_rank is not None
+    if attends and not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers or is_latent):
+        found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
+    if config.mlp_gated and config.has_feed_forward(layer) and not config.has_experts(layer):
+        found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
+    return found
+
+
+def _readers_of_norms(config: ModelConfig, layer: int) -> dict[str | None, list[str]]:
+    """List the projections that read each norm of a layer, in the norms' order; None is no norm."""
     before_attention, _, before_feed_forward, _ = config.block_norms(layer)
     if config.is_conv(layer):
         attending = ["conv.in_proj"]
@@ -62,25 +76,13 @@ def scaled_channels(config: ModelConfig, layer: int) -> list[ScaledChannels]:
     else:
         feed_forward = [f"mlp.{part}_proj" for part in (("gate", "up") if config.mlp_gated else ("up",))]
         readers.setdefault(before_feed_forward, []).extend(feed_forward)
-    found = [
-        ScaledChannels(maker=norm, readers=tuple(names))
-        for norm, names in readers.items()
-        if norm is not None and not config.norm.endswith("_plain")
-    ]
-    if config.sub_norms:  # which stand between the two that are scaled else
-        pairs = [("mlp.ffn_sub_norm", "mlp.down_proj")]
-        pairs += [("self_attn.attn_sub_norm", "self_attn.o_proj")] * (layer in config.attention_layers)
-        has_weights = not config.norm.endswith("_plain")
-        return found + [ScaledChannels(maker=norm, readers=(reader,)) for norm, reader in pairs if has_weights]
-    is_latent = config.kv_lora_rank is not None and layer in config.attention_layers
-    if is_latent and config.q_lora_rank is not None:
-        found.append(ScaledChannels(maker="self_attn.q_a_layernorm", readers=("self_attn.q_b_proj",)))
-    are_values_apart = not (config.v_norm or config.attention_k_eq_v or config.num_kv_shared_layers or is_latent)
-    if are_values_apart and layer in config.attention_layers:
-        found.append(ScaledChannels(maker="self_attn.v_proj", readers=("self_attn.o_proj",), of_heads=True))
-    if config.mlp_gated and config.has_feed_forward(layer) and not config.has_experts(layer):
-        found.append(ScaledChannels(maker="mlp.up_proj", readers=("mlp.down_proj",)))
-    return found
+    if config.sub_norms:
+        readers["mlp.ffn_sub_norm"] = ["mlp.down_proj"]
+        if config.attends(layer):
+            readers["self_attn.attn_sub_norm"] = ["self_attn.o_proj"]
+    elif config.q_lora_rank is not None and config.attends(layer):
+        readers["self_attn.q_a_layernorm"] = ["self_attn.q_b_proj"]
+    return readers
 
 
 def _reading_attention(config: ModelConfig, layer: int) -> list[str]:

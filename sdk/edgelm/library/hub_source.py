@@ -194,9 +194,14 @@ class HubSource:
                 f"Cannot ask the hub about {self.repo}: {error}. Check the network, and HF_ENDPOINT where it is set."
             ) from error
 
+        self._refuse_odd_listing(info)
+        return info
+
+    def _refuse_odd_listing(self, info: ModelInfo) -> None:
+        """Refuse what is no commit and no file: the hub's client passes on whatever came."""
         if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
             raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r:.80}, which is not a commit.")
-        for sibling in info.siblings or ():  # the hub's client passes on whatever came
+        for sibling in info.siblings or ():
             size, sha256 = sibling.size, sibling.lfs.sha256 if sibling.lfs is not None else None
             if (
                 not isinstance(sibling.rfilename, str)
@@ -207,7 +212,6 @@ class HubSource:
                     f"The hub lists {sibling.rfilename!r:.80} of {self.repo} with the size {size!r:.40} and the "
                     f"SHA-256 {sha256!r:.80}, which is no file. Try again later; if it stays so, do not trust this hub."
                 )
-        return info
 
     def _advice(self) -> Mapping[int, str]:
         gated = (
@@ -251,6 +255,13 @@ class HubSource:
         weights = fnmatch.filter(top, "*.safetensors")
         # Some repositories hold the same weights twice, the second time under their maker's own names.
         weights = [path for path in weights if path.startswith("model")] or weights
+        self._refuse_no_model(paths, top, weights)
+        texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
+        named = [path for path in paths if "/" in path and _place(path) == path]
+        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + named + weights
+
+    def _refuse_no_model(self, paths: Sequence[str], top: Sequence[str], weights: Sequence[str]) -> None:
+        """Refuse a repository without weights that can be read, and a config. top: the files that are in no folder."""
         if not weights:
             pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
             reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
@@ -264,9 +275,6 @@ class HubSource:
             )
         if "config.json" not in top:
             raise DownloadError(f"{self.repo} has no config.json: it is not a whole model (an adapter, perhaps).")
-        texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
-        named = [path for path in paths if "/" in path and _place(path) == path]
-        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + named + weights
 
 
 def _place(path: str) -> str:

@@ -173,19 +173,9 @@ class PrefixCache:
             if starts and starts[0] < cache.released:
                 starts = range(0)  # it was kept once, and has gone since
             try:
-                contents = [
-                    [np.empty((count, *buffer.shape(1, BLOCK)[1:]), buffer.type) for buffer, count in self._alike]
-                    for _ in starts
-                ]
+                contents = self._copies(cache, starts, is_spent=is_spent)
             except MemoryError:
                 return  # to keep it is worth nobody's answer
-            places = [list(chain.from_iterable(content)) for content in contents]
-            for i, buffer in enumerate(cache.buffers):
-                for start, parts in zip(starts, places, strict=True):
-                    if i < len(parts):
-                        parts[i][:] = buffer[0, :, start : start + BLOCK]
-                if is_spent:
-                    give_back(buffer)
             for start, content in zip(starts, contents, strict=True):
                 parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
@@ -197,17 +187,36 @@ class PrefixCache:
             if is_spent:
                 cache.truncate(0)
             self._use(path)
-            while self.bytes > self.max_bytes:
-                block, _ = self._by_use.popitem(last=False)
-                assert block.parent is not None
-                del block.parent.children[block.token_ids]
-                self._states -= bool(block.states)
+            self._forget_oldest()
 
     def slide(self, cache: KVCache, prompt_tokens: int) -> None:
         """Let a cache give back what has left its windows, and keep it here before; what both are as in `keep`."""
         if cache.is_to_slide:
             self.keep(cache, prompt_tokens)
             cache.slide()
+
+    def _copies(self, cache: KVCache, starts: range, *, is_spent: bool) -> list[list[KeysOrValues]]:
+        """Copy the blocks of a cache that begin at some tokens; what is spent of it is given back on the way."""
+        contents = [
+            [np.empty((count, *buffer.shape(1, BLOCK)[1:]), buffer.type) for buffer, count in self._alike]
+            for _ in starts
+        ]
+        places = [list(chain.from_iterable(content)) for content in contents]
+        for i, buffer in enumerate(cache.buffers):
+            for start, parts in zip(starts, places, strict=True):
+                if i < len(parts):
+                    parts[i][:] = buffer[0, :, start : start + BLOCK]
+            if is_spent:
+                give_back(buffer)
+        return contents
+
+    def _forget_oldest(self) -> None:
+        """Forget the blocks that were used longest ago, as many as are beyond the budget."""
+        while self.bytes > self.max_bytes:
+            block, _ = self._by_use.popitem(last=False)
+            assert block.parent is not None
+            del block.parent.children[block.token_ids]
+            self._states -= bool(block.states)
 
     def _root(self, cache: KVCache) -> _Block:
         return self._roots.setdefault(cache.adapter, _Block(None, (), []))
