@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from forked_processes import LAUNCHER_VARIABLES, run_processes
+from forked_processes import LAUNCHER_VARIABLES, exit_status, fork, run_processes
 from safetensors.torch import load_file
 from tiny_training_runs import StopAt, loss_log, losses, settings
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from edgelm import TrainingError
 from edgelm.cli.main import main
@@ -206,44 +207,38 @@ def test_processes_that_met_wait_longer_for_what_one_computes() -> None:
     assert run_processes(check, 2) == [0, 0]
 
 
-# What torchrun starts: `edgelm train`, of which one worker is lost at the fifth step, once.
-PROGRAM = """
-import os, signal, sys
-from edgelm.cli.main import main
-from edgelm_training.batches import Batches
+def train_and_lose_a_worker_at_the_fifth_step(toml: Path) -> None:
+    """Do what torchrun starts, `edgelm train`, of which one worker is lost once."""
+    batch = Batches.batch
 
-batch = Batches.batch
+    def lost(rows: Batches, first: int, count: int) -> Any:
+        if first >= 4 * 4 and rows.shards.split == "train":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(rows, first, count)
 
-def lost(rows, first, count):
-    if first >= 4 * 4 and rows.shards.split == "train":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return batch(rows, first, count)
-
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    Batches.batch = lost
-main(["train", *sys.argv[1:]])
-"""
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        Batches.batch = lost  # type: ignore[method-assign]
+    main(["train", str(toml), "--json"], standalone_mode=False)
 
 
-@pytest.mark.timeout(400)
 def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
-    one_process: Path, tiny_shards: Path, tmp_path: Path
+    one_process: Path, tiny_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     toml = tmp_path / "tiny.toml"
     toml.write_text(to_toml(PretrainConfig(**settings(tiny_shards, run))))
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
+    # As torchrun has it with --standalone, but that its workers are forked: none of them imports torch again.
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=3, start_method="fork",
+        run_id="lost", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    launched = fork(lambda: elastic_launch(config, train_and_lose_a_worker_at_the_fifth_step)(toml) and None)
+    assert exit_status(launched) == 0
 
-    command = [sys.executable, "-m", *launcher, str(program), str(toml), "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=390, check=False)
-
-    assert done.returncode == 0, done.stderr
-    assert "did not meet" not in done.stderr  # the workers of one start find nothing of another one's
-    assert '"step": 8' in done.stdout
-    assert "Going on after step 4" in done.stderr
+    said = capfd.readouterr()
+    assert "did not meet" not in said.err  # the workers of one start find nothing of another one's
+    assert '"step": 8' in said.out
+    assert "Going on after step 4" in said.err
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
 
 
