@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from edgelm.layer_features import KV_CACHES
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
+from edgelm.shell_word import shell_word
 from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package, usual_precision
@@ -309,4 +309,4 @@ def print_figures(manifest: Manifest, output: Path) -> None:
     print_rows(rows)
     if is_terminal(sys.stderr):
         in_library = output.parent == Library().root / "models"
-        click.echo(f"Chat with it: edgelm chat {shlex.quote(output.name if in_library else str(output))}", err=True)
+        click.echo(f"Chat with it: edgelm chat {shell_word(output.name if in_library else str(output))}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import click
 from edgelm.cli.generation_options import complete_model
 from edgelm.cli.output import is_terminal, megabytes, print_json, print_rows
 from edgelm.library.library import Library
+from edgelm.shell_word import shell_word
 from edgelm_export.adapter_exporter import export_adapter
 
 EXAMPLES = """
@@ -50,5 +50,5 @@ def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> No
     ]
     print_rows(rows)
     if is_terminal(sys.stderr):
-        command = shlex.join(["edgelm", "chat", str(folder), "--adapter", str(output)])
+        command = f"edgelm chat {shell_word(folder)} --adapter {shell_word(output)}"
         click.echo(f"Chat with it: {command}", err=True)

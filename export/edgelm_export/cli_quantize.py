@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
+from edgelm.shell_word import shell_word
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import (
     CALIBRATE,
@@ -126,7 +126,7 @@ def _weights(folder: Path, manifest: Manifest, source: str | None, library: Libr
         if not _is_source(path, manifest.source):
             raise ExportError(
                 f"{path} is not what {manifest.name} was exported from: the hashes of its files differ. To make a "
-                f"package of it all the same: edgelm export {shlex.quote(str(path))}"
+                f"package of it all the same: edgelm export {shell_word(path)}"
             )
         click.echo(f"The weights are read from the package's source, {path}.", err=True)
         return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.package.adapter import is_adapter, is_trained_adapter, why_not_trained
 from edgelm.package.foreign_graph import GENAI_CONFIG
 from edgelm.package.manifest import FILE_NAME
+from edgelm.shell_word import shell_word
 
 CONFIG = "config.json"
 FIRST_BYTES = 512  # of a file are enough to tell it by
@@ -55,7 +55,7 @@ def why_no_checkpoint_file(path: Path, content: bytes) -> str:
     if path.suffix == ".safetensors":
         return f"{path} holds tensors alone. Name the folder that also has {CONFIG} and tokenizer.json."
     if path.suffix == ".onnx":
-        return f"{path} is a graph of ONNX, {_RUN_IT.format(path=shlex.quote(str(path)))}"
+        return f"{path} is a graph of ONNX, {_RUN_IT.format(path=shell_word(path))}"
     for beginnings, explanation in _BEGINNINGS:
         if content.startswith(beginnings):
             return f"{path} {explanation}"
@@ -81,7 +81,8 @@ def _of_ollama(path: Path, content: bytes) -> str | None:
     if not digests or not stores:
         return None
     blobs = [stores[-1] / "blobs" / str(digest).replace(":", "-") for digest in digests]
-    return f"{path} is a manifest of Ollama. Name the file of its model: {shlex.join(map(str, blobs))}"
+    named = " ".join(map(shell_word, blobs))
+    return f"{path} is a manifest of Ollama. Name the file of its model: {named}"
 
 
 def why_no_checkpoint_folder(folder: Path) -> str:
@@ -100,7 +101,7 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
     if is_trained_adapter(folder):
         return (
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
-            f"{shlex.quote(str(folder))} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
+            f"{shell_word(folder)} -o merged/ (or put it beside the base's package: edgelm export-adapter)."
         )
     if is_adapter(folder):
         return why_not_trained(folder)
@@ -117,7 +118,7 @@ def _of_another_kind(folder: Path, names: Sequence[str]) -> str | None:
     if gguf_files:
         return f"{folder} has several GGUF files: {', '.join(gguf_files)}. Name one of them."
     if GENAI_CONFIG in names or any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):
-        return f"{folder} holds a graph of ONNX, {_RUN_IT.format(path=shlex.quote(str(folder)))}"
+        return f"{folder} holds a graph of ONNX, {_RUN_IT.format(path=shell_word(folder))}"
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END, MOST, is_count
 from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
+from edgelm.shell_word import shell_word
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.
 NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_offset", "layer_no_bias", "layer_plain")
@@ -450,7 +450,7 @@ class ModelConfig(LayerFeatures):
         if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
             raise ConfigError(
                 f"{path} has no {SECTION!r} section, so edgelm did not write it. "
-                f"Make a checkpoint folder of it first: edgelm import {shlex.quote(str(folder))} -o checkpoint/"
+                f"Make a checkpoint folder of it first: edgelm import {shell_word(folder)} -o checkpoint/"
             )
         from edgelm.architecture.config_section import config_of_section  # which stands on this module
 

@@ -70,14 +70,15 @@ def _check_wheels() -> Iterator[_Row]:
     names = sorted({(distribution.name or "").lower() for distribution in metadata.distributions()})
     wheels = [name for name in names if name.startswith("onnxruntime") and not name.startswith(_BESIDE_ONNXRUNTIME)]
     if len(wheels) > 1:
-        fix = f"pip uninstall -y {' '.join(wheels)}  and then  pip install 'edgelm[cpu]'  (or 'edgelm[gpu]')"
+        both = " ".join(wheels)
+        fix = f'pip uninstall -y {both}  and then  pip install "edgelm[cpu]"  (or "edgelm[gpu]")'
         yield "error", f"{' and '.join(wheels)} are both installed, and overwrite each other's files.", fix
         return
     if not wheels:
         yield (
             "error",
             "ONNX Runtime is not installed.",
-            "pip install 'edgelm[cpu]'  (with an NVIDIA GPU: 'edgelm[gpu]')",
+            'pip install "edgelm[cpu]"  (with an NVIDIA GPU: "edgelm[gpu]")',
         )
         return
     version = metadata.version(wheels[0])
@@ -94,10 +95,10 @@ def _check_wheels() -> Iterator[_Row]:
         return
     yield "ok", f"{wheels[0]} {runtime.version}, devices: {', '.join(runtime.devices)}", None
     if wheels[0] == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
-        fix = "Install the GPU's driver and  pip install 'edgelm[gpu]'  , or take the smaller 'edgelm[cpu]'."
+        fix = 'Install the driver of the GPU and  pip install "edgelm[gpu]"  , or take the smaller "edgelm[cpu]".'
         yield "warning", "The build for GPUs is installed, and finds none: it computes on the CPU.", fix
     if runtime.missing_library is not None:
-        fix = "pip install 'edgelm[gpu]'  brings CUDA's and cuDNN's libraries; NVIDIA's driver brings libcuda."
+        fix = 'pip install "edgelm[gpu]"  brings the libraries of CUDA and cuDNN; the driver of NVIDIA brings libcuda.'
         yield "warning", f"CUDA cannot be used: {runtime.missing_library}", fix
 
 

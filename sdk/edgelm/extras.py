@@ -17,5 +17,5 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             installed module passes through as it is.
     """
     if importlib.util.find_spec(module.partition(".")[0]) is None:
-        raise MissingExtraError(f"{purpose} needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'")
+        raise MissingExtraError(f'{purpose} needs {module!r}, which is not installed: pip install "edgelm[{extra}]"')
     return importlib.import_module(module)

@@ -340,5 +340,5 @@ def test_without_the_extra_a_terminal_gets_the_pip_line():
     chat = ChatProcess(
         sys.executable, "-c", hide + "from edgelm.cli.main import main; main(prog_name='edgelm')", "chat", TINY
     )
-    chat.wait_for("needs 'prompt_toolkit', which is not installed: pip install 'edgelm[chat]'")
+    chat.wait_for("needs 'prompt_toolkit', which is not installed: pip install \"edgelm[chat]\"")
     assert chat.exit_code() == 1

@@ -69,4 +69,4 @@ def test_the_oldest_onnxruntime_says_that_it_is_too_old_for_experts_of_four_bits
     result = run(tmp_path, "-m", "edgelm", "run", tmp_path / "package", "Hello")
     assert result.returncode == 1
     assert "ONNX Runtime 1.28.0 is too old for " in result.stderr
-    assert "pip install --upgrade 'edgelm[cpu]'" in result.stderr
+    assert 'pip install --upgrade "edgelm[cpu]"' in result.stderr

@@ -262,13 +262,13 @@ def test_a_command_without_its_extra_has_no_settings_to_show(monkeypatch):
 
     def lacking(group, context, name):
         if name == "group":
-            raise MissingExtraError("pip install 'edgelm[group]'")
+            raise MissingExtraError('pip install "edgelm[group]"')
         return get_command(group, context, name)
 
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lacking)
     write("[probe]\nport = 1\n")
     assert edgelm("config").stdout.splitlines()[1:] == [f"{'probe.port':<28} {'1':<24} file"]
-    assert edgelm("config", "group").stderr == "error: pip install 'edgelm[group]'\n"
+    assert edgelm("config", "group").stderr == 'error: pip install "edgelm[group]"\n'
 
 
 @pytest.mark.parametrize("place", ["file", "environment"])

@@ -135,7 +135,7 @@ def test_without_the_export_extra_the_next_steps_are_named(library, monkeypatch)
     result = pull("small")
     assert result.exit_code == 0
     assert result.stderr.endswith(
-        "To make a package of it: pip install 'edgelm[export]' and then: edgelm export small\n"
+        'To make a package of it: pip install "edgelm[export]" and then: edgelm export small\n'
     )
     assert library.packages() == []
 

@@ -178,7 +178,7 @@ import edgelm, edgelm.testing
 try:
     edgelm.load(edgelm.testing.tiny_model_path())
 except edgelm.ProviderError as error:
-    assert "pip install 'edgelm[cpu]' on any machine; pip install 'edgelm[gpu]' on one" in str(error), error
+    assert 'pip install "edgelm[cpu]" on any machine; pip install "edgelm[gpu]" on one' in str(error), error
 else:
     sys.exit("no error")
 """

@@ -190,4 +190,4 @@ def test_errors_that_name_this_machine_are_kept_from_clients():
     assert as_api_error(QueueFullError("x")).status == 429
     no_memory = as_api_error(OutOfMemoryError("/secret"))
     assert (no_memory.status, str(no_memory)[:36]) == (503, "There is no memory for this request ")
-    assert as_api_error(MissingExtraError("pip install 'edgelm[x]'")).status == 400
+    assert as_api_error(MissingExtraError('pip install "edgelm[x]"')).status == 400

@@ -286,7 +286,7 @@ def test_a_checkpoint_without_torch_says_what_to_install(checkpoint: Path, text:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert done.returncode == 1
-    assert "pip install 'edgelm[train]'. A package needs neither." in done.stderr
+    assert 'pip install "edgelm[train]". A package needs neither.' in done.stderr
 
 
 @pytest.mark.parametrize(

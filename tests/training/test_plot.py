@@ -108,4 +108,4 @@ def test_a_picture_without_matplotlib_says_how_to_get_it(
     monkeypatch.setattr("edgelm.extras.importlib.util.find_spec", lambda _: None)
     result = plot(run, "-o", tmp_path / "loss.png")
     assert result.exit_code == 1
-    assert "pip install 'edgelm[plot]'" in result.stderr
+    assert 'pip install "edgelm[plot]"' in result.stderr

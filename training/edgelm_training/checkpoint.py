@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
+from edgelm.shell_word import shell_word
 from edgelm_training.lora import linear_names, quantize_linear
 from edgelm_training.model import Transformer
 
@@ -48,7 +48,7 @@ def check_is_checkpoint(folder: str | Path) -> None:
     """
     folder = Path(folder)
     has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
-    quoted = shlex.quote(str(folder))
+    quoted = shell_word(folder)
     if (folder / PACKAGE_FILE).is_file() and not has_weights:
         raise CheckpointError(
             f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {quoted} "

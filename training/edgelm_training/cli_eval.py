@@ -100,7 +100,7 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
             if error.name not in ("torch", "safetensors"):
                 raise
             raise MissingExtraError(
-                f"Scoring a checkpoint needs {error.name!r}, which is not installed: pip install 'edgelm[train]'. "
+                f'Scoring a checkpoint needs {error.name!r}, which is not installed: pip install "edgelm[train]". '
                 "A package needs neither."
             ) from error
         return CheckpointScorer(folder, device=device, threads=threads)

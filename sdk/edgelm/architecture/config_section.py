@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.shell_word import shell_word
 
 BESIDE = "beside"  # the keys of config.json, in the section
 # What programs change there of which no answer depends.
@@ -39,7 +39,7 @@ def config_of_section(values: Mapping[str, Any], folder: str | Path) -> ModelCon
         raise ConfigError(
             f"{key} is {now[key]!r:.60}, and was {was[key]!r:.60} when edgelm wrote the section {SECTION!r} beside it, "
             f"which still says that. If the new one is right, remove the section, and make a checkpoint folder of the "
-            f"rest: edgelm import {shlex.quote(str(folder))} -o checkpoint/. If not, set {key} back."
+            f"rest: edgelm import {shell_word(folder)} -o checkpoint/. If not, set {key} back."
         )
     return ModelConfig.from_dict(section)
 

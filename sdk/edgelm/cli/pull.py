@@ -105,7 +105,7 @@ def pull(
         elif source_only:
             return
         elif exporter is None:
-            _say(f"To make a package of it: pip install 'edgelm[export]' and then: edgelm export {name}")
+            _say(f'To make a package of it: pip install "edgelm[export]" and then: edgelm export {name}')
             return
         else:
             exporter.export(path, library.package_path(package), precision)

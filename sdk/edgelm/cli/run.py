@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, pri
 from edgelm.cli.progress import status
 from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.cli.wrong_usage import refused
+from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:
     from edgelm.completion import Chunk, Completion
@@ -122,7 +122,7 @@ def _whole_prompt(model: str, prompt: str | None) -> str:
     if not parts:
         raise click.UsageError(
             f"There is no prompt: give one as an argument, or pipe one in. To talk with it: "
-            f"edgelm chat {shlex.quote(model)}"
+            f"edgelm chat {shell_word(model)}"
         )
     return "\n\n".join(parts)
 

@@ -85,7 +85,7 @@ def _check_quality(folder: Path, source: str) -> list[Finding]:
         check = verifier.load()
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"--source needs {error.name!r}, which is not installed: pip install 'edgelm[export]'"
+            f'--source needs {error.name!r}, which is not installed: pip install "edgelm[export]"'
         ) from error
     try:
         with progress_line() as progress:

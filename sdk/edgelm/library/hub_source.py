@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_token import hub_token
 from edgelm.library.remote_file import RemoteFile
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, is_plain_name
+from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -297,7 +297,7 @@ def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
     ggufs = one_of_each_model(fnmatch.filter(paths, "*.gguf"))
     if not ggufs:
         return "Pick a repository with safetensors or GGUF files."
-    return f"Its GGUF files: {', '.join(shlex.quote(f'{HUB_PREFIX}{repo}/{path}') for path in ggufs)}."
+    return f"Its GGUF files: {', '.join(shell_word(f'{HUB_PREFIX}{repo}/{path}') for path in ggufs)}."
 
 
 def _refuse_no_gguf(folder: Path, file: str, reference: str) -> None:

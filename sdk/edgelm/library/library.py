@@ -8,7 +8,6 @@ import functools
 import os
 import re
 import reprlib
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from edgelm.library.hub_address import as_reference
 from edgelm.library.small_files import SmallFiles
 from edgelm.package import manifest
 from edgelm.package.foreign_graph import find_foreign_graph
+from edgelm.shell_word import shell_word
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
@@ -445,32 +445,32 @@ def _why_no_package(path: Path) -> str:
     if is_adapter(path):
         return (
             f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, and it "
-            f"beside: --adapter {shlex.quote(str(path))}"
+            f"beside: --adapter {shell_word(path)}"
         )
     if is_trained_adapter(path):
-        quoted = shlex.quote(str(path))
+        quoted = shell_word(path)
         return (
             f"{path} holds an adapter, which is no model by itself. Put it beside the package of its base: edgelm "
             f"export-adapter {quoted} --base PACKAGE -o adapter/ (or merge it: edgelm merge {quoted} -o merged/)."
         )
-    export = f"edgelm export {shlex.quote(str(path))} -o package/"
+    export = f"edgelm export {shell_word(path)} -o package/"
     if path.suffix.lower() == ".gguf" or _begins_with(path, b"GGUF"):  # a blob of Ollama's has no suffix
         return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
     checkpoint = checkpoint_of_run(path)
     if checkpoint is not None:
         return (
             f"{path} is the folder of a run. Make a package of its {checkpoint.name} checkpoint: edgelm export "
-            f"{shlex.quote(str(checkpoint))} -o package/"
+            f"{shell_word(checkpoint)} -o package/"
         )
     if path.is_file() and (path.parent / manifest.FILE_NAME).is_file():
-        return f"{path} is a file of the package {path.parent}. Name the folder: {shlex.quote(str(path.parent))}"
+        return f"{path} is a file of the package {path.parent}. Name the folder: {shell_word(path.parent)}"
     if path.is_file() and _begins_with(path, b"PK") and path.suffix == ".zip":
         return f"{path} is a zip archive. Unpack it, and name the folder in it that has {manifest.FILE_NAME}."
     if path.is_file():
         whole = path.parent if (path.parent / "config.json").is_file() else path
         return (
             f"{path} is a file, not a model package. Name the folder of one; of a checkpoint, make one: "
-            f"edgelm export {shlex.quote(str(whole))} -o package/"
+            f"edgelm export {shell_word(whole)} -o package/"
         )
     return (
         f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from edgelm.library.hub_source import HUB_PREFIX, HubSource
 from edgelm.library.known_source import KnownSource
 from edgelm.library.library import Library, check_name, reading_path
 from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
+from edgelm.shell_word import shell_word
 
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
@@ -62,7 +62,7 @@ def resolve(reference: str) -> Source:
         is_here = bool(reference) and Path(reference).expanduser().exists()
     if is_here:
         raise ModelNotFoundError(
-            f"{reference!r} is on this machine already. Make a package of it: edgelm export {shlex.quote(reference)}"
+            f"{reference!r} is on this machine already. Make a package of it: edgelm export {shell_word(reference)}"
         )
     on_hub = as_reference(reference)
     close = [on_hub] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
@@ -84,7 +84,7 @@ def refuse_other(source: Source, library: Library, name: str) -> None:
     if owner not in (None, source.reference):
         raise ConfigError(
             f"The name {name!r} belongs to {owner} in the library. Choose another for "
-            f"{source.reference}: edgelm pull {shlex.quote(source.reference)} --name NAME"
+            f"{source.reference}: edgelm pull {shell_word(source.reference)} --name NAME"
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import FileEntry, Manifest, read_checked
 from edgelm.package.peft_format import CONFIG_FILE, MatrixPairs, in_pairs
+from edgelm.shell_word import shell_word
 
 MANIFEST_FILE, WEIGHTS_FILE = "adapter.json", "adapter_model.safetensors"
 SCHEMA_VERSION = 1
@@ -83,7 +83,7 @@ class AdapterManifest:
         if not path.exists():
             raise PackageError(
                 f"{folder} has no {MANIFEST_FILE}, so it is no exported adapter. Make one of what training wrote: "
-                f"edgelm export-adapter {shlex.quote(str(folder))} --base PACKAGE -o adapter/"
+                f"edgelm export-adapter {shell_word(folder)} --base PACKAGE -o adapter/"
             )
         try:
             values = parse_json(read_regular(path, _MAX_MANIFEST_BYTES))
@@ -118,7 +118,7 @@ def why_not_trained(folder: Path) -> str:
     if checkpoint is not None:
         return (
             f"The checkpoints of the run {folder} are whole models, and no adapters. Export one as it is: edgelm "
-            f"export {shlex.quote(str(checkpoint))}"
+            f"export {shell_word(checkpoint)}"
         )
     if folder.suffix == ".gguf":
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
 from edgelm.number_bounds import FLOAT32_END
+from edgelm.shell_word import shell_word
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -87,7 +87,7 @@ def _refuse_other_weights(folder: Path) -> None:
     if (folder / _OF_MLX).exists():
         raise CheckpointError(
             f"{folder} holds an adapter of mlx-lm ({_OF_MLX}). Put it into its base there, and take the folder that "
-            f"comes of it: mlx_lm.fuse --model BASE --adapter-path {shlex.quote(str(folder))} --save-path fused/"
+            f"comes of it: mlx_lm.fuse --model BASE --adapter-path {shell_word(folder)} --save-path fused/"
         )
     if (folder / _PICKLE).exists():
         raise CheckpointError(

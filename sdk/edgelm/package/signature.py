@@ -148,5 +148,5 @@ def _import_model_signing() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "model_signing":
             raise
-        raise MissingExtraError("Signatures need 'model-signing': pip install 'edgelm[sign]'") from error
+        raise MissingExtraError("Signatures need 'model-signing': pip install \"edgelm[sign]\"") from error
     return model_signing

@@ -241,8 +241,8 @@ def import_onnxruntime() -> Any:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise ProviderError(
-            "ONNX Runtime is not installed. Install one of the two, never both: pip install 'edgelm[cpu]' on any "
-            "machine; pip install 'edgelm[gpu]' on one with an NVIDIA GPU."
+            'ONNX Runtime is not installed. Install one of the two, never both: pip install "edgelm[cpu]" on any '
+            'machine; pip install "edgelm[gpu]" on one with an NVIDIA GPU.'
         )
     # Since 1.29 ONNX Runtime reports usage unless this is set before its import.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -41,7 +41,7 @@ class Provider:
 
 
 _GPU_WHEEL = (
-    "pip uninstall -y onnxruntime  and  pip install 'edgelm[gpu]'  , and NVIDIA's driver "
+    'pip uninstall -y onnxruntime  and  pip install "edgelm[gpu]"  , and the driver of NVIDIA '
     "(Linux on x86_64 and aarch64, Windows)"
 )
 
@@ -50,7 +50,7 @@ _GPU_WHEEL = (
 PROVIDERS: Mapping[str, Provider] = {
     CPU: Provider(
         execution_providers=("CPUExecutionProvider",),
-        install="pip install 'edgelm[cpu]'",
+        install='pip install "edgelm[cpu]"',
         precision="int8, int4 or fp32, with float32 keys and values",
     ),
     "cuda": Provider(
@@ -79,7 +79,7 @@ PROVIDERS: Mapping[str, Provider] = {
         execution_providers=("CoreMLExecutionProvider", "CPUExecutionProvider"),
         options={"ModelFormat": "MLProgram"},
         shares_cache=False,
-        install="pip install 'edgelm[cpu]'  on macOS, whose wheel has it",
+        install='pip install "edgelm[cpu]"  on macOS, whose wheel has it',
         precision="fp16 or fp32 in operators of the ONNX standard (edgelm export --operators standard)",
     ),
     "openvino": Provider(
