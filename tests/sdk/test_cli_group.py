@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -302,6 +303,14 @@ def test_an_output_that_cannot_be_written_is_an_error():
     assert result.returncode == 1
     assert result.stderr.startswith("error: Cannot write the output: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("system", "code"), [("win32", 141), ("linux", 1)])
+def test_a_reader_that_has_left_is_an_invalid_argument_to_windows(system, code, monkeypatch):
+    error = OSError(errno.EINVAL, "Invalid argument")
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
+    monkeypatch.setattr(sys, "platform", system)
+    assert CliRunner().invoke(main, ["fail"]).exit_code == code
 
 
 def test_a_file_that_fails_is_named(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import errno
 import importlib.util
 import io
 import os
@@ -129,15 +130,13 @@ class LazyGroup(click.Group):
                 raise
             click.echo("Aborted!", err=True)
             raise SystemExit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # Whoever read us has left.
-            _discard_output()
-            raise SystemExit(EXIT_CLOSED_PIPE) from None
         except OSError as error:
             if error.filename is not None:
                 raise ReportedError(f"{error}.") from error
             # Without a file's name it comes from a stream: the disk behind it is full, or it is gone.
             _discard_output()
+            if _has_no_reader(error):
+                raise SystemExit(EXIT_CLOSED_PIPE) from None
             raise ReportedError(f"Cannot write the output: {error}.") from error
         except ImportError as error:
             # An extension module that is being imported makes an ImportError of Ctrl-C.
@@ -147,6 +146,11 @@ class LazyGroup(click.Group):
             if isinstance(error, ModuleNotFoundError) and called is not None:  # commands import late what is slow
                 raise ReportedError(str(_missing_extra(called, error))) from error
             raise
+
+
+def _has_no_reader(error: OSError) -> bool:
+    """Tell whether whoever read our output has left, which Windows calls an invalid argument."""
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
 
 
 def _discard_output() -> None:
