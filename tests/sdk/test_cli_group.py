@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -311,6 +312,20 @@ def test_a_reader_that_has_left_is_an_invalid_argument_to_windows(system, code, 
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
     monkeypatch.setattr(sys, "platform", system)
     assert CliRunner().invoke(main, ["fail"]).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("system", "chosen", "encoding"),
+    [("win32", None, "utf-8"), ("win32", "cp850", "cp1252"), ("linux", None, "cp1252")],
+)
+def test_what_windows_writes_into_a_pipe_is_utf8_unless_somebody_chose_otherwise(system, chosen, encoding, monkeypatch):
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("PYTHONIOENCODING", chosen)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    main(["config"], standalone_mode=False)
+    assert sys.stdout.encoding == encoding
 
 
 def test_a_file_that_fails_is_named(monkeypatch):
