@@ -18,8 +18,11 @@ from edgelm_server import SLOW, TINY, EdgelmServer, read_all
 from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli.main import main
+from edgelm.errors import ConfigError
 from edgelm.library.library import Library
 from edgelm.server import process
+from edgelm.server.api_error import ApiError
+from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 
 CHAT = "/v1/chat/completions"
@@ -76,6 +79,16 @@ def test_an_empty_library_says_how_to_fill_it():
         reply = server.post(CHAT, {"model": "x", "messages": HELLO})
         assert reply.status == 404
         assert "fetch one with `edgelm pull`" in reply.json["error"]["message"]
+
+
+def test_a_package_is_served_by_its_path_to_a_user_without_a_place_for_a_library(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~a-user-that-is-not-here/")
+    pool = ModelPool((TINY,), ServerOptions())
+    assert (pool.resolve(None), pool.resolve("tiny-random")) == ("tiny-random", "tiny-random")
+    with pytest.raises(ApiError, match=r"There is no model 'gpt-4' here. Here are: tiny-random\."):
+        pool.resolve("gpt-4")
+    with pytest.raises(ConfigError, match=r"EDGELM_HOME is '~a-user-that-is-not-here/'"):
+        ModelPool((), ServerOptions())
 
 
 def test_first_requests_that_come_together_load_a_model_once(library):

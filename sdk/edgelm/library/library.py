@@ -91,9 +91,12 @@ class Library:
 
     def resolve(self, name: str) -> str:
         """Return the name of the model that an alias means; any other name comes back as it is."""
-        if not _NAME.fullmatch(name) or self._has(name):
+        try:
+            if not _NAME.fullmatch(name) or self._has(name):
+                return name
+            target = self._aliases.read(name)
+        except ConfigError:  # there is no library, or it cannot be read: no alias is known
             return name
-        target = self._aliases.read(name)
         return target if target is not None and _NAME.fullmatch(target) else name
 
     def add_alias(self, name: str, target: str) -> str:

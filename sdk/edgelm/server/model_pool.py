@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.library.library import Library, check_name
+from edgelm.library.library import Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest
@@ -118,7 +118,8 @@ class ModelPool:
     def __init__(self, models: tuple[str, ...], options: ServerOptions) -> None:
         self._options = options
         self._library = Library()
-        self._library.packages()  # one that cannot be read is said now, and not to the first client
+        if not models:
+            self._library.packages()  # one that cannot be read is said now, and not to the first client
         self._folders = _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -381,7 +382,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
     for given in models:
         folder = library.find(given)
         name = library.resolve(given)
-        if name not in library.packages():
+        if is_path(given) or name not in library.packages():
             name = check_name(open_package(folder).manifest.name)
         if name in folders and folders[name] != folder:
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
