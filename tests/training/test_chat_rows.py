@@ -186,6 +186,13 @@ def test_what_is_said_twice_is_never_on_both_sides(folder: Path) -> None:
     assert (len(train), len(validation)) == (2, 0)
 
 
+def test_what_is_said_often_is_trained_on(folder: Path) -> None:
+    for often, once in (("Hi", "Ho"), ("Ho", "Hi")):
+        rows = [{"prompt": text, "completion": "Hello!"} for text in (often, once, often, often)]
+        _, validation = load(folder, *rows, validation_fraction=1e-9)
+        assert [line for _, line in validation.places] == [2]
+
+
 def test_the_fingerprint_is_of_tokens_marks_ends_and_tokenizer(chats: Chats) -> None:
     others = [
         replace(chats, token_ids=chats.token_ids + 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,10 @@ def split_chats(
     tokenizer_hash = sha256_of(Path(model) / "tokenizer.json")
     hashes = [group[0].hash for group in groups]
     held_out = {number for number, hash_ in enumerate(hashes) if hash_ < validation_fraction * (1 << 64)}
-    if validation_fraction and not held_out and len(set(hashes)) > 1:
-        lowest = min(hashes)
-        held_out = {number for number, hash_ in enumerate(hashes) if hash_ == lowest}
+    copies = Counter(hashes)
+    if validation_fraction and not held_out and len(copies) > 1:
+        rarest = min(copies, key=lambda hash_: (copies[hash_], hash_))  # one that stands often is most of a small file
+        held_out = {number for number, hash_ in enumerate(hashes) if hash_ == rarest}
     if len(held_out) == len(hashes):
         raise DataError(
             f"All {len(hashes)} conversations went to the validation split; choose a validation_fraction below "
