@@ -371,6 +371,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     "no such layer": ({"target_modules": ("c_attn",)}, ConfigError, "target_modules has 'c_attn'"),
     "rows too long": ({"sequence_length": 129}, ConfigError, "sequence_length is 129, longer than .* context of 128"),
     "rows too short": ({"sequence_length": 4}, DataError, "sequence_length 4"),
+    "a prompt too long": ({"sample_prompts": ("What? " * 99,)}, ConfigError, "context of 128 has no room for more"),
     "no such file": ({"data": ("nowhere.jsonl",)}, DataError, r"nowhere\.jsonl"),
     "a precision, before the data is read": (
         {"method": "sft", "qat": "int5", "data": ("nowhere.jsonl",)},

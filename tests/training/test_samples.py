@@ -11,7 +11,8 @@ from make_tiny_model import CONFIG
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer, generate
-from edgelm_training.samples import write_samples
+from edgelm_training.samples import check_prompts, write_samples
+from edgelm_training.settings import SettingError
 from edgelm_training.train_config import TrainConfig
 
 
@@ -32,6 +33,14 @@ def test_the_same_step_gives_the_same_texts_and_another_step_or_seed_others(mode
     assert drawn == texts(model, 10)
     assert all(one != other for one, other in zip(drawn, texts(model, 11), strict=True))
     assert all(one != other for one, other in zip(drawn, texts(model, 10, seed=7), strict=True))
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_the_run_begins() -> None:
+    config = TrainConfig(sample_prompts=("The", "The sea"))
+    check_prompts(config, list, 8)  # of 7 characters, each of which is a token here
+    with pytest.raises(SettingError, match=r"a prompt of 7 tokens, 'The sea'; the model's context of 7 has no room"):
+        check_prompts(config, list, 7)  # type: ignore[arg-type]
+    check_prompts(replace(config, sample_every=0), list, 7)
 
 
 def test_a_temperature_of_zero_takes_the_likeliest_and_a_prompt_of_nothing_begins_somewhere(model: Transformer) -> None:

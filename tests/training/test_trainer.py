@@ -394,6 +394,7 @@ WRONG = {
     "no size": ({"model": None}, ConfigError, r"The size of the model is not set: --params 15M"),
     "a vocabulary too small": ({"model": MODEL | {"vocab_size": 300}}, ConfigError, r"vocab_size is 300; .* have 320"),
     "rows too long": ({"sequence_length": 33}, ConfigError, r"sequence_length is 33, longer than .* is 32"),
+    "a prompt too long": ({"sample_prompts": ("The sea. " * 32,)}, ConfigError, "context of 32 has no room for more"),
     "an unknown field": ({"model": MODEL | {"hiden_size": 3}}, ConfigError, r"\[model\] .* Did you mean 'hidden_size'"),
     "half a model": ({"model": {"hidden_size": 32}}, ConfigError, r"\[model\] lacks intermediate_size, num_hidden"),
     "pieces that do not fit": (

@@ -91,13 +91,13 @@ def encode_chats(
     Raises:
         DataError, ChatTemplateError, TokenizerError: as `load_chats`.
     """
+    tokenizer = Tokenizer.load(model)
     template = ChatTemplate.load(model)
     if template is None:
         raise ChatTemplateError(
             f"{model} has no chat_template.jinja, so nothing says how to write a conversation. Put one there: "
             "docs/guides/finetune.md has one for models that know no control tokens."
         )
-    tokenizer = Tokenizer.load(model)
     encoded: list[list[EncodedConversation]] = []
     for number, group in enumerate(groups, start=1):
         progress("Encoding", number, len(groups))

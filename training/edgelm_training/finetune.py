@@ -52,7 +52,7 @@ from edgelm_training.preferences import load_preferences
 from edgelm_training.quantized_linear import GRID_NAME
 from edgelm_training.recipe import Recipe, Sample
 from edgelm_training.run import execute_run
-from edgelm_training.samples import write_samples
+from edgelm_training.samples import check_prompts, write_samples
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError
 from edgelm_training.source_rows import SourceRows, load_pairs
@@ -310,12 +310,14 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
     if model.config.encoder is not None:
         languages = Languages(tokenizer, model.config)
         encode_source = partial(languages.source_ids, source=config.source_language, target=config.target_language)
+        check_prompts(config, encode_source, model.config.encoder.max_position_embeddings + 1)  # whose answer is apart
         return lambda _, step: write_samples(model, tokenizer, encode_source, config, step)
     assert template is not None  # the data was encoded with it
 
     def encode(prompt: str) -> list[int]:
         return encode_chat(template, tokenizer, [{"role": "user", "content": prompt}])
 
+    check_prompts(config, encode, model.config.max_position_embeddings)
     return lambda _, step: write_samples(model, tokenizer, encode, config, step)
 
 

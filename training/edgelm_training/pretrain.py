@@ -28,7 +28,7 @@ from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
-from edgelm_training.samples import write_samples
+from edgelm_training.samples import check_prompts, write_samples
 from edgelm_training.scaling import model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError, unknown_key
@@ -78,6 +78,11 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
     validation = Shards.open(shards.folder, "validation")
     tokenizer = Tokenizer.load(shards.folder)
+
+    def encode(prompt: str) -> list[int]:
+        return [*shards.start_token_ids, *tokenizer.encode(prompt)]
+
+    check_prompts(config, encode, model.config.max_position_embeddings)
     recipe = Recipe(
         model=model,
         loss=loss,
@@ -87,9 +92,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
         write_weights=lambda weights, folder: write_checkpoint(
             for_export(weights), model.config, folder, text_files_from=shards.folder
         ),
-        sample=lambda _, step: write_samples(
-            model, tokenizer, lambda prompt: [*shards.start_token_ids, *tokenizer.encode(prompt)], config, step
-        ),
+        sample=lambda _, step: write_samples(model, tokenizer, encode, config, step),
         flops_per_token=flops,
     )
     return config, recipe

@@ -9,7 +9,22 @@ import torch
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer, generate
 from edgelm_training.recipe import Sample
+from edgelm_training.settings import SettingError
 from edgelm_training.train_config import TrainConfig
+
+
+def check_prompts(config: TrainConfig, encode: Callable[[str], Sequence[int]], context: int) -> None:
+    """Check that there is room to go on with each of the config's prompts, before a run begins.
+
+    Raises:
+        SettingError: a prompt fills the context, in tokens as `encode` makes them.
+    """
+    for prompt in config.sample_prompts if config.sample_every else ():
+        if (count := len(encode(prompt))) >= context:
+            raise SettingError(
+                f"sample_prompts has a prompt of {count} tokens, {prompt!r:.60}; the model's context of {context} has "
+                "no room for more behind it. Shorten it, or leave it out."
+            )
 
 
 def write_samples(
