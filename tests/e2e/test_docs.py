@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 
 import edgelm
@@ -104,6 +105,20 @@ def test_the_guide_names_the_recipe_and_the_bound_of_every_precision() -> None:
         name: ({rule.scheme for rule in precision.rules if rule.scheme.startswith("int")}, precision.perplexity_bound)
         for name, precision in PRECISIONS.items()
     }
+
+
+def test_the_page_for_those_who_come_from_elsewhere_names_what_there_is() -> None:
+    page = (ROOT / "docs/guides/coming-from.md").read_text()
+    here = [cell for row in page.splitlines() if row.startswith("|") for cell in row.split("|")[2:]]
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    options = {name for command in commands.values() if command for param in command.params for name in param.opts}
+    assert set(re.findall(r"`edgelm ([\w-]+)", "".join(here))) <= commands.keys()
+    ours = {
+        option for cell in here for option in re.findall(r"[` ](--[\w-]+)", cell.replace("ollama show --modelfile", ""))
+    }
+    assert len(ours) > 15
+    assert ours <= options | {"--no-think"}
 
 
 @pytest.mark.parametrize("code", [EXIT_CLOSED_PIPE, EXIT_INTERRUPTED])
