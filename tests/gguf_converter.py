@@ -73,7 +73,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         sizes = ("ffn_hidden_size", "intermediate_size_mlp", "intermediate_size", "n_inner")
         writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))
     writer.add_head_count(config.num_attention_heads)
-    if architecture in ("lfm2", "lfm2moe", *HYBRID):
+    if architecture in ("lfm2", "lfm2moe", "jamba", *HYBRID):
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(key_heads(config))
@@ -96,7 +96,7 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     settings: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     settings = settings.get("full_attention", settings)
     if architecture not in (
-        "falcon", "gpt2", "gemma", "gemma2", "nemotron_h", "nemotron_h_moe", "starcoder",
+        "falcon", "gpt2", "gemma", "gemma2", "jamba", "nemotron_h", "nemotron_h_moe", "starcoder",
     ):  # fmt: skip
         writer.add_rope_freq_base(settings["rope_theta"])
     if settings.get("rope_type") == "linear":
@@ -317,6 +317,11 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_weights_scale(config.routed_scaling_factor)
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)
+    if architecture == "jamba":
+        writer.add_ssm_conv_kernel(config.mamba_d_conv)
+        writer.add_ssm_state_size(config.mamba_d_state)
+        writer.add_ssm_time_step_rank(config.mamba_dt_rank)
+        writer.add_ssm_inner_size(config.mamba_expand * config.hidden_size)
     if architecture in ("falcon-h1", "granitehybrid"):
         writer.add_ssm_conv_kernel(config.mamba_d_conv)
         writer.add_ssm_state_size(config.mamba_d_state)

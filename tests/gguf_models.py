@@ -29,7 +29,7 @@ from family_models import (
 from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
 from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT, LATENT_LONGROPE
-from mamba_models import FALCON_H1, NEMOTRON_H, NEMOTRON_H_MOE
+from mamba_models import FALCON_H1, JAMBA, JAMBA_EXPERTS, NEMOTRON_H, NEMOTRON_H_MOE
 from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
@@ -117,6 +117,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "shared_intermediate_size": 64, "tie_word_embeddings": False,
         },
     ),
+    "jamba": ("jamba", "jamba", JAMBA),
+    "jamba with experts": ("jamba", "jamba", JAMBA_EXPERTS),
     "falcon_h1": ("falcon_h1", "falcon-h1", FALCON_H1),
     "falcon_h1 with a norm in Mamba 2, tied": (
         "falcon_h1",

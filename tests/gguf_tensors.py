@@ -162,6 +162,8 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return _of_linear_attention(name, tensor, config)
     if architecture == "falcon-h1":
         tensor = _multiplied(name, tensor, config)
+    if ".mamba." in name and architecture == "jamba":
+        return -np.exp(tensor) if name.endswith("A_log") else tensor.squeeze(1) if "conv1d.weight" in name else tensor
     if ".mamba." in name:
         return _of_mamba(name.partition(".mamba.")[2], tensor, config.mamba_n_groups)
     if architecture in ("nemotron_h", "nemotron_h_moe") and ".mixer." in name:

@@ -1,4 +1,4 @@
-"""Random models of the families that have Mamba 2, in configurations that have every feature of their rows."""
+"""Random models of the families that have Mamba or Mamba 2, in configurations that have every feature of their rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ BAMBA = {
     "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_state": 16, "pad_token_id": 0,
     "num_attention_heads": 2, "num_key_value_heads": 1,
 }  # fmt: skip
+JAMBA = {
+    "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "num_experts_per_tok": 1,
+    "tie_word_embeddings": False, "mamba_d_state": 8, "pad_token_id": 0,
+}  # fmt: skip
+JAMBA_EXPERTS = JAMBA | {
+    "num_experts": 5, "num_experts_per_tok": 3, "expert_layer_period": 3, "expert_layer_offset": 2,
+}  # fmt: skip
 FALCON_H1 = {
     "mamba_d_ssm": 96, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 16, "pad_token_id": 0,
     "mamba_norm_before_gate": False, "tie_word_embeddings": False,
@@ -36,6 +43,14 @@ MAMBA_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         BAMBA | {
             "attn_layer_indices": [0, 2], "mamba_n_heads": 8, "mamba_n_groups": 2, "attention_bias": True,
             "mlp_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "jamba": ("jamba", JAMBA),
+    "jamba with experts, other sizes of Mamba, tied": (
+        "jamba",
+        JAMBA_EXPERTS | {
+            "attn_layer_offset": 0, "mamba_d_state": 16, "mamba_d_conv": 3, "mamba_expand": 1, "mamba_dt_rank": 7,
+            "tie_word_embeddings": True,
         },
     ),
     "falcon_h1": ("falcon_h1", FALCON_H1 | FALCON_H1_MULTIPLIERS),

@@ -16,6 +16,10 @@ LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
+MAMBA = {
+    "linear_num_key_heads": 1, "linear_num_value_heads": 48, "linear_key_head_dim": 8, "linear_value_head_dim": 1,
+    "linear_conv_kernel_dim": 4, "mamba_dt_rank": 6,
+}  # fmt: skip
 LATENT = {
     "head_dim": 48, "num_key_value_heads": 1, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "v_head_dim": 40,
     "attention_multiplier": 0.2,
@@ -128,6 +132,13 @@ FEATURES = {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"], **LINEAR,
         "linear_allow_neg_eigval": True, "linear_norm_eps": 1e-2, "linear_norm_placement": "pre",
         "norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection", "position": "none",
+    },
+    "Mamba": {
+        "num_hidden_layers": 3, "layer_types": ["mamba", "full_attention", "mamba"], **MAMBA, "position": "none",
+    },
+    "Mamba without its norms, beside a convolution, norms of 1 + weight, a residual multiplier": {
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "mamba", "conv"], **MAMBA, "mamba_rms_norm": False,
+        "linear_conv_kernel_dim": 2, "conv_L_cache": 3, "norm": "rms_offset", "residual_multiplier": 0.5,
     },
     "Mamba 2": {
         "num_hidden_layers": 3, "layer_types": ["mamba2", "full_attention", "mamba2"], **LINEAR,

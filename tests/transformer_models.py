@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_features import GEMMA4_FEATURES, LINEAR, STREAMS
+from model_features import GEMMA4_FEATURES, LINEAR, MAMBA, STREAMS
 
 from edgelm.rope_scaling import RopeScaling
 
@@ -120,6 +120,7 @@ FEATURES: dict[str, dict[str, Any]] = (
             "conv_bias": True,
         },
         "linear attention": {"layer_types": ("linear_attention", "full_attention"), **LINEAR},
+        "Mamba": {"layer_types": ("mamba", "full_attention"), **MAMBA},
         "linear attention, a gate behind attention": {
             "layer_types": ("full_attention", "linear_attention"),
             **LINEAR,

@@ -33,6 +33,7 @@ from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotar
 from edgelm_export.graph import BATCH, MICROSOFT
 from edgelm_export.latent_attention import add_latent_attention
 from edgelm_export.linear_attention import add_linear_attention, add_states
+from edgelm_export.mamba import add_mamba
 from edgelm_export.mamba2 import add_mamba2
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
@@ -263,6 +264,8 @@ class DecoderStack(Stack):
             return self.convolution(hidden, i)
         if self.config.kind(i) == "linear_attention":
             return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *add_states(self, i))
+        if self.config.kind(i) == "mamba":
+            return add_mamba(self, hidden, f"{self.name}.layers.{i}.mamba", *add_states(self, i))
         if not self.config.has_mamba2(i):
             return self.gathered(hidden, i)
         gathered = self.gathered(hidden, i) if self.config.attends(i) else ""

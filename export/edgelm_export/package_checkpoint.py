@@ -194,7 +194,8 @@ class _StoredTensors:
                 return weight * self._head_factors() if is_divided else weight
         with self._laid_out(name):
             array = self._array(stored)
-            if array.ndim == 2 and isinstance(rows, slice) and name not in _GATHERED:
+            is_matrix = array.ndim == 2 and name.endswith(".weight")
+            if is_matrix and isinstance(rows, slice) and name not in _GATHERED:
                 array = array.T
             found = np.ascontiguousarray(array[rows], np.float32)
         if found.shape != self._shapes[name]:

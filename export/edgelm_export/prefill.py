@@ -32,6 +32,7 @@ from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.linear_attention import add_memory, add_states
+from edgelm_export.mamba import add_mamba_memory
 from edgelm_export.mamba2 import add_mamba2_memory
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Precision, Stored
@@ -91,6 +92,8 @@ class _PrefillStack(DecoderStack):
             self.opened(hidden, last)
         elif config.kind(last) == "linear_attention":
             add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *add_states(self, last))
+        elif config.kind(last) == "mamba":
+            add_mamba_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *add_states(self, last))
         if config.has_mamba2(last):
             add_mamba2_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *add_states(self, last))
         if config.attends(last):

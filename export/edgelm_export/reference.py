@@ -23,7 +23,7 @@ from edgelm_export.reference_activations import ACTIVATIONS
 from edgelm_export.reference_altup import corrected, merged, predicted, spread, with_laurel
 from edgelm_export.reference_feed_forward import experts, feed_forward
 from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
-from edgelm_export.reference_linear_attention import linear_attention, mamba2, short_convolution
+from edgelm_export.reference_linear_attention import linear_attention, mamba, mamba2, short_convolution
 from edgelm_export.reference_rotation import rotate, rows_of_positions
 from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
@@ -214,7 +214,7 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> Weights:
 
 # What stands in the place of attention in the layers of a kind, or beside it.
 _BESIDE_ATTENTION = {
-    "conv": short_convolution, "linear_attention": linear_attention, "mamba2": mamba2, "hybrid": mamba2,
+    "conv": short_convolution, "linear_attention": linear_attention, "mamba": mamba, "mamba2": mamba2, "hybrid": mamba2,
 }  # fmt: skip
 
 

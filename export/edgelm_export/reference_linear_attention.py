@@ -1,7 +1,7 @@
 """What some layers have in the place of attention, in plain numpy: parts of reference.py.
 
 Shapes: T tokens, C of a block, D hidden, W channels, L tokens that a convolution sees, G key heads, N value heads, X
-and Y their dimensions.
+and Y their dimensions; of Mamba, N channels, and R numbers of which their steps are made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm_export.reference_activations import silu
-from edgelm_export.reference_weights import Array, Weights, linear, over_rms
+from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
 
 _LINEAR_BLOCK = 64
 _L2_EPSILON = 1e-6
@@ -41,6 +41,28 @@ def linear_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, le
     read_TW = (normed_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
     gate_TW = silu(linear(weights, "linear_attn.in_proj_z", hidden_TD))
     return linear(weights, "linear_attn.out_proj", read_TW * gate_TW)
+
+
+def mamba(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:
+    """Add each token to a vector for each channel, and read from it what the token asks for."""
+    R, X = config.mamba_dt_rank or 0, config.linear_key_head_dim or 0
+    projected_TN = linear(weights, "mamba.in_proj_x", hidden_TD)
+    summed_TN = causal_sums(projected_TN, weights["mamba.conv1d.weight"], lengths)
+    x_TN = silu(summed_TN + weights["mamba.conv1d.bias"])
+    parts = dict(zip(("dt", "b", "c"), np.split(linear(weights, "mamba.x_proj", x_TN), [R, R + X], -1), strict=True))
+    if config.mamba_rms_norm:
+        parts = {name: norm(config, weights, f"mamba.{name}_layernorm.", part) for name, part in parts.items()}
+    steps_TN = np.logaddexp(0, linear(weights, "mamba.dt_proj", parts["dt"]))
+    rates_NX, written_TN = -np.exp(weights["mamba.A_log"]), steps_TN * x_TN
+    read_TN, start = np.empty_like(x_TN), 0
+    for length in lengths or (len(hidden_TD),):
+        state_NX = np.zeros_like(rates_NX)
+        for t in range(start, start + length):
+            state_NX = np.exp(steps_TN[t, :, None] * rates_NX) * state_NX + written_TN[t, :, None] * parts["b"][t]
+            read_TN[t] = state_NX @ parts["c"][t]
+        start += length
+    gate_TN = silu(linear(weights, "mamba.in_proj_z", hidden_TD))
+    return linear(weights, "mamba.out_proj", (read_TN + weights["mamba.D"] * x_TN) * gate_TN)
 
 
 def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequence[int]) -> Array:

@@ -40,8 +40,8 @@ _DECODER_ONLY = (
     "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
     "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
-    "linear_conv_kernel_dim", "layers_without_feed_forward", "kv_lora_rank", "multipliers", "altup_num_inputs",
-    "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
+    "linear_conv_kernel_dim", "mamba_dt_rank", "layers_without_feed_forward", "kv_lora_rank", "multipliers",
+    "altup_num_inputs", "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
 )  # fmt: skip
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
@@ -102,7 +102,9 @@ class ModelConfig(LayerFeatures):
     reads (Gated DeltaNet, arXiv:2412.06464; Mamba 2, arXiv:2405.21060, whose B and C are keys and queries, and whose
     groups are key heads); neighbouring value heads share a key head, and what is projected goes through a convolution
     over `linear_conv_kernel_dim` tokens first. A layer that says "hybrid" has Mamba 2 beside attention: both read what
-    one norm gives, and what they make is summed (Falcon-H1, arXiv:2507.22448).
+    one norm gives, and what they make is summed (Falcon-H1, arXiv:2507.22448). Of "mamba" (arXiv:2312.00752) each
+    channel is a head with one value and one key head for all; each number of its matrix has a decay of its own.
+    mamba_dt_rank: how many numbers the steps of all channels are made of.
 
     Raises:
         ConfigError: a field has a value outside its range, or two fields contradict each other.
@@ -162,7 +164,8 @@ class ModelConfig(LayerFeatures):
     linear_allow_neg_eigval: bool = False  # a token may write up to twice its value (arXiv:2411.12537)
     linear_norm_eps: float | None = None  # of the norm of what linear attention reads; None is norm_eps
     linear_norm_placement: str | None = None  # of the layers that keep a state; None is norm_placement
-    mamba_rms_norm: bool = True  # of what Mamba 2 reads and its gate lets through
+    mamba_rms_norm: bool = True  # of what Mamba 2 reads and its gate lets through; in Mamba, of steps, keys and queries
+    mamba_dt_rank: int | None = None
     hidden_act: str = "silu"
     mlp_gated: bool = True
     mlp_bias: bool = False

@@ -47,6 +47,15 @@ def _check_linear_attention(config: LayerFeatures) -> None:
             raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
         if size is not None:
             _check_whole(config, name, least, most)
+    if config.mamba_dt_rank is not None:
+        _check_whole(config, "mamba_dt_rank", 1, _MAX_LINEAR)
+    one = (config.linear_num_key_heads, config.linear_value_head_dim)
+    kinds = {config.kind(layer) for layer in config.state_layers}
+    if "mamba" in kinds and (kinds != {"mamba"} or config.mamba_dt_rank is None or one != (1, 1)):
+        raise ConfigError(
+            f"layer_types has 'mamba', with linear_num_key_heads {one[0]}, linear_value_head_dim {one[1]} and "
+            f"mamba_dt_rank {config.mamba_dt_rank}; it needs 1, 1 and a number, and no other layers that keep a state."
+        )
     placements = {config.linear_norm_placement, config.norm_placement}
     if config.linear_norm_placement is not None and (
         not placements <= _OF_SOME_LAYERS or config.parallel_residual or config.residual_multiplier != 1

@@ -36,9 +36,16 @@ LATENT_NORM_EPS = 1e-6
 LEAST_POWER = 1e-5  # of a projection that several streams are made of or merged by: what its power is divided by
 # The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
 STATE_LAYERS = {
-    "linear_attention": "linear attention", "mamba2": "layers of Mamba 2", "hybrid": "Mamba 2 beside attention",
+    "linear_attention": "linear attention", "mamba": "layers of Mamba", "mamba2": "layers of Mamba 2",
+    "hybrid": "Mamba 2 beside attention",
 }  # fmt: skip
-_WITHOUT_KEYS = ("conv", "linear_attention", "mamba2", "feed_forward")  # the layers without attention to tokens
+_WITHOUT_KEYS = (
+    "conv",
+    "linear_attention",
+    "mamba",
+    "mamba2",
+    "feed_forward",
+)  # the layers without attention to tokens
 
 
 class LayerFeatures:
@@ -66,6 +73,7 @@ class LayerFeatures:
     linear_value_head_dim: int | None
     linear_conv_kernel_dim: int | None
     linear_norm_placement: str | None
+    mamba_dt_rank: int | None
     parallel_residual: bool
     residual_multiplier: float
     global_head_dim: int | None
@@ -185,8 +193,11 @@ class LayerFeatures:
 
     @property
     def linear_channels(self) -> int:
-        """How many channels the queries, keys and values of a layer that keeps a state have together."""
-        keys = (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
+        """How many channels a layer that keeps a state has a convolution over: those of its queries, keys and values
+        together; in Mamba those of its values, of which the others are made.
+        """
+        are_made = "mamba" in self.layer_types
+        keys = 0 if are_made else (self.linear_num_key_heads or 0) * (self.linear_key_head_dim or 0)
         return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
 
     @property

@@ -36,6 +36,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "bailing_moe_v2": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "llama4_text": {"moe_layers": [], "attention_chunk_size": None},
     "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bitnet": {"num_key_value_heads": 4},  # of 20 there, and so the next
     "helium": {"num_key_value_heads": 4},
     "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
@@ -132,7 +133,7 @@ def test_absent_values_are_those_of_transformers(name: str) -> None:
     epsilon = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
     assert ours.norm_eps == next((getattr(theirs, key) for key in epsilon if hasattr(theirs, key)), 1e-5)
     assert ours.max_position_embeddings == theirs.max_position_embeddings
-    if name not in ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "nemotron_h", "opt"):
+    if name not in ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "jamba", "nemotron_h", "opt"):
         settings = theirs.rope_parameters
         settings = settings.get("full_attention", settings)
         assert ours.rope_theta == settings["rope_theta"]

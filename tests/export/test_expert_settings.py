@@ -74,7 +74,7 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another activation beside Mamba": (
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "hidden_act": "gelu"},
-        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+        "hidden_act is 'gelu'; beside Mamba supported is 'silu'",
     ),
     "limits of Mamba's steps": (
         "granitemoehybrid",
@@ -90,6 +90,21 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "mamba_conv_bias": False},
         "mamba_conv_bias is False; supported is true",
+    ),
+    "biases of the first Mamba's projections": (
+        "jamba",
+        {"attn_layer_offset": 1, "attn_layer_period": 2, "mamba_proj_bias": True},
+        "mamba_proj_bias is True; supported is False",
+    ),
+    "no biases of the first Mamba's convolution": (
+        "jamba",
+        {"attn_layer_offset": 1, "attn_layer_period": 2, "mamba_conv_bias": False},
+        "mamba_conv_bias is False; supported is True",
+    ),
+    "another activation beside the first Mamba": (
+        "jamba",
+        {"attn_layer_offset": 1, "attn_layer_period": 2, "hidden_act": "gelu"},
+        "hidden_act is 'gelu'; beside Mamba supported is 'silu'",
     ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
     "another activation of linear attention": (

@@ -77,6 +77,17 @@ def test_absent_sizes_of_mamba_are_those_of_transformers(name: str) -> None:
     assert ours.mamba_rms_norm is getattr(theirs, "mamba_rms_norm", True)
 
 
+def test_absent_sizes_of_a_jamba_are_those_of_transformers() -> None:
+    values = {**SIZES, "model_type": "jamba", "hidden_size": 1000, "num_hidden_layers": 9, "num_key_value_heads": 2}
+    ours, theirs = ARCHITECTURES["jamba"].to_model_config(values), AutoConfig.for_model(**values)
+    assert (ours.mamba_dt_rank, ours.linear_num_value_heads) == (theirs.mamba_dt_rank, 1000 * theirs.mamba_expand)
+    assert (ours.linear_key_head_dim, ours.linear_conv_kernel_dim) == (theirs.mamba_d_state, theirs.mamba_d_conv)
+    kinds = {"mamba": "linear_attention"}
+    assert [kinds.get(kind, kind) for kind in ours.layer_types] == theirs.layer_types
+    assert [ours.num_experts if ours.has_experts(i) else 1 for i in range(9)] == theirs.layers_num_experts
+    assert ours.num_experts_per_tok == theirs.num_experts_per_tok
+
+
 ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a norm before the gate": (
         "falcon_h1",
@@ -112,9 +123,9 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another activation in Falcon-H1": (
         "falcon_h1",
         {"hidden_act": "gelu"},
-        "hidden_act is 'gelu'; beside Mamba 2 supported is 'silu'",
+        "hidden_act is 'gelu'; beside Mamba supported is 'silu'",
     ),
-    "another activation in Bamba": ("bamba", BAMBA | {"hidden_act": "relu"}, "hidden_act is 'relu'; beside Mamba 2"),
+    "another activation in Bamba": ("bamba", BAMBA | {"hidden_act": "relu"}, "hidden_act is 'relu'; beside Mamba"),
     "a name for layers": ("bamba", {"attn_layer_indices": "all"}, "attn_layer_indices is 'all'; it must be a list"),
     "no layer with attention": ("bamba", {}, "layer_types has 'mamba2' alone; one layer with attention"),
 }  # fmt: skip

@@ -57,7 +57,15 @@ MAMBA_CONFIG = replace(LINEAR_CONFIG, layer_types=tuple(kind.replace("linear_att
 HYBRID_CONFIG = replace(
     MAMBA_CONFIG, num_hidden_layers=2, layer_types=("hybrid", "hybrid"), multipliers=Multipliers(**MULTIPLIERS)
 )
-CONFIGS = {"linear attention": LINEAR_CONFIG, "Mamba 2": MAMBA_CONFIG, "Mamba 2 beside attention": HYBRID_CONFIG}
+# What convolutions over four tokens read of 80 channels, and seven numbers of each, are as many numbers.
+FIRST_MAMBA, SIZES_OF_MAMBA = ("mamba", "full_attention", "mamba"), dict(zip(LINEAR, (1, 80, 7, 1, 4), strict=True))
+FIRST_MAMBA_CONFIG = replace(LINEAR_CONFIG, layer_types=FIRST_MAMBA, mamba_dt_rank=6, **SIZES_OF_MAMBA)
+CONFIGS = {
+    "linear attention": LINEAR_CONFIG,
+    "Mamba": FIRST_MAMBA_CONFIG,
+    "Mamba 2": MAMBA_CONFIG,
+    "Mamba 2 beside attention": HYBRID_CONFIG,
+}
 EACH = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 IDS = np.random.default_rng(0).integers(3, 320, 1400).tolist()
 # Two layers: what convolutions over four tokens read of 2 * 2 * 8 + 4 * 16 channels, and four matrices of 8 x 16.
@@ -278,9 +286,11 @@ def test_rows_and_prompts_whose_calls_fail_go_back(model: LanguageModel, monkeyp
 
 def test_a_graph_of_other_states_is_refused(package: Path, tmp_path: Path) -> None:
     config = ModelConfig.load(package)
-    other = replace(config, linear_value_head_dim=8)
-    with pytest.raises(PackageError, match=r"takes states of \[4, 8, 16\], \[96, 3\]; .* of \[4, 8, 8\], \[64, 3\]\."):
-        DecoderSession(package, other, SessionOptions(prefill_graph=False))
+    change, message = {"linear_value_head_dim": 8}, r"\[4, 8, 16\], \[96, 3\]; .* of \[4, 8, 8\], \[64, 3\]\."
+    if "mamba" in config.layer_types:
+        change, message = {"linear_key_head_dim": 8}, r"\[80, 3\], \[80, 7, 1\]; .* of \[80, 3\], \[80, 8, 1\]\."
+    with pytest.raises(PackageError, match=f"takes states of {message}"):
+        DecoderSession(package, replace(config, **change), SessionOptions(prefill_graph=False))
     shutil.copytree(package, tmp_path / "package")
     graph = onnx.load(package / "model.onnx", load_external_data=False)
     graph.graph.output.remove(next(value for value in graph.graph.output if value.name == "present.0.conv_state"))
@@ -316,7 +326,7 @@ def test_a_saved_cache_goes_on(model: LanguageModel, tmp_path: Path) -> None:
     with np.load(tmp_path / "cache.npz") as saved:
         parts = {name: saved[name] for name in saved if name != "state"}
     np.savez(tmp_path / "without.npz", allow_pickle=False, **parts)
-    with pytest.raises(PackageError, match=r"expected .* state of shape \(2, 1, 4, 8, 16\), float32"):
+    with pytest.raises(PackageError, match=r"expected .*, state of shape \(2, 1, (4, 8, 16|80, 7, 1)\), float32"):
         KVCache.load(tmp_path / "without.npz", model.config, "linear")
 
 
@@ -389,6 +399,7 @@ def test_a_transform_leaves_the_logits_as_they_are(way: str, config: ModelConfig
         scales = choose_scales(checkpoint, way, recipe, [IDS[:200]], lambda *_: None)
         readers = {
             "linear_attention": ("0.linear_attn.in_proj_a", "0.linear_attn.in_proj_qkv"),
+            "mamba": ("0.mamba.in_proj_x", "0.mamba.in_proj_z"),
             "mamba2": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.mamba.in_proj_dt"),
             "hybrid": ("0.mamba.in_proj_z", "0.mamba.in_proj_xbc", "0.self_attn.q_proj", "1.mamba.in_proj_dt"),
         }
@@ -404,11 +415,13 @@ def test_what_a_head_forgets_stays_in_floats(package: Path) -> None:
         recipe = PRECISIONS[precision].recipe(LINEAR_CONFIG)
         schemes = {part: scheme_for(recipe, f"model.layers.0.linear_attn.in_proj_{part}.weight") for part in "abz"}
         assert schemes["a"] == schemes["b"] == "fp32" != schemes["z"]
-        assert scheme_for(recipe, "model.layers.0.mamba.in_proj_dt.weight") == "fp32"
+        for name in ("in_proj_dt", "x_proj", "dt_proj"):
+            assert scheme_for(recipe, f"model.layers.0.mamba.{name}.weight") == "fp32"
     with PackageCheckpoint(package) as read:
         groups = tensor_groups(read)
         layer, small, large = {
             "linear attention": ("model.layers.0.linear_attn", ("in_proj_a", "in_proj_b"), "in_proj_qkv"),
+            "layers of Mamba": ("model.layers.0.mamba", ("x_proj", "dt_proj"), "in_proj_x"),
             "layers of Mamba 2": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
             "Mamba 2 beside attention": ("model.layers.0.mamba", ("in_proj_dt",), "in_proj_xbc"),
         }[read.config.state_kinds]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
-from model_features import LINEAR, MULTIPLIERS
+from model_features import LINEAR, MAMBA, MULTIPLIERS
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
@@ -43,6 +43,9 @@ CONFIGS = {
     "layer norms of 1 + weight": dataclasses.replace(CONFIG, norm="layer_offset"),
     "residual multiplier": dataclasses.replace(CONFIG, residual_multiplier=0.22),
     "a part of the head turns": dataclasses.replace(CONFIG, partial_rotary_factor=0.5, qk_norm=True),
+    "Mamba": dataclasses.replace(
+        CONFIG, num_hidden_layers=3, layer_types=("mamba", "full_attention", "conv"), conv_L_cache=3, **MAMBA
+    ),
     "Mamba 2 and linear attention": dataclasses.replace(
         CONFIG, num_hidden_layers=3, layer_types=("mamba2", "full_attention", "linear_attention"), **LINEAR
     ),

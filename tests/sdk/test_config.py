@@ -54,7 +54,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         (
             {"layer_types": ("full_attention", "chunked_attention")},
             "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention, conv, "
-            "linear_attention, mamba2, hybrid, feed_forward.",
+            "linear_attention, mamba, mamba2, hybrid, feed_forward.",
         ),
         (
             {"layer_types": ("full_attention", "sliding_attention")},
@@ -86,6 +86,12 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layer_types": ("linear_attention", "full_attention"), **LINEAR, "linear_num_key_heads": 3},
             "linear_num_value_heads (4) is not a multiple of linear_num_key_heads (3).",
         ),
+        (
+            {"layer_types": ("mamba", "full_attention"), **LINEAR},
+            "layer_types has 'mamba', with linear_num_key_heads 2, linear_value_head_dim 16 and mamba_dt_rank None; it "
+            "needs 1, 1 and a number, and no other layers that keep a state.",
+        ),
+        ({"mamba_dt_rank": 0}, "mamba_dt_rank is 0; it must be a whole number from 1 to 65536."),
         ({"attention_output_gate": 1}, "attention_output_gate is 1; it must be true or false."),
         ({"attention_gate_per_head": True}, "attention_gate_per_head is set, which needs an attention_output_gate."),
         (

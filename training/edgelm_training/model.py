@@ -35,6 +35,7 @@ from edgelm_training.convolution import Convolution
 from edgelm_training.feed_forward import Experts, FeedForward
 from edgelm_training.latent_attention import LatentAttention
 from edgelm_training.linear_attention import LinearAttention
+from edgelm_training.mamba import Mamba
 from edgelm_training.mamba2 import Mamba2
 from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
 
@@ -244,9 +245,10 @@ class EncoderDecoder(nn.Module):
 
 
 # What stands in the place of attention in the layers of a kind, or beside it, and its name.
-_BESIDE_ATTENTION: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba2]]] = {
+_BESIDE_ATTENTION: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba] | type[Mamba2]]] = {
     "conv": ("conv", Convolution),
     "linear_attention": ("linear_attn", LinearAttention),
+    "mamba": ("mamba", Mamba),
     "mamba2": ("mamba", Mamba2),
     "hybrid": ("mamba", Mamba2),
 }

@@ -49,6 +49,7 @@ from edgelm_export.architectures.internlm2 import INTERNLM2
 from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.iquestcoder import IQUESTCODER
 from edgelm_export.architectures.jais2 import JAIS2
+from edgelm_export.architectures.jamba import JAMBA
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
@@ -160,6 +161,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "internlm3": INTERNLM3,
     "iquestcoder": IQUESTCODER,
     "jais2": JAIS2,
+    "jamba": JAMBA,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "lfm3": LFM3,

@@ -88,7 +88,7 @@ def refuse_other_activations(config: ModelConfig) -> None:
         CheckpointError: it is another one than silu.
     """
     if config.hidden_act != "silu":
-        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; beside Mamba 2 supported is 'silu'.")
+        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; beside Mamba supported is 'silu'.")
 
 
 def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> TensorLayout:

@@ -66,6 +66,8 @@ def _readers_of_norms(config: ModelConfig, layer: int) -> dict[str | None, list[
         attending = ["conv.in_proj"]
     elif config.kind(layer) == "linear_attention":
         attending = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+    elif config.kind(layer) == "mamba":
+        attending = ["mamba.in_proj_x", "mamba.in_proj_z"]
     else:
         attending = _reading_attention(config, layer) if config.attends(layer) else []
         attending += [f"mamba.in_proj_{part}" for part in ("z", "xbc", "dt")] if config.has_mamba2(layer) else []

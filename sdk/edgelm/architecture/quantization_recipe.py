@@ -256,8 +256,8 @@ def _with_gptq(rule: Rule) -> str:
     return f"{grid_name(scheme.bits, scheme.block_size, symmetric)}-gptq"
 
 
-# How much a head of linear attention, or of Mamba 2, forgets and writes: small, and an error of it adds up over a text.
-RATES = r"\.linear_attn\.in_proj_[ab]\.|\.mamba\.in_proj_dt\."
+# How much a head of linear attention, or of Mamba, forgets and writes: small, and an error of it adds up over a text.
+RATES = r"\.linear_attn\.in_proj_[ab]\.|\.mamba\.(?:in_proj_dt|x_proj|dt_proj)\."
 _RATES = Rule(pattern=RATES, scheme="fp32")
 # How residual streams are predicted and corrected: small, and all of them go through it in every layer.
 STREAMS = r"\.altup\."

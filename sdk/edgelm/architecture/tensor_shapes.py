@@ -63,6 +63,8 @@ class _Stack:
             self._convolution(f"{layer}.conv")
         elif config.kind(i) == "linear_attention":
             self._linear_attention(f"{layer}.linear_attn")
+        elif config.kind(i) == "mamba":
+            self._mamba(f"{layer}.mamba")
         if config.attends(i):
             self._self_attention(f"{layer}.self_attn", i)
         if config.has_mamba2(i):
@@ -118,6 +120,21 @@ class _Stack:
         self._shapes[f"{name}.conv1d.weight"] = (config.linear_channels, 1, config.linear_conv_kernel_dim or 0)
         self._shapes[f"{name}.norm.weight"] = (width,)
         self._linear(f"{name}.out_proj", D, heads * width, False)
+
+    def _mamba(self, name: str) -> None:
+        config, D, channels = self._config, self._config.hidden_size, self._config.linear_channels
+        rank, keys = config.mamba_dt_rank or 0, config.linear_key_head_dim or 0
+        self._shapes |= {f"{name}.A_log": (channels, keys), f"{name}.D": (channels,)}
+        for part in ("x", "z"):
+            self._linear(f"{name}.in_proj_{part}", channels, D, False)
+        self._shapes[f"{name}.conv1d.weight"] = (channels, 1, config.linear_conv_kernel_dim or 0)
+        self._shapes[f"{name}.conv1d.bias"] = (channels,)
+        self._linear(f"{name}.x_proj", rank + 2 * keys, channels, False)
+        if config.mamba_rms_norm:
+            for part, size in (("dt", rank), ("b", keys), ("c", keys)):
+                self._norm(f"{name}.{part}_layernorm", size)
+        self._linear(f"{name}.dt_proj", channels, rank, True)
+        self._linear(f"{name}.out_proj", D, channels, False)
 
     def _mamba2(self, name: str) -> None:
         config, D, channels = self._config, self._config.hidden_size, self._config.linear_channels
