@@ -13,11 +13,13 @@ from family_models import randomize
 from gguf_converter import add_config
 from gguf_tensors import tensors_of
 from hub_models import new_model
+from make_tiny_model import make_checkpoint
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from edgelm_export import verify
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 if TYPE_CHECKING:
     from exported_adapters import Exported
@@ -47,6 +49,12 @@ def _short_check() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(verify, "_WINDOW_TOKENS", verify._WINDOW_TOKENS_OF_LARGE)
         yield
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> HuggingFaceCheckpoint:
+    """The tiny model's checkpoint."""
+    return HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
 
 
 @pytest.fixture(scope="session")

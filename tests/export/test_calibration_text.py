@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from make_tiny_model import make_checkpoint
 
 from edgelm.errors import ConfigError, ExportError
 from edgelm.text.tokenizer import Tokenizer
@@ -15,11 +14,6 @@ from edgelm_export.calibration_text import CalibrationOptions, bundled_text, cal
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.text_tools import text_tools
 from edgelm_export.verification_text import verification_text
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> HuggingFaceCheckpoint:
-    return HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
 
 
 def test_the_bundled_text_has_nothing_of_the_text_that_packages_are_checked_on() -> None:

@@ -30,11 +30,6 @@ from edgelm_export.importer import write_checkpoint
 from edgelm_export.quantize import PRECISIONS
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> HuggingFaceCheckpoint:
-    return HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-
-
 def state_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

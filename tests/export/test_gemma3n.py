@@ -13,6 +13,7 @@ import pytest
 import torch
 from config_values import SIZES
 from family_models import GEMMA3N, MODELS, randomize
+from package_logits import check_read_back, distance_to_source, logits_of
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from torch import nn
@@ -26,7 +27,6 @@ from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.runtime.session import DecoderSession
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
@@ -63,11 +63,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, save_model: SaveM
     return HuggingFaceCheckpoint(tmp_path / "hf")
 
 
-def logits_of(folder: Path) -> np.ndarray:
-    session = DecoderSession(folder, ModelConfig.load(folder))
-    return session.forward(IDS, session.new_cache(), all_logits=True)
-
-
 # Relative to the logits of random weights. Seen: up to 0.040, 0.25, 0.26 and 0.0015.
 @pytest.mark.parametrize("checkpoint", KINDS, indirect=True)
 @pytest.mark.parametrize(
@@ -81,9 +76,7 @@ def test_a_quantized_package_stays_near_its_source(
     if "calibrated" in precision:
         chosen, options = chosen.calibrated(), CalibrationOptions(max_tokens=128)
     export_package(checkpoint, tmp_path / "package", chosen, name="tiny", calibration=options)
-    (expected_TV,) = reference_logits(checkpoint, [IDS])
-    off = np.linalg.norm(logits_of(tmp_path / "package") - expected_TV) / np.linalg.norm(expected_TV)
-    assert off < bound
+    assert distance_to_source(tmp_path / "package", checkpoint, IDS) < bound
     with PackageCheckpoint(tmp_path / "package") as package:
         kept = {package.stored_type(name) for name in checkpoint.config.tensor_shapes() if ".altup." in name}
         assert kept == {"F32"}
@@ -91,13 +84,7 @@ def test_a_quantized_package_stays_near_its_source(
 
 @pytest.mark.parametrize("checkpoint", KINDS, indirect=True)
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
-    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
-    with PackageCheckpoint(tmp_path / "package") as package:
-        assert package.config == checkpoint.config
-        for name in checkpoint.config.tensor_shapes():
-            np.testing.assert_array_equal(package.tensor(name), checkpoint.tensor(name), err_msg=name)
-        export_package(package, tmp_path / "again", "fp32", name="again")
-    np.testing.assert_array_equal(logits_of(tmp_path / "again"), logits_of(tmp_path / "package"))
+    check_read_back(checkpoint, tmp_path, IDS)
 
 
 def test_batches_guesses_and_reused_beginnings_give_the_answers_of_each_alone(
@@ -122,9 +109,7 @@ def test_keys_and_values_are_kept_in_int8(checkpoint: HuggingFaceCheckpoint, tmp
     chosen = PRECISIONS["int8"].with_int8_cache().for_model(checkpoint.config)
     export_package(checkpoint, tmp_path / "package", dataclasses.replace(chosen, perplexity_bound=10.0), name="tiny")
     assert ModelConfig.load(tmp_path / "package").kv_cache == "int8"
-    (expected_TV,) = reference_logits(checkpoint, [IDS])
-    off = np.linalg.norm(logits_of(tmp_path / "package") - expected_TV) / np.linalg.norm(expected_TV)
-    assert off < 0.1  # Seen: 0.044.
+    assert distance_to_source(tmp_path / "package", checkpoint, IDS) < 0.1  # Seen: 0.044.
 
 
 def test_an_adapter_gives_the_logits_of_peft(tmp_path: Path, save_model: SaveModel) -> None:
@@ -237,7 +222,7 @@ def test_a_scale_of_what_gates_features_is_passed_over_where_it_has_no_effect(
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
     export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
-    np.testing.assert_allclose(logits_of(tmp_path / "package"), expected_TV, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(tmp_path / "package", IDS), expected_TV, rtol=0, atol=1e-4)
 
 
 def test_the_text_part_of_a_model_that_sees_and_hears_is_read(

@@ -21,6 +21,7 @@ from family_models import GEMMA4, GEMMA4_EXPERTS, MODELS
 from make_tiny_model import make_checkpoint
 from mlx_folder import pack_folder
 from model_features import FEATURES, config_with
+from package_logits import check_read_back, distance, distance_to_source, logits_of
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -63,11 +64,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, save_model: SaveM
     return HuggingFaceCheckpoint(tmp_path / "hf")
 
 
-def logits_of(folder: Path, ids: list[int] = IDS) -> np.ndarray:
-    session = DecoderSession(folder, ModelConfig.load(folder))
-    return session.forward(ids, session.new_cache(), all_logits=True)
-
-
 @pytest.mark.parametrize("way", ["smooth", "awq"])
 def test_a_transform_leaves_the_logits_as_they_are(way: str, checkpoint: HuggingFaceCheckpoint) -> None:
     scales = choose_scales(checkpoint, way, PRECISIONS["int8"].rules, [IDS, IDS[:20]], lambda *_: None)
@@ -100,9 +96,7 @@ def test_a_quantized_package_stays_near_its_source(
     if "calibrated" in precision:
         chosen, options = chosen.calibrated(), CalibrationOptions(max_tokens=128)
     export_package(checkpoint, tmp_path / "package", chosen, name="tiny", calibration=options)
-    (expected_TV,) = reference_logits(checkpoint, [IDS])
-    off = np.linalg.norm(logits_of(tmp_path / "package") - expected_TV) / np.linalg.norm(expected_TV)
-    assert off < bound
+    assert distance_to_source(tmp_path / "package", checkpoint, IDS) < bound
     # What layers keep differs, of which onnxruntime-genai has no description.
     assert not (tmp_path / "package/genai_config.json").exists()
 
@@ -123,7 +117,7 @@ def test_the_factors_of_experts_go_into_the_grid_that_a_file_has(
         (expected_TV,) = reference_logits(checkpoint, [IDS])
         chosen = dataclasses.replace(PRECISIONS["keep"], perplexity_bound=10.0)
         export_package(checkpoint, tmp_path / "package", chosen, name="tiny")
-    off = np.linalg.norm(logits_of(tmp_path / "package") - expected_TV) / np.linalg.norm(expected_TV)
+    off = distance(logits_of(tmp_path / "package", IDS), expected_TV)
     # The operator rounds activations to 8 bits in its products. Measured: 0.028, and 7e-7 in F32.
     assert off < bound
 
@@ -224,13 +218,7 @@ def test_rows_of_a_packed_table_are_read_without_the_others(source: str, tmp_pat
 
 
 def test_a_package_is_read_back_as_it_was_exported(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
-    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
-    with PackageCheckpoint(tmp_path / "package") as package:
-        assert package.config == checkpoint.config
-        for name in checkpoint.config.tensor_shapes():
-            np.testing.assert_array_equal(package.tensor(name), checkpoint.tensor(name), err_msg=name)
-        export_package(package, tmp_path / "again", "fp32", name="again")
-    np.testing.assert_array_equal(logits_of(tmp_path / "again"), logits_of(tmp_path / "package"))
+    check_read_back(checkpoint, tmp_path, IDS)
 
 
 def test_a_base_whose_keys_are_values_takes_no_adapter(tmp_path: Path, save_model: SaveModel) -> None:

@@ -6,7 +6,10 @@ from make_tiny_model import CONFIG, make_checkpoint
 from metaspace_tokenizer import write_metaspace
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import edgelm
+from edgelm.language_model import LanguageModel
 from edgelm.rope_scaling import RopeScaling
+from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
@@ -15,6 +18,12 @@ def sail(sea):
     return [wave for wave in sea if wave.height > 3.5]  # 😀 👨‍👩‍👧 over
 user system assistant think Hello there, who are you? I am a small model.
 """
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """The tiny model: what one file's tests change of it, those of others do not meet."""
+    return edgelm.load(tiny_model_path())
 
 
 @pytest.fixture(scope="session")

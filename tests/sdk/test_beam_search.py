@@ -20,16 +20,11 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.testing import scripted_model
 
 PROMPT = np.random.default_rng(7).integers(3, 320, 150).tolist()
 # Enough of the vocabulary that answers end at different lengths.
 END_IDS = (2, *range(40, 70))
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,9 @@ from edgelm.decoding.answer import join
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError
-from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.testing import scripted_model
 
 ENDLESS = GenerationConfig(ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
 
 
 def test_a_request_gets_the_chunks_of_stream(model: LanguageModel) -> None:

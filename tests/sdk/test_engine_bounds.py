@@ -24,12 +24,7 @@ from edgelm.memory.kv_batch import KVBatch, KVRow
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
-from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
+from edgelm.testing import ScriptedDecoder, scripted_model
 
 
 def test_an_engine_that_was_drained_takes_no_more_requests() -> None:

@@ -15,11 +15,6 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.testing import tiny_model_path
 
 
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
-
-
 def test_a_cache_that_another_thread_computes_with_is_refused(model: LanguageModel) -> None:
     cache, is_in, may_go_on = model.new_cache(), threading.Event(), threading.Event()
 

@@ -16,11 +16,6 @@ from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 QUESTION = [edgelm.Message(role="user", content="Hello")]
 
 
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
-
-
 def text_of(chunks: Iterator[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 

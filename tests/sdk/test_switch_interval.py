@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import edgelm
 from edgelm import Engine, GenerationConfig, LanguageModel
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL, SwitchInterval
-from edgelm.testing import tiny_model_path
 
 SHORT = pytest.approx(1e-4)
 USUAL = pytest.approx(5e-3)
@@ -21,11 +19,6 @@ def usual_interval() -> Iterator[None]:
     sys.setswitchinterval(5e-3)
     yield
     sys.setswitchinterval(before)
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    return edgelm.load(tiny_model_path())
 
 
 class Seen:
