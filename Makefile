@@ -22,14 +22,15 @@ chat: $(VENV)/chat.stamp
 test: $(VENV)/dev.stamp
 	$(PYTEST)
 
-# The types are checked as each system's Python has them; each has a cache of its own, which another would empty.
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	$(MAKE) -j 3 types-linux types-win32 types-darwin
 	$(BIN)/lint-imports
+
+# The types, as each system's Python has them. Each has a cache of its own, which another would empty.
+types-%: $(VENV)/dev.stamp
+	$(BIN)/mypy --platform $* --cache-dir .mypy_cache/$*
 
 # The same with no network but the loopback interface, on Linux; without the tests that fetch whole environments.
 test-offline: $(VENV)/dev.stamp
