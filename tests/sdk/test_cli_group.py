@@ -328,6 +328,26 @@ def test_what_windows_writes_into_a_pipe_is_utf8_unless_somebody_chose_otherwise
     assert sys.stdout.encoding == encoding
 
 
+_ON_WINDOWS = """
+import click.core, os, sys
+from edgelm.cli.start import main
+
+class Windows:
+    name = "nt"
+    __getattr__ = staticmethod(os.__getattribute__)
+
+click.core.os = Windows()
+sys.argv = ["edgelm", "show", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize("word", ["what-is-$HOME", "*"])
+def test_nothing_in_an_argument_is_replaced_on_windows(word):
+    result = subprocess.run([sys.executable, "-c", _ON_WINDOWS, word], capture_output=True, text=True, check=False)
+    assert repr(word) in result.stderr
+
+
 def test_a_file_that_fails_is_named(monkeypatch):
     error = PermissionError(13, "Permission denied", "a file")
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))

@@ -27,7 +27,8 @@ def main() -> None:
     try:
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        run()
+        # On Windows click would take `~`, `$NAME`, `%NAME%` and `*` in a prompt for what a shell replaces.
+        run(windows_expand_args=False)
     finally:
         if is_ours:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
