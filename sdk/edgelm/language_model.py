@@ -25,6 +25,7 @@ from edgelm.errors import ChatTemplateError, ConfigError, ContextLengthError, To
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.malloc import Returned
 from edgelm.memory.prefix_cache import DEFAULT_BYTES, PrefixCache
 from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest
@@ -41,7 +42,7 @@ from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 
 
-class LanguageModel:
+class LanguageModel(Returned):
     """A decoder session, a tokenizer and what belongs to them. Made by `edgelm.load`.
 
     Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for

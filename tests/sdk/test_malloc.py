@@ -43,14 +43,20 @@ def test_freed_arrays_leave_memory_where_small_ones_between_them_stay() -> None:
 # 100 MB below one that stays.
 FREED = """
 import sys
-from edgelm.memory.malloc import return_freed_memory
+from edgelm.memory.malloc import Returned, return_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
 before = resident()
 blocks = [b"x" * (100_000 + i) for i in range(1000)]
-del blocks[:-1]
+last = blocks[-1]
+if sys.argv[1] == "with its owner":
+    owner = Returned()
+    owner.blocks = blocks
+    del blocks, owner
+else:
+    del blocks[:-1]
 if sys.argv[1] == "told":
     return_freed_memory()
 print(resident() - before)
@@ -60,10 +66,11 @@ print(resident() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_freed_memory_is_given_back() -> None:
     grown = {}
-    for how in ("told", "left alone"):
+    for how in ("told", "with its owner", "left alone"):
         done = subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, text=True, check=True)
         grown[how] = float(done.stdout)
     assert grown["told"] < 10
+    assert grown["with its owner"] < 10
     assert grown["left alone"] > 50
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import threading
 import tracemalloc
 from pathlib import Path
@@ -217,6 +218,27 @@ def test_of_a_text_that_gives_way_the_beginning_stays_longest(model: LanguageMod
         prefixes.keep(filled(model, ids), len(ids))
     assert prefixes.tokens == 5 * BLOCK
     assert [prefixes.fill(model.session.new_cache(), ids) for ids in texts] == [2 * BLOCK, 3 * BLOCK]
+
+
+def test_what_is_forgotten_is_freed_at_once(model: LanguageModel) -> None:
+    """256 MiB would wait for Python to look for cycles: an idle program may never do."""
+
+    def blocks() -> int:
+        return sum(type(thing).__name__ == "_Block" for thing in gc.get_objects())
+
+    gc.collect()
+    before = blocks()
+    gc.disable()
+    try:
+        model.prefixes.keep(filled(model, random_ids(200)), 200)
+        assert blocks() == before + 7  # the root is one
+        model.prefixes.clear()
+        assert blocks() == before
+        model.prefixes.keep(filled(model, random_ids(200)), 200)
+        del model.prefixes
+        assert blocks() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("more", "kept"), [(-1, 0), (0, BLOCK)])

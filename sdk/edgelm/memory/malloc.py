@@ -8,6 +8,16 @@ import sys
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
+class Returned:
+    """Something large, whose memory goes back to the system where it ends: the allocator would keep most of it."""
+
+    def __del__(self) -> None:
+        """Free what this holds, and return it; what others hold too stays."""
+        if not sys.is_finalizing():
+            vars(self).clear()
+            return_freed_memory()
+
+
 def return_freed_memory() -> None:
     """Give memory that was freed back to the system: malloc_trim(3), on Linux with glibc; elsewhere nothing.
 

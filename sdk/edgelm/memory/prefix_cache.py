@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -24,13 +25,21 @@ DEFAULT_BYTES = 256 << 20
 class _Block:
     """What the buffers of a cache have of BLOCK tokens behind a certain beginning: [n, K, BLOCK, H] of those alike.
 
-    states: those behind the block, where there was a snapshot.
+    parent: what it continues, weakly: blocks that are dropped free their memory at once, not when Python next looks for
+    cycles. states: those behind the block, where there was a snapshot.
     """
 
     def __init__(self, parent: _Block | None, token_ids: tuple[int, ...], content: Sequence[KeysOrValues]) -> None:
-        self.parent, self.token_ids, self.content = parent, token_ids, content
+        self._parent = None if parent is None else weakref.ref(parent)
+        self.token_ids, self.content = token_ids, content
         self.children: dict[tuple[int, ...], _Block] = {}
         self.states: States = ()
+
+    def drop(self) -> None:
+        """Take the block off the one that it continues."""
+        parent = self._parent and self._parent()
+        assert parent is not None
+        del parent.children[self.token_ids]
 
 
 class PrefixCache:
@@ -214,8 +223,7 @@ class PrefixCache:
         """Forget the blocks that were used longest ago, as many as are beyond the budget."""
         while self.bytes > self.max_bytes:
             block, _ = self._by_use.popitem(last=False)
-            assert block.parent is not None
-            del block.parent.children[block.token_ids]
+            block.drop()
             self._states -= bool(block.states)
 
     def _root(self, cache: KVCache) -> _Block:

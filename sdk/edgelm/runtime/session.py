@@ -20,6 +20,7 @@ from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.malloc import Returned
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter
@@ -75,7 +76,7 @@ class SessionOptions:
         check_boolean("prefill_graph", self.prefill_graph)
 
 
-class DecoderSession:
+class DecoderSession(Returned):
     """Run the graph of one package: token ids and a KV cache in, logits out; of one with an encoder, both graphs.
 
     Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's

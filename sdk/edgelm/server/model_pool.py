@@ -56,6 +56,11 @@ class LoadedModel:
         """How long nobody has used the model."""
         return 0.0 if self.users else time.monotonic() - self.last_used
 
+    @property
+    def is_expired(self) -> bool:
+        """Whether the model is to be unloaded."""
+        return not self.users and self.keep_alive is not None and self.idle_seconds >= self.keep_alive
+
     def release(self) -> None:
         """End one use of the model."""
         self.users -= 1
@@ -280,7 +285,7 @@ class ModelPool:
     async def _make_room(self, size: int) -> None:
         """Unload idle models, the longest unused first, until `size` bytes of files fit the memory."""
         while (available := available_memory()) is not None and available < size * _MEMORY_FACTOR:
-            idle = [model for model in self._loaded.values() if not model.users]
+            idle = [(model.last_used, name) for name, model in self._loaded.items() if not model.users]
             if not idle:
                 raise ApiError(
                     503,
@@ -289,22 +294,22 @@ class ModelPool:
                     kind="server_error",
                     code="out_of_memory",
                 )
-            await self._unload(min(idle, key=lambda model: model.last_used))
+            await self._unload(min(idle)[1])
 
-    async def _unload(self, loaded: LoadedModel) -> None:
-        if self._loaded.get(loaded.name) is not loaded:  # somebody else has unloaded it meanwhile
+    async def _unload(self, name: str) -> None:
+        # By its name: as long as a caller has the model itself, its memory is not free.
+        if name not in self._loaded:  # somebody else has unloaded it meanwhile
             return
-        del self._loaded[loaded.name]
-        await asyncio.to_thread(loaded.engine.close)
-        logger.info("Unloaded %s", loaded.name)
+        await asyncio.to_thread(_close, [self._loaded.pop(name)])
+        logger.info("Unloaded %s", name)
 
     async def unload(self, name: str) -> None:
         """Unload a model, at once or when its last user has left."""
-        loaded = self._loaded.get(self.parent(name) or name)
-        if loaded is not None:
-            loaded.keep_alive = 0
-            if not loaded.users:
-                await self._unload(loaded)
+        name = self.parent(name) or name
+        if name in self._loaded:
+            self._loaded[name].keep_alive = 0
+            if not self._loaded[name].users:
+                await self._unload(name)
 
     async def sweep(self) -> None:
         """Unload idle models, until this is cancelled."""
@@ -312,10 +317,9 @@ class ModelPool:
         interval = _SWEEP_SECONDS if keep_alive is None else min(_SWEEP_SECONDS, max(keep_alive / 2, 0.01))
         while True:
             await asyncio.sleep(interval)
-            for loaded in self.loaded():
-                kept = loaded.keep_alive
-                if not loaded.users and kept is not None and loaded.idle_seconds >= kept:
-                    await self._unload(loaded)
+            for name in list(self._loaded):
+                if name in self._loaded and self._loaded[name].is_expired:
+                    await self._unload(name)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -325,8 +329,8 @@ class ModelPool:
             yield
         finally:
             sweeping.cancel()
-            for loaded in self.loaded():
-                await self._unload(loaded)
+            for name in list(self._loaded):
+                await self._unload(name)
 
     def _folder(self, name: str) -> Path:
         folders = self.folders()
@@ -388,6 +392,10 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
     return folders
+
+
+def _close(models: list[LoadedModel]) -> None:
+    models.pop().engine.close()
 
 
 def _broken(name: str) -> ApiError:
