@@ -37,7 +37,7 @@ class _Block:
 
     def drop(self) -> None:
         """Take the block off the one that it continues."""
-        parent = self._parent and self._parent()
+        parent = None if self._parent is None else self._parent()
         assert parent is not None
         del parent.children[self.token_ids]
 
