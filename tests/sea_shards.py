@@ -32,7 +32,7 @@ def write_corpus(folder: Path) -> None:
 def prepare(tok: Path, output: str | Path = "shards", paths: tuple[str, ...] = ("corpus",), **settings: Any) -> Path:
     """Prepare with one worker, and with documents of many.txt separated."""
     documents = DocumentConfig(
-        split_on="<|endoftext|>",
+        split_on=settings.pop("split_on", "<|endoftext|>"),
         skip_broken=settings.pop("skip_broken", False),
         max_characters=settings.pop("max_characters", 65_536),
     )

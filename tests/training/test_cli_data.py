@@ -84,6 +84,14 @@ def test_files_of_a_folder_that_are_not_read_are_counted() -> None:
     assert run("show", "c", "--tokenizer", "tok").stderr.startswith("Passed over: 1 .txt, 1 .csv. Of a folder, .jsonl,")
 
 
+def test_a_setting_that_no_file_has_a_use_for_is_wrong_usage() -> None:
+    for arguments in (("corpus.txt", "--field", "content"), ("rows.jsonl", "--split-on", "")):
+        refused = prepare(*arguments)
+        assert (refused.exit_code, Path("shards").exists()) == (2, False)
+    learned = CliRunner().invoke(train, ["corpus.txt", "-o", "new", "--field", "content"], catch_exceptions=False)
+    assert (learned.exit_code, Path("new").exists()) == (2, False)
+
+
 def test_prepare_takes_every_setting_and_prints_json() -> None:
     Path("rows.jsonl").write_text(
         Path("rows.jsonl").read_text() + "{\n" + json.dumps({"content": "long " * 200}) + "\n"

@@ -362,6 +362,21 @@ def test_parquet_without_pyarrow_names_the_pip_line(write: Write, monkeypatch: p
         read("a.parquet")
 
 
+def test_a_field_of_texts_and_a_line_between_rows_are_refused(write: Write) -> None:
+    write("a.csv", "review,label\nGood,1\n")
+    write("b.jsonl", [{"review": "Good"}])
+    csv, rows = find_files(["a.csv", "b.jsonl"])
+    field, line = DocumentConfig(field="review"), DocumentConfig(split_on="")
+    with pytest.raises(
+        ConfigError, match=r"field is 'review', and a\.csv is read as text by its suffix, as are all file"
+    ):
+        field.check_fits([csv])
+    with pytest.raises(ConfigError, match=r"split_on is '', and no file is text: each row of b\.jsonl is a document\."):
+        line.check_fits([rows])
+    for config in (field, line):
+        config.check_fits([csv, rows])
+
+
 def test_a_text_file_has_no_records(write: Write) -> None:
     write("a.txt", "x")
     with pytest.raises(DataError, match=r"a\.txt is read as text by its suffix; .*Write each row as a line of"):

@@ -109,7 +109,7 @@ def prepare(
         )
     if passed_over := describe_passed_over(paths):
         click.echo(one_line(passed_over), err=True)
-    with progress_line() as progress:
+    with wrong_usage(), progress_line() as progress:
         prepared = prepare_shards(paths, output, tokenizer, config, progress=progress, waiting=_announce_wait)
     figures = {**_shard_figures(output), "unchanged": prepared.unchanged}
     if validation_fraction and not figures["splits"]["validation"]["documents"]:

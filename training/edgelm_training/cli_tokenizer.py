@@ -75,7 +75,7 @@ def train(
         )
     if passed_over := describe_passed_over(paths):
         click.echo(one_line(passed_over), err=True)
-    with contextlib.ExitStack() as shown:
+    with wrong_usage(), contextlib.ExitStack() as shown:
         progress = shown.enter_context(progress_line())
 
         def merging() -> None:

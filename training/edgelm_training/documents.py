@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -57,6 +57,24 @@ class DocumentConfig:
             raise ConfigError(f"split_on is {self.split_on!r}; it must be one line without spaces at its ends.")
         if not 256 <= self.max_characters <= LONGEST_DOCUMENT:
             raise ConfigError(f"max_characters is {self.max_characters}; it must be from 256 to {LONGEST_DOCUMENT}.")
+
+    def check_fits(self, files: Sequence[SourceFile]) -> None:
+        """Refuse a field that is asked for where all files are text, and a line between texts where none is.
+
+        Raises:
+            ConfigError: it would change nothing.
+        """
+        texts = sum(file.kind == "text" for file in files)
+        if self.field != DocumentConfig.field and texts == len(files):
+            raise ConfigError(
+                f"field is {self.field!r}, and {files[0].name} is read as text by its suffix, as are all files: "
+                ".jsonl, .json and .parquet have fields. Leave it out, or write each row as a line of JSON (.jsonl)."
+            )
+        if self.split_on is not None and not texts:
+            raise ConfigError(
+                f"split_on is {self.split_on!r}, and no file is text: each row of {files[0].name} is a document. Leave "
+                "it out."
+            )
 
 
 class DocumentReader:

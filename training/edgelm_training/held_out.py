@@ -36,11 +36,13 @@ def held_out_documents(
     shards, `split` is read, with the tokens that begin and end its documents. What is named twice is read once.
 
     Raises:
+        ConfigError: the field, or the line between texts, has nothing to be read from.
         DataError: a path does not exist or cannot be read, or shards were made with another tokenizer than `model` has.
     """
     leading = list(tokenizer.leading_ids)
     # A document is scored whole, in windows: nothing is cut as it would be for training.
-    reader = DocumentReader(DocumentConfig(field=field, split_on=split_on, max_characters=LONGEST_DOCUMENT))
+    config = DocumentConfig(field=field, split_on=split_on, max_characters=LONGEST_DOCUMENT)
+    reader = DocumentReader(config)
     sources: dict[Path, Shards | SourceFile] = {}  # all of them found before the first is read
     for path in paths:
         if is_shards(path):
@@ -48,6 +50,8 @@ def held_out_documents(
         else:
             for file in find_files([path]):
                 sources.setdefault(file.path.resolve(), file)
+    if files := [source for source in sources.values() if isinstance(source, SourceFile)]:
+        config.check_fits(files)
     for source in sources.values():
         if isinstance(source, Shards):
             yield from _of_shards(source, model)

@@ -88,12 +88,14 @@ def prepare_shards(
     that are done and to do. waiting: called once if another process prepares the same output.
 
     Raises:
+        ConfigError: the config's field, or line between texts, has nothing to be read from.
         DataError: there is no corpus, it is broken or empty, `output` holds something else, or the disk is full.
         TokenizerError: the tokenizer cannot be read, or has no end token.
         MissingExtraError: the corpus has Parquet files and pyarrow is not installed.
     """
-    output = Path(output)
+    output, config = Path(output), config or PrepareConfig()
     files = find_files(paths)
+    config.documents.check_fits(files)
     _refuse_foreign_folder(output)
     target = output.resolve()
     work = target.with_name(f".{target.name}.partial")
@@ -102,7 +104,7 @@ def prepare_shards(
         try:
             with file_lock(work / _LOCK, waiting):
                 work.mkdir(exist_ok=True)  # whoever held the lock may have finished, and removed it
-                prepared = _prepare(files, output, work, Path(tokenizer), config or PrepareConfig(), progress)
+                prepared = _prepare(files, output, work, Path(tokenizer), config, progress)
             shutil.rmtree(work, ignore_errors=True)
         finally:
             if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:

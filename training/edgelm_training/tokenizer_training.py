@@ -97,11 +97,13 @@ def train_tokenizer(
     progress: called with a label and the bytes that are read and to read. merging: called when all is read.
 
     Raises:
+        ConfigError: the config's field has nothing to be read from.
         DataError: the corpus is missing, broken or empty, `output` holds something else, or the disk is full.
     """
     config = config or TokenizerConfig()
     output = Path(output)
     files = find_files(paths)
+    config.documents.check_fits(files)
     _refuse_foreign_folder(output)
     texts = _Texts(files, config.documents, progress, merging)
     try:
