@@ -36,7 +36,7 @@ from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
-from edgelm.text.chat_template import ChatTemplate, encode_chat, words_to_continue
+from edgelm.text.chat_template import WITHOUT_TEMPLATE, ChatTemplate, encode_chat, words_to_continue
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
@@ -167,7 +167,7 @@ class LanguageModel(Returned):
             ConfigError: a tool is not in OpenAI's form, or a variable is one that edgelm sets.
         """
         if self.chat_template is None:
-            raise ChatTemplateError(f"{self.name} has no chat template; give it a plain prompt (stream, generate).")
+            raise ChatTemplateError(f"{self.name} {WITHOUT_TEMPLATE}")
         variables = self.chat_template.check_variables(template_variables)
         turns, of_tools, marks = show_tools(messages, tools or (), tool_format(self))
         return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools}, marks=marks)

@@ -370,7 +370,9 @@ def test_a_model_without_a_chat_template_says_so(model: LanguageModel) -> None:
         generation_config=GenerationConfig(),
         manifest=model.manifest,
     )
-    with pytest.raises(edgelm.ChatTemplateError, match="tiny-random has no chat template"):
+    with pytest.raises(
+        edgelm.ChatTemplateError, match=r"tiny-random has no chat template. Give it a plain .* as chat_template.jinja"
+    ):
         bare.chat(QUESTION)
 
 

@@ -41,6 +41,11 @@ _PROBE = "a text that a template writes"
 THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
 # The variables that a `generation` block writes at its beginning and its end; training gives them values.
 GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
+# Behind a model's name, in an error.
+WITHOUT_TEMPLATE = (
+    "has no chat template. Give it a plain prompt (stream, generate, `edgelm run`), or its author's template: put that "
+    "into its checkpoint folder as chat_template.jinja, and export it again."
+)
 
 
 class ChatTemplate:
