@@ -43,7 +43,7 @@ class GGUFCheckpoint:
         self.path = path
         self._model = GGUFModel.open(path)
         metadata = self._model.metadata
-        architecture, family = gguf_architecture_of(metadata, path)
+        architecture, family = gguf_architecture_of(metadata, path, self._model.tensors)
         shapes = {name: tensor.shape for name, tensor in self._model.tensors.items()}
         self._factors = self._take_factors(shapes)
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}

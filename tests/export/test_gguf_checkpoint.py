@@ -219,6 +219,11 @@ def test_the_source_says_what_the_file_says_of_itself(
     ("changes", "message"),
     [
         ({"architecture": "rwkv7"}, "tiny.gguf: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"),
+        ({"architecture": "gptoss"}, "tiny.gguf is in a form of Ollama's own, .* Take the GGUF file that .* hub has"),
+        (
+            {"extra": {"v.patch_embd.weight": np.ones(9, np.float32)}},
+            "tiny.gguf is in a form of Ollama's own, .* images",
+        ),
         (
             {"metadata": {"llama.expert_shared_count": 8}},
             "tiny.gguf: .*features that are not supported: llama.expert_shared_count = 8",

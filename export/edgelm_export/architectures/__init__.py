@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
@@ -202,6 +202,10 @@ _GGUF_PARTS = {
     "mmproj": "the part of a model that reads images or sound; the model itself is another file",
     "imatrix": "statistics for quantizing a model; the model itself is another file",
 }
+# What Ollama's own converter calls families that llama.cpp's calls otherwise; and how the names of tensors begin that
+# read images and sound, which it writes into the model's file. Source: llama/compat in github.com/ollama/ollama
+_NAMES_OF_OLLAMA = frozenset({"gptoss", "qwen25vl", "glm4moelite", "olmo3", "glmocr", "deepseekocr"})
+_SENSES_OF_OLLAMA = ("v.", "mm.", "a.", "model.vision_tower.")
 
 
 def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
@@ -232,8 +236,12 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
     return ARCHITECTURES[str(model_type)]
 
 
-def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Architecture, GGUFFamily]:
+def gguf_architecture_of(
+    metadata: Mapping[str, Any], where: object, tensors: Iterable[str] = ()
+) -> tuple[Architecture, GGUFFamily]:
     """Find the row of a GGUF file's general.architecture, and how llama.cpp knows it.
+
+    tensors: the names of those in the file.
 
     Where one name stands for models with experts and without (a Mixtral is a Llama there), `expert_count` decides.
 
@@ -244,6 +252,11 @@ def gguf_architecture_of(metadata: Mapping[str, Any], where: object) -> tuple[Ar
     if str(part) in _GGUF_PARTS:
         raise CheckpointError(f"{where} is {_GGUF_PARTS[str(part)]}.")
     name = metadata.get("general.architecture")
+    if name in _NAMES_OF_OLLAMA or any(tensor.startswith(_SENSES_OF_OLLAMA) for tensor in tensors):
+        raise CheckpointError(
+            f"{where} is in a form of Ollama's own, with other names or with what reads images in one file. Take the "
+            "GGUF file that the Hugging Face hub has of the model, or its safetensors."
+        )
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
     families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.also_called)]
     if metadata.get(f"{name}.attention.causal") is False:
