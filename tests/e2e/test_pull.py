@@ -254,6 +254,12 @@ def test_a_file_that_vanishes_meanwhile_is_named(environment, server):
     assert "The repository changed meanwhile: run the same command again." in refused(environment, "hf:org/Small-Model")
 
 
+def test_a_repository_with_graphs_of_onnx_is_told_how_to_run_them(environment, server):
+    server.add_repository("org/graphs", {"config.json": b"{}", "onnx/model_q4.onnx": b"x"})
+    message = refused(environment, "hf:org/graphs")
+    assert "Its graphs of ONNX run as they are: hf download org/graphs --local-dir FOLDER, and then: edgelm" in message
+
+
 def test_pickles_are_refused_by_name(environment, server):
     server.add_repository("org/old", {"config.json": b"{}", "pytorch_model.bin": b"x", "Old-Q4_0.gguf": b"x"})
     message = refused(environment, "hf:org/old")

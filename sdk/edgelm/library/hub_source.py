@@ -249,7 +249,7 @@ class HubSource:
             parts = names_of_parts(self.file)
             if missing := [part for part in parts if part not in paths]:
                 listed = ", ".join(map(repr, missing))
-                raise DownloadError(f"{self.repo} has no file {listed}. {_list_ggufs(self.repo, paths)}")
+                raise DownloadError(f"{self.repo} has no file {listed}. {_what_else(self.repo, paths)}")
             return parts
         top = [path for path in paths if "/" not in path and "\\" not in path]
         weights = fnmatch.filter(top, "*.safetensors")
@@ -265,9 +265,9 @@ class HubSource:
         if not weights:
             pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
             reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
-            raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_list_ggufs(self.repo, paths)}")
+            raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_what_else(self.repo, paths)}")
         if all(path.startswith("consolidated") for path in weights):
-            ggufs = f" {_list_ggufs(self.repo, paths)}" if fnmatch.filter(paths, "*.gguf") else ""
+            ggufs = f" {_what_else(self.repo, paths)}" if fnmatch.filter(paths, "*.gguf") else ""
             raise DownloadError(
                 f"{self.repo} has its weights in {weights[0]} alone, in the format of their author's own program. Take "
                 "the same model in Hugging Face's: config.json, model.safetensors (or its shards) and tokenizer.json "
@@ -293,8 +293,12 @@ def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, adv
     )
 
 
-def _list_ggufs(repo: str, paths: Sequence[str]) -> str:
+def _what_else(repo: str, paths: Sequence[str]) -> str:
     ggufs = one_of_each_model(fnmatch.filter(paths, "*.gguf"))
+    if not ggufs and fnmatch.filter(paths, "*.onnx"):
+        return (
+            f"Its graphs of ONNX run as they are: hf download {repo} --local-dir FOLDER, and then: edgelm run FOLDER/"
+        )
     if not ggufs:
         return "Pick a repository with safetensors or GGUF files."
     return f"Its GGUF files: {', '.join(shell_word(f'{HUB_PREFIX}{repo}/{path}') for path in ggufs)}."
