@@ -18,7 +18,8 @@ from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
 _SCHEMAS = (
-    {"type": "object", "properties": {"a": {"enum": [1, "x", None]}, "b": {"$ref": "#/$defs/b"}}, "required": ["a", "b"],
+    {"type": "object", "required": ["a", "b"],
+     "properties": {"a": {"enum": [1, "x", None]}, "b": {"$ref": "#/$defs/b"}},
      "additionalProperties": {"type": "number", "minimum": -1.5, "exclusiveMaximum": 7, "multipleOf": 0.5},
      "maxProperties": 3,
      "$defs": {"b": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1, "maxItems": 4}}},
@@ -36,10 +37,10 @@ _TEXTS = (
     ),
 )
 _FRAGMENTS = (
-    "(", ")", "[", "]", "{", "}", "{1,1000}", "{0,99999999}", "*", "+", "?", "|", "::=", "\n", "root", "start", "\\", '"',
-    "/", "(?=x)", "(?<=x)", "\\b", "^", "$", "\\p{Greek}", "\\u{10ffff}", "(?P<a>", "(" * 300, "[" * 300, "a|" * 300, "&",
-    "~", "-", "\\x", "\\ud800", "%json {", "%llguidance {}", "%ignore /x/", "%import common.INT", "<[1]>", "@x", "\0",
-    "item", "digit", ".", "(.{0,50}){50}", "(((a*)*)*)*", "#", "{9999999999999999999999}",
+    "(", ")", "[", "]", "{", "}", "{1,1000}", "{0,99999999}", "*", "+", "?", "|", "::=", "\n", "root", "start", "\\",
+    '"', "/", "(?=x)", "(?<=x)", "\\b", "^", "$", "\\p{Greek}", "\\u{10ffff}", "(?P<a>", "(" * 300, "[" * 300,
+    "a|" * 300, "&", "~", "-", "\\x", "\\ud800", "%json {", "%llguidance {}", "%ignore /x/", "%import common.INT",
+    "<[1]>", "@x", "\0", "item", "digit", ".", "(.{0,50}){50}", "(((a*)*)*)*", "#", "{9999999999999999999999}",
 )  # fmt: skip
 
 

@@ -69,7 +69,8 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
          "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [
              {"function": {"name": "weather", "arguments": {"a": 1}}}]},
              {"role": "tool", "tool_name": "weather", "content": "Rain."}],
-         "options": {"num_predict": 2, "temperature": 0.5, "mirostat": 2, "mirostat_tau": 5.0, "seed": -1, "top_k": 5, "num_ctx": 64}},
+         "options": {"num_predict": 2, "temperature": 0.5, "mirostat": 2, "mirostat_tau": 5.0, "seed": -1,
+                     "top_k": 5, "num_ctx": 64}},
     ),
     (
         "/api/chat",

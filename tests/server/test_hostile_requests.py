@@ -352,6 +352,14 @@ def test_json_as_deep_as_allowed_is_taken(serving):
     assert serving.post(CHAT, body).status == 200
 
 
+def test_a_schema_whose_references_lead_without_end_ends_no_server(serving):
+    steps = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(9000)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**steps, "d9000": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    refused(serving.post(CHAT, {"messages": HELLO, "response_format": form}), 400, "its references lead 9004 levels")
+    assert serving.get("/health").status == 200
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

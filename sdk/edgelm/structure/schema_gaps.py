@@ -10,6 +10,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, TypeGuard
 
 from edgelm.errors import ConfigError
+from edgelm.structure.schema_depth import refuse_depth
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
@@ -41,10 +42,11 @@ def close_gaps(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema with the same meaning, or a narrower one, that llguidance 1.9 enforces as it stands.
 
     Raises:
-        ConfigError: `minProperties` needs more than that; or what `multipleOf` asks for, or properties that may be left
-            out, would take llguidance minutes.
+        ConfigError: `minProperties` needs more than that; what `multipleOf` asks for, or properties that may be left
+            out, would take llguidance minutes; or references lead deeper than it follows them.
     """
     _refuse_multiples(schema)
+    refuse_depth(schema)
     return _closed(schema)
 
 

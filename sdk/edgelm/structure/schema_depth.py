@@ -1,0 +1,121 @@
+"""Schema depth: how far a JSON schema's references lead, which llguidance follows on the stack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from edgelm.errors import ConfigError
+
+# Levels of objects and lists. llguidance 1.9 takes up to 4 kB of the stack for each, and where that ends, the process
+# does: at 2,000 levels of 8 MB; threads on Windows have 2 MB.
+_MOST_LEVELS = 384
+_WHOLE = "#"
+
+_Graph = Mapping[int, Collection[int]]
+
+
+def refuse_depth(schema: Mapping[str, Any]) -> None:
+    """Refuse references that lead to others too many times, one inside of the other.
+
+    Each is followed once, in an order that is not ours to know, and as another one where it is spelled otherwise; so
+    what leads back to itself counts as a whole, once for each spelling.
+
+    Raises:
+        ConfigError: they do.
+    """
+    levels: dict[int, int] = {}  # of each part that a reference leads to, by itself; parts are known by their id
+    leads_to: dict[int, Collection[int]] = {}
+    targets: dict[str, Any] = {}  # of the references
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in levels:
+            continue
+        levels[id(part)], references = _looked_through(part)
+        new = {reference: _target(schema, reference) for reference in references if reference not in targets}
+        targets |= new
+        waiting += new.values()
+        leads_to[id(part)] = {id(targets[reference]) for reference in references}
+    spellings = Counter(map(id, targets.values()))
+    deepest = _longest_path(leads_to, {part: levels[part] * max(1, spellings[part]) for part in levels})
+    if deepest > _MOST_LEVELS:
+        raise ConfigError(
+            f"The JSON schema cannot be enforced: its references lead {deepest} levels deep, one inside of the other; "
+            f"at most {_MOST_LEVELS} are followed. Write what they lead to in fewer steps."
+        )
+
+
+def _target(schema: Mapping[str, Any], reference: str) -> Any:
+    """Return what a JSON pointer leads to; of any other reference all that it may lead to, which is the whole."""
+    if not reference.startswith("#/"):
+        return schema
+    target: Any = schema
+    for part in reference[2:].split("/"):
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(target, Mapping):
+            target = target.get(name)
+        elif isinstance(target, (list, tuple)) and name.isdecimal() and len(name) < 9 and int(name) < len(target):
+            target = target[int(name)]
+        else:  # llguidance says that it is not there
+            return None
+    return target
+
+
+def _looked_through(schema: Any) -> tuple[int, set[str]]:
+    """Return how many levels of objects and lists a part of a schema has, and the references in it."""
+    levels, references = 0, set[str]()
+    row = [schema]
+    while row := [part for part in row if isinstance(part, (Mapping, list, tuple))]:
+        levels += 1
+        boxes = [part for part in row if isinstance(part, Mapping)]
+        references |= {box["$ref"] for box in boxes if isinstance(box.get("$ref"), str)}
+        if levels > 1 and any("$id" in box for box in boxes):  # from there on pointers begin elsewhere
+            references.add(_WHOLE)
+        row = [inner for part in row for inner in (part.values() if isinstance(part, Mapping) else part)]
+    return levels, references
+
+
+def _longest_path(graph: _Graph, lengths: Mapping[int, int]) -> int:
+    """Return the greatest sum of lengths along a path; of parts that lead to each other all count."""
+    into: dict[int, list[int]] = {part: [] for part in graph}
+    for part, others in graph.items():
+        for other in others:
+            into[other].append(part)
+    before = dict.fromkeys(graph, 0)  # the longest path up to a part
+    done: set[int] = set()
+    longest = 0
+    for start in reversed(_as_left(graph)):  # Kosaraju: who leads to others comes before them
+        if start in done:
+            continue
+        ring, waiting = {start}, [start]
+        while waiting:
+            new = {part for part in into[waiting.pop()] if part not in done} - ring
+            ring |= new
+            waiting += new
+        done |= ring
+        length = max(before[part] for part in ring) + sum(lengths[part] for part in ring)
+        longest = max(longest, length)
+        for other in {other for part in ring for other in graph[part]} - ring:
+            before[other] = max(before[other], length)
+    return longest
+
+
+def _as_left(graph: _Graph) -> list[int]:
+    """Return the parts as a walk in depth leaves them."""
+    left: list[int] = []
+    seen: set[int] = set()
+    for start in graph:
+        walk = [] if start in seen else [(start, iter(graph[start]))]
+        seen.add(start)
+        while walk:
+            others = walk[-1][1]
+            following = next((other for other in others if other not in seen), None)
+            if following is None:
+                left.append(walk.pop()[0])
+            else:
+                seen.add(following)
+                walk.append((following, iter(graph[following])))
+    return left
