@@ -60,10 +60,7 @@ def load(
                 folder,
                 package.config(),
                 options,
-                entry=package.graph_entry,
-                weights=package.weight_entries,
-                encoder_entry=package.encoder_entry,
-                prefill_entry=package.prefill_entry,
+                manifest=None if package.foreign_graph else package.manifest,
                 foreign_graph=package.foreign_graph,
             )
         finally:

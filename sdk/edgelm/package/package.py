@@ -13,7 +13,7 @@ from edgelm.errors import PackageError
 from edgelm.files.regular_file import open_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
-from edgelm.package.graph_file import DATA_FILE, ENCODER_FILE, PREFILL_FILE, graph_files, read_graph_with_facts
+from edgelm.package.graph_file import read_graph_with_facts
 from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, sha256_of
 
 _TEXT_FILES = (
@@ -41,29 +41,6 @@ class Package:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-
-    @property
-    def graph_entry(self) -> FileEntry | None:
-        """What the manifest says of the decoder's graph; None: nothing, since there is no manifest on the disk."""
-        return self.manifest.entry(graph_files(self.manifest)[-1])
-
-    @property
-    def encoder_entry(self) -> FileEntry | None:
-        """What the manifest says of the encoder's graph; None: there is none."""
-        return self._entry_of(ENCODER_FILE)
-
-    @property
-    def prefill_entry(self) -> FileEntry | None:
-        """What the manifest says of the graph that reads prompts; None: there is none."""
-        return self._entry_of(PREFILL_FILE)
-
-    def _entry_of(self, graph: str) -> FileEntry | None:
-        return self.manifest.entry(graph) if graph in graph_files(self.manifest) else None
-
-    @property
-    def weight_entries(self) -> list[FileEntry]:
-        """What the manifest says of the files with the weights."""
-        return [entry for entry in self.manifest.files if entry.path == DATA_FILE]
 
     @property
     def modified(self) -> float:
@@ -105,11 +82,6 @@ class ForeignPackage(Package):
             )
         self.folder = found.folder
         self.manifest = self._described()
-
-    @property
-    def graph_entry(self) -> FileEntry | None:
-        """None: nothing is known of the graph's file but itself."""
-        return None
 
     @property
     def modified(self) -> float:

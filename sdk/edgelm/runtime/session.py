@@ -24,8 +24,16 @@ from edgelm.memory.malloc import Returned
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter
-from edgelm.package.graph_file import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, PREFILL_FILE, read_graph_with_facts
-from edgelm.package.manifest import FileEntry, check_hash
+from edgelm.package.graph_file import (
+    DATA_FILE,
+    DECODER_FILE,
+    ENCODER_FILE,
+    GRAPH_FILE,
+    PREFILL_FILE,
+    read_graph_with_facts,
+)
+from edgelm.package.manifest import Manifest, check_hash
+from edgelm.package.onnx_walk import GraphFacts
 from edgelm.runtime import onnx_runtime
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
@@ -79,10 +87,10 @@ class SessionOptions:
 class DecoderSession(Returned):
     """Run the graph of one package: token ids and a KV cache in, logits out; of one with an encoder, both graphs.
 
-    Many threads may call `forward` at once, each with a cache of its own. entry: what the manifest says of the graph's
-    file, and encoder_entry and prefill_entry of the others'; None, and a graph's hash is not checked (its content is,
-    either way). weights: what it says of the decoder's; the caller has checked them, and a change of the graph checks
-    them again. foreign_graph: the path below `folder` of a graph that another program wrote; None is edgelm's own.
+    Many threads may call `forward` at once, each with a cache of its own. manifest: by which the graphs are checked;
+    None, and their hashes are not (their content is, either way). The caller has checked the weights; a change of the
+    graph checks them again. foreign_graph: the path below `folder` of a graph that another program wrote; None is
+    edgelm's own.
 
     Raises:
         ProviderError: ONNX Runtime is not installed, has not the provider or refuses the graph; or the provider left
@@ -97,20 +105,17 @@ class DecoderSession(Returned):
         config: ModelConfig,
         options: SessionOptions | None = None,
         *,
-        entry: FileEntry | None = None,
-        weights: Sequence[FileEntry] = (),
-        encoder_entry: FileEntry | None = None,
-        prefill_entry: FileEntry | None = None,
+        manifest: Manifest | None = None,
         foreign_graph: Path | None = None,
     ) -> None:
         self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
         path = folder / (foreign_graph or (GRAPH_FILE if config.encoder is None else DECODER_FILE))
         # Read again where an adapter comes or goes: the program may have another working folder then.
-        self._path, self._entry, self._weights = path.absolute(), entry, weights
+        self._path, self._manifest = path.absolute(), manifest
         self._runtime = onnx_runtime.import_onnxruntime()
         self._process = os.getpid()
-        graph, facts = read_graph_with_facts(path, entry)
+        graph, facts = self._read(path)
         session = onnx_runtime.start(self._runtime, graph, path, options)
         inputs, outputs = _values_of(session)
         decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=foreign_graph is not None)
@@ -127,7 +132,7 @@ class DecoderSession(Returned):
         self._encoder: SourceEncoder | None = None
         if config.encoder is not None:
             encoder_path = folder / ENCODER_FILE
-            encoder, _ = read_graph_with_facts(encoder_path, encoder_entry)
+            encoder, _ = self._read(encoder_path)
             started = onnx_runtime.start(self._runtime, encoder, encoder_path, options)
             self._encoder = SourceEncoder(started, encoder_path, decoder.cross, provider.device)
         self._single_steps: SingleSteps | None = None
@@ -139,7 +144,7 @@ class DecoderSession(Returned):
         self._prefill: PrefillGraph | None = None
         prefill_path = folder / PREFILL_FILE
         if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
-            prefill, _ = read_graph_with_facts(prefill_path, prefill_entry)
+            prefill, _ = self._read(prefill_path)
             started = onnx_runtime.start(self._runtime, prefill, prefill_path, options, multiplies_integers=True)
             check_prefill_graph(prefill_path, *_values_of(started), inputs, outputs)
             self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
@@ -208,7 +213,7 @@ class DecoderSession(Returned):
         """
         self.check_takes_adapters()
         shapes = self.config.tensor_shapes()
-        found = products_of(self._read_graph(), self._path)
+        found = products_of(self._read(self._path)[0], self._path)
         products = {
             product: [shapes[f"{part}.weight"] for part in parts_of(product)]
             for product in found
@@ -269,13 +274,13 @@ class DecoderSession(Returned):
 
     def _graph_for(self, bank: AdapterBank) -> bytes:
         """Return the graph for some adapters; the package is checked again, since its weights are read again."""
-        for entry in self._weights:
-            check_hash(self._path.parent, entry)
-        graph = self._read_graph()
+        if self._manifest is not None:
+            check_hash(self._path.parent, self._manifest.entry(DATA_FILE))
+        graph, _ = self._read(self._path)
         return with_adapters(graph, self._path, bank.widths) if bank.matrices else graph
 
-    def _read_graph(self) -> bytes:
-        return read_graph_with_facts(self._path, self._entry)[0]
+    def _read(self, path: Path) -> tuple[bytes, GraphFacts]:
+        return read_graph_with_facts(path, None if self._manifest is None else self._manifest.entry(path.name))
 
     def forward(
         self,
