@@ -14,6 +14,7 @@ import pytest
 from tiny_training_runs import settings
 
 from edgelm.errors import TrainingError
+from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm_training.pretrain import pretrain
 from edgelm_training.run_folder import RunFolder
 from edgelm_training.train_log import TrainLog, open_log, read_log
@@ -126,6 +127,26 @@ def test_where_there_are_no_links_a_run_has_its_checkpoints_all_the_same(
     folder.keep(1)
 
     assert steps(folder) == [10]
+
+
+@pytest.mark.parametrize(
+    ("losses", "stands"), [({10: 0.5, 12: 0.6, 14: None}, 10), ({10: None, 100000000: None}, 100000000)]
+)
+def test_without_links_the_best_checkpoint_stands_for_a_run_or_the_newest(
+    losses: dict[int, float | None], stands: int, run: Path
+) -> None:
+    with_losses(run, losses)
+    for path in (run / "checkpoints/step-00000006", run / "checkpoints/step-00000008/trainer"):
+        shutil.rmtree(path)
+    for link in ("latest", "best"):
+        (run / link).unlink()
+    assert checkpoint_of_run(run) == run / f"checkpoints/step-{stands:08d}"
+
+
+def test_a_run_that_is_moved_to_another_system_has_its_checkpoints_there(run: Path) -> None:
+    state = json.loads((run / "checkpoints/step-00000008/trainer/state.json").read_text())
+    assert "model.safetensors" in state["files"]
+    assert not [name for name in state["files"] if "\\" in name]
 
 
 def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_those_have(run: Path) -> None:

@@ -409,7 +409,7 @@ WRONG = {
     "a device of a long story": ({"device": "xla"}, ConfigError, r"is 'xla', which is not here: .{1,99}\. Use 'auto'"),
     "a device of a missing module": ({"device": "hpu"}, ConfigError, r"device is 'hpu', which is not here: No module"),
     "no shards": ({"data": "/nowhere"}, DataError, r"/nowhere is no folder of shards"),
-    "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*latest"),
+    "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*best;"),
     "a size and a checkpoint": (
         {"init": "RUN/latest", "params": "15M"},
         ConfigError,

@@ -79,7 +79,7 @@ def write_adapter(weights: Mapping[str, Tensor], config: LoraConfig, base: Base,
         "inference_mode": True,
         "modules_to_save": None,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
     known = {"format": "pt", BASE_NAME: base.name, BASE_SHA256: base.sha256, BASE_GRID: base.grid}
     metadata = {key: value for key, value in known.items() if value is not None}
     save_file({PREFIX + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE, metadata=metadata)

@@ -20,6 +20,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_json_object
+from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
@@ -61,8 +62,8 @@ def check_is_checkpoint(folder: str | Path) -> None:
         )
     if (folder / "checkpoints").is_dir() and not has_weights:
         raise CheckpointError(
-            f"{folder} is the folder of a run. Name one of its checkpoints, such as {folder / 'latest'}; adapters are "
-            "merged first (edgelm merge)."
+            f"{folder} is the folder of a run. Name one of its checkpoints, such as "
+            f"{checkpoint_of_run(folder) or folder / LATEST}; adapters are merged first (edgelm merge)."
         )
     if not (folder / "config.json").is_file():
         absent = "" if folder.exists() else ": there is no such folder"
@@ -269,4 +270,4 @@ def _text_files(folder: Path) -> dict[str, Path]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -68,9 +68,9 @@ def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: 
             workers.barrier()
             _write_tensors(state.tensors(), folder / TRAINER_FOLDER, workers)
             if workers.is_main:
-                files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+                files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
                 text = json.dumps(numbers | {"scaler": state.scaler.state_dict(), "files": files}, indent=2)
-                (folder / TRAINER_FOLDER / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+                (folder / TRAINER_FOLDER / STATE_FILE).write_text(text + "\n", encoding="utf-8", newline="\n")
     except (OSError, SafetensorError, CheckpointException) as error:
         newest = run.newest()
         raise TrainingError(

@@ -150,7 +150,8 @@ def _prepare(
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, staging / name)
-        (staging / INDEX_FILE).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+        (staging / INDEX_FILE).write_text(text, encoding="utf-8", newline="\n")
     return PreparedShards(folder=output, index=index, unchanged=False)
 
 

@@ -194,7 +194,7 @@ def _write(folder: Path, tokenizer: Tokenizer) -> None:
         CHAT_TEMPLATE,
     )
     for name, content in zip(TOKENIZER_FILES, contents, strict=True):
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
