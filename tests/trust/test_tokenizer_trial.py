@@ -65,6 +65,15 @@ def test_an_unknown_file_is_opened_in_a_child_once_and_remembered(
     assert len(children) == 3
 
 
+def test_what_is_no_text_in_the_path_of_modules_does_not_prevent_the_trial(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, own_library: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/somewhere")])  # a mistake that Python passes over
+    Tokenizer.load(folder)
+
+    assert len(list((own_library / "known-tokenizers").iterdir())) == 1
+
+
 def test_edgelms_own_files_need_no_trial(children: list[Any]) -> None:
     Tokenizer.load(tiny_model_path())
 

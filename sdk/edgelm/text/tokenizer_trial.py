@@ -63,7 +63,8 @@ def _passes(data: bytes, path: Path) -> bool:
     seconds = _SECONDS + _SECONDS_OF_MEGABYTE * megabytes
     memory = _MEMORY + _MEMORY_OF_BYTE * len(data)
     limits = [str(memory), str(seconds), str(path)]
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM.format(path=sys.path), *limits]
+    texts = [entry for entry in sys.path if isinstance(entry, str)]  # Python passes over what else is there, too
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM.format(path=texts), *limits]
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
     try:
         result = subprocess.run(
