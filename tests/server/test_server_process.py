@@ -81,6 +81,15 @@ def test_an_empty_library_says_how_to_fill_it():
         assert "fetch one with `edgelm pull`" in reply.json["error"]["message"]
 
 
+def test_a_program_serves_with_models_and_options_alone(monkeypatch):
+    def run(server, sockets):
+        server._listening()
+        server.signal = signal.SIGTERM
+
+    monkeypatch.setattr(process._Server, "run", run)
+    assert process.serve((TINY,), ServerOptions(port=0)) == signal.SIGTERM
+
+
 def test_a_package_is_served_by_its_path_to_a_user_without_a_place_for_a_library(monkeypatch):
     monkeypatch.setenv("EDGELM_HOME", "~a-user-that-is-not-here/")
     pool = ModelPool((TINY,), ServerOptions())

@@ -29,7 +29,9 @@ _WAITING_OUTSIDE = 2048
 
 
 def serve(
-    models: tuple[str, ...], options: ServerOptions, listening: Callable[[str, Sequence[str]], None]
+    models: tuple[str, ...],
+    options: ServerOptions,
+    listening: Callable[[str, Sequence[str]], None] = lambda _url, _names: None,
 ) -> int | None:
     """Serve until a signal comes; return its number.
 
