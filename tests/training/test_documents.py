@@ -242,11 +242,16 @@ def test_what_can_only_be_read_from_its_beginning_is_one_span(write: Write) -> N
         ("a.parquet.gz", "Parquet compresses itself"),
         ("a.jsonl.zst", "a.jsonl.zst is packed as .zst, which is not read. Unpack it;"),
         ("a.tar.gz", "a.tar.gz is packed as .tar, which is not read. Unpack it;"),
+        (
+            "a.xlsx",
+            "a.xlsx is no text but .xlsx, which is not read. Save what is in it as text in UTF-8, or its rows as",
+        ),
+        ("a.arrow", "load_from_disk(…).to_parquet(…)"),
         ("pipe", "pipe is a pipe or a device; texts are read more than once."),
     ],
 )
 def test_paths_without_a_corpus_are_named(write: Write, path: str, words: str) -> None:
-    for name in ("a.parquet.gz", "a.jsonl.zst", "a.tar.gz"):
+    for name in ("a.parquet.gz", "a.jsonl.zst", "a.tar.gz", "a.xlsx", "a.arrow"):
         write(name, "x")
     Path("empty").mkdir()
     os.mkfifo("pipe")

@@ -31,6 +31,8 @@ SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
 SEARCHED_FOR_OBJECTS = tuple(suffix for suffix in SEARCHED if KINDS[suffix] != "text")
 # Archives, and files that are compressed otherwise than by gzip.
 _PACKED = (".7z", ".bz2", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
+# What holds texts in forms of its own.
+_DOCUMENTS = (".arrow", ".doc", ".docx", ".epub", ".feather", ".odt", ".pdf", ".pptx", ".xls", ".xlsx")
 _ENDINGS_NAMED = 5
 _BLOCK = 1 << 20
 
@@ -159,6 +161,11 @@ def _source_file(name: str) -> SourceFile:
         raise DataError(f"{name}: Parquet compresses itself; unpack the .gz first.")
     if suffix in _PACKED:
         raise DataError(f"{name} is packed as {suffix}, which is not read. Unpack it; only .gz of one file may stay.")
+    if suffix in _DOCUMENTS:
+        raise DataError(
+            f"{name} is no text but {suffix}, which is not read. Save what is in it as text in UTF-8, or its rows as "
+            ".jsonl or .parquet (of a data set of Hugging Face: load_from_disk(…).to_parquet(…))."
+        )
     return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
 
 
