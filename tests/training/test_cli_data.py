@@ -63,6 +63,14 @@ def test_prepare_says_what_it_made_and_again_that_nothing_changed() -> None:
     assert again.stderr == "They were up to date; nothing was written.\n"
 
 
+def test_a_line_between_texts_that_there_is_none_of_is_said() -> None:
+    Path("inline.txt").write_text("One.<|endoftext|>Two.\nThree.<|endoftext|>\n")
+    told = "No line of the texts is '<|endoftext|>', so each text file is one document."
+    for _ in range(2):  # shards that are up to date say it too
+        assert prepare("inline.txt", "corpus.txt", "--split-on", "<|endoftext|>").stderr.startswith(told)
+    assert told not in prepare("corpus.txt", "--split-on", "").stderr
+
+
 def test_prepare_of_one_document_says_that_none_is_left_to_validate_on() -> None:
     for again in ("", "They were up to date; nothing was written.\n"):
         told = prepare("corpus.txt").stderr

@@ -112,6 +112,12 @@ def prepare(
     with wrong_usage(), progress_line() as progress:
         prepared = prepare_shards(paths, output, tokenizer, config, progress=progress, waiting=_announce_wait)
     figures = {**_shard_figures(output), "unchanged": prepared.unchanged}
+    if split_on is not None and not prepared.index.get("separators", 1):  # shards of an earlier version have no count
+        click.echo(
+            f"No line of the texts is {split_on!r}, so each text file is one document. It must stand by itself: what "
+            "stands within a line splits nothing.",
+            err=True,
+        )
     if validation_fraction and not figures["splits"]["validation"]["documents"]:
         click.echo(_ONE_DOCUMENT, err=True)
     if as_json:

@@ -78,11 +78,15 @@ class DocumentConfig:
 
 
 class DocumentReader:
-    """Read the documents of spans. broken: how many were left out (`DocumentConfig.skip_broken`)."""
+    """Read the documents of spans.
+
+    broken: how many were left out (`DocumentConfig.skip_broken`). separators: how many lines stood between texts.
+    """
 
     def __init__(self, config: DocumentConfig) -> None:
         self.config = config
         self.broken = 0
+        self.separators = 0
 
     def read(self, source: SourceFile, span: Span) -> Iterator[Document]:
         """Yield the documents of a span; texts of white space alone are none.
@@ -110,6 +114,7 @@ class DocumentReader:
                 broken, lines, size = True, [], 0
                 continue
             if text.strip() == self.config.split_on:
+                self.separators += 1
                 if not broken:
                     yield Document(first, "".join(lines))
                 first, size, lines, broken = number + 1, 0, [], False

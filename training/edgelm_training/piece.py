@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -76,14 +76,15 @@ class WrittenSplit:
 class WrittenPiece:
     """What a worker made of a piece.
 
-    broken: documents that were left out. lowest: the lowest hash of a training document, and the numbers of those that
-    have it, which say the same.
+    broken: documents that were left out. separators: lines that stood between texts. lowest: the lowest hash of a
+    training document, and the numbers of those that have it, which say the same.
     """
 
     number: int
     size: int
     splits: dict[str, WrittenSplit]
     broken: int
+    separators: int
     lowest: tuple[int, list[int]] | None
 
 
@@ -114,6 +115,7 @@ def write_piece(piece: Piece) -> WrittenPiece:
         size=piece.size,
         splits={split: part.write(piece.folder, f"{piece.name}.{split}") for split, part in parts.items()},
         broken=reader.broken,
+        separators=reader.separators,
         lowest=lowest,
     )
     # Last: a piece with this file is complete.
@@ -130,7 +132,7 @@ def move_to_validation(piece: WrittenPiece, moved: Collection[int], folder: Path
     for number, (start, end, place) in enumerate(zip([0, *ends[:-1]], ends, places, strict=True)):
         parts["validation" if number in moved else "train"].add(ids[start:end], int(place))
     splits = {split: part.write(folder, f"{train.stem}.moved.{split}") for split, part in parts.items()}
-    return WrittenPiece(number=piece.number, size=piece.size, splits=splits, broken=piece.broken, lowest=None)
+    return replace(piece, splits=splits, lowest=None)
 
 
 class _Part:
@@ -167,7 +169,14 @@ class _Part:
 def _load(piece: Piece, values: dict[str, Any]) -> WrittenPiece:
     splits = {split: WrittenSplit(**part) for split, part in values["splits"].items()}
     lowest = None if values["lowest"] is None else tuple(values["lowest"])
-    return WrittenPiece(number=piece.number, size=piece.size, splits=splits, broken=values["broken"], lowest=lowest)
+    return WrittenPiece(
+        number=piece.number,
+        size=piece.size,
+        splits=splits,
+        broken=values["broken"],
+        separators=values.get("separators", 0),  # a piece of an earlier version has no count
+        lowest=lowest,
+    )
 
 
 def _encoded(piece: Piece, reader: DocumentReader) -> Iterator[tuple[PieceSpan, Document, list[int]]]:

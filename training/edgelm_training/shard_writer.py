@@ -143,6 +143,7 @@ def _prepare(
     written = _write_pieces(pieces, workers, progress)
     _balance(written, work, tokens.dtype, config)
     index["broken"] = sum(piece.broken for piece in written)
+    index["separators"] = sum(piece.separators for piece in written)
     with atomic.replace_folder(output) as staging:
         index["splits"] = {split: _collect(split, written, work, staging) for split in SPLITS}
         if not index["splits"]["train"]:
