@@ -423,7 +423,7 @@ def test_constraints_need_an_extra_only_when_they_are_used(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     constraint = Constraint.json_schema(PERSON)
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgelm\[structured\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "edgelm\[structured\]"'):
         constraint.compile(tokenizer)
 
 

@@ -363,7 +363,9 @@ def test_a_file_that_is_no_parquet_is_named(write: Write) -> None:
 def test_parquet_without_pyarrow_names_the_pip_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write("a.parquet", "PAR1")
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"a\.parquet needs 'pyarrow.parquet'.*pip install 'edgelm\[parquet\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"a\.parquet needs 'pyarrow.parquet'.*pip install \"edgelm\[parquet\]\""
+    ):
         read("a.parquet")
 
 

@@ -403,7 +403,7 @@ def test_the_tool_of_the_format_checks_our_signature(package: Path, keys: Path) 
 
 def test_without_the_extra_the_pip_line_is_named(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgelm\[sign\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "edgelm\[sign\]"'):
         check_signature(package, keys / "mine.pub")
 
 
