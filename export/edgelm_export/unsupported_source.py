@@ -25,6 +25,12 @@ _NO_PICKLES = (
     "Such pickle files can run code when they are read, so edgelm does not. Take the model's safetensors, or convert "
     "them where you trust them: save_pretrained of transformers writes safetensors."
 )
+# A file that no other program writes -> the program; some of them call their weights .bin too.
+_OTHER_PROGRAMS = {
+    "openvino_model.xml": "OpenVINO",
+    "model.bin": "CTranslate2",
+    "weights.npz": "an older mlx-lm",
+}
 _RUN_IT = "which is run as it is: edgelm run {path}. To quantize or train the model, take its safetensors."
 _UNPACK = "Unpack it, and name the folder in it that has config.json."
 _GGML = (b"tjgg", b"fmgg", b"lmgg")  # of three versions, in files that end with .bin
@@ -54,6 +60,8 @@ def why_no_checkpoint_file(path: Path, content: bytes) -> str:
         return f"{path} is a pickle file. {_NO_PICKLES}"
     if path.suffix == ".safetensors":
         return f"{path} holds tensors alone. Name the folder that also has {CONFIG} and tokenizer.json."
+    if path.suffix == ".llamafile":
+        return f"{path} is a program with a GGUF file in it. Take that out: unzip {shell_word(path)} '*.gguf'"
     if path.suffix == ".onnx":
         return f"{path} is a graph of ONNX, {_RUN_IT.format(path=shell_word(path))}"
     for beginnings, explanation in _BEGINNINGS:
@@ -139,6 +147,9 @@ def _without_its_weights(folder: Path, names: Sequence[str]) -> str | None:
         )
     if tensors:
         return f"{folder} has {listed}, and no {CONFIG}. Download the model's other files too."
+    for name, program in _OTHER_PROGRAMS.items():
+        if name in names:
+            return f"{folder} has its weights in a format of {program}. Take its safetensors, or a GGUF file of it."
     if weights:
         return f"{folder} has its weights in {listed} alone. {_NO_PICKLES}"
     if any(name.endswith((".h5", ".msgpack")) for name in names):

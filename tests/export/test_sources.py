@@ -60,6 +60,11 @@ def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> Non
         ("model.zip", b"PK\3\4....", "model.zip is a zip archive. Unpack it"),
         ("model.tar.gz", b"\x1f\x8b\x08", "model.tar.gz is a compressed archive. Unpack it"),
         ("model.tar.xz", b"\xfd7zXZ\0", "model.tar.xz is a compressed archive. Unpack it"),
+        (
+            "my.llamafile",
+            b"MZqFpD='",
+            "is a program with a GGUF file in it. Take that out: unzip .*my.llamafile '\\*.gguf'",
+        ),
         ("model.tar", b"\0" * 257 + b"ustar", "model.tar is a tar archive. Unpack it"),
         ("pytorch_model.bin", b"PK\3\4....", "pytorch_model.bin is a pickle file. Such pickle files can run code"),
         ("model.pkl", b"PK\3\4....", "model.pkl is a pickle file. Such pickle files can run code"),
@@ -103,6 +108,14 @@ def test_a_file_is_told_what_it_is_and_the_way_on(tmp_path: Path, name: str, con
             "has several GGUF files: a-00001-of-00002.gguf, b-00002-of-00002.gguf. Name one of them",
         ),
         (["refs/main", "snapshots/abc/config.json"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
+        (
+            ["config.json", "openvino_model.xml", "openvino_model.bin"],
+            "in a format of OpenVINO. Take its safetensors",
+        ),
+        (
+            ["config.json", "model.bin"],
+            "in a format of CTranslate2. Take its safetensors, or a GGUF file of it",
+        ),
         (["refs/main", "snapshots/abc/a.gguf"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
         (["models--a--b/snapshots/abc/a.gguf"], "is not a checkpoint, and holds some. Name one: .*snapshots.abc."),
         (["author/model/a.gguf", "author/model/b.gguf"], "and holds some. Name one: [^,]*author.model."),
