@@ -127,7 +127,8 @@ def _documents(path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, 
                 if line.strip():
                     yield _encoded_line(line.removesuffix("\n"), f"{path}, line {number}", tokenizer, template)
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.") from error
+        instead = "" if isinstance(error, OSError) else " Give a text in UTF-8, or texts and chats in JSON lines."
+        raise ExportError(f"{path} cannot be read as a text to calibrate on: {error}.{instead}") from error
 
 
 def _beginning(file: TextIO, tokenizer: Tokenizer, tokens: int) -> list[int]:

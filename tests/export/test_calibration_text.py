@@ -124,6 +124,15 @@ def test_a_calibration_text_that_is_none_is_refused(
         calibration_sequences(CalibrationOptions(text=tmp_path / name), tokenizer, template, checkpoint.config)
 
 
+def test_statistics_of_llama_cpp_are_no_text_to_calibrate_on(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "imatrix.gguf").write_bytes(b"GGUF\3\0\0\0\x80")
+    tokenizer, template = text_tools(checkpoint)
+    with pytest.raises(ExportError, match=r"imatrix.gguf cannot be read as a text .* Give a text in UTF-8, or texts"):
+        calibration_sequences(
+            CalibrationOptions(text=tmp_path / "imatrix.gguf"), tokenizer, template, checkpoint.config
+        )
+
+
 def test_a_chat_needs_a_template(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}')
     tokenizer, _ = text_tools(checkpoint)
