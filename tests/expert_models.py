@@ -21,6 +21,19 @@ AFMOE = _EXPERTS | {
 EXAONE_MOE = _EXPERTS | {
     "num_hidden_layers": 4, "num_experts": 6, "sliding_window": 9, "tie_word_embeddings": False,
 }  # fmt: skip
+LAGUNA = _EXPERTS | {
+    "num_hidden_layers": 5, "head_dim": 32, "num_experts": 6, "sliding_window": 9, "tie_word_embeddings": False,
+    "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"], "num_attention_heads": 4,
+    "num_attention_heads_per_layer": [4, 6, 6, 6, 4], "shared_expert_intermediate_size": 64,
+    "moe_routed_scaling_factor": 2.5,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e5,
+            "partial_rotary_factor": 0.5, "beta_fast": 64.0, "beta_slow": 1.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+    },
+}  # fmt: skip
 HUNYUAN_MOE = {"head_dim": 16, "num_experts": 6, "moe_topk": 3, "pad_token_id": 0}
 MELLUM = _EXPERTS | {
     "num_hidden_layers": 4, "head_dim": 32, "num_experts": 6, "sliding_window": 9, "tie_word_embeddings": False,
@@ -56,6 +69,17 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": 6, "attention_bias": True, "lm_head_bias": True, "tie_word_embeddings": False},
     ),
     "phimoe in a window, without biases, three experts": ("phimoe", {"sliding_window": 9, "num_local_experts": 3}),
+    "laguna": ("laguna", LAGUNA),
+    "laguna, a gate for each number, as many heads everywhere, no layer without experts, tied": (
+        "laguna",
+        LAGUNA | {
+            "gating": "per-element", "num_attention_heads_per_layer": None, "mlp_layer_types": ["sparse"] * 5,
+            "rope_parameters": None, "tie_word_embeddings": True, "sliding_window": 7,
+        },
+    ),
+    "laguna without windows": (
+        "laguna", LAGUNA | {"layer_types": ["full_attention"] * 5, "num_attention_heads_per_layer": [6] * 5},
+    ),
     "glm4_moe": ("glm4_moe", GLM4_MOE),
     "glm4_moe with biases, without norms of heads, weights that do not sum to one, tied": (
         "glm4_moe",

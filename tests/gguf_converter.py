@@ -28,7 +28,8 @@ _LAYER_NORMS = (
 )  # fmt: skip
 _HAVE_HEAD_DIM = (
     "afmoe", "bailingmoe2", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe", "gpt-oss",
-    "qwen3moe", "qwen3vlmoe", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe", "falcon-h1",
+    "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe",
+    "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -37,6 +38,7 @@ _TURN_IN_PART = (
     "bailingmoe2",
     "glm4moe",
     "gptneox",
+    "laguna",
     "nemotron",
     "phi2",
     "phi3",
@@ -72,7 +74,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     else:
         sizes = ("ffn_hidden_size", "intermediate_size_mlp", "intermediate_size", "n_inner")
         writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))
-    writer.add_head_count(config.num_attention_heads)
+    per_layer = getattr(config, "num_attention_heads_per_layer", None)
+    writer.add_head_count(per_layer or config.num_attention_heads)
     if architecture in ("lfm2", "lfm2moe", "jamba", *HYBRID):
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture not in ("gpt2", "gptneox"):
@@ -268,6 +271,17 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_shared_count(config.moe_num_shared_experts)
         writer.add_leading_dense_block_count(config.moe_layer_start_index)
         writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    if architecture == "laguna":
+        local = config.rope_parameters["sliding_attention"]
+        writer.add_rope_freq_base_swa(local["rope_theta"])
+        writer.add_uint32("laguna.rope.dimension_count_swa", int(config.head_dim * local["partial_rotary_factor"]))
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+        writer.add_leading_dense_block_count(config.mlp_layer_types.count("dense"))
+        writer.add_expert_weights_scale(config.moe_routed_scaling_factor)
+        writer.add_expert_weights_norm(True)
     if architecture in ("afmoe", "bailingmoe2", "dots1", "exaone-moe", "glm4moe"):
         _add_scored_experts(writer, config)
     if architecture in ("afmoe", "exaone-moe"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, MELLUM, QWEN2_MOE, mellum_rope
+from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, LAGUNA, MELLUM, QWEN2_MOE, mellum_rope
 from family_models import (
     ERNIE4_5_MOE,
     GEMMA3N,
@@ -149,6 +149,8 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 16}),
     "ernie4_5_moe": ("ernie4_5_moe", "ernie4_5-moe", ERNIE4_5_MOE),
     "glm4_moe": ("glm4_moe", "glm4moe", GLM4_MOE),
+    "laguna": ("laguna", "laguna", LAGUNA),
+    "laguna, a gate for each number": ("laguna", "laguna", LAGUNA | {"gating": "per-element"}),
     "dots1": ("dots1", "dots1", DOTS1),
     "afmoe": ("afmoe", "afmoe", AFMOE),
     "exaone_moe": ("exaone_moe", "exaone-moe", EXAONE_MOE),

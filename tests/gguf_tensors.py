@@ -30,7 +30,7 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
     )
-    own = {"bailingmoe2": "dots1"}.get(own, own)  # which has queries, keys and values apart
+    own = {"bailingmoe2": "dots1", "laguna": "dots1"}.get(own, own)  # which has queries, keys and values apart
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
@@ -59,6 +59,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             layer, part = name.split(".")[2], {"weight": "ffn_gate_inp.weight", "bias": "ffn_gate_inp.bias"}
             own_name = f"blk.{layer}.{part.get(name.rpartition('.')[2], 'attn_sinks.weight')}"
             tensors[own_name] = parameter.detach().float().numpy()
+            continue
+        if name.endswith(".g_proj.weight"):
+            tensors[f"blk.{name.split('.')[2]}.attn_gate.weight"] = parameter.detach().float().numpy()
             continue
         if name.endswith("shared_mlp.input_linear.weight"):
             halves = np.split(parameter.detach().float().numpy(), 2)

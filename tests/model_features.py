@@ -166,6 +166,14 @@ FEATURES = {
         "layers_without_feed_forward": [1, 2], "conv_L_cache": 3, "residual_multiplier": 0.5, "qk_norm": True,
     },
     "a gate behind attention": {"attention_output_gate": True, "attention_bias": True},
+    "a softplus of a gate for each head, other heads and another part that turns in layers that see all": {
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "sliding_window": 7, "num_attention_heads": 6, "num_global_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 32, "attention_output_gate": True, "attention_gate_per_head": True, "qk_norm": True,
+        "attention_gate_act": "softplus", "partial_rotary_factor": 0.5, "rope_local_theta": 500.0,
+        "local_partial_rotary_factor": 1.0, "attention_sinks": True,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
     "a gate for each head, beside convolutions and windows": {
         "num_hidden_layers": 3, "layer_types": ["conv", "sliding_attention", "full_attention"], "sliding_window": 7,
         "conv_L_cache": 7, "attention_output_gate": True, "attention_gate_per_head": True, "norm_placement": "both",

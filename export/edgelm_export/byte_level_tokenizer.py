@@ -167,7 +167,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "youtu": _splitting(*_YOUTU_SPLITS, ignore_merges=True),
     "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it, and for the next
     "glm5": _splitting(_LLAMA3_SPLIT, ignore_merges=True),
-    "afmoe": _splitting(*_AFMOE_SPLITS),  # as llama.cpp splits for it, and for the next two
+    "laguna": _splitting(r"[^\n]+|[\n]+", _QWEN2_SPLIT),  # as llama.cpp splits for it, and for the next three
+    "afmoe": _splitting(*_AFMOE_SPLITS),
     "exaone-moe": _splitting(_EXAONE_MOE_SPLIT),
     "jais-2": _splitting(_JAIS2_SPLIT),
     "falcon": _FALCON,

@@ -276,7 +276,7 @@ class DecoderStack(Stack):
         """Add what the queries of a block gather, and its projection."""
         name, attended = f"{self.name}.layers.{i}.self_attn", self.attended(hidden, i)
         if self.config.attention_output_gate:
-            attended = self.gated(attended, hidden, name, self.config.head_size(i))
+            attended = self.gated(attended, hidden, name, i)
         return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
 
     def convolution(self, hidden: str, i: int) -> str:
@@ -396,7 +396,7 @@ class DecoderStack(Stack):
             inputs += [""] * (_HEAD_SINK - len(inputs))
             inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))
         attributes = {
-            "num_heads": config.num_attention_heads,
+            "num_heads": config.query_heads(i),
             "kv_num_heads": config.kv_heads(i),
             "scale": config.attention_scale,
             "do_rotary": int(bool(rotation)),
@@ -412,7 +412,7 @@ class DecoderStack(Stack):
         """
         config, H = self.config, self.config.head_size(i)
         query, key, value = self.apart(qkv, i, name)
-        own, N, K = config.keys_of(i) == i, config.num_attention_heads, config.kv_heads(i)
+        own, N, K = config.keys_of(i) == i, config.query_heads(i), config.kv_heads(i)
         turns_before = config.qk_norm and config.qk_norm_scope == "turned_head"
         query = self.turned_heads(query, N, i, f"{name}.turned_query") if turns_before else query
         key = self.turned_heads(key, K, i, f"{name}.turned_key") if turns_before and own else key
@@ -444,7 +444,7 @@ class DecoderStack(Stack):
         if len(qkv) > 1:
             return qkv
         H, parts = self.config.head_size(i), [f"{name}.{part}" for part in "qkv"]
-        NH, KH = self.config.num_attention_heads * H, self.config.kv_heads(i) * H
+        NH, KH = self.config.query_heads(i) * H, self.config.kv_heads(i) * H
         self.graph.node("Split", [qkv[0], self.graph.constant([NH, KH, KH])], parts, attributes={"axis": -1})
         return parts
 

@@ -248,7 +248,8 @@ def _write_text_files(
     }
     # onnxruntime-genai has another form of models with an encoder, and of those whose layers keep different things.
     kept = [buffer[:2] for buffer in cache_layout(checkpoint.config)]
-    are_alike = len(set(kept)) == 1 and len(kept) == 2 * checkpoint.config.num_hidden_layers
+    heads = set(map(checkpoint.config.query_heads, range(checkpoint.config.num_hidden_layers)))
+    are_alike = len(heads) == len(set(kept)) == 1 and len(kept) == 2 * checkpoint.config.num_hidden_layers
     if checkpoint.config.encoder is None and are_alike:
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():

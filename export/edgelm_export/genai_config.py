@@ -26,7 +26,7 @@ def genai_config(config: ModelConfig, *, shares_cache: bool) -> dict[str, Any]:
                 "filename": "model.onnx",
                 "head_size": config.head_size(0),  # as in all layers
                 "hidden_size": config.hidden_size,
-                "num_attention_heads": config.num_attention_heads,
+                "num_attention_heads": config.query_heads(0),
                 "num_hidden_layers": config.num_hidden_layers,
                 "num_key_value_heads": config.kv_heads(0),
                 "inputs": {

@@ -127,7 +127,7 @@ class _RoundingStack(_PrefillStack):
         place = config.cached_layers.index(i)
         query, *new = self.apart(qkv, i, name)
         if self.rotation(i):
-            query = self.turned_heads(query, config.num_attention_heads, i, f"{name}.turned_query")
+            query = self.turned_heads(query, config.query_heads(i), i, f"{name}.turned_query")
             new[0] = self.turned_heads(new[0], config.kv_heads(i), i, f"{name}.turned_key")
         past = []
         for number, part in enumerate(("key", "value")):

@@ -373,7 +373,9 @@ def _attention(
     if is_latent:
         out_TD = latent_values(config, weights, out_TD)
     if config.attention_output_gate:
-        gate_TD = 1 / (1 + np.exp(-linear(weights, "self_attn.gate_proj", hidden_TD)))
+        projected_TD = linear(weights, "self_attn.gate_proj", hidden_TD)
+        is_sigmoid = config.attention_gate_act == "sigmoid"
+        gate_TD = 1 / (1 + np.exp(-projected_TD)) if is_sigmoid else np.logaddexp(0, projected_TD)
         out_TD *= np.repeat(gate_TD, out_TD.shape[1] // gate_TD.shape[1], axis=1)
     if config.sub_norms:
         out_TD = this.normed("self_attn.attn_sub_norm", out_TD)

@@ -174,10 +174,11 @@ class Stack(ABC):
         """Add what cross-attention brings; nothing, in a stack that has none."""
         return hidden
 
-    def gated(self, attended: str, hidden: str, name: str, head_dim: int) -> str:
-        """Multiply what heads gather by a sigmoid of each number, or of each head."""
-        graph, N = self.graph, self.config.num_attention_heads
-        gate = graph.node("Sigmoid", [self.projections.linear(hidden, f"{name}.gate_proj")], f"{name}.gate")
+    def gated(self, attended: str, hidden: str, name: str, i: int) -> str:
+        """Multiply what heads of layer i gather by a gate of each number, or of each head."""
+        graph, N, head_dim = self.graph, self.config.query_heads(i), self.config.head_size(i)
+        operator = {"sigmoid": "Sigmoid", "softplus": "Softplus"}[self.config.attention_gate_act]
+        gate = graph.node(operator, [self.projections.linear(hidden, f"{name}.gate_proj")], f"{name}.gate")
         if not self.config.attention_gate_per_head:
             return graph.node("Mul", [attended, gate], f"{name}.gated")
         by_head = graph.node("Reshape", [attended, graph.constant([0, 0, N, head_dim])], f"{name}.by_head")

@@ -109,11 +109,11 @@ class _StandardDecoderStack(DecoderStack):
                 new_BKTH = heads_first(graph, heads_BTKH, f"{name}.{part}")
                 graph.node("Concat", [past, new_BKTH], given, attributes={"axis": 2})
         else:
-            split = split_heads(graph, qkv[0], config.num_attention_heads, H, f"{name}.q")
+            split = split_heads(graph, qkv[0], config.query_heads(i), H, f"{name}.q")
             queries = self._rotated(split, i, f"{name}.query") if self.rotation(i) else split
         attention = Attention(
             name=f"{name}.attention",
-            heads=config.num_attention_heads,
+            heads=config.query_heads(i),
             kv_heads=K,
             head_dim=H,
             scale=config.attention_scale,
@@ -127,7 +127,7 @@ class _StandardDecoderStack(DecoderStack):
     def turned(self, qkv: list[str], i: int, name: str) -> tuple[str, str, str]:
         """Return queries, keys and values by head, [B, T, N or K, H]; the first two turned where there is rope."""
         graph, config = self.graph, self.config
-        N, K, H = config.num_attention_heads, config.kv_heads(i), config.head_size(i)
+        N, K, H = config.query_heads(i), config.kv_heads(i), config.head_size(i)
         along_heads = {"axis": 2}
         parts = [f"{name}.{part}.by_head" for part in ("query_and_key", "value")]
         if len(qkv) == 1:

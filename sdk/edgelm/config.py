@@ -28,6 +28,7 @@ POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
+GATE_ACTIVATIONS = ("sigmoid", "softplus")  # of what attention gathers
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 # "sparsemixer" weights each expert that is chosen by the softmax of its score and of those close below (PhiMoE,
 # arXiv:2409.12136): by less than this share of their own.
@@ -67,13 +68,13 @@ class ModelConfig(LayerFeatures):
     "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
     window, which no scaling stretches. attention_multiplier: of query times key; None is head_dim ** -0.5.
 
-    global_head_dim, num_global_key_value_heads: of the layers that see all tokens, where others have a window; None is
-    that of the others. attention_k_eq_v: in those layers, keys before norm and rope are the values too.
-    num_kv_shared_layers: how many layers, the last ones, have no keys and values of their own, and look at those of the
-    last layer of their kind that has. hidden_size_per_layer_input: how many features each layer has of a token beside
-    the residual stream: from an embedding that all layers have a part of, and from what enters the first one; they gate
-    what the layer adds last (Gemma 3n's per-layer embeddings). vocab_size_per_layer_input: the rows of that embedding;
-    tokens beyond them have its first.
+    global_head_dim, num_global_attention_heads, num_global_key_value_heads: of the layers that see all tokens, where
+    others have a window; None is that of the others. attention_k_eq_v: in those layers, keys before norm and rope are
+    the values too. num_kv_shared_layers: how many layers, the last ones, have no keys and values of their own, and look
+    at those of the last layer of their kind that has. hidden_size_per_layer_input: how many features each layer has of
+    a token beside the residual stream: from an embedding that all layers have a part of, and from what enters the first
+    one; they gate what the layer adds last (Gemma 3n's per-layer embeddings). vocab_size_per_layer_input: the rows of
+    that embedding; tokens beyond them have its first.
 
     altup_num_inputs: how many residual streams there are (AltUp, arXiv:2301.13310). Each layer predicts what leaves it,
     computes the first of them, and corrects all by what that prediction lacked; its features are added to the others.
@@ -135,6 +136,7 @@ class ModelConfig(LayerFeatures):
     rope_local_theta: float | None = None
     rope_scaling: RopeScaling = _AS_TRAINED
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
+    local_partial_rotary_factor: float | None = None  # the same in layers with rope_local_theta; None is that of others
     layers_without_rope: tuple[int, ...] = ()
     llama_4_scaling_beta: float | None = None  # queries grow with each original context behind them (Ministral 3)
     relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)
@@ -142,6 +144,7 @@ class ModelConfig(LayerFeatures):
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None
     global_head_dim: int | None = None
+    num_global_attention_heads: int | None = None
     num_global_key_value_heads: int | None = None
     num_kv_shared_layers: int = 0
     kv_lora_rank: int | None = None
@@ -192,7 +195,8 @@ class ModelConfig(LayerFeatures):
     attention_sinks: bool = False  # a learned score for each query head, of a key that has no value
     attention_bias: bool = False  # of q_proj, k_proj and v_proj
     attention_output_bias: bool = False  # of o_proj
-    attention_output_gate: bool = False  # what a head gathers is multiplied by sigmoid(gate), projected like a query
+    attention_output_gate: bool = False  # what a head gathers is multiplied by a gate, projected like a query
+    attention_gate_act: str = "sigmoid"  # of such gates
     attention_gate_per_head: bool = False  # one such gate for each head, in place of one for each of its numbers
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
@@ -236,6 +240,7 @@ class ModelConfig(LayerFeatures):
             ("hidden_act", ACTIVATIONS),
             ("qk_norm_scope", QK_NORM_SCOPES),
             ("scoring_func", SCORING_FUNCS),
+            ("attention_gate_act", GATE_ACTIVATIONS),
             ("kv_cache", tuple(KV_CACHES)),
         ):
             if getattr(self, field) not in allowed:

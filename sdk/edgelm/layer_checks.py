@@ -154,6 +154,7 @@ def _check_latent_attention(config: LayerFeatures) -> None:
         "attention_bias": config.attention_bias, "attention_output_gate": config.attention_output_gate,
         "attention_k_eq_v": config.attention_k_eq_v, "num_kv_shared_layers": bool(config.num_kv_shared_layers),
         "global_head_dim": config.global_head_dim is not None, "kv_cache": config.kv_cache != "fp32",
+        "num_global_attention_heads": config.num_global_attention_heads is not None,
         "num_global_key_value_heads": config.num_global_key_value_heads is not None,
         "llama_4_scaling_beta": config.llama_4_scaling_beta is not None,
         "partial_rotary_factor": config.partial_rotary_factor != 1,
@@ -201,16 +202,18 @@ def _check_streams(config: LayerFeatures) -> None:
 
 def _check_own_features(config: LayerFeatures) -> None:
     """Check the fields that tell layers apart."""
-    for name in ("global_head_dim", "num_global_key_value_heads"):
+    for name in ("global_head_dim", "num_global_attention_heads", "num_global_key_value_heads"):
         if getattr(config, name) is not None:
             _check_whole(config, name, 1, MOST)
     for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
         _check_whole(config, name, 0, MOST)
-    if config.num_attention_heads % (config.num_global_key_value_heads or 1):
-        raise ConfigError(
-            f"num_attention_heads ({config.num_attention_heads}) is not a multiple of num_global_key_value_heads "
-            f"({config.num_global_key_value_heads})."
-        )
+    names = [
+        f"num_{kind}" if getattr(config, f"num_global_{kind}") is None else f"num_global_{kind}"
+        for kind in ("attention_heads", "key_value_heads")
+    ]
+    heads, kv_heads = (getattr(config, name) for name in names)
+    if heads % kv_heads:
+        raise ConfigError(f"{names[0]} ({heads}) is not a multiple of {names[1]} ({kv_heads}).")
     needed = [config.attention_multiplier, config.rope_local_theta if config.position == "rope" else 1.0]
     if config.global_head_dim is not None and None in needed:
         raise ConfigError(
@@ -226,6 +229,8 @@ def _check_own_features(config: LayerFeatures) -> None:
         raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
     if not config.qk_norm_weights and not config.qk_norm:
         raise ConfigError("qk_norm_weights is false, which needs qk_norm.")
+    if config.attention_gate_act != "sigmoid" and not config.attention_output_gate:
+        raise ConfigError(f"attention_gate_act is {config.attention_gate_act!r}, which needs an attention_output_gate.")
     if config.attention_gate_per_head and not config.attention_output_gate:
         raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
     if config.multipliers.mlp_gate != 1 and not config.mlp_gated:

@@ -59,6 +59,7 @@ class LayerFeatures:
     norm: str
     position: str
     partial_rotary_factor: float
+    local_partial_rotary_factor: float | None
     rope_local_theta: float | None
     rope_scaling: RopeScaling
     relative_attention_num_buckets: int
@@ -77,6 +78,7 @@ class LayerFeatures:
     parallel_residual: bool
     residual_multiplier: float
     global_head_dim: int | None
+    num_global_attention_heads: int | None
     num_global_key_value_heads: int | None
     num_kv_shared_layers: int
     kv_lora_rank: int | None
@@ -107,6 +109,7 @@ class LayerFeatures:
     layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool
     attention_output_gate: bool
+    attention_gate_act: str
     attention_gate_per_head: bool
     attention_k_eq_v: bool
     attention_bias: bool
@@ -138,8 +141,11 @@ class LayerFeatures:
 
         Dimension i turns with dimension i + half of them, some by no angle where the scaling says so (proportional).
         """
-        if kind == "local" or self.kv_lora_rank is not None:
+        if self.kv_lora_rank is not None:
             return self.rotary_dim
+        if kind == "local":
+            part = self.local_partial_rotary_factor
+            return self.rotary_dim if part is None else int(self.head_dim * part)
         return int((self.global_head_dim or self.head_dim) * self.partial_rotary_factor)
 
     def turning_dim(self, kind: str) -> int:
@@ -242,6 +248,11 @@ class LayerFeatures:
     def head_size(self, layer: int) -> int:
         """Return the size of a head in a layer with attention."""
         return self.head_dim if self.slides(layer) else self.global_head_dim or self.head_dim
+
+    def query_heads(self, layer: int) -> int:
+        """Return how many heads of queries a layer with attention has."""
+        own = None if self.slides(layer) else self.num_global_attention_heads
+        return own or self.num_attention_heads
 
     def kv_heads(self, layer: int) -> int:
         """Return how many heads of keys and values a layer with attention has."""

@@ -38,6 +38,14 @@ def _check_rope(config: LayerFeatures) -> None:
             f"{name} is {getattr(config, name)}, of which {config.turning_dim('global')} turn; rope needs an even one, "
             "of which some do."
         )
+    local = config.local_partial_rotary_factor
+    if local is not None and (
+        config.rope_local_theta is None or not 0 < local <= 1 or config.rotary_width("local") % 2 or local == 0
+    ):
+        raise ConfigError(
+            f"local_partial_rotary_factor is {local!r:.60}, with rope_local_theta {config.rope_local_theta}; it needs "
+            "one, and must be above 0, up to 1, so that an even number of dimensions turns."
+        )
     scaling = config.rope_scaling
     if scaling.rope_type == "dynamic" and config.rotary_width("global") == 2:
         raise ConfigError("rope_type 'dynamic' needs more than 2 dimensions of a head that turn.")

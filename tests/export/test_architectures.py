@@ -26,6 +26,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "gemma4_text": {"vocab_size_per_layer_input": 320},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
     "afmoe": {"attention_bias": False},
+    "laguna": {"attention_bias": False},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},

@@ -106,6 +106,23 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"attn_layer_offset": 1, "attn_layer_period": 2, "hidden_act": "gelu"},
         "hidden_act is 'gelu'; beside Mamba supported is 'silu'",
     ),
+    "biases in a Laguna": ("laguna", {"attention_bias": True}, "attention_bias is True; supported is none"),
+    "a cap of a Laguna's scores": (
+        "laguna",
+        {"moe_router_logit_softcapping": 5.0},
+        "moe_router_logit_softcapping is 5.0; supported is none",
+    ),
+    "another gate of a Laguna": ("laguna", {"gating": False}, "gating is False; supported: true, 'per-head', 'per-"),
+    "heads of a Laguna that differ otherwise": (
+        "laguna",
+        {"layer_types": ["full_attention"] * 2, "num_attention_heads_per_layer": [4, 8]},
+        r"num_attention_heads_per_layer is \[4, 8\]; supported is one number for layers with a window, and one",
+    ),
+    "no list of a Laguna's heads": (
+        "laguna",
+        {"num_attention_heads_per_layer": 4},
+        "num_attention_heads_per_layer is 4; supported is one number for layers with a window",
+    ),
     "biases beside them": ("ernie4_5_moe", {"use_bias": True}, "use_bias is true; experts that have no biases beside"),
     "another activation of linear attention": (
         "olmo_hybrid",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from make_tiny_model import CONFIG
+from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.package.package_check import _GENAI_KEYS
+from edgelm_export.exporter import export_package
 from edgelm_export.genai_config import genai_config
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 
 def test_sizes_are_those_of_the_config_and_heads_may_be_wider_than_their_share() -> None:
@@ -25,6 +28,16 @@ def test_where_all_layers_have_the_heads_of_those_that_see_all_tokens_these_coun
     config = replace(CONFIG, rope_local_theta=1e4, **own)
     decoder = genai_config(config, shares_cache=False)["model"]["decoder"]
     assert (decoder["head_size"], decoder["num_key_value_heads"]) == (32, 1)
+
+
+def test_where_layers_have_other_numbers_of_heads_there_is_none(tmp_path: Path) -> None:
+    """Also where they keep keys and values of the same shapes."""
+    windows = {"layer_types": ("full_attention", "sliding_attention"), "sliding_window": 8}
+    config = replace(CONFIG, num_global_attention_heads=1, **windows)
+    export_package(
+        HuggingFaceCheckpoint(make_checkpoint(tmp_path / "ckpt", config)), tmp_path / "pkg", "fp32", name="x"
+    )
+    assert not (tmp_path / "pkg/genai_config.json").exists()
 
 
 def test_a_model_may_have_no_begin_token_and_one_end_token_several_or_none() -> None:

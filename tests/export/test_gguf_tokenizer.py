@@ -133,6 +133,7 @@ SPLITS = {
     "smollm": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI", "'", "VE"],
     "llama-bpe": ["ĠI", "'ve", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "qwen2": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
+    "laguna": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "gpt-4o": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
     "afmoe": ["ĠI", "'ve", "Ġ", "1", "234", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "exaone-moe": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "ĠendĠI", "'VE"],
@@ -165,7 +166,7 @@ ALIKE = {
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
     "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
-    "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
+    "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
 }  # fmt: skip
 
 
@@ -177,6 +178,12 @@ def test_text_is_split_as_the_models_of_that_name_split_it(pre: str) -> None:
     splitter = build(ggml__pre=pre).pre_tokenizer
     assert splitter is not None
     assert [piece for piece, _ in splitter.pre_tokenize_str(" I've 1234 x.y\n\n  end I'VE")] == SPLITS[pre]
+
+
+def test_laguna_takes_lines_apart_first() -> None:
+    splitter = build(ggml__pre="laguna").pre_tokenizer
+    assert splitter is not None
+    assert [piece for piece, _ in splitter.pre_tokenize_str("x);\n\n \n  y")] == ["x", ");", "ĊĊ", "Ġ", "Ċ", "Ġ", "Ġy"]
 
 
 def test_kimi_takes_han_characters_apart_from_other_letters() -> None:

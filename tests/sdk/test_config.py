@@ -116,6 +116,20 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "num_attention_heads (4) is not a multiple of num_global_key_value_heads (3).",
         ),
         (
+            {"num_key_value_heads": 2, "num_global_attention_heads": 3},
+            "num_global_attention_heads (3) is not a multiple of num_key_value_heads (2).",
+        ),
+        ({"attention_gate_act": "relu"}, "attention_gate_act is 'relu'; supported: sigmoid, softplus."),
+        (
+            {"attention_gate_act": "softplus"},
+            "attention_gate_act is 'softplus', which needs an attention_output_gate.",
+        ),
+        (
+            {"local_partial_rotary_factor": 0.5},
+            "local_partial_rotary_factor is 0.5, with rope_local_theta None; it needs one, and must be above 0, up to "
+            "1, so that an even number of dimensions turns.",
+        ),
+        (
             {"global_head_dim": 32, "rope_local_theta": 1e4},
             "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
             "layers with a window.",

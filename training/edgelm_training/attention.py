@@ -70,6 +70,9 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softplus": functional.softplus}
+
+
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """Return the config's norm of vectors of a size."""
     return NORMS[config.norm](size, eps=config.norm_eps)
@@ -93,7 +96,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0, *, causal: bool = True) -> None:
         super().__init__()
         D, H = config.hidden_size, config.head_size(layer)
-        N, K = config.num_attention_heads, config.kv_heads(layer)
+        N, K = config.query_heads(layer), config.kv_heads(layer)
         self.config, self.layer, self.head_dim, self.causal = config, layer, H, causal
         self.keys_of = config.keys_of(layer)
         has_keys, over_projection = self.keys_of == layer, config.qk_norm_scope == "projection"
@@ -143,7 +146,8 @@ class Attention(nn.Module):
         mixed_BNTH = attend(q_BNTH, k_BKTH, values_BKTH, mask, scale, cap, self.sinks, causal=self.causal)
         mixed_BNTH = self.gathered(mixed_BNTH)
         if self.config.attention_output_gate:
-            gate_BTNH = torch.sigmoid(self.gate_proj(hidden_BTD)).unflatten(2, (mixed_BNTH.shape[1], -1))
+            gate_BTG = _GATES[self.config.attention_gate_act](self.gate_proj(hidden_BTD))
+            gate_BTNH = gate_BTG.unflatten(2, (mixed_BNTH.shape[1], -1))
             mixed_BNTH = mixed_BNTH * gate_BTNH.transpose(1, 2)
         mixed_BTD = mixed_BNTH.transpose(1, 2).flatten(2)
         output_BTD = self.o_proj(mixed_BTD if self.attn_sub_norm is None else self.attn_sub_norm(mixed_BTD))

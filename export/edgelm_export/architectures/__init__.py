@@ -50,6 +50,7 @@ from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.iquestcoder import IQUESTCODER
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.jamba import JAMBA
+from edgelm_export.architectures.laguna import LAGUNA
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
@@ -162,6 +163,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "iquestcoder": IQUESTCODER,
     "jais2": JAIS2,
     "jamba": JAMBA,
+    "laguna": LAGUNA,  # XS.2 and XS 2.1
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "lfm3": LFM3,

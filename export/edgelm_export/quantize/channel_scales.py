@@ -233,5 +233,5 @@ class PlainHead(CheckpointView):
 def _for_query_heads(config: ModelConfig, scales: Array, layer: int) -> Array:
     """Repeat the scales of each value head for the query heads that share it."""
     per_head_KH = scales.reshape(config.kv_heads(layer), config.head_size(layer))
-    sharing = config.num_attention_heads // config.kv_heads(layer)
+    sharing = config.query_heads(layer) // config.kv_heads(layer)
     return per_head_KH.repeat(sharing, axis=0).reshape(-1)

@@ -29,7 +29,7 @@ def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool
     longer than the original context. `dynamic` has these frequencies within the original context alone.
     """
     if kind == "local":
-        return np.float32(1.0) / _powers(config.rope_local_theta or config.rope_theta, config.rotary_dim), 1.0
+        return np.float32(1.0) / _powers(config.rope_local_theta or config.rope_theta, config.rotary_width(kind)), 1.0
     scaling, powers = config.rope_scaling, _powers(config.rope_theta, config.rotary_width(kind))
     frequencies: Float32Array = np.float32(1.0) / powers
     if scaling.rope_type in ("linear", "proportional"):

@@ -152,21 +152,21 @@ class _Stack:
     def _self_attention(self, name: str, i: int) -> None:
         config, H = self._config, self._config.head_size(i)
         if config.attention_sinks:
-            self._shapes[f"{name}.sinks"] = (config.num_attention_heads,)
+            self._shapes[f"{name}.sinks"] = (config.query_heads(i),)
         if config.kv_lora_rank is not None:
             self._latent_attention(name, config.kv_lora_rank)
             return
         self._attention(name, i)
         if config.attention_output_gate:
-            rows = config.num_attention_heads * (1 if config.attention_gate_per_head else H)
+            rows = config.query_heads(i) * (1 if config.attention_gate_per_head else H)
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
         if config.qk_norm and config.qk_norm_weights:
             over_projection = config.qk_norm_scope == "projection"
-            self._norm(f"{name}.q_norm", config.num_attention_heads * H if over_projection else H)
+            self._norm(f"{name}.q_norm", config.query_heads(i) * H if over_projection else H)
             if config.keys_of(i) == i:
                 self._norm(f"{name}.k_norm", config.kv_heads(i) * H if over_projection else H)
         if config.sub_norms:
-            self._norm(f"{name}.attn_sub_norm", config.num_attention_heads * H)
+            self._norm(f"{name}.attn_sub_norm", config.query_heads(i) * H)
 
     def _latent_attention(self, name: str, rank: int) -> None:
         config, D, N = self._config, self._config.hidden_size, self._config.num_attention_heads
@@ -187,7 +187,7 @@ class _Stack:
 
     def _attention(self, name: str, i: int) -> None:
         config, D = self._config, self._config.hidden_size
-        NH, KH = (heads * config.head_size(i) for heads in (config.num_attention_heads, config.kv_heads(i)))
+        NH, KH = (heads * config.head_size(i) for heads in (config.query_heads(i), config.kv_heads(i)))
         self._linear(f"{name}.q_proj", NH, D, config.attention_bias)
         if config.keys_of(i) == i:
             self._linear(f"{name}.k_proj", KH, D, config.attention_bias)

@@ -82,7 +82,7 @@ class SingleSteps:
         self._is_possible = (
             config.attn_logit_softcapping is None
             and not (config.conv_channels or config.state_layers or _routes_itself(config))
-            and threads <= config.num_attention_heads
+            and threads <= min(map(config.query_heads, config.attention_layers))
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
         )
         self._most: int | None = None if self._is_possible else 1

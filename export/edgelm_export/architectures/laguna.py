@@ -1,0 +1,157 @@
+"""Poolside's Laguna (XS.2, XS 2.1): experts as DeepSeek-V3 has them; layers with a window have more heads of queries,
+turn more of each, and all multiply what heads gather by the softplus of a gate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import MAX_LAYERS, ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key.
+_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 512,
+    "gating": True,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "rope_parameters": {
+        "full_attention": {"rope_theta": 5e5, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_theta": 1e4},
+    },
+}
+_GATES = {True: True, "per-head": True, "per-element": False}  # whether there is one for each head
+_UNSUPPORTED = ("attention_bias", "moe_apply_router_weight_on_input", "moe_router_logit_softcapping")
+_PATTERN = 4  # of these, the first layer of a GGUF file sees all
+_GGUF_KEYS = sigmoid_experts.GGUF_KEYS | {
+    "attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa", "rope.dimension_count_swa",
+}  # fmt: skip
+_GATE = "model.layers.{i}.self_attn.gate_proj"
+_NAMES = {
+    **{name: name.replace("shared_experts", "shared_expert") for name in experts.GGUF_NAMES | llama.GGUF_QK_NORMS},
+    "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.mlp.experts.e_score_correction_bias",
+    _GATE: "model.layers.{i}.self_attn.g_proj",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+    for key in _UNSUPPORTED:
+        if values.get(key):
+            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is none.")
+    if isinstance(values["gating"], (list, dict)) or values["gating"] not in _GATES:
+        raise CheckpointError(
+            f"config.json: gating is {values['gating']!r:.60}; supported: true, 'per-head', 'per-element'."
+        )
+    part = _part_of_windows(values)
+    values |= gemma3.rotations(values, 5e5, 1e4)
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    kinds = hf_values.layer_types(values) or ["full_attention"] * layers
+    windows = hf_values.windows(values, hf_values.whole_number(values, "sliding_window"), kinds)
+    heads, own = _heads(values, kinds, bool(windows))
+    config = llama.to_model_config({**values, "num_attention_heads": heads}, partial=1.0)
+    listed = hf_values.layer_types({"layer_types": values.get("mlp_layer_types")}) or ["dense"]
+    return dataclasses.replace(
+        config,
+        mlp_bias=False,
+        qk_norm=True,
+        num_global_attention_heads=own,
+        rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
+        local_partial_rotary_factor=part if windows else None,
+        attention_output_gate=True,
+        attention_gate_act="softplus",
+        attention_gate_per_head=_GATES[values["gating"]],
+        layers_without_experts=tuple(layer for layer, kind in enumerate(listed) if kind == "dense"),
+        moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
+        shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
+        scoring_func="sigmoid",
+        routed_scaling_factor=hf_values.number(values, "moe_routed_scaling_factor", 1.0),
+        expert_choice_bias=True,
+        **windows,
+        **experts.expert_fields(values, "num_experts"),
+    )
+
+
+def _part_of_windows(values: Mapping[str, Any]) -> float:
+    """Return how much of each head turns in layers with a window."""
+    settings = values["rope_parameters"]
+    local = settings.get("sliding_attention") if isinstance(settings, Mapping) else None
+    return hf_values.number(local if isinstance(local, Mapping) else {}, "partial_rotary_factor", 1.0)
+
+
+def _heads(values: Mapping[str, Any], kinds: list[str], has_windows: bool) -> tuple[int, int | None]:
+    """Return how many heads of queries there are, and in layers that see all tokens, if it is another number."""
+    usual = hf_values.whole_number(values, "num_attention_heads")
+    listed = values.get("num_attention_heads_per_layer", [usual] * len(kinds))
+    by_kind: dict[str, int] = dict(zip(kinds, listed, strict=False)) if isinstance(listed, list) else {}
+    if listed != [by_kind.get(kind) for kind in kinds]:
+        raise CheckpointError(
+            f"config.json: num_attention_heads_per_layer is {listed!r:.80}; supported is one number for layers with a "
+            f"window, and one for those without, of {len(kinds)} layers."
+        )
+    own = {"num_attention_heads": by_kind.get("full_attention", usual)}
+    heads = {"num_attention_heads": by_kind.get("sliding_attention", usual)} if has_windows else own
+    found, every = (hf_values.bounded(each, "num_attention_heads") for each in (heads, own))
+    return found, None if every == found else every
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    key = "laguna.attention.head_count"
+    header, heads = gguf_header.by_layer(header, "laguna", "attention.head_count")
+    metadata = {**header.metadata, key: heads[0] if heads else 0}
+    values = gguf_header.to_hf_config(
+        dataclasses.replace(header, metadata=metadata), "laguna", keys=_GGUF_KEYS, turns_a_part=True
+    )
+    routed, head_dim = sigmoid_experts.gguf_values(header, "laguna"), values["head_dim"]
+    window = whole_number(metadata, "laguna.attention.sliding_window", 0)
+    kinds = ["sliding_attention" if window and layer % _PATTERN else "full_attention" for layer in range(len(heads))]
+    if window and isinstance(metadata.get(f"laguna.{WINDOW_PATTERN}"), list):
+        kinds = window_kinds(metadata, "laguna")
+    dense = min(routed["first_k_dense_replace"], len(heads))
+    every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {})}
+    turning = whole_number(metadata, "laguna.rope.dimension_count_swa", head_dim)
+    local = {
+        "rope_theta": float32_number(metadata, "laguna.rope.freq_base_swa", every["rope_theta"]),
+        "partial_rotary_factor": turning / max(head_dim, 1),
+    }
+    every["partial_rotary_factor"] = values.pop("partial_rotary_factor")
+    gates = header.shapes.get("blk.0.attn_gate.weight", (0,))[0]
+    return {
+        **values,
+        "num_attention_heads_per_layer": heads,
+        "layer_types": kinds,
+        "sliding_window": window or None,
+        "rope_parameters": {"full_attention": every, "sliding_attention": local},
+        "gating": "per-head" if gates == values["num_attention_heads"] else "per-element",
+        "mlp_layer_types": ["dense"] * dense + ["sparse"] * (len(heads) - dense),
+        "num_experts": routed["n_routed_experts"],
+        "num_experts_per_tok": routed["num_experts_per_tok"],
+        "moe_intermediate_size": routed["moe_intermediate_size"],
+        "shared_expert_intermediate_size": whole_number(metadata, "laguna.expert_shared_feed_forward_length"),
+        "moe_routed_scaling_factor": routed["routed_scaling_factor"],
+    }
+
+
+LAGUNA = Architecture(
+    model_type="laguna",
+    read_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=GGUFFamily(
+        architecture="laguna",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names={**experts.GGUF_NAMES, **llama.GGUF_QK_NORMS, _GATE: "blk.{i}.attn_gate"}),
+        has_experts=True,
+    ),
+)
