@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def test_ordinary_text_gets_the_ids_of_the_original(
     assert ids == original.encode(text, add_special_tokens=False).ids
     assert ids == tokenizer.encode(text, control_tokens=True)
     assert tokenizer.decode(ids) == original.decode(ids) == text
+
+
+def test_others_run_while_a_long_text_is_encoded_which_has_the_ids_of_the_original(
+    tokenizer: Tokenizer, original: tokenizers.Tokenizer
+) -> None:
+    text = "The sea, 1984:  wide and blue. 漢字\n" * 1500
+    begins, has_run = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: begins.wait() and has_run.set())
+    other.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # seconds: who holds Python's lock keeps it unless it is given away
+    try:
+        begins.set()
+        ids = tokenizer.encode(text)
+        assert has_run.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
+    assert ids == original.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("text", CONTROL_SAMPLES)

@@ -36,17 +36,18 @@ async def tokenize(call: Call) -> Response:
     try:
         model = served.model
 
-        def encode() -> list[int]:
+        def answer() -> JsonAnswer:
             if "messages" in body:
                 variables = chat_messages.template_variables(model, body)
-                return model.encode_chat(chat_messages.messages_of(body), template_variables=variables)
-            return model.tokenizer.encode(body.get("prompt", ""))
+                ids = model.encode_chat(chat_messages.messages_of(body), template_variables=variables)
+            else:
+                ids = model.tokenizer.encode(body.get("prompt", ""))
+            counted: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.context_length}
+            if body.get("return_token_strs"):
+                counted["token_strs"] = [model.tokenizer.token_text(id_) for id_ in ids]
+            return JsonAnswer(counted)
 
-        ids = await asyncio.to_thread(encode)
-        answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.context_length}
-        if body.get("return_token_strs"):
-            answer["token_strs"] = [model.tokenizer.token_text(id_) for id_ in ids]
-        return JsonAnswer(answer)
+        return await asyncio.to_thread(answer)
     finally:
         served.release()
 

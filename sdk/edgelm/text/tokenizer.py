@@ -29,6 +29,9 @@ _HTML = re.compile(
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOUNDARY = "\x02"
+# Characters. `encode` holds Python's lock until it is done, 4 s for a megabyte, in which no other thread does anything;
+# `encode_batch_fast` gives it away, and starts threads of its own, which short texts do not need.
+_LONG = 1 << 14
 _NO_ID = 1 << 32  # and above: the library counts in 32 bits
 _MOST_IDS = 1 << 24  # 64 times as many as the largest vocabulary: some things go through all of them
 
@@ -185,7 +188,11 @@ class Tokenizer:
         whole = "".join(part if isinstance(part, str) else self._secret_of_id[part] for part in parts)
         # Whoever reads a secret name in a message can spell the control token from then on.
         with _errors(f"Cannot encode the text {''.join(texts)[:40]!r}", quoting=False):
-            ids: list[int] = self._rust.encode(whole, add_special_tokens=False).ids
+            ids: list[int] = (
+                self._rust.encode(whole, add_special_tokens=False).ids
+                if len(whole) < _LONG
+                else self._rust.encode_batch_fast([whole], add_special_tokens=False)[0].ids
+            )
             return ids
 
     def encode_continuation(self, text: str) -> list[int]:
