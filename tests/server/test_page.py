@@ -255,6 +255,18 @@ def test_markdown_of_any_depth_is_shown(page: Page) -> None:
     assert aligned == ["start", "right", "start", "right"]
 
 
+def test_a_paragraph_that_is_no_prose_is_shown_as_it_is_written(page: Page) -> None:
+    """Pairing the marks of one takes seconds for each of the page's frames."""
+    shown = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const answer = document.createElement("div");
+        document.querySelector("#thread").append(answer);
+        new MarkdownView(answer).show("*a* _".repeat(2000) + "\\n\\n*b* " + "c ".repeat(1500));
+        return [answer.firstChild.textContent, answer.querySelectorAll("em").length];
+    }""")
+    assert shown == ["*a* _" * 2000, 1]
+
+
 def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) -> None:
     code = "if one < 2:\n    print('<b>')"
     with EdgelmServer((TINY,), prelude=scripted(f"Look:\n\n```python\n{code}\n```\n")) as server:

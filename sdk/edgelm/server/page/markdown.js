@@ -4,7 +4,20 @@
 import { Lexer } from "./vendor/marked.esm.js";
 import { button, copy, element } from "./dom.js";
 
+const LONGEST_RUN = 4096; // characters
 const SAFE_LINK = /^(https?:|mailto:)/i;
+
+/**
+ * marked takes the square of a run of marks to pair them, or more: 2 minutes for 60,000 characters of `*a_`. A paragraph as
+ * long as that is no prose, and stays as it is written.
+ */
+class BoundedLexer extends Lexer {
+  inlineTokens(text, tokens = []) {
+    if (text.length <= LONGEST_RUN) return super.inlineTokens(text, tokens);
+    tokens.push({ type: "text", raw: text, text });
+    return tokens;
+  }
+}
 
 /** Show a text in `target`, block by block: blocks that did not change keep their elements. */
 export class MarkdownView {
@@ -25,7 +38,7 @@ export class MarkdownView {
 
   parsed(text) {
     try {
-      const tokens = new Lexer({ gfm: true }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
+      const tokens = new BoundedLexer({ gfm: true }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
       return tokens.map((token, index) => {
         const shown = this.blocks[index];
         return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
