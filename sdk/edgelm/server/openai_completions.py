@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
 
-from edgelm.completion import Completion, TokenLogprob, Usage
+from edgelm.completion import Chunk, Completion, TokenLogprob, Usage
 from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
@@ -25,6 +25,8 @@ from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
+
+Piece = TypeVar("Piece", Chunk, Completion)
 
 MAX_PROMPTS = 128
 MAX_LOGPROBS = 20
@@ -183,14 +185,19 @@ class CompletionWriter:
 
     def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
         echo = None if self.echoes is None else self.echoes[index // self.kept]
-        tokens = () if self.without_answer else answer.logprobs
-        text = "" if self.without_answer else answer.text
+        answer = self._written(answer)
         return {
             "index": index,
-            "text": text if echo is None else echo.text + text,
-            "logprobs": None if self.logprobs is None else self._logprobs(echo, tokens, self._places(echo)),
-            "finish_reason": "length" if self.without_answer else answer.finish_reason,
+            "text": answer.text if echo is None else echo.text + answer.text,
+            "logprobs": None if self.logprobs is None else self._logprobs(echo, answer.logprobs, self._places(echo)),
+            "finish_reason": answer.finish_reason,
         }
+
+    def _written(self, piece: Piece) -> Piece:
+        """Return a chunk or an answer as it is written."""
+        if not self.without_answer:
+            return piece
+        return replace(piece, text="", logprobs=(), finish_reason=piece.finish_reason and "length")
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the chunks, the usage where it was asked for."""
@@ -205,15 +212,12 @@ class CompletionWriter:
             if item is None:
                 yield KEEPALIVE
                 continue
-            index, chunk = item
-            text = "" if self.without_answer else chunk.text
-            reason = "length" if self.without_answer and chunk.finish_reason else chunk.finish_reason
-            tokens = () if self.without_answer else chunk.logprobs
-            if text or tokens or reason:
+            index, chunk = item[0], self._written(item[1])
+            if chunk.text or chunk.logprobs or chunk.finish_reason:
                 logprobs = None
-                if self.logprobs is not None and tokens:
-                    logprobs = self._logprobs(None, tokens, places[index])
-                yield self._chunk(index, text, logprobs, reason)
+                if self.logprobs is not None and chunk.logprobs:
+                    logprobs = self._logprobs(None, chunk.logprobs, places[index])
+                yield self._chunk(index, chunk.text, logprobs, chunk.finish_reason)
             if chunk.usage is not None:
                 usages.append(chunk.usage)
         if self.with_usage:
