@@ -298,6 +298,7 @@ class Block(nn.Module):
             parts["mlp"] = Experts(config, config.shared_expert_size(layer))
         elif config.has_feed_forward(layer):
             parts["mlp"] = FeedForward(config, config.feed_forward_size(layer), config.gate_cutoff(layer))
+        self._feeds_forward = "mlp" in parts
         parts[after_mlp] = None
         if config.hidden_size_per_layer_input:
             D, P = config.hidden_size, config.hidden_size_per_layer_input
@@ -326,7 +327,7 @@ class Block(nn.Module):
         layer's own features of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = self._norms
-        streams_BTAD = self.altup.predicted(hidden_BTD) if hasattr(self, "altup") else None
+        streams_BTAD = self.altup.predicted(hidden_BTD) if self.config.altup_num_inputs > 1 else None
         if streams_BTAD is not None:
             hidden_BTD = streams_BTAD[:, :, 0]
         attended_BTD = hidden_BTD
@@ -335,7 +336,7 @@ class Block(nn.Module):
             found = [self.self_attn(input_BTD, rotation, mask, None, kept)] if self._attends else []
             found += [self.get_submodule(self._mixing)(input_BTD, positions)] if self._mixing else []
             attended_BTD = self._added(hidden_BTD, sum(found[1:], found[0]), after_attention)
-            if hasattr(self, "laurel"):
+            if self.config.laurel_rank:
                 attended_BTD = (attended_BTD + self.laurel(input_BTD)) * 2**-0.5
         if memory is not None:
             before_cross, after_cross = CROSS_NORMS[self.config.norm_placement]
@@ -343,7 +344,7 @@ class Block(nn.Module):
             attended_BTD = self._added(attended_BTD, looked_BTD, after_cross)
         mlp_input_BTD = hidden_BTD if self.config.parallel_residual else attended_BTD
         hidden_BTD = attended_BTD
-        if hasattr(self, "mlp"):
+        if self._feeds_forward:
             read_BTD = self._normed(before_mlp, mlp_input_BTD)
             is_choice = isinstance(self.mlp, Experts)
             transformed_BTD = self.mlp(read_BTD, mlp_input_BTD) if is_choice else self.mlp(read_BTD)
