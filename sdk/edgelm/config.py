@@ -358,16 +358,6 @@ class ModelConfig(LayerFeatures):
         return tuple(id_ for id_ in (self.decoder_start_token_id, self.forced_bos_token_id) if id_ is not None)
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """The layers that have attention to tokens; others have a convolution, or a state, in its place."""
-        return tuple(filter(self.attends, range(self.num_hidden_layers)))
-
-    @property
-    def conv_channels(self) -> int:
-        """How many channels the convolutions of all layers have together."""
-        return sum(map(self.is_conv, range(self.num_hidden_layers))) * self.hidden_size
-
-    @property
     def short_context(self) -> int | None:
         """With LongRoPE, the longest text that turns by `short_factor`; a longer one turns otherwise from the start."""
         longrope = self.position == "rope" and self.rope_scaling.rope_type == "longrope"
@@ -377,19 +367,6 @@ class ModelConfig(LayerFeatures):
     def attention_scale(self) -> float:
         """What query times key is multiplied by."""
         return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
-
-    def is_conv(self, layer: int) -> bool:
-        """Tell whether a layer has a convolution in the place of attention."""
-        return self.kind(layer) == "conv"
-
-    def window(self, layer: int) -> int | None:
-        """Return how many tokens a query of this layer sees; None is all of them."""
-        if self.is_conv(layer):
-            return self.conv_L_cache
-        window = self.sliding_window
-        if self.has_state(layer) or window is None or window >= self.max_position_embeddings:
-            return None
-        return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
 
     def _check_switches_and_token_ids(self) -> None:
         for switch in dataclasses.fields(self):

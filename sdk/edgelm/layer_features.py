@@ -51,6 +51,9 @@ _WITHOUT_KEYS = (
 class LayerFeatures:
     """The part of ModelConfig that answers for single layers; the fields, and what they say, stand there."""
 
+    hidden_size: int
+    max_position_embeddings: int
+    conv_L_cache: int | None
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -121,13 +124,13 @@ class LayerFeatures:
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """The layers that have attention."""
-        raise NotImplementedError
+        """The layers that have attention to tokens; others have a convolution, or a state, in its place."""
+        return tuple(filter(self.attends, range(self.num_hidden_layers)))
 
     @property
     def conv_channels(self) -> int:
         """How many channels the convolutions of all layers have together."""
-        raise NotImplementedError
+        return sum(map(self.is_conv, range(self.num_hidden_layers))) * self.hidden_size
 
     @property
     def rotary_dim(self) -> int:
@@ -166,6 +169,19 @@ class LayerFeatures:
     def attends(self, layer: int) -> bool:
         """Tell whether a layer has attention to tokens, of which it keeps keys and values."""
         return self.kind(layer) not in _WITHOUT_KEYS
+
+    def is_conv(self, layer: int) -> bool:
+        """Tell whether a layer has a convolution in the place of attention."""
+        return self.kind(layer) == "conv"
+
+    def window(self, layer: int) -> int | None:
+        """Return how many tokens a query of this layer sees; None is all of them."""
+        if self.is_conv(layer):
+            return self.conv_L_cache
+        window = self.sliding_window
+        if self.has_state(layer) or window is None or window >= self.max_position_embeddings:
+            return None
+        return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
 
     def has_feed_forward(self, layer: int) -> bool:
         """Tell whether a layer has a feed-forward, or experts."""
