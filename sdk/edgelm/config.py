@@ -12,9 +12,9 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_checks import check_layers
-from edgelm.layer_features import CROSS_NORMS, KV_CACHES, MAX_CONV, NORM_PLACEMENTS, STATE_LAYERS, LayerFeatures
+from edgelm.layer_features import CROSS_NORMS, KV_CACHES, LAYERS_WITHOUT, NORM_PLACEMENTS, LayerFeatures
 from edgelm.multipliers import Multipliers
-from edgelm.number_bounds import FLOAT32_END, MOST, is_count
+from edgelm.number_bounds import FLOAT32_END, MOST
 from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
 from edgelm.shell_word import shell_word
@@ -27,7 +27,6 @@ SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
 POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
-LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
 GATE_ACTIVATIONS = ("sigmoid", "softplus")  # of what attention gathers
 QK_NORM_SCOPES = ("head", "turned_head", "projection")
 # "sparsemixer" weights each expert that is chosen by the softmax of its score and of those close below (PhiMoE,
@@ -49,8 +48,7 @@ SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finit
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
 # The fields that are lists in JSON.
-_OF_LAYERS = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
-_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *_OF_LAYERS)
+_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *LAYERS_WITHOUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +247,6 @@ class ModelConfig(LayerFeatures):
             raise ConfigError("norm_placement is 'shared', which needs parallel_residual.")
         self._check_numbers()
         self._check_switches_and_token_ids()
-        self._check_layers()
         check_layers(self)
         check_positions(self)
         if self.encoder is not None:
@@ -275,38 +272,6 @@ class ModelConfig(LayerFeatures):
             value = getattr(self, field)
             if value is not None and not low < value < FLOAT32_END:
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
-
-    def _check_layers(self) -> None:
-        for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
-            size = getattr(self, field)
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
-                raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
-        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types has {len(self.layer_types)} entries; the model has {self.num_hidden_layers} layers."
-            )
-        for kind in self.layer_types:
-            if kind not in LAYER_TYPES:
-                raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
-        for kind, field in (("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")):
-            if kind in self.layer_types and getattr(self, field) is None:
-                raise ConfigError(f"layer_types has {kind!r}, which needs a {field}.")
-        if not self.attention_layers:
-            kinds = " and ".join(map(repr, sorted(set(self.layer_types))))
-            raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
-        if (self.conv_L_cache or 0) > MAX_CONV:
-            raise ConfigError(f"conv_L_cache is {self.conv_L_cache}; at most {MAX_CONV} are supported.")
-        for field in _OF_LAYERS:
-            for layer in getattr(self, field):
-                if not is_count(layer, 0, self.num_hidden_layers - 1):
-                    raise ConfigError(
-                        f"{field} has {layer!r}; layers are counted from 0 to {self.num_hidden_layers - 1}."
-                    )
-
-        empty = [layer for layer in range(self.num_hidden_layers) if not self.has_feed_forward(layer)]
-        empty = [layer for layer in empty if not self.mixes(layer)]
-        if empty:
-            raise ConfigError(f"layers_without_feed_forward has {empty[0]}, of which layer_types says 'feed_forward'.")
 
     def _check_encoder(self, encoder: ModelConfig) -> None:
         if encoder.encoder is not None or encoder.position == "rope":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgelm.errors import ConfigError
-from edgelm.layer_features import MAX_CONV, LayerFeatures
+from edgelm.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
 from edgelm.number_bounds import MOST, is_count
 
 _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
@@ -25,6 +25,7 @@ def check_layers(config: LayerFeatures) -> None:
     Raises:
         ConfigError: one has a value outside its range or lacks another that it needs, or two contradict each other.
     """
+    _check_kinds(config)
     _check_linear_attention(config)
     _check_own_features(config)
     _check_latent_attention(config)
@@ -36,6 +37,38 @@ def _check_whole(config: LayerFeatures, name: str, least: int, most: int) -> Non
     value = getattr(config, name)
     if not is_count(value, least, most):
         raise ConfigError(f"{name} is {value!r:.60}; it must be a whole number from {least} to {most}.")
+
+
+def _check_kinds(config: LayerFeatures) -> None:
+    """Check which kind each layer is of, and what layers are named to lack."""
+    for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
+        size = getattr(config, field)
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
+            raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
+    if config.layer_types and len(config.layer_types) != config.num_hidden_layers:
+        raise ConfigError(
+            f"layer_types has {len(config.layer_types)} entries; the model has {config.num_hidden_layers} layers."
+        )
+    for kind in config.layer_types:
+        if kind not in LAYER_TYPES:
+            raise ConfigError(f"layer_types has {kind!r}; supported: {', '.join(LAYER_TYPES)}.")
+    for kind, field in (("sliding_attention", "sliding_window"), ("conv", "conv_L_cache")):
+        if kind in config.layer_types and getattr(config, field) is None:
+            raise ConfigError(f"layer_types has {kind!r}, which needs a {field}.")
+    if not config.attention_layers:
+        kinds = " and ".join(map(repr, sorted(set(config.layer_types))))
+        raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
+    if (config.conv_L_cache or 0) > MAX_CONV:
+        raise ConfigError(f"conv_L_cache is {config.conv_L_cache}; at most {MAX_CONV} are supported.")
+    for field in LAYERS_WITHOUT:
+        for layer in getattr(config, field):
+            if not is_count(layer, 0, config.num_hidden_layers - 1):
+                raise ConfigError(
+                    f"{field} has {layer!r}; layers are counted from 0 to {config.num_hidden_layers - 1}."
+                )
+    for layer in range(config.num_hidden_layers):
+        if not config.has_feed_forward(layer) and not config.mixes(layer):
+            raise ConfigError(f"layers_without_feed_forward has {layer}, of which layer_types says 'feed_forward'.")
 
 
 def _check_linear_attention(config: LayerFeatures) -> None:

@@ -39,13 +39,10 @@ STATE_LAYERS = {
     "linear_attention": "linear attention", "mamba": "layers of Mamba", "mamba2": "layers of Mamba 2",
     "hybrid": "Mamba 2 beside attention",
 }  # fmt: skip
-_WITHOUT_KEYS = (
-    "conv",
-    "linear_attention",
-    "mamba",
-    "mamba2",
-    "feed_forward",
-)  # the layers without attention to tokens
+LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
+LAYERS_WITHOUT = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
+# The layers without attention to tokens.
+_WITHOUT_KEYS = ("conv", "linear_attention", "mamba", "mamba2", "feed_forward")
 
 
 class LayerFeatures:
