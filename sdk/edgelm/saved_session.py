@@ -18,6 +18,7 @@ from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic
 from edgelm.files.folders import HOME_VARIABLE, state_folder
 from edgelm.files.regular_file import read_text
+from edgelm.package.manifest import is_plain_name
 
 if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
@@ -74,7 +75,7 @@ class SavedSessions:
         base = "-".join(re.findall(r"[a-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS]) or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
         with _reaching(self.root, "read"):
-            return next(name for name in names if not (self.root / name).exists())
+            return next(name for name in names if is_plain_name(name) and not (self.root / name).exists())
 
     def save(self, name: str, session: ChatSession, *, with_cache: bool = True) -> None:
         """Write a session under a name; what the name stood for is replaced. `with_cache` is as in ChatSession.save.
@@ -251,9 +252,10 @@ def _describe(folder: Path) -> SavedSession:
 
 
 def _check_name(name: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not (isinstance(name, str) and _NAME.fullmatch(name) and is_plain_name(name)):
         raise ConfigError(
-            f"{name!r} is not a name for a session: use up to 100 letters, digits, and . _ - between them."
+            f"{name!r} is not a name for a session: use up to 100 letters, digits, and . _ - between them, and "
+            "none that is a device of Windows."
         )
     return name
 

@@ -204,7 +204,9 @@ def test_removing_what_is_not_there_is_an_error(library):
         library.remove("tiny")
 
 
-@pytest.mark.parametrize("name", ["../tiny", "a/b", "a\\b", ".hidden", "-x", "", "..", "a ", "x" * 101, "tiny\n", "a."])
+@pytest.mark.parametrize(
+    "name", ["../tiny", "a/b", "a\\b", ".hidden", "-x", "", "..", "a ", "x" * 101, "tiny\n", "a.", "NUL", "aux.v1"]
+)
 def test_no_name_reaches_outside_the_library(library, name):
     for method in (library.package_path, library.source_path, library.downloads_path, library.remove):
         with pytest.raises(ConfigError, match="is not a name for a model"):

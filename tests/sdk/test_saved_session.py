@@ -203,7 +203,7 @@ def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> N
         saved.load("second", fresh_model())
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b", 5])
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b", "con", "Com1.x", 5])
 def test_a_name_that_could_leave_the_folder_is_refused(session: ChatSession, name: Any) -> None:
     with pytest.raises(edgelm.ConfigError, match="is not a name for a session: use up to 100 letters"):
         SavedSessions().save(name, session)
@@ -340,6 +340,7 @@ def test_a_new_name_is_made_of_the_first_words(session: ChatSession) -> None:
     assert saved.new_name("Why is the sea blue, and the sky too?") == "why-is-the-sea-blue-and"
     assert saved.new_name("漢字") == "chat"
     assert saved.new_name("a" * 500) == "a" * 40
+    assert saved.new_name("Con?") == "con-2"  # Windows has no folder of the other name
     saved.save("chat", session)
     assert saved.new_name("") == "chat-2"
     assert saved.describe("chat").messages == 2

@@ -427,9 +427,10 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: it is not.
     """
-    if not _NAME.fullmatch(name):
+    if not (_NAME.fullmatch(name) and manifest.is_plain_name(name)):
         raise ConfigError(
-            f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them."
+            f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them, and "
+            "none that is a device of Windows."
         )
     return name
 
