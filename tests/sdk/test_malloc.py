@@ -74,6 +74,13 @@ def test_freed_memory_is_given_back() -> None:
     assert grown["left alone"] > 50
 
 
+def test_what_outlives_the_modules_at_exit_ends_without_a_word() -> None:
+    # What something holds of them is emptied at exit: names of the module are None before the last of them ends.
+    program = "import sys; from edgelm.memory import malloc; malloc.z = malloc.Returned(); sys.kept = malloc"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # as musl's library: it has neither function
     malloc.return_freed_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -11,9 +12,9 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 class Returned:
     """Something large, whose memory goes back to the system where it ends: the allocator would keep most of it."""
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Free what this holds, and return it; what others hold too stays."""
-        if not sys.is_finalizing():
+        if not is_finalizing():  # a default, since the names of this module are gone by then
             vars(self).clear()
             return_freed_memory()
 
