@@ -85,6 +85,33 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [SYSTEM, *HI],
         {2},
     ),
+    "ShareGPT with calls": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+                {"from": "observation", "value": "2"},
+                {"from": "function_call", "value": '[{"name": "stop"}]'},
+                {"from": "function_call", "value": "add(1)"},
+            ]
+        },
+        [
+            HI[0],
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+            },
+            {"role": "tool", "content": "2"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": {"name": "stop"}}],
+            },
+            {"role": "assistant", "content": "add(1)"},
+        ],
+        {1, 3, 4},
+    ),
     "conversations in OpenAI's words": ({"conversations": HI}, HI, {1}),
     "ShareGPT with weights": (
         {

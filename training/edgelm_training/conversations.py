@@ -22,6 +22,7 @@ from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files,
 from edgelm_training.documents import read_records
 
 ASSISTANT = "assistant"
+_CALLING = "function_call"
 # ShareGPT's words, and OpenAI's newer one, for the roles that chat templates know.
 _ROLES = {
     "human": "user",
@@ -30,7 +31,7 @@ _ROLES = {
     "bing": ASSISTANT,
     "bard": ASSISTANT,
     "model": ASSISTANT,
-    "function_call": ASSISTANT,
+    _CALLING: ASSISTANT,
     "observation": "tool",
     "function_response": "tool",
     "developer": "system",
@@ -227,9 +228,21 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise DataError(f"the content of {place} is {content!r:.60}; it must be a text.")
     message |= {"role": _ROLES.get(role, role), "content": content or ""}
+    if role == _CALLING and (calls := _written_calls(str(content))):
+        message |= {"content": "", "tool_calls": calls}
     if "tool_calls" in message:
         message["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls")
     return message
+
+
+def _written_calls(content: str) -> list[Any] | None:
+    """Return the calls that a turn of ShareGPT's is, as JSON; None: it is something else, and stays the text it is."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    calls = value if isinstance(value, list) else [value]
+    return calls if all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls) else None
 
 
 def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
