@@ -170,6 +170,10 @@ def test_an_empty_corpus_is_refused(corpus: Path) -> None:
     Path("empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with empty\.txt, have no document\."):
         train_tokenizer(["empty.txt"], "tok")
+    Path("broken.jsonl").write_text("{\n{\n")
+    broken = TokenizerConfig(documents=DocumentConfig(skip_broken=True))
+    with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\.$"):
+        train_tokenizer(["broken.jsonl"], "tok", broken)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,10 @@ def train_tokenizer(
         with atomic.replace_folder(output) as staging:  # first: what cannot be written shows before the work
             tokenizer = _trained(texts, config)
             if not texts.documents:
+                broken = f"; {texts.broken} broken ones were left out" if texts.broken else ""
                 raise DataError(
-                    f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document."
+                    f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no "
+                    f"document{broken}."
                 )
             _write(staging, tokenizer)
     except OSError as error:
