@@ -201,16 +201,16 @@ class _Rendering:
             )
 
     def _check_thoughts(self, rendered: str) -> None:
-        """Refuse a template that leaves thoughts out; those before the last question many leave out on purpose."""
-        asked = max((i for i, message in enumerate(self._messages) if message["role"] == "user"), default=-1)
-        for i in sorted(number for number in self._learned if number > asked):
-            thoughts = {name: self._messages[i].get(name) for name in THOUGHT}
-            name, thought = next(((n, t) for n, t in thoughts.items() if isinstance(t, str)), ("", ""))
-            if thought.strip() not in rendered:
-                raise ChatTemplateError(
-                    f"The chat template does not write the {name} of messages[{i}]. Take a chat_template.jinja that "
-                    "does, or write it into the content, or leave it out."
-                )
+        """Refuse a template that leaves out what the last answer thought; what came before, many drop on purpose."""
+        last = max(i for i, message in enumerate(self._messages) if message["role"] == ASSISTANT)
+        thoughts = {name: self._messages[last].get(name) for name in THOUGHT}
+        name, thought = next(((n, t) for n, t in thoughts.items() if isinstance(t, str)), ("", ""))
+        is_answered = any(message["role"] == "user" for message in self._messages[last:])
+        if last in self._learned and not is_answered and thought.strip() not in rendered:
+            raise ChatTemplateError(
+                f"The chat template does not write the {name} of messages[{last}]. Take a chat_template.jinja that "
+                "does, or write it into the content, or leave it out."
+            )
 
     def _closing(self, before: str, asked: str) -> str:
         """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""
