@@ -256,7 +256,8 @@ def test_the_command_puts_a_package_into_the_library_by_default(tmp_path: Path, 
     assert edgelm.load("little-int4").manifest.precision == "int4"
 
 
-def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
+def test_the_verification_text_fits_small_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_WINDOWS", 4)  # of which conftest.py makes one
     model = edgelm.load(tiny_model_path())
     small = edgelm.ModelConfig.from_dict(model.config.to_dict() | {"max_position_embeddings": 40})
     _, windows, _ = verify._texts(model.tokenizer, small)
@@ -265,6 +266,7 @@ def test_the_verification_text_fits_small_contexts(tmp_path: Path) -> None:
 
 def test_a_large_model_is_checked_on_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_WINDOW_TOKENS", 256)  # which conftest.py makes fewer
+    monkeypatch.setattr(verify, "_WINDOWS", 4)
     model = edgelm.load(tiny_model_path())
     sizes = {"intermediate_size": 2**16, "hidden_size": 2**10, "num_hidden_layers": 6}
     large = edgelm.ModelConfig.from_dict(model.config.to_dict() | sizes)
