@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from edgelm.cli import main as main_module
 from edgelm.cli import other_words
 from edgelm.cli.main import main
+from edgelm.cli.start import with_home
 from edgelm.errors import DownloadError
 
 COMMANDS = (
@@ -346,6 +347,13 @@ main()
 def test_nothing_in_an_argument_is_replaced_on_windows(word):
     result = subprocess.run([sys.executable, "-c", _ON_WINDOWS, word], capture_output=True, text=True, check=False)
     assert repr(word) in result.stderr
+
+
+def test_a_path_in_the_users_home_is_known_where_no_shell_writes_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert with_home(["-o", "~/pkg", "~ is what?", "~ada/x", "a~/b"]) == [
+        "-o", "/home/ada/pkg", "~ is what?", "~ada/x", "a~/b",
+    ]  # fmt: skip
 
 
 def test_a_file_that_fails_is_named(monkeypatch):

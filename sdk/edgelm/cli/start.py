@@ -27,11 +27,20 @@ def main() -> None:
     try:
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if sys.platform == "win32":
+            sys.argv[1:] = with_home(sys.argv[1:])
         # On Windows click would take `~`, `$NAME`, `%NAME%` and `*` in a prompt for what a shell replaces.
         run(windows_expand_args=False)
     finally:
         if is_ours:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def with_home(words: list[str]) -> list[str]:
+    """Write the user's home where a word begins as a path in it: the shells of Windows leave `~` to the programs."""
+    import os
+
+    return [os.path.expanduser(word) if word.startswith(("~/", "~\\")) else word for word in words]
 
 
 def _say_nothing_of_interrupts(
