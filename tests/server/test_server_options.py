@@ -111,6 +111,10 @@ def test_what_a_model_had_is_free_when_memory_for_another_is_looked_for(own_libr
             del first
             (await pool.acquire("second")).release()
 
+    async def at_once(function, *arguments):
+        return function(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)  # a thread has what it returned for a moment longer
     pool = ModelPool((), ServerOptions())
     asyncio.run(main())
 
