@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import threading
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -223,20 +224,18 @@ def test_of_a_text_that_gives_way_the_beginning_stays_longest(model: LanguageMod
 def test_what_is_forgotten_is_freed_at_once(model: LanguageModel) -> None:
     """256 MiB would wait for Python to look for cycles: an idle program may never do."""
 
-    def blocks() -> int:
-        return sum(type(thing).__name__ == "_Block" for thing in gc.get_objects())
+    def kept() -> list[weakref.ref[object]]:
+        model.prefixes.keep(filled(model, random_ids(200)), 200)
+        return [weakref.ref(block) for block in model.prefixes._by_use]
 
-    gc.collect()
-    before = blocks()
     gc.disable()
     try:
-        model.prefixes.keep(filled(model, random_ids(200)), 200)
-        assert blocks() == before + 7  # the root is one
+        blocks = kept()
         model.prefixes.clear()
-        assert blocks() == before
-        model.prefixes.keep(filled(model, random_ids(200)), 200)
-        del model.prefixes
-        assert blocks() == before
+        assert [block() for block in blocks] == [None] * 6
+        blocks = kept()
+        model.prefixes = PrefixCache(model.config)
+        assert [block() for block in blocks] == [None] * 6
     finally:
         gc.enable()
 
