@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import edgelm
-from edgelm import GenerationConfig
+from edgelm import Generation, GenerationConfig
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
 from edgelm.runtime.shared_use import SharedUse
@@ -119,3 +119,17 @@ def test_who_is_broken_off_when_others_have_left_lets_them_in_again() -> None:
 
     for _ in interrupted(threading.Condition.__exit__, change):
         assert not use._closed
+
+
+def test_an_interrupt_of_who_waits_for_an_engines_answer_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `join(engine.submit(…))` nobody else has the answer, which would be made until its end."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    woken: list[bool] = []
+    answer = Generation(lambda: woken.append(answer.cancelled), lambda: None)
+    monkeypatch.setattr(answer._arrived, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        edgelm.join(answer)
+    assert woken == [True]

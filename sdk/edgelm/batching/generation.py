@@ -16,10 +16,10 @@ from edgelm.errors import EdgeLMError
 class Generation:
     """Yield the chunks of one answer: `for chunk in generation`, or `async for chunk in generation`.
 
-    Made by `Engine.submit` and `submit_chat`. One consumer reads it, in any thread or event loop. A slow one delays
-    nobody: what it has not read yet is kept, and no answer is longer than the model's context. take: what makes of a
-    chunk the one that is read; None leaves it as it is. max_unread: texts that may be kept (EngineOptions). worker: the
-    thread that makes it, which cannot wait for it.
+    Made by `Engine.submit` and `submit_chat`. Ctrl-C while it is waited for cancels it. One consumer reads it, in any
+    thread or event loop. A slow one delays nobody: what it has not read yet is kept, and no answer is longer than the
+    model's context. take: what makes of a chunk the one that is read; None leaves it as it is. max_unread: texts that
+    may be kept (EngineOptions). worker: the thread that makes it, which cannot wait for it.
     """
 
     def __init__(
@@ -80,13 +80,17 @@ class Generation:
 
     def __next__(self) -> Chunk:
         self._check_process()
-        with self._arrived:
-            while not self._unread:
-                if self._ended:
-                    raise StopIteration
-                self._check_can_wait()
-                self._arrived.wait()
-            item = self._unread.popleft()
+        try:
+            with self._arrived:
+                while not self._unread:
+                    if self._ended:
+                        raise StopIteration
+                    self._check_can_wait()
+                    self._arrived.wait()
+                item = self._unread.popleft()
+        except KeyboardInterrupt:
+            self.cancel()  # as a stream ends there: in `join(engine.submit(…))` nobody else has the answer
+            raise
         return self._read(item)
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
