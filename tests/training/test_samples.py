@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from make_tiny_model import CONFIG
+from sea_shards import prepare
+from tiny_training_runs import settings
 
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer, generate
+from edgelm_training.pretrain import build_recipe
+from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.samples import check_prompts, write_samples
 from edgelm_training.settings import SettingError
 from edgelm_training.train_config import TrainConfig
+from edgelm_training.train_log import SilentReporter
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,25 @@ def test_the_same_step_gives_the_same_texts_and_another_step_or_seed_others(mode
     assert drawn == texts(model, 10)
     assert all(one != other for one, other in zip(drawn, texts(model, 11), strict=True))
     assert all(one != other for one, other in zip(drawn, texts(model, 10, seed=7), strict=True))
+
+
+def test_pretraining_goes_on_with_a_prompt_as_inference_reads_it(
+    tok: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[int]] = []
+
+    def generate_nothing(_: Transformer, ids: list[int], *__: object, **___: object) -> list[int]:
+        read.append(ids)
+        return []
+
+    monkeypatch.setattr("edgelm_training.samples.generate", generate_nothing)
+    shards = prepare(tok, tmp_path / "shards", (str(corpus),))
+    values = settings(shards, tmp_path / "run", sample_prompts=("The sea", ""))
+    _, recipe = build_recipe(PretrainConfig(**values), SilentReporter())
+    assert recipe.sample is not None
+    recipe.sample(recipe.model, 1)
+    tokenizer = Tokenizer.load(shards)
+    assert read == [tokenizer.encode_prompt("The sea"), [tokenizer.control_tokens["<|endoftext|>"]]]
 
 
 def test_a_prompt_that_fills_the_context_is_refused_before_the_run_begins() -> None:

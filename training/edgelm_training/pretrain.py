@@ -80,7 +80,8 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     tokenizer = Tokenizer.load(shards.folder)
 
     def encode(prompt: str) -> list[int]:
-        return [*shards.start_token_ids, *tokenizer.encode(prompt)]
+        # As `edgelm run --raw` reads it, so that both write the same; nothing is the beginning of a document.
+        return tokenizer.encode_prompt(prompt) if prompt else list(shards.start_token_ids)
 
     check_prompts(config, encode, model.config.max_position_embeddings)
     recipe = Recipe(
