@@ -305,6 +305,17 @@ def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Pat
             finetune(settings("lora", "none", data=(str(data),), sequence_length=length))
 
 
+def test_that_nothing_is_left_to_validate_on_is_said(settings: Any, tmp_path: Path) -> None:
+    data = tmp_path / "same.jsonl"
+    data.write_text((json.dumps({"prompt": "Hi", "completion": "Hello!"}) + "\n") * 3)
+    told = []
+    for fraction in (0.05, 0.0):
+        notes = Notes()
+        build_recipe(FinetuneConfig(**settings("lora", data=(str(data),), validation_fraction=fraction)), notes)
+        told.append([note for note in notes.texts if "none is left to validate on: the run has no validation" in note])
+    assert list(map(len, told)) == [1, 0]  # 0: as it was asked for
+
+
 def test_what_is_validated_on_fits_the_rows_or_is_said_to_be_left_out(
     settings: Any, tiny_chats: Path, tmp_path: Path
 ) -> None:

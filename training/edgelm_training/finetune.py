@@ -336,6 +336,11 @@ def _note_data(
     reporter.note(
         f"{taken[0]} {kind} to train on, {sum(taken[1:])} to validate; rows of {training.sequence_length} tokens."
     )
+    if validation is None and config.validation_fraction:
+        reporter.note(
+            "There is one alone, or one several times, so none is left to validate on: the run has no validation loss "
+            "and no best checkpoint, only the latest."
+        )
     left_out = [place for rows in splits for place in _places_left_out(rows, group)]
     if left_out:
         reporter.note(
