@@ -197,6 +197,16 @@ def test_other_words_for_a_role_are_known(word: str, role: str) -> None:
     assert parse({"conversations": turns}).messages[0]["role"] == role
 
 
+def test_calls_of_functions_are_calls_of_tools() -> None:
+    function = {"name": "add", "arguments": '{"a": 1}'}
+    calling = {"role": "assistant", "content": "", "function_call": function}
+    result = {"role": "function", "name": "add", "content": "2"}
+    old = parse({"messages": [HI[0], calling, result, HI[1]], "functions": [{"name": "add"}]})
+    new = [HI[0], {**calling, "tool_calls": [function]}, {**result, "role": "tool"}, HI[1]]
+    del new[1]["function_call"]
+    assert old == parse({"messages": new, "tools": [{"name": "add"}]})
+
+
 def test_calls_get_openai_s_form() -> None:
     function = {"name": "add", "arguments": '{"a": 1}'}
     whole = {"id": "1", "type": "function", "function": function}

@@ -33,6 +33,7 @@ _ROLES = {
     "model": ASSISTANT,
     _CALLING: ASSISTANT,
     "observation": "tool",
+    "function": "tool",
     "function_response": "tool",
     "developer": "system",
 }
@@ -118,7 +119,7 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         learned=frozenset(learned),
         file=file.name,
         line=line,
-        tools=parse_tools(values.get("tools"), f"{file.name}:{line}"),
+        tools=parse_tools(values, f"{file.name}:{line}"),
     )
 
 
@@ -217,6 +218,8 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{place} is {value!r:.60}; a message is an object with role and content.")
     message = {key: item for key, item in value.items() if item is not None}
+    if call := message.pop(_CALLING, None):  # as OpenAI had one call, before it had several
+        message.setdefault("tool_calls", [call])
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
@@ -285,12 +288,14 @@ def text_field(values: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def parse_tools(value: Any, place: str) -> Sequence[Any] | None:
-    """Return what the field `tools` holds, in some data sets as JSON text, because Parquet has no type for it.
+def parse_tools(values: Mapping[str, Any], place: str) -> Sequence[Any] | None:
+    """Return what the field `tools` holds (before it there was `functions`), in some data sets as JSON text, because
+    Parquet has no type for it.
 
     Raises:
         DataError: it is no list of objects; the message begins with `place`.
     """
+    value = values["tools"] if values.get("tools") is not None else values.get("functions")
     if isinstance(value, str):
         if not value:
             return None

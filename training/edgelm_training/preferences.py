@@ -74,7 +74,7 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
         learned = [_learned(messages, shared, side) for messages, side in zip(answered, _SIDES, strict=True)]
     except DataError as error:
         raise DataError(f"{file.name}:{line}: {error}") from error
-    tools = parse_tools(values.get("tools"), f"{file.name}:{line}")
+    tools = parse_tools(values, f"{file.name}:{line}")
     chosen, rejected = (
         Conversation(messages=tuple(messages), learned=numbers, file=file.name, line=line, tools=tools)
         for messages, numbers in zip(answered, learned, strict=True)
