@@ -49,7 +49,9 @@ def add_mamba_memory(
     graph.node("Split", [made, graph.constant([R, X, X])], parts, attributes={"axis": -1})
     if config.mamba_rms_norm:
         parts = [stack.norm(part, f"{part}_layernorm", size) for part, size in zip(parts, (R, X, X), strict=True)]
-    step = graph.node("Softplus", [stack.projections.linear(parts[0], f"{name}.dt_proj")], f"{name}.step")
+    offset = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
+    biased = graph.node("Add", [stack.projections.linear(parts[0], f"{name}.dt_proj"), offset], f"{name}.step.biased")
+    step = graph.node("Softplus", [biased], f"{name}.step")
     written = graph.node("Mul", [step, values], f"{name}.written")
     logarithm = graph.weight(f"{name}.A_log", checkpoint.tensor(f"{name}.A_log"))
     rates = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")

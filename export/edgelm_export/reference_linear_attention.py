@@ -52,7 +52,7 @@ def mamba(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequ
     parts = dict(zip(("dt", "b", "c"), np.split(linear(weights, "mamba.x_proj", x_TN), [R, R + X], -1), strict=True))
     if config.mamba_rms_norm:
         parts = {name: norm(config, weights, f"mamba.{name}_layernorm.", part) for name, part in parts.items()}
-    steps_TN = np.logaddexp(0, linear(weights, "mamba.dt_proj", parts["dt"]))
+    steps_TN = np.logaddexp(0, linear(weights, "mamba.dt_proj", parts["dt"]) + weights["mamba.dt_bias"])
     rates_NX, written_TN = -np.exp(weights["mamba.A_log"]), steps_TN * x_TN
     read_TN, start = np.empty_like(x_TN), 0
     for length in lengths or (len(hidden_TD),):

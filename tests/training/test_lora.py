@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_features import LINEAR, MAMBA
 from torch import nn
 
 from edgelm.architecture.quantization_scheme import parse_scheme
@@ -74,6 +75,16 @@ def test_a_fresh_adapter_changes_nothing_and_one_that_is_off_neither(model: Tran
     plain = Transformer(model.config)
     plain.load_state_dict({name: tensor for name, tensor in names.items() if "lora" not in name})
     assert torch.equal(off, plain(IDS))
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear_attention", "mamba", "mamba2"])
+def test_what_is_in_the_place_of_attention_takes_adapters_too(kind: str, tiny_config: ModelConfig) -> None:
+    sizes = MAMBA if kind == "mamba" else LINEAR
+    config = dataclasses.replace(tiny_config, layer_types=(kind, "full_attention"), conv_L_cache=3, **sizes)
+    model = Transformer(config)
+    before = model(IDS)
+    add_adapters(model, linear_names(model), LoraConfig(rank=3, alpha=6.0, dropout=0.0, target_modules=()))
+    assert torch.equal(model(IDS), before)
 
 
 def test_only_adapters_learn_and_only_where_they_are_asked_for(model: Transformer) -> None:

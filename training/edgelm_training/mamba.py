@@ -35,10 +35,11 @@ class Mamba(nn.Module):
             self.dt_layernorm = make_norm(config, self.R)
             self.b_layernorm = make_norm(config, self.X)
             self.c_layernorm = make_norm(config, self.X)
-        self.dt_proj = nn.Linear(self.R, N)
+        self.dt_proj = nn.Linear(self.R, N, bias=False)
         # The numbers of a fresh channel are forgotten within one to X tokens at a step of one.
         self.A_log = nn.Parameter(torch.arange(1.0, self.X + 1).log().repeat(N, 1))
         self.D = nn.Parameter(torch.ones(N))
+        self.dt_bias = nn.Parameter(torch.full((N,), -4.6))  # a fresh channel's step is a hundredth
         self.out_proj = nn.Linear(N, D, bias=False)
 
     def forward(self, hidden_BTD: Tensor, positions: Tensor) -> Tensor:
@@ -47,8 +48,7 @@ class Mamba(nn.Module):
         dt_BTR, b_BTX, c_BTX = self.x_proj(x_BTN).split([self.R, self.X, self.X], -1)
         if self.normed:
             dt_BTR, b_BTX, c_BTX = self.dt_layernorm(dt_BTR), self.b_layernorm(b_BTX), self.c_layernorm(c_BTX)
-        projected_BTN = functional.linear(dt_BTR, self.dt_proj.weight).float()
-        step_BTN = functional.softplus(projected_BTN + self.dt_proj.bias)
+        step_BTN = functional.softplus(self.dt_proj(dt_BTR).float() + self.dt_bias)
         read_BTN = self._read(step_BTN, step_BTN * x_BTN.float(), b_BTX.float(), c_BTX.float(), positions)
         gated_BTN = (read_BTN + self.D * x_BTN) * functional.silu(self.in_proj_z(hidden_BTD).float())
         return self.out_proj(gated_BTN.to(hidden_BTD.dtype))

@@ -47,11 +47,13 @@ _NAMES = {
     **{name: source for name, source in bamba.NAMES.items() if ".mamba." not in name},
     **_EXPERTS,
     **{name: name for name in _PARTS},
+    f"{_LAYER}.dt_bias": f"{_LAYER}.dt_proj.bias",
     **{f"{_LAYER}.in_proj_{part}": f"{_LAYER}.in_proj" for part in ("x", "z")},
 }
 _GGUF_NAMES = {
     **experts.GGUF_NAMES,
     **{name: f"blk.{{i}}.{part}" for name, part in _PARTS.items()},
+    f"{_LAYER}.dt_bias": "blk.{i}.ssm_dt.bias",
     **{f"{_LAYER}.in_proj_{part}": "blk.{i}.ssm_in" for part in ("x", "z")},
 }
 _GGUF_SIZES = {

@@ -124,7 +124,7 @@ class _Stack:
     def _mamba(self, name: str) -> None:
         config, D, channels = self._config, self._config.hidden_size, self._config.linear_channels
         rank, keys = config.mamba_dt_rank or 0, config.linear_key_head_dim or 0
-        self._shapes |= {f"{name}.A_log": (channels, keys), f"{name}.D": (channels,)}
+        self._shapes |= {f"{name}.A_log": (channels, keys), f"{name}.D": (channels,), f"{name}.dt_bias": (channels,)}
         for part in ("x", "z"):
             self._linear(f"{name}.in_proj_{part}", channels, D, False)
         self._shapes[f"{name}.conv1d.weight"] = (channels, 1, config.linear_conv_kernel_dim or 0)
@@ -133,7 +133,7 @@ class _Stack:
         if config.mamba_rms_norm:
             for part, size in (("dt", rank), ("b", keys), ("c", keys)):
                 self._norm(f"{name}.{part}_layernorm", size)
-        self._linear(f"{name}.dt_proj", channels, rank, True)
+        self._linear(f"{name}.dt_proj", channels, rank, False)
         self._linear(f"{name}.out_proj", D, channels, False)
 
     def _mamba2(self, name: str) -> None:
