@@ -264,6 +264,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors]]] = {
             for name, tensor in halved(tensors).items()
         },
     ),
+    "jamba": (
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_dt_rank": 32, "pad_token_id": 0},
+        lambda tensors: {
+            name: tensor.swapaxes(1, 2) if name.endswith("conv1d.weight") else tensor
+            for name, tensor in tensors.items()
+        },
+    ),
+    "laguna": (
+        EXPERTS | {"num_attention_heads_per_layer": [4, 4], "shared_expert_intermediate_size": 32},
+        lambda tensors: renamed(stacked(tensors, "mlp", PARTS), "mlp.experts.e_", "mlp.gate.e_"),
+    ),
     "gpt_oss": (
         {"head_dim": 32, "num_local_experts": 3, "num_experts_per_tok": 2, "tie_word_embeddings": False},
         lambda tensors: taken_apart(tensors),

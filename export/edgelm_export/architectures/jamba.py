@@ -128,7 +128,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 JAMBA = Architecture(
     model_type="jamba",
     read_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES),
+    layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({f"{_LAYER}.conv1d.weight"})),  # so mlx-lm has them
     gguf=GGUFFamily(
         architecture="jamba",
         to_hf_config=_gguf_to_hf_config,

@@ -39,10 +39,16 @@ _GGUF_KEYS = sigmoid_experts.GGUF_KEYS | {
     "attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa", "rope.dimension_count_swa",
 }  # fmt: skip
 _GATE = "model.layers.{i}.self_attn.gate_proj"
+_CHOICE_BIAS = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 _NAMES = {
     **{name: name.replace("shared_experts", "shared_expert") for name in experts.GGUF_NAMES | llama.GGUF_QK_NORMS},
-    "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.mlp.experts.e_score_correction_bias",
+    _CHOICE_BIAS: "model.layers.{i}.mlp.experts.e_score_correction_bias",
     _GATE: "model.layers.{i}.self_attn.g_proj",
+}
+_MLX_NAMES = {
+    **_NAMES,
+    **experts.mlx_names("model.layers.{i}.mlp.switch_mlp"),
+    _CHOICE_BIAS: _CHOICE_BIAS,
 }
 
 
@@ -148,6 +154,7 @@ LAGUNA = Architecture(
     model_type="laguna",
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
+    mlx=TensorLayout(names=_MLX_NAMES),
     gguf=GGUFFamily(
         architecture="laguna",
         to_hf_config=_gguf_to_hf_config,
