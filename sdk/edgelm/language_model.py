@@ -35,7 +35,7 @@ from edgelm.structure.reasoning import Reasoning, reasoning_settings, take_in_tu
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
-from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
+from edgelm.structure.tools import Tool, ToolChoice, listed_tools, tool_parameters, tool_settings
 from edgelm.text.chat_template import WITHOUT_TEMPLATE, ChatTemplate, encode_chat, words_to_continue
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
@@ -169,7 +169,7 @@ class LanguageModel(Returned):
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} {WITHOUT_TEMPLATE}")
         variables = self.chat_template.check_variables(template_variables)
-        turns, of_tools, marks = show_tools(messages, tools or (), tool_format(self))
+        turns, of_tools, marks = show_tools(messages, listed_tools(tools), tool_format(self))
         return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools}, marks=marks)
 
     def chat_prompt(
@@ -317,7 +317,7 @@ class LanguageModel(Returned):
             ChatTemplateError, ConfigError: as from `stream_chat`.
         """
         settings = or_default("config", config, self.generation_config)
-        tools = [] if tools is None else as_list(tools, "tools takes a list of definitions in OpenAI's form")
+        tools = listed_tools(tools)
         format_ = tool_format(self)
         settings = tool_settings(settings, tools, tool_choice, format_)
         shown = tools if tool_choice != "none" else []

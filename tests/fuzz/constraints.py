@@ -65,7 +65,7 @@ def mutate(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 
 
 def read(path: Path) -> None:
-    """Compile a form, and follow it for a few tokens."""
+    """Make a form, and hold an answer to it."""
     kind, _, source = path.read_bytes().partition(b"\n")
     text = source.decode("utf-8", "replace")
     if kind == b"json_schema":
@@ -76,6 +76,11 @@ def read(path: Path) -> None:
         constraint = Constraint.json_schema(schema, strict=len(text) % 2 == 0)
     else:
         constraint = getattr(Constraint, kind.decode("utf-8", "replace"))(text)
+    follow(constraint)
+
+
+def follow(constraint: Constraint) -> None:
+    """Compile a form, and follow it for a few tokens."""
     check_form(constraint)
     matcher = constraint.compile(_tokenizer(), [2])
     for _ in range(4):

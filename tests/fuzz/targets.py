@@ -11,6 +11,7 @@ from fuzz import (
     package_files,
     settings_files,
     tokenizer_files,
+    tool_calls,
 )
 from fuzz.target import Target
 
@@ -24,6 +25,10 @@ TARGETS: dict[str, Target] = {
     "constraint": Target(
         file="form", prepare=constraints.prepare, mutate=constraints.mutate,
         read=lambda folder: constraints.read(folder / "form"), count=300, long_count=50_000,
+    ),
+    "tool-calls": Target(
+        file="calls", prepare=tool_calls.prepare, mutate=tool_calls.mutate,
+        read=lambda folder: tool_calls.read(folder / "calls"), count=300, long_count=50_000,
     ),
     "http-body": Target(
         file="request", prepare=lambda _: http_bodies.seeds(), mutate=http_bodies.mutate,

@@ -490,3 +490,9 @@ def test_tools_may_come_one_by_one() -> None:
 def test_what_is_no_list_of_tools_is_refused_with_the_conversation(tools: Any, choice: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scripted_model("x").stream_chat([Message(role="user", content="x")], tools=tools, tool_choice=choice)
+
+
+@pytest.mark.parametrize("tools", [5, "f", [None], [{"type": "function"}]])
+def test_a_conversation_is_not_encoded_with_what_is_no_tool(tools: Any) -> None:
+    with pytest.raises(ConfigError, match=r"tools( takes a list|\[0\] is)"):
+        scripted_model("x").encode_chat([Message(role="user", content="x")], tools)

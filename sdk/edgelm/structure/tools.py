@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from edgelm.arguments import as_list
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_string
@@ -21,6 +22,17 @@ Tool = Mapping[str, Any]  # in OpenAI's form: {"type": "function", "function": {
 ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]  # {"name": ...}: that tool
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+def listed_tools(tools: Sequence[Tool] | None) -> list[Tool]:
+    """Return tools as a list; none of them for None.
+
+    Raises:
+        ConfigError: they are no list, or one of them is not in OpenAI's form.
+    """
+    listed = [] if tools is None else as_list(tools, "tools takes a list of definitions in OpenAI's form")
+    _functions(listed)
+    return listed
 
 
 def tool_parameters(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
