@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import DataError
-from edgelm.package.manifest import sha256_of
+from edgelm.package.manifest import is_plain_name, sha256_of
 
 INDEX_FILE = "index.json"
 FORMAT = "edgelm-shards"
@@ -69,6 +69,8 @@ class Shards:
         numbers = [self.vocab_size, *(number for shard in self.shards for number in (shard.documents, shard.tokens))]
         if not all(type(number) is int and 0 < number < _END for number in numbers):
             raise ValueError("a count is no whole number above 0")
+        if not all(isinstance(shard.name, str) and is_plain_name(f"{shard.name}.idx.npy") for shard in self.shards):
+            raise ValueError("the name of a shard is no plain file name")
         self.num_tokens = sum(shard.tokens for shard in self.shards)
         self.num_documents = sum(shard.documents for shard in self.shards)
         self._token_starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
