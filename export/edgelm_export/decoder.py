@@ -25,9 +25,10 @@ from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factor
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
-from edgelm.runtime.decoder_graph import CROSS, PAST_CONV, PRESENT_CONV, SHARED
+from edgelm.runtime.decoder_graph import CROSS, SHARED
 from edgelm_export.altup import add_merged, add_spread
 from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.convolution import Convolutions
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
 from edgelm_export.graph import BATCH, MICROSOFT
@@ -99,7 +100,7 @@ class DecoderStack(Stack):
         hidden = self.begin()
         for i in range(self.config.num_hidden_layers):
             hidden = self.block(hidden, i)
-        self.end_convolutions()
+        self.convolutions.end()
         self.head(self.last_positions(self.last_hidden_state(hidden)))
         return self.graph.model(self.config.model_type)
 
@@ -110,7 +111,7 @@ class DecoderStack(Stack):
         self.features_of_layers(hidden)
         self.rotations()
         self.bias = self.distance_scores() if self.config.position == "relative" else ""
-        self.begin_convolutions()
+        self.convolutions = Convolutions(self)
         return add_spread(self, hidden) if self.config.altup_num_inputs > 1 else hidden
 
     def inputs(self) -> None:
@@ -237,31 +238,10 @@ class DecoderStack(Stack):
         output = self.operators.attention(graph, config, [query, *source], name, by_head=True)
         return self.added(hidden, self.projections.linear(output, f"{name}.o_proj"), layer, after, "cross_residual")
 
-    def begin_convolutions(self) -> None:
-        """Take apart what the convolutions read of the tokens before, [B, L - 1, D] for each layer that has one."""
-        graph, config = self.graph, self.config
-        layers = [i for i in range(config.num_hidden_layers) if config.is_conv(i)]
-        self.past_conv = {i: f"{PAST_CONV}.{i}" for i in layers}
-        self.present_conv: list[str] = []
-        if layers:
-            shape: list[int | str] = [BATCH, 1, (config.conv_L_cache or 0) - 1, config.conv_channels]
-            past = graph.input(PAST_CONV, FLOAT, shape)
-            rows = graph.node("Squeeze", [past, graph.constant([1])], f"{PAST_CONV}.rows")
-            sizes = graph.constant([config.hidden_size] * len(layers))
-            graph.node("Split", [rows, sizes], list(self.past_conv.values()), attributes={"axis": -1})
-
-    def end_convolutions(self) -> None:
-        """Give what the convolutions will read of the new tokens."""
-        if self.present_conv:
-            graph = self.graph
-            rows = graph.node("Concat", self.present_conv, f"{PRESENT_CONV}.rows", attributes={"axis": -1})
-            graph.output(PRESENT_CONV, FLOAT, [BATCH, 1, "tokens", self.config.conv_channels])
-            graph.node("Unsqueeze", [rows, graph.constant([1])], PRESENT_CONV)
-
     def attention(self, hidden: str, i: int) -> str:
         """Add the attention of a block, or what is in its place or beside it, and the projection of what it gives."""
         if self.config.is_conv(i):
-            return self.convolution(hidden, i)
+            return self.convolutions.add(hidden, i)
         if self.config.kind(i) == "linear_attention":
             return add_linear_attention(self, hidden, f"{self.name}.layers.{i}.linear_attn", *add_states(self, i))
         if self.config.kind(i) == "mamba":
@@ -278,38 +258,6 @@ class DecoderStack(Stack):
         if self.config.attention_output_gate:
             attended = self.gated(attended, hidden, name, i)
         return self.projections.linear(self.sub_norm(attended, f"{name}.attn_sub_norm"), f"{name}.o_proj")
-
-    def convolution(self, hidden: str, i: int) -> str:
-        """Sum each channel over a token and the L - 1 before it, between two gates."""
-        graph, name = self.graph, f"{self.name}.layers.{i}.conv"
-        gated, closing = self.opened(hidden, i)
-        rows = graph.node("Concat", [self.past_conv[i], gated], f"{name}.rows", attributes={"axis": 1})
-        # ONNX Runtime takes the constant weight [D, 1, L] apart when it loads the graph.
-        weight_D1L = graph.weight(f"{name}.conv.weight", self.checkpoint.tensor(f"{name}.conv.weight"))
-        by_place_L1D = graph.node("Transpose", [weight_D1L], f"{name}.conv.by_place", attributes={"perm": [2, 1, 0]})
-        before = (self.config.conv_L_cache or 0) - 1
-        factors = [f"{name}.conv.factor.{place}" for place in range(before + 1)]
-        graph.node("Split", [by_place_L1D], factors, attributes={"axis": 0, "num_outputs": before + 1})
-        summed = ""
-        for place, factor in enumerate(factors):
-            bounds = [graph.constant([bound]) for bound in (place, place - before, 1)]
-            seen = gated if place == before else graph.node("Slice", [rows, *bounds], f"{name}.seen.{place}")
-            product = graph.node("Mul", [seen, factor], f"{name}.product.{place}")
-            summed = graph.node("Add", [summed, product], f"{name}.sum.{place}") if summed else product
-        if self.config.conv_bias:
-            bias = graph.weight(f"{name}.conv.bias", self.checkpoint.tensor(f"{name}.conv.bias"))
-            summed = graph.node("Add", [summed, bias], f"{name}.biased")
-        closed = graph.node("Mul", [closing, summed], f"{name}.closed")
-        return self.projections.linear(closed, f"{name}.out_proj")
-
-    def opened(self, hidden: str, i: int) -> tuple[str, str]:
-        """Return what is behind the first gate, which is what later tokens see, and the second gate."""
-        graph, name = self.graph, f"{self.name}.layers.{i}.conv"
-        opening, closing, value = parts = [f"{name}.{part}" for part in ("opening_gate", "closing_gate", "value")]
-        projected = self.projections.linear(hidden, f"{name}.in_proj")
-        graph.node("Split", [projected], parts, attributes={"axis": -1, "num_outputs": 3})
-        self.present_conv.append(graph.node("Mul", [opening, value], f"{name}.gated"))
-        return self.present_conv[-1], closing
 
     def attended(self, hidden: str, i: int) -> str:
         """Project queries, keys and values, norm them, and let the queries look at the keys."""

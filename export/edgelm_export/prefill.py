@@ -89,7 +89,7 @@ class _PrefillStack(DecoderStack):
         before_attention, *_ = config.block_norms(last)
         hidden = self.block_norm(hidden, f"{self.name}.layers.{last}", before_attention)
         if config.is_conv(last):
-            self.opened(hidden, last)
+            self.convolutions.opened(hidden, last)
         elif config.kind(last) == "linear_attention":
             add_memory(self, hidden, f"{self.name}.layers.{last}.linear_attn", *add_states(self, last))
         elif config.kind(last) == "mamba":
@@ -98,7 +98,7 @@ class _PrefillStack(DecoderStack):
             add_mamba2_memory(self, hidden, f"{self.name}.layers.{last}.mamba", *add_states(self, last))
         if config.attends(last):
             self.attended(hidden, last)
-        self.end_convolutions()
+        self.convolutions.end()
         return self.graph.model(f"{config.model_type}-prefill")
 
 
