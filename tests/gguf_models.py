@@ -30,7 +30,7 @@ from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
 from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT, LATENT_LONGROPE
 from mamba_models import FALCON_H1, JAMBA, JAMBA_EXPERTS, NEMOTRON_H, NEMOTRON_H_MOE
-from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE
+from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE, STABLELM_12B
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
 
@@ -220,6 +220,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", "starcoder2", {}),
     "stablelm": ("stablelm", "stablelm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
     "stablelm in parallel": ("stablelm", "stablelm", {"use_parallel_residual": True, "tie_word_embeddings": False}),
+    "stablelm in parallel, with norms of heads": ("stablelm", "stablelm", STABLELM_12B),
     "mixtral": ("mixtral", "llama", {"num_local_experts": 5, "tie_word_embeddings": False}),
     "qwen3_moe": ("qwen3_moe", "qwen3moe", QWEN3_MOE | {"norm_topk_prob": True}),
     "olmoe": ("olmoe", "olmoe", OLMOE | {"tie_word_embeddings": False}),

@@ -60,6 +60,10 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             own_name = f"blk.{layer}.{part.get(name.rpartition('.')[2], 'attn_sinks.weight')}"
             tensors[own_name] = parameter.detach().float().numpy()
             continue
+        if norm := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.([qk])_layernorm\.norms\.\d+\.weight", name):
+            stacked, vector = f"blk.{norm[1]}.attn_{norm[2]}_norm.weight", parameter.detach().float().numpy()[None]
+            tensors[stacked] = np.concatenate([tensors[stacked], vector]) if stacked in tensors else vector
+            continue
         if name.endswith(".g_proj.weight"):
             tensors[f"blk.{name.split('.')[2]}.attn_gate.weight"] = parameter.detach().float().numpy()
             continue

@@ -236,6 +236,13 @@ FEATURES = {
     "query and key norms without weights over all heads, beside layer norms": {
         "qk_norm": True, "qk_norm_scope": "projection", "qk_norm_weights": False, "norm": "layer",
     },
+    "query and key norms with weights of each head's own": {
+        "qk_norm": True, "qk_norm_scope": "own_head", "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "query and key layer norms with weights of each head's own, of which a part turns": {
+        "qk_norm": True, "qk_norm_scope": "own_head", "norm": "layer", "partial_rotary_factor": 0.25,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48,
+    },
     "query and key norms over all heads": {
         "qk_norm": True, "qk_norm_scope": "projection", "num_attention_heads": 4, "num_key_value_heads": 2,
     },

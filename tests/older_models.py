@@ -8,6 +8,7 @@ FALCON_7B = {"pad_token_id": 0, "ffn_hidden_size": 96}
 FALCON_11B = FALCON_7B | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
 GPT_BIGCODE = {"n_inner": 96, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
+STABLELM_12B = {"use_parallel_residual": True, "qk_layernorm": True, "tie_word_embeddings": False}
 GPT_NEO = {"attention_types": [[["global", "local"], 1]], "window_size": 9, "intermediate_size": 96}
 GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
 CODEGEN = GPTJ | {"pad_token_id": None}
@@ -20,6 +21,7 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 9, "use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3},
     ),
     "stablelm": ("stablelm", {"tie_word_embeddings": False}),
+    "stablelm in parallel, with norms of heads": ("stablelm", STABLELM_12B),
     "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "gpt2": ("gpt2", {"n_inner": 96}),
     "gpt2, untied, four times as wide": ("gpt2", {"tie_word_embeddings": False}),

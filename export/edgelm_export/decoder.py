@@ -375,18 +375,6 @@ class DecoderStack(Stack):
             value = self.graph.node("Reshape", [normed, joined], f"{name}.v_norm.joined")
         return [query, key, value]
 
-    def normed_by_head(self, projected: str, module: str, width: int, head_dim: int) -> str:
-        """Norm queries or keys [B, T, width], each head by itself or all together."""
-        norm = self.norm if self.config.qk_norm_weights else self.plain_norm
-        if self.config.qk_norm_scope == "projection":
-            return norm(projected, module, width)
-        normed = norm(self.split_heads(projected, module, head_dim), module, head_dim)
-        return self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
-
-    def split_heads(self, projected: str, name: str, head_dim: int) -> str:
-        """Split [B, T, heads * H] into heads [B, T, heads, H]."""
-        return self.graph.node("Reshape", [projected, self.graph.constant([0, 0, -1, head_dim])], f"{name}.heads")
-
     def apart(self, qkv: list[str], i: int, name: str) -> list[str]:
         """Split a packed query, key and value; what is not packed stays."""
         if len(qkv) > 1:

@@ -338,13 +338,17 @@ def _attention(
     kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
 
     def normed(x: Array, name: str) -> Array:
+        if scope == "own_head":
+            centred = x if config.norm == "rms" else x - x.mean(-1, keepdims=True)
+            weight_N1H = weights[f"self_attn.{name}.weight"].reshape(len(x), 1, H)
+            return over_rms(centred, config.norm_eps) * weight_N1H
         return this.normed(f"self_attn.{name}", x) if config.qk_norm_weights else over_rms(x, config.norm_eps)
 
     def heads(x_TD: Array, name: str) -> Array:
         """Return heads [N or K, T, H], normed and turned."""
         x_TD = normed(x_TD, name) if scope == "projection" else x_TD
         x_NTH = x_TD.reshape(T, -1, H).swapaxes(0, 1)
-        x_NTH = normed(x_NTH, name) if scope == "head" else x_NTH
+        x_NTH = normed(x_NTH, name) if scope in ("head", "own_head") else x_NTH
         if kind is not None:
             x_NTH = rotate(x_NTH, *(rows_of_positions(config, kind, table, lengths) for table in tables[kind]))
         return normed(x_NTH, name) if scope == "turned_head" else x_NTH

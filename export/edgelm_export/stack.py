@@ -201,9 +201,11 @@ class Stack(ABC):
         """Norm by one of a block's norms, where the block has it."""
         return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
 
-    def norm(self, hidden: str, name: str, size: int | None = None, epsilon: float | None = None) -> str:
-        """Norm the last dimension, of `size`, or D; epsilon: other than the config's."""
-        epsilon, kind = epsilon or self.config.norm_eps, self.config.norm
+    def norm(
+        self, hidden: str, name: str, size: int | None = None, epsilon: float | None = None, kind: str | None = None
+    ) -> str:
+        """Norm the last dimension, of `size`, or D; epsilon, kind: other than the config's."""
+        epsilon, kind = epsilon or self.config.norm_eps, kind or self.config.norm
         if kind.endswith("_plain"):
             size = size or self.config.hidden_size
             weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
@@ -222,6 +224,27 @@ class Stack(ABC):
         ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
         addends = self.addends.get(hidden, ())
         return self.operators.rms_norm(self.graph, hidden, ones, self.config.norm_eps, name, addends)
+
+    def normed_by_head(self, projected: str, module: str, width: int, head_dim: int) -> str:
+        """Norm queries or keys [B, T, width], each head by itself or all together."""
+        scope, is_rms = self.config.qk_norm_scope, self.config.norm.startswith("rms")
+        norm = self.norm if self.config.qk_norm_weights else self.plain_norm
+        if scope == "projection":
+            return norm(projected, module, width)
+        heads = self.split_heads(projected, module, head_dim)
+        if scope == "own_head":
+            normed = self.norm(heads, f"{module}.plain", head_dim, kind="rms_plain" if is_rms else "layer_plain")
+        else:
+            normed = norm(heads, module, head_dim)
+        joined = self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
+        if scope != "own_head":
+            return joined
+        weight = self.graph.weight(f"{module}.weight", self.checkpoint.tensor(f"{module}.weight"))
+        return self.graph.node("Mul", [joined, weight], f"{module}.weighted")
+
+    def split_heads(self, projected: str, name: str, head_dim: int) -> str:
+        """Split [B, T, heads * H] into heads [B, T, heads, H]."""
+        return self.graph.node("Reshape", [projected, self.graph.constant([0, 0, -1, head_dim])], f"{name}.heads")
 
     def experts(self, hidden: str, stream: str, name: str) -> str:
         """Add the experts of a block, and the one beside them; `stream` is what `hidden` is the norm of."""

@@ -28,7 +28,7 @@ POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
 GATE_ACTIVATIONS = ("sigmoid", "softplus")  # of what attention gathers
-QK_NORM_SCOPES = ("head", "turned_head", "projection")
+QK_NORM_SCOPES = ("head", "turned_head", "own_head", "projection")
 # "sparsemixer" weights each expert that is chosen by the softmax of its score and of those close below (PhiMoE,
 # arXiv:2409.12136): by less than this share of their own.
 SCORING_FUNCS = ("softmax", "sigmoid", "sparsemixer")
@@ -199,7 +199,9 @@ class ModelConfig(LayerFeatures):
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
-    qk_norm_scope: str = "head"  # each head by itself (behind rope: "turned_head"), or all heads together
+    qk_norm_scope: str = (
+        "head"  # each head by itself (behind rope: "turned_head"; with its own weights: "own_head"), or all
+    )
     qk_norm_weights: bool = True  # without, those norms are RMS norms, whatever `norm` says (Llama 4)
     v_norm: bool = False  # of values, each head by itself, without weights
     attention_k_eq_v: bool = False

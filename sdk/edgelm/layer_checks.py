@@ -10,6 +10,7 @@ _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a mode
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
 # Each makes names of tensors; in use are up to 7,808 (128 heads in 61 layers).
 _MAX_LATENT_HEADS = 1 << 16
+_OWN_HEAD_NORMS = ("rms", "layer", "layer_no_bias")
 _MAX_STREAMS = 64  # each makes names of tensors; in use are 4
 # Of these: the least of each, and the largest, which is 256 in use; products of all are still numbers.
 _LINEAR_FIELDS = {
@@ -260,6 +261,11 @@ def _check_own_features(config: LayerFeatures) -> None:
         )
     if config.sub_norms and config.norm.endswith("_plain"):
         raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
+    if config.qk_norm_scope == "own_head" and (config.norm not in _OWN_HEAD_NORMS or not config.qk_norm_weights):
+        raise ConfigError(
+            f"qk_norm_scope is 'own_head', with norm {config.norm!r} and qk_norm_weights {config.qk_norm_weights}; it "
+            f"needs weights, and a norm of {', '.join(_OWN_HEAD_NORMS)}."
+        )
     if not config.qk_norm_weights and not config.qk_norm:
         raise ConfigError("qk_norm_weights is false, which needs qk_norm.")
     if config.attention_gate_act != "sigmoid" and not config.attention_output_gate:

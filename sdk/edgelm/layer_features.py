@@ -115,6 +115,7 @@ class LayerFeatures:
     attention_bias: bool
     llama_4_scaling_beta: float | None
     qk_norm: bool
+    qk_norm_scope: str
     qk_norm_weights: bool
     v_norm: bool
     kv_cache: str

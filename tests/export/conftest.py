@@ -159,7 +159,8 @@ def write_gguf(bpe_tokenizer: PreTrainedTokenizerFast) -> WriteGGUF:
                 type(value)
             ](key, value)
         for name, tensor in {**tensors_of(model, architecture), **(extra or {})}.items():
-            if tensor.ndim > 1 and name.endswith("weight") and any(part in name for part in QUANTIZED):
+            is_matrix = tensor.ndim > 1 and name.endswith("weight") and "_norm" not in name
+            if is_matrix and any(part in name for part in QUANTIZED):
                 type_ = gguf.GGMLQuantizationType[quantization]
                 writer.add_tensor(name, gguf.quants.quantize(tensor, type_), raw_dtype=type_)
             else:

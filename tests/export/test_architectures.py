@@ -350,7 +350,6 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             {"rope_scaling": {"type": "dynamic", "alpha": 0.5, "factor": 1.0}},
             "alpha is 0.5 and head_dim 16; they must be from 1 to 1000000, and 4 or more",
         ),
-        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; a norm of its own for each .* is not supported"),
         (
             "nanochat",
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},

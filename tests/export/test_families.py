@@ -159,6 +159,7 @@ NOT_IN_TRANSFORMERS = {
         "gemma4_text with experts",
         "gemma4_text with experts, shared keys, features",
         "granitemoehybrid with Mamba",
+        "stablelm in parallel, with norms of heads",
         "granitemoehybrid with Mamba, groups, experts and rope, untied",
     )
 } - {

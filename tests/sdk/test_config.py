@@ -48,7 +48,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"norm_placement": "middle"}, "norm_placement is 'middle'; supported: pre, post, both, shared, residual."),
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
         ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid, sparsemixer."),
-        ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, turned_head, projection."),
+        ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, turned_head, own_head, projection."),
         ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),
         (
@@ -185,6 +185,11 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "values they look at.",
         ),
         ({"v_norm": 1}, "v_norm is 1; it must be true or false."),
+        (
+            {"qk_norm": True, "qk_norm_scope": "own_head", "norm": "rms_offset"},
+            "qk_norm_scope is 'own_head', with norm 'rms_offset' and qk_norm_weights True; it needs weights, and a "
+            "norm of rms, layer, layer_no_bias.",
+        ),
         ({"qk_norm_weights": False}, "qk_norm_weights is false, which needs qk_norm."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
         *(

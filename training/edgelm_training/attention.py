@@ -78,9 +78,26 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
     return NORMS[config.norm](size, eps=config.norm_eps)
 
 
-def make_plain_norm(config: ModelConfig, size: int) -> nn.Module:
-    """Return an RMS norm without weights."""
-    return NORMS["rms_plain"](size, eps=config.norm_eps)
+def make_norm_of_heads(config: ModelConfig, heads: int, head_dim: int) -> nn.Module:
+    """Return the norm of queries or keys."""
+    if config.qk_norm_scope == "own_head":
+        return OwnHeadNorm(config, heads, head_dim)
+    size = heads * head_dim if config.qk_norm_scope == "projection" else head_dim
+    return make_norm(config, size) if config.qk_norm_weights else NORMS["rms_plain"](size, eps=config.norm_eps)
+
+
+class OwnHeadNorm(nn.Module):
+    """Norm each head, and multiply it by weights of its own."""
+
+    def __init__(self, config: ModelConfig, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.plain = NORMS["rms_plain" if config.norm == "rms" else "layer_plain"](head_dim, eps=config.norm_eps)
+        self.weight = nn.Parameter(torch.ones(heads * head_dim))
+
+    def forward(self, x_BNTH: Tensor) -> Tensor:
+        """Return [B, N, T, H]."""
+        weight_N1H = self.weight.unflatten(0, (x_BNTH.shape[1], 1, -1))
+        return (self.plain(x_BNTH.to(weight_N1H.dtype)) * weight_N1H).to(x_BNTH.dtype)
 
 
 class Attention(nn.Module):
@@ -99,7 +116,7 @@ class Attention(nn.Module):
         N, K = config.query_heads(layer), config.kv_heads(layer)
         self.config, self.layer, self.head_dim, self.causal = config, layer, H, causal
         self.keys_of = config.keys_of(layer)
-        has_keys, over_projection = self.keys_of == layer, config.qk_norm_scope == "projection"
+        has_keys = self.keys_of == layer
         self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
         self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
         if has_keys:
@@ -110,11 +127,10 @@ class Attention(nn.Module):
         if config.attention_output_gate:
             gates = N if config.attention_gate_per_head else N * H
             self.gate_proj = nn.Linear(D, gates, bias=config.attention_bias)
-        make = make_norm if config.qk_norm_weights else make_plain_norm
         if config.qk_norm:
-            self.q_norm = make(config, N * H if over_projection else H)
+            self.q_norm = make_norm_of_heads(config, N, H)
         if config.qk_norm and has_keys:
-            self.k_norm = make(config, K * H if over_projection else H)
+            self.k_norm = make_norm_of_heads(config, K, H)
         # What is gathered passes here, and then what each head made of it, for who looks into the model.
         self.values, self.gathered = nn.Identity(), nn.Identity()
         self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None
@@ -170,7 +186,7 @@ class Attention(nn.Module):
         """
         scope = self.config.qk_norm_scope if self.config.qk_norm else None
         heads = self._split_heads(self.get_submodule(norm)(projected) if scope == "projection" else projected)
-        heads = self.get_submodule(norm)(heads) if scope == "head" else heads
+        heads = self.get_submodule(norm)(heads) if scope in ("head", "own_head") else heads
         heads = heads if rotation is None else rotate(heads, rotation.cos, rotation.sin)
         return self.get_submodule(norm)(heads) if scope == "turned_head" else heads
 

@@ -1,4 +1,4 @@
-"""StableLM: a Llama with layer norms, whose heads turn in part."""
+"""StableLM: a Llama with layer norms, whose heads turn in part; in 12B with norms of queries and keys, one a head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
@@ -20,16 +19,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+_MOST_HEADS = 1024  # each makes names of tensors; in use are 32
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **values}
-    if hf_values.flag(values, "qk_layernorm"):
-        raise CheckpointError(
-            "config.json: qk_layernorm is true; a norm of its own for each query and key head is not supported."
-        )
     config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.25)
-    parallel = hf_values.flag(values, "use_parallel_residual")
+    parallel, has_norms = (hf_values.flag(values, key) for key in ("use_parallel_residual", "qk_layernorm"))
     return dataclasses.replace(
         config,
         norm="layer",
@@ -38,7 +34,22 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         attention_bias=hf_values.flag(values, "use_qkv_bias"),
         attention_output_bias=False,
         mlp_bias=False,
+        qk_norm=has_norms,
+        qk_norm_scope="own_head" if has_norms else "head",
     )
+
+
+def _layout(config: ModelConfig) -> TensorLayout:
+    """Return the layout of a folder, where each head's norm is a tensor by itself."""
+    if not config.qk_norm:
+        return TensorLayout()
+    names, assembled = dict(llama.NAMES), {}
+    for part, count in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
+        stem = f"model.layers.{{i}}.self_attn.{part}_layernorm"
+        names[f"model.layers.{{i}}.self_attn.{part}_norm"] = stem
+        parts = (f"{stem}.norms.{head}.weight" for head in range(min(count, _MOST_HEADS)))
+        assembled[f"{stem}.weight"] = tuple(parts)
+    return TensorLayout(names=names, assembled=assembled)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -48,6 +59,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         **values,
         "layer_norm_eps": values["rms_norm_eps"],
         "use_qkv_bias": "blk.0.attn_q.bias" in header.shapes,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in header.shapes,
         # llama.cpp tells the two forms apart by the second norm, which a shared one leaves out.
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in header.shapes,
     }
@@ -56,7 +68,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 STABLELM = Architecture(
     model_type="stablelm",
     read_config=_to_model_config,
+    layout_of=_layout,
     gguf=GGUFFamily(
-        architecture="stablelm", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)
+        architecture="stablelm",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS,
+            vectors_in_rows=frozenset(f"{name}.weight" for name in llama.GGUF_QK_NORMS.values()),
+        ),
     ),
 )

@@ -161,12 +161,18 @@ class _Stack:
             rows = config.query_heads(i) * (1 if config.attention_gate_per_head else H)
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
         if config.qk_norm and config.qk_norm_weights:
-            over_projection = config.qk_norm_scope == "projection"
-            self._norm(f"{name}.q_norm", config.query_heads(i) * H if over_projection else H)
+            self._norm_of_heads(f"{name}.q_norm", config.query_heads(i), H)
             if config.keys_of(i) == i:
-                self._norm(f"{name}.k_norm", config.kv_heads(i) * H if over_projection else H)
+                self._norm_of_heads(f"{name}.k_norm", config.kv_heads(i), H)
         if config.sub_norms:
             self._norm(f"{name}.attn_sub_norm", config.query_heads(i) * H)
+
+    def _norm_of_heads(self, name: str, heads: int, head_dim: int) -> None:
+        scope = self._config.qk_norm_scope
+        if scope == "own_head":  # without a bias
+            self._shapes[f"{name}.weight"] = (heads * head_dim,)
+        else:
+            self._norm(name, heads * head_dim if scope == "projection" else head_dim)
 
     def _latent_attention(self, name: str, rank: int) -> None:
         config, D, N = self._config, self._config.hidden_size, self._config.num_attention_heads
