@@ -46,7 +46,9 @@ _INIT, _INITS = "init_lora_weights", (True, False, None, "gaussian", "eva", "ort
 _TURNED = frozenset({"q_proj", "k_proj"})
 _LATENT = frozenset({"q_proj", "q_b_proj", "kv_a_proj_with_mqa"})
 ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(("cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "nanochat"), _TURNED),
+    **dict.fromkeys(
+        ("cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "llama4_text", "nanochat"), _TURNED
+    ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
 }
 
