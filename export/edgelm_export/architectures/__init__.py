@@ -254,7 +254,7 @@ def gguf_architecture_of(
     if str(part) in _GGUF_PARTS:
         raise CheckpointError(f"{where} is {_GGUF_PARTS[str(part)]}.")
     name = metadata.get("general.architecture")
-    if name in _NAMES_OF_OLLAMA or any(tensor.startswith(_SENSES_OF_OLLAMA) for tensor in tensors):
+    if str(name) in _NAMES_OF_OLLAMA or any(tensor.startswith(_SENSES_OF_OLLAMA) for tensor in tensors):
         raise CheckpointError(
             f"{where} is in a form of Ollama's own, with other names or with what reads images in one file. Take the "
             "GGUF file that the Hugging Face hub has of the model, or its safetensors."
