@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 import edgelm
 from edgelm.package.manifest import FILE_NAME
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint_scorer import CheckpointScorer

@@ -10,7 +10,7 @@ from edgelm.decoding.draft_length import StepCosts
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 
 
 class FixedCosts(StepCosts):

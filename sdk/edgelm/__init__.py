@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from edgelm.loading import load
     from edgelm.memory.kv_cache import KVCache
     from edgelm.memory.prefix_cache import PrefixCache
-    from edgelm.runtime.session import SessionOptions
+    from edgelm.runtime.session_options import SessionOptions
     from edgelm.saved_session import SavedSession, SavedSessions
     from edgelm.structure.constraint import Constraint
     from edgelm.text.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ _LAZY = {
     "SavedSession": "edgelm.saved_session",
     "SavedSessions": "edgelm.saved_session",
     "Scores": "edgelm.completion",
-    "SessionOptions": "edgelm.runtime.session",
+    "SessionOptions": "edgelm.runtime.session_options",
     "Timings": "edgelm.completion",
     "TokenLogprob": "edgelm.completion",
     "Tokenizer": "edgelm.text.tokenizer",

@@ -14,7 +14,8 @@ from edgelm.memory.malloc import return_freed_memory
 from edgelm.package.manifest import check_hash
 from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 

@@ -22,7 +22,7 @@ from edgelm.memory.available_memory import peak_memory
 from edgelm.package.graph_file import DATA_FILE
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.providers import CPU
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 
 PROMPT_TOKENS, SHORT_PROMPT_TOKENS, NEW_TOKENS, REQUESTS = 512, 32, 64, 8
 # More than any processor's caches hold.

@@ -14,7 +14,7 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.loading import load
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.structure.constraint import Constraint
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer

@@ -30,7 +30,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.manifest import sha256_of
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint

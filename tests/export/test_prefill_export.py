@@ -24,7 +24,8 @@ from edgelm.errors import ExportError, VerificationError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.model_card import model_card
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm_export import reference, reference_altup, reference_feed_forward, reference_linear_attention
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package

@@ -14,7 +14,7 @@ from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.testing import tiny_model_path
 
 

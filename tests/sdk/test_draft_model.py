@@ -16,7 +16,7 @@ from edgelm import GenerationConfig, LanguageModel
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_cache import KVCache
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 

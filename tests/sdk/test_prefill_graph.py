@@ -24,7 +24,8 @@ from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession, SessionOptions
+from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm_export import verify
 from edgelm_export.exporter import export_package

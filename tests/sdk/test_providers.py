@@ -16,7 +16,8 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.runtime import binding, onnx_runtime, session
 from edgelm.runtime.providers import PROVIDERS, provider_named
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.testing import tiny_model_path
 
 CONFIG = ModelConfig.load(tiny_model_path())

@@ -14,7 +14,8 @@ from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.runtime.onnx_runtime import raise_as_ours
-from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession, SessionOptions
+from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
 

@@ -19,7 +19,8 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.memory.mirrored_memory import MirroredBuffers
 from edgelm.runtime import single_steps
-from edgelm.runtime.session import DecoderSession, SessionOptions
+from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.single_steps import MOST_ROWS, SingleSteps
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package

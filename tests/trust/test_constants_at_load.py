@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.runtime.onnx_runtime import import_onnxruntime, start
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory as Linux says it")
 COUNT = 1 << 28  # a gigabyte of floats

@@ -22,7 +22,7 @@ from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.onnx_operators import OPERATORS
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.runtime.onnx_runtime import import_onnxruntime, start
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.stop_switch import StopSwitch
 from edgelm.testing import tiny_model_path
 

@@ -114,7 +114,7 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
         raise ModelNotFoundError(f"{model} is the folder of a run. Name one of its checkpoints: {checkpoint}.")
     if is_path(model) and not folder.exists():
         raise ModelNotFoundError(f"There is no checkpoint or package at {model}.")
-    from edgelm.runtime.session import SessionOptions
+    from edgelm.runtime.session_options import SessionOptions
     from edgelm_training.package_scorer import PackageScorer
 
     if device not in ("auto", "cpu"):

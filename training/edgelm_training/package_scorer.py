@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.loading import load
-from edgelm.runtime.session import PREFILL_CHUNK, SessionOptions
+from edgelm.runtime.session import PREFILL_CHUNK
+from edgelm.runtime.session_options import SessionOptions
 
 
 class PackageScorer:

@@ -38,7 +38,7 @@ def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: 
       edgelm bench smollm2-135m-instruct --json | jq '.rates[] | {name, median}'
     """
     # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-    from edgelm.runtime.session import SessionOptions
+    from edgelm.runtime.session_options import SessionOptions
     from edgelm.speed import measure
 
     with progress_line() as progress:

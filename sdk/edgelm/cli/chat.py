@@ -82,7 +82,7 @@ def chat(
         with status(f"Loading {name}"):
             # Imported here, so that --help needs neither numpy nor ONNX Runtime.
             from edgelm.loading import load
-            from edgelm.runtime.session import SessionOptions
+            from edgelm.runtime.session_options import SessionOptions
 
             return load(name, SessionOptions(**runtime))
 

@@ -90,7 +90,7 @@ def _row(folder: Path) -> _Row:
 
 def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | None, rounds: int) -> list[_Row]:
     # Imported here, so that comparing sizes and quality needs no ONNX Runtime.
-    from edgelm.runtime.session import SessionOptions
+    from edgelm.runtime.session_options import SessionOptions
     from edgelm.speed import measure
 
     prompts: list[list[float]] = [[] for _ in folders]

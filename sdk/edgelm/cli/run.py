@@ -74,7 +74,7 @@ def run(
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
         from edgelm.decoding.answer import join
         from edgelm.loading import load
-        from edgelm.runtime.session import SessionOptions
+        from edgelm.runtime.session_options import SessionOptions
 
         loaded = load(model, SessionOptions(**runtime))
         loaded = with_adapters(loaded, [] if adapter is None else [adapter])

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import ProviderError
@@ -21,9 +21,7 @@ from edgelm.package.graph_file import files_of_tensors
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
 from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
-
-if TYPE_CHECKING:
-    from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 
 _WIDENING = 8  # from 4 bits to a float
 _UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has

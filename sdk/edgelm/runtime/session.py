@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.arguments import check_boolean, is_whole
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
@@ -38,11 +36,12 @@ from edgelm.runtime import onnx_runtime
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, forget_half_written, works_in_place
-from edgelm.runtime.cpu import MOST_THREADS, usable_cores
+from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
 from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
 from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.row_steps import step_rows
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.shared_use import SharedUse
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
@@ -52,36 +51,6 @@ from edgelm.runtime.stop_switch import StopSwitch
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
 PREFILL_CHUNK = 128
 PREFILL_GRAPH_CHUNK = 256  # of a package's prefill graph, whose products gain more by more rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """How ONNX Runtime runs the graph.
-
-    threads: of one step; None takes the physical cores. More threads than cores halve the speed
-    (docs/results/graph-and-settings.md). provider: what computes: "cpu", "cuda", "tensorrt", "directml", "coreml",
-    "openvino", "qnn" or "webgpu" (docs/guides/devices.md). provider_options: in ONNX Runtime's words, besides those
-    that edgelm sets and before them. prefill_graph: whether prompts are read by the graph that a package may have for
-    them, on the CPU; False saves the memory of its weights, and prompts take longer.
-
-    Raises:
-        ConfigError: threads is out of range, provider_options are no texts, or prefill_graph is neither True nor False.
-        ProviderError: there is no such provider.
-    """
-
-    threads: int | None = None
-    provider: str = CPU
-    provider_options: Mapping[str, str] = field(default_factory=dict)
-    prefill_graph: bool = True
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and not (is_whole(self.threads) and 1 <= self.threads <= MOST_THREADS):
-            raise ConfigError(f"threads is {self.threads!r}; it must be a whole number from 1 to {MOST_THREADS}.")
-        provider_named(self.provider)
-        given = self.provider_options
-        if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
-            raise ConfigError(f"provider_options is {given!r}; it must map texts to texts.")
-        check_boolean("prefill_graph", self.prefill_graph)
 
 
 class DecoderSession(Returned):

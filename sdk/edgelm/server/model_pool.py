@@ -19,7 +19,7 @@ from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session import SessionOptions
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.api_error import ApiError
 
 if TYPE_CHECKING:
