@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from edgelm.arguments import as_path, is_whole
@@ -19,10 +17,11 @@ from edgelm.errors import ConfigError, ContextLengthError, OutOfMemoryError, Pac
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
 from edgelm.memory.available_memory import available_memory
-from edgelm.memory.cache_layout import StateLayout, alike, cache_layout
+from edgelm.memory.cache_layout import StateLayout, cache_layout
 from edgelm.memory.holders import Holders
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
+from edgelm.memory.saved_cache import WITHOUT, SavedCache, parts_of
 from edgelm.memory.snapshots import Snapshots, States
 
 # Growing copies the whole cache: a quarter more each time keeps the copies rare, and the unused rest small.
@@ -38,8 +37,6 @@ _BEHIND_WINDOW = 128
 KeysOrValues = NDArray[np.float32 | np.int8]
 # Copies the keys and values of the tokens from the first number to the second into buffers.
 _Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
-# The way out where a saved cache is broken.
-_WITHOUT = "Without this file, what it holds is computed once more."
 
 
 def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
@@ -388,18 +385,11 @@ class KVCache:
                 "step."
             )
         self.truncate(self.length)  # as in copy_from
-        described = _saved_parts(self.config, self.length)
+        described = parts_of(self.config, self.length)
         parts = {name: np.zeros(shape, type_) for name, (shape, type_) in described.items()}
         for i, (part, buffer) in enumerate(zip(chain.from_iterable(parts.values()), self.buffers, strict=True)):
             part[:, :, self.filled(i)] = buffer[:, :, self.filled(i)]
-        np.savez(
-            file,
-            allow_pickle=False,
-            fingerprint=np.array(fingerprint),
-            token_ids=np.array(self.token_ids, np.int64),
-            released=np.array(self.released),
-            **parts,
-        )
+        SavedCache(token_ids=self.token_ids, released=self.released, parts=parts).write(file, fingerprint)
 
     @classmethod
     def load(cls, path: str | Path, config: ModelConfig, fingerprint: str) -> KVCache:
@@ -409,69 +399,16 @@ class KVCache:
             PackageError: the file is broken, or belongs to another model.
         """
         cache, path = cls(config), as_path(path)
-        try:
-            if path.exists() and not path.is_file():  # opening a pipe waits for ever
-                raise ValueError("it is not a regular file")
-            # Not by np.load, which takes what is no archive for a pickle, and advises to trust it.
-            with path.open("rb") as file, NpzFile(file, allow_pickle=False) as saved:
-                owner, ids = str(_read_part(saved, "fingerprint")), _read_part(saved, "token_ids")
-                parts = {name: _read_part(saved, name) for name in _saved_parts(config, 0) if name in saved}
-                # A file without it is of a cache that kept all.
-                released = _read_part(saved, "released").tolist() if "released" in saved else 0
-        except Exception as error:  # numpy and zipfile raise a dozen classes on a broken file
-            raise PackageError(
-                f"Cannot read the saved cache {path}: {type(error).__name__}: {error}. {_WITHOUT}"
-            ) from error
-        if ids.ndim != 1 or ids.dtype != np.int64:
-            raise PackageError(f"The saved cache {path} has token ids of shape {ids.shape}, {ids.dtype}. {_WITHOUT}")
-        token_ids = ids.tolist()
-        if owner != fingerprint:
-            raise PackageError(f"The saved cache {path} belongs to another model ({owner}), not to {fingerprint}.")
-        if len(token_ids) > config.max_position_embeddings:
-            raise PackageError(
-                f"The saved cache {path} has {len(token_ids)} tokens, and the model a context of "
-                f"{config.max_position_embeddings}: it was changed or damaged. {_WITHOUT}"
-            )
+        saved = SavedCache.read(path, config, fingerprint)
+        token_ids, released = saved.token_ids, saved.released
         cache.reserve(len(token_ids))
-        found = {name: (part.shape, part.dtype) for name, part in parts.items()}
-        expected = _saved_parts(config, len(token_ids))
-        if found != expected:
-            raise PackageError(f"The saved cache {path} has {_listed(found)}; expected {_listed(expected)}. {_WITHOUT}")
         most = 0 if cache._window is None else max(0, len(token_ids) - cache._window)
         if not isinstance(released, int) or not 0 <= released <= most:
             raise PackageError(
                 f"The saved cache {path} leaves out {released} of {len(token_ids)} tokens; the windows of this model "
-                f"allow for {most}. {_WITHOUT}"
+                f"allow for {most}. {WITHOUT}"
             )
         cache.token_ids, cache.released = token_ids, released
-        for i, (buffer, part) in enumerate(zip(cache.buffers, chain.from_iterable(parts.values()), strict=True)):
+        for i, (buffer, part) in enumerate(zip(cache.buffers, chain.from_iterable(saved.parts.values()), strict=True)):
             buffer[:, :, cache.filled(i)] = part[:, :, cache.filled(i)]
         return cache
-
-
-def _saved_parts(config: ModelConfig, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Describe what a file holds of so many tokens, by name: shape and type of n buffers alike, [n, 1, K, T, H]."""
-    runs = alike(config)
-    others = [*(["conv"] if config.conv_channels else []), *(["conv_state", "state"] if config.state_layers else [])]
-    names = [f"filled{number or ''}" for number in range(len(runs) - len(others))] + others
-    return {
-        name: ((count, *buffer.shape(1, length)), np.dtype(buffer.type))
-        for name, (buffer, count) in zip(names, runs, strict=True)
-    }
-
-
-def _listed(parts: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
-    return ", ".join(f"{name} of shape {shape}, {dtype}" for name, (shape, dtype) in parts.items()) or "nothing"
-
-
-def _read_part(saved: Any, name: str) -> NDArray[Any]:
-    """Read one array; none is as large as it says before the file is found to hold so much."""
-    with saved.zip.open(f"{name}.npy") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"{name} is stored in another way than edgelm does")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        here = saved.zip.getinfo(f"{name}.npy").compress_size
-        if math.prod(shape) * dtype.itemsize > here:
-            raise ValueError(f"{name} has the shape {shape}, and {here} bytes are there")
-    part: NDArray[Any] = saved[name]
-    return part
