@@ -10,8 +10,6 @@ import pytest
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.model import generate
 
 pytestmark = pytest.mark.real_model
 
@@ -74,9 +72,10 @@ def test_the_same_prompt_gives_the_same_tokens_again(model: LanguageModel) -> No
     assert len({model.generate("The sea is", GREEDY).token_ids for _ in range(3)}) == 1
 
 
-def test_fp32_chooses_the_tokens_of_the_naive_loop(
+def test_fp32_chooses_the_tokens_of_its_source(
     smollm2_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its source computes in numpy; that this, and PyTorch, choose as transformers does is tested beside each."""
     from edgelm_export import verify
     from edgelm_export.exporter import export_package
     from edgelm_export.sources import open_checkpoint
@@ -86,10 +85,7 @@ def test_fp32_chooses_the_tokens_of_the_naive_loop(
         quality = export_package(checkpoint, tmp_path / "fp32", "fp32").quality
     assert quality is not None
     assert quality.max_logit_difference < 1e-3  # 9e-5 measured
-    fast = edgelm.load(tmp_path / "fp32")
-    ids = fast.tokenizer.encode("The sea is a place where")
-    naive = generate(load_checkpoint(smollm2_checkpoint), ids, 8)
-    assert list(fast.generate(ids, GenerationConfig(max_new_tokens=8)).token_ids) == naive
+    assert quality.greedy_agreement == quality.greedy_tokens == 32
 
 
 def test_scores_are_perplexities_of_sense(model: LanguageModel) -> None:
