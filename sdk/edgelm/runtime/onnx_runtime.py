@@ -23,6 +23,9 @@ from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.runtime.session_options import SessionOptions
 
+# How long a thread looks for work: longer than what lies between two steps, and no longer, as it keeps a core from the
+# next session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
+SPIN_MICROSECONDS = 200
 _WIDENING = 8  # from 4 bits to a float
 _UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
@@ -115,9 +118,7 @@ def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constan
     settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
     # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
     settings.add_session_config_entry("session.dynamic_block_base", "4")
-    # Longer than what lies between two steps, and no longer: a thread that looks for work keeps a core from the next
-    # session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
-    settings.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     # From the bytes that were walked, not from the path, and read as the walk reads them, whatever mark of another
     # format they have: what runs is what was checked.
     settings.add_session_config_entry("session.load_model_format", "ONNX")
