@@ -436,7 +436,7 @@ def test_a_name_that_leaves_the_library_is_refused(environment):
     result = pull(environment, "hf:org/Many-GGUF/My Model (Q4).gguf")
     assert result.returncode == 2
     assert "'my model (q4)' is not a name for a model" in result.stderr
-    assert "between them. To choose one: --name NAME" in result.stderr
+    assert "of Windows. To choose one: --name NAME" in result.stderr
 
 
 def test_progress_is_drawn_only_on_a_terminal(environment, server):

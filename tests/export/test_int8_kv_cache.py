@@ -69,9 +69,9 @@ def rounding(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         scale = scales[f"model.layers.{layers[-1]}.self_attn.{part}_scale"]  # [K=1, 1, H]
         return np.clip(np.rint(x / scale[0]), -128, 127).astype(np.float32) * scale[0]
 
-    def attention_of(config: Any, layer: int, *rest: Any) -> Any:
-        layers.append(layer)
-        return attention(config, layer, *rest)
+    def attention_of(this: Any, *rest: Any) -> Any:
+        layers.append(this.number)
+        return attention(this, *rest)
 
     def rotated(x_NTH: NDArray[Any], *tables: Any) -> Any:
         turned = rotate(x_NTH, *tables)

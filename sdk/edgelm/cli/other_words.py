@@ -70,9 +70,7 @@ def in_our_words(error: click.NoSuchOption) -> click.NoSuchOption:
     options = {name for param in params if isinstance(param, click.Option) for name in param.opts}
     arguments = {param.human_readable_name for param in params if isinstance(param, click.Argument)}
     for name in OPTIONS.get(error.option_name, ()):
-        if name in options:
-            return click.NoSuchOption(error.option_name, f"{error.message} Here it is {name}.", ctx=error.ctx)
-        if name in arguments:
-            said = f"{error.message} {name} is an argument, without a name before it."
-            return click.NoSuchOption(error.option_name, said, ctx=error.ctx)
+        if name in options | arguments:
+            way = f"Here it is {name}." if name in options else f"{name} is an argument, without a name before it."
+            return click.NoSuchOption(error.option_name, f"No such option {error.option_name!r}. {way}", ctx=error.ctx)
     return error
