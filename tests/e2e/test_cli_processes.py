@@ -223,5 +223,5 @@ def test_a_command_without_its_extra_names_the_line_that_adds_it(command, module
         [sys.executable, "-c", program, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    needs = f'error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install \'edgelm[{extra}]\'\n'
+    needs = f"error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'\n"
     assert result.stderr == needs

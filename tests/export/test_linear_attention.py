@@ -185,12 +185,15 @@ def test_where_two_prompts_part_the_third_goes_on(model: LanguageModel) -> None:
 
 def test_a_conversation_computes_what_is_new_alone(model: LanguageModel) -> None:
     session, usages = ChatSession(model), []
-    for question in ("A first question, of some length, to begin with: the sea, the sand, and the blue sky.", "Another."):
+    for question in (
+        "A question of some length, to begin with: the sea, the sand, and the blue, blue sky.",
+        "Another.",
+    ):
         *_, last = session.send(question, GREEDY)
         usages.append(last.usage)
     assert usages[0].cached_tokens == 0
-    # Up to close to where the first answer begins: its text is split into other tokens than it was written in. Not up to
-    # the prompt's last token, which was computed as a step, by another graph than in a prompt that goes on.
+    # Up to close to where the first answer begins: its text is split into other tokens than it was written in. But not
+    # with the prompt's last token, which was a step, of another graph than it is in the midst of a prompt.
     assert usages[1].cached_tokens < usages[0].prompt_tokens
     assert usages[1].cached_tokens >= usages[0].prompt_tokens - 48
     model.prefixes = PrefixCache(model.config, 0)
