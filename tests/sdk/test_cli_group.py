@@ -86,6 +86,10 @@ def test_a_misspelt_command_is_told_which_was_meant():
         (["export", "--hf-path", "m"], "No such option '--hf-path'. SOURCE is an argument, without a name before it."),
         (["run", "m", "-p", "hi"], "No such option '-p'. PROMPT is an argument, without a name before it."),
         (["serve", "-p", "9000"], "No such option '-p'. Here it is --port."),
+        (["serve", "-m", "m"], "No such option '-m'. [MODEL]... is an argument, without a name before it."),
+        (["run", "m", "hi", "-ngl", "99"], "No such option '-ngl'. Here it is --provider."),
+        (["chat", "m", "-md=small"], "No such option '-md'. Here it is --speculation."),
+        (["run", "m", "hi", "-nkvo", "-n", "5"], "No such option '-n'. Here it is --max-new-tokens."),
     ],
 )
 def test_words_of_other_programs_are_told_ours(arguments, message):
@@ -94,7 +98,11 @@ def test_words_of_other_programs_are_told_ours(arguments, message):
 
 
 def test_other_words_are_answered_by_click():
-    for arguments, words in (["list", "--outfile", "a"], "--outfile"), (["run", "--max-new-token", "3"], "-new-tokens"):
+    for arguments, words in (
+        (["list", "--outfile", "a"], "--outfile"),
+        (["run", "--max-new-token", "3"], "-new-tokens"),
+        (["run", "-nkvo"], "-n"),
+    ):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2
         assert words in result.stderr

@@ -114,13 +114,14 @@ class LazyGroup(click.Group):
         """Run the command, and turn what ends it into a message and an exit code."""
         if os.environ.get("NO_COLOR"):  # no-color.org; click leaves it to programs
             context.color = False
+        words = tuple(context.args)  # click takes them away
         try:
             with unwinding():
                 return super().invoke(context)
         except EdgeLMError as error:
             raise ReportedError(str(error)) from error
         except click.NoSuchOption as error:
-            raise in_our_words(error) from None
+            raise in_our_words(error, words) from None
         except click.BadParameter as error:
             raise _naming_the_environment(error) from None
         except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -29,11 +29,14 @@ COMMANDS: Mapping[str, str] = {
     "stop": "Ctrl-C in `edgelm serve`, which unloads models that nobody uses by itself",
     "version": "`edgelm --version`",
 }
-_ANSWER_LENGTH, _PRECISION, _MODEL = ("--max-new-tokens",), ("--precision",), ("MODEL", "SOURCE", "PACKAGE")
+_ANSWER_LENGTH, _PRECISION = ("--max-new-tokens",), ("--precision",)
+_MODEL = ("MODEL", "[MODEL]...", "SOURCE", "PACKAGE")
 # An option of theirs -> those of ours that do it, or arguments; that which the command has is meant.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "--adapter-path": ("--adapter",),
+    "--adapter-path": ("--adapter", "ADAPTER"),
     "--cache-type-k": ("--kv-cache",),
+    "--device": ("--provider",),
+    "--draft-model": ("--speculation",),
     "--dtype": _PRECISION,
     "--format": ("--json-schema",),
     "--gpu-layers": ("--provider",),
@@ -56,21 +59,35 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--repeat-penalty": ("--repetition-penalty",),
     "--temp": ("--temperature",),
     "--verbose": ("--stats",),
+    "-ctk": ("--kv-cache",),
     "-m": _MODEL,
+    "-md": ("--speculation",),
     "-n": _ANSWER_LENGTH,
+    "-ngl": ("--provider",),
+    "-np": ("--batch",),
     "-p": ("PROMPT", "--port"),
     "-q": _PRECISION,
+    "-sys": ("--system",),
     "-t": ("--threads",),
 }
 
 
-def in_our_words(error: click.NoSuchOption) -> click.NoSuchOption:
-    """Say what the command calls an option that others have; any other error is returned as it is."""
+def in_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuchOption:
+    """Say what the command, with these words behind it, calls an option that others have; else return the error."""
     params = error.ctx.command.params if error.ctx is not None else []
     options = {name for param in params if isinstance(param, click.Option) for name in param.opts}
     arguments = {param.human_readable_name for param in params if isinstance(param, click.Argument)}
-    for name in OPTIONS.get(error.option_name, ()):
+    written = _as_written(error.option_name, words)
+    for name in OPTIONS.get(written, ()):
         if name in options | arguments:
             way = f"Here it is {name}." if name in options else f"{name} is an argument, without a name before it."
-            return click.NoSuchOption(error.option_name, f"No such option {error.option_name!r}. {way}", ctx=error.ctx)
+            return click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
     return error
+
+
+def _as_written(option: str, words: Sequence[str]) -> str:
+    """Return the word that an option is of: click takes llama.cpp's `-ngl` for three options of one letter."""
+    if option.startswith("--") or option in words:
+        return option
+    clusters = (word.partition("=")[0] for word in words if word.startswith("-") and not word.startswith("--"))
+    return next((word for word in clusters if option[1] in word), option)
