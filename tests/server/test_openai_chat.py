@@ -158,6 +158,9 @@ def test_a_whole_number_may_be_written_with_a_point(serving):
     options = {"options": {"num_predict": 5.0}, "stream": False}
     reply = serving.post("/api/chat", {"messages": HELLO, "model": "tiny-random", **options})
     assert (reply.status, reply.json["eval_count"]) == (200, 5)
+    tokens = {"tokens": [72.0, 105.0]}
+    assert serving.post("/detokenize", tokens).json == serving.post("/detokenize", {"tokens": [72, 105]}).json
+    assert serving.post("/detokenize", {"tokens": [72.5]}).status == 400
 
 
 def test_parts_of_text_and_the_developer_role_are_understood(serving):

@@ -113,6 +113,7 @@ def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
         whole_numbers = range(items["minimum"], items["maximum"] + 1) if items.get("type") == "integer" else ()
         for i, item in enumerate(value):
             if type(item) is not int or item not in whole_numbers:
+                value[i] = item = _whole_if_meant(item, items)
                 check(item, items, f"{param}[{i}]")
 
 
@@ -124,8 +125,7 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             continue
         place = f"{inside}{name}"
         if name in properties:
-            if isinstance(item, float) and item.is_integer() and _is_whole(properties[name]):
-                value[name] = item = int(item)
+            value[name] = item = _whole_if_meant(item, properties[name])
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
             # And False: clients that always write a field ask for nothing with these.
@@ -141,8 +141,10 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
 
 
-def _is_whole(schema: Schema) -> bool:
-    return all(kind.get("type") == "integer" for kind in schema.get("anyOf", (schema,)))
+def _whole_if_meant(value: Any, schema: Schema) -> Any:
+    if not isinstance(value, float) or not value.is_integer():
+        return value
+    return int(value) if all(kind.get("type") == "integer" for kind in schema.get("anyOf", (schema,))) else value
 
 
 def _check_any(value: Any, schemas: list[Schema], param: str) -> None:
