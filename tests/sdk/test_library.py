@@ -213,6 +213,15 @@ def test_no_name_reaches_outside_the_library(library, name):
             method(name)
 
 
+def test_the_name_without_the_tag_of_ollama_is_suggested(library):
+    for method in (library.package_path, library.remove, library.remove_alias):
+        with pytest.raises(ConfigError, match=r"'tiny:latest' is not a .* Names have no tags here: write 'tiny'\."):
+            method("tiny:latest")
+    for name in ("NUL", ":latest", "a/b:latest", "tiny:0.5b"):
+        with pytest.raises(ConfigError, match=r"none that is a device of Windows\.$"):
+            library.remove(name)
+
+
 def test_a_library_that_cannot_be_written_or_read_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (

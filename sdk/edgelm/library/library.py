@@ -25,6 +25,8 @@ from edgelm.shell_word import shell_word
 
 # Letters, digits and inner punctuation: no name reaches outside the library, hides itself, or is an option.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
+# What Ollama puts behind a name that has no tag; a name here never has one.
+TAG = ":latest"
 # How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
 _CLOSE = 0.4
 
@@ -428,9 +430,12 @@ def check_name(name: str) -> str:
         ConfigError: it is not.
     """
     if not (_NAME.fullmatch(name) and manifest.is_plain_name(name)):
+        untagged = name.removesuffix(TAG)
+        is_tagged = untagged != name and _NAME.fullmatch(untagged)
         raise ConfigError(
             f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them, and "
             "none that is a device of Windows."
+            + (f" Names have no tags here: write {untagged!r}." if is_tagged else "")
         )
     return name
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm.library.library import Library, check_name, is_path
+from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import AdapterManifest, read_adapter
 from edgelm.package.manifest import Manifest
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("edgelm.server")
 
-# Clients of Ollama put it behind a name that has no tag, and look for it in the list of models.
-TAG = ":latest"
 # A loaded model takes about the size of its files, as much again while it loads, and its answers' caches.
 _MEMORY_FACTOR = 2.0
 _SWEEP_SECONDS = 1.0

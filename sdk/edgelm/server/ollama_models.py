@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from edgelm._version import __version__
 from edgelm.errors import EdgeLMError
+from edgelm.library.library import TAG
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package
 from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import LONGEST
-from edgelm.server.model_pool import TAG, reading_package
+from edgelm.server.model_pool import reading_package
 from edgelm.server.schema import BOOLEAN, TEXT, record
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.text.chat_template import ChatTemplate
