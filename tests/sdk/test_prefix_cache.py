@@ -3,6 +3,7 @@ import gc
 import threading
 import tracemalloc
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,25 @@ def test_what_is_forgotten_is_freed_at_once(model: LanguageModel) -> None:
         assert [block() for block in blocks] == [None] * 6
     finally:
         gc.enable()
+
+
+def test_a_text_whose_beginning_an_interrupt_left_the_older_one_is_forgotten_behind_it(model: LanguageModel) -> None:
+    ids = random_ids(2 * BLOCK)
+    prefixes = PrefixCache(model.config, 2 * BLOCK * model.config.kv_bytes_per_token)
+    prefixes.keep(filled(model, ids[:BLOCK]), BLOCK)
+
+    class Interrupted(OrderedDict):  # type: ignore[type-arg]
+        def move_to_end(self, key: object, last: bool = True) -> None:
+            raise KeyboardInterrupt
+
+    prefixes._by_use = Interrupted(prefixes._by_use)
+    with pytest.raises(KeyboardInterrupt):
+        prefixes.keep(filled(model, ids), 2 * BLOCK)
+    prefixes._by_use = OrderedDict(prefixes._by_use)
+    for seed in (1, 2):
+        prefixes.keep(filled(model, random_ids(BLOCK, seed)), BLOCK)
+    assert prefixes.fill(model.new_cache(), [*random_ids(BLOCK, 2), 5, 6]) == BLOCK
+    assert prefixes.tokens == 2 * BLOCK
 
 
 @pytest.mark.parametrize(("more", "kept"), [(-1, 0), (0, BLOCK)])

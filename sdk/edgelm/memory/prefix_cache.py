@@ -36,10 +36,10 @@ class _Block:
         self.states: States = ()
 
     def drop(self) -> None:
-        """Take the block off the one that it continues."""
+        """Take the block off the one that it continues; an interrupt may have let that one go first."""
         parent = None if self._parent is None else self._parent()
-        assert parent is not None
-        del parent.children[self.token_ids]
+        if parent is not None:
+            del parent.children[self.token_ids]
 
 
 class PrefixCache:
