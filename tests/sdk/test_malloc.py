@@ -1,6 +1,7 @@
 """The allocator gives memory back where it is told to; measured in processes of their own, as what it is told stays."""
 
 import ctypes
+import gc
 import platform
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_freed_arrays_leave_memory_where_small_ones_between_them_stay() -> None:
 
 # 100 MB below one that stays.
 FREED = """
+import gc
 import sys
 from edgelm.memory.malloc import Returned, return_freed_memory
 
@@ -51,10 +53,13 @@ def resident():
 before = resident()
 blocks = [b"x" * (100_000 + i) for i in range(1000)]
 last = blocks[-1]
-if sys.argv[1] == "with its owner":
+if sys.argv[1] in ("with its owner", "with its cycle"):
     owner = Returned()
     owner.blocks = blocks
+    if sys.argv[1] == "with its cycle":
+        owner.itself = owner
     del blocks, owner
+    gc.collect()
 else:
     del blocks[:-1]
 if sys.argv[1] == "told":
@@ -66,12 +71,35 @@ print(resident() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_freed_memory_is_given_back() -> None:
     grown = {}
-    for how in ("told", "with its owner", "left alone"):
+    for how in ("told", "with its owner", "with its cycle", "left alone"):
         done = subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, text=True, check=True)
         grown[how] = float(done.stdout)
     assert grown["told"] < 10
     assert grown["with its owner"] < 10
+    assert grown["with its cycle"] < 10
     assert grown["left alone"] > 50
+
+
+def test_what_is_large_is_whole_for_whatever_ends_with_it() -> None:
+    class Large(malloc.Returned):
+        content = ""
+
+    class User:
+        def __init__(self, large: Large) -> None:
+            self.large, self.itself = large, self
+
+        def __del__(self) -> None:
+            seen.append(self.large.content)
+
+    def make() -> None:
+        large = Large()
+        large.content = "here"
+        User(large)  # of a cycle, so that Python ends both, in the order in which they were made
+
+    seen: list[str] = []
+    make()
+    gc.collect()
+    assert seen == ["here"]
 
 
 def test_what_outlives_the_modules_at_exit_ends_without_a_word() -> None:

@@ -13,10 +13,17 @@ class Returned:
     """Something large, whose memory goes back to the system where it ends: the allocator would keep most of it."""
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Free what this holds, and return it; what others hold too stays."""
+        """Let the last thing that is freed of this be what returns its memory.
+
+        Until then it is whole: of a cycle, others may end behind it, and use it.
+        """
         if not is_finalizing():  # a default, since the names of this module are gone by then
-            vars(self).clear()
-            return_freed_memory()
+            self._end = _End()  # not by vars(self): in a cycle, that dictionary would hold it until the next collection
+
+
+class _End:
+    def __del__(self) -> None:
+        return_freed_memory()
 
 
 def return_freed_memory() -> None:
