@@ -40,11 +40,14 @@ def _check_rope(config: LayerFeatures) -> None:
         )
     local = config.local_partial_rotary_factor
     if local is not None and (
-        config.rope_local_theta is None or not 0 < local <= 1 or config.rotary_width("local") % 2 or local == 0
+        config.rope_local_theta is None
+        or not 0 < local <= 1
+        or config.rotary_width("local") % 2
+        or not config.rotary_width("local")
     ):
         raise ConfigError(
             f"local_partial_rotary_factor is {local!r:.60}, with rope_local_theta {config.rope_local_theta}; it needs "
-            "one, and must be above 0, up to 1, so that an even number of dimensions turns."
+            "one, and must be above 0, up to 1, so that an even number of dimensions turns, and some do."
         )
     scaling = config.rope_scaling
     if scaling.rope_type == "dynamic" and config.rotary_width("global") == 2:
@@ -74,4 +77,9 @@ def _check_distances(config: LayerFeatures) -> None:
         raise ConfigError(
             f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
             f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."
+        )
+    if config.num_global_attention_heads not in (None, config.num_attention_heads):
+        raise ConfigError(
+            f"num_global_attention_heads is {config.num_global_attention_heads}, with position 'relative', whose "
+            f"scores are those of as many heads in every layer: num_attention_heads ({config.num_attention_heads})."
         )

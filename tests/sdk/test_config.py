@@ -127,7 +127,17 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         (
             {"local_partial_rotary_factor": 0.5},
             "local_partial_rotary_factor is 0.5, with rope_local_theta None; it needs one, and must be above 0, up to "
-            "1, so that an even number of dimensions turns.",
+            "1, so that an even number of dimensions turns, and some do.",
+        ),
+        (
+            {"local_partial_rotary_factor": 0.1, "rope_local_theta": 1e4},
+            "local_partial_rotary_factor is 0.1, with rope_local_theta 10000.0; it needs one, and must be above 0, up "
+            "to 1, so that an even number of dimensions turns, and some do.",
+        ),
+        (
+            {"position": "relative", "num_global_attention_heads": 8},
+            "num_global_attention_heads is 8, with position 'relative', whose scores are those of as many heads in "
+            "every layer: num_attention_heads (4).",
         ),
         (
             {"global_head_dim": 32, "rope_local_theta": 1e4},
