@@ -20,6 +20,9 @@ from edgelm.library.hub_source import HubSource
         ("https://hf.co/org/repo/resolve/v1/q4/a.gguf?download=true", "hf:org/repo/q4/a.gguf@v1"),
         ("hf.co/org/repo:Q4_K_M", "hf:org/repo"),
         ("org/repo:Q4_K_M", "hf:org/repo"),
+        ("hf:org/repo@v1", "hf:org/repo@v1"),
+        ("hf:org/repo/q4/a.gguf@v1", "hf:org/repo/q4/a.gguf@v1"),
+        ("https://hf.co/org/repo/blob/refs%2Fpr%2F1/a%20b.gguf", "hf:org/repo/a b.gguf@refs/pr/1"),
     ],
 )
 def test_other_ways_to_name_a_model_of_the_hub_lead_to_what_pull_takes(written: str, reference: str) -> None:

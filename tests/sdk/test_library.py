@@ -88,6 +88,8 @@ def test_a_source_is_its_gguf_file_or_its_folder(library):
         ("Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("hf:Org/Model-1B", "In the library: tiny. From the Hugging Face hub: edgelm pull hf:Org/Model-1B"),
         ("hf.co/Org/Model-1B:Q4_K_M", "From the Hugging Face hub: edgelm pull hf:Org/Model-1B$"),
+        ("hf:Org/Model-1B@v1", "From the Hugging Face hub: edgelm pull hf:Org/Model-1B@v1$"),
+        ("hf:Org/Model/a b.gguf", "From the Hugging Face hub: edgelm pull (['\"])hf:Org/Model/a b.gguf\\1$"),
         ("./shop", "shop is an adapter, which is no model by itself. .* beside: --adapter shop"),
         ("./model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),
         ("model.gguf", "model.gguf is a GGUF file, not a model package. .*: edgelm export model.gguf -o package/"),

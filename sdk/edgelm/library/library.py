@@ -388,7 +388,7 @@ class Library:
         if on_hub is None:
             return self._what_is_here()
         here = f"{self._what_is_here()} " if self.packages() else ""
-        return f"{here}From the Hugging Face hub: edgelm pull {on_hub}"
+        return f"{here}From the Hugging Face hub: edgelm pull {shell_word(on_hub)}"
 
     def _what_is_here(self) -> str:
         names = self.packages()
