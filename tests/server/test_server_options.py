@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import re
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def no_cycles() -> Iterator[None]:
             "host is '127.0.0.1:9000'; it must be an address alone. The port is an option of its",
         ),
         ({"host": "http://localhost"}, "host is 'http://localhost'; it must be an address alone."),
+        ({"host": "[::1]"}, "host is '[::1]'; it must be an address alone."),
         ({"keep_alive": -1.0}, "keep_alive is -1.0; it must be 0 or more seconds."),
         ({"keep_alive": math.nan}, "keep_alive is nan; it must be 0 or more seconds."),
         ({"api_keys": ("has a space",)}, "An API key must have 8 or more printable ASCII characters and no space."),
@@ -48,7 +50,7 @@ def no_cycles() -> Iterator[None]:
     ],
 )
 def test_what_cannot_be_is_refused(fields, words):
-    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=re.escape(words)):
         ServerOptions(**fields)
 
 
