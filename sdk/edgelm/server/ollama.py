@@ -307,12 +307,13 @@ class OllamaWriter:
 
 
 def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """Leave out a call whose arguments no answer can hold: cut off in the middle, without end, or no JSON at all."""
+    """Leave out a call whose arguments no answer can hold: cut off in the middle, without end, or no JSON object."""
     whole_calls = []
     for call in calls:
         try:
-            finite_json(call.arguments or "{}")
+            arguments = finite_json(call.arguments or "{}")
         except (ValueError, RecursionError):
             continue
-        whole_calls.append(call)
+        if isinstance(arguments, dict):
+            whole_calls.append(call)
     return whole_calls
