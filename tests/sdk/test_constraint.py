@@ -412,6 +412,17 @@ def test_a_broken_schema_that_is_not_strict_is_named_where_it_is_compiled(
         Constraint.json_schema({"type": "object", "properties": {"a": {}}} | broken, strict=False).compile(tokenizer)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_count_may_be_written_with_a_point(strict: bool) -> None:
+    parts = [{"minLength": 1, "maxLength": 2}, {"minItems": 1, "maxItems": 2}, {"minProperties": 1, "maxProperties": 2}]
+    pointed = [{key: float(count) for key, count in part.items()} for part in parts]
+    constraint = Constraint.json_schema({"anyOf": pointed}, strict=strict)
+    assert constraint == Constraint.json_schema({"anyOf": parts}, strict=strict)
+    with pytest.raises(ConfigError, match=r"minProperties is 3, with 0"):
+        Constraint.json_schema({"minProperties": 3.0})
+    assert Constraint.json_schema({"minLength": 1.5}).source == '{"minLength": 1.5}'  # which llguidance refuses
+
+
 def test_names_and_values_in_a_schema_are_no_keywords() -> None:
     schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}}
     schema |= {key: {"minProperties": 9} for key in ("const", "default", "example", "x-guidance")}

@@ -15,6 +15,7 @@ from edgelm.structure.schema_depth import refuse_depth
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
 _VALUES = ("const", "default", "example")  # which are no schemas
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 # What says whether an object has properties beside those named, and what describes an object, besides `allOf`.
 _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")
 _PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas")
@@ -113,7 +114,7 @@ def _reads(pattern: Any) -> bool:
 
 
 def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Return a schema with each schema inside it changed.
+    """Return a schema with each schema inside it changed, and with 5.0, which JSON Schema takes for a count, as 5.
 
     Raises:
         TypeError: a key is no text.
@@ -130,6 +131,8 @@ def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]],
             result[key] = {name: changed(part) for name, part in value.items()}
         elif key in _LISTED_SCHEMAS and isinstance(value, (list, tuple)):
             result[key] = [changed(part) for part in value]
+        elif key in _COUNTS and isinstance(value, float) and value.is_integer():
+            result[key] = int(value)
         else:  # under any other name may stand what a "$ref" names, such as the "components" of OpenAPI
             result[key] = value if key in _VALUES or key.startswith("x-") else changed(value)
     return result
