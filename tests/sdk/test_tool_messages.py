@@ -317,6 +317,15 @@ def test_calls_and_results_as_text_keep_their_letters_and_their_turns() -> None:
     )
 
 
+def test_what_was_thought_before_a_call_that_becomes_text_is_left_to_the_template() -> None:
+    model = scripted_model("x")
+    model.chat_template = ChatTemplate("{% for m in messages %}({{ m.reasoning_content }}) {{ m.content }}{% endfor %}")
+    call = {"function": {"name": "f", "arguments": {}}}
+    turns: list[Any] = [{"role": "assistant", "reasoning_content": "Hm.", "tool_calls": [call]}]
+    written = '(Hm.) <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    assert model.tokenizer.decode(model.encode_chat(turns)) == written
+
+
 def test_definitions_stand_before_the_first_words_where_a_template_takes_no_system_message() -> None:
     model = scripted_model("x")
     source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"

@@ -21,6 +21,7 @@ from edgelm_training.tokenizer_training import CHAT_TEMPLATE, TokenizerConfig, t
 HI = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"})
 SYSTEM = {"role": "system", "content": "Be brief."}
 MARKUP = ("<think>", "</think>", "<|start|>", "<|end|>")
+THINKING = CHAT_TEMPLATE.replace("{%- generation %}", "{%- generation %}{{- message.reasoning_content or '' }}")
 PLAIN = CHAT_TEMPLATE.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
 TRIMMING = """{{- '<|endoftext|>' }}
 {%- for message in messages %}
@@ -326,8 +327,16 @@ def test_a_template_that_leaves_the_last_thought_out_is_an_error(tok: Tokenizer)
             PLAIN, tok, HI[0], thinking, *HI
         )  # as at inference, where another question came
         assert "greeting" not in marked(PLAIN, tok, HI[0], thinking, HI[1])  # GPT-OSS's drops it before a last answer
-    writing = CHAT_TEMPLATE.replace("{%- generation %}", "{%- generation %}{{- message.reasoning_content or '' }}")
-    assert "⟦A greeting.\nHello!" in marked(writing, tok, HI[0], thinking)
+    thinking = {**HI[1], "reasoning_content": "A greeting.\n"}
+    assert "⟦A greeting.\nHello!" in marked(THINKING, tok, HI[0], thinking)
+
+
+def test_a_thought_before_a_call_that_becomes_text_is_learned_or_refused(tok: Tokenizer) -> None:
+    call = {"function": {"name": "add", "arguments": {}}}
+    calling = {**HI[1], "content": "", "reasoning_content": "A sum.", "tool_calls": [call]}
+    assert "⟦A sum.<tool_call>" in marked(THINKING, tok, HI[0], calling)
+    with pytest.raises(ChatTemplateError, match=r"does not write the reasoning_content of messages\[1\]"):
+        marked(CHAT_TEMPLATE, tok, HI[0], calling)
 
 
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:

@@ -221,9 +221,11 @@ def _as_text(
     tools: Sequence[Mapping[str, Any]],
     format: ToolFormat,  # noqa: A002
 ) -> list[dict[str, Any]]:
-    written = [
-        {"role": turn["role"], "content": _with_calls(turn, format)} if "tool_calls" in turn else turn for turn in turns
-    ]
+    for turn in turns:
+        if "tool_calls" in turn:
+            turn["content"] = _with_calls(turn, format)
+            del turn["tool_calls"]
+    written = list(turns)
     if tools:
         definitions = "\n".join(
             _as_json(tool.get("function", tool), f"The definition tools[{i}]") for i, tool in enumerate(tools)
