@@ -77,8 +77,15 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": None, "tie_word_embeddings": True, "sliding_window": 7,
         },
     ),
-    "laguna without windows": (
-        "laguna", LAGUNA | {"layer_types": ["full_attention"] * 5, "num_attention_heads_per_layer": [6] * 5},
+    "laguna without windows, and a part that turns beside those of the kinds, which has no effect": (
+        "laguna",
+        LAGUNA | {
+            "layer_types": ["full_attention"] * 5, "num_attention_heads_per_layer": [6] * 5,
+            "partial_rotary_factor": 0.5, "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
     ),
     "glm4_moe": ("glm4_moe", GLM4_MOE),
     "glm4_moe with biases, without norms of heads, weights that do not sum to one, tied": (

@@ -67,7 +67,8 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     kinds = hf_values.layer_types(values) or ["full_attention"] * layers
     windows = hf_values.windows(values, hf_values.whole_number(values, "sliding_window"), kinds)
     heads, own = _heads(values, kinds, bool(windows))
-    config = llama.to_model_config({**values, "num_attention_heads": heads}, partial=1.0)
+    # How much turns stands by kind of layer alone.
+    config = llama.to_model_config({**values, "num_attention_heads": heads, "partial_rotary_factor": None}, partial=1.0)
     listed = hf_values.layer_types({"layer_types": values.get("mlp_layer_types")}) or ["dense"]
     return dataclasses.replace(
         config,
