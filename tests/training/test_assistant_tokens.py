@@ -339,6 +339,16 @@ def test_a_thought_before_a_call_that_becomes_text_is_learned_or_refused(tok: To
         marked(CHAT_TEMPLATE, tok, HI[0], calling)
 
 
+def test_a_thought_before_calls_that_get_turns_of_their_own_is_an_error_where_it_is_left_out(tok: Tokenizer) -> None:
+    of_llama_3 = """{# ipython "parameters": #}""" + PLAIN.replace(
+        "(message['content'] or '')", "(message.tool_calls | tojson if message.tool_calls else message.content)", 1
+    )
+    call = {"function": {"name": "add", "arguments": {}}}
+    calling = {**HI[1], "content": "", "reasoning_content": "A sum.", "tool_calls": [call, call]}
+    with pytest.raises(ChatTemplateError, match=r"does not write the reasoning_content of messages\[1\]"):
+        marked(of_llama_3, tok, HI[0], calling)
+
+
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:
     with pytest.raises(ChatTemplateError, match=r"refuses this conversation: The user begins\."):
         marked(STRICT, tok, *TURNS)

@@ -203,6 +203,8 @@ class _Rendering:
     def _check_thoughts(self, rendered: str) -> None:
         """Refuse a template that leaves out what the last answer thought; what came before, many drop on purpose."""
         last = max(i for i, message in enumerate(self._messages) if message["role"] == ASSISTANT)
+        while last and all(message.get("tool_calls") for message in self._messages[last - 1 : last + 1]):
+            last -= 1  # calls of one answer, each in a turn of its own: the thought stands in the first
         thoughts = {name: self._messages[last].get(name) for name in THOUGHT}
         name, thought = next(((n, t) for n, t in thoughts.items() if isinstance(t, str)), ("", ""))
         is_answered = any(message["role"] == "user" for message in self._messages[last:])
