@@ -205,6 +205,8 @@ def test_calls_of_functions_are_calls_of_tools() -> None:
     new = [HI[0], {**calling, "tool_calls": [function]}, {**result, "role": "tool"}, HI[1]]
     del new[1]["function_call"]
     assert old == parse({"messages": new, "tools": [{"name": "add"}]})
+    both = {**calling, "content": None, "tool_calls": []}  # as a table has them, a column for each
+    assert parse({"messages": [HI[0], both, result, HI[1]], "functions": [{"name": "add"}]}) == old
 
 
 def test_calls_get_openai_s_form() -> None:

@@ -219,7 +219,7 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         raise DataError(f"{place} is {value!r:.60}; a message is an object with role and content.")
     message = {key: item for key, item in value.items() if item is not None}
     if call := message.pop(_CALLING, None):  # as OpenAI had one call, before it had several
-        message.setdefault("tool_calls", [call])
+        message["tool_calls"] = message.get("tool_calls") or [call]
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
