@@ -349,6 +349,12 @@ def test_a_thought_before_calls_that_get_turns_of_their_own_is_an_error_where_it
         marked(of_llama_3, tok, HI[0], calling)
 
 
+def test_an_error_names_the_message_of_the_data_where_definitions_get_one_of_their_own(tok: Tokenizer) -> None:
+    thinking = conversation(HI[0], {**HI[1], "reasoning_content": "A greeting."}, tools=[{"name": "add"}])
+    with pytest.raises(ChatTemplateError, match=r"does not write the reasoning_content of messages\[1\]"):
+        encode_conversation(ChatTemplate(PLAIN), tok, thinking)
+
+
 def test_what_the_template_refuses_is_an_error(tok: Tokenizer) -> None:
     with pytest.raises(ChatTemplateError, match=r"refuses this conversation: The user begins\."):
         marked(STRICT, tok, *TURNS)

@@ -64,10 +64,15 @@ def encode_conversation(
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """A conversation as the template gets it. learned: the numbers of the messages that are; marks: as `show_tools`."""
+    """A conversation as the template gets it.
+
+    learned: the numbers of the messages that are. own_numbers: of the assistant's, those that they have in the data.
+    marks: as `show_tools`.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     learned: frozenset[int]
+    own_numbers: Mapping[int, int]
     variables: Mapping[str, Any]
     marks: Mapping[str, str]
 
@@ -78,19 +83,21 @@ def _shown(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversat
     form = format_of_template(template, tokenizer)
     if not form.takes_tools and any(word in template.source for word in ("tools", "tool_calls")):
         variables = {} if tools is None else {"tools": tools}
-        return _Shown(messages=messages, learned=conversation.learned, variables=variables, marks={})
+        numbers = {i: i for i, message in enumerate(messages) if message["role"] == ASSISTANT}
+        return _Shown(
+            messages=messages, learned=conversation.learned, own_numbers=numbers, variables=variables, marks={}
+        )
     turns, variables, marks = show_tools(messages, tools or (), form)  # type: ignore[arg-type]
     # A call may have got a turn of its own, and definitions a message before all others.
     answers = (i for i, turn in enumerate(turns) if turn["role"] == ASSISTANT)
-    learned: set[int] = set()
+    numbers = {}
     for i, message in enumerate(messages):
         if message["role"] == ASSISTANT:
             calls = len(message.get("tool_calls") or ())
-            numbers = [
-                next(answers) for _ in range(calls if calls and form.takes_tools and not form.is_parallel else 1)
-            ]
-            learned.update(numbers if i in conversation.learned else ())
-    return _Shown(messages=turns, learned=frozenset(learned), variables=variables, marks=marks)  # type: ignore[arg-type]
+            for _ in range(calls if calls and form.takes_tools and not form.is_parallel else 1):
+                numbers[next(answers)] = i
+    learned = frozenset(number for number, own in numbers.items() if own in conversation.learned)
+    return _Shown(messages=turns, learned=learned, own_numbers=numbers, variables=variables, marks=marks)  # type: ignore[arg-type]
 
 
 class _Rendering:
@@ -99,7 +106,7 @@ class _Rendering:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, guard: ControlGuard, shown: _Shown) -> None:
         self._template = template
         self._tokenizer = tokenizer
-        self._learned = shown.learned
+        self._learned, self._own_numbers = shown.learned, shown.own_numbers
         self._messages: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(shown.messages)]
         self._variables = {name: guard.hide(value, name) for name, value in shown.variables.items()}
 
@@ -196,21 +203,20 @@ class _Rendering:
         names = [(call.get("function") or call).get("name", "") for call in calls]
         if not all(name in said for name in names):
             raise ChatTemplateError(
-                f"The chat template does not write the tool_calls of messages[{number}]. Take a chat_template.jinja "
-                "that does, or leave such conversations out."
+                f"The chat template does not write the tool_calls of messages[{self._own_numbers[number]}]. Take a "
+                "chat_template.jinja that does, or leave such conversations out."
             )
 
     def _check_thoughts(self, rendered: str) -> None:
         """Refuse a template that leaves out what the last answer thought; what came before, many drop on purpose."""
-        last = max(i for i, message in enumerate(self._messages) if message["role"] == ASSISTANT)
-        while last and all(message.get("tool_calls") for message in self._messages[last - 1 : last + 1]):
-            last -= 1  # calls of one answer, each in a turn of its own: the thought stands in the first
+        own = max(self._own_numbers.values())
+        last = min(number for number in self._own_numbers if self._own_numbers[number] == own)  # before all its calls
         thoughts = {name: self._messages[last].get(name) for name in THOUGHT}
         name, thought = next(((n, t) for n, t in thoughts.items() if isinstance(t, str)), ("", ""))
         is_answered = any(message["role"] == "user" for message in self._messages[last:])
         if last in self._learned and not is_answered and thought.strip() not in rendered:
             raise ChatTemplateError(
-                f"The chat template does not write the {name} of messages[{last}]. Take a chat_template.jinja that "
+                f"The chat template does not write the {name} of messages[{own}]. Take a chat_template.jinja that "
                 "does, or write it into the content, or leave it out."
             )
 
@@ -261,8 +267,8 @@ class _Rendering:
 
     def _rewritten(self, number: int) -> ChatTemplateError:
         return ChatTemplateError(
-            f"The chat template writes messages[{number}] otherwise once there are more messages, so what the "
-            "assistant says cannot be found. Put {% generation %} and {% endgeneration %} around it in "
+            f"The chat template writes messages[{self._own_numbers[number]}] otherwise once there are more messages, "
+            "so what the assistant says cannot be found. Put {% generation %} and {% endgeneration %} around it in "
             "chat_template.jinja."
         )
 
