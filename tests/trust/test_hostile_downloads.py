@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import socket
@@ -44,8 +45,8 @@ ANSWERS = {
 
 
 @contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """Give every connection the same bytes; yield the address."""
+def answering(answer: bytes, endless: bytes = b"") -> Iterator[str]:
+    """Give every connection the same bytes, and `endless` after them again and again; yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def run() -> None:
@@ -55,6 +56,8 @@ def answering(answer: bytes) -> Iterator[str]:
                     with connection, contextlib.suppress(OSError):
                         connection.recv(65536)
                         connection.sendall(answer)
+                        while endless:
+                            connection.sendall(endless)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -109,6 +112,28 @@ def test_a_hub_that_lists_what_is_no_file_is_refused(
     with pytest.raises(DownloadError, match=r"which is not a commit|which is no file"):
         HubSource.parse("hf:a/b").fetch(tmp_path / "staging", FetchOptions())
     assert [path.name for path in tmp_path.rglob("*")] == ["staging"]
+
+
+@pytest.mark.parametrize(
+    ("head", "block", "reason"),
+    [
+        (OK + b"\r\n", b" " * (1 << 20), r"its answer has more than 16777216 bytes"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + b" " * (1 << 20) + b"\r\n", "more than 16777216"),
+        (OK + b"Content-Length: 99999999999\r\n\r\n", b" " * (1 << 20), "more than 16777216 bytes"),
+        (OK + b"\r\n" + b"[" * 600_000, b"", "it has 600000 commas and opening brackets, and at most 524288 are read"),
+        (OK + b"\r\n" + b"[" * 100_000, b"", "no JSON that can be read .maximum recursion depth"),
+        (OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b" " * (1 << 20)), b"", "no JSON that can be read"),
+        (OK + b"\r\n[]", b"", "must be a mapping"),
+    ],
+)  # fmt: skip
+def test_what_a_hub_says_of_a_repository_is_read_within_bounds(
+    head: bytes, block: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(head, block) as url:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url.removesuffix("/model.bin"))
+        with pytest.raises(DownloadError, match=reason) as caught:
+            HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
+    assert f"Cannot ask the hub about a/b at {url.removesuffix('/model.bin')}/api/models/a/b?" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["..\\outside.exe", "C:outside.exe", "C:outside.safetensors", "..", "a\x1bb"])

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgelm._version import __version__
 from edgelm.errors import ConfigError, DownloadError
 from edgelm.files.gguf_part_names import name_of_whole, names_of_parts, one_of_each_model
 from edgelm.library.download import download, missing_bytes
 from edgelm.library.fetch_options import FetchOptions
+from edgelm.library.hub_listing import listing
 from edgelm.library.hub_token import hub_token
 from edgelm.library.remote_file import RemoteFile
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, is_plain_name
@@ -55,7 +55,6 @@ _TOKENIZER_FILES = (
 )
 _GGUF_MAGIC = b"GGUF"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TIMEOUT_SECONDS = 30.0
 _MOST_BYTES = 1 << 50  # of one file: a petabyte
 
 
@@ -169,36 +168,12 @@ class HubSource:
         }
 
     def _info(self, token: str | None) -> ModelInfo:
-        from huggingface_hub import HfApi, errors
-
-        api = HfApi(library_name="edgelm", library_version=__version__, token=token or False)
-        try:
-            info = api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
-        except errors.HFValidationError as error:
-            raise DownloadError(f"{self.repo} cannot be the name of a repository: {error}") from error
-        except errors.GatedRepoError as error:
-            raise DownloadError(f"Cannot read {self.reference}. {self._advice()[403]}") from error
-        except errors.RevisionNotFoundError as error:
-            raise DownloadError(f"{self.repo} has no revision {self.revision!r}; see its branches and tags.") from error
-        except errors.RepositoryNotFoundError as error:
-            raise DownloadError(
-                f"There is no model {self.repo!r} on the hub, or it is private. Check the spelling; "
-                "for a private one set HF_TOKEN."
-            ) from error
-        except errors.OfflineModeIsEnabled as error:
-            raise DownloadError(
-                f"{self.reference} is not in the library, and HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE."
-            ) from error
-        except Exception as error:  # the hub's client has changed its HTTP library twice; its errors share no base
-            raise DownloadError(
-                f"Cannot ask the hub about {self.repo}: {error}. Check the network, and HF_ENDPOINT where it is set."
-            ) from error
-
+        info = listing(self.repo, self.revision, token, self._advice()[403])
         self._refuse_odd_listing(info)
         return info
 
     def _refuse_odd_listing(self, info: ModelInfo) -> None:
-        """Refuse what is no commit and no file: the hub's client passes on whatever came."""
+        """Refuse what is no commit and no file: the listing is whatever came."""
         if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
             raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r:.80}, which is not a commit.")
         for sibling in info.siblings or ():

@@ -1,0 +1,83 @@
+"""What the hub says of a repository: its commit, its files and its card, read within bounds."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from edgelm.errors import DownloadError
+from edgelm.files.regular_file import check_json_values
+from edgelm.library.remote_file import RemoteFile, open_range
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+# A file of a repository takes up to 300 bytes and eight values: room for more than 50,000 of them.
+_MOST_BYTES = 1 << 24
+_MOST_VALUES = 1 << 19
+_WAY_OUT = "Check the network, and HF_ENDPOINT where it is set."
+
+
+def listing(repo: str, revision: str | None, token: str | None, gated_advice: str) -> ModelInfo:
+    """Ask the hub about a model's repository; what comes is not checked but for its size.
+
+    It is not asked by the hub's own client, which reads an answer as long as it is.
+
+    Raises:
+        DownloadError: the hub cannot be reached, refuses, has no such repository or revision, or answers too much or
+            what is no JSON; or HF_HUB_OFFLINE forbids to ask it.
+    """
+    # Its import takes a quarter of a second, and most commands never need it.
+    from huggingface_hub import constants, errors
+    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError as error:
+        raise DownloadError(f"{repo} cannot be the name of a repository: {error}") from error
+    if constants.HF_HUB_OFFLINE:
+        raise DownloadError(
+            f"hf:{repo} is not in the library, and HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE."
+        )
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    url = f"{constants.ENDPOINT.rstrip('/')}/api/models/{repo}{at}?blobs=true"
+    try:
+        return ModelInfo(**_read(url, token))  # type: ignore[no-untyped-call]
+    except urllib.error.HTTPError as error:
+        with error:
+            raise DownloadError(_explained(error, repo, revision, gated_advice)) from error
+    except Exception as error:  # also of the hub's class, which takes whatever comes
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise DownloadError(f"Cannot ask the hub about {repo} at {url}: {reason}. {_WAY_OUT}") from error
+
+
+def _read(url: str, token: str | None) -> Any:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with open_range(RemoteFile(url=url, headers=headers)) as response:
+        data: bytes = response.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"its answer has more than {_MOST_BYTES} bytes")
+    try:
+        check_json_values(text := data.decode(), _MOST_VALUES)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its answer is no JSON that can be read ({error})") from error
+
+
+def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, gated_advice: str) -> str:
+    """Say what a refusal means: the hub names its reason in headers."""
+    code, message = error.headers.get("X-Error-Code"), error.headers.get("X-Error-Message")
+    if code == "GatedRepo":
+        return f"Cannot read hf:{repo}. {gated_advice}"
+    if code == "RevisionNotFound":
+        return f"{repo} has no revision {revision!r}; see its branches and tags."
+    # Who has no token gets 401 for what is not there, too.
+    if code == "RepoNotFound" or (error.code == 401 and message != "Invalid credentials in Authorization header"):
+        return (
+            f"There is no model {repo!r} on the hub, or it is private. Check the spelling; for a private one set "
+            "HF_TOKEN."
+        )
+    return f"Cannot ask the hub about {repo}: {error.url} answers {error.code} {message or error.reason}. {_WAY_OUT}"
