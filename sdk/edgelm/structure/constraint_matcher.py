@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.extras import require
 from edgelm.structure.constraint import JSON_STYLE, Constraint
+from edgelm.structure.grammar_depth import refuse_grammar_depth
 
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
@@ -206,13 +207,18 @@ def _grammar_of(constraint: Constraint) -> str:
     grammars: dict[str, Callable[[str], str]] = {
         "json_schema": lambda source: matcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
         "regex": matcher.grammar_from_regex,
-        "lark": matcher.grammar_from_lark,
-        "gbnf": lambda source: matcher.grammar_from_lark(_lark_of_gbnf(source)),
+        "lark": lambda source: matcher.grammar_from_lark(_not_too_deep(source)),
+        "gbnf": lambda source: matcher.grammar_from_lark(_not_too_deep(_lark_of_gbnf(source))),
     }
     try:
         return grammars[constraint.kind](constraint.source)
     except ValueError as error:  # a number that fits none of llguidance's
         raise ConfigError(_explain(constraint, str(error))) from error
+
+
+def _not_too_deep(grammar: str) -> str:
+    refuse_grammar_depth(grammar)
+    return grammar
 
 
 def _lark_of_gbnf(grammar: str) -> str:

@@ -11,7 +11,7 @@ from edgelm.errors import ConfigError
 
 # Levels of objects and lists. llguidance 1.9 takes up to 4 kB of the stack for each, and where that ends, the process
 # does: at 2,000 levels of 8 MB; threads on Windows have 2 MB.
-_MOST_LEVELS = 384
+MOST_LEVELS = 384
 _WHOLE = "#"
 
 _Graph = Mapping[int, Collection[int]]
@@ -41,10 +41,10 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
         leads_to[id(part)] = {id(targets[reference]) for reference in references}
     spellings = Counter(map(id, targets.values()))
     deepest = _longest_path(leads_to, {part: levels[part] * max(1, spellings[part]) for part in levels})
-    if deepest > _MOST_LEVELS:
+    if deepest > MOST_LEVELS:
         raise ConfigError(
             f"The JSON schema cannot be enforced: its references lead {deepest} levels deep, one inside of the other; "
-            f"at most {_MOST_LEVELS} are followed. Write what they lead to in fewer steps."
+            f"at most {MOST_LEVELS} are followed. Write what they lead to in fewer steps."
         )
 
 
