@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,6 +52,21 @@ def test_what_leads_back_to_itself_is_taken_and_what_is_wide_too() -> None:
     wide = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{3 * i + 1}"}}} for i in range(300)}
     for schema in (tree, {"$ref": "#/$defs/d0", "$defs": wide | {f"d{i}": {} for i in range(300, 999)}}):
         refuse_depth(schema)
+
+
+def test_what_many_references_lead_to_is_walked_through_once_for_all_of_them() -> None:
+    class Seen(list[object]):
+        times = 0
+
+        def __iter__(self) -> Iterator[object]:
+            self.times += 1
+            return super().__iter__()
+
+    part: Schema = {"enum": (seen := Seen("ab"))}
+    for _ in range(100):
+        part = {"items": part}
+    refuse_depth({**part, "anyOf": [{"$ref": "#" + "/items" * steps} for steps in range(1, 100)]})
+    assert seen.times <= 2  # on the way there, and back
 
 
 @pytest.mark.parametrize("form", ["#d{}", "https://x.org/d{}"])

@@ -13,6 +13,7 @@ from edgelm.errors import ConfigError
 # does: at 2,000 levels of 8 MB; threads on Windows have 2 MB.
 MOST_LEVELS = 384
 _WHOLE = "#"
+_PARTS = (Mapping, list, tuple)
 
 _Graph = Mapping[int, Collection[int]]
 
@@ -26,21 +27,22 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: they do.
     """
-    levels: dict[int, int] = {}  # of each part that a reference leads to, by itself; parts are known by their id
-    leads_to: dict[int, Collection[int]] = {}
+    levels, places, references = _walked(schema)  # once, however many references lead into one another
+    leads_to: dict[int, Collection[int]] = {}  # of the schema, and of each part that a reference leads to
     targets: dict[str, Any] = {}  # of the references
     waiting: list[Any] = [schema]
     while waiting:
         part = waiting.pop()
-        if id(part) in levels:
+        if id(part) in leads_to:
             continue
-        levels[id(part)], references = _looked_through(part)
-        new = {reference: _target(schema, reference) for reference in references if reference not in targets}
+        first, end = places.get(id(part), (0, 0))
+        inside = set(references[first:end])
+        new = {reference: _target(schema, reference) for reference in inside if reference not in targets}
         targets |= new
         waiting += new.values()
-        leads_to[id(part)] = {id(targets[reference]) for reference in references}
+        leads_to[id(part)] = {id(targets[reference]) for reference in inside}
     spellings = Counter(map(id, targets.values()))
-    deepest = _longest_path(leads_to, {part: levels[part] * max(1, spellings[part]) for part in levels})
+    deepest = _longest_path(leads_to, {part: levels.get(part, 0) * max(1, spellings[part]) for part in leads_to})
     if deepest > MOST_LEVELS:
         raise ConfigError(
             f"The JSON schema cannot be enforced: its references lead {deepest} levels deep, one inside of the other; "
@@ -64,18 +66,28 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
     return target
 
 
-def _looked_through(schema: Any) -> tuple[int, set[str]]:
-    """Return how many levels of objects and lists a part of a schema has, and the references in it."""
-    levels, references = 0, set[str]()
-    row = [schema]
-    while row := [part for part in row if isinstance(part, (Mapping, list, tuple))]:
-        levels += 1
-        boxes = [part for part in row if isinstance(part, Mapping)]
-        references |= {box["$ref"] for box in boxes if isinstance(box.get("$ref"), str)}
-        if levels > 1 and any("$id" in box for box in boxes):  # from there on pointers begin elsewhere
-            references.add(_WHOLE)
-        row = [inner for part in row for inner in (part.values() if isinstance(part, Mapping) else part)]
-    return levels, references
+def _walked(schema: Any) -> tuple[dict[int, int], dict[int, tuple[int, int]], list[str]]:
+    """Return of each object and list of a schema, by its id, how many levels of them it has, itself one, and from where
+    to where the references in it stand among all, which come last.
+    """
+    levels: dict[int, int] = {}
+    places: dict[int, tuple[int, int]] = {}
+    references: list[str] = []
+    waiting: list[tuple[Any, int | None]] = [(schema, None)]
+    while waiting:
+        part, first = waiting.pop()
+        inner = [value for value in (part.values() if isinstance(part, Mapping) else part) if isinstance(value, _PARTS)]
+        if first is not None:  # all that is in it is walked through
+            levels[id(part)] = 1 + max((levels[id(value)] for value in inner), default=0)
+            places[id(part)] = first, len(references)
+            continue
+        if isinstance(part, Mapping) and "$id" in part:  # for what it is in: from here on pointers begin elsewhere
+            references.append(_WHOLE)
+        waiting.append((part, len(references)))
+        if isinstance(part, Mapping) and isinstance(part.get("$ref"), str):
+            references.append(part["$ref"])
+        waiting += ((value, None) for value in inner)
+    return levels, places, references
 
 
 def _longest_path(graph: _Graph, lengths: Mapping[int, int]) -> int:
