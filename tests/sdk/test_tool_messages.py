@@ -219,8 +219,8 @@ def test_calls_that_are_none_are_refused(calls: Any, message: str) -> None:
         scripted_model("x").encode_chat(["x"])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
-def test_what_was_thought_before_a_call_is_text_or_refused(key: str) -> None:
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_what_was_thought_is_text_or_refused(key: str) -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(
         "{% for m in messages %}{{ m.thinking }}{% endfor %}{# <|channel|>commentary <|call|> #}"
@@ -228,6 +228,8 @@ def test_what_was_thought_before_a_call_is_text_or_refused(key: str) -> None:
     turn: Any = {"role": "assistant", "content": "B", "tool_calls": [{"function": {"name": "f"}}]}
     parts = [{"type": "text", "text": "A"}]
     assert model.tokenizer.decode(model.encode_chat([turn | {key: parts}])) == "A\n\nB"
+    said: list[Any] = [{"role": "assistant", "content": "B", key: parts}, {"role": "user", "content": "C"}]
+    assert model.tokenizer.decode(model.encode_chat(said)) == "A"
     with pytest.raises(ChatTemplateError, match=rf"messages\[0\]\['{key}'\] has 5; a content is a text"):
         model.encode_chat([turn | {key: 5}])
 

@@ -219,6 +219,12 @@ def test_calls_get_openai_s_form() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_the_parts_of_a_thought_are_its_text_as_those_of_a_content_are(name: str) -> None:
+    parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "greeting."}]
+    assert parse({"messages": [HI[0], {**HI[1], name: parts}]}).messages[1][name] == "A greeting."
+
+
 def test_what_is_said_decides_the_hash_and_nothing_else() -> None:
     turned = [dict(reversed(message.items())) for message in HI]
     assert parse({"messages": turned}).hash == parse({"prompt": "Hi", "completion": "Hello!"}).hash
@@ -246,6 +252,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "messages[0].content[0] is {'type': 'image_url'}; of the parts of a content, only text can be learned.",
+    ),
+    "a thought that is no text": (
+        {"messages": [HI[0], {**HI[1], "reasoning": 5}]},
+        "the reasoning of messages[1] is 5; it must be a text.",
     ),
     "no output": ({"instruction": "Hi"}, "the field 'output' is missing."),
     "no text": ({"instruction": "Hi", "output": 5}, "the field 'output' is 5; it must be a text."),

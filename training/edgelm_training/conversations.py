@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import DataError
+from edgelm.text.chat_template import THOUGHT
 from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
@@ -225,9 +226,12 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
     if role not in _KNOWN_ROLES and (near := difflib.get_close_matches(role.lower(), _KNOWN_ROLES, n=1, cutoff=0.8)):
         raise DataError(f"the role of {place} is {role!r:.60}. Did you mean {near[0]!r}?")
+    for key in ("content", *THOUGHT):
+        if isinstance(message.get(key), list):
+            message[key] = "".join(_part(part, f"{place}.{key}[{i}]") for i, part in enumerate(message[key]))
+        if key in THOUGHT and not isinstance(message.get(key, ""), str):
+            raise DataError(f"the {key} of {place} is {message[key]!r:.60}; it must be a text.")
     content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise DataError(f"the content of {place} is {content!r:.60}; it must be a text.")
     message |= {"role": _ROLES.get(role, role), "content": content or ""}

@@ -16,7 +16,7 @@ from edgelm.completion import Message, ToolCall
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.tool_formats import ToolFormat
-from edgelm.text.chat_template import check_conversation, no_message
+from edgelm.text.chat_template import THOUGHT, check_conversation, no_message
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # as OpenAI's two protocols name them
 _ID = re.compile(r"[0-9A-Za-z]{9}")
@@ -82,10 +82,10 @@ def _turn(message: Message, place: str) -> dict[str, Any]:
     calls = turn.pop("tool_calls", None) or ()
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise ChatTemplateError(f"{place}['tool_calls'] is {calls!r}; it must be a list of calls.")
+    for key in THOUGHT:
+        if turn.get(key) is not None:
+            turn[key] = _text_of(turn[key], f"{place}[{key!r}]")
     if calls:
-        for key in ("reasoning_content", "thinking"):
-            if turn.get(key) is not None:
-                turn[key] = _text_of(turn[key], f"{place}[{key!r}]")
         turn["tool_calls"] = [_call(call, f"{place}['tool_calls'][{i}]") for i, call in enumerate(calls)]
     return turn
 
@@ -186,8 +186,8 @@ def _one_call_a_turn(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _join_thinking(turns: Sequence[dict[str, Any]]) -> None:
     for turn in turns:
         if "tool_calls" in turn:
-            thought = turn.pop("reasoning_content", None) or turn.get("thinking")
-            turn["thinking"] = "\n\n".join(filter(None, (thought, turn["content"])))
+            thoughts = [turn.pop(name, None) for name in THOUGHT]
+            turn["thinking"] = "\n\n".join(filter(None, (next(filter(None, thoughts), None), turn["content"])))
             turn["content"] = ""
 
 
