@@ -62,6 +62,14 @@ def test_a_schema_in_a_grammar_is_bounded_too() -> None:
         check_form(Constraint.lark(f"start: %json {json.dumps(schema)}"))
 
 
+@pytest.mark.parametrize("mark", ['"', "/"])
+@pytest.mark.parametrize("last", ["", "\\"])
+def test_a_text_that_nobody_ends_is_left_to_llguidance(mark: str, last: str) -> None:
+    grammar = f"start: {mark}a\\{mark}{'(' * 500}{last}"
+    with pytest.raises(ConfigError, match=r"^(?!.* levels deep)"):
+        check_form(Constraint.lark(grammar))
+
+
 @pytest.mark.parametrize("name", ["lfm2", "olmo3", "gemma4", "functiongemma"])
 def test_a_tool_whose_parameters_make_too_many_rules_is_refused(name: str) -> None:
     words = [f"p{i}" for i in range(3000)]
