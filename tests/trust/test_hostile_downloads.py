@@ -155,3 +155,14 @@ def test_a_card_that_is_none_gives_no_licence(card: object, hub: LoopbackServer,
     hub.add_repository("a/b", {"config.json": b"{}", "model.safetensors": b"x"}, cardData=card)
 
     assert HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())[1]["license"] is None
+
+
+def test_a_hub_that_refuses_to_describe_a_repository_is_named_with_its_reason(
+    hub: LoopbackServer, tmp_path: Path
+) -> None:
+    hub.statuses["/api/models/a/b"] = 500
+    with pytest.raises(DownloadError, match=r"a/b at http://\S+: it answers 500 Internal Server Error\."):
+        HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
+    hub.redirects["/api/models/a/b"] = "file:///etc/passwd"
+    with pytest.raises(DownloadError, match=r"it answers 302 .*Check the network, and HF_ENDPOINT"):
+        HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())

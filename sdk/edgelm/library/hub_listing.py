@@ -80,4 +80,5 @@ def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, g
             f"There is no model {repo!r} on the hub, or it is private. Check the spelling; for a private one set "
             "HF_TOKEN."
         )
-    return f"Cannot ask the hub about {repo}: {error.url} answers {error.code} {message or error.reason}. {_WAY_OUT}"
+    reason = message or error.reason
+    return f"Cannot ask the hub about {repo} at {error.url}: it answers {error.code} {reason}. {_WAY_OUT}"
