@@ -199,9 +199,8 @@ class ModelConfig(LayerFeatures):
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     qk_norm: bool = False  # of queries and keys, before rope
-    qk_norm_scope: str = (
-        "head"  # each head by itself (behind rope: "turned_head"; with its own weights: "own_head"), or all
-    )
+    # Each head by itself (behind rope: "turned_head"; with weights of its own: "own_head"), or all heads together.
+    qk_norm_scope: str = "head"
     qk_norm_weights: bool = True  # without, those norms are RMS norms, whatever `norm` says (Llama 4)
     v_norm: bool = False  # of values, each head by itself, without weights
     attention_k_eq_v: bool = False
