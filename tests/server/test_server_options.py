@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import math
 import re
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 import pytest
 from edgelm_server import TINY
 
-from edgelm.errors import ConfigError, MissingExtraError, OutOfMemoryError, QueueFullError
+from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError, OutOfMemoryError, QueueFullError
+from edgelm.files.atomic import replace_folder
+from edgelm.library.library import Library
 from edgelm.server import model_pool
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.model_pool import ModelPool
@@ -212,6 +215,35 @@ def test_who_leaves_while_a_model_is_loaded_does_not_take_it_from_others():
             assert (await staying).users == 1
 
     pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
+def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_the_old_one_ends_with_it(own_library):
+    folder = own_library / "models" / "first"
+    shutil.copytree(TINY, folder)
+
+    async def main() -> None:
+        async with pool.running():
+            old = await pool.acquire("first")
+            with replace_folder(folder) as staging:
+                shutil.copytree(TINY, staging, dirs_exist_ok=True)
+                dataclasses.replace(old.model.manifest, precision="another").save(staging)
+            assert pool.loaded() == []  # what is described is the new package
+            new = await pool.acquire("first")
+            assert new.model.manifest.precision == pool.manifest("first").precision == "another"
+            old.engine.submit("x").cancel()
+            old.release()
+            assert await pool.acquire("first") is new
+            with pytest.raises(EdgeLMError, match="closed"):
+                old.engine.submit("x")
+            Library().remove("first")
+            assert pool.loaded() == []
+            for _ in range(2):
+                new.release()
+            while pool._replaced or pool._loaded:  # the sweep comes every 10 ms
+                await asyncio.sleep(0.01)
+
+    pool = ModelPool((), ServerOptions(keep_alive=0.02))
     asyncio.run(main())
 
 

@@ -45,7 +45,20 @@ class Package:
     @property
     def modified(self) -> float:
         """When it was written, in seconds since 1970."""
-        return (self.folder / FILE_NAME).stat().st_mtime
+        return self._last_file.stat().st_mtime
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """What tells it from a package that takes its place: the number and the time of its last file; None: gone."""
+        try:
+            status = self._last_file.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    @property
+    def _last_file(self) -> Path:
+        return self.folder / FILE_NAME
 
     def check_files(self, *, largest: int) -> list[FileEntry]:
         """Check the files as Manifest.check_files does, and return those that are larger and not hashed."""
@@ -84,9 +97,8 @@ class ForeignPackage(Package):
         self.manifest = self._described()
 
     @property
-    def modified(self) -> float:
-        """When the graph was written, in seconds since 1970."""
-        return self._graph_path.stat().st_mtime
+    def _last_file(self) -> Path:
+        return self._graph_path
 
     def check_files(self, *, largest: int) -> list[FileEntry]:
         """There is nothing to check against."""

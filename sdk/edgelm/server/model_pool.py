@@ -45,6 +45,8 @@ class LoadedModel:
     max_batch: int
     size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
+    package: Package
+    state: object  # of the package, before it was loaded
     users: int = 0
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
@@ -58,6 +60,11 @@ class LoadedModel:
     def is_expired(self) -> bool:
         """Whether the model is to be unloaded."""
         return not self.users and self.keep_alive is not None and self.idle_seconds >= self.keep_alive
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another package has taken the place of its own, or that one was removed."""
+        return self.package.state != self.state
 
     def release(self) -> None:
         """End one use of the model."""
@@ -77,6 +84,8 @@ class LoadedModel:
             max_batch=self.max_batch,
             size=self.size,
             keep_alive=self.keep_alive,
+            package=self.package,
+            state=self.state,
             scoring=self.scoring,
             base=self,
         )
@@ -125,6 +134,7 @@ class ModelPool:
             self._library.packages()  # one that cannot be read is said now, and not to the first client
         self._folders = _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
+        self._replaced: list[LoadedModel] = []  # still in use, by whoever came before
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
         self._adapters: dict[str, _Offer] = {}
@@ -220,8 +230,8 @@ class ModelPool:
         return self.package(name).modified
 
     def loaded(self) -> list[LoadedModel]:
-        """Return the models that are in memory."""
-        return list(self._loaded.values())
+        """Return the models that are in memory, as far as their packages are what was loaded."""
+        return [loaded for loaded in self._loaded.values() if not loaded.is_replaced]
 
     def resolve(self, name: str | None) -> str:
         """Return the name of the model that a request means; it may leave the name out where there is only one.
@@ -241,11 +251,14 @@ class ModelPool:
     async def acquire(self, name: str) -> LoadedModel:
         """Return a model, loaded; whoever gets it calls its `release`. Requests that come together load it once.
 
+        A package that was replaced is loaded anew; whoever uses the old model ends with it.
+
         Raises:
             ApiError: 404, no model has that name; 503, there is no memory for it, or a file of it is broken.
         """
         base = self.parent(name) or name
-        while (loaded := self._loaded.get(base)) is None:  # again, where it was unloaded before we were back
+        # Again, where it was unloaded, or its package replaced, before we were back.
+        while (loaded := await self._up_to_date(base)) is None:
             folder = self._folder(base)
             task = self._loading.get(base)
             if task is None:
@@ -257,11 +270,16 @@ class ModelPool:
         loaded.users += 1
         return loaded if base == name else loaded.adapted(name)
 
+    async def _up_to_date(self, name: str) -> LoadedModel | None:
+        await self._unload_replaced()
+        return self._loaded.get(name)
+
     async def _load(self, name: str, folder: Path) -> None:
         started = time.perf_counter()
         try:
             async with self._room:
-                size = open_package(folder).manifest.size
+                package = open_package(folder)
+                state, size = package.state, package.manifest.size
                 await self._make_room(size)
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
@@ -278,6 +296,8 @@ class ModelPool:
             max_batch=self._options.max_batch,
             size=size,
             keep_alive=self._options.keep_alive,
+            package=package,
+            state=state,
         )
 
     async def _make_room(self, size: int) -> None:
@@ -301,6 +321,16 @@ class ModelPool:
         await asyncio.to_thread(_close, [self._loaded.pop(name)])
         logger.info("Unloaded %s", name)
 
+    async def _unload_replaced(self) -> None:
+        """Offer no model any more whose package was replaced or removed, and unload those that nobody uses."""
+        for name in [name for name, model in self._loaded.items() if model.is_replaced]:
+            logger.info("The package of %s was replaced or removed", name)
+            self._replaced.append(self._loaded.pop(name))
+        idle = [model for model in self._replaced if not model.users]
+        self._replaced = [model for model in self._replaced if model.users]
+        if idle:
+            await asyncio.to_thread(_close, idle)
+
     async def unload(self, name: str) -> None:
         """Unload a model, at once or when its last user has left."""
         name = self.parent(name) or name
@@ -318,6 +348,7 @@ class ModelPool:
             for name in list(self._loaded):
                 if name in self._loaded and self._loaded[name].is_expired:
                     await self._unload(name)
+            await self._unload_replaced()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -329,6 +360,7 @@ class ModelPool:
             sweeping.cancel()
             for name in list(self._loaded):
                 await self._unload(name)
+            await asyncio.to_thread(_close, self._replaced)
 
     def _folder(self, name: str) -> Path:
         folders = self.folders()
@@ -393,7 +425,8 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
 
 
 def _close(models: list[LoadedModel]) -> None:
-    models.pop().engine.close()
+    while models:
+        models.pop().engine.close()
 
 
 def _broken(name: str) -> ApiError:
