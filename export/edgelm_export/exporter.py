@@ -19,6 +19,7 @@ from edgelm.architecture.quantization_recipe import OPERATOR_SETS, PRECISIONS, S
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
+from edgelm.files.folder_entries import entries_of
 from edgelm.memory.cache_layout import cache_layout
 from edgelm.memory.malloc import map_arrays_from
 from edgelm.package.graph_file import (
@@ -151,7 +152,7 @@ def _write_package(
         precision=precision.name,
         recipe=used.rows(checkpoint.config),
         opsets=opsets_of(used.operators),
-        files=tuple(describe_file(path) for path in sorted(folder.iterdir())),
+        files=tuple(describe_file(path) for path in entries_of(folder)),
         source=checkpoint.source,
         created_by={"edgelm": edgelm.__version__, "onnx": onnx.__version__, "numpy": numpy.__version__},
         control_token_ids=control_token_ids,

@@ -16,6 +16,7 @@ from edgelm.arguments import as_path
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic
+from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
 from edgelm.files.regular_file import read_text
 from edgelm.package.manifest import is_plain_name
@@ -161,7 +162,7 @@ def write(
 ) -> None:
     """Write a session to a folder, as ChatSession.save does."""
     with _reaching(folder, "read"):
-        entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        entries = {path.name for path in entries_of(folder)} if folder.is_dir() else set()
         is_foreign = folder.is_file() or (entries and CONVERSATION_FILE not in entries)
     if is_foreign:
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")

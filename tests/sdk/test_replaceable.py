@@ -39,6 +39,14 @@ def test_each_kind_may_be_replaced_by_its_own_only(package: Path, checkpoint: Pa
     assert why_not_a_checkpoint(package) == "it holds edgelm.json, which is no part of a checkpoint"
 
 
+def test_what_a_file_manager_leaves_keeps_nothing_from_being_replaced(package: Path, checkpoint: Path) -> None:
+    for folder in (package, checkpoint):
+        for name in (".DS_Store", "._config.json", "Desktop.ini", "Thumbs.db"):
+            (folder / name).write_bytes(b"seen")
+    assert why_not_a_package(package) is None
+    assert why_not_a_checkpoint(checkpoint) is None
+
+
 def test_a_signed_package_may_be_replaced_by_a_new_one(package: Path) -> None:
     (package / "edgelm.sig").write_text("{}")
     assert why_not_a_package(package) is None

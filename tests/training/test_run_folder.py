@@ -226,6 +226,12 @@ def test_a_folder_of_something_else_is_left_alone(tiny_shards: Path, tmp_path: P
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_that_a_file_manager_has_looked_at_is_empty(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"seen")
+
+    RunFolder(tmp_path).open(resume=False)
+
+
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_file_is_no_folder_of_a_run(name: str, tiny_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

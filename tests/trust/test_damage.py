@@ -13,6 +13,7 @@ import pytest
 
 import edgelm
 from edgelm.errors import PackageError
+from edgelm.package.graph_file import files_of_tensors
 from edgelm.package.manifest import FileEntry, Manifest
 from edgelm.testing import tiny_model_path
 
@@ -126,6 +127,15 @@ def test_a_file_or_folder_that_came_later_is_refused(package: Path, name: str) -
     (package / name).mkdir() if name == "sub" else (package / name).write_bytes(b"x")
 
     assert f"{name} is not in the manifest" in problem(package)
+
+
+def test_what_a_file_manager_leaves_in_a_package_is_no_damage_and_no_tensor_lies_in_it(package: Path) -> None:
+    whole = files_of_tensors(package)
+    for name in (".DS_Store", "._model.onnx", "desktop.ini", "Thumbs.db", ".directory"):
+        (package / name).write_bytes(b"seen")
+
+    assert edgelm.load(package).name == "tiny-random"
+    assert files_of_tensors(package) == whole
 
 
 def test_a_file_of_another_package_is_refused(package: Path) -> None:

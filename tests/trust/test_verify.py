@@ -184,6 +184,13 @@ def test_a_signed_package_loads_where_a_signature_is_required(package: Path, key
     assert "made with the key of" in edgelm("verify", package, "--public-key", keys / "mine.pub").stdout
 
 
+def test_a_signature_holds_where_a_file_manager_has_looked_at_the_package(package: Path, keys: Path) -> None:
+    sign(package, keys / "mine.key")
+    for name in (".DS_Store", "._edgelm.sig"):
+        (package / name).write_bytes(b"seen")
+    assert load(package, public_key=keys / "mine.pub").name == "tiny-random"
+
+
 def test_the_environment_can_require_a_signature(package: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "mine.pub"))
 

@@ -23,6 +23,7 @@ from typing import Any
 from edgelm.errors import TrainingError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
+from edgelm.files.folder_entries import entries_of
 from edgelm.files.run_checkpoint import BEST, LATEST
 
 CONFIG_FILE = "config.toml"
@@ -61,7 +62,7 @@ class RunFolder:
         Raises:
             TrainingError: it holds a run and `resume` is off, or it holds something else.
         """
-        entries = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+        entries = [entry.name for entry in entries_of(self.path)] if self.path.exists() else []
         if entries and not self.config_file.exists() and entries != [_LOCK_FILE]:
             raise TrainingError(f"{self.path} is not empty and holds no run. Choose another folder for the run.")
         if self.config_file.exists() and not resume:
@@ -93,7 +94,7 @@ class RunFolder:
                 yield
             finally:
                 # Of a run that did not begin nothing stays.
-                if [entry.name for entry in self.path.iterdir()] == [_LOCK_FILE]:
+                if [entry.name for entry in entries_of(self.path)] == [_LOCK_FILE]:
                     shutil.rmtree(self.path, ignore_errors=True)  # Windows keeps the lock file, which is open
 
     def checkpoint_path(self, step: int) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
+from edgelm.files.folder_entries import entries_of
 from edgelm.package.manifest import sha256_of
 from edgelm_training.corpus import ScannedFile, SourceFile, find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
@@ -294,7 +295,7 @@ def _why_empty(files: list[SourceFile], index: dict[str, Any]) -> str:
 
 def _refuse_foreign_folder(folder: Path) -> None:
     """Refuse to replace, that is to delete, what is no folder of shards."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not entries_of(folder)):
         return
     way_out = "Choose another folder, or remove it."
     try:
@@ -303,6 +304,6 @@ def _refuse_foreign_folder(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{folder} is not replaced: it exists and is no folder of shards. {way_out}") from None
     own = (INDEX_FILE, *TOKENIZER_FILES, *(f"{split}-*{suffix}" for split in SPLITS for suffix in (".bin", ".idx.npy")))
-    for path in sorted(folder.iterdir()):
+    for path in entries_of(folder):
         if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in own):
             raise DataError(f"{folder} is not replaced: it holds {path.name}, which is no part of shards. {way_out}")

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
+from edgelm.files.folder_entries import entries_of
 from edgelm_training.corpus import SourceFile, find_files, size_of, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES
@@ -202,7 +203,7 @@ def _write(folder: Path, tokenizer: Tokenizer) -> None:
 def _refuse_foreign_folder(folder: Path) -> None:
     """Refuse to replace, that is to delete, what is no tokenizer's folder."""
     if folder.is_dir():
-        for path in sorted(folder.iterdir()):
+        for path in entries_of(folder):
             if path.name not in TOKENIZER_FILES:
                 raise DataError(
                     f"{folder} is not replaced: it holds {path.name}, which is no part of a tokenizer. Choose another "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgelm.files.folder_entries import is_left_by_looking
 from edgelm.files.regular_file import read_regular
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, FileEntry, Manifest, read_checked
 from edgelm.package.onnx_walk import MAX_BYTES, GraphFacts, walk_onnx
@@ -44,11 +45,14 @@ def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[b
 def files_of_tensors(folder: Path) -> dict[str, int]:
     """Return the files beside a graph that its tensors may lie in, by name, with their sizes in bytes.
 
-    Where a manifest was checked they are those that it lists: itself and the signature have no hash in it.
+    Where a manifest was checked they are those that it lists: itself and the signature have no hash in it, nor has what
+    a file manager leaves.
     """
     with os.scandir(folder) as files:
         return {
             file.name: file.stat(follow_symlinks=False).st_size
             for file in files
-            if file.is_file(follow_symlinks=False) and file.name not in (FILE_NAME, SIGNATURE_NAME)
+            if file.is_file(follow_symlinks=False)
+            and file.name not in (FILE_NAME, SIGNATURE_NAME)
+            and not is_left_by_looking(file.name)
         }

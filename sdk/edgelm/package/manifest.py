@@ -15,6 +15,7 @@ from typing import Any
 
 from edgelm.errors import PackageError
 from edgelm.files import atomic
+from edgelm.files.folder_entries import entries_of
 from edgelm.files.regular_file import open_regular, parse_json, read_regular
 from edgelm.number_bounds import MOST
 
@@ -217,12 +218,12 @@ class Manifest:
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
             listed.add(folded)
         own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
-        for name in sorted(os.listdir(folder)):
-            if name == SIGNATURE_NAME:
-                check_signature_file(folder / name)
-            if name not in own:
+        for path in entries_of(folder):
+            if path.name == SIGNATURE_NAME:
+                check_signature_file(path)
+            if path.name not in own:
                 raise PackageError(
-                    f"{folder / name} is not in the manifest. Remove it, or export or download the package again."
+                    f"{path} is not in the manifest. Remove it, or export or download the package again."
                 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, PackageError
+from edgelm.files.folder_entries import entries_of
 from edgelm.files.regular_file import read_json_object
 from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
@@ -68,12 +69,12 @@ def why_not_an_adapter(folder: Path) -> str | None:
 
 
 def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return not folder.exists() or (folder.is_dir() and not entries_of(folder))
 
 
 def _foreign_entry(folder: Path, own: Iterable[str], kind: str) -> str | None:
     patterns = tuple(own)
-    for path in sorted(folder.iterdir()):
+    for path in entries_of(folder):
         if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
             return f"it holds {path.name}, which is no part of {kind}"
     return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgelm.errors import MissingExtraError, PackageError
 from edgelm.files import atomic
+from edgelm.files.folder_entries import is_left_by_looking
 from edgelm.package.manifest import SIGNATURE_NAME, Manifest, check_hash, check_signature_file
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those of the model-signing format
@@ -118,7 +119,10 @@ def _check_kind(key: object, path: Path) -> None:
 
 
 def _hashing(model_signing: Any, folder: Path) -> Any:
-    return model_signing.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE_NAME], ignore_git_paths=False)
+    left = [folder / name for name in os.listdir(folder) if is_left_by_looking(name)]
+    return model_signing.hashing.Config().set_ignored_paths(
+        paths=[folder / SIGNATURE_NAME, *left], ignore_git_paths=False
+    )
 
 
 @contextlib.contextmanager
