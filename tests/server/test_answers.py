@@ -13,6 +13,7 @@ from edgelm import Engine, EngineOptions, GenerationConfig
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
 from edgelm.server.answers import Answers, Job
+from edgelm.server.turns import Turns
 
 
 def taken(engine: Engine, when: tuple[int, ...]) -> tuple[Any, list[int]]:
@@ -29,10 +30,10 @@ def taken(engine: Engine, when: tuple[int, ...]) -> tuple[Any, list[int]]:
 
 
 def answers_of(engine: Any, seconds: float) -> Answers:
-    served: Any = SimpleNamespace(engine=engine, max_batch=1, name="tiny")
+    served: Any = SimpleNamespace(turns=Turns(engine, 2), max_batch=1, name="tiny")
     metrics: Any = SimpleNamespace(count_chunk=lambda *_: None)
     jobs = [Job(prompt_ids=[5, 6, 7], config=GenerationConfig(max_new_tokens=2)) for _ in range(2)]
-    return Answers(served, jobs, time.monotonic() + seconds, metrics)
+    return Answers(served, jobs, "caller", time.monotonic() + seconds, metrics)
 
 
 def test_an_answer_whose_place_others_took_waits_for_the_next(tiny: LanguageModel) -> None:

@@ -57,6 +57,11 @@ class Generation:
         """Whether so much is unread that the answer is not to go on before its reader has read it all."""
         return self._is_full
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine has made the last chunk, though it may be unread."""
+        return self._ended
+
     def put(self, item: Chunk | BaseException) -> None:
         """Take the next chunk from the engine; the last chunk, or an error, ends the answer."""
         is_last = isinstance(item, BaseException) or item.finish_reason is not None

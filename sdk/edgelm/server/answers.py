@@ -50,6 +50,7 @@ class Answers:
 
     served: LoadedModel
     jobs: Sequence[Job]
+    caller: str
     deadline: float  # time.monotonic()
     metrics: Metrics
     _running: dict[int, Generation] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Answers:
         """Queue the first answers.
 
         Raises:
-            QueueFullError, ContextLengthError, TokenizerError, ConfigError: as Engine.submit.
+            QueueFullError, ContextLengthError, TokenizerError, ConfigError: as Turns.submit.
         """
         for index in range(min(len(self.jobs), self.served.max_batch)):
             self._submit(index)
@@ -124,7 +125,7 @@ class Answers:
     def _submit(self, index: int) -> Generation:
         job = self.jobs[index]
         seconds_left = max(0.0, self.deadline - time.monotonic())
-        generation = self.served.engine.submit(job.prompt_ids, job.config, deadline=seconds_left)
+        generation = self.served.turns.submit(self.caller, job.prompt_ids, job.config, deadline=seconds_left)
         self._running[index] = generation
         if self._cancelled:  # while the prompt was on its way to the engine, in another thread
             generation.cancel()

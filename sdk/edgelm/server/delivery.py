@@ -60,7 +60,7 @@ async def deliver(
                 jobs, writer = await _prepared(call, prepare, served)
         else:
             jobs, writer = await asyncio.to_thread(prepare, served)
-        answers = Answers(served, jobs, call.deadline, call.metrics)
+        answers = Answers(served, jobs, call.caller, call.deadline, call.metrics)
         cleanup.callback(answers.cancel)
         await asyncio.to_thread(answers.start)
         if streaming:

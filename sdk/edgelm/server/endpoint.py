@@ -39,6 +39,12 @@ class Call:
         return time.monotonic() - self.started
 
     @property
+    def caller(self) -> str:
+        """Who asks, as far as that is known: an address, and a key where one was given."""
+        client = self.request.client
+        return f"{client.host if client else ''} {self.request.headers.get('authorization', '')}"
+
+    @property
     def deadline(self) -> float:
         """When the time that a request may take is over, as time.monotonic() counts."""
         return self.started + self.options.limits.request_seconds

@@ -21,6 +21,7 @@ from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.api_error import ApiError
+from edgelm.server.turns import Turns
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -42,6 +43,7 @@ class LoadedModel:
     name: str
     model: LanguageModel
     engine: Engine
+    turns: Turns
     max_batch: int
     size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
@@ -81,6 +83,7 @@ class LoadedModel:
             name=adapter,
             model=self.model.adapted(adapter),
             engine=self.engine,
+            turns=self.turns,
             max_batch=self.max_batch,
             size=self.size,
             keep_alive=self.keep_alive,
@@ -293,6 +296,7 @@ class ModelPool:
             name=name,
             model=model,
             engine=engine,
+            turns=Turns(engine, self._options.max_batch + self._options.max_queue),
             max_batch=self._options.max_batch,
             size=size,
             keep_alive=self._options.keep_alive,
@@ -407,7 +411,8 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
     model.generation_config = model.generation_config.replace(
         speculation=None if model.config.state_layers else options.speculation, context_shift=options.context_shift
     )
-    limits = EngineOptions(max_batch=options.max_batch, max_queue=options.max_queue, max_unread=_MAX_UNREAD)
+    # Twice as many as one caller may let wait: the second half is for those who have none (Turns).
+    limits = EngineOptions(max_batch=options.max_batch, max_queue=2 * options.max_queue, max_unread=_MAX_UNREAD)
     return model, Engine(model, limits)
 
 

@@ -1,0 +1,48 @@
+"""Turns: whose answer is begun next, where many callers ask one model."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+
+from edgelm.batching.engine import Engine
+from edgelm.batching.generation import Generation
+from edgelm.errors import QueueFullError
+from edgelm.generation_config import GenerationConfig
+
+
+class Turns:
+    """Let no caller who asks for much keep the others waiting.
+
+    An answer's turn is the one after its caller's last, but not before those of all others: who has many answers to
+    come gets one in a turn, and who has none is in the next turn. Turns become priorities of the engine, which begins
+    answers by them, and lets those of late turns give way where memory is full. Nobody waits for ever, since the first
+    turn of all grows as answers end (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+
+    places: answers at work and waiting; beyond, who has some is refused. The engine has more, for those who have none.
+    """
+
+    def __init__(self, engine: Engine, places: int) -> None:
+        self._engine, self._places = engine, places
+        self._turns: weakref.WeakKeyDictionary[Generation, tuple[str, int]] = weakref.WeakKeyDictionary()
+        self._submitting = threading.Lock()
+
+    def submit(
+        self, caller: str, prompt_ids: Sequence[int], config: GenerationConfig, *, deadline: float
+    ) -> Generation:
+        """Queue a prompt of a caller, and return its answer to come.
+
+        Raises:
+            QueueFullError: there is no place for it.
+            ContextLengthError, TokenizerError, ConfigError: as Engine.submit.
+        """
+        with self._submitting:
+            to_come = [turn for generation, turn in self._turns.items() if not generation.has_ended]
+            own = [turn for who, turn in to_come if who == caller]
+            if own and len(to_come) >= self._places:
+                raise QueueFullError(f"{len(to_come)} answers are at work or wait, {len(own)} of them this caller's.")
+            turn = 1 + max([min((turn for _, turn in to_come), default=0), *own])
+            generation = self._engine.submit(prompt_ids, config, priority=-turn, deadline=deadline)
+            self._turns[generation] = caller, turn
+            return generation

@@ -1,0 +1,79 @@
+"""Turns, without a server: callers who ask for much, and callers who ask for one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from held_engine import held
+from numpy.typing import NDArray
+
+from edgelm import Engine, EngineOptions, GenerationConfig
+from edgelm.decoding.answer import join
+from edgelm.errors import QueueFullError
+from edgelm.language_model import LanguageModel
+from edgelm.server.turns import Turns
+
+SHORT = GenerationConfig(max_new_tokens=1)
+MINUTE = 60.0
+
+
+class Noting:
+    """A sampler that notes whose answer is begun, and then does something more."""
+
+    def __init__(self, caller: str, begun: list[str], then: Callable[[], object] = lambda: None) -> None:
+        self._caller, self._begun, self._then = caller, begun, then
+
+    def __call__(self, logits_V: NDArray[np.float32], _: np.random.Generator) -> int:
+        self._begun.append(self._caller)
+        self._then()
+        return int(logits_V.argmax())
+
+
+def noting(*arguments: Any) -> GenerationConfig:
+    return GenerationConfig(max_new_tokens=1, sampler=Noting(*arguments))
+
+
+def test_who_asks_for_one_answer_does_not_wait_for_all_of_who_asks_for_many(tiny: LanguageModel) -> None:
+    begun: list[str] = []
+    with Engine(tiny, EngineOptions(max_batch=1)) as engine:
+        turns = Turns(engine, 64)
+        with held(engine):
+            callers = ["many"] * 5 + ["one", "two", "one"]
+            answers = [turns.submit(who, [5, 6, 7], noting(who, begun), deadline=MINUTE) for who in callers]
+        for answer in answers:
+            join(answer)
+    assert begun == ["many", "many", "one", "two", "many", "one", "many", "many"]
+
+
+def test_who_asks_for_many_does_not_wait_until_nobody_else_asks(tiny: LanguageModel) -> None:
+    begun: list[str] = []
+    with Engine(tiny, EngineOptions(max_batch=1)) as engine:
+        turns = Turns(engine, 64)
+
+        def ask_again() -> None:
+            if begun.count("one") < 20:
+                turns.submit("one", [5, 6, 7], noting("one", begun, ask_again), deadline=MINUTE)
+
+        with held(engine):
+            answers = [turns.submit("many", [5, 6, 7], noting("many", begun), deadline=MINUTE) for _ in range(5)]
+            ask_again()
+        for answer in answers:
+            join(answer)
+        engine.close(drain=True)
+    assert begun[:10].count("many") == 5
+
+
+def test_a_full_queue_has_a_place_for_who_has_none_in_it(tiny: LanguageModel) -> None:
+    with Engine(tiny, EngineOptions(max_batch=1, max_queue=6)) as engine:
+        turns = Turns(engine, 3)
+        with held(engine):
+            for _ in range(3):
+                turns.submit("many", [5, 6, 7], SHORT, deadline=MINUTE)
+            with pytest.raises(QueueFullError, match="3 answers are at work or wait, 3 of them this caller's"):
+                turns.submit("many", [5, 6, 7], SHORT, deadline=MINUTE)
+            turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
+            with pytest.raises(QueueFullError):
+                turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
