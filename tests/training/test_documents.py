@@ -300,6 +300,15 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "a.jsonl:2: the field 'text' has '\\ud83d', half of a surrogate pair, which is no character.",
     ),
     "no UTF-8": ("a.txt", b"One\nTw\xe4\n", "a.txt:2: byte 0xE4 at column 3 is no UTF-8."),
+    "Latin-1": ("a.txt", "Tür".encode("latin-1"), "is no UTF-8. Text in an older encoding (Latin-1, Windows-1252, …)"),
+    "UTF-16": ("a.txt", "One".encode("utf-16"), "is no UTF-8. It is text in UTF-16: save it as UTF-8 in an editor"),
+    "a document of Word": (
+        "a.txt",
+        b"PK\x03\x04\n\xff",
+        "a.txt:2: byte 0xFF at column 1 is no UTF-8. It is a zip",
+    ),
+    "a PDF": ("a.txt", b"%PDF-1.7\n%\xe2\xe3", "is no UTF-8. It is a PDF: save what is in it as text"),
+    "a picture": ("a.jpg", b"\xff\xd8\xff\xe0", "a.jpg:1: byte 0xFF at column 1 is no UTF-8. It is a picture."),
     "no UTF-8 in JSONL": ("a.jsonl", b'{"text": "One"}\n{"text": "\xff"}\n', "a.jsonl:2: byte 0xFF at column 11"),
     "no gzip": ("a.txt.gz", b"", "a.txt.gz:1: cannot read:"),
 }

@@ -16,6 +16,19 @@ from edgelm_training.corpus import SourceFile, Span
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
 LONGEST_DOCUMENT = 1 << 30  # characters
+_UTF16 = "It is text in UTF-16: save it as UTF-8 in an editor, or convert it with iconv -f UTF-16 -t UTF-8."
+_OTHER_TEXT = (
+    "Text in an older encoding (Latin-1, Windows-1252, …) is saved as UTF-8 in an editor, or converted with iconv."
+)
+_PICTURE = "It is a picture."
+_FIRST_BYTES = {
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+    b"PK\x03\x04": "It is a zip archive, as documents of Word and LibreOffice: save what is in it as text in UTF-8.",
+    b"%PDF": "It is a PDF: save what is in it as text in UTF-8.",
+    b"\xff\xd8\xff": _PICTURE,
+    b"\x89PNG": _PICTURE,
+}
 
 
 class Document(NamedTuple):
@@ -307,12 +320,19 @@ def _decode(lines: bytes, source: SourceFile, number: int) -> str:
         return lines.decode("utf-8")
     except UnicodeDecodeError as error:
         line = number + lines.count(b"\n", 0, error.start)
-        raise DataError(f"{source.name}:{line}: {_no_utf8(error)} Convert the file, for example with iconv.") from error
+        raise DataError(f"{source.name}:{line}: {_no_utf8(error)} {_what_instead(source)}") from error
 
 
 def _no_utf8(error: UnicodeDecodeError) -> str:
     column = error.start - error.object.rfind(b"\n", 0, error.start)
     return f"byte 0x{error.object[error.start]:02X} at column {column} is no UTF-8."
+
+
+def _what_instead(source: SourceFile) -> str:
+    """Say what a file that is no UTF-8 is by its first bytes, and what to do."""
+    with source.path.open("rb") as file:
+        first = file.read(max(map(len, _FIRST_BYTES)))
+    return next((words for begin, words in _FIRST_BYTES.items() if first.startswith(begin)), _OTHER_TEXT)
 
 
 def _parts(document: Document, limit: int, *, counts_lines: bool) -> Iterator[Document]:
