@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_training_runs import settings
 
+import edgelm_training.pretrain
 from edgelm.errors import OutOfMemoryError
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
@@ -38,6 +39,18 @@ def test_a_run_whose_memory_runs_out_says_what_takes_less(
         match=rf"^There is no memory left to train in: {words}.*--micro-batch-size 1, .*with --resume\.$",
     ):
         pretrain(settings(tiny_shards, tmp_path / "run"))
+
+
+def test_a_model_that_the_memory_cannot_hold_is_refused_before_it_is_made(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edgelm_training.pretrain, "Transformer", None)
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"^A model of \d+,\d{3},\d{3},\d{3} parameters takes \d+\.\d GB to train: .* GB are free\.",
+    ):
+        pretrain(settings(tiny_shards, tmp_path / "run", params="900B", model=None, device="cpu"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_that_is_no_lack_of_memory_stays_what_it_is(

@@ -80,6 +80,8 @@ def _memory_errors_told(workers: Workers) -> Iterator[None]:
     """Raise OutOfMemoryError where the block has no memory; of CPUs and Apple's GPUs torch says it in words alone."""
     try:
         yield
+    except OutOfMemoryError:  # it says by itself what takes less
+        raise
     except (MemoryError, RuntimeError) as error:
         told = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
             words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
