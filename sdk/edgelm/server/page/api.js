@@ -3,6 +3,7 @@
 import { forThisTab } from "./storage.js";
 
 const KEY = "edgelm.key";
+const OTHER_KEY = "The server does not take this key.";
 
 /** Whether the server is on the machine that shows this page. */
 export const isHere = /^(localhost|127\.[0-9.]+|\[::1\])$/.test(location.hostname);
@@ -16,11 +17,12 @@ export class Problem extends Error {
 }
 
 export function setKey(key) {
-  forThisTab.setItem(KEY, key);
+  forThisTab.setItem(KEY, key.trim());
 }
 
 async function request(path, options = {}) {
   const key = forThisTab.getItem(KEY);
+  if (/[^!-~]/.test(key ?? "")) throw new Problem(OTHER_KEY, 401); // none has such characters, and no header can
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
@@ -29,13 +31,13 @@ async function request(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The server does not answer. Is it still running?");
   }
+  if (response.status === 401) throw new Problem(key ? OTHER_KEY : "This server asks for a key.", 401);
   if (!response.ok) throw new Problem(await messageOf(response), response.status);
   return response;
 }
 
 async function messageOf(response) {
   const told = await response.json().then((body) => body?.error?.message, () => null);
-  if (response.status === 401) return "This server asks for a key.";
   if (response.status === 429) return "The server has too much to do right now. Try again in a moment.";
   return told ?? `The server answered with ${response.status}.`;
 }

@@ -76,7 +76,7 @@ async function respond(parent, failed = null) {
   if (conversation === current) show({ staying: true });
   else sidebar.show(conversations, current);
   announce(node.state === "broken" ? node.problem : node.state === "stopped" ? "Stopped" : `Answer complete: ${node.text}`);
-  if (node.status === 401) askForKey();
+  if (node.status === 401) askForKey(node.problem);
   if (isAway && node.state !== "broken") loadModels(); // it is back
 }
 
@@ -177,7 +177,7 @@ async function loadModels() {
   } catch (error) {
     isAway = true;
     byId("note").textContent = error.message;
-    if (error.status === 401) askForKey();
+    if (error.status === 401) askForKey(error.message);
     return;
   }
   byId("note").textContent = models.length ? (unkept ?? NOTE) : NO_MODEL;
@@ -198,9 +198,10 @@ async function describe(model) {
   if (model === settings.model) settings.offerThinking(variables);
 }
 
-function askForKey() {
+function askForKey(why) {
   const dialog = byId("ask-key");
   if (dialog.open) return;
+  byId("ask-key-title").textContent = why.replace(/\.$/, "");
   dialog.returnValue = "";
   dialog.showModal();
 }
