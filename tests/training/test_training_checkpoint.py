@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edgelm_training.checkpoint import (
     hf_config,
     load_checkpoint,
     save_checkpoint,
+    save_weights,
     weights_sha256,
 )
 from edgelm_training.model import Transformer
@@ -119,6 +121,42 @@ def test_every_tensor_that_does_not_fit_is_listed(saved: Path) -> None:
         "  stored as I8, which is none of F32, F16, BF16: model.layers.1.input_layernorm.weight",
         "  unknown: model.layers.7.mlp.up_proj.weight [3, 2]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {name: one.double() for name, one in weights.items()}, "stored as torch.float64, which is"),
+        (lambda weights: {name: one for name, one in weights.items() if "layers.1" not in name}, "missing: model.lay"),
+        (lambda weights: {f"_orig_mod.{name}": one for name, one in weights.items()}, "unknown: _orig_mod.model.emb"),
+    ],
+    ids=["another type", "a layer less", "wrapped by torch.compile"],
+)
+def test_weights_that_could_not_be_read_again_are_refused_before_they_replace_others(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str, model: Transformer, saved: Path
+) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+
+    with pytest.raises(CheckpointError, match=r"do not fit their config, and no checkpoint was written") as caught:
+        save_weights(change(model.state_dict()), model.config, saved)
+
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("that torch.compile or DistributedDataParallel has wrapped, save the one inside.")
+    assert (saved / "model.safetensors").read_bytes() == before
+
+
+def test_weights_that_share_memory_or_lie_column_by_column_are_written_as_they_are(
+    model: Transformer, tmp_path: Path
+) -> None:
+    weights = model.state_dict()
+    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"]
+    weights["model.norm.weight"] = weights["model.embed_tokens.weight"][0]
+    weights["lm_head.weight"] = weights["lm_head.weight"].T.contiguous().T
+
+    save_weights(weights, model.config, tmp_path / "checkpoint")
+
+    read = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
 
 
 def test_a_missing_or_broken_weights_file_is_an_error(saved: Path) -> None:

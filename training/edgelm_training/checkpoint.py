@@ -38,7 +38,7 @@ GENERATION_FILE = "generation_config.json"
 # What goes with the weights from folder to folder.
 TEXT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", GENERATION_FILE)
 
-_STORED_TYPES = ("F32", "F16", "BF16")
+_STORED_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def check_is_checkpoint(folder: str | Path) -> None:
@@ -81,14 +81,11 @@ def load_checkpoint(folder: str | Path, *, quantized: bool = False) -> Transform
     that one of them at a time is in memory as it was.
 
     Raises:
-        ConfigError: config.json is missing, broken, or not edgelm's.
-        CheckpointError: a file is missing or broken, or the names and shapes are not those of the config (the message
-            lists every one that differs).
+        ConfigError: config.json is broken, or not edgelm's.
+        CheckpointError: the folder is something else (`check_is_checkpoint`), a file is missing or broken, or the names
+            and shapes are not those of the config (the message lists every one that differs).
     """
-    folder = Path(folder)
-    config = ModelConfig.load(folder)
-    stored = _stored_tensors(folder)
-    _check_tensors(config, stored, folder)
+    config, stored = _opened(Path(folder))
     # On the meta device parameters have no memory, and no time goes into random numbers that nobody sees.
     with torch.device("meta"):
         model = Transformer(config)
@@ -110,10 +107,7 @@ def read_weights(folder: str | Path) -> tuple[ModelConfig, dict[str, torch.Tenso
     Raises:
         ConfigError, CheckpointError: as `load_checkpoint`.
     """
-    folder = Path(folder)
-    config = ModelConfig.load(folder)
-    stored = _stored_tensors(folder)
-    _check_tensors(config, stored, folder)
+    config, stored = _opened(Path(folder))
     return config, {name: tensor.read(name) for name, tensor in stored.items()}
 
 
@@ -142,6 +136,15 @@ class _StoredTensor:
     def read(self, name: str) -> torch.Tensor:
         with safe_open(self.file, framework="pt") as file:
             return file.get_tensor(name)
+
+
+def _opened(folder: Path) -> tuple[ModelConfig, dict[str, _StoredTensor]]:
+    """Read the config, and the headers of the weights that fit it."""
+    check_is_checkpoint(folder)
+    config, stored = ModelConfig.load(folder), _stored_tensors(folder)
+    if faults := _faults(config, {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}):
+        raise CheckpointError(f"The tensors in {folder} do not fit its config.json:\n  {faults}")
+    return config, stored
 
 
 def _stored_tensors(folder: Path) -> dict[str, _StoredTensor]:
@@ -175,19 +178,18 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _check_tensors(config: ModelConfig, stored: Mapping[str, _StoredTensor], folder: Path) -> None:
-    shapes = config.tensor_shapes()
-    faults = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored]
-    for name, tensor in stored.items():
+def _faults(config: ModelConfig, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
+    """List what differs between tensors, by name their shape and type, and those of a config; nothing does: ""."""
+    shapes, types = config.tensor_shapes(), _STORED_TYPES.values()
+    faults = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in tensors]
+    for name, (shape, dtype) in tensors.items():
         if name not in shapes:
-            faults.append(f"unknown: {name} {list(tensor.shape)}")
-        elif tensor.shape != shapes[name]:
-            faults.append(f"mis-shaped: {name} is {list(tensor.shape)}, the config says {list(shapes[name])}")
-        elif tensor.dtype not in _STORED_TYPES:
-            faults.append(f"stored as {tensor.dtype}, which is none of {', '.join(_STORED_TYPES)}: {name}")
-    if faults:
-        listed = "\n  ".join(faults)
-        raise CheckpointError(f"The tensors in {folder} do not fit its config.json:\n  {listed}")
+            faults.append(f"unknown: {name} {list(shape)}")
+        elif shape != shapes[name]:
+            faults.append(f"mis-shaped: {name} is {list(shape)}, the config says {list(shapes[name])}")
+        elif dtype not in types:
+            faults.append(f"stored as {dtype}, which is none of {', '.join(types)}: {name}")
+    return "\n  ".join(faults)
 
 
 def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: str | Path | None = None) -> None:
@@ -197,11 +199,13 @@ def save_checkpoint(model: Transformer, folder: str | Path, *, text_files_from: 
     be `folder` itself. The last one gets the config's ends of texts that it lacks. Without it the folder has no
     tokenizer, and a generation_config.json with the config's token ids.
 
-    Weights keep the model's dtype. transformers loads the folder as it is where `hf_config` finds a family's features.
+    Weights keep the model's dtype, float32, float16 or bfloat16. transformers loads the folder as it is where
+    `hf_config` finds a family's features.
 
     Raises:
-        CheckpointError: the disk is full or refuses; `folder` holds something else than a checkpoint of ours; or
-            `text_files_from` has no tokenizer.json.
+        CheckpointError: the disk is full or refuses; `folder` holds something else than a checkpoint of ours;
+            `text_files_from` has no tokenizer.json; or the weights are not those of the config (the message lists every
+            one that differs).
     """
     save_weights(model.state_dict(), model.config, folder, text_files_from=text_files_from)
 
@@ -213,7 +217,8 @@ def save_weights(
     *,
     text_files_from: str | Path | None = None,
 ) -> None:
-    """Write a checkpoint folder of weights by canonical names; the rest is as of `save_checkpoint`.
+    """Write a checkpoint folder of weights by canonical names, all of `config.tensor_shapes()`; the rest is as of
+    `save_checkpoint`.
 
     Raises:
         CheckpointError: as `save_checkpoint`.
@@ -235,9 +240,15 @@ def write_checkpoint(
     weights: by canonical names. text_files_from: as of `save_checkpoint`.
 
     Raises:
-        CheckpointError: `text_files_from` has no tokenizer.json.
+        CheckpointError: `text_files_from` has no tokenizer.json, or the weights are not those of the config.
         OSError, SafetensorError: the disk is full or refuses.
     """
+    types = {name: _STORED_TYPES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in weights.items()}
+    if faults := _faults(config, {name: (tuple(tensor.shape), types[name]) for name, tensor in weights.items()}):
+        raise CheckpointError(
+            f"The weights do not fit their config, and no checkpoint was written of them:\n  {faults}\nOf a model that "
+            "torch.compile or DistributedDataParallel has wrapped, save the one inside."
+        )
     text_files = {} if text_files_from is None else _text_files(Path(text_files_from))
     ids = {key: value for key, value in token_ids(config).items() if value is not None}
     _write_json(folder / "config.json", with_section(hf_config(config), config))
@@ -245,9 +256,20 @@ def write_checkpoint(
     for name, source in text_files.items():
         shutil.copyfile(source, folder / name)
     _add_ends(folder / GENERATION_FILE, config)
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(_apart(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors makes files that their owner alone can read.
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
+
+
+def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights as safetensors takes them: row by row, and each in a memory of its own."""
+    apart, taken = {}, set[int]()
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        is_own = tensor.is_contiguous() and place not in taken
+        apart[name] = tensor if is_own else tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(place)
+    return apart
 
 
 def _add_ends(path: Path, config: ModelConfig) -> None:
