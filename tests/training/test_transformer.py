@@ -16,7 +16,9 @@ from transformer_models import FEATURES, GPT2, LLAMAS, QWENS, SHARED_KEYS
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ContextLengthError
+from edgelm.errors import ConfigError, ContextLengthError
+from edgelm_training import model as model_file
+from edgelm_training.attention import Attention
 from edgelm_training.checkpoint import hf_config, load_checkpoint
 from edgelm_training.model import Transformer, generate
 
@@ -223,6 +225,20 @@ def test_parameters_have_the_canonical_names_shapes_and_order(name: str, tiny_co
     state = Transformer(config).state_dict()
 
     assert [(k, tuple(v.shape)) for k, v in state.items()] == list(config.tensor_shapes().items())
+
+
+def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is_trained(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithTemperature(Attention):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.temperature = torch.nn.Parameter(torch.ones(4))
+
+    monkeypatch.setattr(model_file, "Attention", WithTemperature)
+
+    with pytest.raises(ConfigError, match=r"0\.self_attn\.temperature is \[4\] in the model and missing in .*; 2 such"):
+        Transformer(tiny_config)
 
 
 @pytest.mark.parametrize("name", FEATURES)

@@ -66,6 +66,7 @@ class Transformer(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         elif config.lm_head_bias:
             self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})  # type: ignore[assignment]
+        self._check_names()
         if not self.model.embed_tokens.weight.is_meta:  # there, no number is kept
             self._initialize()
 
@@ -94,6 +95,23 @@ class Transformer(nn.Module):
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         logits_BTV = functional.linear(hidden_BTD, head.weight, self.lm_head.bias if self.config.lm_head_bias else None)
         return soft_cap(scaled(logits_BTV, 1 / self.config.logits_scaling), self.config.final_logit_softcapping)
+
+    def _check_names(self) -> None:
+        """Refuse a new part of the model that was not written down for checkpoints, or the other way round.
+
+        Raises:
+            ConfigError: a tensor is here alone, or in `config.tensor_shapes()`, or has another shape there.
+        """
+        listed = self.config.tensor_shapes()
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        if differing := [name for name in own | listed if own.get(name) != listed.get(name)]:
+            name = differing[0]
+            here, there = (list(shapes[name]) if name in shapes else "missing" for shapes in (own, listed))
+            raise ConfigError(
+                f"{name} is {here} in the model and {there} in config.tensor_shapes(), by which checkpoints are read; "
+                f"{len(differing)} such tensors. What is new in one belongs into the other: edgelm_training/model.py, "
+                "edgelm/architecture/tensor_shapes.py."
+            )
 
     def _initialize(self) -> None:
         for module in self.modules():
