@@ -1,4 +1,4 @@
-"""CheckedCheckpoint: a checkpoint whose tensors are checked, and counted, as they are read."""
+"""CheckedCheckpoint: a checkpoint whose tensors are checked, and noted, as they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, ExportError
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 
@@ -21,7 +21,8 @@ class CheckedCheckpoint(CheckpointView):
     def __init__(self, checkpoint: Checkpoint, progress: Progress | None, label: str = "weights") -> None:
         super().__init__(checkpoint)
         self._progress, self._label = progress, label
-        self._total, self._read = len(checkpoint.config.tensor_shapes()), 0
+        self._unread = dict.fromkeys(checkpoint.config.tensor_shapes())  # in their order
+        self._total, self._read = len(self._unread), 0
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor.
@@ -40,7 +41,7 @@ class CheckedCheckpoint(CheckpointView):
             CheckpointError: they have NaN or infinite values.
         """
         rows = self._checkpoint.rows(name, first, end)
-        self._refuse_infinite(name, rows)
+        self._note(name, rows)
         return rows
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
@@ -51,17 +52,34 @@ class CheckedCheckpoint(CheckpointView):
         """
         blocks = self._checkpoint.quantized_blocks(name, rows)
         if blocks is not None:
-            check = self._check if rows == ALL_ROWS else self._refuse_infinite
+            check = self._check if rows == ALL_ROWS else self._note
             check(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
         return blocks
 
+    def refuse_unread(self) -> None:
+        """Check that a graph was made of every tensor: one that is left out is a part of the model that it lacks.
+
+        The check of the package would not see that, where its oracle lacks that part too.
+
+        Raises:
+            ExportError: some were not read.
+        """
+        if self._unread:
+            first, *others = self._unread
+            raise ExportError(
+                f"The graph has no place for {first}{f' and {len(others)} more tensors' if others else ''} of "
+                f"{self.path}, so it would compute something else. Whoever gives a model a new part writes it into "
+                "edgelm_export/decoder.py and reference.py too (docs/architecture.md)."
+            )
+
     def _check(self, name: str, values: NDArray[np.float32]) -> None:
-        self._refuse_infinite(name, values)
+        self._note(name, values)
         self._read += 1
         if self._progress is not None:
             self._progress(self._label, min(self._read, self._total), self._total)
 
-    def _refuse_infinite(self, name: str, values: NDArray[np.float32]) -> None:
+    def _note(self, name: str, values: NDArray[np.float32]) -> None:
+        self._unread.pop(name, None)
         # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
         if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
             raise CheckpointError(

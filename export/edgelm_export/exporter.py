@@ -195,7 +195,7 @@ def _write_checked_graph(
 
 
 def _write_graphs(
-    checkpoint: Checkpoint, precision: Precision, folder: Path, text: CalibrationText, progress: Progress
+    checkpoint: CheckedCheckpoint, precision: Precision, folder: Path, text: CalibrationText, progress: Progress
 ) -> None:
     decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
     build = decoders[precision.operators]
@@ -205,6 +205,7 @@ def _write_graphs(
             _save(folder / DECODER_FILE, build(checkpoint, precision, data))
         else:
             _save(folder / GRAPH_FILE, build(checkpoint, precision, data))
+    checkpoint.refuse_unread()
     scales = _keep_cache_in_int8(checkpoint, folder, text, progress) if precision.kv_cache == "int8" else []
     if precision.prefill_graph:
         with ExternalData(folder / PREFILL_DATA_FILE, beside=data) as own_data:

@@ -23,7 +23,8 @@ def feed_forward(
         x_TF = norm(config, weights, f"{name}.ffn_sub_norm.", x_TF) if config.sub_norms else x_TF
         return linear(weights, f"{name}.down_proj", x_TF) * np.float32(config.multipliers.mlp_down)
 
-    activation, limit = ACTIVATIONS.get(config.hidden_act, partial(xielu, weights, name)), config.swiglu_limit
+    own, limit = {"xielu": partial(xielu, weights, name)}, config.swiglu_limit  # one that has weights
+    activation = own[config.hidden_act] if config.hidden_act in own else ACTIVATIONS[config.hidden_act]
     up_TF = linear(weights, f"{name}.up_proj", hidden_TD)
     if not config.mlp_gated:
         return projected(activation(up_TF))

@@ -9,6 +9,17 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 
+# The config's norms: whether they take the mean away, and what is added to their weight; None: they have no weight.
+_NORMS = {
+    "rms": (False, 0),
+    "rms_offset": (False, 1),
+    "rms_plain": (False, None),
+    "layer": (True, 0),
+    "layer_offset": (True, 1),
+    "layer_no_bias": (True, 0),
+    "layer_plain": (True, None),
+}
+
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
 
@@ -35,13 +46,13 @@ def linear(weights: Weights, name: str, x: Array) -> Array:
 
 def norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
     """Norm [..., D] as the model does, by the weight, if it has one, that follows `prefix`."""
-    if config.norm.startswith("layer"):
+    centres, offset = _NORMS[config.norm]
+    if centres:
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
     normed_TD = over_rms(hidden_TD, config.norm_eps)
-    if config.norm.endswith("_plain"):
+    if offset is None:
         return normed_TD
-    weight_D = weights[f"{prefix}weight"]
-    normed_TD = normed_TD * (1 + weight_D if config.norm.endswith("_offset") else weight_D)
+    normed_TD = normed_TD * (weights[f"{prefix}weight"] + np.float32(offset))
     bias_D = weights.get(f"{prefix}bias")
     return normed_TD if bias_D is None else normed_TD + bias_D
 

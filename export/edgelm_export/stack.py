@@ -32,6 +32,14 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "relu2": ("Relu", {}),  # squared in a second node
 }
+# The norms of folded checkpoints: whether they divide by the root mean square alone, have weights, and have a bias.
+_NORMS = {
+    "rms": (True, True, False),
+    "rms_plain": (True, False, False),
+    "layer": (False, True, True),
+    "layer_no_bias": (False, True, False),
+    "layer_plain": (False, False, False),
+}
 
 
 class Stack(ABC):
@@ -205,16 +213,16 @@ class Stack(ABC):
         self, hidden: str, name: str, size: int | None = None, epsilon: float | None = None, kind: str | None = None
     ) -> str:
         """Norm the last dimension, of `size`, or D; epsilon, kind: other than the config's."""
-        epsilon, kind = epsilon or self.config.norm_eps, kind or self.config.norm
-        if kind.endswith("_plain"):
+        epsilon, (is_rms, has_weight, has_bias) = epsilon or self.config.norm_eps, _NORMS[kind or self.config.norm]
+        if has_weight:
+            weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+        else:
             size = size or self.config.hidden_size
             weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-        else:
-            weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
-        if kind.startswith("rms"):
+        if is_rms:
             return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name, self.addends.get(hidden, ()))
         inputs = [hidden, weight]
-        if kind == "layer":
+        if has_bias:
             inputs.append(self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias")))
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)

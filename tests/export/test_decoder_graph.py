@@ -4,6 +4,7 @@ import dataclasses
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from package_logits import distance
 
-from edgelm.config import ModelConfig
+from edgelm.config import ACTIVATIONS, GATE_ACTIVATIONS, NORMS, POSITIONS, QK_NORM_SCOPES, SCORING_FUNCS, ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ExportError
+from edgelm.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.runtime.session import DecoderSession
+from edgelm_export.checked import CheckedCheckpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -32,8 +35,10 @@ TOLERANCE = 1e-4
 
 def export(folder: Path, config: ModelConfig, precision: str) -> tuple[HuggingFaceCheckpoint, DecoderSession]:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config, seed=1))
+    checked = CheckedCheckpoint(checkpoint, None)
     with ExternalData(folder / "model.onnx.data") as data:
-        model = build_decoder(checkpoint, PRECISIONS[precision], data)
+        model = build_decoder(checked, PRECISIONS[precision], data)
+    checked.refuse_unread()
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return checkpoint, DecoderSession(folder, config)
 
@@ -47,6 +52,25 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("both")
     checkpoint, session = export(folder, config_with(FEATURES[request.param]), "fp32")
     return checkpoint, session, load_checkpoint(folder / "checkpoint")
+
+
+# What no graph computes otherwise, or is compared elsewhere: sizes, tokens, and the fields of models with an encoder.
+_COMPARED_ELSEWHERE = {
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "bos_token_id",
+    "eos_token_ids", "suppressed_token_ids", "kv_cache", "encoder", "decoder_start_token_id", "forced_bos_token_id",
+}  # fmt: skip
+_WORDS: dict[str, Iterable[str]] = {
+    "norm": NORMS, "position": POSITIONS, "hidden_act": ACTIVATIONS, "qk_norm_scope": QK_NORM_SCOPES,
+    "scoring_func": SCORING_FUNCS, "attention_gate_act": GATE_ACTIVATIONS, "norm_placement": NORM_PLACEMENTS,
+}  # fmt: skip
+
+
+def test_every_field_and_every_word_of_a_config_has_a_row() -> None:
+    configs = [config_with(features) for features in FEATURES.values()]
+    used = {field.name: {getattr(config, field.name) for config in configs} for field in dataclasses.fields(CONFIG)}
+    assert {name for name, values in used.items() if len(values) == 1} == _COMPARED_ELSEWHERE
+    assert [(name, word) for name, words in _WORDS.items() for word in words if word not in used[name]] == []
+    assert {kind for config in configs for kind in config.layer_types} == set(LAYER_TYPES)
 
 
 @pytest.mark.parametrize("both", FEATURES, indirect=True)

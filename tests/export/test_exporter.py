@@ -23,6 +23,7 @@ from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
 from edgelm_export import exporter, verify
+from edgelm_export.decoder import DecoderStack
 from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -67,6 +68,18 @@ def test_an_fp32_package_is_its_source(checkpoint: HuggingFaceCheckpoint, tmp_pa
     assert quality.max_logit_difference < 1e-4  # float32 sums in another order; 5e-6 seen
     assert quality.top1_agreement == 1.0
     assert quality.greedy_agreement == quality.greedy_tokens == 32
+
+
+def test_a_graph_that_lacks_a_part_of_its_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_dict(CONFIG.to_dict() | {"attention_output_gate": True})
+    monkeypatch.setattr(DecoderStack, "gated", lambda self, attended, *_: attended)
+    message = r"no place for model\.layers\.0\.self_attn\.gate_proj\.weight and 1 more tensors of .*reference\.py"
+    with (
+        HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config)) as checkpoint,
+        pytest.raises(ExportError, match=message),
+    ):
+        export_package(checkpoint, tmp_path / "package", "fp32")
+    assert not (tmp_path / "package").exists()
 
 
 def test_a_short_context_is_shared_between_the_prompt_and_the_greedy_tokens(tmp_path: Path) -> None:
