@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_training_runs import loss_log, settings
 
 from edgelm.config import ModelConfig
+from edgelm.errors import TrainingError
 from edgelm_training.model import Transformer
-from edgelm_training.optimizer import build_optimizers, initialize_state, set_learning_rate, state_tensors
-from edgelm_training.train_config import TrainConfig
+from edgelm_training.optimizer import (
+    _BUILDERS,
+    build_optimizers,
+    group_numbers,
+    initialize_state,
+    refuse_unsaved_state,
+    set_learning_rate,
+    state_tensors,
+)
+from edgelm_training.pretrain import pretrain
+from edgelm_training.train_config import OPTIMIZERS, TrainConfig
 
 
 @pytest.fixture(params=[False, True], ids=["own head", "tied head"])
@@ -74,6 +86,54 @@ def test_parameters_without_gradient_are_left_alone(model: Transformer) -> None:
     (adamw,) = build_optimizers(model, TrainConfig())
     names = names_of(model, [parameter for group in adamw.param_groups for parameter in group["params"]])
     assert "model.embed_tokens.weight" not in names
+
+
+class _Counting(torch.optim.SGD):
+    """An optimizer of a researcher, which counts its steps with each parameter, or in its groups."""
+
+    in_group = False
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for counter in [group] if self.in_group else [self.state[parameter] for parameter in group["params"]]:
+                counter["steps"] = counter.get("steps", 0) + 1
+
+
+@pytest.mark.parametrize(("in_group", "place"), [(False, "of a parameter"), (True, "of a group")])
+def test_an_optimizer_whose_state_no_checkpoint_would_hold_is_refused(
+    in_group: bool, place: str, model: Transformer
+) -> None:
+    adamw, counting = *build_optimizers(model, TrainConfig()), _Counting([model.model.embed_tokens.weight])
+    counting.in_group = in_group
+    numbers = group_numbers([adamw, counting])
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate([adamw, counting], 0.5)
+    adamw.step()
+    refuse_unsaved_state([adamw, counting], numbers)
+    counting.step()
+    with pytest.raises(TrainingError, match=rf"optimizer _Counting keeps steps {place}, which is no .* keep a tensor"):
+        refuse_unsaved_state([adamw, counting], numbers)
+
+
+def test_a_run_by_such_an_optimizer_ends_with_its_first_step(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_BUILDERS, "adamw", lambda trained, *_: [_Counting(list(trained.values()))])
+    with pytest.raises(TrainingError, match="optimizer _Counting keeps steps"):
+        pretrain(settings(tiny_shards, tmp_path / "run", eval_every=0))
+    assert len(loss_log(tmp_path / "run")) == 0
+
+
+def test_a_parameter_that_no_optimizer_holds_is_refused(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_BUILDERS, "adamw", lambda *_: [torch.optim.SGD([model.model.embed_tokens.weight])])
+    left = len(list(model.parameters())) - 1
+    with pytest.raises(TrainingError, match=rf"'adamw' leaves {left} parameters .*, model\.layers\.0\..* the first"):
+        build_optimizers(model, TrainConfig())
+
+
+def test_every_optimizer_of_the_settings_is_built(model: Transformer) -> None:
+    assert all(build_optimizers(model, TrainConfig(optimizer=name)) for name in OPTIMIZERS)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgelm.errors import TrainingError
 from edgelm_training.train_config import TrainConfig
 
 Named = dict[str, nn.Parameter]
@@ -17,9 +19,19 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return the optimizers of all parameters that require a gradient; their learning rate is set before each step.
 
     Matrices decay; norms, biases and embeddings (a tied head among them) do not.
+
+    Raises:
+        TrainingError: one of them is in no optimizer.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return _BUILDERS[config.optimizer](trained, _embeddings(model), config)
+    optimizers = _BUILDERS[config.optimizer](trained, _embeddings(model), config)
+    held = {parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    if left := [name for name, parameter in trained.items() if parameter not in held]:
+        raise TrainingError(
+            f"The optimizer {config.optimizer!r} leaves {len(left)} parameters as they are, {left[0]} the first, while "
+            "they take gradients. Give each to one, or freeze it: requires_grad_(False)."
+        )
+    return optimizers
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> None:
@@ -96,6 +108,45 @@ def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
+
+
+def group_numbers(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """Return the numbers of each group but its learning rate: settings, which no step changes."""
+    return [
+        {key: value for key, value in group.items() if isinstance(value, (int, float)) and key != "lr"}
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+
+
+def refuse_unsaved_state(optimizers: Sequence[Optimizer], numbers: list[dict[str, Any]]) -> None:
+    """Check, behind a step, that optimizers keep what steps depend on where a checkpoint has it: in tensors.
+
+    numbers: their `group_numbers` before the step.
+
+    Raises:
+        TrainingError: one keeps something else with a parameter, or in a group: a run could not go on, or would be
+            another run.
+    """
+    kept = [
+        (optimizer, f"{key} of a parameter")
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if not isinstance(value, Tensor)
+    ]
+    owners = [optimizer for optimizer in optimizers for _ in optimizer.param_groups]
+    kept += [
+        (owner, f"{key} of a group")
+        for owner, before, now in zip(owners, numbers, group_numbers(optimizers), strict=True)
+        for key in now
+        if now[key] != before.get(key)
+    ]
+    for optimizer, place in kept:
+        raise TrainingError(
+            f"The optimizer {type(optimizer).__name__} keeps {place}, which is no tensor, so no checkpoint holds it: "
+            "the run could not go on as if nothing had interrupted it. Let it keep a tensor with each parameter."
+        )
 
 
 def initialize_state(optimizers: Iterable[Optimizer]) -> None:

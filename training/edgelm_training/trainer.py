@@ -28,7 +28,7 @@ from edgelm_training.distributed import Workers, blocks, distribute, gradient_sy
 from edgelm_training.interruption import Interruption
 from edgelm_training.loss import LossSums
 from edgelm_training.micro_batches import piece_tokens, split_share
-from edgelm_training.optimizer import build_optimizers, set_learning_rate
+from edgelm_training.optimizer import build_optimizers, group_numbers, refuse_unsaved_state, set_learning_rate
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_checkpoint import RunState, restore_run, save_run
 from edgelm_training.run_folder import RunFolder, SavedStep
@@ -85,6 +85,7 @@ class Trainer:
                 module.compile()
         self.model = distribute(recipe.model, config.parallel, workers, device.device)
         self.optimizers = build_optimizers(recipe.model, config)
+        self._group_numbers = group_numbers(self.optimizers)
         if config.optimizer == "muon" and emulates_bf16(device.device):
             reporter.note(
                 "muon computes in bfloat16, which this CPU has no instructions for: steps may take many times as long "
@@ -154,6 +155,8 @@ class Trainer:
             while step < self.schedule.max_steps and stop is None:
                 step += 1
                 record = self._step(step)
+                if loss is None:  # it shows here, and not after hours where the first checkpoint is due
+                    refuse_unsaved_state(self.optimizers, self._group_numbers)
                 loss = record.loss
                 self._record(log, record)
                 stop = self._agreed_signal(interruption)
