@@ -7,13 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgelm.errors import ConfigError
+from edgelm_training.pretrain import pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.schedule import SCHEDULES, Schedule
 from edgelm_training.setting_options import given_settings
-from edgelm_training.settings import read_settings, to_toml, value_type
+from edgelm_training.settings import checked_settings, read_settings, to_toml, value_type
 from edgelm_training.train_config import TrainConfig
 
 
@@ -34,6 +36,38 @@ def test_a_config_survives_its_toml_file(tmp_path: Path) -> None:
 
     expected_model = {"hidden_size": 32, "rope_scaling": {"rope_type": "default"}}
     assert read == dataclasses.replace(config, model=expected_model)
+
+
+def test_settings_of_a_program_may_be_paths_and_numbers_of_numpy_and_have_the_types_of_a_file(tmp_path: Path) -> None:
+    given = {
+        "data": tmp_path, "learning_rate": np.float64(1e-3), "weight_decay": np.float32(0.5), "seed": np.int64(3),
+        "grad_clip": 1, "max_steps": None,
+    }  # fmt: skip
+
+    checked = checked_settings(given, PretrainConfig)
+
+    assert {name: type(value) for name, value in checked.items()} == {
+        "data": str, "learning_rate": float, "weight_decay": float, "seed": int, "grad_clip": float,
+        "max_steps": type(None),
+    }  # fmt: skip
+    assert checked == {**given, "data": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_step": 3}, r"There is no setting 'max_step'\. Did you mean 'max_steps'\?"),
+        ({"max_steps": "3"}, r"max_steps is '3'; it must be a whole number\."),
+        ({"sample_prompts": "abc"}, r"sample_prompts is 'abc'; it must be a list of texts\."),
+        ({"save_every": None}, r"save_every is None; it must be a whole number\."),
+    ],
+)
+def test_a_wrong_setting_of_a_program_is_named_as_that_of_a_file_is(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain({"output": tmp_path / "run", **given})
+    assert not (tmp_path / "run").exists()
 
 
 BROKEN = {

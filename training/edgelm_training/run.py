@@ -15,7 +15,7 @@ from edgelm_training.device import choose_device
 from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_folder import RunFolder
-from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.settings import checked_settings, read_settings, to_toml
 from edgelm_training.train_config import TrainConfig
 from edgelm_training.train_log import Reporter, SilentReporter
 from edgelm_training.trainer import Outcome, Trainer
@@ -37,18 +37,19 @@ def execute_run(
 ) -> Outcome:
     """Train what `build` makes of the settings, or go on with the run in their output folder.
 
-    settings: those that the user gave, checked by `settings.checked_settings`. When resuming they change the run's own,
-    but for those in FIXED and in `fixed`.
+    settings: those that the user gave. When resuming they change the run's own, but for those in FIXED and in `fixed`.
     build: turns the config into one in which every setting has its value, and the recipe.
     resume: go on from the newest whole checkpoint; a run that has none begins. Implied where torchrun starts the
     processes again after a loss.
 
     Raises:
+        ConfigError: there is no such setting, or it has a value of another type or outside its range.
         OutOfMemoryError: there is no memory for the model, or for a step of it.
         TrainingError: the folder holds another run or something else, another process trains in it, or a fixed setting
             would change; and as `Trainer.train`.
         EdgeLMError: as `build`.
     """
+    settings = checked_settings(settings, config_class)
     workers = launched_workers()
     resume = resume or is_restarted()
     run = RunFolder(settings.get("output", config_class.output))

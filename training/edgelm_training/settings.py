@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import numbers
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,17 +56,19 @@ def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
 
 
 def checked_settings(values: Mapping[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """Return the values in their settings' types.
+    """Return the values in their settings' types: numbers of NumPy too, and paths where a text is wanted. None is left
+    to a setting that has no value by default.
 
     Raises:
         ConfigError: a key is unknown, or a value has another type than its setting.
     """
-    known = [field.name for field in dataclasses.fields(config_class)]
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     checked = {}
     for name, value in values.items():
-        if name not in known:
-            raise ConfigError(unknown_key(name, known))
-        checked[name] = _checked(name, value, value_type(config_class, name))
+        if name not in defaults:
+            raise ConfigError(unknown_key(name, list(defaults)))
+        is_left = value is None and defaults[name] is None
+        checked[name] = None if is_left else _checked(name, value, value_type(config_class, name))
     return checked
 
 
@@ -76,8 +80,13 @@ def unknown_key(name: str, known: list[str]) -> str:
 
 
 def _checked(name: str, value: Any, wanted: type) -> Any:
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if wanted is float and is_number and (not isinstance(value, int) or abs(value) < 2**1023):
         return float(value)
+    if wanted is int and is_number and isinstance(value, numbers.Integral):
+        return int(value)
+    if wanted is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if wanted is dict and isinstance(value, Mapping):
