@@ -109,8 +109,8 @@ class Chunk:
 
     `reasoning` is what the model thinks before it answers a conversation; it is no part of the text. The last chunk,
     and it alone, has `usage`, `timings` and `finish_reason`, why the answer ended: "stop" (at an end token of the
-    model's, or before a stop text), "length" (max_new_tokens are there, or the context is full), "cancelled" (by
-    somebody, or a deadline) or "tool_calls"; its text may be empty.
+    model's, or before a stop text, which is `stop` then), "length" (max_new_tokens are there, or the context is full),
+    "cancelled" (by somebody, or a deadline) or "tool_calls"; its text may be empty.
     """
 
     text: str
@@ -119,13 +119,17 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCallDelta, ...] = ()
     finish_reason: FinishReason | None = None
+    stop: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A whole answer; `reasoning` is what the model thought before it, empty where it did not."""
+    """A whole answer; `reasoning` is what the model thought before it, empty where it did not.
+
+    `stop` is the stop text that ended it, None where something else did.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -135,6 +139,7 @@ class Completion:
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: str | None = None
 
     @property
     def mean_logprob(self) -> float:

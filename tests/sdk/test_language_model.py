@@ -164,7 +164,8 @@ def test_a_stop_string_ends_the_answer_before_it(stop: str | tuple[str, ...]) ->
     completion = scripted_model(answer).generate("x", GenerationConfig(stop=stop))
     found = stop if isinstance(stop, str) else stop[1]
     assert completion.text == answer[: answer.index(found)]
-    assert completion.finish_reason == "stop"
+    assert (completion.finish_reason, completion.stop) == ("stop", found)
+    assert scripted_model("Hell").generate("x", GenerationConfig(stop=stop)).stop == ("H" if stop == "H" else None)
 
 
 def test_the_beginning_of_a_stop_string_is_shown_when_the_answer_ends_with_it() -> None:

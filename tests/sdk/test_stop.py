@@ -56,6 +56,14 @@ def test_without_stops_the_text_passes_as_it_is() -> None:
     assert run([], ["a", "b"]) == (["a", "b", ""], False)
 
 
+def test_the_stop_that_was_hit_is_known() -> None:
+    for stops, found in ((["b", "ab"], "ab"), (["bc", "a"], "a"), (["c"], None)):
+        matcher = StopMatcher(stops)
+        matcher.push("a")
+        matcher.push("b")
+        assert matcher.found == found
+
+
 def test_nothing_comes_after_a_stop() -> None:
     matcher = StopMatcher(["."])
     assert matcher.push("a.b") == ("a", True)

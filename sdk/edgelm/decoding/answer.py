@@ -293,7 +293,15 @@ class Answer:
         """Make a chunk of `text` and the tokens since the last chunk."""
         ids, self._ids = tuple(self._ids), []
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return Chunk(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, timings=timings)
+        return Chunk(
+            text=text,
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop=self._stops.found if reason == "stop" else None,
+            usage=usage,
+            timings=timings,
+        )
 
 
 def _check_tokens(config: GenerationConfig, size: int) -> None:
@@ -362,6 +370,7 @@ def join(chunks: Iterable[Chunk]) -> Completion:
         timings=last.timings,
         reasoning="".join(part.reasoning for part in parts),
         tool_calls=_join_calls(part.tool_calls for part in parts),
+        stop=last.stop,
     )
 
 

@@ -10,6 +10,8 @@ class StopMatcher:
 
     What is shown never depends on where the pieces were cut. Of two stops that are complete with the same character,
     the longer one counts.
+
+    found: the stop string that was hit, None as long as none was.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -17,7 +19,7 @@ class StopMatcher:
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take a piece; return what can be shown now, and whether a stop was hit.
@@ -26,13 +28,14 @@ class StopMatcher:
         """
         if not self._stops:
             return text, False
-        if self._stopped:
+        if self.found is not None:
             return "", True
         text = self._held + text
-        hits = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        hits = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if hits:
-            self._held, self._stopped = "", True
-            return text[: min(hits)[1]], True
+            _, start, self.found = min(hits)
+            self._held = ""
+            return text[:start], True
         tail = self._tail_start(text)
         self._held = text[tail:]
         return text[:tail], False
