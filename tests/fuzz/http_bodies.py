@@ -64,6 +64,28 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
          "text": {"format": {"type": "json_schema", "name": "x", "schema": _SCHEMA}}},
     ),
     (
+        "/v1/messages",
+        {"model": "tiny-random", "max_tokens": 2, "system": [{"type": "text", "text": "Be.", "cache_control": {}}],
+         "messages": [
+             {"role": "user", "content": "Hi"},
+             {"role": "assistant", "content": [
+                 {"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "I look."},
+                 {"type": "tool_use", "id": "c", "name": "weather", "input": {"a": 1}}]},
+             {"role": "user", "content": [
+                 {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "Rain."}],
+                  "is_error": True}, {"type": "text", "text": "So?"}]}],
+         "tools": [{"name": "weather", "description": "Tell it.", "input_schema": _SCHEMA, "strict": True}],
+         "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}, "stream": True},
+    ),
+    (
+        "/v1/messages",
+        {"max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop_sequences": ["x"],
+         "messages": [{"role": "user", "content": "Hi"}], "thinking": {"type": "disabled"}, "metadata": {},
+         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+         "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": _SCHEMA}}},
+    ),
+    ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "Hi"}], "tool_choice": {"type": "auto"}}),
+    (
         "/api/chat",
         {"model": "tiny-random", "format": _SCHEMA, "keep_alive": "5m", "max_tokens": 2, "logprobs": True,
          "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [

@@ -187,12 +187,27 @@ def test_without_the_key_nothing_is_answered_but_health(keyed, given):
         assert reply.status == 401, path
         assert KEY not in reply.data.decode()
     assert keyed.post("/v1/chat/completions", b"{", **headers).json["error"]["code"] == "invalid_api_key"
+    assert keyed.post("/v1/messages", b"{", **headers).json["error"]["type"] == "authentication_error"
     assert keyed.get("/health", **headers).status == 200
 
 
-def test_with_the_key_all_is_answered(keyed):
-    assert keyed.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
-    assert keyed.get("/v1/models", Authorization=f"bearer  {KEY}").status == 200
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer  {KEY}"},
+        {"X_Api_Key": KEY},
+        {"X_Api_Key": KEY, "Authorization": "Bearer none"},
+        {"X_Api_Key": "none", "Authorization": f"Bearer {KEY}"},
+    ],
+)
+def test_with_the_key_all_is_answered(keyed, headers):
+    assert keyed.get("/v1/models", **headers).status == 200
+
+
+@pytest.mark.parametrize("given", ["", "wrong", f"Bearer {KEY}", f"{KEY}x"])
+def test_a_wrong_key_in_anthropics_header_is_none(keyed, given):
+    assert keyed.get("/v1/models", X_Api_Key=given).status == 401
 
 
 @pytest.mark.parametrize(

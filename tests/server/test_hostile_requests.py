@@ -399,6 +399,11 @@ def test_what_is_no_request_is_refused(serving, body, words):
         ("/v1/completions", {"prompt": ["x"] * 129}, "prompt has 129 items; it must have 1 to 128."),
         ("/v1/embeddings", {"input": ["x"] * 2049}, "input has 2049 items; it must have 1 to 2048."),
         ("/v1/responses", {"input": HELLO * 2049}, "input has 2049 items; it must have 1 to 2048."),
+        (
+            "/v1/messages",
+            {"messages": HELLO * 2049, "max_tokens": 1},
+            "messages has 2049 items; it must have 1 to 2048.",
+        ),
     ],
 )
 def test_lists_have_a_longest(serving, path, body, words):

@@ -35,6 +35,13 @@ def test_what_is_refused_and_what_is_ignored_is_in_the_description(described):
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
 
 
+def test_refusals_are_described_in_the_form_of_each_protocol(described):
+    for path, fields in (("/v1/chat/completions", ["error"]), ("/v1/messages", ["type", "error"])):
+        refusal = described["paths"][path]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
+        assert refusal["required"] == fields
+    assert described["paths"]["/v1/messages"]["post"]["security"] == [{}, {"key": []}, {"x-api-key": []}]
+
+
 def test_schemathesis_finds_nothing(tmp_path):
     with EdgelmServer(BRIEF) as serving:
         result = run_schemathesis(serving.url, tmp_path)

@@ -89,6 +89,26 @@ def test_the_effort_of_a_response_reaches_the_template(thinking_server, thinker,
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "on, effort: medium"),
+        ({"thinking": {"type": "adaptive"}}, "on, effort: medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "on, effort: medium"),
+        ({"thinking": {"type": "disabled"}}, "off, effort: medium"),
+        ({"output_config": {"effort": "low"}}, "on, effort: low"),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "max"}}, "off, effort: max"),
+    ],
+)
+def test_anthropics_fields_reach_the_template(thinking_server, thinker, fields, said):
+    on, _, effort = said.partition(", effort: ")
+    text, prompt_tokens = expected(thinker, {"enable_thinking": on == "on", "reasoning_effort": effort})
+    message = thinking_server.post("/v1/messages", {"messages": HELLO, "max_tokens": LIMIT, **fields}).json
+    assert message["content"] == [{"type": "text", "text": text}]
+    counted = thinking_server.post("/v1/messages/count_tokens", {"messages": HELLO, **fields}).json
+    assert counted == {"input_tokens": prompt_tokens}
+
+
+@pytest.mark.parametrize(
     ("fields", "effort"),
     [
         ({"reasoning": {"effort": None}}, None),

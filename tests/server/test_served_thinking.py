@@ -181,6 +181,36 @@ def test_responses_have_an_item_of_reasoning(thinking):
     assert without_ids[0] == without_ids[1]
 
 
+def test_messages_have_a_block_of_thinking(thinking):
+    body = {"messages": HELLO, "max_tokens": 500, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    message = thinking.post("/v1/messages", body).json
+    thought, said = message["content"]
+    assert (thought["type"], thought["thinking"], said) == ("thinking", THOUGHT, {"type": "text", "text": SAID})
+    assert 5 < message["usage"]["output_tokens_details"]["thinking_tokens"] < message["usage"]["output_tokens"]
+    events = thinking.post("/v1/messages", {**body, "stream": True}).events
+    starts = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert (joined(deltas, "thinking"), joined(deltas, "text")) == (THOUGHT, SAID)
+    assert joined(deltas, "signature") == thought["signature"]
+    again = [*HELLO, {"role": "assistant", "content": message["content"]}, {"role": "user", "content": "Why?"}]
+    assert thinking.post("/v1/messages", {**body, "messages": again}).status == 200
+
+
+def test_a_template_reads_the_thinking_of_earlier_messages():
+    template = OPENING_TEMPLATE.replace("+ m.content", "+ (m.reasoning_content or '') + m.content")
+    with EdgelmServer((TINY,), prelude=thinking_server(template=template)) as server:
+
+        def input_tokens(*blocks):
+            turn = {"role": "assistant", "content": [*blocks, {"type": "text", "text": SAID}]}
+            return server.post("/v1/messages/count_tokens", {"messages": [*HELLO, turn, *HELLO]}).json["input_tokens"]
+
+        turn = {"role": "assistant", "content": SAID, "reasoning_content": THOUGHT}
+        usage = server.post("/v1/chat/completions", {"messages": [*HELLO, turn, *HELLO]}).json["usage"]
+        thought = {"type": "thinking", "thinking": THOUGHT, "signature": "unsigned"}
+        assert input_tokens(thought) == usage["prompt_tokens"] > input_tokens()
+
+
 def test_a_response_that_was_cut_off_while_it_thought_has_an_empty_message(thinking):
     body = {"input": "What is the sea?", "max_output_tokens": 8}
     whole = thinking.post("/v1/responses", body).json

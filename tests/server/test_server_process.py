@@ -207,6 +207,11 @@ def test_every_request_lets_go_of_its_model(serving):
         ("/v1/completions", texts, 200),
         ("/v1/completions", texts | {"stream": True}, 200),
         ("/v1/responses", {"input": "x", "max_output_tokens": 1}, 200),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1}, 200),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "stream": True}, 200),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "thinking": {"type": "enabled"}}, 400),
+        ("/v1/messages/count_tokens", {"messages": HELLO}, 200),
+        ("/v1/messages/count_tokens", {"messages": HELLO, "tool_choice": {"type": "any"}}, 400),
         ("/v1/embeddings", {"input": "x"}, 200),
         ("/v1/embeddings", {"input": [99999]}, 400),
         ("/api/embed", {"model": "tiny-random", "input": "x"}, 200),
@@ -373,7 +378,8 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert "Models: tiny-random\n" in log
         assert "/page/app.js" not in log
         assert "GET /page/nothing.js 404" in log
-        assert f"A page to chat: {server.url} · OpenAI's base URL: {server.url}/v1 · Ollama's: {server.url}\n" in log
+        addresses = f"OpenAI's base URL: {server.url}/v1 · Anthropic's and Ollama's: {server.url}"
+        assert f"A page to chat: {server.url} · {addresses}\n" in log
         assert re.search(r"GET /health 200 0\.\d{3} s", log)
         assert "secret" not in log
         assert server.process.stdout is not None

@@ -1,4 +1,4 @@
-"""`edgelm serve`: OpenAI's and Ollama's protocols on this machine."""
+"""`edgelm serve`: OpenAI's, Anthropic's and Ollama's protocols on this machine."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def serve(
     quiet: bool,
     runtime: dict[str, Any],
 ) -> None:
-    """Serve models to programs and browsers: OpenAI's and Ollama's protocols, and a page to chat.
+    """Serve models to programs and browsers: OpenAI's, Anthropic's and Ollama's protocols, and a page to chat.
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
     first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C or SIGTERM lets running
@@ -149,7 +149,7 @@ def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
     first = next(iter(CATALOGUE))
     none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
     click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
-    click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Ollama's: {url}", err=True)
+    click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Anthropic's and Ollama's: {url}", err=True)
     if options.api_keys and not is_loopback(options.host):
         click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
 

@@ -1,1 +1,1 @@
-"""The local server: OpenAI's and Ollama's protocols over the engine, on starlette and uvicorn (the extra `serve`)."""
+"""The local server: OpenAI's, Anthropic's and Ollama's protocols over the engine, on starlette (the extra `serve`)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from edgelm.errors import (
     ChatTemplateError,
@@ -17,6 +17,15 @@ from edgelm.errors import (
 )
 
 RETRY_SECONDS = 1
+MESSAGES = "/v1/messages"
+_ANTHROPIC_KINDS: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(EdgeLMError):
@@ -36,6 +45,10 @@ class ApiError(EdgeLMError):
         self.status, self.kind, self.param, self.code = status, kind, param, code
         self.headers = dict(headers or {})
 
+    def body(self, path: str) -> dict[str, Any]:
+        """The error as the protocol of a path writes it."""
+        return {"openai": self.openai, "ollama": self.ollama, "anthropic": self.anthropic}[protocol_of(path)]
+
     @property
     def openai(self) -> dict[str, Any]:
         """The error as OpenAI writes it."""
@@ -45,6 +58,19 @@ class ApiError(EdgeLMError):
     def ollama(self) -> dict[str, Any]:
         """The error as Ollama writes it."""
         return {"error": str(self)}
+
+    @property
+    def anthropic(self) -> dict[str, Any]:
+        """The error as Anthropic writes it."""
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": str(self)}}
+
+
+def protocol_of(path: str) -> Literal["openai", "ollama", "anthropic"]:
+    """Return whose protocol is spoken at a path."""
+    if path.startswith("/api/"):
+        return "ollama"
+    return "anthropic" if path == MESSAGES or path.startswith(f"{MESSAGES}/") else "openai"
 
 
 def client_left() -> ApiError:

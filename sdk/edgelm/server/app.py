@@ -28,7 +28,6 @@ from edgelm.server.sse import JsonAnswer
 
 logger = logging.getLogger("edgelm.server")
 
-_OLLAMA_PATHS = "/api/"
 _PAGE_FILES = "/page/"
 _SAFETY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -149,8 +148,7 @@ def _methods_of_paths(rows: Sequence[Endpoint]) -> dict[str, list[str]]:
 
 
 def _error_response(path: str, error: ApiError) -> Response:
-    body = error.ollama if path.startswith(_OLLAMA_PATHS) else error.openai
-    return JsonAnswer(body, status_code=error.status, headers=error.headers | _SAFETY_HEADERS)
+    return JsonAnswer(error.body(path), status_code=error.status, headers=error.headers | _SAFETY_HEADERS)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -158,7 +156,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {
         404: f"There is nothing at {request.url.path[:100]!r}. /openapi.json has all paths; "
-        "OpenAI's begin with /v1, Ollama's with /api.",
+        "OpenAI's and Anthropic's begin with /v1, Ollama's with /api.",
         405: f"{request.method} is not for this path, which takes {(error.headers or {}).get('Allow')}.",
     }
     return _error_response(

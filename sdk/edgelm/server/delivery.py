@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.responses import Response
 
-from edgelm.completion import Completion
+from edgelm.completion import Chunk, Completion, ToolCall, ToolCallDelta
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError, as_api_error, client_left
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
+from edgelm.server.request_body import finite_json
 from edgelm.server.sse import JsonAnswer, StreamAnswer, unless_disconnected
 
 logger = logging.getLogger("edgelm.server")
@@ -97,3 +99,28 @@ async def _until_error(writer: Writer, answers: Answers) -> AsyncGenerator[bytes
         yield writer.error(refusal)
     finally:
         await pieces.aclose()
+
+
+def calls_around_text(chunk: Chunk) -> tuple[Sequence[ToolCallDelta], Sequence[ToolCallDelta]]:
+    """Return the pieces of calls that stand before a chunk's text, and those behind it.
+
+    What a call that is open already has to come is said before the text.
+    """
+    new = list(itertools.dropwhile(lambda delta: delta.name is None, chunk.tool_calls))
+    return chunk.tool_calls[: len(chunk.tool_calls) - len(new)], new
+
+
+def readable(calls: Sequence[ToolCall]) -> list[tuple[ToolCall, dict[str, Any]]]:
+    """Return calls with their arguments as objects.
+
+    Left out is a call whose arguments no answer can hold: cut off in the middle, without end, or no JSON object.
+    """
+    whole_calls = []
+    for call in calls:
+        try:
+            arguments = finite_json(call.arguments or "{}")
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(arguments, dict):
+            whole_calls.append((call, arguments))
+    return whole_calls

@@ -113,12 +113,12 @@ def check_key(headers: Headers, options: ServerOptions) -> None:
     if not options.api_keys:
         return
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    given = _digest(key.strip() if scheme.lower() == "bearer" else "")
+    given = [_digest(key.strip() if scheme.lower() == "bearer" else ""), _digest(headers.get("x-api-key", ""))]
     # All are compared, so that the time tells neither how much of one was right nor which one.
-    if sum([hmac.compare_digest(given, _digest(known)) for known in options.api_keys]) == 0:
+    if sum([hmac.compare_digest(one, _digest(known)) for known in options.api_keys for one in given]) == 0:
         raise ApiError(
             401,
-            "This server needs its key, as `Authorization: Bearer KEY`.",
+            "This server needs its key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
             kind="authentication_error",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},

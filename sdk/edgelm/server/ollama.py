@@ -19,12 +19,11 @@ from edgelm.decoding.answer import join
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
-from edgelm.server.delivery import deliver
+from edgelm.server.delivery import deliver, readable
 from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import KEEP_ALIVE, acquire, keep, seconds_of
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
-from edgelm.server.request_body import finite_json
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 from edgelm.server.sse import JsonAnswer, line
@@ -225,7 +224,11 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frame(
-    model: str, is_chat: bool, text: str = "", calls: Sequence[ToolCall] = (), thinking: str = ""
+    model: str,
+    is_chat: bool,
+    text: str = "",
+    calls: Sequence[tuple[ToolCall, dict[str, Any]]] = (),
+    thinking: str = "",
 ) -> dict[str, Any]:
     created = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
     frame: dict[str, Any] = {"model": model, "created_at": created}
@@ -235,11 +238,8 @@ def _frame(
     message: dict[str, Any] = {"role": "assistant", "content": text} | thought
     if calls:
         message["tool_calls"] = [
-            {
-                "id": call.id,
-                "function": {"index": i, "name": call.name, "arguments": finite_json(call.arguments or "{}")},
-            }
-            for i, call in enumerate(calls)
+            {"id": call.id, "function": {"index": i, "name": call.name, "arguments": arguments}}
+            for i, (call, arguments) in enumerate(calls)
         ]
     return frame | {"message": message}
 
@@ -260,7 +260,7 @@ class OllamaWriter:
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the one answer."""
         (answer,) = completions
-        calls = _readable(answer.tool_calls)
+        calls = readable(answer.tool_calls)
         frame = _frame(self.model, self.is_chat, answer.text, calls, answer.reasoning)
         frame |= self._logprobs(answer.logprobs)
         return frame | self._end(answer.finish_reason, answer.usage, answer.timings)
@@ -278,7 +278,7 @@ class OllamaWriter:
                 frame = _frame(self.model, self.is_chat, chunk.text, thinking=chunk.reasoning)
                 yield line(frame | logprobs | {"done": False})
             if chunk.finish_reason is not None and chunk.usage is not None and chunk.timings is not None:
-                calls = _readable(join(chunks).tool_calls)
+                calls = readable(join(chunks).tool_calls)
                 if calls:
                     yield line(_frame(self.model, self.is_chat, calls=calls) | {"done": False})
                 end = self._end(chunk.finish_reason, chunk.usage, chunk.timings)
@@ -304,16 +304,3 @@ class OllamaWriter:
             "eval_count": usage.completion_tokens,
             **{f"{name}_duration": int(value * 1e9) for name, value in seconds.items()},
         }
-
-
-def _readable(calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """Leave out a call whose arguments no answer can hold: cut off in the middle, without end, or no JSON object."""
-    whole_calls = []
-    for call in calls:
-        try:
-            arguments = finite_json(call.arguments or "{}")
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(arguments, dict):
-            whole_calls.append(call)
-    return whole_calls

@@ -1,7 +1,8 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""GET /v1/models and /v1/models/{id}: what OpenAI's clients read of a model, and beside it what Anthropic's read."""
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from starlette.responses import Response
@@ -9,7 +10,7 @@ from starlette.responses import Response
 from edgelm.package.manifest import Manifest
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import reading_package
-from edgelm.server.schema import TEXT, record
+from edgelm.server.schema import BOOLEAN, TEXT, record
 from edgelm.server.sse import JsonAnswer
 from edgelm.text.chat_template import ChatTemplate
 
@@ -18,12 +19,23 @@ MODEL = record(
     required=("id", "object"),
     open_ended=True,
 )
-MODELS = record({"object": TEXT, "data": {"type": "array", "items": MODEL}}, required=("object", "data"))
+MODELS = record(
+    {
+        "object": TEXT,
+        "data": {"type": "array", "items": MODEL},
+        "has_more": BOOLEAN,
+        "first_id": TEXT,
+        "last_id": TEXT,
+    },
+    required=("object", "data"),
+)
 
 
 async def list_models(call: Call) -> Response:
     """List the models that the server offers."""
-    return JsonAnswer({"object": "list", "data": [_model(call, *row) for row in call.pool.manifests().items()]})
+    models = [_model(call, *row) for row in call.pool.manifests().items()]
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {}
+    return JsonAnswer({"object": "list", "data": models, "has_more": False, **ends})
 
 
 async def retrieve_model(call: Call) -> Response:
@@ -36,10 +48,14 @@ async def retrieve_model(call: Call) -> Response:
 
 
 def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
+    modified = int(call.pool.modified(name))
     return {
         "id": name,
         "object": "model",
-        "created": int(call.pool.modified(name)),
+        "type": "model",
+        "display_name": name,
+        "created": modified,
+        "created_at": datetime.datetime.fromtimestamp(modified, datetime.UTC).isoformat(),
         "owned_by": "edgelm",
         "context_length": manifest.context_length,
         "precision": manifest.precision,

@@ -5,7 +5,6 @@ https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from edgelm.completion import Chunk, Completion, ToolCallDelta, Usage
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import constraint_of
-from edgelm.server.delivery import deliver
+from edgelm.server.delivery import calls_around_text, deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
@@ -86,15 +85,14 @@ class ResponseWriter:
         return self._event("error", code=error.code or error.kind, message=str(error), param=error.param)
 
     def _take(self, chunk: Chunk) -> Iterator[bytes]:
+        before, behind = calls_around_text(chunk)
+        for delta in before:
+            yield from self._add_call(delta)
         if chunk.reasoning:
             yield from self._add_text(chunk.reasoning, _reasoning)
-        # What a call that is open already has to come is said before the text behind it.
-        rest = list(itertools.dropwhile(lambda delta: delta.name is None, chunk.tool_calls))
-        for delta in chunk.tool_calls[: len(chunk.tool_calls) - len(rest)]:
-            yield from self._add_call(delta)
         if chunk.text:
             yield from self._add_text(chunk.text, _message)
-        for delta in rest:
+        for delta in behind:
             yield from self._add_call(delta)
         if chunk.finish_reason is None:
             return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
 
 from edgelm._version import __version__
+from edgelm.server.api_error import protocol_of
 from edgelm.server.endpoint import Call, Endpoint
 from edgelm.server.schema import Schema
 from edgelm.server.sse import JsonAnswer
@@ -28,7 +30,22 @@ _OPENAI_ERROR: Schema = {
     },
     "required": ["error"],
 }
-_OLLAMA_ERROR: Schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+_ERRORS: Mapping[str, Schema] = {
+    "openai": _OPENAI_ERROR,
+    "ollama": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+    "anthropic": {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string"},
+            "error": {
+                "type": "object",
+                "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+                "required": ["type", "message"],
+            },
+        },
+        "required": ["type", "error"],
+    },
+}
 _STREAMS = {"/api/": "application/x-ndjson", "/v1/": "text/event-stream"}
 _REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
@@ -47,17 +64,21 @@ async def describe(_call: Call) -> Response:
             "info": {
                 "title": "edgelm",
                 "version": __version__,
-                "description": "Language models on this machine, in the protocols of OpenAI and Ollama.",
+                "description": "Language models on this machine, in the protocols of OpenAI, Anthropic and Ollama.",
             },
             "paths": paths,
-            "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+            "components": {
+                "securitySchemes": {
+                    "key": {"type": "http", "scheme": "bearer"},
+                    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                }
+            },
         }
     )
 
 
 def _operation(row: Endpoint) -> dict[str, Any]:
-    ollama = row.path.startswith("/api/")
-    error = {"application/json": {"schema": _OLLAMA_ERROR if ollama else _OPENAI_ERROR}}
+    error = {"application/json": {"schema": _ERRORS[protocol_of(row.path)]}}
     operation: dict[str, Any] = {
         "summary": row.summary,
         "operationId": row.answer.__name__,
@@ -65,7 +86,7 @@ def _operation(row: Endpoint) -> dict[str, Any]:
             "200": {"description": "The answer.", "content": _content(row)},
             **{str(status): {"description": "A refusal.", "content": error} for status in _REFUSALS},
         },
-        "security": [] if row.public else [{}, {"key": []}],
+        "security": [] if row.public else [{}, {"key": []}, {"x-api-key": []}],
     }
     if row.body is not None:
         operation["requestBody"] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from edgelm.server import (
+    anthropic_messages,
     embeddings,
+    message_input,
     ollama,
     ollama_models,
     openai_chat,
@@ -16,6 +18,7 @@ from edgelm.server import (
     status,
     tokens,
 )
+from edgelm.server.api_error import MESSAGES
 from edgelm.server.endpoint import Endpoint
 
 ROUTES: tuple[Endpoint, ...] = (
@@ -41,6 +44,22 @@ ROUTES: tuple[Endpoint, ...] = (
         answer=openai_responses.create_response,
         summary="Answer an input, in the form of OpenAI's newer interface.",
         body=response_input.BODY,
+    ),
+    Endpoint(
+        method="POST",
+        path=MESSAGES,
+        answer=anthropic_messages.create_message,
+        summary="Answer a conversation, in Anthropic's form.",
+        body=message_input.BODY,
+        answers=anthropic_messages.ANSWER,
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{MESSAGES}/count_tokens",
+        answer=anthropic_messages.count_tokens,
+        summary="Count the tokens of a conversation.",
+        body=message_input.COUNT_BODY,
+        answers=anthropic_messages.COUNT,
     ),
     Endpoint(
         method="POST",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MAX_CHOICES = 8
 MAX_STOPS = 16
 _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
+STOPS: Schema = listing(_STOP, most=MAX_STOPS)
 
 # LM Studio and llama.cpp write -1 for as many as fit.
 MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
@@ -41,7 +42,7 @@ SAMPLING: dict[str, Schema] = {
         "additionalProperties": number(-100, 100),
     },
     "seed": whole(-(2**63), 2**63 - 1),
-    "stop": {"anyOf": [_STOP, listing(_STOP, most=MAX_STOPS)]},
+    "stop": {"anyOf": [_STOP, STOPS]},
     "ignore_eos": {"type": "boolean"},
 }
 
