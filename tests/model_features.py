@@ -320,6 +320,7 @@ FEATURES = {
     "sinusoidal positions, all sines first": {"position": "sinusoidal_halves"},
     "sinusoidal positions, as fairseq has them": {"position": "sinusoidal_fairseq"},
     "relative positions": {"position": "relative"},
+    "relative positions of each layer's own": {"position": "relative", "relative_attention_per_layer": True},
     "relative positions of few buckets, beyond the largest distance, in a window": {
         "position": "relative", "relative_attention_num_buckets": 6, "relative_attention_max_distance": 20,
         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 30,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.relative_positions import distances_name, relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors, table_frequencies
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -110,7 +110,6 @@ class DecoderStack(Stack):
         hidden = self.embedding()
         self.features_of_layers(hidden)
         self.rotations()
-        self.bias = self.distance_scores() if self.config.position == "relative" else ""
         self.convolutions = Convolutions(self)
         return add_spread(self, hidden) if self.config.altup_num_inputs > 1 else hidden
 
@@ -208,22 +207,38 @@ class DecoderStack(Stack):
         factor = graph.weight(f"{name}.attention_factors", factors)
         return [graph.node("Mul", [table, factor], f"{table}.scaled") for table in tables]
 
-    def distance_scores(self) -> str:
+    def added_scores(self, i: int) -> str:
+        """Return what is added to the scores of the heads of layer i, [B, N, T, C]; nothing where positions turn."""
+        if self.config.position != "relative":
+            return ""
+        source = distances_name(self.config, self.name, i)
+        name = source.removesuffix(".weight")
+        if self.graph.has_node(f"{name}.output"):
+            return f"{name}.output"
+        return self.distance_scores(source, name)
+
+    def distance_scores(self, source: str, name: str) -> str:
         """Gather what each distance of a query and a key adds to the scores of each head [B, N, T, C].
 
         Distances beyond the last bucket's first are one, so the table has no end; later keys are masked anyway.
         """
-        graph, config, name = self.graph, self.config, f"{self.name}.relative_attention_bias"
+        graph, config = self.graph, self.config
         largest = config.relative_attention_max_distance
         buckets = relative_buckets(config, -np.arange(largest + 1), both_ways=False)
-        table = graph.weight(f"{name}.by_distance", self.checkpoint.tensor(f"{name}.weight")[buckets])
+        table = graph.weight(f"{name}.by_distance", self.checkpoint.tensor(source)[buckets])
+        scores_BTCN = graph.node("Gather", [table, self.clipped_distances(largest)], f"{name}.scores")
+        return graph.node("Transpose", [scores_BTCN], f"{name}.output", attributes={"perm": [0, 3, 1, 2]})
+
+    def clipped_distances(self, largest: int) -> str:
+        """Count how far each query [B, T, C] stands behind each key, from 0 to `largest`."""
+        graph, name = self.graph, f"{self.name}.distances"
+        if graph.has_node(f"{name}.clipped"):
+            return f"{name}.clipped"
         capacity = graph.node("Squeeze", [self.key_count], f"{name}.capacity")
         keys = graph.node("Range", [graph.constant(0), capacity, graph.constant(1)], f"{name}.keys")
         queries = graph.node("Unsqueeze", [self.query_places(), graph.constant([2])], f"{name}.queries")
-        distances = graph.node("Sub", [queries, keys], f"{name}.distances")
-        rows = graph.node("Clip", [distances, graph.constant(0), graph.constant(largest)], f"{name}.rows")
-        scores_BTCN = graph.node("Gather", [table, rows], f"{name}.scores")
-        return graph.node("Transpose", [scores_BTCN], f"{name}.output", attributes={"perm": [0, 3, 1, 2]})
+        distances = graph.node("Sub", [queries, keys], name)
+        return graph.node("Clip", [distances, graph.constant(0), graph.constant(largest)], f"{name}.clipped")
 
     def crossed(self, hidden: str, layer: str, i: int) -> str:
         """Look at the source: at keys and values that the encoder's graph gives once for all steps."""
@@ -338,8 +353,8 @@ class DecoderStack(Stack):
         """
         graph, config = self.graph, self.config
         inputs = [*qkv, *past, self.seqlens_k, self.total_sequence_length, *rotation]
-        if self.bias:
-            inputs += [""] * (_ATTENTION_BIAS - len(inputs)) + [self.bias]
+        if added := self.added_scores(i):
+            inputs += [""] * (_ATTENTION_BIAS - len(inputs)) + [added]
         if config.attention_sinks:
             inputs += [""] * (_HEAD_SINK - len(inputs))
             inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.relative_positions import distances_name, relative_buckets
 from edgelm.config import ModelConfig
 from edgelm.runtime.decoder_graph import CROSS
 from edgelm_export.checkpoint import Checkpoint
@@ -34,7 +34,6 @@ class _Encoder(Stack):
     def build(self, decoder: ModelConfig) -> onnx.ModelProto:
         self.graph.input("input_ids", INT64, [BATCH, "source_tokens"])
         hidden = self.embedding()
-        self.bias = self.distance_scores() if self.config.position == "relative" else ""
         for i in range(self.config.num_hidden_layers):
             hidden = self.block(hidden, i)
         if self.config.final_norm:
@@ -50,24 +49,38 @@ class _Encoder(Stack):
         scalar = graph.node("Squeeze", [tokens], "input_ids.tokens_scalar")
         return graph.node("Range", [graph.constant(0), scalar, graph.constant(1)], "positions")
 
-    def distance_scores(self) -> str:
-        """Gather what each distance of a query and a key, either way, adds to the scores of each head [1, N, S, S]."""
-        graph, config, name = self.graph, self.config, f"{self.name}.relative_attention_bias"
+    def added_scores(self, i: int) -> str:
+        """Gather what each distance of a query and a key, either way, adds to the scores of each head [1, N, S, S] of
+        layer i; nothing where positions are in the embedding.
+        """
+        graph, config = self.graph, self.config
+        if config.position != "relative":
+            return ""
+        source = distances_name(config, self.name, i)
+        name = source.removesuffix(".weight")
+        if graph.has_node(f"{name}.output"):
+            return f"{name}.output"
         largest = config.relative_attention_max_distance
         buckets = relative_buckets(config, np.arange(-largest, largest + 1), both_ways=True)
-        by_head = np.ascontiguousarray(self.checkpoint.tensor(f"{name}.weight")[buckets].T[None])
+        by_head = np.ascontiguousarray(self.checkpoint.tensor(source)[buckets].T[None])
         table = graph.weight(f"{name}.by_distance", by_head)
+        return graph.node("Gather", [table, self.clipped_distances(largest)], f"{name}.output", attributes={"axis": 2})
+
+    def clipped_distances(self, largest: int) -> str:
+        """Return the rows of a table that begins at -largest: how far each key stands behind each query [S, S]."""
+        graph, name = self.graph, f"{self.name}.distances"
+        if graph.has_node(f"{name}.rows"):
+            return f"{name}.rows"
         keys = self.positions()
         queries = graph.node("Unsqueeze", [keys, graph.constant([1])], f"{name}.queries")
-        distances = graph.node("Sub", [keys, queries], f"{name}.distances")
+        distances = graph.node("Sub", [keys, queries], name)
         clipped = graph.node("Clip", [distances, graph.constant(-largest), graph.constant(largest)], f"{name}.clipped")
-        rows = graph.node("Add", [clipped, graph.constant(largest)], f"{name}.rows")
-        return graph.node("Gather", [table, rows], f"{name}.output", attributes={"axis": 2})
+        return graph.node("Add", [clipped, graph.constant(largest)], f"{name}.rows")
 
     def attention(self, hidden: str, i: int) -> str:
         name = f"{self.name}.layers.{i}.self_attn"
         qkv = self.apart(self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj"))
-        output = self.operators.attention(self.graph, self.config, qkv, name, self.bias)
+        output = self.operators.attention(self.graph, self.config, qkv, name, self.added_scores(i))
         return self.projections.linear(output, f"{name}.o_proj")
 
     def apart(self, outputs: list[str], parts: int = 3) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.relative_positions import distances_name, relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, query_factors, sinusoidal_table
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
@@ -34,7 +34,7 @@ Tables = Mapping[str, tuple[Array, Array]]
 
 # Queries meet the keys in blocks: 512 x 8192 scores of one head take 16 MB.
 _QUERY_BLOCK = 512
-_DISTANCES = "relative_attention_bias.weight"  # one of a stack, which each of its layers reads
+_DISTANCES = "relative_attention_bias.weight"  # what a layer reads: its stack's, or its own
 
 
 def reference_logits(
@@ -156,7 +156,7 @@ def layer_weights(checkpoint: Checkpoint, layer: int, config: ModelConfig | None
     stack = _stack_name(checkpoint, config)
     weights = dict(_weights(checkpoint, f"{stack}.layers.{layer}."))
     if config.position == "relative":
-        weights[_DISTANCES] = checkpoint.tensor(f"{stack}.{_DISTANCES}")
+        weights[_DISTANCES] = checkpoint.tensor(distances_name(config, stack, layer))
     return weights
 
 

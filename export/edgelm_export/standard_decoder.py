@@ -118,7 +118,7 @@ class _StandardDecoderStack(DecoderStack):
             head_dim=H,
             scale=config.attention_scale,
             soft_cap=config.attn_logit_softcapping,
-            addends=[*([self.bias] if self.bias else []), self.masks[config.window(i)]],
+            addends=[*([added] if (added := self.added_scores(i)) else []), self.masks[config.window(i)]],
             sinks=self.sinks(name) if config.attention_sinks else "",
         )
         # Keys and values may be one.

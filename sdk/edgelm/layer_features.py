@@ -64,6 +64,7 @@ class LayerFeatures:
     rope_scaling: RopeScaling
     relative_attention_num_buckets: int
     relative_attention_max_distance: int
+    relative_attention_per_layer: bool
     attention_multiplier: float | None
     layer_types: tuple[str, ...]
     norm_placement: str

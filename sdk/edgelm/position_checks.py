@@ -24,6 +24,8 @@ def check_positions(config: LayerFeatures) -> None:
         _check_shared_keys(config)
     if config.position == "relative":
         _check_distances(config)
+    elif config.relative_attention_per_layer:
+        raise ConfigError(f"relative_attention_per_layer is set, with position {config.position!r}, not 'relative'.")
 
 
 def _check_rope(config: LayerFeatures) -> None:

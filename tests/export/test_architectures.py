@@ -88,7 +88,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-PAIRS = ("t5", "mt5", "bart", "marian", "m2m_100", "mbart", "pegasus")
+PAIRS = ("t5", "mt5", "umt5", "bart", "marian", "m2m_100", "mbart", "pegasus")
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -103,7 +103,7 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
     # The heads of an mT5 are not tied, though transformers says so of all; one without is found by its tensors.
     assert ours.tie_word_embeddings is theirs.tie_word_embeddings or name == "mt5"
     for stack, kind in ((ours.encoder, "encoder"), (ours, "decoder")):
-        if name in ("t5", "mt5"):
+        if name in ("t5", "mt5", "umt5"):
             assert (stack.num_hidden_layers, stack.num_attention_heads) == (theirs.num_layers, theirs.num_heads)
             assert (stack.intermediate_size, stack.head_dim) == (theirs.d_ff, theirs.d_kv)
             assert stack.norm_eps == theirs.layer_norm_epsilon

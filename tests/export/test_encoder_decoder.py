@@ -69,6 +69,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mt5": ("mt5", T5 | {"initializer_factor": 0.5}),
     "mt5, untied, without gates": ("mt5", T5 | {"feed_forward_proj": "relu"}),
+    "umt5, untied": ("umt5", T5 | {"tie_word_embeddings": False, "initializer_factor": 0.5}),
+    "umt5, other buckets": (
+        "umt5",
+        T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
+    ),
     "bart": ("bart", BART),
     "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
     "marian": ("marian", MARIAN),
@@ -184,7 +189,9 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, expor
     np.testing.assert_allclose(np.concatenate(rows), expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "bart", "marian", "m2m_100", "mbart", "pegasus"])
+@pytest.mark.parametrize(
+    "name", ["t5", "t5 v1.1, untied", "umt5, untied", "bart", "marian", "m2m_100", "mbart", "pegasus"]
+)
 def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
     """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
     model = save_pair(name, tmp_path / "hf")

@@ -135,6 +135,10 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "to 1, so that an even number of dimensions turns, and some do.",
         ),
         (
+            {"position": "learned", "relative_attention_per_layer": True},
+            "relative_attention_per_layer is set, with position 'learned', not 'relative'.",
+        ),
+        (
             {"position": "relative", "num_global_attention_heads": 8},
             "num_global_attention_heads is 8, with position 'relative', whose scores are those of as many heads in "
             "every layer: num_attention_heads (4).",

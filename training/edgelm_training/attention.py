@@ -86,6 +86,11 @@ def make_norm_of_heads(config: ModelConfig, heads: int, head_dim: int) -> nn.Mod
     return make_norm(config, size) if config.qk_norm_weights else NORMS["rms_plain"](size, eps=config.norm_eps)
 
 
+def scores_of_distances(config: ModelConfig) -> nn.Embedding:
+    """Return what each bucket of distances adds to the scores of each head (T5, arXiv:1910.10683, 2.1)."""
+    return nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+
+
 class OwnHeadNorm(nn.Module):
     """Norm each head, and multiply it by weights of its own."""
 

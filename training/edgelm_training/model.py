@@ -30,7 +30,7 @@ from edgelm.errors import ConfigError, ContextLengthError, TrainingError
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_training.activations import ACTIVATIONS
 from edgelm_training.altup import AltUp, Laurel, merged, spread, stream_projections
-from edgelm_training.attention import Attention, Kept, make_norm, scaled, soft_cap
+from edgelm_training.attention import Attention, Kept, make_norm, scaled, scores_of_distances, soft_cap
 from edgelm_training.convolution import Convolution
 from edgelm_training.feed_forward import Experts, FeedForward
 from edgelm_training.latent_attention import LatentAttention
@@ -148,10 +148,8 @@ class Stack(nn.Module):
             self.embed_tokens = embedding
         if config.position == "learned":
             self.embed_positions = nn.Embedding(context, config.hidden_size)
-        if config.position == "relative":
-            self.relative_attention_bias = nn.Embedding(
-                config.relative_attention_num_buckets, config.num_attention_heads
-            )
+        if config.position == "relative" and not config.relative_attention_per_layer:
+            self.relative_attention_bias = scores_of_distances(config)
         if config.embedding_norm:
             self.embed_norm = make_norm(config, config.hidden_size)
         if config.hidden_size_per_layer_input:
@@ -192,14 +190,16 @@ class Stack(nn.Module):
         if self.config.embedding_norm:
             hidden_BTD = self.embed_norm(hidden_BTD)
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
-        windows = {self.config.window(layer) for layer in self.config.attention_layers}
+        shared = () if self.config.relative_attention_per_layer else self.config.attention_layers
+        windows = {self.config.window(layer) for layer in shared}
         masks = {window: self._mask(view, window) for window in windows}
         beside = [None] * len(self.layers) if ids_BT is None else self._beside(ids_BT, hidden_BTD)
         has_streams, kept = self.config.altup_num_inputs > 1, Kept()
         hidden_BTD = spread(hidden_BTD, self.altup_projections) if has_streams else hidden_BTD
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
-            given = (hidden_BTD, rotation, masks.get(window), view.positions, memory, kept, beside[layer])
+            mask = self._mask(view, window, block) if self.config.relative_attention_per_layer else masks.get(window)
+            given = (hidden_BTD, rotation, mask, view.positions, memory, kept, beside[layer])
             hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         hidden_BTD = merged(hidden_BTD, self.altup_unembed_projections) if has_streams else hidden_BTD
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
@@ -215,12 +215,16 @@ class Stack(nn.Module):
         normed_BTLP = self.per_layer_projection_norm(projected_BTLP.unflatten(-1, (-1, P)))
         return ((normed_BTLP + embedded_BTLP) * 2**-0.5).unbind(2)
 
-    def _mask(self, view: View, window: int | None) -> Tensor | None:
-        """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T]."""
+    def _mask(self, view: View, window: int | None, block: nn.Module | None = None) -> Tensor | None:
+        """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T].
+
+        block: which has scores of distances of its own.
+        """
         if self.config.position != "relative":
             return view.mask(window)
         buckets_TT = relative_buckets(self.config, view.distances.cpu().numpy(), both_ways=self.is_encoder)
-        bias_TTN = self.relative_attention_bias(torch.from_numpy(buckets_TT).to(view.distances.device))
+        scores = (self if block is None else block.get_submodule("self_attn")).get_submodule("relative_attention_bias")
+        bias_TTN = scores(torch.from_numpy(buckets_TT).to(view.distances.device))
         sees = view.sees(window)
         bias_NTT = bias_TTN.permute(2, 0, 1)
         return bias_NTT if sees is None else bias_NTT.masked_fill(~sees, -torch.inf)
@@ -300,7 +304,9 @@ class Block(nn.Module):
         self._attends = config.attends(layer)
         if self._attends:
             attention = Attention if config.kv_lora_rank is None else LatentAttention
-            parts["self_attn"] = attention(config, layer, causal=not is_encoder)
+            parts["self_attn"] = looking = attention(config, layer, causal=not is_encoder)
+            if config.relative_attention_per_layer:
+                looking.relative_attention_bias = scores_of_distances(config)
         # What else looks at earlier tokens.
         self._mixing, mixing = _BESIDE_ATTENTION.get(config.kind(layer) or "", ("", None))
         if mixing is not None:

@@ -88,6 +88,7 @@ from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import T5
+from edgelm_export.architectures.umt5 import UMT5
 from edgelm_export.architectures.vaultgemma import VAULTGEMMA
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -186,6 +187,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "opt": OPT,  # and Galactica
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "mt5": MT5,
+    "umt5": UMT5,
     "bart": BART,
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200

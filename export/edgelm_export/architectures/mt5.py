@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures.t5 import T5
 
 # What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 250112,
     "d_ff": 1024,
     "num_layers": 8,
@@ -22,7 +22,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     present = {key: value for key, value in values.items() if value is not None}
-    return T5.read_config({**_DEFAULTS, **present, "scale_decoder_outputs": False})
+    return T5.read_config({**DEFAULTS, **present, "scale_decoder_outputs": False})
 
 
 MT5 = dataclasses.replace(T5, model_type="mt5", read_config=_to_model_config)

@@ -33,6 +33,7 @@ def _stack(name: str, feed_forward: int) -> dict[str, str]:
     dense = f"{block}.{feed_forward}.DenseReluDense"
     return {
         f"model.{name}.relative_attention_bias": f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        f"{ours}.self_attn.relative_attention_bias": f"{block}.0.SelfAttention.relative_attention_bias",
         f"{ours}.input_layernorm": f"{block}.0.layer_norm",
         **{f"{ours}.self_attn.{part}_proj": f"{block}.0.SelfAttention.{part}" for part in "qkvo"},
         f"{ours}.post_attention_layernorm": f"{block}.{feed_forward}.layer_norm",

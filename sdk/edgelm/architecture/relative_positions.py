@@ -12,6 +12,12 @@ from edgelm.config import ModelConfig
 Integers = NDArray[np.int64]
 
 
+def distances_name(config: ModelConfig, stack: str, layer: int) -> str:
+    """Name the tensor [buckets, N] of the scores that a layer of a stack adds: the stack's, or the layer's own."""
+    owner = f"{stack}.layers.{layer}.self_attn" if config.relative_attention_per_layer else stack
+    return f"{owner}.relative_attention_bias.weight"
+
+
 def relative_buckets(config: ModelConfig, distances: Integers, *, both_ways: bool) -> Integers:
     """Return the bucket of each distance (place of the key less that of the query), 0 to num_buckets - 1.
 

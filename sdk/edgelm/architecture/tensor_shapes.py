@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgelm.architecture.relative_positions import distances_name
 from edgelm.config import ModelConfig
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 
@@ -31,9 +32,8 @@ class _Stack:
         config, D = self._config, self._config.hidden_size
         if config.position == "learned":
             self._shapes[f"{self._name}.embed_positions.weight"] = (config.max_position_embeddings, D)
-        if config.position == "relative":
-            rows = config.relative_attention_num_buckets
-            self._shapes[f"{self._name}.relative_attention_bias.weight"] = (rows, config.num_attention_heads)
+        if config.position == "relative" and not config.relative_attention_per_layer:
+            self._distances(0)
         if config.embedding_norm:
             self._norm(f"{self._name}.embed_norm", D)
         if config.hidden_size_per_layer_input:
@@ -157,6 +157,8 @@ class _Stack:
             self._latent_attention(name, config.kv_lora_rank)
             return
         self._attention(name, i)
+        if config.position == "relative" and config.relative_attention_per_layer:
+            self._distances(i)
         if config.attention_output_gate:
             rows = config.query_heads(i) * (1 if config.attention_gate_per_head else H)
             self._linear(f"{name}.gate_proj", rows, config.hidden_size, config.attention_bias)
@@ -166,6 +168,10 @@ class _Stack:
                 self._norm_of_heads(f"{name}.k_norm", config.kv_heads(i), H)
         if config.sub_norms:
             self._norm(f"{name}.attn_sub_norm", config.query_heads(i) * H)
+
+    def _distances(self, i: int) -> None:
+        rows, heads = self._config.relative_attention_num_buckets, self._config.num_attention_heads
+        self._shapes[distances_name(self._config, self._name, i)] = (rows, heads)
 
     def _norm_of_heads(self, name: str, heads: int, head_dim: int) -> None:
         scope = self._config.qk_norm_scope
