@@ -55,6 +55,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     if architecture in ("deepseek2", "minicpm3"):
         _add_latent(writer, config, architecture)
         return
+    if architecture in ("t5", "t5encoder"):
+        _add_t5(writer, config)
+        return
     if architecture == "gemma4":
         config.allow_global_per_layer_attribute_access = True
         _add_gemma4(writer, config)
@@ -120,6 +123,24 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_xielu_beta([0.5] * config.num_hidden_layers)
         writer.add_xielu_eps([-1e-6] * config.num_hidden_layers)
     _add_own_keys(writer, config, architecture)
+
+
+def _add_t5(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """Its converter writes both epsilons, and of distances the count of buckets alone."""
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_context_length(getattr(config, "n_positions", 512))
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_block_count(config.num_layers)
+    writer.add_decoder_block_count(config.num_decoder_layers)
+    writer.add_head_count(config.num_heads)
+    writer.add_key_length(config.d_kv)
+    writer.add_value_length(config.d_kv)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_relative_attn_buckets_count(config.relative_attention_num_buckets)
+    writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
+    writer.add_decoder_start_token_id(config.decoder_start_token_id)
 
 
 def _add_gemma4(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:

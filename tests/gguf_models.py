@@ -34,6 +34,12 @@ from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE, STABLELM_12B
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
 
+# Those of `pair_models.MODELS` that it knows, and what it calls them.
+GGUF_PAIRS = {
+    "t5": "t5", "t5 v1.1, untied": "t5", "t5 without gates, few buckets": "t5", "mt5, untied, without gates": "t5",
+    "umt5, untied": "t5", "umt5, one layer before three": "t5",
+}  # fmt: skip
+
 # As llama.cpp names and knows them: without biases on Qwen3 and Granite, a Mistral as a Llama, a Gemma whose scores are
 # scaled by its head, a SmolLM3 with every fourth layer without rope.
 GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -26,6 +26,12 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     known = gguf.MODEL_ARCH_NAMES.values()
     if architecture == "granite_swa":
         return _of_granite_swa(model)
+    if architecture in ("t5", "t5encoder"):
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5, model.config.num_decoder_layers)
+        return {
+            names.get_name(name, try_suffixes=(".weight",)): parameter.detach().float().numpy()
+            for name, parameter in model.named_parameters()
+        }
     architecture = "qwen3moe" if architecture == "mellum" else architecture  # which this gguf package does not know
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from gguf_tensors import tensors_of
 from hub_models import new_model
 from make_tiny_model import make_checkpoint
 from numpy.typing import NDArray
+from pair_models import new_pair
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from edgelm_export import verify
@@ -27,13 +30,14 @@ if TYPE_CHECKING:
 VOCABULARY = 320
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 QUANTIZED = (
-    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
+    "attn_q", "attn_k", "attn_v", "attn_o", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output.",
     "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "shortconv.in_proj", "shortconv.out_proj", "attn_gate",
     "ssm_beta", "ssm_alpha", "ssm_ba", "ssm_in", "ssm_out", "per_layer_model_proj", "inp_gate", ".proj.",
     "altup_proj", "altup_unembd_proj", "laurel_l", "laurel_r",
 )  # fmt: skip
 
 SaveModel = Callable[..., PreTrainedModel]
+SavePair = Callable[..., PreTrainedModel]
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 
@@ -117,6 +121,24 @@ def save_model(bpe_tokenizer: PreTrainedTokenizerFast) -> SaveModel:
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         bpe_tokenizer.save_pretrained(folder)
+        return model
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def save_pair(bpe_tokenizer: PreTrainedTokenizerFast) -> SavePair:
+    """Save a random model with both stacks, and a tokenizer that ends a source: save_pair(name, folder, **changes)."""
+
+    def save(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
+        model = new_pair(name, **changes)
+        model.save_pretrained(folder)
+        tokenizer = copy.deepcopy(bpe_tokenizer)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
+        )
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
         return model
 
     return save

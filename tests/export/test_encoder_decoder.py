@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import re
@@ -18,10 +17,9 @@ import torch
 from click.testing import CliRunner
 from gradient_check import check_gradients, gradients_of
 from make_tiny_model import CONFIG
-from numpy.typing import NDArray
+from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 import edgelm
 from edgelm.cli.main import main
@@ -45,80 +43,7 @@ TOLERANCE = 1e-4
 TEXT = "the sea is blue and the boats are white"
 GREEDY = edgelm.GenerationConfig(max_new_tokens=12)
 
-T5 = {"d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "pad_token_id": 0}
-T5 |= {"decoder_start_token_id": 0}
-BART = {
-    "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96, "decoder_ffn_dim": 80,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 200, "pad_token_id": 0,
-    "bos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None,
-}  # fmt: skip
-MARIAN = BART | {"activation_function": "swish", "scale_embedding": True, "decoder_start_token_id": 0}
-M2M_100 = BART | {"pad_token_id": 1, "bos_token_id": 0}
-# The source of 150 tokens is longer than the largest distance of T5's that has a bucket of its own.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "t5": ("t5", T5),
-    "t5 v1.1, untied": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    # As transformers 5 saves it: the head is tied, and nothing scales what it reads.
-    "t5 v1.1, tied": (
-        "t5",
-        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "initializer_factor": 0.5},
-    ),
-    "t5, other buckets": (
-        "t5",
-        T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
-    ),
-    "mt5": ("mt5", T5 | {"initializer_factor": 0.5}),
-    "mt5, untied, without gates": ("mt5", T5 | {"feed_forward_proj": "relu"}),
-    "umt5, untied": ("umt5", T5 | {"tie_word_embeddings": False, "initializer_factor": 0.5}),
-    "umt5, other buckets": (
-        "umt5",
-        T5 | {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 40},
-    ),
-    "bart": ("bart", BART),
-    "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
-    "marian": ("marian", MARIAN),
-    "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
-    "m2m_100": ("m2m_100", M2M_100),
-    "m2m_100 that begins with a language": ("m2m_100", M2M_100 | {"forced_bos_token_id": 5, "scale_embedding": False}),
-    "mbart": ("mbart", BART | {"scale_embedding": True}),
-    "mbart that begins with a language": ("mbart", BART | {"activation_function": "relu", "forced_bos_token_id": 5}),
-    "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
-}
-
-
 SavePair = Callable[[str, Path], PreTrainedModel]
-
-
-@pytest.fixture(scope="session")
-def save_pair(bpe_tokenizer: PreTrainedTokenizerFast) -> SavePair:
-    """Save a random model with both stacks, and a tokenizer that ends a source: save_pair(name, folder)."""
-
-    def save(name: str, folder: Path) -> PreTrainedModel:
-        model_type, changes = MODELS[name]
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, vocab_size=320, d_model=64, eos_token_id=2, **changes)
-        model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
-        if "untied" in name:
-            model.lm_head.weight = torch.nn.Parameter(torch.randn(320, 64) * 0.1)
-        for parameter_name, parameter in model.named_parameters():
-            if (
-                model_type not in ("marian", "pegasus") or "embed_positions" not in parameter_name
-            ):  # which nobody stores
-                parameter.data += torch.randn_like(parameter) * 0.1
-        if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias.normal_()
-        model.generation_config.forced_bos_token_id = changes.get("forced_bos_token_id")
-        model.generation_config.bad_words_ids = changes.get("bad_words_ids")
-        model.save_pretrained(folder)
-        tokenizer = copy.deepcopy(bpe_tokenizer)
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
-        )
-        tokenizer.chat_template = None
-        tokenizer.save_pretrained(folder)
-        return model
-
-    return save
 
 
 Exported = Callable[[str], tuple[PreTrainedModel, Path]]
@@ -137,19 +62,6 @@ def exported(save_pair: SavePair, tmp_path_factory: pytest.TempPathFactory) -> E
         return model, folder
 
     return export
-
-
-def random_ids(count: int, seed: int) -> list[int]:
-    """Without padding, to whose embedding transformers gives no gradient."""
-    return np.random.default_rng(seed).integers(3, 320, count).tolist()
-
-
-SOURCE, ANSWER = random_ids(150, 0), random_ids(150, 1)
-
-
-def theirs(model: PreTrainedModel, source: list[int], answer: list[int]) -> NDArray[np.float32]:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([answer])).logits[0].numpy()
 
 
 def their_tokens(model: PreTrainedModel, source: list[int], count: int) -> list[int]:

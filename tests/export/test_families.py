@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from family_models import GPT_OSS, MODELS
-from gguf_models import GGUF_MODELS
+from gguf_models import GGUF_MODELS, GGUF_PAIRS
 from gradient_check import check_gradients, gradients_of
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -386,7 +386,7 @@ def test_a_factor_of_yarns_attention_is_read_as_llama_cpp_does(
 
 
 def test_every_family_that_llama_cpp_knows_is_read_from_gguf_too() -> None:
-    read = {architecture for _, architecture, _ in GGUF_MODELS.values()}
+    read = {architecture for _, architecture, _ in GGUF_MODELS.values()} | set(GGUF_PAIRS.values())
     rows = [row.gguf for row in ARCHITECTURES.values() if row.gguf]
     assert read == {name for gguf in rows for name in (gguf.architecture, *gguf.also_called)}
 

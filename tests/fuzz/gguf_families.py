@@ -26,12 +26,14 @@ def metadata_of_families(_folder: Path) -> list[bytes]:
     """Return what llama.cpp's converter writes of each family, of the keys that begin with its name."""
     import gguf
     from gguf_converter import add_config
-    from gguf_models import GGUF_MODELS
+    from gguf_models import GGUF_MODELS, GGUF_PAIRS
     from hub_models import new_model
+    from pair_models import new_pair
 
+    models = [(kind, new_model(model_type, SIZES | changes)) for model_type, kind, changes in GGUF_MODELS.values()]
+    models += [(kind, new_pair(name)) for name, kind in GGUF_PAIRS.items()]
     seeds = []
-    for model_type, architecture, changes in GGUF_MODELS.values():
-        model = new_model(model_type, SIZES | changes)
+    for architecture, model in models:
         writer = gguf.GGUFWriter(None, architecture)
         add_config(writer, model, architecture)
         seeds.append(json.dumps({key: value.value for key, value in writer.kv_data[0].items()}).encode())

@@ -206,6 +206,7 @@ _GGUF_PARTS = {
     "mmproj": "the part of a model that reads images or sound; the model itself is another file",
     "imatrix": "statistics for quantizing a model; the model itself is another file",
 }
+_T5_WITHOUT_DECODER = "t5encoder"  # llama.cpp's name of it
 # What Ollama's own converter calls families that llama.cpp's calls otherwise; and how the names of tensors begin that
 # read images and sound, which it writes into the model's file. Source: llama/compat in github.com/ollama/ollama
 _NAMES_OF_OLLAMA = frozenset({"gptoss", "qwen25vl", "glm4moelite", "olmo3", "glmocr", "deepseekocr"})
@@ -263,10 +264,9 @@ def gguf_architecture_of(
         )
     rows = [(row, row.gguf) for row in ARCHITECTURES.values() if row.gguf is not None]
     families = [(row, gguf) for row, gguf in rows if name in (gguf.architecture, *gguf.also_called)]
-    if metadata.get(f"{name}.attention.causal") is False:
-        raise CheckpointError(
-            f"{where} embeds or ranks texts ({name}.attention.causal is false); edgelm runs models that write them."
-        )
+    if name == _T5_WITHOUT_DECODER or metadata.get(f"{name}.attention.causal") is False:
+        why = f"it is a {name}" if name == _T5_WITHOUT_DECODER else f"{name}.attention.causal is false"
+        raise CheckpointError(f"{where} embeds or ranks texts ({why}); edgelm runs models that write them.")
     if not families:
         listed = ", ".join(sorted({name for _, gguf in rows for name in (gguf.architecture, *gguf.also_called)}))
         raise CheckpointError(f"{where}: the GGUF architecture {name!r} is not supported; supported: {listed}.")

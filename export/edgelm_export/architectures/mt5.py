@@ -25,4 +25,4 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return T5.read_config({**DEFAULTS, **present, "scale_decoder_outputs": False})
 
 
-MT5 = dataclasses.replace(T5, model_type="mt5", read_config=_to_model_config)
+MT5 = dataclasses.replace(T5, model_type="mt5", read_config=_to_model_config, gguf=None)

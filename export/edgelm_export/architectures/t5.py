@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import hf_values
-from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.architectures import gguf_header, hf_values
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.encoder_decoder import pair
+from edgelm_export.architectures.gguf_values import token_id_values, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -102,4 +103,66 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return pair(values, {**stack, "num_hidden_layers": layers}, {**stack, **decoder})
 
 
-T5 = Architecture(model_type="t5", read_config=_to_model_config, layout_of=_layout, gguf=None)
+def _gguf_stack(name: str, layers: str) -> dict[str, str]:
+    """Return llama.cpp's names of one stack."""
+    ours, theirs = f"model.{name}.layers.{{i}}", f"{layers}.blk.{{i}}"
+    return {
+        f"model.{name}.relative_attention_bias": f"{layers}.blk.0.attn_rel_b",
+        f"{ours}.self_attn.relative_attention_bias": f"{theirs}.attn_rel_b",
+        f"{ours}.input_layernorm": f"{theirs}.attn_norm",
+        **{f"{ours}.self_attn.{part}_proj": f"{theirs}.attn_{part}" for part in "qkvo"},
+        f"{ours}.post_attention_layernorm": f"{theirs}.ffn_norm",
+        **{f"{ours}.mlp.{part}_proj": f"{theirs}.ffn_{part}" for part in ("gate", "up", "down")},
+        f"model.{name}.norm": f"{layers}.output_norm",
+    }
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    **_gguf_stack("encoder", "enc"),
+    **_gguf_stack("decoder", "dec"),
+    "model.decoder.layers.{i}.pre_cross_attention_layernorm": "dec.blk.{i}.cross_attn_norm",
+    **{f"model.decoder.layers.{{i}}.encoder_attn.{part}_proj": f"dec.blk.{{i}}.cross_attn_{part}" for part in "qkvo"},
+    "lm_head": "output",
+}
+_GGUF_KEYS = frozenset({"decoder_block_count", "decoder_start_token_id", "attention.relative_buckets_count"})
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    """Make config.json's values of a T5, or of the umT5 that llama.cpp calls so too.
+
+    What llama.cpp takes for granted no file says: gates are of gelu, without them there is relu, and from a distance of
+    128 on all are in one bucket.
+    """
+    metadata = header.metadata
+    values = gguf_header.to_hf_config(header, "t5", keys=_GGUF_KEYS)
+    layers = values["num_hidden_layers"]
+    return {
+        "model_type": "umt5" if any(name.endswith(".blk.1.attn_rel_b.weight") for name in header.shapes) else "t5",
+        "vocab_size": values["vocab_size"],
+        "d_model": values["hidden_size"],
+        "d_kv": values["head_dim"],
+        "d_ff": values["intermediate_size"],
+        "num_layers": layers,
+        "num_decoder_layers": whole_number(metadata, "t5.decoder_block_count", layers),
+        "num_heads": values["num_attention_heads"],
+        "n_positions": values["max_position_embeddings"],
+        "layer_norm_epsilon": values["rms_norm_eps"],
+        "relative_attention_num_buckets": whole_number(metadata, "t5.attention.relative_buckets_count"),
+        "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in header.shapes else "relu",
+        "tie_word_embeddings": values["tie_word_embeddings"],
+        "decoder_start_token_id": metadata.get("t5.decoder_start_token_id"),
+        **token_id_values(metadata),
+    }
+
+
+T5 = Architecture(
+    model_type="t5",
+    read_config=_to_model_config,
+    layout_of=_layout,
+    gguf=GGUFFamily(
+        architecture="t5",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES, ignored=frozenset({"dec.blk.{i}.cross_attn_rel_b.weight"})),
+    ),
+)

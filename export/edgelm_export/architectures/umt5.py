@@ -19,4 +19,4 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(config, relative_attention_per_layer=True, encoder=encoder)
 
 
-UMT5 = dataclasses.replace(T5, model_type="umt5", read_config=_to_model_config)
+UMT5 = dataclasses.replace(T5, model_type="umt5", read_config=_to_model_config, gguf=None)
