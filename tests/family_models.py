@@ -338,6 +338,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet": ("bitnet", {"pad_token_id": 0}),
     "bitnet with biases, untied": ("bitnet", {"attention_bias": True, "tie_word_embeddings": False, "pad_token_id": 0}),
     "cohere": ("cohere", {"logit_scale": 0.5}),
+    "cohere with norms of heads": ("cohere", {"use_qk_norm": True, "logit_scale": 0.5}),
     "cohere with biases, untied": (
         "cohere",
         {"attention_bias": True, "tie_word_embeddings": False, "layer_norm_eps": 1e-3},

@@ -187,6 +187,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"head_dim": 16, "rope_parameters": MINISTRAL3 | {"original_max_position_embeddings": 16}},
     ),
     "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
+    "cohere with norms of heads": ("cohere", "command-r", {"use_qk_norm": True, "logit_scale": 0.5}),
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
     "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),

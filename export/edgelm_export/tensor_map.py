@@ -200,6 +200,7 @@ class Part:
     def taken_from(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the canonical tensor from the whole of the source's, or of its entry `index`."""
         tensor = tensor.T if self.transposed else tensor
+        tensor = tensor.reshape(-1) if self.shape is not None and len(self.shape) == 1 else tensor
         tensor = tensor if self.rows is None else tensor[self.rows]
         tensor = tensor if self.columns is None else tensor[:, self.columns]
         if self.is_negative_exponential:

@@ -314,6 +314,7 @@ def test_an_imported_gguf_file_loads_in_transformers(
 # llama.cpp rounds YaRN's range to whole dimensions, which GPT-OSS does not ask for, and takes no OLMoE with fewer key
 # heads than query heads; neither is a matter of the files.
 _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
+    "cohere with norms of heads": {"num_hidden_layers": 64},  # it knows them by their depth, Command R+'s
     "gpt_oss": {"rope_parameters": GPT_OSS["rope_parameters"] | {"truncate": True}},
     "olmoe": {"num_key_value_heads": 4},
     # It refuses files without experts, as MobileLLM-R1's are, and fails at those without a layer that does not turn.

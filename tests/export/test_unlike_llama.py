@@ -18,7 +18,6 @@ MOBILE_LLM = {"num_key_value_heads": 2, "moe_layers": [], "no_rope_layers": [1, 
 @pytest.mark.parametrize(
     ("model_type", "values", "message"),
     [
-        ("cohere", {"use_qk_norm": True}, r"use_qk_norm is set \(Command R\+\); a norm of its own for each head"),
         ("cohere", {"logit_scale": 0}, r"logit_scale is 0.0; it must be above 0"),
         ("cohere2", {"sliding_window": None}, r"layer_types has 'sliding_attention', and sliding_window is null"),
         ("ministral3", {"rope_parameters": [1]}, r"the rope settings are \[1\]; they must be an object"),

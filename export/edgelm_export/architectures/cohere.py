@@ -1,5 +1,6 @@
 """Cohere's Command R and Aya: attention and feed-forward side by side behind one layer norm without a bias.
 
+Command R+ also norms queries and keys, each head by weights of its own, which are the rows of one tensor.
 Cohere 2 (Command R7B, Tiny Aya) has windows in three layers of four; those that see all do not turn their heads.
 """
 
@@ -29,13 +30,11 @@ _PATTERN = 4  # of these, the last layer sees all
 _NAMES = {
     name: source for name, source in llama.GGUF_NAMES.items() if name != "model.layers.{i}.post_attention_layernorm"
 }
+_HEAD_NORMS = tuple(llama.GGUF_QK_NORMS)
+_ROW_ORDERS = llama.GGUF_ROW_ORDERS | dict.fromkeys(_HEAD_NORMS, "pairs")
 
 
 def _read(values: Mapping[str, Any]) -> ModelConfig:
-    if hf_values.flag(values, "use_qk_norm"):
-        raise CheckpointError(
-            "config.json: use_qk_norm is set (Command R+); a norm of its own for each head is not supported."
-        )
     config = llama.to_model_config({**values, "rms_norm_eps": hf_values.number(values, "layer_norm_eps", 1e-5)})
     scale = hf_values.number(values, "logit_scale", 0.0625)
     if not scale > 0:
@@ -51,7 +50,9 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return _read({**_DEFAULTS, "rope_theta": 5e5, **values})
+    has_norms = hf_values.flag(values, "use_qk_norm")
+    config = _read({**_DEFAULTS, "rope_theta": 5e5, **values})
+    return dataclasses.replace(config, qk_norm=has_norms, qk_norm_scope="own_head" if has_norms else "head")
 
 
 def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
@@ -67,6 +68,10 @@ def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
         layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
         **hf_values.windows(values, window, kinds),
     )
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    return _gguf_values(header, "command-r") | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 
 def _gguf_to_hf_config_2(header: GGUFHeader) -> dict[str, Any]:
@@ -86,11 +91,15 @@ def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str,
 COHERE = Architecture(
     model_type="cohere",
     read_config=_to_model_config,
-    layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
+    layout=TensorLayout(row_orders=_ROW_ORDERS, vectors_in_rows=frozenset(f"{name}.weight" for name in _HEAD_NORMS)),
     gguf=GGUFFamily(
         architecture="command-r",
-        to_hf_config=lambda header: _gguf_values(header, "command-r"),
-        layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(
+            names=_NAMES | llama.GGUF_QK_NORMS,
+            row_orders=_ROW_ORDERS,
+            vectors_in_rows=frozenset(f"{name}.weight" for name in llama.GGUF_QK_NORMS.values()),
+        ),
     ),
 )
 COHERE2 = Architecture(
