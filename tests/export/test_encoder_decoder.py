@@ -177,6 +177,18 @@ def test_beams_are_those_of_transformers(name: str, exported: Exported) -> None:
     assert list(found) == expected[0, begun:].tolist()
 
 
+def test_a_forced_token_counts_in_the_length_by_which_beams_are_compared(exported: Exported) -> None:
+    model, folder = exported("bart that begins with a language")
+    loaded = edgelm.load(folder / "package")
+    for source in (SOURCE[:10], SOURCE[10:20], SOURCE[20:30]):
+        config = GREEDY.replace(num_beams=3, length_penalty=2.0, logit_bias={2: 5.5})  # the end token
+        found = loaded.generate(source, config).token_ids
+        bias = {"sequence_bias": [[[2], 5.5]], "length_penalty": 2.0}
+        with torch.no_grad():
+            expected = model.generate(torch.tensor([source]), max_new_tokens=13, do_sample=False, num_beams=3, **bias)
+        assert list(found) == expected[0, 2:].tolist()
+
+
 # The preset int4 keeps the outer layers in 8 bits, which are all that these models have.
 INT4 = Precision(
     rules=(Rule(pattern="embed_tokens", scheme="int8-block64"), Rule(pattern=".", scheme="int4-block64")),

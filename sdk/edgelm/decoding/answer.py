@@ -215,7 +215,8 @@ class Answer:
 
     def beam_search(self, batch: KVBatch) -> BeamSearch:
         """Return the search for this answer, whose config asks for one, not begun; its beams are rows of `batch`."""
-        return BeamSearch(self.config, self._ends, len(self._end_ids), batch)
+        forced = len(self.prompt_ids) - 1 if self.source_ids else 0  # behind the decoder's start, which is no answer's
+        return BeamSearch(self.config, self._ends, len(self._end_ids), batch, forced)
 
     def _decode_in_context(
         self, session: Decoder, logits_V: NDArray[np.float32], cache: KVCache, cancel: threading.Event | None

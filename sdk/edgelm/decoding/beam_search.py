@@ -1,7 +1,8 @@
 """Beam search: the likeliest whole answer that is found by going on with the best few beginnings at every step.
 
 The rules are those of transformers' `generate(num_beams=…)` with its default `early_stopping=False`, so the answers and
-scores are the same. The score of an answer is the sum of its tokens' log-probabilities over length ** length_penalty.
+scores are the same. The score of an answer is the sum of its tokens' log-probabilities over length ** length_penalty,
+where the length counts a forced first token (of probability 1) too.
 Of a step's candidates, those that end count if they are among the best `num_beams`. The search is over when the best
 beginning, at its present length, is no better than the worst of `num_beams` answers. Shapes: B beams, V vocabulary.
 """
@@ -39,23 +40,24 @@ class Beam:
     sampler: Sampler
     logits: tuple[NDArray[np.float32], ...] = ()
 
-    def score(self, length_penalty: float) -> float:
-        """Return what answers of different lengths are compared by."""
-        return float(self.total / len(self.token_ids) ** length_penalty)
-
 
 class BeamSearch:
     """Search for one answer, a step at a time: `begin`, then `advance` with the logits of `beams`, until it is over.
 
     batch: where the beams have their rows, beside those of others. ends: whether an answer is over with the last of
     these tokens. end_tokens: how many tokens end one by themselves; with so many more candidates, `num_beams` of them
-    go on.
+    go on. forced: how many tokens of the answer stand in the prompt already, such as a translation's language.
     """
 
     def __init__(
-        self, config: GenerationConfig, ends: Callable[[Sequence[int]], bool], end_tokens: int, batch: KVBatch
+        self,
+        config: GenerationConfig,
+        ends: Callable[[Sequence[int]], bool],
+        end_tokens: int,
+        batch: KVBatch,
+        forced: int = 0,
     ) -> None:
-        self._config, self._ends, self._batch = config, ends, batch
+        self._config, self._ends, self._batch, self._forced = config, ends, batch, forced
         self._candidates = max(2, 1 + end_tokens) * config.num_beams
         self._found: list[Beam] = []  # best first
         self._rows: list[KVRow] = []  # of this search
@@ -125,7 +127,8 @@ class BeamSearch:
         self.beams, self._rows = [], []
 
     def _score(self, beam: Beam) -> float:
-        return beam.score(self._config.length_penalty)
+        """Return what answers of different lengths are compared by."""
+        return float(beam.total / (self._forced + len(beam.token_ids)) ** self._config.length_penalty)
 
     def _continued(self, beams: Sequence[Beam], logits_BV: NDArray[np.float32]) -> list[Beam]:
         """Return the best candidates of all that are one token longer, best first."""
