@@ -152,6 +152,18 @@ def test_another_packages_command_shows_up_and_runs(monkeypatch, tmp_path):
     assert CliRunner().invoke(main, ["extra"]).output == "done\n"
 
 
+def test_a_call_looks_once_for_commands_among_all_that_is_installed(monkeypatch):
+    found, looked_for = metadata.entry_points, []
+
+    def entry_points(*, group):
+        looked_for.append(group)
+        return found(group=group)
+
+    monkeypatch.setattr(main_module.metadata, "entry_points", entry_points)
+    assert CliRunner().invoke(main, ["list"]).exit_code == 0
+    assert looked_for == [main_module.COMMAND_GROUP]
+
+
 def test_another_package_cannot_replace_our_commands(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "raise SystemExit(9)", "list")
     assert CliRunner().invoke(main, ["list"]).exit_code == 0

@@ -47,9 +47,9 @@ class ReportedError(click.ClickException):
 class LazyGroup(click.Group):
     """A group of commands that come from entry points, other packages' too; edgelm's own names cannot be replaced."""
 
-    def list_commands(self, _context: click.Context) -> list[str]:
+    def list_commands(self, context: click.Context) -> list[str]:
         """Name the commands without importing them."""
-        return sorted(_entry_points())
+        return sorted(_entry_points(context))
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Import one command.
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
             MissingExtraError: the command needs an optional dependency that is not installed.
             ConfigError: what another package offers as a command is none.
         """
-        entry_point = _entry_points().get(name)
+        entry_point = _entry_points(context).get(name)
         if entry_point is None:
             return None
         try:
@@ -104,9 +104,10 @@ class LazyGroup(click.Group):
         names = [name for name in self.list_commands(context) if name.startswith(incomplete)]
         return [CompletionItem(name) for name in names] + click.Command.shell_complete(self, context, incomplete)
 
-    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, each with the first line of its docstring, read from its source without importing it."""
-        rows = [(name, _first_docstring_line(entry_point)) for name, entry_point in sorted(_entry_points().items())]
+        found = sorted(_entry_points(context).items())
+        rows = [(name, _first_docstring_line(entry_point)) for name, entry_point in found]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -143,7 +144,7 @@ class LazyGroup(click.Group):
             # An extension module that is being imported makes an ImportError of Ctrl-C.
             if _has_cause(error, KeyboardInterrupt):
                 raise SystemExit(EXIT_INTERRUPTED) from None
-            called = _entry_points().get(context.invoked_subcommand or "")
+            called = _entry_points(context).get(context.invoked_subcommand or "")
             if isinstance(error, ModuleNotFoundError) and called is not None:  # commands import late what is slow
                 raise ReportedError(str(_missing_extra(called, error))) from error
             raise
@@ -167,15 +168,26 @@ def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
     return error is not None
 
 
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    found = metadata.entry_points(group=COMMAND_GROUP)
+def _entry_points(context: click.Context) -> dict[str, metadata.EntryPoint]:
+    """Return the commands by name, which a call of the program looks for once among all that is installed."""
+    if COMMAND_GROUP not in context.meta:
+        context.meta[COMMAND_GROUP] = _found_entry_points()
+    found: dict[str, metadata.EntryPoint] = context.meta[COMMAND_GROUP]
+    return found
+
+
+def _found_entry_points() -> dict[str, metadata.EntryPoint]:
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry_point in metadata.entry_points(group=COMMAND_GROUP):
+        # To know an owner is to parse its metadata: a third of a millisecond.
+        if entry_point.name not in found or _owner(found[entry_point.name]) != "edgelm":
+            found[entry_point.name] = entry_point
     if not found:
         raise ReportedError(
             "edgelm's commands are entry points of its metadata (edgelm-….dist-info), which is not here. Install "
             "edgelm, or freeze the program with its metadata."
         )
-    ours_last = sorted(found, key=lambda entry_point: _owner(entry_point) == "edgelm")
-    return {entry_point.name: entry_point for entry_point in ours_last}
+    return found
 
 
 def _owner(entry_point: metadata.EntryPoint) -> str:
