@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from edgelm_server import TINY, EdgelmServer
+from starlette.requests import Request
 
 from edgelm import GenerationConfig, __version__
 from edgelm.completion import ToolCall
+from edgelm.server.endpoint import Call
+from edgelm.server.metrics import Metrics
+from edgelm.server.model_pool import ModelPool
 from edgelm.server.ollama import OllamaWriter
+from edgelm.server.ollama_models import list_running
+from edgelm.server.options import ServerOptions
 from edgelm.server.sse import to_json
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -270,6 +279,20 @@ def test_the_time_at_which_an_unused_model_goes_does_not_move(serving):
     first = end()
     time.sleep(0.3)
     assert (end() - first).total_seconds() < 0.25
+
+
+@pytest.mark.parametrize("keep_alive", [math.inf, 1e15])
+def test_a_model_that_the_server_keeps_for_ever_is_listed_with_a_date(keep_alive):
+    async def main() -> dict[str, Any]:
+        (await pool.acquire("tiny-random")).release()
+        request = Request({"type": "http"})
+        answer = await list_running(Call(request=request, body={}, options=options, pool=pool, metrics=Metrics()))
+        return json.loads(answer.body)
+
+    options = ServerOptions(keep_alive=keep_alive)
+    pool = ModelPool((TINY,), options)
+    (model,) = asyncio.run(main())["models"]
+    assert datetime.fromisoformat(model["expires_at"]).year > 2050
 
 
 def test_models_are_listed_and_shown(serving):

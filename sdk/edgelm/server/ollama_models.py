@@ -44,7 +44,7 @@ async def list_running(call: Call) -> Response:
     rows = []
     for loaded in call.pool.loaded():
         left = LONGEST if loaded.keep_alive is None else loaded.keep_alive - loaded.idle_seconds
-        expires = now + datetime.timedelta(seconds=left)
+        expires = now + datetime.timedelta(seconds=min(left, LONGEST))
         context = loaded.model.context_length
         more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
         rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
