@@ -51,9 +51,10 @@ def check_host(headers: Headers, address: tuple[str, int], options: ServerOption
     if port == _HTTP_PORT:
         allowed |= names
     if host not in allowed:
+        wrong = f"The Host {host[:80]!r} is not this server's. If it is meant to be, start it with --allowed-host."
         raise ApiError(
             403,
-            f"The Host {host[:80]!r} is not this server's. If it is meant to be, start it with --allowed-host.",
+            wrong if len(values) == 1 else f"The request has {len(values) or 'no'} Host headers; send one.",
             kind="permission_error",
             code="host_not_allowed",
             headers=_CLOSE,
