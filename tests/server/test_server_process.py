@@ -416,10 +416,12 @@ def test_a_library_that_cannot_be_read_is_said_before_anything_listens(own_libra
     assert result.output.startswith(f"error: The model library {own_library} cannot be read")
 
 
-def test_an_empty_library_is_said_with_what_fills_it():
+def test_an_empty_library_is_said_with_its_place_and_what_fills_it(own_library):
     with EdgelmServer(()) as server:
         server.stop()
-    assert "No model is here yet. Fetch one, and it is offered at once: edgelm pull " in "".join(server.log)
+    assert f"No model is in {own_library} yet. Fetch one, and it is offered at once: edgelm pull " in "".join(
+        server.log
+    )
 
 
 def test_a_wrong_method_is_told_the_right_one():

@@ -18,6 +18,7 @@ from edgelm.cli.generation_options import complete_model, context_shift_option, 
 from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import ConfigError
+from edgelm.files.folders import data_folder
 from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.server.options import RequestLimits, ServerOptions, is_loopback
@@ -147,7 +148,7 @@ def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
     who = "whoever has its key" if options.api_keys else "everybody on this machine"
     click.echo(f"Listening at {url} for {who}.", err=True)
     first = next(iter(CATALOGUE))
-    none = f"No model is here yet. Fetch one, and it is offered at once: edgelm pull {first}"
+    none = f"No model is in {data_folder()} yet. Fetch one, and it is offered at once: edgelm pull {first}"
     click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
     click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Anthropic's and Ollama's: {url}", err=True)
     if options.api_keys and not is_loopback(options.host):
