@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import math
+import os
 import re
 import shutil
 import weakref
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 from edgelm_server import TINY
 
-from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError, OutOfMemoryError, QueueFullError
+from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError, OutOfMemoryError, PackageError, QueueFullError
 from edgelm.files.atomic import replace_folder
 from edgelm.library.library import Library
 from edgelm.server import model_pool
@@ -245,6 +246,31 @@ def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_t
 
     pool = ModelPool((), ServerOptions(keep_alive=0.02))
     asyncio.run(main())
+
+
+def test_a_package_that_may_not_be_read_hides_no_others_and_says_why(own_library, monkeypatch):
+    for name in ("first", "second"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    closed = f"{own_library / 'models' / 'second'}/"
+
+    def closing(look):
+        def refusing(path, *arguments, **options):
+            if os.fspath(path).startswith(closed):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return look(path, *arguments, **options)
+
+        return refusing
+
+    for name in ("stat", "lstat", "open"):
+        monkeypatch.setattr(os, name, closing(getattr(os, name)))
+    assert Library().latest() == "first"
+    pool = ModelPool((), ServerOptions())
+    assert list(pool.folders()) == ["first", "second"]
+    assert list(pool.manifests()) == ["first"]
+    with pytest.raises(ApiError, match="The model 'second' cannot be loaded; the server's log says why"):
+        asyncio.run(pool.acquire("second"))
+    with pytest.raises(PackageError, match=rf"{re.escape(closed)}edgelm\.json cannot be read: .*Permission denied"):
+        pool.package("second")
 
 
 def test_models_are_loaded_one_after_the_other(own_library, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import math
 import os
 import re
 import reprlib
@@ -158,7 +159,7 @@ class Library:
 
     def has_package(self, name: str) -> bool:
         """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
-        return bool(_NAME.fullmatch(name)) and (self.root / "models" / name / manifest.FILE_NAME).is_file()
+        return bool(_NAME.fullmatch(name)) and manifest.has_manifest(self.root / "models" / name)
 
     def package_path(self, name: str) -> Path:
         """Return the folder that the package `name` has or would have.
@@ -271,7 +272,14 @@ class Library:
         if not names:
             broken = f"No package in the library has its {manifest.FILE_NAME}. " if folders else ""
             raise ModelNotFoundError(f"{broken}{self._what_is_here()}")
-        return max(names, key=lambda name: (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime)
+        return max(names, key=self._written)
+
+    def _written(self, name: str) -> float:
+        """Return when a package was written, in seconds since 1970; one that may not be looked at is the oldest."""
+        try:
+            return (self.package_path(name) / manifest.FILE_NAME).stat().st_mtime
+        except OSError:
+            return -math.inf
 
     def remove(self, name: str, *, source_only: bool = False, waiting: Callable[[str], None] | None = None) -> None:
         """Delete a model: its package, its source and its unfinished download; or all but its package.

@@ -149,7 +149,7 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            if not os.path.lexists(path):
+            if not has_manifest(folder):
                 raise PackageError(
                     f"{folder} is not a model package: it has no {FILE_NAME}. `edgelm export` makes one of a "
                     "checkpoint; a graph that another program wrote can be run, and no more."
@@ -250,6 +250,17 @@ def _check_figures(quality: Quality) -> None:
     for name, value in dataclasses.asdict(quality).items():
         if value is not None and (not abs(value) < _LARGEST_FIGURE or ("perplexity" in name and value <= 0)):
             raise TypeError(f"{name} is {value!r:.60}")
+
+
+def has_manifest(folder: Path) -> bool:
+    """Tell whether a folder is a package; one that may not be looked into counts, and says so when it is opened."""
+    try:
+        os.lstat(folder / FILE_NAME)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def is_plain_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from edgelm.files.regular_file import open_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
 from edgelm.package.graph_file import read_graph_with_facts
-from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, sha256_of
+from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, has_manifest, sha256_of
 
 _TEXT_FILES = (
     HF_CONFIG, "generation_config.json", GENAI_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -185,7 +185,7 @@ def folder_of_package(path: Path) -> Path:
 
 
 def _foreign_graph(path: Path) -> ForeignGraph | None:
-    return None if (path / FILE_NAME).exists() else find_foreign_graph(path)
+    return None if has_manifest(path) else find_foreign_graph(path)
 
 
 def _sizes(hf: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[str, Any]:
