@@ -360,11 +360,27 @@ def test_keys_come_from_a_file(tmp_path):
             assert server.get("/v1/models", Authorization=f"Bearer {key}").status == 200
         assert server.get("/v1/models").status == 401
     (tmp_path / "keys").write_text("\n")
-    for name, words in (("keys", "There is no key in"), ("", "is a directory"), ("no", "Cannot read")):
+    (tmp_path / "named").write_text("first-key-of-two\nJonas: second-key-of-two\n")
+    refused = {
+        "keys": "There is no key in",
+        "": "is a directory",
+        "no": "Cannot read",
+        "named": "named:2: An API key must",
+    }
+    for name, words in refused.items():
         path = tmp_path / name
         result = CliRunner().invoke(main, ["serve", "--api-key-file", str(path)])
         assert result.exit_code in (1, 2)
         assert words in result.output
+
+
+def test_a_server_at_all_addresses_names_one_that_others_reach(monkeypatch):
+    connected = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connected.append(address))
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(socket.socket, "getsockname", lambda _: ("10.1.2.3" if connected else "0.0.0.0", port))
+        assert process._url(listener) == f"http://10.1.2.3:{port}"
 
 
 def test_it_says_where_it_listens_and_each_request_on_standard_error():

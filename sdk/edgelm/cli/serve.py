@@ -164,9 +164,15 @@ def _keys_of_file(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the keys in {path}: {error}.") from error
+    keys = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    for number, key in keys.items():
+        try:
+            ServerOptions(api_keys=(key,))
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from error
     if not keys:
         raise ConfigError(f"There is no key in {path}; write one on each line.")
-    return keys
+    return tuple(keys.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -26,6 +27,8 @@ _KEEP_ALIVE_SECONDS = 30
 # asyncio accepts so many connections, each with its file, before it looks at the first of them; more wait outside.
 _ACCEPTED_AT_ONCE = 16
 _WAITING_OUTSIDE = 2048
+# Of each family the address that stands for all of a machine's, and one of nobody: RFC 5737, RFC 3849.
+_NOWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}
 
 
 def serve(
@@ -139,5 +142,10 @@ def _listen(options: ServerOptions) -> socket.socket:
 
 
 def _url(listener: socket.socket) -> str:
+    """Return a URL of the server: where it listens at all addresses, one that other machines reach."""
     host, port = listener.getsockname()[:2]
+    if host in _NOWHERE:
+        with socket.socket(listener.family, socket.SOCK_DGRAM) as towards, contextlib.suppress(OSError):
+            towards.connect((_NOWHERE[host], port))  # sends nothing, but chooses the address to send from
+            host = towards.getsockname()[0]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
