@@ -57,7 +57,7 @@ _LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabyte
 
 def export_package(
     checkpoint: Checkpoint,
-    target: Path,
+    target: str | Path,
     precision: str | Precision | None = None,
     *,
     name: str | None = None,
@@ -82,7 +82,7 @@ def export_package(
     if not isinstance(precision, Precision):
         preset = precision_named(precision or DEFAULT_PRECISION)
         precision = preset if calibration is None else preset.calibrated()
-    target = target.resolve()
+    target = Path(target).resolve()
     refuse_target(checkpoint, target)
     with written_folder(target) as staging:
         return _write_package(

@@ -20,7 +20,7 @@ from edgelm_export.tokenizer_json import json_text
 _KEPT_TYPES = ("F16", "BF16")
 
 
-def import_checkpoint(source: Path, target: Path, *, progress: Progress | None = None) -> None:
+def import_checkpoint(source: str | Path, target: str | Path, *, progress: Progress | None = None) -> None:
     """Write any checkpoint as a checkpoint folder, which training, the exporter and transformers read.
 
     Weights keep a 16-bit type; quantized ones become float32. An older checkpoint folder at `target` is replaced in one
@@ -31,7 +31,7 @@ def import_checkpoint(source: Path, target: Path, *, progress: Progress | None =
             inside of a GGUF file) text files that do not load, `target` holds something else, or it cannot be written.
     """
     with open_checkpoint(source) as checkpoint:
-        write_checkpoint(checkpoint, target, progress=progress)
+        write_checkpoint(checkpoint, Path(target), progress=progress)
 
 
 def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress | None = None) -> tuple[str, ...]:

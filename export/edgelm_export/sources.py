@@ -18,7 +18,7 @@ from edgelm_export.unsupported_source import FIRST_BYTES, why_no_checkpoint_file
 _GGUF_MAGIC = b"GGUF"
 
 
-def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
+def open_checkpoint(path: str | Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
     """Open a GGUF file, a Hugging Face folder, a checkpoint folder of ours, a package, or a folder with one GGUF model.
 
     The checkpoint is a context manager that closes its files.
@@ -27,6 +27,7 @@ def open_checkpoint(path: Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | Pack
         ModelNotFoundError: nothing is at `path`.
         CheckpointError: it is none of these, or it is broken or not supported.
     """
+    path = Path(path)
     if not path.exists():
         other = checkpoint_of_run(path.parent)
         on_hub = as_reference(str(path))

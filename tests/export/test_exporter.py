@@ -27,8 +27,9 @@ from edgelm_export.decoder import DecoderStack
 from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.importer import write_checkpoint
+from edgelm_export.importer import import_checkpoint, write_checkpoint
 from edgelm_export.quantize import PRECISIONS
+from edgelm_export.sources import open_checkpoint
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -68,6 +69,13 @@ def test_an_fp32_package_is_its_source(checkpoint: HuggingFaceCheckpoint, tmp_pa
     assert quality.max_logit_difference < 1e-4  # float32 sums in another order; 5e-6 seen
     assert quality.top1_agreement == 1.0
     assert quality.greedy_agreement == quality.greedy_tokens == 32
+
+
+def test_a_program_may_name_source_and_target_as_texts(tmp_path: Path) -> None:
+    with open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint"))) as checkpoint:
+        export_package(checkpoint, str(tmp_path / "package"), "fp32")
+    import_checkpoint(str(tmp_path / "package"), str(tmp_path / "again"))
+    assert (tmp_path / "again" / "model.safetensors").is_file()
 
 
 def test_a_graph_that_lacks_a_part_of_its_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,7 +318,8 @@ def test_generate_takes_the_most_likely_token_each_time(tiny_config: ModelConfig
     assert len(new_ids) == 8
     logits_TV = model(torch.tensor([[3, 4, 5, *new_ids]]))[0]
     assert logits_TV[2:-1].argmax(-1).tolist() == new_ids
-    assert generate(model, [3, 4, 5], 8) == new_ids
+    for prompt in ([3, 4, 5], torch.tensor([3, 4, 5]), np.array([3, 4, 5])):
+        assert generate(model, prompt, 8) == new_ids
 
 
 def test_generate_stops_at_an_end_token_and_gives_it_last(tiny_config: ModelConfig) -> None:

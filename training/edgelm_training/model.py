@@ -415,11 +415,12 @@ def generate(
         ContextLengthError: `input_ids` is empty, or longer than the context.
         TrainingError: the logits are no numbers.
     """
-    if not input_ids:
+    given = [int(id_) for id_ in input_ids]  # of a tensor or an array too
+    if not given:
         raise ContextLengthError("The prompt has no tokens; there is nothing to continue.")
     device = next(model.parameters()).device
-    sources_BS = None if model.config.encoder is None else torch.tensor([list(input_ids)], device=device)
-    ids = list(input_ids if sources_BS is None else model.config.decoder_prompt_ids)
+    sources_BS = None if model.config.encoder is None else torch.tensor([given], device=device)
+    ids = given if sources_BS is None else list(model.config.decoder_prompt_ids)
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:
         logits_V = model(torch.tensor([ids], device=device), None, sources_BS)[0, -1].float()
