@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm_training import model as model_file
+from edgelm_training.attention import Attention
 from edgelm_training.checkpoint import (
     check_is_checkpoint,
     hf_config,
@@ -157,6 +159,18 @@ def test_weights_that_share_memory_or_lie_column_by_column_are_written_as_they_a
 
     read = load_file(tmp_path / "checkpoint" / "model.safetensors")
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
+
+
+def test_numbers_that_a_new_part_computes_are_not_lost_in_silence(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithSlopes(Attention):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.slopes = torch.nn.Buffer(2.0 ** -torch.arange(4), persistent=False)
+
+    monkeypatch.setattr(model_file, "Attention", WithSlopes)
+
+    with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.slopes is no part .* meta device.*torch\.from_numpy"):
+        load_checkpoint(saved)
 
 
 def test_a_missing_or_broken_weights_file_is_an_error(saved: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from edgelm.architecture.config_section import with_section
 from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_json_object
 from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
@@ -81,7 +81,7 @@ def load_checkpoint(folder: str | Path, *, quantized: bool = False) -> Transform
     that one of them at a time is in memory as it was.
 
     Raises:
-        ConfigError: config.json is broken, or not edgelm's.
+        ConfigError: config.json is broken, or not edgelm's; or a part of the model computes numbers that are lost here.
         CheckpointError: the folder is something else (`check_is_checkpoint`), a file is missing or broken, or the names
             and shapes are not those of the config (the message lists every one that differs).
     """
@@ -98,6 +98,12 @@ def load_checkpoint(folder: str | Path, *, quantized: bool = False) -> Transform
         linear.load_state_dict({name: read(f"{layer}.{name}") for name in linear.state_dict()}, assign=True)
         quantize_linear(model, layer)
     model.load_state_dict({name: read(name) for name in list(stored)}, assign=True, strict=not quantized)
+    if left := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise ConfigError(
+            f"{left[0]} is no part of a checkpoint and has no numbers, since models are read on PyTorch's meta device, "
+            "where none are computed. Compute it by NumPy (torch.from_numpy), as Rotary does, or give it a "
+            'device="cpu".'
+        )
     return model
 
 
