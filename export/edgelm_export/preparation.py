@@ -20,7 +20,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
 from edgelm_export.quantize.calibration import calibrate
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, PlainHead, ScaledCheckpoint
-from edgelm_export.quantize.folding import CHOOSERS, choose_scales
+from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.tensor_map import head_name
 
@@ -105,7 +105,7 @@ def _scaled(
 ) -> Checkpoint:
     """Fold in the scales that the precision's transforms choose, one after the other, and keep them in the package."""
     every: ChannelScales | None = None
-    for transform in (name for name in CHOOSERS if name in precision.transforms):
+    for transform in precision.reading_transforms:
         checked = CheckedCheckpoint(checkpoint, None)
         scales = choose_scales(checked, transform, precision.recipe(checkpoint.config), sequences, progress)
         checkpoint = ScaledCheckpoint(checkpoint, scales)

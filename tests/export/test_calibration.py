@@ -15,6 +15,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.architecture import quantization_recipe
 from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
@@ -255,6 +256,18 @@ def test_two_transforms_fold_one_behind_the_other(checkpoint: HuggingFaceCheckpo
         smooth = choose_scales(checkpoint, "smooth", both.rules, sequences_of(checkpoint, 256), silent)
         assert not np.allclose(smooth.divisors[norm], kept)
         np.testing.assert_allclose(stored.tensor(f"{norm}.weight"), divided, rtol=1e-6)
+
+
+def test_a_transform_that_somebody_adds_to_the_tables_is_folded(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization_recipe, "TRANSFORMS", ("rotate", "smooth", "awq", "mine"))
+    monkeypatch.setitem(folding.CHOOSERS, "mine", SmoothQuant)
+    rules = (Rule(pattern=".", scheme="int4-block32"),)
+    text = CalibrationText(CalibrationOptions(max_tokens=32), tmp_path / "checkpoint", checkpoint.config)
+    with prepared(checkpoint, Precision(rules=rules, transforms=("mine",)), text, tmp_path, silent) as (stored, _):
+        norm = "model.layers.1.input_layernorm.weight"
+        assert not np.array_equal(stored.tensor(norm), checkpoint.tensor(norm))
 
 
 def test_smoothing_alone_takes_512_tokens_and_anything_else_more(checkpoint: HuggingFaceCheckpoint) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import edgelm
+from edgelm.decoding.sampling import FILTERS, PROCESSORS
 from edgelm.errors import ConfigError
-from edgelm.generation_config import OF_CHANCE, GenerationConfig
+from edgelm.generation_config import OF_CHANCE, RANGES, GenerationConfig
+from edgelm.server.sampling_fields import SAMPLING
 from edgelm.testing import tiny_model_path
 
 
@@ -25,6 +27,13 @@ def test_the_defaults_are_greedy_without_any_processor() -> None:
     assert (config.top_k, config.top_p, config.min_p, config.typical_p) == (0, 1.0, 0.0, 1.0)
     assert (config.repetition_penalty, config.presence_penalty, config.frequency_penalty) == (1.0, 0.0, 0.0)
     assert config.max_new_tokens is config.seed is config.logprobs is None
+
+
+def test_every_number_has_a_range_and_every_row_of_the_sampler_a_field_that_requests_have() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+    numbers = {name for name, default in defaults.items() if type(default) in (int, float)}
+    assert numbers | {"seed", "logprobs", "max_new_tokens", "context_shift"} == set(RANGES)
+    assert set(PROCESSORS) | set(FILTERS) <= set(defaults) & set(SAMPLING)
 
 
 @pytest.mark.parametrize(

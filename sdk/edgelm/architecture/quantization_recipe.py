@@ -132,12 +132,17 @@ class Precision:
     @property
     def only_smooths(self) -> bool:
         """Tell whether a text is needed for nothing but the largest size of each channel: a short one will do."""
-        return "smooth" in self.transforms and "awq" not in self.transforms and not self.calibrates
+        return self.reading_transforms == ["smooth"] and not self.calibrates
+
+    @property
+    def reading_transforms(self) -> list[str]:
+        """Its transforms that run the source on a text, in their order: all but a rotation."""
+        return [name for name in TRANSFORMS if name in self.transforms and name != "rotate"]
 
     @property
     def needs_calibration(self) -> bool:
         """Tell whether the source has to be run on a text before its weights are quantized."""
-        return bool({"smooth", "awq"} & set(self.transforms)) or self.calibrates
+        return bool(self.reading_transforms) or self.calibrates
 
     @property
     def reads_a_text(self) -> bool:
