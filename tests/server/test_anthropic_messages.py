@@ -139,7 +139,7 @@ def test_blocks_are_messages_of_openais_form():
     ]
 
 
-def test_turns_of_one_role_are_one():
+def test_turns_of_one_role_are_one_and_a_system_message_among_them_is_the_users_text():
     turns = [("system", "a"), ("user", "b"), ("user", "c"), ("system", "d"), ("assistant", "e"), ("assistant", "f")]
     messages = [{"role": role, "content": text} for role, text in turns]
     call = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
@@ -147,8 +147,7 @@ def test_turns_of_one_role_are_one():
     *others, last = as_chat({"system": "x", "messages": messages})["messages"]
     assert [(message["role"], message["content"]) for message in others] == [
         ("system", "x\n\na"),
-        ("user", "b\n\nc"),
-        ("system", "d"),
+        ("user", "b\n\nc\n\nd"),
     ]
     assert (last["content"], last["tool_calls"][0]["id"]) == ("e\n\nf", "1")
 

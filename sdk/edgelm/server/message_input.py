@@ -143,11 +143,13 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     system = text_of(body.get("system"), "system")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for i, given in enumerate(body["messages"]):
-        place, content = f"messages[{i}].content", given["content"]
+        role, place, content = given["role"], f"messages[{i}].content", given["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         for j, block in enumerate(blocks):
-            _check(block, given["role"], f"{place}[{j}]")
-        for message in _of_blocks(given["role"], blocks, place):
+            _check(block, role, f"{place}[{j}]")
+        if role == "system" and messages and messages[-1]["role"] != "system":
+            role = "user"  # Claude Code's requests have one behind the first turn, where many templates take none
+        for message in _of_blocks(role, blocks, place):
             _add(messages, message)
     return messages
 
