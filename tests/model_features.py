@@ -325,6 +325,10 @@ FEATURES = {
         "position": "relative", "relative_attention_num_buckets": 6, "relative_attention_max_distance": 20,
         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 30,
     },
+    "falling scores": {"position": "alibi"},
+    "falling scores of six heads, in a window": {
+        "position": "alibi", "num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 30,
+    },
     "no positions": {"position": "none"},
     "layer norm": {"norm": "layer", "norm_eps": 1e-3},
     "plain feed-forward": {"mlp_gated": False},

@@ -14,6 +14,8 @@ GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
 CODEGEN = GPTJ | {"pad_token_id": None}
 OPT = {"ffn_dim": 96, "pad_token_id": 0}
 
+MPT = {"d_model": 64, "n_layers": 2, "max_seq_len": 1024}
+
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {}),
     "starcoder2 in a window, without biases, untied": (
@@ -49,6 +51,16 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode, a key head for each query head, untied": (
         "gpt_bigcode",
         GPT_BIGCODE | {"multi_query": False, "n_inner": None, "tie_word_embeddings": False},
+    ),
+    "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
+    "bloom of six heads, untied": (
+        "bloom",
+        {"hidden_size": 96, "n_layer": 2, "n_head": 6, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
+    ),
+    "mpt": ("mpt", MPT | {"n_heads": 4}),
+    "mpt of six heads, untied, another scale": (
+        "mpt",
+        MPT | {"d_model": 96, "n_heads": 6, "tie_word_embeddings": False, "attn_config": {"softmax_scale": 0.4}},
     ),
     "gpt_neo": ("gpt_neo", GPT_NEO),
     "gpt_neo, other kinds of layers, untied, four times as wide": (

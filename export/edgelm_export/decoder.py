@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from edgelm.architecture.relative_positions import distances_name, relative_buckets
+from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors, table_frequencies
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -209,6 +209,8 @@ class DecoderStack(Stack):
 
     def added_scores(self, i: int) -> str:
         """Return what is added to the scores of the heads of layer i, [B, N, T, C]; nothing where positions turn."""
+        if self.config.position == "alibi":
+            return self.falling_scores()
         if self.config.position != "relative":
             return ""
         source = distances_name(self.config, self.name, i)
@@ -228,6 +230,17 @@ class DecoderStack(Stack):
         table = graph.weight(f"{name}.by_distance", self.checkpoint.tensor(source)[buckets])
         scores_BTCN = graph.node("Gather", [table, self.clipped_distances(largest)], f"{name}.scores")
         return graph.node("Transpose", [scores_BTCN], f"{name}.output", attributes={"perm": [0, 3, 1, 2]})
+
+    def falling_scores(self) -> str:
+        """Take off the scores of each head what it takes off for each token between a query and a key [B, N, T, C]."""
+        graph, name = self.graph, f"{self.name}.alibi"
+        if graph.has_node(name):
+            return name
+        distances = self.clipped_distances(self.config.max_position_embeddings)
+        numbers = graph.node("Cast", [distances], f"{name}.distances", attributes={"to": FLOAT})
+        numbers_B1TC = graph.node("Unsqueeze", [numbers, graph.constant([1])], f"{name}.distances_of_heads")
+        slopes = graph.weight(f"{name}.slopes", -alibi_slopes(self.config.num_attention_heads)[:, None, None])
+        return graph.node("Mul", [numbers_B1TC, slopes], name)
 
     def clipped_distances(self, largest: int) -> str:
         """Count how far each query [B, T, C] stands behind each key, from 0 to `largest`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.relative_positions import distances_name, relative_buckets
+from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, query_factors, sinusoidal_table
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
 from edgelm.layer_features import CROSS_NORMS
@@ -408,6 +408,8 @@ def _attended(this: _Layer, q_NTH: Array, k_KSH: Array, v_KSH: Array, both_ways:
             scores_TS = _soft_cap(scores_TS, config.attn_logit_softcapping)
             if buckets_TS is not None:
                 scores_TS += weights[_DISTANCES][buckets_TS, n]
+            if config.position == "alibi":
+                scores_TS -= alibi_slopes(N)[n] * distances_TS
             if unseen_TS is not None:
                 np.copyto(scores_TS, -np.inf, where=unseen_TS)
             sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)

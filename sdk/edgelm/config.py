@@ -24,7 +24,7 @@ NORMS = ("rms", "rms_offset", "rms_plain", "layer", "layer_offset", "layer_no_bi
 # The fixed sinusoids have a sine and a cosine in turn, or all sines before all cosines ("halves"); in fairseq's halves
 # the last pair turns by 1 / 10,000 a token, and the first token has the place 2.
 SINUSOIDS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_fairseq")
-POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "none")
+POSITIONS = ("rope", "learned", *SINUSOIDS, "relative", "alibi", "none")  # "alibi": arXiv:2108.12409
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "xielu")
 XIELU_BETA = 0.5  # its slope at zero (arXiv:2411.13010)
 GATE_ACTIVATIONS = ("sigmoid", "softplus")  # of what attention gathers
@@ -276,10 +276,10 @@ class ModelConfig(LayerFeatures):
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_encoder(self, encoder: ModelConfig) -> None:
-        if encoder.encoder is not None or encoder.position == "rope":
+        if encoder.encoder is not None or encoder.position in ("rope", "alibi"):
             raise ConfigError(
                 f"The encoder has position {encoder.position!r} and {'an' if encoder.encoder else 'no'} encoder of its "
-                "own; it must have other positions than rope, and none."
+                "own; it must have other positions than rope and alibi, and none."
             )
         for field in ("vocab_size", "hidden_size", "norm"):
             if getattr(encoder, field) != getattr(self, field):

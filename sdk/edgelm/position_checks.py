@@ -24,7 +24,9 @@ def check_positions(config: LayerFeatures) -> None:
         _check_shared_keys(config)
     if config.position == "relative":
         _check_distances(config)
-    elif config.relative_attention_per_layer:
+    if config.position in ("relative", "alibi"):
+        _check_heads(config)
+    if config.position != "relative" and config.relative_attention_per_layer:
         raise ConfigError(f"relative_attention_per_layer is set, with position {config.position!r}, not 'relative'.")
 
 
@@ -80,8 +82,12 @@ def _check_distances(config: LayerFeatures) -> None:
             f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
             f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."
         )
+
+
+def _check_heads(config: LayerFeatures) -> None:
     if config.num_global_attention_heads not in (None, config.num_attention_heads):
         raise ConfigError(
-            f"num_global_attention_heads is {config.num_global_attention_heads}, with position 'relative', whose "
-            f"scores are those of as many heads in every layer: num_attention_heads ({config.num_attention_heads})."
+            f"num_global_attention_heads is {config.num_global_attention_heads}, with position {config.position!r}, "
+            "whose scores are those of as many heads in every layer: num_attention_heads "
+            f"({config.num_attention_heads})."
         )

@@ -44,6 +44,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"attention_bias": False},
     **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
 }
+FALLING = ("bloom", "mpt")  # see test_alibi.py
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")  # see test_latent_attention.py
 
 
@@ -119,7 +120,9 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
-KNOWN = sorted(name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in {*PAIRS, *LATENT})
+KNOWN = sorted(
+    name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in {*PAIRS, *LATENT, *FALLING}
+)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -343,6 +346,15 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),
         ("falcon", {"alibi": True}, r"alibi is true \(Falcon RW\); supported are positions by rope"),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "apply_residual_connection_post_layernorm is true; supported is a residual stream that no norm is before",
+        ),
+        ("mpt", {"no_bias": False}, "no_bias is False; supported is True alone"),
+        ("mpt", {"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv is 6; supported is None alone"),
+        ("mpt", {"attn_config": {"alibi": False}}, "attn_config.alibi is False; supported is True alone"),
+        ("mpt", {"attn_config": [1]}, r"attn_config is \[1\]; it must be an object"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True alone"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False alone"),
         (

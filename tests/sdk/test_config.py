@@ -305,9 +305,9 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         ({"kv_cache": "fp8"}, "kv_cache is 'fp8'; supported: fp32, int8."),
         (
-            {"position": "alibi"},
-            "position is 'alibi'; supported: rope, learned, sinusoidal, sinusoidal_halves, sinusoidal_fairseq, "
-            "relative, none.",
+            {"position": "xpos"},
+            "position is 'xpos'; supported: rope, learned, sinusoidal, sinusoidal_halves, sinusoidal_fairseq, "
+            "relative, alibi, none.",
         ),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: silu, gelu, gelu_pytorch_tanh, relu, relu2, xielu."),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0."),
@@ -333,8 +333,8 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
     [
         (
             {"encoder": replace(ENCODER, position="rope")},
-            "The encoder has position 'rope' and no encoder of its own; it must have other positions than rope, and "
-            "none.",
+            "The encoder has position 'rope' and no encoder of its own; it must have other positions than rope and "
+            "alibi, and none.",
         ),
         (
             {"encoder": replace(ENCODER, hidden_size=8)},

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
-from edgelm.architecture.relative_positions import relative_buckets
+from edgelm.architecture.relative_positions import alibi_slopes, relative_buckets
 from edgelm.config import SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, TrainingError
 from edgelm.layer_features import CROSS_NORMS
@@ -220,13 +220,19 @@ class Stack(nn.Module):
 
         block: which has scores of distances of its own.
         """
+        if self.config.position == "alibi":
+            slopes_N11 = torch.from_numpy(alibi_slopes(self.config.num_attention_heads)[:, None, None])
+            return self._unseen(slopes_N11.to(view.distances.device) * view.distances, view, window)
         if self.config.position != "relative":
             return view.mask(window)
         buckets_TT = relative_buckets(self.config, view.distances.cpu().numpy(), both_ways=self.is_encoder)
         scores = (self if block is None else block.get_submodule("self_attn")).get_submodule("relative_attention_bias")
         bias_TTN = scores(torch.from_numpy(buckets_TT).to(view.distances.device))
+        return self._unseen(bias_TTN.permute(2, 0, 1), view, window)
+
+    def _unseen(self, bias_NTT: Tensor, view: View, window: int | None) -> Tensor:
+        """Let what is added to scores hide the keys that a query does not see."""
         sees = view.sees(window)
-        bias_NTT = bias_TTN.permute(2, 0, 1)
         return bias_NTT if sees is None else bias_NTT.masked_fill(~sees, -torch.inf)
 
 

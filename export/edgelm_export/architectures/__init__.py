@@ -14,6 +14,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
+from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
 from edgelm_export.architectures.cwm import CWM
@@ -62,6 +63,7 @@ from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
+from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.mt5 import MT5
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
@@ -135,6 +137,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arcee": ARCEE,
     "bamba": BAMBA,
     "bitnet": BITNET,
+    "bloom": BLOOM,  # and BLOOMZ
     "codegen": CODEGEN,
     "cohere": COHERE,  # Command R, Aya
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
@@ -183,6 +186,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,
     "gptj": GPTJ,
+    "mpt": MPT,
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica
     "t5": T5,  # v1.0 and v1.1, Flan-T5

@@ -1,4 +1,6 @@
-"""Relative positions: the bucket of each distance between a query and a key (T5, arXiv:1910.10683, 2.1)."""
+"""Relative positions: the bucket of each distance between a query and a key (T5, arXiv:1910.10683, 2.1), or what a head
+takes off a score for each token of it (ALiBi, arXiv:2108.12409, 3).
+"""
 
 from __future__ import annotations
 
@@ -37,3 +39,16 @@ def relative_buckets(config: ModelConfig, distances: Integers, *, both_ways: boo
     large = exact + (growth * np.float32(buckets - exact)).astype(np.int64)
     found: Integers = first + np.where(distances < exact, distances, np.minimum(large, buckets - 1))
     return found
+
+
+def alibi_slopes(heads: int) -> NDArray[np.float32]:
+    """Return what each head [N] takes off a score for each token between a query and a key.
+
+    They are a geometric sequence down to 1/256, of a power of two of heads; where there are fewer, every other one of
+    it first, and then those between.
+    """
+    power = 1 << (heads - 1).bit_length()
+    slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    if power != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)

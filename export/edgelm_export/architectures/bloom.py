@@ -1,0 +1,79 @@
+"""BLOOM and BLOOMZ: a GPT-2 whose scores fall with the distance of a key, behind a norm of the embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm_export.architectures import hf_values, llama
+from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.tensor_map import TensorLayout
+
+# What transformers takes where config.json has no such key; of the context it knows no end, the models were trained on
+# this one.
+_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 250880,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "layer_norm_epsilon": 1e-5,
+    "seq_length": 2048,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Older names, which the published models have.
+_OLDER = {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+_BLOCK = "transformer.h.{i}"
+_FUSED = f"{_BLOCK}.self_attention.query_key_value"
+_NAMES = {
+    "model.embed_tokens": "transformer.word_embeddings",
+    "model.embed_norm": "transformer.word_embeddings_layernorm",
+    "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": _FUSED for part in "qkv"},
+    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.self_attention.dense",
+    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.post_attention_layernorm",
+    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",
+    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.dense_4h_to_h",
+    "model.norm": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+
+
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    present = {key: value for key, value in values.items() if value is not None}
+    present = {ours: present[older] for ours, older in _OLDER.items() if older in present} | present
+    values = {**_DEFAULTS, **present}
+    if hf_values.flag(values, "apply_residual_connection_post_layernorm"):
+        raise CheckpointError(
+            "config.json: apply_residual_connection_post_layernorm is true; supported is a residual stream that no "
+            "norm is before."
+        )
+    sizes = {
+        "intermediate_size": 4 * hf_values.whole_number(values, "hidden_size"),
+        "max_position_embeddings": hf_values.whole_number(values, "seq_length"),
+        "rms_norm_eps": values["layer_norm_epsilon"],
+        "hidden_act": "gelu_pytorch_tanh",
+    }
+    config = llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
+    return dataclasses.replace(
+        config,
+        norm="layer",
+        embedding_norm=True,
+        position="alibi",
+        mlp_gated=False,
+        mlp_bias=True,
+        attention_bias=True,
+        attention_output_bias=True,
+    )
+
+
+BLOOM = Architecture(
+    model_type="bloom",
+    read_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
+    gguf=None,
+)
