@@ -14,6 +14,7 @@ GPTJ = {"rotary_dim": 8, "n_inner": 96, "tie_word_embeddings": False}
 CODEGEN = GPTJ | {"pad_token_id": None}
 OPT = {"ffn_dim": 96, "pad_token_id": 0}
 
+XGLM = {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "pad_token_id": 0}
 MPT = {"d_model": 64, "n_layers": 2, "max_seq_len": 1024}
 
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,6 +80,11 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size": 128, "num_attention_heads": 8, "rotary_dim": 16, "n_inner": None,
             "tie_word_embeddings": True,
         },
+    ),
+    "xglm": ("xglm", XGLM),
+    "xglm untied, without a scale": (
+        "xglm",
+        XGLM | {"scale_embedding": False, "tie_word_embeddings": False, "activation_function": "relu"},
     ),
     "opt": ("opt", OPT),
     "opt, norms behind each part, untied": ("opt", OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}),

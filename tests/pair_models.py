@@ -42,6 +42,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "umt5, one layer before three": ("umt5", T5 | {"num_layers": 1}),
     "bart": ("bart", BART),
     "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
+    "blenderbot": ("blenderbot", BART | {"scale_embedding": True}),
     "marian": ("marian", MARIAN),
     "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
     "m2m_100": ("m2m_100", M2M_100),

@@ -44,7 +44,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"attention_bias": False},
     **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
 }
-FALLING = ("bloom", "mpt")  # see test_alibi.py
+WITH_OTHER_KEYS = ("bloom", "mpt", "xglm")
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu")  # see test_latent_attention.py
 
 
@@ -89,7 +89,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
         assert map_tensors(config, layout, present, "here").keys() == config.tensor_shapes().keys()
 
 
-PAIRS = ("t5", "mt5", "umt5", "bart", "marian", "m2m_100", "mbart", "pegasus")
+PAIRS = ("t5", "mt5", "umt5", "bart", "blenderbot", "marian", "m2m_100", "mbart", "pegasus")
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -120,8 +120,22 @@ def test_absent_values_of_two_stacks_are_those_of_transformers(name: str) -> Non
             assert stack.embedding_multiplier == (theirs.d_model**0.5 if scale else 1.0)
 
 
+@pytest.mark.parametrize("name", WITH_OTHER_KEYS)
+def test_absent_values_under_other_keys_are_those_of_transformers(name: str) -> None:
+    ours, theirs = ARCHITECTURES[name].to_model_config({"model_type": name}), AutoConfig.for_model(name)
+    assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
+    assert (ours.num_hidden_layers, ours.num_attention_heads) == (theirs.num_hidden_layers, theirs.num_attention_heads)
+    assert ours.norm_eps == getattr(theirs, "layer_norm_epsilon", 1e-5)
+    assert ours.tie_word_embeddings is theirs.tie_word_embeddings
+    assert ours.bos_token_id == theirs.bos_token_id
+    assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    assert ours.max_position_embeddings == getattr(theirs, "max_seq_len", 2048)
+
+
 KNOWN = sorted(
-    name for name, row in ARCHITECTURES.items() if row.is_in_transformers and name not in {*PAIRS, *LATENT, *FALLING}
+    name
+    for name, row in ARCHITECTURES.items()
+    if row.is_in_transformers and name not in {*PAIRS, *LATENT, *WITH_OTHER_KEYS}
 )
 
 
@@ -350,6 +364,11 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             "bloom",
             {"apply_residual_connection_post_layernorm": True},
             "apply_residual_connection_post_layernorm is true; supported is a residual stream that no norm is before",
+        ),
+        (
+            "xglm",
+            {"add_cross_attention": True},
+            "add_cross_attention is true; supported is an XGLM that reads one text",
         ),
         ("mpt", {"no_bias": False}, "no_bias is False; supported is True alone"),
         ("mpt", {"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv is 6; supported is None alone"),

@@ -80,7 +80,17 @@ def family(request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_facto
 
 
 def test_every_family_is_compared() -> None:
-    pairs = {"t5", "mt5", "umt5", "bart", "marian", "m2m_100", "mbart", "pegasus"}  # test_encoder_decoder.py
+    pairs = {
+        "t5",
+        "mt5",
+        "umt5",
+        "bart",
+        "blenderbot",
+        "marian",
+        "m2m_100",
+        "mbart",
+        "pegasus",
+    }  # test_encoder_decoder.py
     assert {model_type for model_type, _ in MODELS.values()} == set(ARCHITECTURES) - pairs
 
 
@@ -145,7 +155,7 @@ STORED_OTHERWISE = (
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
-    "jamba", "laguna", "bloom", "mpt",
+    "jamba", "laguna", "bloom", "mpt", "xglm",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name

@@ -14,6 +14,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART
 from edgelm_export.architectures.bitnet import BITNET
+from edgelm_export.architectures.blenderbot import BLENDERBOT
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
@@ -92,6 +93,7 @@ from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import T5
 from edgelm_export.architectures.umt5 import UMT5
 from edgelm_export.architectures.vaultgemma import VAULTGEMMA
+from edgelm_export.architectures.xglm import XGLM
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
@@ -189,10 +191,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mpt": MPT,
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica
+    "xglm": XGLM,
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "mt5": MT5,
     "umt5": UMT5,
     "bart": BART,
+    "blenderbot": BLENDERBOT,
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200
     "mbart": MBART,  # and mBART-50
