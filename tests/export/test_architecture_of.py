@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import ARCHITECTURES, architecture_of, gguf_architecture_of
+from edgelm_export.architectures.lacking import LACKING
 
 
 def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
-    with pytest.raises(CheckpointError, match=r"here: model_type 'mamba' is not supported; supported: .*llama"):
-        architecture_of({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "here")
+    with pytest.raises(CheckpointError, match=r"here: model_type 'ctrl' is not supported; supported: .*llama"):
+        architecture_of({"model_type": "ctrl", "architectures": ["CTRLLMHeadModel"]}, "here")
     for values in ({}, {"model_type": ["llama"], "architectures": "LlamaForCausalLM"}):
         with pytest.raises(CheckpointError, match=r"here: model_type .* is not supported; supported: .*llama"):
             architecture_of(values, "here")
@@ -20,6 +23,15 @@ def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
         CheckpointError, match=r"here: the GGUF architecture 'rwkv7' is not supported; supported: .*llama"
     ):
         gguf_architecture_of({"general.architecture": "rwkv7"}, "here")
+
+
+@pytest.mark.parametrize("model_type", LACKING)
+def test_a_known_family_is_refused_by_what_it_has_that_no_other_has(model_type: str) -> None:
+    assert model_type in CONFIG_MAPPING
+    assert model_type not in ARCHITECTURES
+    message = rf"here: model_type '{model_type}' is not supported \({re.escape(LACKING[model_type])}\); supported: "
+    with pytest.raises(CheckpointError, match=message):
+        architecture_of({"model_type": model_type, "architectures": ["ForCausalLM"]}, "here")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ from edgelm_export.architectures.internlm3 import INTERNLM3
 from edgelm_export.architectures.iquestcoder import IQUESTCODER
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.jamba import JAMBA
+from edgelm_export.architectures.lacking import LACKING
 from edgelm_export.architectures.laguna import LAGUNA
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
@@ -238,6 +239,8 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
         kind = f" ({name or 'it'} reads images or sound too; edgelm runs models of text alone)"
     if not is_supported:
         listed = ", ".join(sorted(ARCHITECTURES))
+        if not kind and str(model_type) in LACKING:
+            kind = f" ({LACKING[str(model_type)]})"
         raise CheckpointError(f"{where}: model_type {model_type!r} is not supported{kind}; supported: {listed}.")
     if kind:
         raise CheckpointError(f"{where}: this {model_type!r} is not supported{kind}. Take another model of its family.")
