@@ -6,6 +6,7 @@ out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ _WHOLE = frozenset(
         "llava_onevision",
         "minicpmv4_6",
         "minicpmv4_7",
+        "mllama",
         "mistral3",
         "qwen2_vl",
         "qwen2_5_omni",
@@ -60,17 +62,20 @@ _SAME_FAMILY = {
     "granite4_vision_text": "granite", "qwen2_5_omni_text": "qwen2", "qwen3_omni_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
+_CROSSING = "cross_attention_layers"  # which look at an image, and are no part of the model without one
 # What transformers takes for a kind where config.json has no such key, and its family another.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": {
         "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
     },
+    "mllama_text_model": {"num_hidden_layers": 40, _CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
 }  # fmt: skip
 # What the text of all of a kind has that config.json of its family would have to say.
 _SAID: Mapping[str, Mapping[str, Any]] = {
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "glm4v_text": {"attention_bias": True},
 }
+_OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
@@ -160,7 +165,32 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         # Which of the two configs says it differs from one version of transformers to the next.
         "tie_word_embeddings": not any(name.startswith("lm_head.") for name in sources),
     }
-    return TextPart(values=text_values, sources=sources, left_out=len(names) - len(kept))
+    if _CROSSING in text_values:
+        text_values, sources = _without_crossing(text_values, sources)
+    return TextPart(values=text_values, sources=sources, left_out=len(names) - len(sources))
+
+
+def _without_crossing(values: dict[str, Any], sources: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Leave out the layers that look at an image, and count the others anew: the config, and the sources by name.
+
+    Raises:
+        CheckpointError: the config says of no numbers that they are such layers.
+    """
+    crossing, count = values[_CROSSING], values.get("num_hidden_layers")
+    if not isinstance(crossing, list) or not all(type(i) is int for i in crossing) or type(count) is not int:
+        raise CheckpointError(
+            f"config.json: {_CROSSING} is {crossing!r:.80} of {count!r:.20} layers; it must be a list of their numbers."
+        )
+    kept = {}
+    for name, source in sources.items():
+        layer = _OF_LAYER.match(name)
+        number = int(layer[1]) if layer else -1
+        if number in crossing:
+            continue
+        before = sum(other < number for other in set(crossing))
+        kept[f"model.layers.{number - before}.{name[layer.end() :]}" if layer else name] = source
+    left = count - len({i for i in crossing if 0 <= i < count})
+    return values | {"num_hidden_layers": left}, kept
 
 
 def _name_in_text(name: str, stack: str) -> str:

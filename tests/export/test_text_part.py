@@ -209,6 +209,19 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
     ),
+    "mllama": (
+        "mllama_text_model",
+        {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]},
+        VISION
+        | {
+            "attention_heads": 2,
+            "num_global_layers": 1,
+            "vision_output_dim": 64,
+            "intermediate_layers_indices": [0],
+            "supported_aspect_ratios": [[1, 1]],
+            "max_num_tiles": 1,
+        },
+    ),
     "deepseek_vl": ("llama", {"model_type": "llama"}, VISION | {"model_type": "siglip_vision_model"}),
     "idefics2": ("mistral", {"model_type": "mistral", "sliding_window": 9}, VISION),
     "video_llama_3": ("qwen2", {"model_type": "qwen2"}, VISION | {"model_type": "video_llama_3_vision"}),
@@ -379,8 +392,12 @@ def test_two_tensors_of_one_place_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model", "cross_attention_layers": 3}},
+            "cross_attention_layers is 3 of 40 layers; it must be a list of their numbers",
+        ),
         ({"text_config": [1]}, r"config.json: text_config is \[1\]; it must be an object"),
-        ({"text_config": {"model_type": "mamba"}}, r"model_type 'mamba' is not supported; supported: "),
+        ({"text_config": {"model_type": "mamba"}}, r"model_type 'mamba' is not supported \(it has no layer"),
         ({"model_type": "paligemma"}, r"'paligemma' is not supported \(SmolVLM.* reads images or sound too"),
     ],
 )

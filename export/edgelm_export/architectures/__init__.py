@@ -65,6 +65,7 @@ from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
+from edgelm_export.architectures.mllama import MLLAMA
 from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.mt5 import MT5
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -99,6 +100,7 @@ from edgelm_export.architectures.xglm import XGLM
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
     "llama4_text": LLAMA4,  # MobileLLM-R1
+    "mllama_text_model": MLLAMA,  # Llama 3.2 Vision
     "mistral": MISTRAL,
     "ministral": MINISTRAL,
     "ministral3": MINISTRAL3,
