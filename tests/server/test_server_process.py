@@ -73,6 +73,15 @@ def test_the_whole_library_is_served_and_a_model_is_loaded_when_it_is_asked_for(
         assert reply.json["error"]["message"] == "model is missing. Here are: first, second, third."
 
 
+def test_a_model_with_an_encoder_is_left_out_and_refused_by_name(library):
+    folder = library / "models" / "second"
+    (folder / "encoder.onnx").touch()
+    assert list(ModelPool((), ServerOptions()).folders()) == ["first"]
+    for given in ("second", str(folder)):
+        with pytest.raises(ConfigError, match=r"has an encoder, and is not served.*: edgelm run \S*second; or in a"):
+            ModelPool(("first", given), ServerOptions())
+
+
 def test_an_empty_library_says_how_to_fill_it():
     with EdgelmServer(()) as server:
         assert server.get("/v1/models").json["data"] == []

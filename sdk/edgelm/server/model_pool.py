@@ -16,12 +16,14 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import AdapterManifest, read_adapter
+from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.api_error import ApiError
 from edgelm.server.turns import Turns
+from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -122,11 +124,12 @@ class ModelPool:
     """Hold the models by name. Not safe between threads: it belongs to the server's event loop.
 
     models: names of the library, and folders of packages, which have the name that their manifest gives; none offers
-    the whole library, also what comes into it later.
+    the whole library, also what comes into it later, but for models with an encoder, which no engine computes.
 
     Raises:
         ModelNotFoundError: one of the models is not here.
-        ConfigError: two of them have one name, an adapter's package is not among them, or the library cannot be read.
+        ConfigError: two of them have one name, one has an encoder, an adapter's package is not among them, or the
+            library cannot be read.
         PackageError: a manifest or an adapter is broken, or an adapter is not signed where that is required.
     """
 
@@ -185,7 +188,8 @@ class ModelPool:
             raise ApiError(
                 503, "The models cannot be listed; the server's log says why.", kind="server_error"
             ) from error
-        return {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
+        folders = {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
+        return {name: folder for name, folder in folders.items() if not (folder / ENCODER_FILE).exists()}
 
     def manifests(self) -> dict[str, Manifest]:
         """Return the manifest of each model that is offered; a broken one must not hide the others."""
@@ -423,6 +427,11 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
         name = library.resolve(given)
         if is_path(given) or name not in library.packages():
             name = check_name(open_package(folder).manifest.name)
+        if (folder / ENCODER_FILE).exists():
+            raise ConfigError(
+                f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it "
+                f"in the terminal: edgelm run {shell_word(given)}; or in a program: edgelm.load"
+            )
         if name in folders and folders[name] != folder:
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
