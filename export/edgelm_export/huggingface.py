@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import ml_dtypes  # which also teaches numpy the name bfloat16, by which safetensors asks for it
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from edgelm.architecture.config_section import config_of_section
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
@@ -43,7 +44,6 @@ from edgelm_export.float8_format import FLOAT8, ScaledMatrix
 from edgelm_export.mlx_format import MLXMatrix
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
 from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
-from edgelm_export.safetensors_bytes import tensor_bytes
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
@@ -54,6 +54,11 @@ INDEX_FILE = "model.safetensors.index.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
 _DTYPES = ("F32", "F16", "BF16")
+_TYPES: Mapping[str, Any] = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, FLOAT8: ml_dtypes.float8_e4m3fn,
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "BOOL": "?",
+}  # fmt: skip
 _ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 # Rows are widened in portions, so that beside the float32 tensor only one portion of the stored one is in memory.
 _PORTION_VALUES = 1 << 22
@@ -65,11 +70,22 @@ class _StoredTensor(NamedTuple):  # a dataclass takes three times as long to mak
     dtype: str
     shape: tuple[int, ...]
 
+    def rows(self, which: slice) -> NDArray[Any]:
+        """Read some rows, or all of what has none, as they are stored."""
+        if self.dtype not in _TYPES:
+            raise CheckpointError(f"{self.file} cannot be read: numpy has no type for {self.name}, {self.dtype}.")
+        dtype, (count, *row) = np.dtype(_TYPES[self.dtype]), self.shape or (1,)
+        size = dtype.itemsize * math.prod(row)
+        start, stop, _ = which.indices(count)
+        content = tensor_bytes(self.file, self.name, start * size, stop * size)
+        values: NDArray[Any] = content.view(dtype).reshape((stop - start, *row) if self.shape else ())
+        return values
+
 
 class HuggingFaceCheckpoint:
     """Read a folder with config.json and safetensors, in one file or several.
 
-    A file is opened for one tensor at a time, so that pages of earlier ones do not count as memory of the process.
+    No file stays open or mapped, whose pages would count as memory of the process.
 
     Raises:
         CheckpointError: a file is missing or broken, the model has a feature that is not supported, or its tensors do
@@ -240,12 +256,10 @@ class HuggingFaceCheckpoint:
             return self._read_whole(source).astype(np.float32)
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
-        rows = max(1, _PORTION_VALUES // max(1, int(np.prod(stored.shape[1:]))))
-        with _opened(stored.file) as file:
-            portions = file.get_slice(stored.name)
-            for start in range(first, end, rows):
-                stop = min(start + rows, end)
-                tensor[start - first : stop - first] = portions[start:stop]
+        rows = max(1, _PORTION_VALUES // max(1, math.prod(stored.shape[1:])))
+        for start in range(first, end, rows):
+            stop = min(start + rows, end)
+            tensor[start - first : stop - first] = self._read_rows(source, slice(start, stop))
         return tensor
 
     def _unpacked(self, part: Part) -> NDArray[np.float32]:
@@ -269,20 +283,11 @@ class HuggingFaceCheckpoint:
 
     def _read_rows(self, source: str, which: slice) -> NDArray[Any]:
         """Read some rows of a tensor, as they are stored."""
-        stored = self._stored[source]
-        with _opened(stored.file) as file:
-            rows: NDArray[Any] = file.get_slice(stored.name)[which]
-        return rows
+        return self._stored[source].rows(which)
 
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
-        stored = self._stored[source]
-        if stored.dtype in (FLOAT8, "U8"):  # bitsandbytes has thousands of small texts, which are all read at once
-            content = tensor_bytes(stored.file, stored.name).reshape(stored.shape)
-            return content.view(ml_dtypes.float8_e4m3fn) if stored.dtype == FLOAT8 else content
-        with _opened(stored.file) as file:
-            tensor: NDArray[Any] = file.get_tensor(stored.name)
-        return tensor
+        return self._stored[source].rows(ALL_ROWS)
 
     def _answer_values(self) -> dict[str, Any]:
         """Return what generation_config.json says of how an answer begins, which counts in transformers too."""
@@ -362,16 +367,6 @@ def _quantization(folder: Path, values: dict[str, Any]) -> object:
         settings = read_json_object(folder, MODELOPT_FILE).get("quantization")
         return {**(settings if isinstance(settings, dict) else {}), "quant_method": "modelopt"}
     return quantization
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a weights file, and name it where it cannot be read, or has a type that numpy has not (AttributeError)."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (AttributeError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:

@@ -148,7 +148,7 @@ def test_sizes_of_a_block_larger_than_its_matrix_take_no_memory(save_llama: Any,
     assert np.abs(weight).max() <= largest * sizes.max() * (1 + 1e-6)
 
 
-def test_a_header_is_parsed_once_for_all_descriptions(
+def test_a_header_is_parsed_once_for_all_descriptions_and_weights(
     save_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_llama(tmp_path, intermediate_size=128)
@@ -160,5 +160,7 @@ def test_a_header_is_parsed_once_for_all_descriptions(
         return safetensors.safe_open(*arguments, **options)
 
     monkeypatch.setattr(huggingface, "safe_open", safe_open)
-    HuggingFaceCheckpoint(tmp_path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for name in checkpoint.config.tensor_shapes():
+        checkpoint.tensor(name)
     assert len(opened) == 1

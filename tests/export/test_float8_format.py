@@ -235,5 +235,5 @@ def test_a_type_that_numpy_has_not_is_no_other_error(save_llama: Any, tmp_path: 
     save_file(tensors, tmp_path / "model.safetensors")
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     say_quantized(tmp_path, settings)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: module 'numpy' has no attribute"):
+    with pytest.raises(CheckpointError, match=r"safetensors cannot be read: numpy has no type for .*nf4, F8_E5M2\."):
         HuggingFaceCheckpoint(tmp_path)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
+from edgelm_training import checkpoint
 from edgelm_training import model as model_file
 from edgelm_training.attention import Attention
 from edgelm_training.checkpoint import (
@@ -102,6 +104,18 @@ def test_weights_load_as_float32_whatever_is_stored(stored: torch.dtype, model: 
     assert {tensor.dtype for tensor in [*loaded.parameters(), *loaded.buffers()]} == {torch.float32}
     assert torch.equal(loaded.state_dict()["lm_head.weight"], model.state_dict()["lm_head.weight"].float())
     assert loaded(torch.tensor([[1, 2, 3]])).dtype == torch.float32
+
+
+def test_a_header_is_parsed_once_for_all_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def safe_open(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return safetensors.safe_open(path, **options)
+
+    monkeypatch.setattr(checkpoint, "safe_open", safe_open)
+    load_checkpoint(saved)
+    assert opened == [saved / "model.safetensors"]
 
 
 def test_every_tensor_that_does_not_fit_is_listed(saved: Path) -> None:

@@ -21,6 +21,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_json_object
 from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
+from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
@@ -38,7 +39,8 @@ GENERATION_FILE = "generation_config.json"
 # What goes with the weights from folder to folder.
 TEXT_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", GENERATION_FILE)
 
-_STORED_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_STORED_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {kind: name for name, kind in _STORED_TYPES.items()}
 
 
 def check_is_checkpoint(folder: str | Path) -> None:
@@ -140,8 +142,8 @@ class _StoredTensor:
     shape: tuple[int, ...]
 
     def read(self, name: str) -> torch.Tensor:
-        with safe_open(self.file, framework="pt") as file:
-            return file.get_tensor(name)
+        content = torch.from_numpy(tensor_bytes(self.file, name))
+        return content.view(_STORED_TYPES[self.dtype]).reshape(self.shape)
 
 
 def _opened(folder: Path) -> tuple[ModelConfig, dict[str, _StoredTensor]]:
@@ -186,15 +188,15 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _faults(config: ModelConfig, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
     """List what differs between tensors, by name their shape and type, and those of a config; nothing does: ""."""
-    shapes, types = config.tensor_shapes(), _STORED_TYPES.values()
+    shapes = config.tensor_shapes()
     faults = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in tensors]
     for name, (shape, dtype) in tensors.items():
         if name not in shapes:
             faults.append(f"unknown: {name} {list(shape)}")
         elif shape != shapes[name]:
             faults.append(f"mis-shaped: {name} is {list(shape)}, the config says {list(shapes[name])}")
-        elif dtype not in types:
-            faults.append(f"stored as {dtype}, which is none of {', '.join(types)}: {name}")
+        elif dtype not in _STORED_TYPES:
+            faults.append(f"stored as {dtype}, which is none of {', '.join(_STORED_TYPES)}: {name}")
     return "\n  ".join(faults)
 
 
@@ -249,7 +251,7 @@ def write_checkpoint(
         CheckpointError: `text_files_from` has no tokenizer.json, or the weights are not those of the config.
         OSError, SafetensorError: the disk is full or refuses.
     """
-    types = {name: _STORED_TYPES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in weights.items()}
+    types = {name: _NAMES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in weights.items()}
     if faults := _faults(config, {name: (tuple(tensor.shape), types[name]) for name, tensor in weights.items()}):
         raise CheckpointError(
             f"The weights do not fit their config, and no checkpoint was written of them:\n  {faults}\nOf a model that "
