@@ -23,8 +23,8 @@ _MADV_DONTNEED = 4  # madvise(2)
 def give_back_mapped_files(folder: Path) -> None:
     """Give the memory of the files of a folder that this process maps back to the system, where it only read them.
 
-    What is read again comes from the file again, mostly from the system's cache. Takes a millisecond. Linux; nothing
-    happens elsewhere.
+    What is read again comes from the file again, mostly from the system's cache. Takes a millisecond, and nothing where
+    no file is that large. Linux; nothing happens elsewhere.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -32,6 +32,9 @@ def give_back_mapped_files(folder: Path) -> None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     try:
+        with os.scandir(wanted) as entries:
+            if all(entry.stat(follow_symlinks=False).st_size < _SMALLEST for entry in entries):
+                return
         lines = _MAPPINGS.read_text(encoding="utf-8", errors="replace").split("\n")
         mappings = [line for line in lines if wanted in line]  # of hundreds, one or two
         with Pagemap() as pages:
