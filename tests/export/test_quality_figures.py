@@ -29,6 +29,7 @@ GREEDY = edgelm.GenerationConfig(max_new_tokens=32, ignore_eos=True)
 @pytest.fixture(autouse=True)
 def _whole_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check packages on the text that users' are checked on; the other tests here take a sixteenth of it."""
+    monkeypatch.setattr(verify, "verification_text", verification_text)
     monkeypatch.setattr(verify, "_WINDOWS", 4)
     monkeypatch.setattr(verify, "_WINDOW_TOKENS", 256)
 
