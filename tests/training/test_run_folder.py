@@ -8,16 +8,21 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training_runs import settings
 
 from edgelm.errors import TrainingError
 from edgelm.files.run_checkpoint import checkpoint_of_run
-from edgelm_training.pretrain import pretrain
+from edgelm_training.model import Transformer
+from edgelm_training.pretrain import build_recipe, pretrain
+from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.recipe import Recipe
 from edgelm_training.run_folder import RunFolder
-from edgelm_training.train_log import TrainLog, open_log, read_log
+from edgelm_training.train_log import Reporter, TrainLog, open_log, read_log
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +211,35 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(run: Path) -> None:
 
     with pytest.raises(TrainingError, match=r"Cannot go on from .*step-00000008: .*Remove that folder"):
         pretrain({"output": str(run), "max_steps": 9}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model: model.register_parameter("extra", torch.nn.Parameter(torch.zeros(3))),
+            r"missing there and \[3\]",
+        ),
+        (lambda model: model.model.norm.requires_grad_(False), r"model\.norm\.weight is \[32\] there and missing now"),
+    ],
+    ids=["more", "less"],
+)
+def test_a_model_that_was_changed_since_its_checkpoint_is_no_reason_to_remove_it(
+    change: Callable[[Transformer], None], message: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(config: PretrainConfig, reporter: Reporter) -> tuple[PretrainConfig, Recipe]:
+        config, recipe = build_recipe(config, reporter)
+        assert isinstance(recipe.model, Transformer)
+        change(recipe.model)
+        return config, recipe
+
+    monkeypatch.setattr("edgelm_training.pretrain.build_recipe", changed)
+
+    with pytest.raises(
+        TrainingError, match=rf"step-00000008 is of another model .*{message}.*begin another run"
+    ) as caught:
+        pretrain({"output": str(run), "max_steps": 9}, resume=True)
+    assert "emove" not in str(caught.value)
 
 
 def test_a_run_is_not_begun_twice(run: Path, tiny_shards: Path) -> None:

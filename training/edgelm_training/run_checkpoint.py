@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
 from edgelm.errors import TrainingError
@@ -86,24 +87,35 @@ def restore_run(state: RunState, saved: SavedStep, workers: Workers) -> None:
     """Read a checkpoint into the model and the optimizers, whatever number of processes wrote it.
 
     Raises:
-        TrainingError: it does not fit the model, or cannot be read.
+        TrainingError: it is of another model or optimizer, or cannot be read.
     """
     optimizer_state.initialize_state(state.optimizers)
-    folder = saved.path / TRAINER_FOLDER
+    reader, tensors = dcp.HuggingFaceStorageReader(str(saved.path / TRAINER_FOLDER)), state.tensors()
     try:
         with _quiet():
-            dcp.load(
-                state.tensors(),
-                storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
-                no_dist=workers.world_size == 1,
-            )
-    except (OSError, SafetensorError, CheckpointException, ValueError, RuntimeError) as error:
+            _check_fit(reader, tensors, saved)
+            dcp.load(tensors, storage_reader=reader, no_dist=workers.world_size == 1)
+    except (OSError, SafetensorError, CheckpointException, ValueError, RuntimeError, LookupError, TypeError) as error:
         raise TrainingError(
             f"Cannot go on from {saved.path}: {_reason(error)}. Remove that folder to go on from an older one."
         ) from error
     # A run that was in another precision so far has no scale yet.
     if state.scaler.is_enabled() and saved.state["scaler"]:
         state.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _check_fit(reader: dcp.HuggingFaceStorageReader, tensors: dict[str, Tensor], saved: SavedStep) -> None:
+    """Refuse the checkpoint of a model or an optimizer that was changed since, in either direction."""
+    entries = reader.read_metadata().state_dict_metadata
+    kept = {name: list(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    now = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if differing := [name for name in now | kept if now.get(name) != kept.get(name)]:
+        name = differing[0]
+        raise TrainingError(
+            f"{saved.path} is of another model or optimizer: {name} is {kept.get(name, 'missing')} there and "
+            f"{now.get(name, 'missing')} now; {len(differing)} such tensors. Go on with the code and the settings that "
+            "it was saved with, or begin another run: -o FOLDER."
+        )
 
 
 def _whole_weights(model: nn.Module, workers: Workers) -> dict[str, Tensor]:
