@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -68,6 +68,18 @@ def test_a_wrong_setting_of_a_program_is_named_as_that_of_a_file_is(
     with pytest.raises(ConfigError, match=message):
         pretrain({"output": tmp_path / "run", **given})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_ones_own_that_no_file_could_hold_is_refused_where_it_is_declared() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class OwnConfig(TrainConfig):
+        kind: Literal["a", "b"] = "a"
+        corpus: Path | None = None
+
+    for given in ({"kind": "b"}, {"corpus": Path("texts")}):
+        (name,) = given
+        with pytest.raises(ConfigError, match=rf"OwnConfig\.{name} is declared as .*; a setting is an int, float"):
+            checked_settings(given, OwnConfig)
 
 
 BROKEN = {

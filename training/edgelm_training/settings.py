@@ -29,12 +29,22 @@ def setting(default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> A
 
 
 def value_type(config_class: type[Any], name: str) -> type:
-    """Return the plain type of a setting: int, float, bool, str, tuple (of texts) or dict (a table)."""
+    """Return the plain type of a setting: int, float, bool, str, tuple (of texts) or dict (a table).
+
+    Raises:
+        ConfigError: it is declared as something else, which no line of TOML and no flag would give.
+    """
     hint = get_type_hints(config_class)[name]
     if isinstance(hint, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
     origin = get_origin(hint) or hint
-    return dict if issubclass(origin, Mapping) else origin
+    found = dict if isinstance(origin, type) and issubclass(origin, Mapping) else origin
+    if found not in (*_WORDS, dict):
+        raise ConfigError(
+            f"{config_class.__name__}.{name} is declared as {hint}; a setting is an int, float, bool, str, "
+            "tuple[str, ...] or Mapping, or None."
+        )
+    return found
 
 
 def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
