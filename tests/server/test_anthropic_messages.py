@@ -346,6 +346,7 @@ def test_what_the_server_refuses_before_it_reads_has_that_form_too(serving, meth
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'; it must be one of"),
         ({"tools": [{"type": "web_search_20260318", "name": "x"}]}, "tools[0].type is 'web_search_20260318'"),
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema is missing."),
+        ({"tools": [WEATHER | {"name": "x" * 129}]}, "tools[0].name has 129 characters; it must have 1 to 128."),
         ({"tools": [WEATHER | {"input_examples": [{}]}]}, "tools[0].input_examples is not supported"),
         ({"tools": [WEATHER | {"allowed_callers": ["code_execution_20260521"]}]}, "allowed_callers[0] is 'code"),
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, "tool_choice.name is missing."),
@@ -399,6 +400,7 @@ def test_a_block_that_cannot_be_read_is_refused_with_its_place(serving, role, bl
         {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
         {"thinking": {"type": "adaptive", "display": "summarized"}, "output_config": {"effort": "high"}},
         {"thinking": {"type": "disabled"}, "tools": [], "stop_sequences": []},
+        {"tools": [WEATHER | {"name": "x" * 128}], "tool_choice": {"type": "none"}},
     ],
 )
 def test_what_changes_no_answer_is_taken(serving, fields):

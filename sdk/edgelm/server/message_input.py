@@ -24,6 +24,8 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "thinking": ("thinking",),
     "redacted_thinking": (),
 }
+# Longer than OpenAI's: programs write the name of an MCP server before that of its tool.
+_TOOL_NAME: Schema = {**TOOL_NAME, "maxLength": 128}
 _CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 _BLOCK = record(
     {
@@ -31,7 +33,7 @@ _BLOCK = record(
         "text": TEXT,
         "thinking": TEXT,
         "id": TEXT,
-        "name": TOOL_NAME,
+        "name": _TOOL_NAME,
         "input": ANY_OBJECT,
         "tool_use_id": TEXT,
         "content": _CONTENT,
@@ -44,7 +46,7 @@ _BLOCK = record(
 _TOOL = record(
     {
         "type": choice("custom"),
-        "name": TOOL_NAME,
+        "name": _TOOL_NAME,
         "description": TEXT,
         "input_schema": ANY_OBJECT,
         "strict": BOOLEAN,
