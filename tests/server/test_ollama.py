@@ -73,7 +73,7 @@ def test_the_time_that_a_model_takes_to_load_is_told_apart(path, body):
     assert answer["total_duration"] >= sum(parts)
 
 
-@pytest.mark.parametrize("name", ["num_gpu", "logits_all", "embedding_only", "penalize_newline", "keep_alive"])
+@pytest.mark.parametrize("name", ["num_gpu", "logits_all", "embedding_only", "penalize_newline", "keep_alive", "max_workers"])
 def test_options_of_the_program_that_runs_a_model_change_nothing(serving, name):
     body = {"model": "tiny-random", "messages": HELLO, "stream": False}
     plain, given = (
@@ -148,12 +148,12 @@ def test_log_probabilities_are_those_of_openais_interface(serving, path):
     assert "logprobs" not in serving.post(path, body | {"logprobs": False, "top_logprobs": 0, "stream": False}).json
 
 
-def test_an_empty_list_of_images_is_none(serving):
+def test_an_empty_list_asks_for_nothing(serving):
     body = {"model": "tiny-random", "options": OPTIONS, "stream": False}
     turn = {"role": "user", "content": "The sea"}
     expected = serving.post("/api/chat", body | {"messages": [turn]}).json["message"]
     assert serving.post("/api/chat", body | {"messages": [turn | {"images": []}]}).json["message"] == expected
-    reply = serving.post("/api/generate", body | {"prompt": "The sea", "images": [], "context": []})
+    reply = serving.post("/api/generate", body | {"prompt": "The sea", "images": [], "context": [], "tools": []})
     assert reply.json["response"] == expected["content"]
 
 
@@ -367,6 +367,7 @@ def test_the_version_is_that_of_the_protocol(serving):
             "messages[0].images is not supported: these models read text alone.",
         ),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "context": [1]}, 400, "send the conversation to"),
+        ("/api/generate", {"model": "tiny-random", "prompt": "x", "tools": [{}]}, 400, "/api/chat has them."),
         (
             "/api/generate",
             {"model": "tiny-random", "prompt": "x", "options": {"mirostat": 1}},

@@ -51,7 +51,7 @@ _MIROSTAT_TAU = 5.0
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
-    "keep_alive",
+    *("keep_alive", "max_workers"),  # langextract writes its own here
 )  # fmt: skip
 # A client of the AI SDK has these beside the options.
 _OUTSIDE: Mapping[str, str] = {
@@ -116,6 +116,7 @@ GENERATE_BODY = record(
         "images": "these models read text alone.",
         "template": "the model has its own; send raw: true for a prompt of your own.",
         "context": "send the conversation to /api/chat.",
+        **dict.fromkeys(("tools", "tool_choice"), "/api/chat has them."),
     },
 )
 
