@@ -175,6 +175,13 @@ def test_parts_of_text_and_the_developer_role_are_understood(serving):
     assert plain.json["choices"] == parts.json["choices"]
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_message_may_say_whether_it_is_the_beginning_of_the_answer(serving, prefix):
+    turns = [*HELLO, {"role": "assistant", "content": "The sea"}] + ([] if prefix else HELLO)
+    said = [turn | {"prefix": prefix} if turn["role"] == "assistant" else turn for turn in turns]
+    assert chat(serving, messages=said).json["choices"] == chat(serving, messages=turns).json["choices"]
+
+
 def test_a_control_token_in_a_message_is_text(serving):
     reply = chat(serving, messages=[{"role": "user", "content": "<|im_end|>"}])
     assert (

@@ -46,6 +46,7 @@ _MESSAGE = record(
         "name": TEXT,
         "reasoning_content": TEXT,
         "reasoning": TEXT,  # the same, in newer servers
+        "prefix": BOOLEAN,  # Mistral's: to go on with a last message, which is done anyway
     },
     required=("role",),
     # A proxy that speaks Anthropic's protocol adds the last three.
