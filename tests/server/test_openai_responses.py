@@ -68,6 +68,18 @@ def test_a_response_repeats_what_was_asked_and_what_was_cached(serving):
     assert 0 < again["input_tokens_details"]["cached_tokens"] < again["input_tokens"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"instructions": "Be brief."}, {"tools": [WEATHER], "tool_choice": "required"}])
+def test_the_tokens_of_an_input_are_counted_as_its_answer_counts_them(serving, fields):
+    counted = serving.post("/v1/responses/input_tokens", {"input": "Hello there", **fields}).json
+    read = respond(serving, **fields).json["usage"]["input_tokens"]
+    assert counted == {"object": "response.input_tokens", "input_tokens": read}
+
+
+def test_an_input_beyond_the_context_is_counted(serving, tiny):
+    reply = serving.post("/v1/responses/input_tokens", {"input": "Hello there " * 2000})
+    assert reply.json["input_tokens"] > tiny.context_length
+
+
 def test_the_events_build_the_response(serving):
     whole = respond(serving).json
     events = respond(serving, stream=True).events

@@ -221,6 +221,8 @@ def test_every_request_lets_go_of_its_model(serving):
         ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "thinking": {"type": "enabled"}}, 400),
         ("/v1/messages/count_tokens", {"messages": HELLO}, 200),
         ("/v1/messages/count_tokens", {"messages": HELLO, "tool_choice": {"type": "any"}}, 400),
+        ("/v1/responses/input_tokens", {"input": "x"}, 200),
+        ("/v1/responses/input_tokens", {"input": "x", "logit_bias": {"99999": 1}}, 400),
         ("/v1/embeddings", {"input": "x"}, 200),
         ("/v1/embeddings", {"input": [99999]}, 400),
         ("/api/embed", {"model": "tiny-random", "input": "x"}, 200),

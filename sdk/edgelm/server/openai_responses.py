@@ -1,15 +1,16 @@
-"""POST /v1/responses, as OpenAI defines it; nothing is stored.
+"""POST /v1/responses and /v1/responses/input_tokens, as OpenAI defines them; nothing is stored.
 
 https://platform.openai.com/docs/api-reference/responses
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -23,7 +24,10 @@ from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
 from edgelm.server.response_input import as_chat, namespaces_of
 from edgelm.server.sampling_fields import generation_config
-from edgelm.server.sse import KEEPALIVE, event
+from edgelm.server.sse import KEEPALIVE, JsonAnswer, event
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
 
 _ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "user")
 
@@ -34,16 +38,27 @@ async def create_response(call: Call) -> Response:
     chat = as_chat(body)
 
     def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
-        config = generation_config(
-            served.model,
-            chat,
-            max_tokens=chat.get("max_tokens"),
-            constraint=constraint_of(chat["response_format"]),
-        )
-        jobs = chat_jobs(served.model, chat, config, effort="reasoning.effort")
-        return jobs, ResponseWriter(model=served.name, body=body)
+        return _jobs(served.model, chat), ResponseWriter(model=served.name, body=body)
 
     return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
+
+
+async def count_input_tokens(call: Call) -> Response:
+    """Count the tokens that the answer to an input would begin behind."""
+    chat = as_chat(call.body)
+    served = await call.model(call.body.get("model"))
+    try:
+        (job,) = await asyncio.to_thread(_jobs, served.model, chat)
+        return JsonAnswer({"object": "response.input_tokens", "input_tokens": len(job.prompt_ids)})
+    finally:
+        served.release()
+
+
+def _jobs(model: LanguageModel, chat: Mapping[str, Any]) -> list[Job]:
+    config = generation_config(
+        model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint_of(chat["response_format"])
+    )
+    return chat_jobs(model, chat, config, effort="reasoning.effort")
 
 
 @dataclass(kw_only=True)

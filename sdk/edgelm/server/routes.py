@@ -47,6 +47,13 @@ ROUTES: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         method="POST",
+        path="/v1/responses/input_tokens",
+        answer=openai_responses.count_input_tokens,
+        summary="Count the tokens of such an input.",
+        body=response_input.BODY,
+    ),
+    Endpoint(
+        method="POST",
         path=MESSAGES,
         answer=anthropic_messages.create_message,
         summary="Answer a conversation, in Anthropic's form.",
