@@ -5,7 +5,6 @@ https://platform.claude.com/docs/en/api/messages
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from edgelm.completion import Chunk, Completion, FinishReason, Usage
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import chat_job, constraint_of, messages_of, thinking
-from edgelm.server.delivery import calls_around_text, deliver, readable
+from edgelm.server.delivery import calls_around_text, count_tokens, deliver, readable
 from edgelm.server.endpoint import Call
 from edgelm.server.message_input import as_chat
 from edgelm.server.model_pool import LoadedModel
@@ -58,16 +57,12 @@ async def create_message(call: Call) -> Response:
     return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
 
 
-async def count_tokens(call: Call) -> Response:
+async def count_message_tokens(call: Call) -> Response:
     """Count the tokens of a request without answering it."""
     body = call.body
     chat = as_chat(body)
-    served = await call.model(body.get("model"))
-    try:
-        job = await asyncio.to_thread(_job, served.model, body, chat)
-        return JsonAnswer({"input_tokens": len(job.prompt_ids)})
-    finally:
-        served.release()
+    tokens = await count_tokens(call, lambda model: [_job(model, body, chat)], model=body.get("model"))
+    return JsonAnswer({"input_tokens": tokens})
 
 
 def _job(model: LanguageModel, body: Mapping[str, Any], chat: Mapping[str, Any]) -> Job:

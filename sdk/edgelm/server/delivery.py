@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
 
@@ -18,6 +18,9 @@ from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.request_body import finite_json
 from edgelm.server.sse import JsonAnswer, StreamAnswer, unless_disconnected
+
+if TYPE_CHECKING:
+    from edgelm.language_model import LanguageModel
 
 logger = logging.getLogger("edgelm.server")
 
@@ -84,6 +87,23 @@ async def _prepared(call: Call, prepare: Prepare, served: LoadedModel) -> tuple[
     except asyncio.CancelledError:
         call.left.set()
         raise
+
+
+async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[Job]], *, model: str | None) -> int:
+    """Return how many tokens the prompts of a request have, which is not answered.
+
+    prepare: called in a thread, as it encodes texts.
+
+    Raises:
+        ApiError: the model is not here.
+        EdgeLMError: what `prepare` has against the request.
+    """
+    served = await call.model(model)
+    try:
+        jobs = await asyncio.to_thread(prepare, served.model)
+    finally:
+        served.release()
+    return sum(len(job.prompt_ids) for job in jobs)
 
 
 async def _until_error(writer: Writer, answers: Answers) -> AsyncGenerator[bytes, None]:

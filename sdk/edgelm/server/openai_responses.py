@@ -5,7 +5,6 @@ https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from edgelm.completion import Chunk, Completion, ToolCallDelta, Usage
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import constraint_of
-from edgelm.server.delivery import calls_around_text, deliver
+from edgelm.server.delivery import calls_around_text, count_tokens, deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
@@ -46,12 +45,8 @@ async def create_response(call: Call) -> Response:
 async def count_input_tokens(call: Call) -> Response:
     """Count the tokens that the answer to an input would begin behind."""
     chat = as_chat(call.body)
-    served = await call.model(call.body.get("model"))
-    try:
-        (job,) = await asyncio.to_thread(_jobs, served.model, chat)
-        return JsonAnswer({"object": "response.input_tokens", "input_tokens": len(job.prompt_ids)})
-    finally:
-        served.release()
+    tokens = await count_tokens(call, lambda model: _jobs(model, chat), model=call.body.get("model"))
+    return JsonAnswer({"object": "response.input_tokens", "input_tokens": tokens})
 
 
 def _jobs(model: LanguageModel, chat: Mapping[str, Any]) -> list[Job]:

@@ -63,7 +63,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         method="POST",
         path=f"{MESSAGES}/count_tokens",
-        answer=anthropic_messages.count_tokens,
+        answer=anthropic_messages.count_message_tokens,
         summary="Count the tokens of a conversation.",
         body=message_input.COUNT_BODY,
         answers=anthropic_messages.COUNT,
