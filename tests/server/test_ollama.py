@@ -73,7 +73,9 @@ def test_the_time_that_a_model_takes_to_load_is_told_apart(path, body):
     assert answer["total_duration"] >= sum(parts)
 
 
-@pytest.mark.parametrize("name", ["num_gpu", "logits_all", "embedding_only", "penalize_newline", "keep_alive", "max_workers"])
+@pytest.mark.parametrize(
+    "name", ["num_gpu", "logits_all", "embedding_only", "penalize_newline", "keep_alive", "max_workers"]
+)
 def test_options_of_the_program_that_runs_a_model_change_nothing(serving, name):
     body = {"model": "tiny-random", "messages": HELLO, "stream": False}
     plain, given = (
