@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from held_engine import held
 from numpy.typing import NDArray
+from starlette.requests import Request
 
 from edgelm import Engine, EngineOptions, GenerationConfig
 from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
+from edgelm.server.endpoint import Call
 from edgelm.server.turns import Turns
 
 SHORT = GenerationConfig(max_new_tokens=1)
@@ -77,3 +79,13 @@ def test_a_full_queue_has_a_place_for_who_has_none_in_it(tiny: LanguageModel) ->
             turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
             with pytest.raises(QueueFullError):
                 turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_two_keys_behind_one_proxy_are_two_callers(header: str) -> None:
+    def caller(key: bytes) -> str:
+        scope = {"type": "http", "client": ("10.0.0.1", 80), "headers": [(header.encode(), key)]}
+        nothing: Any = None
+        return Call(request=Request(scope), body={}, options=nothing, pool=nothing, metrics=nothing).caller
+
+    assert caller(b"Bearer one") == caller(b"Bearer one") != caller(b"Bearer two")

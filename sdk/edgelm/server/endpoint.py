@@ -41,8 +41,8 @@ class Call:
     @property
     def caller(self) -> str:
         """Who asks, as far as that is known: an address, and a key where one was given."""
-        client = self.request.client
-        return f"{client.host if client else ''} {self.request.headers.get('authorization', '')}"
+        client, headers = self.request.client, self.request.headers
+        return f"{client.host if client else ''} {headers.get('authorization') or headers.get('x-api-key', '')}"
 
     @property
     def deadline(self) -> float:
