@@ -407,7 +407,7 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert "GET /page/nothing.js 404" in log
         addresses = f"OpenAI's base URL: {server.url}/v1 · Anthropic's and Ollama's: {server.url}"
         assert f"A page to chat: {server.url} · {addresses}\n" in log
-        assert re.search(r"GET /health 200 0\.\d{3} s", log)
+        assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GET /health 200 0\.\d{3} s$", log, re.MULTILINE)
         assert "secret" not in log
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""

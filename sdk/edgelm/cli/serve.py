@@ -134,7 +134,7 @@ def serve(
         stream=sys.stderr,
         level=logging.ERROR if quiet else logging.INFO,
         format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
+        datefmt="%Y-%m-%d %H:%M:%S",
     )
     # Imported here, so that --help needs neither starlette nor numpy.
     from edgelm.server.process import serve as serve_until_signal
