@@ -49,12 +49,12 @@ class Package:
 
     @property
     def state(self) -> tuple[int, int] | None:
-        """What tells it from a package that takes its place: the number and the time of its last file; None: gone."""
+        """What tells it from a package that takes its place: the time and the size of its last file; None: it is gone."""
         try:
             status = self._last_file.stat()
         except OSError:
             return None
-        return status.st_ino, status.st_mtime_ns
+        return status.st_mtime_ns, status.st_size  # not its number, which some network file systems make up anew
 
     @property
     def _last_file(self) -> Path:
