@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_an_adapter_that_is_gone_takes_neither_its_model_nor_the_others_with_it(
         assert server.post("/v1/completions", PROMPT | {"model": "gone"}).status == 200
         server.stop()
         assert sum(f"Cannot load gone: There is no adapter at {gone}" in line for line in server.log) == 1
+
+
+def test_an_adapter_that_was_exported_again_answers_the_next_request(tmp_path: Path) -> None:
+    folder = write_tiny_adapter(tmp_path / "adapter")
+    pool = ModelPool((TINY,), ServerOptions(adapters=((None, folder),)))
+
+    async def scored() -> float:
+        served = await pool.acquire("mine")
+        served.release()
+        return served.model.score("The sea is blue").perplexity
+
+    async def main() -> None:
+        async with pool.running():
+            old, digest = await scored(), pool.digest("mine")
+            describe(write_tiny_adapter(folder, shapes=((3, 32), (32, 3))), rank=3)
+            assert await scored() != old
+            assert pool.digest("mine") == AdapterManifest.load(folder).file.sha256 != digest
+
+    asyncio.run(main())
 
 
 def test_an_adapter_that_would_keep_its_model_from_loading_is_not_offered(

@@ -45,19 +45,11 @@ class Package:
     @property
     def modified(self) -> float:
         """When it was written, in seconds since 1970."""
-        return self._last_file.stat().st_mtime
+        return self.last_file.stat().st_mtime
 
     @property
-    def state(self) -> tuple[int, int] | None:
-        """What tells it from a package that takes its place: the time and the size of its last file; None: it is gone."""
-        try:
-            status = self._last_file.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size  # not its number, which some network file systems make up anew
-
-    @property
-    def _last_file(self) -> Path:
+    def last_file(self) -> Path:
+        """The file that is written last: another package in its place has another one."""
         return self.folder / FILE_NAME
 
     def check_files(self, *, largest: int) -> list[FileEntry]:
@@ -97,7 +89,8 @@ class ForeignPackage(Package):
         self.manifest = self._described()
 
     @property
-    def _last_file(self) -> Path:
+    def last_file(self) -> Path:
+        """The graph."""
         return self._graph_path
 
     def check_files(self, *, largest: int) -> list[FileEntry]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine, EngineOptions
-from edgelm.errors import ConfigError, EdgeLMError
+from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
-from edgelm.package.adapter import AdapterManifest, read_adapter
+from edgelm.package.adapter import MANIFEST_FILE, AdapterManifest, read_adapter
 from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
@@ -49,8 +49,7 @@ class LoadedModel:
     max_batch: int
     size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
-    package: Package
-    state: object  # of the package, before it was loaded
+    made_of: Mapping[Path, object]  # of its package and of each adapter a file, and its state before the loading
     users: int = 0
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
@@ -67,8 +66,8 @@ class LoadedModel:
 
     @property
     def is_replaced(self) -> bool:
-        """Whether another package has taken the place of its own, or that one was removed."""
-        return self.package.state != self.state
+        """Whether its package or an adapter is gone, or another one in its place."""
+        return any(_state(path) != state for path, state in self.made_of.items())
 
     def release(self) -> None:
         """End one use of the model."""
@@ -89,8 +88,7 @@ class LoadedModel:
             max_batch=self.max_batch,
             size=self.size,
             keep_alive=self.keep_alive,
-            package=self.package,
-            state=self.state,
+            made_of=self.made_of,
             scoring=self.scoring,
             base=self,
         )
@@ -225,7 +223,11 @@ class ModelPool:
             PackageError: its package cannot be read.
         """
         if name in self._adapters:
-            return self._adapters[name].digest
+            offer = self._adapters[name]
+            try:
+                return AdapterManifest.load(offer.folder).file.sha256
+            except PackageError:  # it must not hide the others
+                return offer.digest
         return max(self.package(name).manifest.files, key=lambda entry: entry.size).sha256
 
     def modified(self, name: str) -> float:
@@ -286,9 +288,11 @@ class ModelPool:
         try:
             async with self._room:
                 package = open_package(folder)
-                state, size = package.state, package.manifest.size
-                await self._make_room(size)
+                size = package.manifest.size
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
+                files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
+                made_of = {path: _state(path) for path in files}
+                await self._make_room(size)
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
             raise
@@ -304,8 +308,7 @@ class ModelPool:
             max_batch=self._options.max_batch,
             size=size,
             keep_alive=self._options.keep_alive,
-            package=package,
-            state=state,
+            made_of=made_of,
         )
 
     async def _make_room(self, size: int) -> None:
@@ -330,9 +333,9 @@ class ModelPool:
         logger.info("Unloaded %s", name)
 
     async def _unload_replaced(self) -> None:
-        """Offer no model any more whose package was replaced or removed, and unload those that nobody uses."""
+        """Offer no model any more that was replaced or removed, and unload those that nobody uses."""
         for name in [name for name, model in self._loaded.items() if model.is_replaced]:
-            logger.info("The package of %s was replaced or removed", name)
+            logger.info("The package of %s, or an adapter, was replaced or removed", name)
             self._replaced.append(self._loaded.pop(name))
         idle = [model for model in self._replaced if not model.users]
         self._replaced = [model for model in self._replaced if model.users]
@@ -436,6 +439,15 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
     return folders
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one in its place: not its number, which some file systems make up."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _close(models: list[LoadedModel]) -> None:
