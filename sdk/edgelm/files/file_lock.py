@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ _POLL_SECONDS = 0.2
 @contextlib.contextmanager
 def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; where another process holds it, wait until that one lets go or ends.
+
+    On a disk that has no locks, as some of networks have none, nobody is kept out.
 
     waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet).
     """
@@ -37,6 +40,8 @@ def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Itera
             _unlock(file)
 
 
+# What NFS without its lock daemon, Lustre without `-o flock` and some FUSE say.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # The byte that Windows locks: far behind the process id, which others must be able to read.
 _LOCKED_BYTE = 1 << 20
 
@@ -63,7 +68,11 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         return True
 
     def _unlock(file: IO[str]) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):  # of a disk without locks
+            fcntl.flock(file, fcntl.LOCK_UN)
