@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -136,6 +138,19 @@ def test_a_text_is_on_the_disk_before_it_has_its_name_and_the_name_is_before_it_
     staged = on_disk[0][1]
     assert staged.name.endswith("-manifest.json")
     assert on_disk == [("fsync", staged, 3), ("rename", target, 0), ("fsync", tmp_path, 0)]
+
+
+def test_a_disk_that_flushes_no_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    atomic.write_text(tmp_path / "manifest.json", "new")
+    assert (tmp_path / "manifest.json").read_text() == "new"
 
 
 @pytest.mark.parametrize("exchange", [True, False])

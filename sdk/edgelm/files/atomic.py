@@ -36,6 +36,11 @@ def fsync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Shared folders of virtual machines and some disks of networks flush no folder. PostgreSQL's fsync_fname passes
+        # that over too.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
