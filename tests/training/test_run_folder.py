@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from edgelm_training.pretrain import build_recipe, pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_folder import RunFolder
-from edgelm_training.train_log import Reporter, TrainLog, open_log, read_log
+from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log, read_log
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,20 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(run: Path) -> None:
 
     with pytest.raises(TrainingError, match=r"Cannot go on from .*step-00000008: .*Remove that folder"):
         pretrain({"output": str(run), "max_steps": 9}, resume=True)
+
+
+@pytest.mark.parametrize("name", ["step", "tokens", "validation_loss"])
+def test_a_figure_of_a_recipe_does_not_replace_one_of_the_log(name: str) -> None:
+    record = StepRecord(
+        step=3, max_steps=8, log_every=1, loss=2.5, reported={"z_loss": 0.5, name: 7.0}, learning_rate=0.1,
+        grad_norm=1.0, tokens=64, seconds=1.0, tokens_per_second=64.0, mfu=None, memory_bytes=None, seconds_left=5.0,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=rf"reports '{name}', which the log has already"):
+        record.to_json()
+    assert replace(record, reported={"z_loss": 0.5}).to_json() == {
+        "step": 3, "loss": 2.5, "z_loss": 0.5, "learning_rate": 0.1, "grad_norm": 1.0, "tokens": 64, "seconds": 1.0,
+        "tokens_per_second": 64.0, "mfu": None, "memory_bytes": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

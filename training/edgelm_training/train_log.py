@@ -51,7 +51,7 @@ class SilentReporter:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One step. `reported` has the recipe's own figures besides the loss."""
+    """One step. `reported` has the recipe's own figures besides the loss, by names that the log has not."""
 
     step: int
     max_steps: int
@@ -68,11 +68,13 @@ class StepRecord:
     seconds_left: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the log keeps."""
-        return {
-            "step": self.step,
-            "loss": self.loss,
-            **self.reported,
+        """Return what the log keeps.
+
+        Raises:
+            TrainingError: a figure of the recipe has the name of one that every log has.
+        """
+        first = {"step": self.step, "loss": self.loss}
+        rest = {
             "learning_rate": self.learning_rate,
             # Of a step that fp16 could not hold it is infinite, for which JSON has no number.
             "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
@@ -82,6 +84,9 @@ class StepRecord:
             "mfu": None if self.mfu is None else round(self.mfu, 4),
             "memory_bytes": self.memory_bytes,
         }
+        if taken := sorted(self.reported.keys() & {*first, *rest, "validation_loss"}):
+            raise TrainingError(f"The loss reports {taken[0]!r}, which the log has already. Give it another name.")
+        return {**first, **self.reported, **rest}
 
 
 class TrainLog:
