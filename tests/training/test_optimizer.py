@@ -132,6 +132,25 @@ def test_a_parameter_that_no_optimizer_holds_is_refused(model: Transformer, monk
         build_optimizers(model, TrainConfig())
 
 
+def test_a_group_learns_by_a_factor_of_the_runs_rate_and_by_no_rate_of_its_own(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = list(model.parameters())
+
+    def build(name: str, value: float) -> list[torch.optim.Optimizer]:
+        groups = [{"params": parameters[:1], name: value}, {"params": parameters[1:]}]
+        monkeypatch.setitem(_BUILDERS, "adamw", lambda *_: [torch.optim.SGD(groups)])
+        return build_optimizers(model, TrainConfig())
+
+    with pytest.raises(
+        TrainingError, match=r"'adamw' has a group with the learning rate 0\.5, .* instead: lr_factor\."
+    ):
+        build("lr", 0.5)
+    optimizers = build("lr_factor", 0.1)
+    set_learning_rate(optimizers, 0.02)
+    assert [group["lr"] for group in optimizers[0].param_groups] == [pytest.approx(0.002), 0.02]
+
+
 def test_every_optimizer_of_the_settings_is_built(model: Transformer) -> None:
     assert all(build_optimizers(model, TrainConfig(optimizer=name)) for name in OPTIMIZERS)
 

@@ -18,10 +18,11 @@ Named = dict[str, nn.Parameter]
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return the optimizers of all parameters that require a gradient; their learning rate is set before each step.
 
-    Matrices decay; norms, biases and embeddings (a tied head among them) do not.
+    Matrices decay; norms, biases and embeddings (a tied head among them) do not. A group's `lr_factor` multiplies the
+    learning rate of the run.
 
     Raises:
-        TrainingError: one of them is in no optimizer.
+        TrainingError: one of them is in no optimizer, or a group has a learning rate of its own.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizers = _BUILDERS[config.optimizer](trained, _embeddings(model), config)
@@ -31,14 +32,20 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
             f"The optimizer {config.optimizer!r} leaves {len(left)} parameters as they are, {left[0]} the first, while "
             "they take gradients. Give each to one, or freeze it: requires_grad_(False)."
         )
+    for optimizer in optimizers:
+        if own := {group.get("lr") for group in optimizer.param_groups} - {optimizer.defaults.get("lr")}:
+            raise TrainingError(
+                f"The optimizer {config.optimizer!r} has a group with the learning rate {own.pop():g}, in whose place "
+                "each step sets that of the run. Give the group a factor of that one instead: lr_factor."
+            )
     return optimizers
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> None:
-    """Set the learning rate of all groups."""
+    """Set the learning rate of all groups, times the `lr_factor` of those that have one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
 
 
 def _embeddings(model: nn.Module) -> set[nn.Parameter]:
