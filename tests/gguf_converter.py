@@ -55,6 +55,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     if architecture in ("deepseek2", "minicpm3"):
         _add_latent(writer, config, architecture)
         return
+    if architecture in ("bloom", "mpt"):
+        _add_falling(writer, config, architecture)
+        return
     if architecture in ("t5", "t5encoder"):
         _add_t5(writer, config)
         return
@@ -123,6 +126,22 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_xielu_beta([0.5] * config.num_hidden_layers)
         writer.add_xielu_eps([-1e-6] * config.num_hidden_layers)
     _add_own_keys(writer, config, architecture)
+
+
+def _add_falling(writer: gguf.GGUFWriter, config: PreTrainedConfig, architecture: str) -> None:
+    """Of families with ALiBi; that it is there, only MPT's files say."""
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_context_length(getattr(config, "max_seq_len", 2048))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(4 * config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    if architecture == "bloom":
+        writer.add_head_count_kv(config.num_attention_heads)
+    else:
+        writer.add_max_alibi_bias(config.attn_config.alibi_bias_max)
 
 
 def _add_t5(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:

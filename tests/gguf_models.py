@@ -30,7 +30,7 @@ from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
 from hub_models import LONGROPE as MINICPM_LONGROPE
 from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT, LATENT_LONGROPE
 from mamba_models import FALCON_H1, JAMBA, JAMBA_EXPERTS, NEMOTRON_H, NEMOTRON_H_MOE
-from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE, STABLELM_12B
+from older_models import FALCON_7B, FALCON_11B, GPT_BIGCODE, MPT, STABLELM_12B
 
 IN_BLOCKS = {"q_lora_rank": 32, "qk_nope_head_dim": 32}  # matrices of latent attention, of which ggml makes blocks
 
@@ -273,6 +273,9 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         FALCON_11B | {"max_position_embeddings": 2048, "tie_word_embeddings": False},
     ),
     "gpt_bigcode": ("gpt_bigcode", "starcoder", GPT_BIGCODE),
+    "bloom": ("bloom", "bloom", {"n_layer": 2, "n_head": 4}),
+    "bloom of six heads": ("bloom", "bloom", {"hidden_size": 96, "n_layer": 2, "n_head": 6}),
+    "mpt": ("mpt", "mpt", MPT | {"n_heads": 4}),
     "gpt2": ("gpt2", "gpt2", {"n_inner": 96}),
     "gpt_neox": ("gpt_neox", "gptneox", {"tie_word_embeddings": False}),
     "gpt_neox, one after the other": (

@@ -46,6 +46,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         name = re.sub(r"\.dt_bias$", ".dt_proj.bias", name)
         if architecture in ("nemotron_h", "nemotron_h_moe"):
             name = re.sub("^model", "backbone", name)
+        if architecture == "bloom":
+            name = name.removeprefix("transformer.")
         if name.endswith(CHOICE_BIASES):
             tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
             continue
@@ -187,7 +189,7 @@ def _converted(name: str, tensor: Array, config: PreTrainedConfig, architecture:
         return np.concatenate([part.reshape(-1, tensor.shape[1]) for part in groups])
     if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
         return tensor.T  # Conv1D is [in, out]
-    if architecture == "gptneox" and "query_key_value" in name:
+    if architecture in ("bloom", "gptneox") and "query_key_value" in name:
         by_head = tensor.reshape(config.num_attention_heads, 3, size_of_head(config), *tensor.shape[1:])
         return by_head.swapaxes(0, 1).reshape(tensor.shape)
     return tensor

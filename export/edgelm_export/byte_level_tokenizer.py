@@ -127,6 +127,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gigachat": _GPT2,
     "granite-docling": _GPT2,
     "mpt": _GPT_NEOX,  # Pythia's too
+    "bloom": _splitting(r" ?[^(\s|.,!?…。，、।۔،)]+"),
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,

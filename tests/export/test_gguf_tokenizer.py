@@ -156,6 +156,7 @@ SPLITS = {
         "'",
         "VE",
     ],
+    "bloom": ["ĠI've", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI'VE"],
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "kimi-k2": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
 }
@@ -166,7 +167,7 @@ ALIKE = {
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
     "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
-    "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
+    "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (), "bloom": (),
 }  # fmt: skip
 
 
@@ -238,8 +239,8 @@ BROKEN = {
     "sentencepiece without scores": ({"ggml__model": "llama"}, "tokenizer.ggml.scores is missing or no array of float"),
     "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'gemma4', 'llama', 't5' can be"),
     "another split": (
-        {"ggml__pre": "bloom"},
-        "tokenizer.ggml.pre is 'bloom'; supported: gpt-2, .*llama-bpe, .*smollm",
+        {"ggml__pre": "viking"},
+        "tokenizer.ggml.pre is 'viking'; supported: gpt-2, .*llama-bpe, .*smollm",
     ),
     "no split": ({"ggml__pre": None}, "tokenizer.ggml.pre is None"),
     "a list for a split": ({"ggml__pre": ["gpt-2"]}, r"tokenizer.ggml.pre is \['gpt-2'\]"),

@@ -164,8 +164,8 @@ def test_a_tensor_of_another_type_is_refused_by_name(tmp_path: Path, save_llama:
 
 def test_unknown_models_are_refused(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path)
-    change_json(tmp_path / "config.json", model_type="bloom")
-    with pytest.raises(CheckpointError, match=r"model_type 'bloom' is not supported; supported: .*llama"):
+    change_json(tmp_path / "config.json", model_type="ctrl")
+    with pytest.raises(CheckpointError, match=r"model_type 'ctrl' is not supported; supported: .*llama"):
         HuggingFaceCheckpoint(tmp_path)
     change_json(tmp_path / "config.json", model_type="llama", num_key_value_heads=3)
     with pytest.raises(CheckpointError, match=r"config.json: num_attention_heads \(4\) is not a multiple"):

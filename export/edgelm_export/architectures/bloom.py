@@ -8,8 +8,9 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import hf_values, llama
-from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key; of the context it knows no end, the models were trained on
@@ -71,9 +72,18 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "bloom", norm="layer")
+    return values | {"layer_norm_epsilon": values["rms_norm_eps"], "seq_length": values["max_position_embeddings"]}
+
+
 BLOOM = Architecture(
     model_type="bloom",
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
-    gguf=None,
+    gguf=GGUFFamily(
+        architecture="bloom",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_norm": "token_embd_norm"}),
+    ),
 )

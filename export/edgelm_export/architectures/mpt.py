@@ -8,8 +8,10 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import hf_values, llama
-from edgelm_export.architectures.architecture import Architecture
+from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import float32_number
+from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -29,6 +31,7 @@ _NEUTRAL_OF_ATTENTION: Mapping[str, Any] = {
     "attn_type": "multihead_attention", "clip_qkv": None, "prefix_lm": False, "qk_ln": False, "alibi": True,
     "alibi_bias_max": 8,
 }  # fmt: skip
+_ALIBI = "attention.max_alibi_bias"  # llama.cpp's key
 _BLOCK = "transformer.blocks.{i}"
 _NAMES = {
     "model.embed_tokens": "transformer.wte",
@@ -74,9 +77,25 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, "mpt", keys=frozenset({_ALIBI}), norm="layer")
+    steepest, size = float32_number(header.metadata, f"mpt.{_ALIBI}", 0.0), values["hidden_size"]
+    return values | {
+        "d_model": size,
+        "n_heads": values["num_attention_heads"],
+        "n_layers": values["num_hidden_layers"],
+        "expansion_ratio": values["intermediate_size"] // max(size, 1),
+        "max_seq_len": values["max_position_embeddings"],
+        "layer_norm_epsilon": values["rms_norm_eps"],
+        "attn_config": {"alibi": steepest > 0, "alibi_bias_max": steepest},
+    }
+
+
 MPT = Architecture(
     model_type="mpt",
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, prefix="transformer."),
-    gguf=None,
+    gguf=GGUFFamily(
+        architecture="mpt", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED)
+    ),
 )
