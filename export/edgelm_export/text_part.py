@@ -40,6 +40,8 @@ _WHOLE = frozenset(
         "minicpmv4_6",
         "minicpmv4_7",
         "mllama",
+        "phi4_multimodal",
+        "phi4mm",
         "mistral3",
         "qwen2_vl",
         "qwen2_5_omni",
@@ -60,13 +62,20 @@ _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "gemma4_unified_text": "gemma4_text", "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
     "granite4_vision_text": "granite", "qwen2_5_omni_text": "qwen2", "qwen3_omni_moe_text": "qwen3_moe",
-    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "phi4_multimodal": "phi3", "phi4mm": "phi3",
 }  # fmt: skip
 _CROSSING = "cross_attention_layers"  # which look at an image, and are no part of the model without one
+# Phi-4-multimodal as its author's own code reads it: each matrix stands beside those of two adapters, which images and
+# sound have, and text alone has not.
+_WITH_ADAPTERS, _BASE, _ADAPTERS = "phi4mm", ".base_layer.", (".lora_A.", ".lora_B.")
 # What transformers takes for a kind where config.json has no such key, and its family another.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": {
         "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
+    },
+    "phi4_multimodal": {
+        "num_key_value_heads": 8, "max_position_embeddings": 131_072, "bos_token_id": 199_999,
+        "eos_token_id": [199_999, 200_020],
     },
     "mllama_text_model": {"num_hidden_layers": 40, _CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
 }  # fmt: skip
@@ -105,12 +114,14 @@ _OTHER_PARTS = tuple(
         "audio_tokenizer.",
         "embed_vision.",
         "embed_audio.",
+        "embed_tokens_extend.",
         "talker.",
         "token2wav.",
         "code2wav.",
         "mtp.",
     )
 )
+_SENSES = ("vision_config", "audio_config")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -144,12 +155,14 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         return None
     if isinstance(values.get(_THINKER), Mapping):
         values = {**values, **values[_THINKER]}
-    own = values.get("text_config", {key: value for key, value in values.items() if key != "vision_config"})
+    own = values.get("text_config", {key: value for key, value in values.items() if key not in _SENSES})
     if not isinstance(own, Mapping):
         raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")
     names = list(names)
     stack = next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), "model.")
     kept = [name for name in names if not name.startswith(_OTHER_PARTS)]
+    if values.get("model_type") == _WITH_ADAPTERS:
+        kept = [name for name in kept if not any(part in name for part in _ADAPTERS)]
     sources = {_name_in_text(name, stack): name for name in kept}
     if len(sources) < len(kept):
         both = next(name for name in kept if sources[_name_in_text(name, stack)] != name)
@@ -197,6 +210,7 @@ def _name_in_text(name: str, stack: str) -> str:
     for head in _HEADS:
         if name.startswith(head):
             return f"lm_head.{name.removeprefix(head)}"
+    name = name.replace(_BASE, ".")
     return f"model.{name.removeprefix(stack)}" if name.startswith(stack) else name
 
 

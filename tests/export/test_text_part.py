@@ -297,6 +297,50 @@ def test_the_text_part_gives_the_logits_of_transformers(
             np.testing.assert_allclose(text(torch.tensor([IDS])).logits[0].numpy(), expected_TV, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_the_text_part_of_phi_4_multimodal_is_a_phi_3_without_adapters(
+    has_adapters: bool, tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As transformers has it, and as its author's own code: with the adapters of images and sound beside matrices."""
+    torch.manual_seed(0)
+    vision = VISION | {"crop_size": 28, "image_size": 28}
+    sound = {
+        "hidden_size": 16, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2, "input_size": 80,
+        "ext_pw_out_channel": 16, "nemo_conv_channels": 16,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = AutoConfig.for_model(
+        "phi4_multimodal", **TEXT, vision_config=vision, audio_config=sound, rope_parameters=rope
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    bpe_tokenizer.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected_TV = model(input_ids=torch.tensor([IDS])).logits[0].numpy()
+    if has_adapters:
+        tensors = {}
+        for name, tensor in load_file(tmp_path / "model.safetensors").items():
+            module, _, kind = name.rpartition(".")
+            is_adapted = name.startswith("model.layers.") and module.endswith("_proj")
+            tensors[f"{module}.base_layer.{kind}" if is_adapted else name] = tensor
+            if is_adapted:
+                tensors |= {
+                    f"{module}.lora_{side}.{of}.weight": torch.ones(2, 2)
+                    for side in "AB"
+                    for of in ("vision", "speech")
+                }
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        path = tmp_path / "config.json"
+        values = json.loads(path.read_text()) | {"model_type": "phi4mm", "architectures": ["Phi4MMForCausalLM"]}
+        path.write_text(json.dumps({key: value for key, value in values.items() if not key.endswith("o_config")}))
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert checkpoint.config.model_type == "phi3"
+    assert any("reads images or sound" in note for note in checkpoint.notes)
+    (logits_TV,) = reference_logits(checkpoint, [IDS])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+
+
 def test_a_template_beside_the_settings_of_its_processor_is_that_of_the_model(
     tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
 ) -> None:
