@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,10 +71,14 @@ class SavedSessions:
     def new_name(self, text: str) -> str:
         """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`.
 
+        Letters lose their accents; a text without letters from a to z gives `chat`.
+
         Raises:
             ConfigError: the disk cannot be read.
         """
-        base = "-".join(re.findall(r"[a-z0-9]+", text[:_NAMING_LENGTH].lower())[:_NAMING_WORDS]) or "chat"
+        apart = unicodedata.normalize("NFKD", text[:_NAMING_LENGTH].casefold())
+        plain = "".join(character for character in apart if not unicodedata.combining(character))
+        base = "-".join(re.findall(r"[a-z0-9]+", plain[:_NAMING_LENGTH])[:_NAMING_WORDS]) or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
         with _reaching(self.root, "read"):
             return next(name for name in names if is_plain_name(name) and not (self.root / name).exists())
@@ -255,8 +260,8 @@ def _describe(folder: Path) -> SavedSession:
 def _check_name(name: str) -> str:
     if not (isinstance(name, str) and _NAME.fullmatch(name) and is_plain_name(name)):
         raise ConfigError(
-            f"{name!r} is not a name for a session: use up to 100 letters, digits, and . _ - between them, and "
-            "none that is a device of Windows."
+            f"{name!r} is not a name for a session: use up to 100 letters from a to z, digits, and . _ - between them, "
+            "and none that is a device of Windows."
         )
     return name
 

@@ -339,6 +339,9 @@ def test_a_new_name_is_made_of_the_first_words(session: ChatSession) -> None:
     saved = SavedSessions()
     assert saved.new_name("Why is the sea blue, and the sky too?") == "why-is-the-sea-blue-and"
     assert saved.new_name("漢字") == "chat"
+    assert saved.new_name("Écris-moi un poème sur la fête") == "ecris-moi-un-poeme-sur-la"
+    assert saved.new_name("e\u0301t\u00e9 stra\u00dfe \u0130stanbul") == "ete-strasse-istanbul"
+    assert saved.new_name("㏂" * 40) == "a-m-a-m-a-m"
     assert saved.new_name("a" * 500) == "a" * 40
     assert saved.new_name("Con?") == "con-2"  # Windows has no folder of the other name
     saved.save("chat", session)

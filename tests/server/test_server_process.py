@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from tiny_adapter import write_tiny_adapter
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm.server import process
 from edgelm.server.api_error import ApiError
 from edgelm.server.model_pool import ModelPool
@@ -162,6 +164,14 @@ def test_two_models_of_one_name_are_refused(tmp_path):
     result = CliRunner().invoke(main, ["serve", TINY, str(tmp_path / "copy"), "--port", "0"])
     assert result.exit_code == 1
     assert "are called 'tiny-random'. Serve one of them." in result.output
+
+
+def test_a_package_whose_name_is_none_for_a_model_is_refused_with_the_way_out(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy")
+    dataclasses.replace(Manifest.load(tmp_path / "copy"), name="модель").save(tmp_path / "copy")
+    message = "copy: 'модель' is not a name for a model: use up to 100 letters from a to z, .* to a folder that has one"
+    with pytest.raises(ConfigError, match=message):
+        ModelPool((str(tmp_path / "copy"),), ServerOptions())
 
 
 def test_a_disconnect_frees_its_slot_within_a_step(slow_serving):

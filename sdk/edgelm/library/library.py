@@ -441,8 +441,8 @@ def check_name(name: str) -> str:
         untagged = name.removesuffix(TAG)
         is_tagged = untagged != name and _NAME.fullmatch(untagged)
         raise ConfigError(
-            f"{name!r} is not a name for a model: use up to 100 letters, digits, and . _ + - between them, and "
-            "none that is a device of Windows."
+            f"{name!r} is not a name for a model: use up to 100 letters from a to z, digits, and . _ + - between them, "
+            "and none that is a device of Windows."
             + (f" Names have no tags here: write {untagged!r}." if is_tagged else "")
         )
     return name

@@ -429,7 +429,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
         folder = library.find(given)
         name = library.resolve(given)
         if is_path(given) or name not in library.packages():
-            name = check_name(open_package(folder).manifest.name)
+            name = _name_of(folder)
         if (folder / ENCODER_FILE).exists():
             raise ConfigError(
                 f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it "
@@ -448,6 +448,14 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size
+
+
+def _name_of(folder: Path) -> str:
+    """Return the name that a package gives itself, where it is one for a model."""
+    try:
+        return check_name(open_package(folder).manifest.name)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error} Export the package to a folder that has one (-o).") from error
 
 
 def _close(models: list[LoadedModel]) -> None:
