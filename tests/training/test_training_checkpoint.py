@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm_training import checkpoint
+from edgelm_training import checkpoint, distributed
 from edgelm_training import model as model_file
 from edgelm_training.attention import Attention
 from edgelm_training.checkpoint import (
@@ -383,3 +384,12 @@ checkpoint.save_checkpoint(model, {str(saved)!r})
     assert (saved / "model.safetensors").read_bytes() == before
     save_checkpoint(model, saved)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
+
+
+def test_one_process_needs_nothing_that_shards_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To import it takes half as long as to import torch, and every command that reads a checkpoint would."""
+    for name in ("fsdp", "tensor"):
+        monkeypatch.setitem(sys.modules, f"torch.distributed.{name}", None)
+    imported = runpy.run_path(distributed.__file__)
+    tensor = torch.ones(1)
+    assert imported["whole"](tensor) is tensor
