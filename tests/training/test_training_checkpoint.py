@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
+from forked_processes import exit_status, fork
 from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
@@ -341,46 +341,43 @@ POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="limits on file sizes
 
 
 @POSIX_ONLY
-def test_a_full_disk_is_an_error_and_leaves_the_old_checkpoint(saved: Path) -> None:
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    # A limit on the size of a file stands in for a full disk; it cannot be lifted again, hence the process.
-    program = f"""
-import resource, signal
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
-from edgelm.errors import CheckpointError
-model = load_checkpoint({str(saved)!r})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    save_checkpoint(model, {str(saved)!r})
-except CheckpointError as error:
-    print(error)
-"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def test_a_full_disk_is_an_error_and_leaves_the_old_checkpoint(
+    model: Transformer, saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import resource
 
-    assert run.stdout.startswith(f"Cannot write {saved}: ")
-    assert run.stdout.strip().endswith("What stood there is as it was.")
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def save() -> None:
+        # A limit on the size of a file stands in for a full disk; it cannot be lifted again, hence the process.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with pytest.raises(CheckpointError) as caught:
+            save_checkpoint(model, saved)
+        print(caught.value)
+
+    assert exit_status(fork(save)) == 0
+    said = capfd.readouterr().out
+    assert said.startswith(f"Cannot write {saved}: ")
+    assert said.strip().endswith("What stood there is as it was.")
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
 
 
 @POSIX_ONLY
-def test_a_save_that_is_killed_leaves_the_old_checkpoint(model: Transformer, saved: Path) -> None:
+def test_a_save_that_is_killed_leaves_the_old_checkpoint(
+    model: Transformer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (saved / "model.safetensors").read_bytes()
-    program = f"""
-import os, signal
-import edgelm_training.checkpoint as checkpoint
-model = checkpoint.load_checkpoint({str(saved)!r})
-save_file = checkpoint.save_file
-def killed(*args, **kwargs):
-    save_file(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = killed
-checkpoint.save_checkpoint(model, {str(saved)!r})
-"""
-    run = subprocess.run([sys.executable, "-c", program], check=False)
 
-    assert run.returncode == -signal.SIGKILL
+    def killed(*arguments: Any, **options: Any) -> None:
+        save_file(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(checkpoint, "save_file", killed)
+        assert exit_status(fork(lambda: save_checkpoint(model, saved))) == -signal.SIGKILL
+
     assert (saved / "model.safetensors").read_bytes() == before
     save_checkpoint(model, saved)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
