@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class ModelPool:
                 503, "The models cannot be listed; the server's log says why.", kind="server_error"
             ) from error
         folders = {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
-        return {name: folder for name, folder in folders.items() if not (folder / ENCODER_FILE).exists()}
+        return {name: folder for name, folder in folders.items() if not _has_encoder(folder)}
 
     def manifests(self) -> dict[str, Manifest]:
         """Return the manifest of each model that is offered; a broken one must not hide the others."""
@@ -430,7 +431,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
         name = library.resolve(given)
         if is_path(given) or name not in library.packages():
             name = _name_of(folder)
-        if (folder / ENCODER_FILE).exists():
+        if _has_encoder(folder):
             raise ConfigError(
                 f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it "
                 f"in the terminal: edgelm run {shell_word(given)}; or in a program: edgelm.load"
@@ -439,6 +440,10 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
     return folders
+
+
+def _has_encoder(folder: Path) -> bool:
+    return os.path.exists(folder / ENCODER_FILE)  # says no of what may not be looked into, which loading says
 
 
 def _state(path: Path) -> tuple[int, int] | None:
