@@ -23,7 +23,9 @@ from edgelm.server.options import RequestLimits, ServerOptions
 
 logger = logging.getLogger("edgelm.server")
 
-_KEEP_ALIVE_SECONDS = 30
+# Longer than proxies keep a connection that rests (nginx 60 s, Caddy 120): where the server is the first to close it, a
+# request that is on its way fails, and becomes a 502.
+_KEEP_ALIVE_SECONDS = 150
 # asyncio accepts so many connections, each with its file, before it looks at the first of them; more wait outside.
 _ACCEPTED_AT_ONCE = 16
 _WAITING_OUTSIDE = 2048
