@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -63,6 +64,17 @@ def test_the_folder_holds_config_weights_and_generation_config(saved: Path) -> N
     ]
     assert json.loads((saved / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
     assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
+
+
+def test_a_disk_without_modes_is_written_to(
+    model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chmod(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    save_checkpoint(model, tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").exists()
 
 
 def test_shards_are_read_through_their_index(model: Transformer, saved: Path) -> None:

@@ -6,6 +6,7 @@ file also says which base the adapter belongs to; PEFT does not look at it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,8 +84,9 @@ def write_adapter(weights: Mapping[str, Tensor], config: LoraConfig, base: Base,
     known = {"format": "pt", BASE_NAME: base.name, BASE_SHA256: base.sha256, BASE_GRID: base.grid}
     metadata = {key: value for key, value in known.items() if value is not None}
     save_file({PREFIX + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE, metadata=metadata)
-    # safetensors makes files that their owner alone can read.
-    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+    # safetensors makes files that their owner alone can read. Some disks of networks have no modes to change.
+    with contextlib.suppress(OSError):
+        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
 
 
 def read_adapter(folder: str | Path) -> Adapter:

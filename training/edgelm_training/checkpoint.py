@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -265,8 +266,9 @@ def write_checkpoint(
         shutil.copyfile(source, folder / name)
     _add_ends(folder / GENERATION_FILE, config)
     save_file(_apart(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    # safetensors makes files that their owner alone can read.
-    (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
+    # safetensors makes files that their owner alone can read. Some disks of networks have no modes to change.
+    with contextlib.suppress(OSError):
+        (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
 
 
 def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
