@@ -261,6 +261,22 @@ def test_a_message_that_is_edited_stays_so_while_others_are_drawn_anew(page: Pag
     expect(page.locator(".message.user .branch")).to_have_text("2/2")
 
 
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_file_does_not_take_the_place_of_the_page(page: Page, event: str) -> None:
+    prevented = page.evaluate(
+        """(type) => {
+          const data = new DataTransfer();
+          data.items.add(new File(["%PDF"], "essay.pdf"));
+          const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+          const event = type === "drop" ? new DragEvent(type, options) : new ClipboardEvent(type, options);
+          return !document.getElementById("question").dispatchEvent(event);
+        }""",
+        event,
+    )
+    assert prevented
+    expect(page.locator("#note")).to_contain_text("Files cannot be sent. Copy the text that is in one")
+
+
 def test_a_message_that_is_too_long_to_be_kept_can_be_sent(page: Page) -> None:
     page.evaluate("localStorage.setItem('other', 'x'.repeat(5 * 2 ** 20 - 2000))")
     page.fill("#question", "A word. " * 500)

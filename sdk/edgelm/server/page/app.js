@@ -13,6 +13,7 @@ import { Thread } from "./thread.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
 const NOTE = `Runs on ${api.isHere ? "this machine" : location.hostname}. Answers can be wrong.`;
+const NO_FILES = "Files cannot be sent. Copy the text that is in one, and paste it here.";
 const NO_MODEL = "No model is here yet. In a terminal: edgelm pull smollm2-135m-instruct";
 
 const settings = new Settings();
@@ -229,6 +230,16 @@ async function importFile(file) {
   }
 }
 
+/** Keep the browser from showing a file in the place of the page, and say what is done with a text in one. */
+function refuseFiles(event) {
+  const { types } = event.dataTransfer ?? event.clipboardData;
+  if (!types.includes("Files") || types.includes("text/plain")) return; // programs put a picture beside a text
+  event.preventDefault();
+  if (event.type === "dragover") return;
+  byId("note").textContent = NO_FILES;
+  announce(NO_FILES);
+}
+
 // Start
 
 function listen() {
@@ -262,6 +273,7 @@ function listen() {
     if (target.files[0]) await importFile(target.files[0]);
     target.value = ""; // so that the same file can be chosen again
   });
+  for (const event of ["dragover", "drop", "paste"]) window.addEventListener(event, refuseFiles);
   for (const event of ["online", "focus"]) window.addEventListener(event, loadModels); // a model may have come meanwhile
 }
 
