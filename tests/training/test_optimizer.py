@@ -161,7 +161,7 @@ def test_state_is_made_without_a_change_of_the_weights(optimizer: str, model: Tr
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert state_tensors(model, optimizers) == {}
 
-    initialize_state(optimizers)
+    initialize_state(optimizers, set(model.parameters()))
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

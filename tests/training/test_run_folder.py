@@ -214,6 +214,24 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(run: Path) -> None:
         pretrain({"output": str(run), "max_steps": 9}, resume=True)
 
 
+def test_a_run_goes_on_with_a_parameter_that_had_no_gradient_yet(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_an_idle_head(config: PretrainConfig, reporter: Reporter) -> tuple[PretrainConfig, Recipe]:
+        config, recipe = build_recipe(config, reporter)
+        recipe.model.register_parameter("idle_head", torch.nn.Parameter(torch.ones(3)))
+
+        def write(weights: dict[str, torch.Tensor], folder: Path) -> None:
+            recipe.write_weights({name: one for name, one in weights.items() if name != "idle_head"}, folder)
+
+        return config, replace(recipe, write_weights=write)
+
+    monkeypatch.setattr("edgelm_training.pretrain.build_recipe", with_an_idle_head)
+    pretrain(settings(tiny_shards, tmp_path / "run", max_steps=2, sample_every=0, eval_every=0))
+
+    assert pretrain({"output": str(tmp_path / "run"), "max_steps": 3}, resume=True).step == 3
+
+
 @pytest.mark.parametrize("name", ["step", "tokens", "validation_loss"])
 def test_a_figure_of_a_recipe_does_not_replace_one_of_the_log(name: str) -> None:
     record = StepRecord(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -156,12 +156,14 @@ def refuse_unsaved_state(optimizers: Sequence[Optimizer], numbers: list[dict[str
         )
 
 
-def initialize_state(optimizers: Iterable[Optimizer]) -> None:
-    """Make the state tensors, without a step of the weights: they are to be overwritten by those of a checkpoint."""
+def initialize_state(optimizers: Iterable[Optimizer], parameters: Collection[nn.Parameter]) -> None:
+    """Make the state tensors of these parameters, without a step of the weights: they are to be overwritten by those of
+    a checkpoint. A parameter that never had a gradient has none.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = 0.0
             for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter) if parameter in parameters else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

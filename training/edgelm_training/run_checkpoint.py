@@ -89,11 +89,15 @@ def restore_run(state: RunState, saved: SavedStep, workers: Workers) -> None:
     Raises:
         TrainingError: it is of another model or optimizer, or cannot be read.
     """
-    optimizer_state.initialize_state(state.optimizers)
-    reader, tensors = dcp.HuggingFaceStorageReader(str(saved.path / TRAINER_FOLDER)), state.tensors()
+    reader, model = dcp.HuggingFaceStorageReader(str(saved.path / TRAINER_FOLDER)), state.recipe.model
     try:
         with _quiet():
-            _check_fit(reader, tensors, saved)
+            kept = _shapes_in(reader)
+            with_state = {name.rpartition(".")[0] for name in kept}
+            stateful = {one for name, one in model.named_parameters() if f"optimizer.{name}" in with_state}
+            optimizer_state.initialize_state(state.optimizers, stateful)
+            tensors = state.tensors()
+            _check_fit(tensors, kept, saved)
             dcp.load(tensors, storage_reader=reader, no_dist=workers.world_size == 1)
     except (OSError, SafetensorError, CheckpointException, ValueError, RuntimeError, LookupError, TypeError) as error:
         raise TrainingError(
@@ -104,10 +108,13 @@ def restore_run(state: RunState, saved: SavedStep, workers: Workers) -> None:
         state.scaler.load_state_dict(saved.state["scaler"])
 
 
-def _check_fit(reader: dcp.HuggingFaceStorageReader, tensors: dict[str, Tensor], saved: SavedStep) -> None:
-    """Refuse the checkpoint of a model or an optimizer that was changed since, in either direction."""
+def _shapes_in(reader: dcp.HuggingFaceStorageReader) -> dict[str, list[int]]:
     entries = reader.read_metadata().state_dict_metadata
-    kept = {name: list(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: list(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _check_fit(tensors: dict[str, Tensor], kept: dict[str, list[int]], saved: SavedStep) -> None:
+    """Refuse the checkpoint of a model or an optimizer that was changed since, in either direction."""
     now = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if differing := [name for name in now | kept if now.get(name) != kept.get(name)]:
         name = differing[0]
