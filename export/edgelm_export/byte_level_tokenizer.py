@@ -110,6 +110,7 @@ def _splitting(*regexes: str, **settings: Any) -> PreTokenizer:
     return PreTokenizer(steps=(*map(_split, regexes), _byte_level(use_regex=False)), **settings)
 
 
+OF_BYTES = _splitting()  # whose tokens are bytes, of which nothing is joined
 _FALCON = PreTokenizer(
     steps=(_split(r"[\p{P}$+<=>^~|`]+"), _byte_level(use_regex=True), _split("[0-9][0-9][0-9]")),
 )

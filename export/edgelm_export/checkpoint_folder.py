@@ -12,6 +12,7 @@ from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
 from edgelm.text.chat_template import named_templates, template_of
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm_export.byt5_tokenizer import BYT5, byt5_files
 from edgelm_export.byte_level_folder import (
     BYTE_LEVEL_FILES,
     MERGES,
@@ -166,6 +167,9 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     if (folder / TEKKEN).exists():
         return tekken_files(folder / TEKKEN, read_json_object(folder, TEKKEN), settings)
     config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
+    class_name = config.get("tokenizer_class") or settings.get(MODEL_CONFIG, {}).get("tokenizer_class")
+    if class_name == BYT5:
+        return byt5_files(folder, config, added)
     renumbered = renumbered_class(config, settings.get(MODEL_CONFIG, {}))
     model = next((name for name in RENUMBERED_FILES if (folder / name).exists()), None)
     if renumbered is not None and model is not None:
