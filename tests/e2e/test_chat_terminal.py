@@ -53,8 +53,8 @@ class ChatProcess:
     def resize(self, rows: int, columns: int) -> None:
         termios.tcsetwinsize(self._terminal, (rows, columns))
 
-    def type(self, keys: str) -> None:
-        os.write(self._terminal, keys.encode())
+    def type(self, keys: str, encoding: str = "utf-8") -> None:
+        os.write(self._terminal, keys.encode(encoding))
 
     def paste(self, text: str) -> None:
         """Type as a terminal does what is pasted, while the screen is read."""
@@ -122,6 +122,18 @@ def test_a_question_is_answered_as_markdown_with_its_speed_and_ctrl_d_leaves():
     assert "\x1b[1msea\x1b[0m" in shown
     assert "**" not in shown.split("\r\n")[-2]
     chat.leave()
+
+
+def test_what_is_typed_is_read_as_the_terminal_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    chat = scripted_chat(SHORT)
+    chat.type("Où est le café ?\r", "latin-1")
+    chat.wait_for("stop")
+    chat.wait_for_prompt()
+    chat.type(f"/save {tmp_path}/chat.json\r")
+    chat.wait_for("Saved 2 messages")
+    chat.leave()
+    assert json.loads((tmp_path / "chat.json").read_text())["messages"][0]["content"] == "Où est le café ?"
 
 
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on():

@@ -269,11 +269,12 @@ def main(require_signature: str | None) -> None:
     """
     if require_signature is not None:  # for every load in this process, and in those that it starts
         os.environ[REQUIRE_VARIABLE] = require_signature
-    # Text that is piped in is UTF-8 everywhere, with the mark before it that some editors write or without. Output goes
-    # where the user's locale says, and what that cannot show becomes a question mark, not an error. On Windows that is
-    # a code page of 256 characters for all but a console, so what goes into a file or a pipe is UTF-8 there too.
+    # Text that is piped in is UTF-8 everywhere, with the mark before it that some editors write or without. A terminal
+    # sends what the user's locale says, and output goes there; what that cannot show becomes a question mark, not an
+    # error. On Windows that is a code page of 256 characters for all but a console, so what goes into a file or a pipe
+    # is UTF-8 there too.
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+        sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8-sig", errors="replace")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             in_code_page = sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ
