@@ -202,7 +202,7 @@ def smollm2_package(shared_library: Library, smollm2_gguf: Path) -> Path:
             environment = {**os.environ, "EDGELM_HOME": str(shared_library.root)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-            assert done.stderr.endswith(f"Talk to it: edgelm chat {REAL_MODEL}\n")
+            assert done.stderr.endswith(f"Try it: edgelm chat {REAL_MODEL}\n")
             os.replace(shared_library.package_path(REAL_MODEL), folder)
     return folder
 

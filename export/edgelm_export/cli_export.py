@@ -309,4 +309,5 @@ def print_figures(manifest: Manifest, output: Path) -> None:
     print_rows(rows)
     if is_terminal(sys.stderr):
         in_library = output.parent == Library().root / "models"
-        click.echo(f"Chat with it: edgelm chat {shell_word(output.name if in_library else str(output))}", err=True)
+        name = shell_word(output.name if in_library else str(output))
+        click.echo(f"Try it: {manifest.command(name)}", err=True)

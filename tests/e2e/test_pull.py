@@ -336,7 +336,7 @@ def test_a_package_comes_as_one_and_is_checked(environment, server):
     server.add_repository("org/Packed", files | {"README.md": b"# Its card"})
     result = pull(environment, "hf:org/Packed")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.endswith("Talk to it: edgelm chat packed\n")
+    assert result.stderr.endswith("Try it: edgelm chat packed\n")
     folder = Library().package_path("packed")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert Library().sources() == []

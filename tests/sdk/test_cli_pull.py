@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgelm.library import sources
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.known_source import KnownSource
 from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 
 
@@ -75,13 +77,21 @@ def test_a_source_is_exported_under_its_name(library, exports):
     assert exports == [(str(source), str(target), "int8")]
     assert result.stderr.splitlines() == [
         f"The source of small is in the library already: {source}",
-        "Talk to it: edgelm chat small",
+        "Try it: edgelm chat small",
     ]
+
+
+def test_a_package_without_a_chat_template_is_run_not_talked_with(library, exports):
+    pull("small")
+    manifest = Manifest.load(folder := library.package_path("small"))
+    files = tuple(entry for entry in manifest.files if entry.path != "chat_template.jinja")
+    dataclasses.replace(manifest, files=files).save(folder)
+    assert pull("small").stderr == 'small is in the library already: edgelm run small "The sea is blue."\n'
 
 
 def test_a_source_is_exported_under_the_name_that_it_was_given(library, exports):
     (library.root / "sources" / "small").rename(library.root / "sources" / "mine")
-    assert pull("mine").stderr.endswith("Talk to it: edgelm chat mine\n")
+    assert pull("mine").stderr.endswith("Try it: edgelm chat mine\n")
     assert library.packages() == ["mine"]
 
 
@@ -109,7 +119,7 @@ def test_a_package_of_another_model_is_not_taken_for_the_one_that_is_asked_for(l
 def test_another_precision_is_a_package_beside_the_first(library, exports):
     pull("small")
     result = pull("small", "--precision", "int4")
-    assert result.stderr.endswith("Talk to it: edgelm chat small-int4\n")
+    assert result.stderr.endswith("Try it: edgelm chat small-int4\n")
     assert library.packages() == ["small", "small-int4"]
     assert pull("small", "--precision", "int4").stderr == (
         "small-int4 is in the library already: edgelm chat small-int4\n"
@@ -238,7 +248,7 @@ def test_a_package_does_not_take_the_name_of_an_alias(library, exports):
 
 def test_a_folder_without_a_manifest_is_no_package(library, exports):
     library.package_path("small").mkdir(parents=True)
-    assert pull("small").stderr.endswith("Talk to it: edgelm chat small\n")
+    assert pull("small").stderr.endswith("Try it: edgelm chat small\n")
     assert len(exports) == 1
     assert library.has_package("small")
 

@@ -63,6 +63,12 @@ def test_the_card_says_what_it_is_how_good_and_how_to_run_it():
     assert "It was not measured." in model_card(manifest(quality=None), "org/Tiny")
 
 
+def test_a_package_without_a_chat_template_is_run_not_talked_with():
+    files = tuple(entry for entry in manifest().files if entry.path != "chat_template.jinja")
+    text = model_card(manifest(files=files), "org/Tiny")
+    assert 'edgelm pull hf:org/Tiny\nedgelm run tiny "The sea is blue."\n' in text
+
+
 def test_no_text_of_a_manifest_breaks_the_cards_form():
     files = [{"path": "a|b\n# A title.gguf", "sha256": "0"}]
     text = model_card(manifest(name="one\n---\ntwo", source={"files": files}), "org/Tiny")

@@ -80,7 +80,7 @@ def pull(
     library = Library()
     model = library.resolve(model)
     if library.has_package(model) and precision is None and name is None and not source_only:
-        _say(f"{model} is in the library already: edgelm chat {model}")
+        _say(f"{model} is in the library already: {_command(library, model)}")
         return
     source = sources.resolve(_reference(model, library))
     name = name or (model if model in library.sources() else source.name)
@@ -92,7 +92,7 @@ def pull(
         sources.refuse_other(source, library, name)
         here = None if source_only else _package_of(library, name, precision)
         if here is not None:
-            _say(f"{here} is in the library already: edgelm chat {here}")
+            _say(f"{here} is in the library already: {_command(library, here)}")
             return
         exporter = None if source_only else _Exporter.find(context)
         package = name if exporter is None else exporter.package_name(name, precision)
@@ -109,7 +109,7 @@ def pull(
             return
         else:
             exporter.export(path, library.package_path(package), precision)
-    _say(f"Talk to it: edgelm chat {package}")
+    _say(f"Try it: {_command(library, package)}")
 
 
 def _check_name(name: str) -> None:
@@ -134,6 +134,10 @@ def _agree_to_terms(source: sources.Source, accepted: bool) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
+
+
+def _command(library: Library, name: str) -> str:
+    return Manifest.load(library.package_path(name)).command(name)
 
 
 def _reference(model: str, library: Library) -> str:

@@ -127,6 +127,12 @@ class Manifest:
         """The bytes of all files together."""
         return sum(entry.size for entry in self.files)
 
+    def command(self, name: str) -> str:
+        """Return the command that asks the package under a name: a chat, where it has a template for one."""
+        if any(entry.path == "chat_template.jinja" for entry in self.files):
+            return f"edgelm chat {name}"
+        return f'edgelm run {name} "The sea is blue."'
+
     @property
     def fingerprint(self) -> str:
         """Identify the package by what is in it: a SHA-256 of its files' names and hashes, in hexadecimal."""

@@ -50,7 +50,7 @@ def model_card(manifest: Manifest, repo: str) -> str:
         "```",
         'pip install "edgelm[cpu,chat]"',
         f"edgelm pull hf:{repo}",
-        f"edgelm chat {repo.partition('/')[2].lower()}",
+        manifest.command(repo.partition("/")[2].lower()),
         "```",
         "",
         "## What it is",
