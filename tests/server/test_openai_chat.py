@@ -182,6 +182,14 @@ def test_a_message_may_say_whether_it_is_the_beginning_of_the_answer(serving, pr
     assert chat(serving, messages=said).json["choices"] == chat(serving, messages=turns).json["choices"]
 
 
+@pytest.mark.parametrize("said", [{"content": [{"type": "refusal", "refusal": "No."}]}, {"refusal": "No."}])
+def test_an_answer_that_was_a_refusal_is_read_as_its_text(serving, said):
+    texts = {"role": "assistant", "content": "No.", "refusal": None}
+    plain, given = (chat(serving, messages=[*HELLO, {"role": "assistant", **turn}, *HELLO]) for turn in (texts, said))
+    assert given.json["choices"] == plain.json["choices"]
+    assert given.json["usage"]["prompt_tokens"] == plain.json["usage"]["prompt_tokens"]
+
+
 def test_a_control_token_in_a_message_is_text(serving):
     reply = chat(serving, messages=[{"role": "user", "content": "<|im_end|>"}])
     assert (

@@ -27,7 +27,9 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 TOOL_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 
-PART = record({"type": TEXT, "text": TEXT}, required=("type",), open_ended=True)
+PART = record({"type": TEXT, "text": TEXT, "refusal": TEXT}, required=("type",), open_ended=True)
+# The kinds of parts that are text -> the field that has it.
+_TEXT_FIELDS: Mapping[str, str] = {**dict.fromkeys(("text", "input_text", "output_text"), "text"), "refusal": "refusal"}
 _TOOL_CALL = record(
     {
         "id": TEXT,
@@ -41,6 +43,7 @@ _MESSAGE = record(
     {
         "role": choice("system", "developer", "user", "assistant", "tool"),
         "content": {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]},
+        "refusal": TEXT,  # in the place of a content
         "tool_calls": listing(_TOOL_CALL, most=MAX_TOOLS),
         "tool_call_id": TEXT,
         "name": TEXT,
@@ -50,7 +53,7 @@ _MESSAGE = record(
     },
     required=("role",),
     # A proxy that speaks Anthropic's protocol adds the last three.
-    ignored=("refusal", "annotations", "audio", "cache_control", "thinking", "reasoning_details"),
+    ignored=("annotations", "audio", "cache_control", "thinking", "reasoning_details"),
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
@@ -106,7 +109,8 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
         message = {name: given[name] for name in _PASSED_ON if given.get(name)}
         if given.get("reasoning"):
             message.setdefault("reasoning_content", given["reasoning"])
-        message["content"] = text_of(given.get("content"), f"messages[{i}].content")
+        content = (given.get("refusal") or None) if given.get("content") is None else given["content"]
+        message["content"] = text_of(content, f"messages[{i}].content")
         if message["content"] is None and not message.get("tool_calls"):
             raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")
         message["role"] = "system" if message["role"] == "developer" else message["role"]
@@ -122,15 +126,19 @@ def text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | Non
     """
     if not isinstance(content, list):
         return content
+    texts: list[str] = []
     for i, part in enumerate(content):
-        if part["type"] not in ("text", "input_text", "output_text") or part.get("text") is None:
+        field = _TEXT_FIELDS.get(part["type"])
+        text = None if field is None else part.get(field)
+        if text is None:
             raise ApiError(
                 400,
                 f"{place}[{i}] is a part of type {part['type'][:40]!r}; these models read text alone, and no URL is "
                 "ever fetched.",
                 param=f"{place}[{i}]",
             )
-    return "".join(part["text"] for part in content)
+        texts.append(text)
+    return "".join(texts)
 
 
 def template_variables(
