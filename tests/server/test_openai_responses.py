@@ -239,6 +239,7 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort is 'lots'; it must be one of none, minimal"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
         ({"truncation": "auto"}, "truncation is 'auto'"),
+        ({"context_management": [{"type": "compaction"}]}, "--context-shift of the server says what goes."),
         ({"top_logprobs": 2}, "top_logprobs is not supported: /v1/chat/completions has them."),
         ({"include": ["message.output_text.logprobs"]}, "include[0] is 'message.output_text.logprobs'; it must be"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),

@@ -92,6 +92,7 @@ BODY = record(
         "prompt": "nothing is kept here; send the text.",
         "reasoning_effort": "use reasoning.effort.",
         "top_logprobs": "/v1/chat/completions has them.",
+        "context_management": "--context-shift of the server says what goes.",
     },
 )
 
