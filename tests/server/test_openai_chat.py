@@ -7,7 +7,7 @@ import json
 import pytest
 from edgelm_server import TINY, EdgelmServer
 
-from edgelm import GenerationConfig
+from edgelm import GenerationConfig, __version__
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 
@@ -54,6 +54,14 @@ def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
     assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in chunks}) == 1
     assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("body", [{"messages": HELLO}, {"prompt": "The sea"}])
+def test_an_answer_and_each_of_its_chunks_say_what_made_them(serving, body):
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    whole = serving.post(path, body | {"max_tokens": 2}).json
+    *chunks, _done = serving.post(path, body | {"max_tokens": 2, "stream": True}).events
+    assert {part["system_fingerprint"] for part in (whole, *chunks)} == {f"edgelm-{__version__}"}
 
 
 def test_the_usage_chunk_comes_where_it_is_asked_for(serving):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from edgelm._version import __version__
 from edgelm.completion import Chunk, Completion, TokenLogprob, ToolCallDelta, Usage
 from edgelm.server import chat_messages
 from edgelm.server.answers import Answers, Job
@@ -73,6 +74,7 @@ class Frame:
             "object": self.kind,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": f"edgelm-{__version__}",  # OpenRouter's client reads no answer without it
             "choices": list(choices),
             **more,
         }
