@@ -59,7 +59,7 @@ def test_a_response_repeats_what_was_asked_and_what_was_cached(serving):
     asked = {
         "instructions": "Be brief.", "temperature": 0.5, "top_p": 0.5, "user": "me", "max_output_tokens": 3,
         "tools": [WEATHER], "tool_choice": "none", "parallel_tool_calls": False, "metadata": {"a": "b"},
-        "text": {"format": {"type": "json_object"}},
+        "text": {"format": {"type": "json_object"}}, "frequency_penalty": 0.5, "presence_penalty": 0.25,
     }  # fmt: skip
     response = respond(serving, **asked, input="Hello there " * 40).json
     assert {name: response[name] for name in asked} == asked
@@ -187,6 +187,19 @@ def test_the_end_of_a_call_and_the_text_behind_it_may_come_at_once():
     assert (call["name"], call["arguments"], message["content"][0]["text"]) == ("f", '{"a": 1}', "Done")
     assert (other["name"], other["arguments"]) == ("g", "{}")
     assert [item["item"] for item in events if item["type"] == "response.output_item.done"] == [call, message, other]
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_a_response_says_when_it_was_completed_where_it_is(finish_reason):
+    answers = Said(Chunk(text="Do", token_ids=(1,)), finish_reason=finish_reason)
+    started, *_, last = (event["response"] for event in written(answers) if "response" in event)
+    whole = ResponseWriter(model="m", body={}).whole([join(answers.said)])
+    assert started["completed_at"] is None
+    for response in (last, whole):
+        if finish_reason == "length":
+            assert response["completed_at"] is None
+        else:
+            assert response["completed_at"] >= response["created_at"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ from edgelm.server.sse import KEEPALIVE, JsonAnswer, event
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
 
-_ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "user")
+_ECHOED = (
+    "instructions", "max_output_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "user",
+)  # fmt: skip
 
 
 async def create_response(call: Call) -> Response:
@@ -183,11 +185,13 @@ class ResponseWriter:
     def _response(self, finish_reason: str | None, usage: Usage | None) -> dict[str, Any]:
         body = self.body
         cut_off = finish_reason == "length"
+        status = "in_progress" if finish_reason is None else _status(finish_reason)
         return {
             "id": self._id,
             "object": "response",
             "created_at": self._created,
-            "status": "in_progress" if finish_reason is None else _status(finish_reason),
+            "status": status,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut_off else None,
             **{name: body.get(name) for name in _ECHOED},
