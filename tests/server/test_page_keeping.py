@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chat_page import SENTENCE, Page, ask, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
 
