@@ -1,6 +1,6 @@
 """The bytes of one tensor in a safetensors file, of which the library parses the whole header at each opening.
 
-Of 10,000 tensors that is 8 milliseconds, and so more than a minute for all of them.
+Of 3,130 tensors that took 3 milliseconds, and so ten seconds for all of them.
 """
 
 from __future__ import annotations
