@@ -166,10 +166,19 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
 
     A model with an encoder is asked to repeat what it reads: whatever it was trained for, the same text has a bearing
     on it. Without an encoder nothing is read.
+
+    Raises:
+        VerificationError: the tokenizer puts a token around a text that the model does not have.
     """
     ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
     begin = list(tokenizer.leading_ids if config.encoder is None else config.decoder_prompt_ids)
-    around = len(begin if config.encoder is None else max(begin, tokenizer.as_source(()), key=len))
+    marks = begin if config.encoder is None else tokenizer.as_source(())
+    if unknown := [id_ for id_ in marks if id_ >= config.vocab_size]:
+        raise VerificationError(
+            f"The tokenizer puts token {unknown[0]} around a text; the model's are 0 to {config.vocab_size - 1}. "
+            "Nothing was written. Take the tokenizer that belongs to the weights."
+        )
+    around = max(len(begin), len(marks))
     context = min(stack.max_position_embeddings for stack in (config, config.encoder or config))
     is_large = config.count_parameters() > _LARGE
     length = _WINDOW_TOKENS_OF_LARGE if is_large else _WINDOW_TOKENS

@@ -19,12 +19,21 @@ from gradient_check import check_gradients, gradients_of
 from make_tiny_model import CONFIG
 from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
 import edgelm
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, ExportError, PackageError, ProviderError
+from edgelm.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    ExportError,
+    PackageError,
+    ProviderError,
+    VerificationError,
+)
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.exporter import export_package
@@ -396,6 +405,18 @@ def test_a_trained_model_with_an_encoder_goes_the_same_way(tmp_path: Path, expor
     assert list(loaded.generate(SOURCE[:30], GREEDY).token_ids) == generate(model, SOURCE[:30], 12)
     with pytest.raises(CheckpointError, match="is a model with an encoder, whose weights are not read back"):
         open_checkpoint(tmp_path / "package")
+
+
+def test_a_tokenizer_that_marks_a_source_with_a_token_of_another_model_is_refused(
+    tmp_path: Path, save_pair: SavePair
+) -> None:
+    save_pair("bart", tmp_path / "hf")
+    path = tmp_path / "hf/tokenizer.json"
+    marks = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 320)])
+    values = json.loads(path.read_text()) | {"post_processor": json.loads(marks.__getstate__())}
+    path.write_text(json.dumps(values))
+    with pytest.raises(VerificationError, match="puts token 320 around a text; the model's are 0 to 319"):
+        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
 
 
 def test_what_needs_calibration_is_refused(tmp_path: Path, exported: Exported) -> None:
