@@ -199,6 +199,7 @@ def _write_graphs(
 ) -> None:
     decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
     build = decoders[precision.operators]
+    (folder / PREFILL_FILE).unlink(missing_ok=True)  # of another attempt
     with ExternalData(folder / DATA_FILE) as data:
         if checkpoint.config.encoder is not None:
             _save(folder / ENCODER_FILE, build_encoder(checkpoint, precision, data))

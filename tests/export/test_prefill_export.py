@@ -17,6 +17,7 @@ from model_features import EXPERTS, FEATURES, config_with
 from numpy.typing import NDArray
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Rule
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
@@ -26,7 +27,8 @@ from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.model_card import model_card
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.session_options import SessionOptions
-from edgelm_export import reference, reference_altup, reference_feed_forward, reference_linear_attention
+from edgelm_export import exporter, reference, reference_altup, reference_feed_forward, reference_linear_attention
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
@@ -225,6 +227,24 @@ def test_keys_and_values_in_int8_have_one_scale_in_both_graphs(tmp_path: Path) -
         logits.append(prefill(session, IDS, session.new_cache()))
     # What 8 bits move them by; 0.03 measured.
     np.testing.assert_allclose(logits[0], logits[1], atol=0.15)
+
+
+def test_the_next_attempt_measures_keys_and_values_without_the_prefill_graph_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([VerificationError("too much is lost")])
+
+    def check(*_: Any) -> None:
+        for refusal in refusals:
+            raise refusal
+
+    monkeypatch.setattr(exporter, "check_quality", check)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "tiny"))
+    rules, text = (Rule(pattern=".", scheme="int8-block32"),), CalibrationOptions(max_tokens=32)
+    precision = Precision(rules=rules, kv_cache="int8", prefill_graph=True)
+    manifest = export_package(checkpoint, tmp_path / "package", precision, calibration=text)
+    assert {"transform": "smooth"} in manifest.recipe
+    assert edgelm.load(tmp_path / "package").config.kv_cache == "int8"
 
 
 def test_models_that_it_is_not_written_for_are_refused(tmp_path: Path) -> None:
