@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from edgelm import Engine, EngineOptions, GenerationConfig
+from edgelm.batching.generation import Generation
 from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
@@ -79,6 +82,39 @@ def test_a_full_queue_has_a_place_for_who_has_none_in_it(tiny: LanguageModel) ->
             turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
             with pytest.raises(QueueFullError):
                 turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
+
+
+def test_a_schema_that_takes_long_to_compile_keeps_its_callers_place_and_no_other_caller_waiting() -> None:
+    compiling, is_compiled = threading.Event(), threading.Event()
+
+    class Compiling:
+        """An engine that compiles what comes first until it is told that it is compiled."""
+
+        def submit(self, *_: object, **__: object) -> Generation:
+            if not compiling.is_set():
+                compiling.set()
+                is_compiled.wait()
+            return Generation(lambda: None, lambda: None)
+
+    engine: Any = Compiling()
+    turns = Turns(engine, 1)
+
+    def submit(caller: str) -> Generation:
+        return turns.submit(caller, [5], SHORT, deadline=MINUTE)
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            answers = [threads.submit(submit, "many")]
+            compiling.wait()
+            answers.append(threads.submit(submit, "one"))
+            assert answers[1].result(timeout=5) is not None
+            with pytest.raises(QueueFullError, match="2 answers are at work or wait, 1 of them this caller's"):
+                submit("many")
+        finally:
+            is_compiled.set()
+        assert answers[0].result() is not None
+    with pytest.raises(QueueFullError, match="2 answers are at work or wait, 1 of them this caller's"):
+        submit("many")
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])

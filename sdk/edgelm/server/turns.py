@@ -26,7 +26,8 @@ class Turns:
     def __init__(self, engine: Engine, places: int) -> None:
         self._engine, self._places = engine, places
         self._turns: weakref.WeakKeyDictionary[Generation, tuple[str, int]] = weakref.WeakKeyDictionary()
-        self._submitting = threading.Lock()
+        self._on_their_way: list[tuple[str, int]] = []  # to the engine, which compiles schemas for seconds
+        self._counting = threading.Lock()
 
     def submit(
         self, caller: str, prompt_ids: Sequence[int], config: GenerationConfig, *, deadline: float
@@ -37,12 +38,20 @@ class Turns:
             QueueFullError: there is no place for it.
             ContextLengthError, TokenizerError, ConfigError: as Engine.submit.
         """
-        with self._submitting:
-            to_come = [turn for generation, turn in self._turns.items() if not generation.has_ended]
+        with self._counting:
+            queued = [turn for generation, turn in self._turns.items() if not generation.has_ended]
+            to_come = [*queued, *self._on_their_way]
             own = [turn for who, turn in to_come if who == caller]
             if own and len(to_come) >= self._places:
                 raise QueueFullError(f"{len(to_come)} answers are at work or wait, {len(own)} of them this caller's.")
-            turn = 1 + max([min((turn for _, turn in to_come), default=0), *own])
-            generation = self._engine.submit(prompt_ids, config, priority=-turn, deadline=deadline)
-            self._turns[generation] = caller, turn
-            return generation
+            turn = caller, 1 + max([min((turn for _, turn in to_come), default=0), *own])
+            self._on_their_way.append(turn)
+        generation = None
+        try:
+            generation = self._engine.submit(prompt_ids, config, priority=-turn[1], deadline=deadline)
+        finally:
+            with self._counting:
+                self._on_their_way.remove(turn)
+                if generation is not None:
+                    self._turns[generation] = turn
+        return generation
