@@ -8,12 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from held_engine import held
 
 from edgelm import Engine, EngineOptions, GenerationConfig
+from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
 from edgelm.server.answers import Answers, Job
 from edgelm.server.turns import Turns
+
+ONE = GenerationConfig(max_new_tokens=1)
 
 
 def taken(engine: Engine, when: tuple[int, ...]) -> tuple[Any, list[int]]:
@@ -44,6 +48,19 @@ def test_an_answer_whose_place_others_took_waits_for_the_next(tiny: LanguageMode
         first, second = asyncio.run(answers.completions())
     assert first.text == second.text
     assert len(calls) == 4
+
+
+def test_the_others_of_a_request_wait_where_a_full_queue_has_a_place_for_its_first(tiny: LanguageModel) -> None:
+    with Engine(tiny, EngineOptions(max_batch=2, max_queue=3)) as engine:
+        answers = answers_of(engine, seconds=60)
+        answers.served.max_batch = 2
+        with held(engine):
+            others = [answers.served.turns.submit("other", [1], ONE, deadline=60) for _ in range(2)]
+            answers.start()
+            assert len(answers._running) == 1
+        first, second = asyncio.run(answers.completions())
+        assert [join(other).finish_reason for other in others] == ["length", "length"]
+    assert first.text == second.text
 
 
 def test_a_place_is_waited_for_no_longer_than_a_request_may_take(tiny: LanguageModel) -> None:

@@ -45,7 +45,7 @@ class Job:
 class Answers:
     """Make the answers to `jobs`, at most as many at once as the engine computes at once.
 
-    The first ones are queued with `start`, so that a full queue is known before anything was sent.
+    The first ones are queued with `start`, so that a queue without a place for any is known before anything was sent.
     """
 
     served: LoadedModel
@@ -63,7 +63,12 @@ class Answers:
             QueueFullError, ContextLengthError, TokenizerError, ConfigError: as Turns.submit.
         """
         for index in range(min(len(self.jobs), self.served.max_batch)):
-            self._submit(index)
+            try:
+                self._submit(index)
+            except QueueFullError:
+                if not index:
+                    raise
+                return  # the others wait: the queue has a place for one answer of a caller who has none in it
 
     def cancel(self) -> None:
         """End what runs, within one step, and begin nothing more."""
