@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from held_engine import held
 from numpy.typing import NDArray
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from edgelm import Engine, EngineOptions, GenerationConfig
@@ -19,6 +20,8 @@ from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
 from edgelm.server.endpoint import Call
+from edgelm.server.guard import check_key
+from edgelm.server.options import ServerOptions
 from edgelm.server.turns import Turns
 
 SHORT = GenerationConfig(max_new_tokens=1)
@@ -117,11 +120,30 @@ def test_a_schema_that_takes_long_to_compile_keeps_its_callers_place_and_no_othe
         submit("many")
 
 
-@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
-def test_two_keys_behind_one_proxy_are_two_callers(header: str) -> None:
-    def caller(key: bytes) -> str:
-        scope = {"type": "http", "client": ("10.0.0.1", 80), "headers": [(header.encode(), key)]}
-        nothing: Any = None
-        return Call(request=Request(scope), body={}, options=nothing, pool=nothing, metrics=nothing).caller
+def caller(options: ServerOptions, **headers: str) -> str:
+    given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    scope = {"type": "http", "client": ("10.0.0.1", 80), "headers": given.raw}
+    key, nothing = check_key(given, options), cast(Any, None)
+    return Call(request=Request(scope), body={}, options=options, pool=nothing, metrics=nothing, key=key).caller
 
-    assert caller(b"Bearer one") == caller(b"Bearer one") != caller(b"Bearer two")
+
+@pytest.mark.parametrize("header", ["authorization", "x_api_key"])
+@pytest.mark.parametrize("keys", [(), ("key-of-one", "key-of-two")])
+def test_two_keys_behind_one_proxy_are_two_callers(header: str, keys: tuple[str, ...]) -> None:
+    one, again, two = (
+        caller(ServerOptions(api_keys=keys), **{header: key if header == "x_api_key" else f"Bearer {key}"})
+        for key in ("key-of-one", "key-of-one", "key-of-two")
+    )
+    assert one == again != two
+
+
+def test_who_has_one_key_is_one_caller_whatever_else_the_headers_say() -> None:
+    options = ServerOptions(api_keys=("key-of-one", "key-of-two"))
+    given = [
+        {"authorization": "Bearer key-of-one"},
+        {"authorization": "bearer  key-of-one "},
+        {"x_api_key": "key-of-one"},
+        {"x_api_key": "key-of-one", "authorization": "Bearer whatever"},
+        {"x_api_key": "whatever", "authorization": "Bearer key-of-one"},
+    ]
+    assert len({caller(options, **headers) for headers in given}) == 1

@@ -123,9 +123,10 @@ class ServerApp:
         return handle
 
     async def _answer(self, row: Endpoint, request: Request) -> Response:
+        key = ""
         if not row.public:
             guard.check_site(request.headers)
-            guard.check_key(request.headers, self._options)
+            key = guard.check_key(request.headers, self._options)
         body = {}
         if row.body is not None:
             body = await read_json(request, self._options.limits, row.body)
@@ -136,6 +137,7 @@ class ServerApp:
                 options=self._options,
                 pool=self._pool,
                 metrics=self.metrics,
+                key=key,
             )
         )
 

@@ -22,7 +22,8 @@ from edgelm.server.schema import ANY_OBJECT, Schema
 class Call:
     """One request: its body, checked and without nulls, and what the server answers it with.
 
-    left: set when the client has left while a thread reads its texts.
+    key: the one that it was let in with, or that it gives to a server that has none. left: set when the client has left
+    while a thread reads its texts.
     """
 
     request: Request
@@ -30,6 +31,7 @@ class Call:
     options: ServerOptions
     pool: ModelPool
     metrics: Metrics
+    key: str = field(default="", repr=False)
     started: float = field(default_factory=time.monotonic)
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -41,8 +43,8 @@ class Call:
     @property
     def caller(self) -> str:
         """Who asks, as far as that is known: an address, and a key where one was given."""
-        client, headers = self.request.client, self.request.headers
-        return f"{client.host if client else ''} {headers.get('authorization') or headers.get('x-api-key', '')}"
+        client = self.request.client
+        return f"{client.host if client else ''} {self.key}"
 
     @property
     def deadline(self) -> float:

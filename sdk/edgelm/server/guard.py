@@ -105,18 +105,19 @@ def check_site(headers: Headers) -> None:
         )
 
 
-def check_key(headers: Headers, options: ServerOptions) -> None:
-    """Check the key of a request, in constant time, where the server has keys.
+def check_key(headers: Headers, options: ServerOptions) -> str:
+    """Return the key of a request, which is checked in constant time where the server has keys.
 
     Raises:
         ApiError: 401, there is none, or it is none of them.
     """
     if not options.api_keys:
-        return
+        return headers.get("authorization") or headers.get("x-api-key", "")
     scheme, _, key = headers.get("authorization", "").partition(" ")
     given = [_digest(key.strip() if scheme.lower() == "bearer" else ""), _digest(headers.get("x-api-key", ""))]
     # All are compared, so that the time tells neither how much of one was right nor which one.
-    if sum([hmac.compare_digest(one, _digest(known)) for known in options.api_keys for one in given]) == 0:
+    fitting = [known for known in options.api_keys for one in given if hmac.compare_digest(one, _digest(known))]
+    if not fitting:
         raise ApiError(
             401,
             "This server needs its key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
@@ -124,6 +125,7 @@ def check_key(headers: Headers, options: ServerOptions) -> None:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    return fitting[0]
 
 
 def refuse_while_draining() -> ApiError:
