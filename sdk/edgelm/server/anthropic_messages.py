@@ -5,6 +5,7 @@ https://platform.claude.com/docs/en/api/messages
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ _SIGNATURE = "unsigned"
 async def create_message(call: Call) -> Response:
     """Answer a conversation."""
     body = call.body
-    chat = as_chat(body)
+    chat = await asyncio.to_thread(as_chat, body)  # a third of a second for a megabyte of calls
 
     def prepare(served: LoadedModel) -> tuple[list[Job], MessageWriter]:
         writer = MessageWriter(model=served.name, stop_sequences=body.get("stop_sequences", ()))
@@ -60,7 +61,7 @@ async def create_message(call: Call) -> Response:
 async def count_message_tokens(call: Call) -> Response:
     """Count the tokens of a request without answering it."""
     body = call.body
-    chat = as_chat(body)
+    chat = await asyncio.to_thread(as_chat, body)
     tokens = await count_tokens(call, lambda model: [_job(model, body, chat)], model=body.get("model"))
     return JsonAnswer({"input_tokens": tokens})
 

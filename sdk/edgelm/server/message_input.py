@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,9 +153,12 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             _check(block, role, f"{place}[{j}]")
         if role == "system" and messages and messages[-1]["role"] != "system":
             role = "user"  # Claude Code's requests have one behind the first turn, where many templates take none
-        for message in _of_blocks(role, blocks, place):
-            _add(messages, message)
-    return messages
+        messages += _of_blocks(role, blocks, place)
+    turns: list[dict[str, Any]] = []
+    for role, group in itertools.groupby(messages, operator.itemgetter("role")):
+        of_role = list(group)
+        turns += of_role if role == "tool" else [_joined(of_role)]
+    return turns
 
 
 def _of_blocks(role: str, blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
@@ -185,17 +190,15 @@ def _result(block: Mapping[str, Any], place: str) -> str:
     return f"Error: {text}" if block.get("is_error") else text
 
 
-def _add(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Add a message to a conversation; turns of one role become one, as the protocol and many templates have it."""
-    if not messages or message["role"] == "tool" or message["role"] != messages[-1]["role"]:
-        messages.append(message)
-        return
-    last = messages[-1]
+def _joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return turns of one role as one, as the protocol and many templates have it."""
+    joined = turns[0]
     for name in ("content", "reasoning_content"):
-        if texts := [turn[name] for turn in (last, message) if turn.get(name)]:
-            last[name] = "\n\n".join(texts)
-    if calls := [call for turn in (last, message) for call in turn.get("tool_calls", ())]:
-        last["tool_calls"] = calls
+        if texts := [turn[name] for turn in turns if turn.get(name)]:
+            joined[name] = "\n\n".join(texts)
+    if calls := [call for turn in turns for call in turn.get("tool_calls", ())]:
+        joined["tool_calls"] = calls
+    return joined
 
 
 def _check(block: Mapping[str, Any], role: str, place: str) -> None:

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ _ECHOED = (
 async def create_response(call: Call) -> Response:
     """Answer an input."""
     body = call.body
-    chat = as_chat(body)
+    chat = await asyncio.to_thread(as_chat, body)
 
     def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
         return _jobs(served.model, chat), ResponseWriter(model=served.name, body=body)
@@ -46,7 +47,7 @@ async def create_response(call: Call) -> Response:
 
 async def count_input_tokens(call: Call) -> Response:
     """Count the tokens that the answer to an input would begin behind."""
-    chat = as_chat(call.body)
+    chat = await asyncio.to_thread(as_chat, call.body)
     tokens = await count_tokens(call, lambda model: _jobs(model, chat), model=call.body.get("model"))
     return JsonAnswer({"object": "response.input_tokens", "input_tokens": tokens})
 
