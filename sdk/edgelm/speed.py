@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.batching.engine import Engine, EngineOptions
+from edgelm.config import ModelConfig
 from edgelm.decoding.generate import decode, prefill
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError
@@ -20,6 +23,7 @@ from edgelm.language_model import LanguageModel
 from edgelm.loading import load
 from edgelm.memory.available_memory import peak_memory
 from edgelm.package.graph_file import DATA_FILE
+from edgelm.package.manifest import Manifest
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.providers import CPU
 from edgelm.runtime.session_options import SessionOptions
@@ -28,6 +32,8 @@ PROMPT_TOKENS, SHORT_PROMPT_TOKENS, NEW_TOKENS, REQUESTS = 512, 32, 64, 8
 # More than any processor's caches hold.
 _BANDWIDTH_BYTES = 1 << 29
 _TOKENS = "tokens/s"
+# Of which a token has a row each.
+_TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight", "embed_positions.weight")
 
 _Row = tuple[str, str, float]  # name, unit, value
 
@@ -107,7 +113,7 @@ def measure(
             found.setdefault((name, unit), []).append(value)
     options = options or SessionOptions()
     threads = options.threads or usable_cores()
-    step_bytes = _step_bytes(model, PROMPT_TOKENS) if options.provider == CPU else None
+    step_bytes = _step_bytes(model.manifest, model.config, PROMPT_TOKENS) if options.provider == CPU else None
     return SpeedReport(
         name=model.name,
         precision=model.manifest.precision,
@@ -159,18 +165,26 @@ def _batch_rate(model: LanguageModel, prompts: Sequence[list[int]]) -> _Row:
         return f"{len(prompts)} answers at once", _TOKENS, count / (time.perf_counter() - started)
 
 
-def _step_bytes(model: LanguageModel, after: int) -> int | None:
-    """Return the bytes that one step reads: the weights, but of an untied embedding's rows just one, and the cache.
+def _step_bytes(manifest: Manifest, config: ModelConfig, after: int) -> int | None:
+    """Return the bytes that one step reads: the weights, but for rows and experts that it passes over, and the cache.
 
     None for a foreign graph, of which nobody knows which weights a step reads.
     """
-    weights = next((entry.size for entry in model.manifest.files if entry.path == DATA_FILE), None)
-    if weights is None or not model.manifest.recipe:
+    weights = next((entry.size for entry in manifest.files if entry.path == DATA_FILE), None)
+    if weights is None or not manifest.recipe:
         return None
-    config = model.config
-    if not config.tie_word_embeddings:
-        weights -= round(weights * config.vocab_size * config.hidden_size / config.count_parameters())
-    return weights + after * config.kv_bytes_per_token
+    if all(row["scheme"] in FLOATS for row in manifest.recipe if "scheme" in row):
+        weights = 4 * config.count_parameters()  # 16 bits are widened when they are loaded
+    read = sum(math.prod(shape) * _share_read(config, name) for name, shape in config.tensor_shapes().items())
+    return round(weights * read / config.count_parameters()) + after * config.kv_bytes_per_token
+
+
+def _share_read(config: ModelConfig, name: str) -> float:
+    """Return how much of a tensor one step reads: of tables next to nothing, of experts those that it chooses."""
+    if ".experts." in name:
+        return config.num_experts_per_tok / config.num_experts
+    is_head = name == "model.embed_tokens.weight" and config.tie_word_embeddings
+    return 0.0 if name.endswith(_TABLES) and not is_head else 1.0
 
 
 def read_bandwidth(threads: int) -> float:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from edgelm import speed
 from edgelm.cli.main import main
+from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.loading import load
 from edgelm.package.manifest import Manifest
@@ -49,10 +50,26 @@ def test_a_name_that_no_picture_can_hold_does_not_break_it(tmp_path: Path) -> No
 def test_the_bound_counts_the_weights_and_the_cache_of_one_step() -> None:
     model = load(tiny_model_path())
     assert model.config.tie_word_embeddings
-    weights = (tiny_model_path() / "model.onnx.data").stat().st_size
-    assert speed._step_bytes(model, 100) == weights + 100 * model.config.kv_bytes_per_token
+    weights = 4 * model.config.count_parameters()
+    assert speed._step_bytes(model.manifest, model.config, 100) == weights + 100 * model.config.kv_bytes_per_token
     bound = speed.Bound(bandwidth=1e9, step_bytes=1_000_000, after=100)
     assert bound.tokens_per_second == 1000
+
+
+def test_the_bound_counts_weights_of_16_bits_as_they_are_in_memory() -> None:
+    manifest, config = Manifest.load(tiny_model_path()), ModelConfig.load(tiny_model_path())
+    halves = dataclasses.replace(manifest, recipe=({"pattern": ".", "scheme": "fp16"},))
+    assert speed._step_bytes(halves, config, 0) == speed._step_bytes(manifest, config, 0)
+
+
+def test_the_bound_counts_no_rows_of_tables_and_of_experts_those_that_a_step_chooses() -> None:
+    manifest, config = Manifest.load(tiny_model_path()), ModelConfig.load(tiny_model_path())
+    with_experts = dataclasses.replace(
+        config, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, tie_word_embeddings=False
+    )
+    expert = 3 * 64 * config.hidden_size  # gate, up and down
+    passed_over = config.num_hidden_layers * 6 * expert + config.vocab_size * config.hidden_size
+    assert speed._step_bytes(manifest, with_experts, 0) == 4 * (with_experts.count_parameters() - passed_over)
 
 
 def test_the_table_names_what_was_measured() -> None:
