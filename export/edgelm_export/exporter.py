@@ -47,6 +47,7 @@ from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
 from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types, stored_types, types_of_4_bits, weights_of_4_bits
+from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
@@ -296,14 +297,17 @@ def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: Cali
 
 def _notes_on_rules(config: ModelConfig, precision: Precision) -> list[str]:
     """Say which rules of a person's recipe have no effect; those of presets are written for many models."""
-    recipe, names = precision.recipe(config), config.tensor_shapes()
+    recipe, names = precision.recipe(config), matrices(config)
     of_presets = {rule.pattern for preset in PRECISIONS.values() for rule in preset.rules}
     used = {rule_for(recipe, name) for name in names}
     notes = []
     for asked, rule in zip(precision.rules, recipe[-len(precision.rules) :], strict=True):
         if rule not in used and asked.pattern not in of_presets:
-            is_late = any(re.search(rule.pattern, name) for name in names)
-            why = "rules before it take all tensors that match it" if is_late else "no tensor of this model matches it"
+            why = "no tensor of this model matches it"
+            if any(re.search(rule.pattern, name) for name in names):
+                why = "rules before it take all tensors that match it"
+            elif any(re.search(rule.pattern, name) for name in config.tensor_shapes()):
+                why = "what it matches is float32 in any package"
             notes.append(f"The rule for {asked.pattern!r} has no effect: {why}.")
     return notes
 

@@ -24,7 +24,9 @@ from edgelm_export.checked import CheckedCheckpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.projection import Projections
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
+from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.reference import reference_logits
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.model import Transformer, generate
@@ -104,6 +106,16 @@ def test_the_fast_loop_chooses_the_tokens_of_the_naive_one(both: Both) -> None:
         fast.append(int(logits_V.argmax()))
         logits_V = session.forward(fast[-1:], cache)[0]
     assert fast == naive
+
+
+@pytest.mark.parametrize("features", ["learned positions", "relative positions", "Mamba", "experts"])
+def test_a_recipe_is_asked_about_the_matrices_of_which_it_is_said_to_decide(
+    features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked, read = config_with(FEATURES[features]), [], Projections.read
+    monkeypatch.setattr(Projections, "read", lambda self, name: (asked.append(name), read(self, name))[1])
+    export(tmp_path, config, "fp32")
+    assert sorted(asked) == sorted(matrices(config))
 
 
 # Relative to the logits. Seen: up to 0.047, 0.200 and 8e-7; a wrong scale or order of nibbles gives 1 or more.

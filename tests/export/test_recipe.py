@@ -161,11 +161,12 @@ def test_a_preset_smooths_where_every_projection_has_a_place_for_it(changes: dic
 
 def test_a_note_says_which_rules_of_a_recipe_have_no_effect(tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-    patterns = ("embed_tokens|lm_head", "lm_heads", r"layers\.{last}\.", "q_proj", r"layers\.\d+\.", "up_proj", ".")
+    patterns = ("embed_tokens|lm_head", "lm_heads", r"layers\.{last}\.", "q_proj", "norm", r"layers\.\d+\.", "up_proj", ".")
     rules = tuple(Rule(pattern=pattern, scheme="fp32") for pattern in patterns)
     manifest = export_package(checkpoint, tmp_path / "package", Precision(rules=rules))
     assert manifest.notes == (
         "The rule for 'lm_heads' has no effect: no tensor of this model matches it.",
+        "The rule for 'norm' has no effect: what it matches is float32 in any package.",
         "The rule for 'up_proj' has no effect: rules before it take all tensors that match it.",
     )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import LATENT_HEADS, RATES, STREAMS
 from edgelm.architecture.quantization_scheme import Scheme
+from edgelm.config import ModelConfig
 from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -26,8 +27,10 @@ Array = NDArray[np.float32]
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))
+# What a graph holds in float32 whatever a recipe says, as it does all that is no matrix.
+_PLAIN = re.compile(r"embed_positions|relative_attention_bias|\.A_log$|\.mlp\.(?:shared_expert_)?gate\.weight")
 # What stays in floats, or in 8 bits, whatever a recipe says of the others.
-_FIXED = re.compile(rf"embed_positions|\.mlp\.(?:shared_expert_)?gate\.weight|{RATES}|{STREAMS}|{LATENT_HEADS}")
+_FIXED = re.compile(f"{RATES}|{STREAMS}|{LATENT_HEADS}")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS_AT_ONCE = 32
 # What all layers read, of which the embedding may be the head too; and what reads them all.
@@ -35,11 +38,16 @@ _EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection
 _ENDS = (HEAD, "model.altup_unembed_projections.")
 
 
+def matrices(config: ModelConfig) -> list[str]:
+    """Return the tensors that are stored as a recipe says."""
+    return [name for name, shape in config.tensor_shapes().items() if len(shape) == 2 and not _PLAIN.search(name)]
+
+
 def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone."""
     groups: dict[str, list[str]] = {}
-    for name, shape in checkpoint.config.tensor_shapes().items():
-        if len(shape) == 2 and _FIXED.search(name) is None:
+    for name in matrices(checkpoint.config):
+        if _FIXED.search(name) is None:
             key = _EXPERT.sub(".experts.", name)
             for pattern, stacked in _STACKED:
                 key = pattern.sub(stacked, key)
