@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -222,6 +223,25 @@ def test_the_name_without_the_tag_of_ollama_is_suggested(library):
     for name in ("NUL", ":latest", "a/b:latest", "tiny:0.5b"):
         with pytest.raises(ConfigError, match=r"none that is a device of Windows\.$"):
             library.remove(name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no limit that is like a full disk")
+def test_a_model_is_removed_from_a_full_disk(library):
+    import resource
+
+    add_package(library, "tiny")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file can take a byte
+    try:
+        library.remove("tiny")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert library.packages() == []
+
+
+def test_on_a_full_disk_the_error_says_how_to_make_room(library):
+    with pytest.raises(ConfigError, match=r"No space left on device\. Make room: edgelm rm NAME$"), library.writing():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_library_that_cannot_be_written_or_read_is_an_error(tmp_path):

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 _POLL_SECONDS = 0.2
 
@@ -20,19 +20,20 @@ def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Itera
 
     On a disk that has no locks, as some of networks have none, nobody is kept out.
 
-    waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet).
+    waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet, or
+    the disk has no room for it).
     """
-    with path.open("a+", encoding="ascii") as file:
+    with path.open("a+b", buffering=0) as file:
         announced = False
         while not _try_lock(file):
             if not announced and waiting is not None:
                 file.seek(0)
-                waiting(file.read().strip())
+                waiting(file.read().decode("ascii").strip())
             announced = True
             time.sleep(_POLL_SECONDS)
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk, what makes room must not fail for want of it
+            file.write(f"{os.getpid()}\n".encode("ascii"))
         try:
             yield
         finally:
@@ -48,7 +49,7 @@ _LOCKED_BYTE = 1 << 20
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(file: IO[str]) -> bool:
+    def _try_lock(file: FileIO) -> bool:
         file.seek(_LOCKED_BYTE)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -56,14 +57,14 @@ if sys.platform == "win32":
             return False
         return True
 
-    def _unlock(file: IO[str]) -> None:
+    def _unlock(file: FileIO) -> None:
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 else:
     import fcntl
 
-    def _try_lock(file: IO[str]) -> bool:
+    def _try_lock(file: FileIO) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,6 +74,6 @@ else:
                 raise
         return True
 
-    def _unlock(file: IO[str]) -> None:
+    def _unlock(file: FileIO) -> None:
         with contextlib.suppress(OSError):  # of a disk without locks
             fcntl.flock(file, fcntl.LOCK_UN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import functools
 import math
 import os
@@ -374,9 +375,9 @@ class Library:
         try:
             yield
         except OSError as error:
-            raise ConfigError(
-                f"The model library {self.root} cannot be {verb}: {error}. Set {HOME_VARIABLE} to a folder of yours."
-            ) from error
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            way_out = "Make room: edgelm rm NAME" if is_full else f"Set {HOME_VARIABLE} to a folder of yours."
+            raise ConfigError(f"The model library {self.root} cannot be {verb}: {error}. {way_out}") from error
 
     def _no_model(self, wanted: str) -> str:
         name = self.resolve(wanted)
