@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import sys
 import termios
@@ -264,6 +265,26 @@ def test_ctrl_z_is_no_character_of_the_message():
     chat.wait_for("· stop")
     chat.leave()
     assert kept_messages("hello")[0] == "Hello"
+
+
+def test_ctrl_z_during_an_answer_gives_the_shell_its_terminal_and_fg_goes_on():
+    code = SCRIPTED.replace("ANSWER", repr(LONG))
+    command = shlex.join([sys.executable, "-c", code, "chat", TINY])
+    chat = ChatProcess("/bin/sh", "-c", f"set -m; {command}; echo STOP''PED; stty -a; echo AG''AIN; fg")
+    chat.wait_for_prompt()
+    chat.type("Count\r")
+    chat.wait_for("word3 ")
+    chat.type("\x1a")
+    assert "\x1b[?2004l\x1b[?25h" in chat.wait_for("STOPPED")
+    assert not {"-echo", "-icanon"} & set(chat.wait_for("AGAIN").replace(";", " ").split())
+    chat.type("typed while it answers")
+    answered = chat.wait_for("tokens/s · prompt")
+    assert "word119" in answered
+    assert "typed while" not in answered
+    chat.wait_for(">>>")
+    chat.wait_for("typed while it answers")
+    chat.type("\x15\x04")
+    assert chat.exit_code() == 0
 
 
 def test_triple_quotes_hold_several_lines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -37,7 +38,8 @@ _PROMPT = ">>> "
 _CONTINUED = " " * len(_PROMPT)
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 # A paste is one message, also where it comes before the prompt does: without this, each of its lines would be one.
-_BRACKETED_PASTE = "\x1b[?2004h"
+_BRACKETED_PASTE, _HIDDEN_CURSOR = "\x1b[?2004h", "\x1b[?25l"
+_AS_SHELLS_HAVE_IT = "\x1b[?2004l\x1b[?25h"
 # Ten pictures a second look smooth; more would take the processor from the model.
 _REDRAW_SECONDS = 0.1
 # The line between a table's head and its rows.
@@ -242,9 +244,29 @@ def _unseen_typing() -> Iterator[None]:
     quiet = list(before)
     # Not line by line either: the system would cut long lines.
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+
+    def suspend(*_: object) -> None:
+        """Stop at Ctrl-Z with the terminal as the shell had it, and take it anew when the shell gives it back."""
+        _write_at_once(_AS_SHELLS_HAVE_IT)
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, suspend)
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+        _write_at_once(_BRACKETED_PASTE + _HIDDEN_CURSOR)
+
+    at_ctrl_z = signal.getsignal(signal.SIGTSTP)
+    if at_ctrl_z is not signal.SIG_IGN:  # as a shell without jobs leaves it
+        signal.signal(signal.SIGTSTP, suspend)
     termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
     sys.stdout.write(_BRACKETED_PASTE)
     try:
         yield
     finally:
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
+        signal.signal(signal.SIGTSTP, at_ctrl_z)
+
+
+def _write_at_once(codes: str) -> None:
+    # Not through the stream: a signal may have come while that writes.
+    os.write(sys.stdout.fileno(), codes.encode())
