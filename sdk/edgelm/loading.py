@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.arguments import as_path, or_default
+from edgelm.config import ModelConfig
+from edgelm.errors import OutOfMemoryError
 from edgelm.language_model import LanguageModel
 from edgelm.library.library import Library
+from edgelm.memory.available_memory import available_memory
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.malloc import return_freed_memory
-from edgelm.package.manifest import check_hash
+from edgelm.package.graph_file import DATA_FILE
+from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
+from edgelm.runtime.providers import CPU
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
+_LARGEST_NUMBER = 4  # bytes of a float32
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
@@ -42,6 +50,7 @@ def load(
         PackageError: the package is broken or was changed, or is not signed as required.
         ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
+        OutOfMemoryError: its weights do not fit the memory that is free.
     """
     options = or_default("options", options, SessionOptions())
     if provider is not None:
@@ -51,6 +60,9 @@ def load(
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)
+    config = package.config()
+    if options.provider == CPU:
+        _check_memory(package.manifest, config)
     with in_huge_pages(), ThreadPoolExecutor(1) as worker:
         # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
         # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
@@ -59,7 +71,7 @@ def load(
         try:
             session = DecoderSession(
                 folder,
-                package.config(),
+                config,
                 options,
                 manifest=None if package.foreign_graph else package.manifest,
                 foreign_graph=package.foreign_graph,
@@ -73,6 +85,25 @@ def load(
             chat_template=ChatTemplate.load(folder),
             generation_config=package.generation_config(),
             manifest=package.manifest,
+        )
+
+
+def _check_memory(manifest: Manifest, config: ModelConfig) -> None:
+    """Refuse weights that the free memory cannot hold: Linux kills who fills it, without a word.
+
+    What fits may still be too much: what is counted are the weights that ONNX Runtime packs anew, without what else a
+    load takes. Rows of tables stay in the file, and of experts it may be so: neither is counted.
+    """
+    free = available_memory(with_swap=True)
+    if free is None or config.num_experts:
+        return
+    tables = () if config.tie_word_embeddings else (s for n, s in tensor_shapes(config).items() if "embed_tokens" in n)
+    in_file = sum(entry.size for entry in manifest.files if entry.path == DATA_FILE)
+    needed = in_file - sum(_LARGEST_NUMBER * math.prod(shape) for shape in tables)
+    if needed > free:
+        raise OutOfMemoryError(
+            f"The weights of {manifest.name} take {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free. "
+            "Free memory, or take a smaller model or one of fewer bits (edgelm quantize MODEL --precision int4)."
         )
 
 

@@ -1,11 +1,13 @@
 """What the limits of a process leave it, what does not fit is refused, and what happens where memory runs out."""
 
+import dataclasses
 import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from held_engine import held
 from numpy.typing import DTypeLike
@@ -18,6 +20,7 @@ from edgelm import (
     GenerationConfig,
     LanguageModel,
     OutOfMemoryError,
+    loading,
 )
 from edgelm.batching import engine as engine_module
 from edgelm.files import control_groups
@@ -25,6 +28,7 @@ from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.package.package import Package
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 PROMPT = [11, 12, 13, 14] * 75
@@ -126,6 +130,34 @@ def test_an_engine_takes_a_quarter_of_its_limit(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(ContextLengthError, match=r"103 tokens of prompt and answer take \d+ bytes .* the engine has"),
     ):
         engine.submit([5] * 100, GenerationConfig(max_new_tokens=3))
+
+
+def test_weights_that_the_free_memory_cannot_hold_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tiny_model_path()
+    needed = (path / "model.onnx.data").stat().st_size
+    tied = edgelm.load(path).config
+    assert tied.tie_word_embeddings
+    monkeypatch.setattr(loading, "available_memory", lambda **_: needed)
+    edgelm.load(path)
+    monkeypatch.setattr(loading, "available_memory", lambda **_: needed - 1)
+    with pytest.raises(OutOfMemoryError, match=r"^The weights of tiny-random take 0 MB of memory, and .* Free memory"):
+        edgelm.load(path)
+    table = 4 * tied.vocab_size * tied.hidden_size  # where the head has weights of its own, its rows stay in the file
+    monkeypatch.setattr(Package, "config", lambda _: dataclasses.replace(tied, tie_word_embeddings=False))
+    monkeypatch.setattr(loading, "available_memory", lambda **_: needed - table - 1)
+    with pytest.raises(OutOfMemoryError, match="Free memory"):
+        edgelm.load(path)
+
+
+def test_a_load_that_finds_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception during initialization: std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(OutOfMemoryError, match=r"no memory left to load .*model\.onnx \(.* Free memory"):
+        edgelm.load(tiny_model_path())
 
 
 @pytest.mark.parametrize(

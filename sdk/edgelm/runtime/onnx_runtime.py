@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgelm.architecture.rope import LARGEST_TABLE
-from edgelm.errors import ProviderError
+from edgelm.errors import OutOfMemoryError, ProviderError
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.graph_file import files_of_tensors
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
@@ -27,6 +27,7 @@ from edgelm.runtime.session_options import SessionOptions
 # next session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
 SPIN_MICROSECONDS = 200
 _WIDENING = 8  # from 4 bits to a float
+_NO_MEMORY = "bad_alloc"
 _UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has
 _WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -72,6 +73,7 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
 
     Raises:
         ProviderError: the provider is not here, does not start, or leaves work to the CPU; or the graph is refused.
+        OutOfMemoryError: there is no memory for it.
     """
     provider = _provider_of(runtime, options.provider)
     most = _largest_constant(path.parent)
@@ -93,6 +95,11 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
         with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext():
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
+        if _NO_MEMORY in str(error):
+            raise OutOfMemoryError(
+                f"There is no memory left to load {path} ({error}). Free memory, or take a smaller model or one of "
+                "fewer bits."
+            ) from error
         if _UNKNOWN_SETTING in str(error):
             raise ProviderError(
                 f"ONNX Runtime {runtime.__version__} is too old for {path}, which was written for a newer one. To get "
