@@ -198,6 +198,13 @@ def test_a_choice_of_tools_is_openais(given, choice, parallel):
     assert body["tools"] == [{"type": "function", "function": function}]
 
 
+def test_the_schema_of_a_tool_may_have_null_for_its_properties(serving):
+    tool = {"name": "now", "input_schema": {"type": "object", "properties": None, "required": None}}
+    assert ask(serving, tools=[tool]).status == 200
+    (given,) = as_chat({"messages": HELLO, "tools": [tool]})["tools"]
+    assert given["function"] == {"name": "now", "parameters": {"type": "object"}}
+
+
 def test_an_answer_says_which_stop_sequence_ended_it(serving):
     text = ask(serving).json["content"][0]["text"]
     stop = text[4:6]

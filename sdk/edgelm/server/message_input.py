@@ -139,8 +139,10 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"name": "name", "description": "description", "input_schema": "parameters", "strict": "strict"}
-    return {ours: tool[theirs] for theirs, ours in names.items() if tool.get(theirs) is not None}
+    names = ("name", "description", "strict")
+    # Its properties and what is required may be null there, as a field of the request may.
+    parameters = {name: value for name, value in tool["input_schema"].items() if value is not None}
+    return {name: tool[name] for name in names if tool.get(name) is not None} | {"parameters": parameters}
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
