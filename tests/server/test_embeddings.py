@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from edgelm_server import TINY, EdgelmServer
 
 from edgelm.embedding import embed
 from edgelm.errors import ContextLengthError
+from edgelm.server import embeddings
 
 SEA = "The sea is blue"
 PAIRS = [
@@ -118,6 +122,32 @@ def test_related_sentences_find_each_other(smollm2_package):
     found = (similarities.argmax(axis=1) == np.arange(8)).sum() + (similarities.argmax(axis=0) == np.arange(8)).sum()
     # 16 of 16 measured; chance is 2.
     assert found >= 14
+
+
+def test_who_embeds_one_text_does_not_wait_for_all_of_who_embeds_many(tiny, monkeypatch):
+    embedded = []
+    served = SimpleNamespace(model=tiny, scoring=asyncio.Lock(), release=lambda: None)
+
+    def noting(_model, ids, _pooling):
+        embedded.append(ids)
+        while not served.scoring._waiters and embedded == [[1]]:
+            time.sleep(0.001)  # until the other request waits
+        return np.zeros(32, np.float32)
+
+    async def staying():
+        await asyncio.Event().wait()
+
+    async def ask(texts):
+        request = SimpleNamespace(receive=staying)
+        call = SimpleNamespace(body={"input": texts}, request=request, check_reading=lambda _: None)
+        await embeddings._embed(call, served, "input", embeddings._numbers, truncating=False)
+
+    async def both():
+        await asyncio.gather(ask([[1]] * 4), ask([[2]]))
+
+    monkeypatch.setattr(embeddings, "embed", noting)
+    asyncio.run(both())
+    assert embedded == [[1], [2], [1], [1], [1]]
 
 
 def test_texts_that_take_longer_than_a_request_may_are_refused():

@@ -118,10 +118,11 @@ async def _embed(
             return to_json(row(index, vector))
 
         async def rows() -> list[bytes]:
-            # One after the other, and beside the engine: a step of its own would delay every running answer.
+            # One after the other, and beside the engine: a step of its own would delay every running answer. Requests
+            # take turns text by text: who has one does not wait for 2,048.
             found = []
-            async with served.scoring:
-                for index in range(len(inputs)):
+            for index in range(len(inputs)):
+                async with served.scoring:
                     call.check_reading(field)
                     found.append(await asyncio.to_thread(written, index))
             return found
