@@ -207,6 +207,15 @@ def test_processes_that_met_wait_longer_for_what_one_computes() -> None:
     assert run_processes(check, 2) == [0, 0]
 
 
+def test_a_program_with_a_process_group_of_its_own_trains_in_one_process(tiny_shards: Path, tmp_path: Path) -> None:
+    def train() -> None:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        assert pretrain(settings(tiny_shards, tmp_path / "run", max_steps=2, eval_every=0)).step == 2
+
+    assert exit_status(fork(train)) == 0
+
+
 def train_and_lose_a_worker_at_the_fifth_step(toml: Path) -> None:
     """Do what torchrun starts, `edgelm train`, of which one worker is lost once."""
     batch = Batches.batch

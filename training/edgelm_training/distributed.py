@@ -178,17 +178,16 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
     """Let the processes exchange gradients in the backward pass of the block, or let them only add up."""
-    if not dist.is_initialized():
-        yield
-    elif isinstance(model, DistributedDataParallel):
+    if isinstance(model, DistributedDataParallel):
         with contextlib.nullcontext() if enabled else model.no_sync():
             yield
-    else:
+        return
+    if dist.is_initialized():  # by a program around this too, for a model that is in one process alone
         from torch.distributed.fsdp import FSDPModule
 
-        assert isinstance(model, FSDPModule)  # the other one that `distribute` returns for several processes
-        model.set_requires_gradient_sync(enabled)
-        yield
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(enabled)
+    yield
 
 
 def whole(tensor: Tensor) -> Tensor:
