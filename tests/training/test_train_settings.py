@@ -41,16 +41,16 @@ def test_a_config_survives_its_toml_file(tmp_path: Path) -> None:
 def test_settings_of_a_program_may_be_paths_and_numbers_of_numpy_and_have_the_types_of_a_file(tmp_path: Path) -> None:
     given = {
         "data": tmp_path, "learning_rate": np.float64(1e-3), "weight_decay": np.float32(0.5), "seed": np.int64(3),
-        "grad_clip": 1, "max_steps": None,
+        "grad_clip": 1, "max_steps": None, "sample_prompts": ["The", tmp_path],
     }  # fmt: skip
 
     checked = checked_settings(given, PretrainConfig)
 
     assert {name: type(value) for name, value in checked.items()} == {
         "data": str, "learning_rate": float, "weight_decay": float, "seed": int, "grad_clip": float,
-        "max_steps": type(None),
+        "max_steps": type(None), "sample_prompts": tuple,
     }  # fmt: skip
-    assert checked == {**given, "data": str(tmp_path)}
+    assert checked == {**given, "data": str(tmp_path), "sample_prompts": ("The", str(tmp_path))}
 
 
 @pytest.mark.parametrize(

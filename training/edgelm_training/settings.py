@@ -66,7 +66,7 @@ def read_settings(path: str | Path, config_class: type[Any]) -> dict[str, Any]:
 
 
 def checked_settings(values: Mapping[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """Return the values in their settings' types: numbers of NumPy too, and paths where a text is wanted. None is left
+    """Return the values in their settings' types: numbers of NumPy too, and paths where texts are wanted. None is left
     to a setting that has no value by default.
 
     Raises:
@@ -97,8 +97,8 @@ def _checked(name: str, value: Any, wanted: type) -> Any:
         return int(value)
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if wanted is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, str | os.PathLike) for v in value):
+        return tuple(map(os.fspath, value))
     if wanted is dict and isinstance(value, Mapping):
         return dict(value)
     if type(value) is not wanted:
