@@ -46,6 +46,16 @@ def test_the_table_has_a_row_for_each_package_in_the_order_asked_for(packages: l
     assert " - " in second  # no speed was measured
 
 
+def test_packages_of_different_sources_are_not_compared_without_a_word(packages: list[str]) -> None:
+    words = "Not all are made of one source: what each has lost is beside its own.\n"
+    manifest = Manifest.load(Path(packages[1]))
+    imported = {"format": "safetensors", "files": [{"sha256": "0" * 64}], "imported_from": manifest.source}
+    dataclasses.replace(manifest, source=imported).save(Path(packages[1]))
+    assert compare(*packages, "--rounds", "0").stderr == ""
+    dataclasses.replace(manifest, source={"format": "edgelm", "files": [{"sha256": "1" * 64}]}).save(Path(packages[1]))
+    assert compare(*packages, "--rounds", "0", "--json").stderr == words
+
+
 def test_the_columns_stand_below_each_other_whatever_a_recipe_is_called(packages: list[str]) -> None:
     manifest = Manifest.load(Path(packages[1]))
     dataclasses.replace(manifest, precision="most-in-100-mb").save(Path(packages[1]))

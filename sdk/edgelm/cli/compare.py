@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,7 +45,7 @@ def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: 
     """Compare packages: size, speed and quality.
 
     MODELS are names from the library or folders. Quality is what each export measured against its own source, on the
-    same text; `edgelm verify --source` computes it again. Speed is measured here, one package after the other in each
+    same text; `edgelm verify --source` computes it again. Where sources differ, a line says so. Speed is measured here, one package after the other in each
     round, so that fast and slow minutes of the machine meet all of them.
 
     \b
@@ -54,7 +55,10 @@ def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: 
       edgelm compare int8/ int4/ --rounds 0 --json | jq '.[] | {name, bytes, mean_kl_divergence}'
     """
     folders = [Library().find(model) for model in models]
-    rows = [_row(folder) for folder in folders]
+    manifests = [Manifest.load(folder) for folder in folders]
+    rows = [_row(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    if len(set(map(_origin, manifests))) > 1:
+        click.echo("Not all are made of one source: what each has lost is beside its own.", err=True)
     if rounds:
         rows = _with_speeds(folders, rows, threads, rounds)
     if output is not None:
@@ -71,8 +75,17 @@ def _told_apart(rows: Sequence[_Row]) -> list[_Row]:
     return [replace(row, name=row.path) if names.count(row.name) > 1 else row for row in rows]
 
 
-def _row(folder: Path) -> _Row:
-    manifest = Manifest.load(folder)
+def _origin(manifest: Manifest) -> tuple[str, ...]:
+    """Return the hashes of what a package was made of, or of what that was imported from and has the weights of."""
+    source: Mapping[str, Any] = manifest.source
+    while isinstance(source.get("imported_from"), Mapping):
+        source = source["imported_from"]
+    files = source.get("files")
+    listed = files if isinstance(files, (list, tuple)) else ()
+    return tuple(sorted(str(file.get("sha256")) for file in listed if isinstance(file, Mapping)))
+
+
+def _row(folder: Path, manifest: Manifest) -> _Row:
     quality: Quality | None = manifest.quality
     if quality is None:
         raise ConfigError(f"{folder} has no figures of quality in its manifest. Export it again with this edgelm.")
