@@ -219,7 +219,7 @@ def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float)
         if point.size > aim:
             others = f", and what else there is has {(budget.size - aim) / 1e6:.2f} MB" if aim != budget.size else ""
             raise ExportError(
-                f"No mix fits {budget.size / 1e6:.2f} MB: the smallest has {point.size / 1e6:.2f} MB of matrices"
+                f"No mix fits {budget.size / 1e6:.6g} MB: the smallest has {point.size / 1e6:.2f} MB of matrices"
                 f"{others}. Give it more, or take int2."
             )
         return point

@@ -276,9 +276,9 @@ def test_a_size_below_the_smallest_is_refused_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(mixed, "measure_sensitivity", lambda *_: pytest.fail("measured"))
     with pytest.raises(
-        ExportError, match=r"No mix fits 0\.01 MB: the smallest has 0\.05 MB of matrices\. Give it more"
+        ExportError, match=r"No mix fits 9e-05 MB: the smallest has 0\.05 MB of matrices\. Give it more"
     ):
-        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=10_000))
+        export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(size=90))  # the unit was forgotten
 
 
 def test_a_text_that_is_not_there_is_refused_before_anything_is_measured(
