@@ -290,7 +290,7 @@ def encode_chat(
             message, which is to be continued.
         TokenizerError: a text has half of a surrogate pair, which is no character.
     """
-    continues = add_generation_prompt and bool(words_to_continue(messages))
+    continues = bool(words_to_continue(messages)) and add_generation_prompt  # which checks them as they were given
     guard = ControlGuard(tokenizer)
     try:
         hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
