@@ -248,6 +248,21 @@ def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_t
     asyncio.run(main())
 
 
+def test_a_loading_that_is_over_is_none_that_a_request_waits_for():
+    # Where the package was replaced meanwhile, who found it would look for the model without end, and without giving
+    # way to anybody.
+    async def main():
+        async with pool.running():
+            asking = asyncio.create_task(pool.acquire("tiny-random"))
+            while not asking.done():
+                assert not any(loading.done() for loading in pool._loading.values())
+                await asyncio.sleep(0)
+            asking.result().release()
+
+    pool = ModelPool((TINY,), ServerOptions())
+    asyncio.run(main())
+
+
 def test_a_package_that_may_not_be_read_hides_no_others_and_says_why(own_library, monkeypatch):
     for name in ("first", "second"):
         shutil.copytree(TINY, own_library / "models" / name)

@@ -273,7 +273,6 @@ class ModelPool:
             task = self._loading.get(base)
             if task is None:
                 task = self._loading[base] = asyncio.create_task(self._load(base, folder))
-                task.add_done_callback(lambda _: self._loading.pop(base, None))
             await asyncio.shield(task)  # who leaves must not take the model from those who wait too
         if base != name and name not in loaded.model.adapters:
             raise _broken(name)
@@ -285,6 +284,12 @@ class ModelPool:
         return self._loaded.get(name)
 
     async def _load(self, name: str, folder: Path) -> None:
+        try:
+            self._loaded[name] = await self._load_model(name, folder)
+        finally:
+            del self._loading[name]  # not in a callback: until it is called, `acquire` would find what has ended
+
+    async def _load_model(self, name: str, folder: Path) -> LoadedModel:
         started = time.perf_counter()
         try:
             async with self._room:
@@ -301,7 +306,7 @@ class ModelPool:
             logger.error("Cannot load %s: %s", name, error)
             raise _broken(name) from error
         logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
-        self._loaded[name] = LoadedModel(
+        return LoadedModel(
             name=name,
             model=model,
             engine=engine,
