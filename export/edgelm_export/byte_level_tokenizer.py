@@ -114,6 +114,7 @@ OF_BYTES = _splitting()  # whose tokens are bytes, of which nothing is joined
 _FALCON = PreTokenizer(
     steps=(_split(r"[\p{P}$+<=>^~|`]+"), _byte_level(use_regex=True), _split("[0-9][0-9][0-9]")),
 )
+_BLOOM = _splitting(r" ?[^(\s|.,!?…。，、।۔،)]+")
 _LLAMA3 = _splitting(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
 _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 
@@ -128,7 +129,9 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gigachat": _GPT2,
     "granite-docling": _GPT2,
     "mpt": _GPT_NEOX,  # Pythia's too
-    "bloom": _splitting(r" ?[^(\s|.,!?…。，、।۔،)]+"),
+    "bloom": _BLOOM,
+    "poro-chat": _BLOOM,  # of two other BLOOMs, as llama.cpp splits for them
+    "gpt3-finnish": _BLOOM,
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,

@@ -167,7 +167,8 @@ ALIKE = {
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
     "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
     "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
-    "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (), "bloom": (),
+    "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
+    "bloom": ("poro-chat", "gpt3-finnish"),
 }  # fmt: skip
 
 
