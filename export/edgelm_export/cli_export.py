@@ -167,7 +167,7 @@ def export(
                 kv_cache=kv_cache,
                 prefill_graph=prefill_graph,
                 operators=operators,
-                calibrate=calibrates if recipe is None else calibrate,
+                calibrate=calibrate or (calibrates and recipe is None and not _only_keeps_cache(asked, kv_cache)),
             )
             if (calibration is not None or calibration_tokens is not None) and not chosen.reads_a_text:
                 raise refused(
@@ -184,6 +184,11 @@ def export(
             _print_frontier(points)
     if frontier is not None:
         frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
+
+
+def _only_keeps_cache(asked: str | Precision | None, kv_cache: str) -> bool:
+    """Tell whether a text is for the scales of keys and values alone: a preset's weights take none."""
+    return kv_cache == "int8" and isinstance(asked, str) and not precision_named(asked).calibrated().calibrates
 
 
 def name_ending(kv_cache: str, prefill_graph: bool, operators: str) -> str:

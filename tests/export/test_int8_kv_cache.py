@@ -148,6 +148,18 @@ def test_scales_are_for_the_largest_of_each_channel_in_all_texts() -> None:
         assert (each[0] != each[1]).any()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "keep"])
+def test_the_scales_are_measured_on_a_text_of_ones_own_where_the_weights_take_none(
+    checkpoint: Path, tmp_path: Path, precision: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("The sea is blue. " * 20)
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "package"), "--precision", precision, "--json"]
+    command += ["--kv-cache", "int8", "--calibration", str(tmp_path / "mine.txt"), "--calibration-tokens", "50"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "Calibrated on 50 tokens of mine.txt." in json.loads(result.stdout)["notes"]
+
+
 def test_the_run_that_measures_the_scales_shows_how_far_it_is(checkpoint: Path, tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     export_package(
