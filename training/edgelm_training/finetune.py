@@ -45,6 +45,7 @@ from edgelm_training.lora import (
     target_names,
 )
 from edgelm_training.loss import count_targets
+from edgelm_training.memory_needed import FROZEN, LEARNING, check_memory
 from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
 from edgelm_training.preference_rows import PreferenceRows
@@ -102,6 +103,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
         TrainingError: the model is not the one that the run began with.
     """
     model_config, config = _base_config(config)
+    _check_memory(config, model_config.count_parameters())
     training, validation, config = _load_data(config, model_config)
     config = _with_defaults(config, training)
     _note_data(config, training, validation, _context(model_config), reporter)
@@ -145,6 +147,17 @@ def _base_config(config: FinetuneConfig) -> tuple[ModelConfig, FinetuneConfig]:
             f"{config.base_sha256[:12]}…. Name the folder of the right model (--model)."
         )
     return model_config, replace(config, base_sha256=sha256)
+
+
+def _check_memory(config: FinetuneConfig, params: int) -> None:
+    method = METHODS[config.method]
+    if config.has_adapter:
+        if not method.quantized:
+            check_memory(params, config, "Less: --method qlora, or a smaller model.", bytes_each=FROZEN)
+        return
+    way_out = "Less: --rank 16, or a smaller model." if method.preferences else "Less: --method lora, or qlora."
+    # Beside what learns preferences stands what it was.
+    check_memory(params, config, way_out, bytes_each=LEARNING + FROZEN * method.preferences)
 
 
 def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:

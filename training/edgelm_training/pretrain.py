@@ -15,16 +15,15 @@ from typing import Any, TypeVar
 import torch
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, OutOfMemoryError
-from edgelm.memory.available_memory import available_memory
+from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.batches import Batches
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
-from edgelm_training.device import choose_device
 from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.fake_quantization import quantized_precision, train_for
+from edgelm_training.memory_needed import check_memory
 from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
@@ -40,8 +39,6 @@ from edgelm_training.trainer import Outcome
 
 Config = TypeVar("Config", bound=PretrainConfig)
 
-# Of float32 weights, as many gradients, and the one or two averages of an optimizer (Muon's, AdamW's).
-_BYTES_OF_PARAMETER = 12
 # What the steps of a run were made with.
 FIXED = ("params", "model", "init")
 
@@ -106,6 +103,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
 def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
     if config.init is not None:
         shards.check_tokenizer(config.init)
+        check_memory(ModelConfig.load(config.init).count_parameters(), config, "Go on with a smaller one: --init.")
         model = load_checkpoint(config.init)
         stored = model.config.to_dict()
         # Compared as configs: a file of settings has no place for a None inside of a table.
@@ -122,7 +120,7 @@ def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
         return model
     model_config = _model_config(config, shards)
     _check_fit(model_config, config, shards)
-    _check_memory(model_config.count_parameters(), config)
+    check_memory(model_config.count_parameters(), config, "Train a smaller one: --params.")
     return Transformer(model_config)
 
 
@@ -166,20 +164,6 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
         raise SettingError(
             f"sequence_length is {length}, longer than the model's context (max_position_embeddings is "
             f"{model.max_position_embeddings}). Shorten the rows, or give the model a longer context."
-        )
-
-
-def _check_memory(params: int, config: PretrainConfig) -> None:
-    """Refuse a model that cannot be trained in the memory that is free: Linux kills who fills it, without a word."""
-    device = choose_device(config, launched_workers().local_rank).device
-    if device.type != "cpu" or config.parallel == "fsdp":
-        return
-    free = available_memory(with_swap=True)
-    if free is not None and _BYTES_OF_PARAMETER * params > free:
-        raise OutOfMemoryError(
-            f"A model of {params:,} parameters takes {_BYTES_OF_PARAMETER * params / 1e9:.1f} GB to train: its "
-            f"weights, their gradients and what the optimizer keeps of them. {free / 1e9:.1f} GB are free. Train a "
-            "smaller one: --params."
         )
 
 
