@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import itertools
 import json
 import re
@@ -33,6 +34,7 @@ _KINDS: dict[str, Any] = {
 }  # fmt: skip
 _MAX_BYTES = 1 << 28  # of a conversation
 _NAMING_WORDS, _NAMING_LENGTH = 6, 40
+_NAMED, _CLOSE = 10, 0.6  # of the sessions that there are, how many an error names, and how alike what was meant is
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
@@ -113,8 +115,8 @@ class SavedSessions:
         """
         return _describe(self._find(name))
 
-    def sessions(self) -> list[SavedSession]:
-        """Describe all sessions, the one saved last first.
+    def names(self) -> list[str]:
+        """Name all sessions, the one saved last first; none of them is read.
 
         Raises:
             ConfigError: the disk cannot be read.
@@ -122,7 +124,16 @@ class SavedSessions:
         with _reaching(self.root, "read"):
             entries = list(self.root.iterdir()) if self.root.exists() else []
             folders = [path for path in entries if path.is_dir() and _NAME.fullmatch(path.name)]
-        return sorted(map(_describe, folders), key=lambda session: session.saved, reverse=True)
+            folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+        return [folder.name for folder in folders]
+
+    def sessions(self) -> list[SavedSession]:
+        """Describe all sessions, the one saved last first.
+
+        Raises:
+            ConfigError: the disk cannot be read.
+        """
+        return [_describe(self.root / name) for name in self.names()]
 
     def forget_cache(self, name: str) -> None:
         """Delete a session's KV cache; its conversation stays.
@@ -151,8 +162,12 @@ class SavedSessions:
         with _reaching(self.root, "read"):
             is_there = folder.is_dir()
         if not is_there:
-            names = ", ".join(session.name for session in self.sessions()) or "none"
-            raise ConfigError(f"There is no saved session {name!r}. Saved: {names}.")
+            names = self.names()
+            close = difflib.get_close_matches(name, names, n=2, cutoff=_CLOSE)
+            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            saved = ", ".join(names[:_NAMED]) or "none"
+            more = f", and {len(names) - _NAMED} more (edgelm cache lists them)" if len(names) > _NAMED else ""
+            raise ConfigError(f"There is no saved session {name!r}.{meant} Saved: {saved}{more}.")
         return folder
 
 

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
-from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions
+from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions, saved_session
 from edgelm.cli.cache import complete_session, rm
+from edgelm.cli.chat_commands import suggestions
 from edgelm.cli.main import main
 from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
@@ -201,6 +202,27 @@ def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> N
     assert [path.name for path in saved.root.iterdir()] == ["first"]
     with pytest.raises(edgelm.ConfigError, match=r"There is no saved session 'second'\. Saved: first\."):
         saved.load("second", fresh_model())
+
+
+def test_names_are_found_without_reading_a_conversation(own_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = SavedSessions()
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        (saved.root / name).mkdir(parents=True)
+        os.utime(saved.root / name, (10**9 - age, 10**9 - age))
+    monkeypatch.setattr(saved_session, "_describe", None)
+    assert saved.names() == ["newest", "middle", "oldest"]
+    assert [one.text for one in suggestions("/resume m")] == ["middle"]
+    with pytest.raises(edgelm.ConfigError, match=r"'midle'\. Did you mean middle\? Saved: newest, middle, oldest\.$"):
+        saved.describe("midle")
+
+
+def test_of_many_sessions_an_error_names_a_few(own_library: Path) -> None:
+    saved = SavedSessions()
+    for number in range(500):
+        (saved.root / f"talk-{number}").mkdir(parents=True)
+    with pytest.raises(edgelm.ConfigError, match=r"and 490 more \(edgelm cache lists them\)\.$") as raised:
+        saved.describe("other")
+    assert len(str(raised.value)) < 250
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b", "con", "Com1.x", 5])

@@ -19,7 +19,7 @@ from edgelm.saved_session import SavedSession, SavedSessions
 def complete_session(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer the names of saved sessions."""
     try:
-        names = [session.name for session in SavedSessions().sessions()]
+        names = SavedSessions().names()
     except (ConfigError, OSError):
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

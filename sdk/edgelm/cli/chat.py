@@ -116,10 +116,10 @@ def _session_named(name: str) -> SavedSession:
     sessions = SavedSessions()
     if name:
         return sessions.describe(name)
-    found = sessions.sessions()
+    found = sessions.names()
     if not found:
         raise ConfigError("No conversation is kept yet. Begin one: edgelm chat")
-    return found[0]
+    return sessions.describe(found[0])
 
 
 def _model_of(session: SavedSession) -> str:

@@ -105,7 +105,7 @@ def suggestions(typed: str) -> Iterator[Suggestion]:
 
 
 def _sessions_typed(_argument: str) -> Iterable[str]:
-    return [session.name for session in SavedSessions().sessions()]
+    return SavedSessions().names()
 
 
 def _packages_typed(_argument: str) -> Iterable[str]:
@@ -231,7 +231,7 @@ def _sessions(chat: Conversation, _argument: str) -> None:
 
 
 def _resume(chat: Conversation, argument: str) -> None:
-    others = [session.name for session in SavedSessions().sessions() if session.name != chat.kept.name]
+    others = [name for name in SavedSessions().names() if name != chat.kept.name]
     if not argument and not others:
         raise ConfigError("There is no other session to go on with.")
     chat.leave()
