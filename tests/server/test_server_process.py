@@ -79,7 +79,11 @@ def test_the_whole_library_is_served_and_a_model_is_loaded_when_it_is_asked_for(
 def test_a_model_with_an_encoder_is_left_out_and_refused_by_name(library):
     folder = library / "models" / "second"
     (folder / "encoder.onnx").touch()
-    assert list(ModelPool((), ServerOptions()).folders()) == ["first"]
+    pool = ModelPool((), ServerOptions())
+    assert list(pool.folders()) == ["first"]
+    with pytest.raises(ApiError, match=r"second has an encoder, and .*: edgelm run second; .* Here are: first\.") as no:
+        pool.resolve("second:latest")
+    assert (no.value.status, no.value.code) == (404, "model_not_found")
     for given in ("second", str(folder)):
         with pytest.raises(ConfigError, match=r"has an encoder, and is not served.*: edgelm run \S*second; or in a"):
             ModelPool(("first", given), ServerOptions())

@@ -384,12 +384,9 @@ class ModelPool:
         if name not in folders:
             name = self._library.resolve(name)
         if name not in folders:
-            raise ApiError(
-                404,
-                f"There is no model {name[:100]!r} here. {_what_is_here(folders)}",
-                param="model",
-                code="model_not_found",
-            )
+            is_left_out = not self._folders and self._library.has_package(name)
+            why = _not_served(name, name) if is_left_out else f"There is no model {name[:100]!r} here."
+            raise ApiError(404, f"{why} {_what_is_here(folders)}", param="model", code="model_not_found")
         return folders[name]
 
 
@@ -437,10 +434,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
         if is_path(given) or name not in library.packages():
             name = _name_of(folder)
         if _has_encoder(folder):
-            raise ConfigError(
-                f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it "
-                f"in the terminal: edgelm run {shell_word(given)}; or in a program: edgelm.load"
-            )
+            raise ConfigError(_not_served(name, given))
         if name in folders and folders[name] != folder:
             raise ConfigError(f"Both {folders[name]} and {folder} are called {name!r}. Serve one of them.")
         folders[name] = folder
@@ -449,6 +443,13 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
 
 def _has_encoder(folder: Path) -> bool:
     return os.path.exists(folder / ENCODER_FILE)  # says no of what may not be looked into, which loading says
+
+
+def _not_served(name: str, given: str) -> str:
+    return (
+        f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it in the "
+        f"terminal: edgelm run {shell_word(given)}; or in a program: edgelm.load."
+    )
 
 
 def _state(path: Path) -> tuple[int, int] | None:
