@@ -41,8 +41,9 @@ def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Itera
             _unlock(file)
 
 
-# What NFS without its lock daemon, Lustre without `-o flock` and some FUSE say.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# What NFS without its lock daemon, Lustre without `-o flock` and some FUSE say; the last is what macOS says of shares,
+# which has another number there than the one before it.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # The byte that Windows locks: far behind the process id, which others must be able to read.
 _LOCKED_BYTE = 1 << 20
 
