@@ -292,6 +292,13 @@ def test_a_call_that_was_cut_off_is_left_out_where_the_answer_is_whole():
     assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": "Do"}], "max_tokens")
 
 
+def test_an_answer_without_a_call_that_it_can_hold_asks_for_no_result():
+    call = ToolCallDelta(index=0, id="1", name="f", arguments='{"a": 1e999}')
+    said = Said(Chunk(text="Do", token_ids=(1,), tool_calls=(call,)), finish_reason="tool_calls")
+    whole = MessageWriter(model="m", stop_sequences=()).whole([join(said.said)])
+    assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": "Do"}], "end_turn")
+
+
 def test_a_stop_text_of_the_models_author_is_no_stop_sequence():
     said = Said(Chunk(text="Done", token_ids=(1,)), stop="###")
     assert built(written(said))["stop_reason"] == "end_turn"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -101,6 +101,8 @@ class MessageWriter:
         """Return the finished message."""
         (answer,) = completions
         calls = readable(answer.tool_calls)
+        if answer.finish_reason == "tool_calls" and not calls:  # none that this answer could hold
+            answer = replace(answer, finish_reason="stop")
         content = [_thinking(answer.reasoning)] if answer.reasoning else []
         if answer.text or not calls:
             content.append(_text(answer.text))
