@@ -16,8 +16,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from forked_processes import LAUNCHER_VARIABLES, exit_status, fork, run_processes
+from model_features import FEATURES, config_with
 from safetensors.torch import load_file
 from tiny_training_runs import StopAt, loss_log, losses, settings
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from edgelm import TrainingError
@@ -71,6 +74,24 @@ def test_two_processes_give_the_losses_of_one(
     ours, theirs = saved_weights(run), saved_weights(one_process)
     # AdamW divides by the gradient's size, so rounding shows in full where a gradient is almost 0. Measured: 2e-5.
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-4
+
+
+@pytest.mark.parametrize("features", ["relative positions of each layer's own"])
+def test_what_blocks_share_is_there_where_each_of_them_is_gathered_alone(features: str, tmp_path: Path) -> None:
+    model, ids = Transformer(config_with(FEATURES[features])), torch.arange(5, 45)[None]
+    expected = model(ids)
+
+    def check() -> None:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        for module in (*distributed.blocks(model), model):
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        found = model(ids)
+        found.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        torch.testing.assert_close(found, expected)
+
+    assert exit_status(fork(check)) == 0
 
 
 def saved_weights(run: Path) -> dict[str, torch.Tensor]:

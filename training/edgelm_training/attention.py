@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,22 @@ def make_norm_of_heads(config: ModelConfig, heads: int, head_dim: int) -> nn.Mod
 def scores_of_distances(config: ModelConfig) -> nn.Embedding:
     """Return what each bucket of distances adds to the scores of each head (T5, arXiv:1910.10683, 2.1)."""
     return nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+
+
+class Distances(NamedTuple):
+    """The bucket of each distance of a query and a key [T, T], and which keys a query sees; None: all."""
+
+    buckets_TT: Tensor
+    sees: Tensor | None
+
+    def scores(self, by_bucket: nn.Module) -> Tensor:
+        """Return what is added to the scores of each head [N, T, T] or [B, N, T, T]."""
+        return unseen(by_bucket(self.buckets_TT).permute(2, 0, 1), self.sees)
+
+
+def unseen(bias_NTT: Tensor, sees: Tensor | None) -> Tensor:
+    """Let what is added to scores hide the keys that a query does not see."""
+    return bias_NTT if sees is None else bias_NTT.masked_fill(~sees, -torch.inf)
 
 
 class OwnHeadNorm(nn.Module):

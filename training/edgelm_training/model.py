@@ -30,7 +30,16 @@ from edgelm.errors import ConfigError, ContextLengthError, TrainingError
 from edgelm.layer_features import CROSS_NORMS
 from edgelm_training.activations import ACTIVATIONS
 from edgelm_training.altup import AltUp, Laurel, merged, spread, stream_projections
-from edgelm_training.attention import Attention, Kept, make_norm, scaled, scores_of_distances, soft_cap
+from edgelm_training.attention import (
+    Attention,
+    Distances,
+    Kept,
+    make_norm,
+    scaled,
+    scores_of_distances,
+    soft_cap,
+    unseen,
+)
 from edgelm_training.convolution import Convolution
 from edgelm_training.feed_forward import Experts, FeedForward
 from edgelm_training.latent_attention import LatentAttention
@@ -190,16 +199,14 @@ class Stack(nn.Module):
         if self.config.embedding_norm:
             hidden_BTD = self.embed_norm(hidden_BTD)
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
-        shared = () if self.config.relative_attention_per_layer else self.config.attention_layers
-        windows = {self.config.window(layer) for layer in shared}
+        windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}
         beside = [None] * len(self.layers) if ids_BT is None else self._beside(ids_BT, hidden_BTD)
         has_streams, kept = self.config.altup_num_inputs > 1, Kept()
         hidden_BTD = spread(hidden_BTD, self.altup_projections) if has_streams else hidden_BTD
         for layer, block in enumerate(self.layers):
             rotation, window = rotations.get(self.config.rope_kind(layer)), self.config.window(layer)
-            mask = self._mask(view, window, block) if self.config.relative_attention_per_layer else masks.get(window)
-            given = (hidden_BTD, rotation, mask, view.positions, memory, kept, beside[layer])
+            given = (hidden_BTD, rotation, masks.get(window), view.positions, memory, kept, beside[layer])
             hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         hidden_BTD = merged(hidden_BTD, self.altup_unembed_projections) if has_streams else hidden_BTD
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
@@ -215,25 +222,19 @@ class Stack(nn.Module):
         normed_BTLP = self.per_layer_projection_norm(projected_BTLP.unflatten(-1, (-1, P)))
         return ((normed_BTLP + embedded_BTLP) * 2**-0.5).unbind(2)
 
-    def _mask(self, view: View, window: int | None, block: nn.Module | None = None) -> Tensor | None:
-        """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T].
-
-        block: which has scores of distances of its own.
+    def _mask(self, view: View, window: int | None) -> Tensor | Distances | None:
+        """Return the view's mask; with relative positions, what is added to the scores [N, T, T] or [B, N, T, T], or
+        the distances of which each block makes that.
         """
         if self.config.position == "alibi":
             slopes_N11 = torch.from_numpy(alibi_slopes(self.config.num_attention_heads)[:, None, None])
-            return self._unseen(slopes_N11.to(view.distances.device) * view.distances, view, window)
+            return unseen(slopes_N11.to(view.distances.device) * view.distances, view.sees(window))
         if self.config.position != "relative":
             return view.mask(window)
         buckets_TT = relative_buckets(self.config, view.distances.cpu().numpy(), both_ways=self.is_encoder)
-        scores = (self if block is None else block.get_submodule("self_attn")).get_submodule("relative_attention_bias")
-        bias_TTN = scores(torch.from_numpy(buckets_TT).to(view.distances.device))
-        return self._unseen(bias_TTN.permute(2, 0, 1), view, window)
-
-    def _unseen(self, bias_NTT: Tensor, view: View, window: int | None) -> Tensor:
-        """Let what is added to scores hide the keys that a query does not see."""
-        sees = view.sees(window)
-        return bias_NTT if sees is None else bias_NTT.masked_fill(~sees, -torch.inf)
+        distances = Distances(torch.from_numpy(buckets_TT).to(view.distances.device), view.sees(window))
+        per_layer = self.config.relative_attention_per_layer
+        return distances if per_layer else distances.scores(self.relative_attention_bias)
 
 
 class Decoder(Stack):
@@ -345,7 +346,7 @@ class Block(nn.Module):
         self,
         hidden_BTD: Tensor,
         rotation: Rotation | None,
-        mask: Tensor | None,
+        mask: Tensor | Distances | None,
         positions: Tensor,
         memory: Memory | None = None,
         kept: Kept | None = None,
@@ -353,14 +354,17 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream [B, T, D], or streams [B, T, A, D], behind this block; no `mask` is all before.
 
-        positions: of the tokens in their texts, [T] or [B, T]. kept: keys and values of earlier layers. beside_BTP: the
-        layer's own features of the tokens.
+        mask: as of `Attention.forward`, or the distances that the layer's own scores are of, since FSDP gathers a
+        block's parameters for this call alone. positions: of the tokens in their texts, [T] or [B, T]. kept: keys and
+        values of earlier layers. beside_BTP: the layer's own features of the tokens.
         """
         before_attention, after_attention, before_mlp, after_mlp = self._norms
         streams_BTAD = self.altup.predicted(hidden_BTD) if self.config.altup_num_inputs > 1 else None
         if streams_BTAD is not None:
             hidden_BTD = streams_BTAD[:, :, 0]
         attended_BTD = hidden_BTD
+        if isinstance(mask, Distances):
+            mask = mask.scores(self.self_attn.get_submodule("relative_attention_bias")) if self._attends else None
         if self._attends or self._mixing:
             input_BTD = self._normed(before_attention, hidden_BTD)
             found = [self.self_attn(input_BTD, rotation, mask, None, kept)] if self._attends else []
