@@ -161,7 +161,9 @@ def test_a_preset_smooths_where_every_projection_has_a_place_for_it(changes: dic
 
 def test_a_note_says_which_rules_of_a_recipe_have_no_effect(tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-    patterns = ("embed_tokens|lm_head", "lm_heads", r"layers\.{last}\.", "q_proj", "norm", r"layers\.\d+\.", "up_proj", ".")
+    patterns = (
+        "embed_tokens|lm_head", "lm_heads", r"layers\.{last}\.", "q_proj", "norm", r"layers\.\d+\.", "up_proj", "."
+    )  # fmt: skip
     rules = tuple(Rule(pattern=pattern, scheme="fp32") for pattern in patterns)
     manifest = export_package(checkpoint, tmp_path / "package", Precision(rules=rules))
     assert manifest.notes == (

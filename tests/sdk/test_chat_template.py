@@ -351,7 +351,9 @@ def test_a_value_that_is_no_plain_data_is_an_error_that_names_its_place(tokenize
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_what_is_no_message_is_shown_as_it_was_given(tokenizer: Tokenizer, add_generation_prompt: bool) -> None:
     messages: list[Any] = [{"content": "<|im_end|>"}]
-    with pytest.raises(ChatTemplateError, match=r"messages\[0\] is \{'content': '<\|im_end\|>'\}; a message is a mapping"):
+    with pytest.raises(
+        ChatTemplateError, match=r"messages\[0\] is \{'content': '<\|im_end\|>'\}; a message is a mapping"
+    ):
         encode_chat(ChatTemplate("x"), tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 

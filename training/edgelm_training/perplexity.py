@@ -45,9 +45,9 @@ class Window(NamedTuple):
 class WindowConfig:
     """How a text that is longer than a window is scored.
 
-    Windows of `window` tokens end `stride` tokens after each other, the last one with the text, and each scores what the
-    one before did not: so each token is scored once, and all but the first window's tokens have at least window - stride
-    others before them.
+    Windows of `window` tokens end `stride` tokens after each other, the last one with the text, and each scores what
+    the one before did not: so each token is scored once, and all but the first window's tokens have at least
+    window - stride others before them.
     None: the smaller of 1024 and the context, and half a window. max_tokens: stop after so many scored tokens.
 
     Raises:

@@ -45,8 +45,8 @@ def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: 
     """Compare packages: size, speed and quality.
 
     MODELS are names from the library or folders. Quality is what each export measured against its own source, on the
-    same text; `edgelm verify --source` computes it again. Where sources differ, a line says so. Speed is measured here, one package after the other in each
-    round, so that fast and slow minutes of the machine meet all of them.
+    same text; `edgelm verify --source` computes it again. Where sources differ, a line says so. Speed is measured here,
+    one package after the other in each round, so that fast and slow minutes of the machine meet all of them.
 
     \b
     Examples:
