@@ -76,7 +76,10 @@ def test_two_processes_give_the_losses_of_one(
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-4
 
 
-@pytest.mark.parametrize("features", ["relative positions of each layer's own"])
+@pytest.mark.parametrize(
+    "features",
+    ["relative positions of each layer's own", "keys and values of earlier layers, with wider feed-forwards"],
+)
 def test_what_blocks_share_is_there_where_each_of_them_is_gathered_alone(features: str, tmp_path: Path) -> None:
     model, ids = Transformer(config_with(FEATURES[features])), torch.arange(5, 45)[None]
     expected = model(ids)

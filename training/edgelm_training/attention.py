@@ -5,6 +5,7 @@ Shapes are suffixes, as in model.py.
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from torch.nn import functional
 from edgelm.config import ModelConfig
 from edgelm_training.view import Rotation
 
-# Keys and values [B, K, T, H] of layers, by their numbers.
-Kept = dict[int, tuple[Tensor, Tensor]]
+
+class Kept(UserDict[int, tuple[Tensor, Tensor]]):
+    """Keys and values [B, K, T, H] of layers, by their numbers; no dict, of which FSDP gives each block a copy."""
 
 
 class RMSNorm(nn.RMSNorm):
@@ -175,7 +177,7 @@ class Attention(nn.Module):
         q_BNTH = self._heads(self.q_proj(hidden_BTD), "q_norm", rotation)
         if rotation is not None and rotation.query_factor is not None:
             q_BNTH = q_BNTH * rotation.query_factor[..., None, :, None].to(q_BNTH.dtype)
-        kept = {} if kept is None else kept
+        kept = Kept() if kept is None else kept
         if self.keys_of == self.layer:
             kept[self.layer] = self._keys_and_values(hidden_BTD if memory_BSD is None else memory_BSD, rotation)
         k_BKTH, v_BKTH = kept[self.keys_of]
