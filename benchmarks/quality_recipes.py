@@ -69,6 +69,12 @@ RECIPES = {
     "int6, smoothed, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6, transforms=_SMOOTHED),
     "int6, calibrated": recipe("int6-block64-asymmetric-gptq", _HEAD_IN_6),
     **{f"{label}, calibrated": recipe(f"{_FIVE_IN_32}-gptq", head) for label, head in _FIVES.items()},
+    "int5 in blocks of 32 with zero points, head in 6, smoothed, calibrated": recipe(
+        f"{_FIVE_IN_32}-gptq", _HEAD_IN_6, transforms=_SMOOTHED
+    ),
+    "int5 in blocks of 32, head in 6, smoothed, calibrated": recipe(
+        "int5-block32-gptq", _HEAD_IN_6, transforms=_SMOOTHED
+    ),
     # Where the source lies on such levels, calibrating changes nothing.
     **{label: recipe(_FIVE_IN_32, head) for label, head in _FIVES.items()},
     "int5, calibrated": recipe("int5-block64-asymmetric-gptq", _HEAD_IN_8),
