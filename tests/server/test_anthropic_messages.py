@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
 from edgelm.decoding.answer import join
+from edgelm.server import anthropic_messages, openai_responses
 from edgelm.server.answers import Job
 from edgelm.server.anthropic_messages import MessageWriter
 from edgelm.server.api_error import ApiError
@@ -429,3 +432,26 @@ def test_the_models_have_what_anthropics_clients_read_of_them(serving):
     assert (model["type"], model["id"], model["display_name"]) == ("model", "tiny-random", "tiny-random")
     assert model["created_at"].endswith("+00:00")
     assert (reply["has_more"], reply["first_id"], reply["last_id"]) == (False, "tiny-random", "tiny-random")
+
+
+@pytest.mark.parametrize(
+    ("module", "endpoint"),
+    [
+        (anthropic_messages, "create_message"),
+        (anthropic_messages, "count_message_tokens"),
+        (openai_responses, "create_response"),
+        (openai_responses, "count_input_tokens"),
+    ],
+)
+def test_a_conversation_is_put_into_another_form_beside_the_event_loop(module, endpoint, monkeypatch):
+    threads = []
+
+    def as_chat(_body):  # of a megabyte of calls it takes a third of a second
+        threads.append(threading.current_thread())
+        raise ApiError(400, "No.")
+
+    monkeypatch.setattr(module, "as_chat", as_chat)
+    with pytest.raises(ApiError):
+        asyncio.run(getattr(module, endpoint)(SimpleNamespace(body={})))
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()

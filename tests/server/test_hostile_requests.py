@@ -9,18 +9,15 @@ import http.client
 import json
 import select
 import socket
-import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
 from starlette.requests import Request
 
-from edgelm.server import anthropic_messages, openai_responses
 from edgelm.server.api_error import ApiError
 from edgelm.server.options import RequestLimits
 from edgelm.server.request_body import read_json
@@ -436,29 +433,6 @@ def test_a_foreign_url_is_never_fetched(serving):
     refused(serving.post(CHAT, {"messages": [{"role": "user", "content": content}]}), 400, "no URL is ever fetched")
     with pytest.raises(TimeoutError):
         listener.accept()
-
-
-@pytest.mark.parametrize(
-    ("module", "endpoint"),
-    [
-        (anthropic_messages, "create_message"),
-        (anthropic_messages, "count_message_tokens"),
-        (openai_responses, "create_response"),
-        (openai_responses, "count_input_tokens"),
-    ],
-)
-def test_a_conversation_is_put_into_another_form_beside_the_event_loop(module, endpoint, monkeypatch):
-    threads = []
-
-    def as_chat(_body):  # of a megabyte of calls it takes a third of a second
-        threads.append(threading.current_thread())
-        raise ApiError(400, "No.")
-
-    monkeypatch.setattr(module, "as_chat", as_chat)
-    with pytest.raises(ApiError):
-        asyncio.run(getattr(module, endpoint)(SimpleNamespace(body={})))
-    assert len(threads) == 1
-    assert threads[0] is not threading.current_thread()
 
 
 def test_a_model_is_no_path(serving, tmp_path):

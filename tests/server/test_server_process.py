@@ -27,7 +27,6 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 
-GUIDE = Path(__file__).parents[2] / "docs/guides/server.md"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = {"messages": HELLO, "max_tokens": 900, "logit_bias": {"65": 100}}  # 18 s on the slow server
@@ -104,15 +103,6 @@ def test_a_program_serves_with_models_and_options_alone(monkeypatch):
 
     monkeypatch.setattr(process._Server, "run", run)
     assert process.serve((TINY,), ServerOptions(port=0)) == signal.SIGTERM
-
-
-def test_a_connection_may_rest_longer_than_proxies_keep_one(monkeypatch):
-    rests = []
-    monkeypatch.setattr(process._Server, "run", lambda server, sockets: rests.append(server.config.timeout_keep_alive))
-    process.serve((TINY,), ServerOptions(port=0))
-    (guide,) = re.findall(r"requests on a connection \| (\d+) s, .* \(nginx (\d+), Caddy (\d+)\)", GUIDE.read_text())
-    assert rests == [int(guide[0])]
-    assert rests[0] > max(map(int, guide[1:]))
 
 
 def test_a_package_is_served_by_its_path_to_a_user_without_a_place_for_a_library(monkeypatch):

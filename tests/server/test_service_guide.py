@@ -21,6 +21,8 @@ from edgelm_server import SLOW, TINY, EdgelmServer
 from edgelm.cli.config_file import name_variables
 from edgelm.cli.main import main
 from edgelm.cli.serve import KEY_VARIABLE, serve
+from edgelm.server import process
+from edgelm.server.options import ServerOptions
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/server.md").read_text()
 NAME = "llm.example.org"
@@ -166,3 +168,12 @@ def test_haproxy_finds_the_server_healthy_and_passes_streams_on(proxied, tmp_pat
         time.sleep(0.3)  # a server counts as healthy until a check has failed
         assert status(port, "/health") == 200
         check_stream(port, proxied)
+
+
+def test_a_connection_may_rest_longer_than_proxies_keep_one(monkeypatch):
+    rests = []
+    monkeypatch.setattr(process._Server, "run", lambda server, sockets: rests.append(server.config.timeout_keep_alive))
+    process.serve((TINY,), ServerOptions(port=0))
+    (guide,) = re.findall(r"requests on a connection \| (\d+) s, .* \(nginx (\d+), Caddy (\d+)\)", GUIDE)
+    assert rests == [int(guide[0])]
+    assert rests[0] > max(map(int, guide[1:]))
