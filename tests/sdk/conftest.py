@@ -1,4 +1,7 @@
 import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,17 @@ user system assistant think Hello there, who are you? I am a small model.
 def model() -> LanguageModel:
     """The tiny model: what one file's tests change of it, those of others do not meet."""
     return edgelm.load(tiny_model_path())
+
+
+@pytest.fixture
+def hangups_heard() -> Iterator[None]:
+    """Hear of a terminal that closes, where the tests were started by nohup too."""
+    if sys.platform == "win32":
+        yield
+        return
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ def test_a_conversation_is_kept_after_each_answer():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+@pytest.mark.usefixtures("hangups_heard")
 def test_what_was_answered_is_kept_where_the_terminal_closes():
     model, screen = scripted_model("The sea is blue."), FakeScreen("Hello")
     screen.when_shown = lambda: signal.raise_signal(signal.SIGHUP)

@@ -12,6 +12,7 @@ from edgelm.cli.termination import unwinding
 ENDING = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("name", ENDING)
 def test_sigterm_and_a_terminal_that_closes_end_a_block_as_an_error_does(name: str) -> None:
     number = signal.Signals[name]
