@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import falcon, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
@@ -28,20 +28,8 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 # Older names, which the published models have.
 _OLDER = {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
-_BLOCK = "transformer.h.{i}"
-_FUSED = f"{_BLOCK}.self_attention.query_key_value"
-_NAMES = {
-    "model.embed_tokens": "transformer.word_embeddings",
-    "model.embed_norm": "transformer.word_embeddings_layernorm",
-    "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
-    **{f"model.layers.{{i}}.self_attn.{part}_proj": _FUSED for part in "qkv"},
-    "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.self_attention.dense",
-    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.post_attention_layernorm",
-    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",
-    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.dense_4h_to_h",
-    "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
-}
+_FUSED = "transformer.h.{i}.self_attention.query_key_value"
+_NAMES = falcon.NAMES | {"model.embed_norm": "transformer.word_embeddings_layernorm"}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:

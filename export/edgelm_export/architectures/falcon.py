@@ -30,7 +30,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 _BLOCK = "transformer.h.{i}"
 _FUSED = f"{_BLOCK}.self_attention.query_key_value"
-_NAMES = {
+NAMES = {
     "model.embed_tokens": "transformer.word_embeddings",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
     **{f"model.layers.{{i}}.self_attn.{part}_proj": _FUSED for part in "qkv"},
@@ -41,10 +41,10 @@ _NAMES = {
     "model.norm": "transformer.ln_f",
     "lm_head": "lm_head",
 }
-_LAYOUT = TensorLayout(names=_NAMES, by_group=frozenset({_FUSED}))
+_LAYOUT = TensorLayout(names=NAMES, by_group=frozenset({_FUSED}))
 _TWO_NORMS = dataclasses.replace(
     _LAYOUT,
-    names=_NAMES
+    names=NAMES
     | {
         "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_attn",
         "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.ln_mlp",
