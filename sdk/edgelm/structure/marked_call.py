@@ -27,14 +27,7 @@ _ENFORCED = {
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
-def marked_call(
-    rule: str,
-    name: str,
-    parameters: Mapping[str, Any],
-    format: ToolFormat,  # noqa: A002
-    *,
-    strict: bool,
-) -> list[str]:
+def marked_call(rule: str, name: str, parameters: Mapping[str, Any], format: ToolFormat, *, strict: bool) -> list[str]:
     """Return the rules of a Lark grammar, `rule` the first, for calls of one tool: `call:name{key:value,…}`.
 
     The properties of an object stand in the order of their names, as the templates write them, and those that are not

@@ -26,14 +26,7 @@ _SPELLED = {"boolean": ("true", "false", "True", "False"), "null": ("null", "Non
 _REFERENCE = re.compile(r'"\$ref": "#')
 
 
-def tagged_call(
-    rule: str,
-    name: str,
-    parameters: Mapping[str, Any],
-    format: ToolFormat,  # noqa: A002
-    *,
-    strict: bool,
-) -> list[str]:
+def tagged_call(rule: str, name: str, parameters: Mapping[str, Any], format: ToolFormat, *, strict: bool) -> list[str]:
     """Return the rules of a Lark grammar, `rule` the first, for calls of one tool in the format's tags.
 
     The parameters stand in the schema's order, and those that are not required may be left out; behind them stand

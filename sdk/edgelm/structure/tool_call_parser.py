@@ -32,11 +32,7 @@ class ToolCallParser:
         markers is a call only of one of them.
     """
 
-    def __init__(
-        self,
-        format: ToolFormat,  # noqa: A002 (the API's word)
-        tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, format: ToolFormat, tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
         self.count = 0  # of the calls so far
         self._format = format
         self._starts = tuple(filter(None, (format.start, format.forgotten_start)))

@@ -34,9 +34,7 @@ The result of each call will stand between <tool_response> and </tool_response>.
 
 
 def show_tools(
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-    format: ToolFormat,  # noqa: A002
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], format: ToolFormat
 ) -> tuple[list[Message], dict[str, Any], dict[str, str]]:
     """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools;
     and the marks in the messages, each with what stands in its place once the template has written them.
@@ -217,9 +215,7 @@ def _with_results_said(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _as_text(
-    turns: Sequence[dict[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    format: ToolFormat,  # noqa: A002
+    turns: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]], format: ToolFormat
 ) -> list[dict[str, Any]]:
     for turn in turns:
         if "tool_calls" in turn:
@@ -241,7 +237,7 @@ def _as_text(
     return written
 
 
-def _write_calls(turns: Sequence[dict[str, Any]], format: ToolFormat) -> dict[str, str]:  # noqa: A002
+def _write_calls(turns: Sequence[dict[str, Any]], format: ToolFormat) -> dict[str, str]:
     """Write the calls into the answers; return the marks that stand for the markers, which may be control tokens."""
     marks = {secrets.token_hex(16): marker for marker in (format.start, format.end)}
     start, end = marks
@@ -251,7 +247,7 @@ def _write_calls(turns: Sequence[dict[str, Any]], format: ToolFormat) -> dict[st
     return marks
 
 
-def _with_calls(turn: Mapping[str, Any], format: ToolFormat) -> str:  # noqa: A002
+def _with_calls(turn: Mapping[str, Any], format: ToolFormat) -> str:
     write = _in_python if format.is_python else _as_json
     calls = [write(call["function"], "A call of a tool") for call in turn["tool_calls"]]
     if format.is_list:

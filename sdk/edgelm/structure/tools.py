@@ -47,7 +47,7 @@ def tool_parameters(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
 def tool_constraint(
     tools: Sequence[Tool],
     tool_choice: ToolChoice,
-    format: ToolFormat,  # noqa: A002 (the API's word)
+    format: ToolFormat,
     *,
     parallel: bool = True,
     form: Constraint | None = None,
@@ -95,7 +95,7 @@ def tool_settings(
     config: GenerationConfig,
     tools: Sequence[Tool],
     tool_choice: ToolChoice,
-    format: ToolFormat,  # noqa: A002
+    format: ToolFormat,
     *,
     parallel: bool = True,
 ) -> GenerationConfig:
@@ -160,7 +160,7 @@ def _named(functions: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) ->
 
 def _grammar(
     functions: Sequence[Mapping[str, Any]],
-    format: ToolFormat,  # noqa: A002
+    format: ToolFormat,
     opening: str,
     parallel: bool,
     *,
@@ -188,13 +188,7 @@ def _grammar(
     return "\n".join((*rules, calls, tool))
 
 
-def _call(
-    rule: str,
-    function: Mapping[str, Any],
-    format: ToolFormat,  # noqa: A002
-    *,
-    begun: bool,
-) -> list[str]:
+def _call(rule: str, function: Mapping[str, Any], format: ToolFormat, *, begun: bool) -> list[str]:
     """Return the rules, `rule` the first, for calls of one tool."""
     name, parameters = function["name"], _parameters(function)
     if format.is_python or format.tags or format.quote:

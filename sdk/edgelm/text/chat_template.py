@@ -388,7 +388,7 @@ def _raise_exception(message: str) -> NoReturn:
     raise _RefusedError(message)
 
 
-def _strftime_now(format: str) -> str:  # noqa: A002 (templates may pass it by this name)
+def _strftime_now(format: str) -> str:  # templates may pass it by this name
     if len(format) > _MAX_DATE_FORMAT or re.search("[0-9]{4}", format):
         raise _RefusedError(f"{format[:40]!r} is no format of a date")  # the system would pad to any width
     return datetime.datetime.now().strftime(format)
