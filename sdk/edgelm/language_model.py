@@ -169,7 +169,8 @@ class LanguageModel(Returned):
         if self.chat_template is None:
             raise ChatTemplateError(f"{self.name} {WITHOUT_TEMPLATE}")
         variables = self.chat_template.check_variables(template_variables)
-        turns, of_tools, marks = show_tools(messages, listed_tools(tools), tool_format(self))
+        format_ = tool_format(self.chat_template, self.tokenizer)
+        turns, of_tools, marks = show_tools(messages, listed_tools(tools), format_)
         return encode_chat(self.chat_template, self.tokenizer, turns, variables={**variables, **of_tools}, marks=marks)
 
     def chat_prompt(
@@ -194,7 +195,8 @@ class LanguageModel(Returned):
             turns = [self.encode_chat(end, tools, template_variables) for end in ends]
             opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
             config = config.replace(context_shift=max(config.context_shift, opening))
-        begun = words_to_continue(show_tools(messages[-1:], (), tool_format(self))[0])
+        format_ = tool_format(self.chat_template, self.tokenizer)
+        begun = words_to_continue(show_tools(messages[-1:], (), format_)[0])
         config = config.replace(begins_text=not begun)
         if config.token_healing and not begun:  # the prompt ends with what the template writes, with nobody's words
             config = config.replace(token_healing=False)
@@ -318,7 +320,7 @@ class LanguageModel(Returned):
         """
         settings = or_default("config", config, self.generation_config)
         tools = listed_tools(tools)
-        format_ = tool_format(self)
+        format_ = tool_format(self.chat_template, self.tokenizer)
         settings = tool_settings(settings, tools, tool_choice, format_)
         shown = tools if tool_choice != "none" else []
         prompt_ids, settings, reasoning = self.chat_prompt(messages, settings, shown, template_variables)

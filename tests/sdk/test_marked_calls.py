@@ -210,7 +210,7 @@ def test_marks_that_are_control_tokens_are_read_and_written_as_such(name: str) -
     format_ = row(name)
     marks = (format_.start, format_.end, format_.quote)
     model = model_with_marks(written(name), TEMPLATES[name], marks)
-    assert set(tool_format(model).control_ids) == set(marks)
+    assert set(tool_format(model.chat_template, model.tokenizer).control_ids) == set(marks)
     for choice in ("auto", "required"):
         answer = model.chat(QUESTION, tools=TOOLS, tool_choice=choice)  # type: ignore[arg-type]
         assert [(made.name, json.loads(made.arguments)) for made in answer.tool_calls] == [

@@ -355,7 +355,9 @@ def test_the_arguments_that_gpt_oss_writes_fit_the_tool(make, choice: str, begun
 def test_each_control_token_of_a_call_is_known_also_that_of_what_may_stand_in_it() -> None:
     model = with_channels("x", CHANNELS_TEMPLATE)
     marks = ("<|channel|>", "<|constrain|>", "<|message|>")
-    assert tool_format(model).control_ids == {mark: model.tokenizer.control_tokens[mark] for mark in marks}
+    assert tool_format(model.chat_template, model.tokenizer).control_ids == {
+        mark: model.tokenizer.control_tokens[mark] for mark in marks
+    }
 
 
 def test_gpt_oss_reads_again_what_it_thought_and_said_before_a_call() -> None:

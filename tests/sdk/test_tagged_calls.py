@@ -349,7 +349,7 @@ def test_every_call_that_a_model_completes_fits_its_schema(name: str) -> None:
 def test_tags_that_are_control_tokens_are_read_and_written_as_such() -> None:
     marks = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     model = model_with_marks(written("glm"), TEMPLATES["glm"], marks)
-    assert set(tool_format(model).control_ids) == set(marks)
+    assert set(tool_format(model.chat_template, model.tokenizer).control_ids) == set(marks)
     for choice in ("auto", "required"):
         answer = model.chat(QUESTION, tools=TOOLS, tool_choice=choice)  # type: ignore[arg-type]
         assert [(made.name, json.loads(made.arguments)) for made in answer.tool_calls] == [
@@ -357,7 +357,7 @@ def test_tags_that_are_control_tokens_are_read_and_written_as_such() -> None:
         ]  # fmt: skip
         ends = [id_ for id_ in answer.token_ids if id_ in model.tokenizer.control_token_ids]
         assert len(ends) >= 12
-    constraint = tool_constraint(TOOLS, "required", tool_format(model))
+    constraint = tool_constraint(TOOLS, "required", tool_format(model.chat_template, model.tokenizer))
     assert constraint is not None
     matcher = constraint.compile(model.tokenizer)
     for id_ in model.tokenizer.encode(written("glm").partition("Oslo")[0], control_tokens=True):
@@ -367,7 +367,7 @@ def test_tags_that_are_control_tokens_are_read_and_written_as_such() -> None:
     with pytest.raises(EdgeLMError, match="cannot be followed"):
         matcher.advance(model.tokenizer.encode("x")[0])
     number = {"name": "f", "parameters": {"properties": {"a": {"type": "string", "pattern": "[0-9]"}}}}
-    constraint = tool_constraint([number], "required", tool_format(model))
+    constraint = tool_constraint([number], "required", tool_format(model.chat_template, model.tokenizer))
     assert constraint is not None
     begun = model.tokenizer.encode("<tool_call>f<arg_key>a</arg_key><arg_value>", control_tokens=True)
     for text, is_allowed in (("x</arg_value1", True), ("x1</arg_value>", True), ("x</arg_value>1", False)):

@@ -58,7 +58,8 @@ def call_text(name: str) -> str:
 
 @EVERY_FORMAT
 def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
-    assert tool_format(with_template(scripted_model("x"), name)).name == name
+    model = with_template(scripted_model("x"), name)
+    assert tool_format(model.chat_template, model.tokenizer).name == name
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_format_is_recognised_by_the_chat_template(name: str) -> None:
 def test_a_template_of_another_form_has_its_tools_shown_by_us(words: str) -> None:
     model = scripted_model("x")
     model.chat_template = ChatTemplate(f"{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{{# {words} #}}")
-    assert tool_format(model).name == "generic"
+    assert tool_format(model.chat_template, model.tokenizer).name == "generic"
     assert '{"name": "stop"}\n</tools>' in model.tokenizer.decode(model.encode_chat(QUESTION, TOOLS))
 
 
@@ -251,7 +252,7 @@ def test_markers_that_are_control_tokens_are_seen(tmp_path: Path) -> None:
     model = with_template(load(tiny_model_path()), "hermes")
     model.tokenizer = Tokenizer.load(tmp_path)
     marker = model.tokenizer.control_tokens["<tool_call>"]
-    assert tool_format(model).control_ids == {"<tool_call>": marker}
+    assert tool_format(model.chat_template, model.tokenizer).control_ids == {"<tool_call>": marker}
     config = GenerationConfig(max_new_tokens=300, temperature=1.0, seed=1)
     completion = model.chat(QUESTION, config, tools=TOOLS, tool_choice="required")
     assert completion.token_ids[0] == marker
@@ -457,7 +458,7 @@ def test_what_shuts_out_a_form_is_refused_beside_tools(name: str, value: object)
 
 def test_what_a_config_has_visible_stays_so_beside_tools() -> None:
     model = with_template(scripted_model("x"), "hermes")
-    format_ = replace(tool_format(model), control_ids={"<tool_call>": 7})
+    format_ = replace(tool_format(model.chat_template, model.tokenizer), control_ids={"<tool_call>": 7})
     settings = tool_settings(GenerationConfig(visible_control_tokens=("<a>",)), TOOLS, "auto", format_)
     assert settings.visible_control_tokens == ("<a>", "<tool_call>")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgelm.errors import ChatTemplateError
-from edgelm.structure.tool_formats import format_of_template
+from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
 from edgelm.text.chat_template import GENERATION_MARKS, THOUGHT, ChatTemplate
 from edgelm.text.control_guard import ControlGuard
@@ -80,7 +80,7 @@ class _Shown:
 def _shown(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> _Shown:
     """Show tools, calls and results as inference does, but to a template that has a form of its own for them."""
     messages, tools = conversation.messages, conversation.tools
-    form = format_of_template(template, tokenizer)
+    form = tool_format(template, tokenizer)
     if not form.takes_tools and any(word in template.source for word in ("tools", "tool_calls")):
         variables = {} if tools is None else {"tools": tools}
         numbers = {i: i for i, message in enumerate(messages) if message["role"] == ASSISTANT}

@@ -210,8 +210,12 @@ class ToolUse:
             raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
         if not tools or wanted == "none":
             return None
-        parallel = body.get("parallel_tool_calls", True)
-        return cls(tools=tools, choice=wanted, parallel=parallel, format=tool_format(model))
+        return cls(
+            tools=tools,
+            choice=wanted,
+            parallel=body.get("parallel_tool_calls", True),
+            format=tool_format(model.chat_template, model.tokenizer),
+        )
 
     def settings(self, config: GenerationConfig) -> GenerationConfig:
         """Return the settings of an answer that may call the tools.

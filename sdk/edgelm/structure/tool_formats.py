@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from edgelm.structure.constraint import lark_string
 
 if TYPE_CHECKING:
-    from edgelm.language_model import LanguageModel
     from edgelm.text.chat_template import ChatTemplate
     from edgelm.text.tokenizer import Tokenizer
 
@@ -213,12 +212,7 @@ FORMATS = (
 )  # fmt: skip
 
 
-def tool_format(model: LanguageModel) -> ToolFormat:
-    """Return the format of a model, by what its chat template contains."""
-    return format_of_template(model.chat_template, model.tokenizer)
-
-
-def format_of_template(template: ChatTemplate | None, tokenizer: Tokenizer) -> ToolFormat:
+def tool_format(template: ChatTemplate | None, tokenizer: Tokenizer) -> ToolFormat:
     """Return the format of a chat template, whose markers may be control tokens of the tokenizer."""
     source = template.source if template is not None else ""
     row = next(
