@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from edgelm.errors import ConfigError
-from edgelm.structure.schema_depth import MOST_LEVELS, refuse_depth
+from edgelm.structure.schema_depth import MOST_LEVELS, refuse_depth, walk_in_depth
 
 # One that nobody ends takes the rest: looked for anew at each escaped quote, 100 kB of them would take minutes.
 _TEXT, _REGEX = r'"(?:\\.|[^"\\])*+(?:"|\\?\Z)', r"/(?:\\.|[^/\\])++(?:/|\\?\Z)"
@@ -65,21 +65,8 @@ def _read(grammar: str) -> tuple[dict[str, list[str]], dict[str, int]]:
 
 def _deepest(names: Mapping[str, Collection[str]], levels: Mapping[str, int]) -> int:
     """Return the most levels that lie above each other in a walk in depth, which enters each rule once."""
-    seen: set[str] = set()
-    deepest = 0
-    for start in names:
-        walk = [] if start in seen else [(start, iter(names[start]))]
-        depth = levels[start] if walk else 0
-        seen.add(start)
-        while walk:
-            deepest = max(deepest, depth)
-            rule, others = walk[-1]
-            following = next((name for name in others if name in names and name not in seen), None)
-            if following is None:
-                walk.pop()
-                depth -= levels[rule]
-            else:
-                seen.add(following)
-                depth += levels[following]
-                walk.append((following, iter(names[following])))
+    deepest = depth = 0
+    for rule, enters in walk_in_depth(names):
+        depth += levels[rule] if enters else -levels[rule]
+        deepest = max(deepest, depth)
     return deepest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from edgelm.errors import ConfigError
@@ -15,7 +15,7 @@ MOST_LEVELS = 384
 _WHOLE = "#"
 _PARTS = (Mapping, list, tuple)
 
-_Graph = Mapping[int, Collection[int]]
+_Part = TypeVar("_Part", int, str)
 
 
 def refuse_depth(schema: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
             continue
         first, end = places.get(id(part), (0, 0))
         inside = set(references[first:end])
-        new = {reference: _target(schema, reference) for reference in inside if reference not in targets}
+        new = {reference: target_of(schema, reference) for reference in inside if reference not in targets}
         targets |= new
         waiting += new.values()
         leads_to[id(part)] = {id(targets[reference]) for reference in inside}
@@ -50,8 +50,11 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
         )
 
 
-def _target(schema: Mapping[str, Any], reference: str) -> Any:
-    """Return what a JSON pointer leads to; of any other reference all that it may lead to, which is the whole."""
+def target_of(schema: Mapping[str, Any], reference: str) -> Any:
+    """Return what a JSON pointer leads to; of any other reference all that it may lead to, which is the whole.
+
+    None: nothing is there, as llguidance says.
+    """
     if not reference.startswith("#/"):
         return schema
     target: Any = schema
@@ -61,7 +64,7 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
             target = target.get(name)
         elif isinstance(target, (list, tuple)) and name.isdecimal() and len(name) < 9 and int(name) < len(target):
             target = target[int(name)]
-        else:  # llguidance says that it is not there
+        else:
             return None
     return target
 
@@ -90,7 +93,7 @@ def _walked(schema: Any) -> tuple[dict[int, int], dict[int, tuple[int, int]], li
     return levels, places, references
 
 
-def _longest_path(graph: _Graph, lengths: Mapping[int, int]) -> int:
+def _longest_path(graph: Mapping[int, Collection[int]], lengths: Mapping[int, int]) -> int:
     """Return the greatest sum of lengths along a path; of parts that lead to each other all count."""
     into: dict[int, list[int]] = {part: [] for part in graph}
     for part, others in graph.items():
@@ -99,7 +102,9 @@ def _longest_path(graph: _Graph, lengths: Mapping[int, int]) -> int:
     before = dict.fromkeys(graph, 0)  # the longest path up to a part
     done: set[int] = set()
     longest = 0
-    for start in reversed(_as_left(graph)):  # Kosaraju: who leads to others comes before them
+    for start in reversed(
+        [part for part, enters in walk_in_depth(graph) if not enters]
+    ):  # Kosaraju: who leads to others comes before them
         if start in done:
             continue
         ring, waiting = {start}, [start]
@@ -115,19 +120,19 @@ def _longest_path(graph: _Graph, lengths: Mapping[int, int]) -> int:
     return longest
 
 
-def _as_left(graph: _Graph) -> list[int]:
-    """Return the parts as a walk in depth leaves them."""
-    left: list[int] = []
-    seen: set[int] = set()
-    for start in graph:
-        walk = [] if start in seen else [(start, iter(graph[start]))]
-        seen.add(start)
-        while walk:
-            others = walk[-1][1]
-            following = next((other for other in others if other not in seen), None)
-            if following is None:
-                left.append(walk.pop()[0])
-            else:
-                seen.add(following)
-                walk.append((following, iter(graph[following])))
-    return left
+def walk_in_depth(graph: Mapping[_Part, Collection[_Part]]) -> Iterator[tuple[_Part, bool]]:
+    """Yield each part when a walk in depth, which enters each once, enters it, with True, and leaves it, with False."""
+    seen: set[_Part] = set()
+    inside: list[_Part] = []
+    others = [iter(graph)]  # of the parts to enter: all of them, and then those that each part leads to
+    while others:
+        following = next((part for part in others[-1] if part in graph and part not in seen), None)
+        if following is not None:
+            seen.add(following)
+            inside.append(following)
+            others.append(iter(graph[following]))
+            yield following, True
+            continue
+        others.pop()
+        if inside:
+            yield inside.pop(), False

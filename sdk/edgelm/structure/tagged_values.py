@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import unquote
 
 from edgelm.structure.python_call_reader import read_literal
+from edgelm.structure.schema_depth import target_of
 
 _KINDS = {dict: "object", list: "array", str: "string", int: "integer", float: "number", bool: "boolean"}
 _KEYWORDS = {
@@ -104,10 +103,7 @@ def resolve_reference(schema: Mapping[str, Any], parameters: Mapping[str, Any]) 
         reference = schema.get("$ref")
         if not isinstance(reference, str) or not reference.startswith("#"):
             break
-        target: Any = parameters
-        for name in re.findall("/([^/]*)", reference):
-            name = unquote(name).replace("~1", "/").replace("~0", "~")
-            target = target.get(name) if isinstance(target, Mapping) else None
+        target = target_of(parameters, reference)
         if not isinstance(target, Mapping):
             break
         schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
