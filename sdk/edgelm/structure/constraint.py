@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgelm.arguments import as_list, check_boolean
 from edgelm.errors import ConfigError
-from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
+from edgelm.structure.schema_gaps import close_gaps
 
 if TYPE_CHECKING:
     from edgelm.structure.constraint_matcher import ConstraintMatcher
@@ -69,7 +69,7 @@ class Constraint:
                 "pydantic class gives one by its model_json_schema(), and json.loads makes one of a text."
             )
         try:
-            closed = close_gaps(schema if strict else close_objects(loosen(schema)))
+            closed = close_gaps(schema, strict=strict)
             if not strict:
                 closed.setdefault("x-guidance", LENIENT)
             source = json.dumps(closed, ensure_ascii=False, allow_nan=False)

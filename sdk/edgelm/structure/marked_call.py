@@ -11,18 +11,14 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call import in_order
-from edgelm.structure.raw_text import RawText, regex, unenforceable
+from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
 from edgelm.structure.tagged_values import kinds_of, resolved
 from edgelm.structure.tool_formats import ToolFormat
 
 _KEY = re.compile(r"[^\s,:{}\[\]<>\"']{1,256}")
-_NOTES = {
-    "type", "title", "description", "default", "examples", "nullable", "$schema", "$id", "$comment", "$defs",
-    "definitions", "x-guidance",
-}  # fmt: skip
 _ENFORCED = {
-    "object": {"properties", "required", "additionalProperties", *_NOTES},
-    "array": {"items", "minItems", "maxItems", *_NOTES},
+    "object": {"type", "nullable", "properties", "required", "additionalProperties", *NOTES},
+    "array": {"type", "nullable", "items", "minItems", "maxItems", *NOTES},
 }
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 

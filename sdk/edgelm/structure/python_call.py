@@ -9,13 +9,11 @@ from typing import Any
 
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call_reader import NAME
+from edgelm.structure.raw_text import NOTES
 
 _SHARED = ("$defs", "definitions")
 # What a schema may say beside its properties where they are written one by one: nothing that holds for all of them.
-_PLAIN = {
-    "type", "properties", "required", "additionalProperties", "x-guidance", *_SHARED,
-    "title", "description", "default", "examples", "$schema", "$id", "$comment",
-}  # fmt: skip
+_PLAIN = {"type", "properties", "required", "additionalProperties", *NOTES}
 _REFERENCE = re.compile(r'"\$(?:ref|dynamicRef)": "(?!#/(?:\$defs|definitions)/)')
 
 

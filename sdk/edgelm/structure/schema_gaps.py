@@ -39,13 +39,17 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
 
 
-def close_gaps(schema: Mapping[str, Any]) -> dict[str, Any]:
+def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
     """Return a schema with the same meaning, or a narrower one, that llguidance 1.9 enforces as it stands.
+
+    strict: whether what it cannot enforce is an error; else that is left out, and objects are closed.
 
     Raises:
         ConfigError: `minProperties` needs more than that; what `multipleOf` asks for, or properties that may be left
             out, would take llguidance minutes; or references lead deeper than it follows them.
     """
+    if not strict:
+        schema = _close_objects(_loosen(schema))
     _refuse_multiples(schema)
     refuse_depth(schema)
     return _closed(schema)
@@ -58,11 +62,11 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return closed
 
 
-def loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema without what llguidance's option `lenient` does not pass over: patterns that it cannot read, and
     counts of properties that `close_gaps` refuses.
     """
-    loose = _with_parts(schema, loosen)
+    loose = _with_parts(schema, _loosen)
     if "pattern" in loose and not _reads(loose["pattern"]):
         del loose["pattern"]
     if isinstance(named := loose.get("patternProperties"), dict):
@@ -72,7 +76,7 @@ def loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     return loose
 
 
-def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have no properties beside those that it names, as llama.cpp, Ollama and vLLM read
     one that does not say: small models make up name after name else.
 

@@ -11,15 +11,11 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
-from edgelm.structure.raw_text import RawText, regex, unenforceable
+from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
 from edgelm.structure.tagged_values import resolve_reference, value_form
 from edgelm.structure.tool_formats import Tags, ToolFormat
 
-_NOTES = {
-    "type", "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions",
-    "x-guidance",
-}  # fmt: skip
-_OF_ALL = {"properties", "required", "additionalProperties", *_NOTES}
+_OF_ALL = {"type", "properties", "required", "additionalProperties", *NOTES}
 _KEY = re.compile(r"[^\s<>](?:[^<>\n]{0,254}[^\s<>])?")
 # As JSON and as Python have them: Qwen3.5's template writes the latter, and who is kept from it may take the wrong one.
 _SPELLED = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}

@@ -14,7 +14,7 @@ from edgelm.structure.constraint import JSON_STYLE, LENIENT, Constraint, lark_st
 from edgelm.structure.marked_call import marked_call
 from edgelm.structure.python_call import python_call
 from edgelm.structure.python_call_reader import NAME
-from edgelm.structure.schema_gaps import close_gaps, close_objects, loosen
+from edgelm.structure.schema_gaps import close_gaps
 from edgelm.structure.tagged_call import tagged_call
 from edgelm.structure.tool_formats import ToolFormat
 
@@ -242,12 +242,13 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
             f"The parameters of the tool {function['name']!r} are of type {kind!r}; arguments have names, so they are "
             "{'type': 'object', 'properties': ...}."
         )
+    strict = bool(function.get("strict"))
     try:
-        schema = close_gaps(given if function.get("strict") else close_objects(loosen(given)))
+        schema = close_gaps(given, strict=strict)
         schema["type"] = "object"
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)  # a small model makes up parameters where it may
-        schema.setdefault("x-guidance", JSON_STYLE if function.get("strict") else LENIENT)
+        schema.setdefault("x-guidance", JSON_STYLE if strict else LENIENT)
         json.dumps(schema, allow_nan=False)
         return schema
     except (TypeError, ValueError, RecursionError) as error:
