@@ -28,6 +28,7 @@ MAX_TOOLS = 128
 TOOL_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 
 PART = record({"type": TEXT, "text": TEXT, "refusal": TEXT}, required=("type",), open_ended=True)
+CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 # The kinds of parts that are text -> the field that has it.
 _TEXT_FIELDS: Mapping[str, str] = {**dict.fromkeys(("text", "input_text", "output_text"), "text"), "refusal": "refusal"}
 _TOOL_CALL = record(
@@ -42,7 +43,7 @@ _TOOL_CALL = record(
 _MESSAGE = record(
     {
         "role": choice("system", "developer", "user", "assistant", "tool"),
-        "content": {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]},
+        "content": CONTENT,
         "refusal": TEXT,  # in the place of a content
         "tool_calls": listing(_TOOL_CALL, most=MAX_TOOLS),
         "tool_call_id": TEXT,
@@ -139,6 +140,17 @@ def text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | Non
             )
         texts.append(text)
     return "".join(texts)
+
+
+def need(item: Mapping[str, Any], place: str, *names: str) -> None:
+    """Check that an item of a request has these fields; `place` is what the error names.
+
+    Raises:
+        ApiError: 400, one is missing.
+    """
+    for name in names:
+        if item.get(name) is None:
+            raise ApiError(400, f"{place}.{name} is missing.", param=f"{place}.{name}")
 
 
 def template_variables(

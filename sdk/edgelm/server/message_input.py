@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import MAX_MESSAGES, MAX_TOOLS, PART, TOOL_NAME, text_of
+from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TOOL_NAME, need, text_of
 from edgelm.server.sampling_fields import SAMPLING, STOPS
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
 
@@ -28,7 +28,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 # Longer than OpenAI's: programs write the name of an MCP server before that of its tool.
 _TOOL_NAME: Schema = {**TOOL_NAME, "maxLength": 128}
-_CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 _BLOCK = record(
     {
         "type": choice(*_NEEDS),
@@ -38,7 +37,7 @@ _BLOCK = record(
         "name": _TOOL_NAME,
         "input": ANY_OBJECT,
         "tool_use_id": TEXT,
-        "content": _CONTENT,
+        "content": CONTENT,
         "is_error": BOOLEAN,
     },
     required=("type",),
@@ -79,7 +78,7 @@ _COUNTED: dict[str, Schema] = {
         fewest=1,
         most=MAX_MESSAGES,
     ),
-    "system": _CONTENT,
+    "system": CONTENT,
     "tools": listing(_TOOL, most=MAX_TOOLS),
     "tool_choice": record(
         {"type": choice("auto", "any", "tool", "none"), "name": TEXT, "disable_parallel_tool_use": BOOLEAN},
@@ -129,7 +128,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     wanted = body.get("tool_choice") or {"type": "auto"}
     chat["tool_choice"] = {"any": "required"}.get(wanted["type"], wanted["type"])
     if wanted["type"] == "tool":
-        _need(wanted, "tool_choice", "name")
+        need(wanted, "tool_choice", "name")
         chat["tool_choice"] = {"type": "function", "function": {"name": wanted["name"]}}
     chat["parallel_tool_calls"] = not wanted.get("disable_parallel_tool_use")
     form = (body.get("output_config") or {}).get("format")
@@ -210,10 +209,4 @@ def _check(block: Mapping[str, Any], role: str, place: str) -> None:
             f"{place} is a block of type {block['type']!r}; with the role {role!r} go {', '.join(_BLOCKS[role])}.",
             param=place,
         )
-    _need(block, place, *_NEEDS[block["type"]])
-
-
-def _need(item: Mapping[str, Any], place: str, *names: str) -> None:
-    for name in names:
-        if item.get(name) is None:
-            raise ApiError(400, f"{place}.{name} is missing.", param=f"{place}.{name}")
+    need(block, place, *_NEEDS[block["type"]])

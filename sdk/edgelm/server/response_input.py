@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import MAX_MESSAGES, MAX_TOOLS, PART, TEMPLATE_VARIABLES, TOOL_NAME, text_of
+from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, need, text_of
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 
-_CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _ITEM = record(
     {
         "type": choice("message", "function_call", "function_call_output", "reasoning", "item_reference"),
         "role": choice("system", "developer", "user", "assistant"),
-        "content": _CONTENT,
+        "content": CONTENT,
         "call_id": TEXT,
         "name": TOOL_NAME,
         "namespace": TEXT,
         "arguments": TEXT,
-        "output": _CONTENT,
+        "output": CONTENT,
     },
     ignored=("id", "status", "summary", "encrypted_content", "phase"),
 )
@@ -164,7 +163,7 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     thought: dict[str, str] = {}  # before the item that comes
     for i, item in enumerate(given):
         kind, place = item.get("type") or "message", f"input[{i}]"
-        _need(item, place, *_NEEDS[kind])
+        need(item, place, *_NEEDS[kind])
         if kind == "item_reference":
             raise ApiError(
                 400,
@@ -218,9 +217,3 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "reasoning": (),
     "item_reference": (),
 }
-
-
-def _need(item: Mapping[str, Any], place: str, *names: str) -> None:
-    for name in names:
-        if item.get(name) is None:
-            raise ApiError(400, f"{place}.{name} is missing.", param=f"{place}.{name}")
