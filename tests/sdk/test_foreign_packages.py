@@ -236,7 +236,7 @@ def test_the_server_offers_a_foreign_package(optimum: Path) -> None:
 
     pool = ModelPool((str(optimum),), ServerOptions())
     assert list(pool.manifests()) == ["tiny-llama"]
-    assert pool.modified("tiny-llama") > 0
+    assert pool.package("tiny-llama").modified > 0
     assert pool.package("tiny-llama").config().hidden_size == 64
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +23,6 @@ from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 from edgelm.server.request_body import read_json
-from edgelm.server.request_target import in_origin_form
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
 
@@ -61,7 +61,7 @@ class ServerApp:
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
-        scope = in_origin_form(scope)
+        scope = _in_origin_form(scope)
         started = time.monotonic()
         status = 500
 
@@ -140,6 +140,23 @@ class ServerApp:
                 key=key,
             )
         )
+
+
+def _in_origin_form(scope: Scope) -> Scope:
+    """Return a request for a whole URL, as programs write it that are told of a proxy, as one for its path, with the
+    URL's host in the place of the Host header. Source: RFC 9112, section 3.2.2.
+    """
+    scheme, separator, rest = scope["raw_path"].partition(b"://")
+    if not separator or scheme.lower() != b"http":
+        return scope
+    authority, _, path = rest.partition(b"/")
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    return {
+        **scope,
+        "path": unquote("/" + path.decode("ascii")),
+        "raw_path": b"/" + path,
+        "headers": [(b"host", authority), *headers],
+    }
 
 
 def _methods_of_paths(rows: Sequence[Endpoint]) -> dict[str, list[str]]:

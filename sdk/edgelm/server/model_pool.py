@@ -231,14 +231,6 @@ class ModelPool:
                 return offer.digest
         return max(self.package(name).manifest.files, key=lambda entry: entry.size).sha256
 
-    def modified(self, name: str) -> float:
-        """Return when a model's package was written, in seconds since 1970.
-
-        Raises:
-            ApiError: 404, no model has that name.
-        """
-        return self.package(name).modified
-
     def loaded(self) -> list[LoadedModel]:
         """Return the models that are in memory, as far as their packages are what was loaded."""
         return [loaded for loaded in self._loaded.values() if not loaded.is_replaced]

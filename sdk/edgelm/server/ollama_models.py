@@ -104,8 +104,8 @@ def _resolve(call: Call) -> str:
 
 
 def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
-    modified = datetime.datetime.fromtimestamp(call.pool.modified(name), datetime.UTC)
-    tagged = f"{name}{TAG}"
+    package, tagged = call.pool.package(name), f"{name}{TAG}"
+    modified = datetime.datetime.fromtimestamp(package.modified, datetime.UTC)
     return {
         "name": tagged,
         "model": tagged,
@@ -117,7 +117,7 @@ def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
             "format": "onnx",
             "family": manifest.architecture,
             "families": [manifest.architecture],
-            "parameter_size": _in_millions(_parameters(call.pool.package(name))),
+            "parameter_size": _in_millions(_parameters(package)),
             "quantization_level": manifest.precision,
         },
     }

@@ -48,7 +48,7 @@ async def retrieve_model(call: Call) -> Response:
 
 
 def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
-    modified = int(call.pool.modified(name))
+    modified = int(call.pool.package(name).modified)
     return {
         "id": name,
         "object": "model",

@@ -11,40 +11,20 @@ from starlette.responses import Response
 from edgelm._version import __version__
 from edgelm.server.api_error import protocol_of
 from edgelm.server.endpoint import Call, Endpoint
-from edgelm.server.schema import Schema
+from edgelm.server.schema import TEXT, Schema
 from edgelm.server.sse import JsonAnswer
 
-_OPENAI_ERROR: Schema = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
+
+def _object(fields: Mapping[str, Schema]) -> Schema:
+    """Describe an object that has all of these fields."""
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 _ERRORS: Mapping[str, Schema] = {
-    "openai": _OPENAI_ERROR,
-    "ollama": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
-    "anthropic": {
-        "type": "object",
-        "properties": {
-            "type": {"type": "string"},
-            "error": {
-                "type": "object",
-                "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
-                "required": ["type", "message"],
-            },
-        },
-        "required": ["type", "error"],
-    },
+    "openai": _object({"error": _object({"message": TEXT, "type": TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL})}),
+    "ollama": _object({"error": TEXT}),
+    "anthropic": _object({"type": TEXT, "error": _object({"type": TEXT, "message": TEXT})}),
 }
 _STREAMS = {"/api/": "application/x-ndjson", "/v1/": "text/event-stream"}
 _REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
