@@ -72,7 +72,7 @@ class Call:
         return await self.pool.acquire(self.pool.resolve(name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Endpoint:
     """Answer one method of one path.
 
