@@ -59,7 +59,7 @@ async def deliver(
     """
     served = await call.model(model)
     with contextlib.ExitStack() as cleanup:
-        cleanup.callback(served.release)
+        cleanup.enter_context(served)
         if computing:
             async with served.scoring:
                 jobs, writer = await _prepared(call, prepare, served)
@@ -98,11 +98,8 @@ async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[J
         ApiError: the model is not here.
         EdgeLMError: what `prepare` has against the request.
     """
-    served = await call.model(model)
-    try:
+    with await call.model(model) as served:
         jobs = await asyncio.to_thread(prepare, served.model)
-    finally:
-        served.release()
     return sum(len(job.prompt_ids) for job in jobs)
 
 

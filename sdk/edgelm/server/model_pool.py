@@ -70,8 +70,14 @@ class LoadedModel:
         """Whether its package or an adapter is gone, or another one in its place."""
         return any(_state(path) != state for path, state in self.made_of.items())
 
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
-        """End one use of the model."""
+        """End one use of the model, as a `with` block does at its end."""
         self.users -= 1
         self.last_used = time.monotonic()
 

@@ -22,7 +22,9 @@ def _object(fields: Mapping[str, Schema]) -> Schema:
 
 _TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 _ERRORS: Mapping[str, Schema] = {
-    "openai": _object({"error": _object({"message": TEXT, "type": TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL})}),
+    "openai": _object(
+        {"error": _object({"message": TEXT, "type": TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL})}
+    ),
     "ollama": _object({"error": TEXT}),
     "anthropic": _object({"type": TEXT, "error": _object({"type": TEXT, "message": TEXT})}),
 }

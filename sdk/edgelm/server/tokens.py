@@ -32,8 +32,7 @@ DETOKENIZE = record({"model": TEXT, "tokens": listing(whole(0), most=MAX_TOKENS)
 async def tokenize(call: Call) -> Response:
     """Encode a text, or a conversation up to where its answer begins."""
     body = call.body
-    served = await call.model(body.get("model"))
-    try:
+    with await call.model(body.get("model")) as served:
         model = served.model
 
         def answer() -> JsonAnswer:
@@ -48,14 +47,11 @@ async def tokenize(call: Call) -> Response:
             return JsonAnswer(counted)
 
         return await asyncio.to_thread(answer)
-    finally:
-        served.release()
 
 
 async def detokenize(call: Call) -> Response:
     """Decode token ids; control tokens are written out."""
-    served = await call.model(call.body.get("model"))
-    try:
+    with await call.model(call.body.get("model")) as served:
         tokenizer = served.model.tokenizer
         for id_ in call.body["tokens"]:
             if id_ >= served.model.config.vocab_size:
@@ -64,14 +60,11 @@ async def detokenize(call: Call) -> Response:
                 )
         text = await asyncio.to_thread(tokenizer.decode, call.body["tokens"], skip_control_tokens=False)
         return JsonAnswer({"prompt": text})
-    finally:
-        served.release()
 
 
 async def tokenizer_info(call: Call) -> Response:
     """Describe the tokenizer; the query parameter `model` names the model where there are several."""
-    served = await call.model(call.request.query_params.get("model"))
-    try:
+    with await call.model(call.request.query_params.get("model")) as served:
         model = served.model
         config, tokenizer = model.config, model.tokenizer
 
@@ -93,5 +86,3 @@ async def tokenizer_info(call: Call) -> Response:
                 "max_model_len": model.context_length,
             }
         )
-    finally:
-        served.release()
