@@ -32,68 +32,43 @@ def _number(name: str) -> click.ParamType[Any]:
     return number
 
 
-context_shift_option = click.option(
-    "--context-shift",
-    type=_number("context_shift"),
-    metavar="N",
-    help="Where the context is full, go on with the first N tokens (or the system message) and the newest half.",
+def _option(name: str, help_: str, **attributes: Any) -> Callable[..., Any]:
+    """Return the option for a field of GenerationConfig that is a number."""
+    metavar = "N" if name in WHOLE else "F"
+    return click.option(f"--{name.replace('_', '-')}", type=_number(name), metavar=metavar, help=help_, **attributes)
+
+
+context_shift_option = _option(
+    "context_shift",
+    "Where the context is full, go on with the first N tokens (or the system message) and the newest half.",
 )
-_OPTIONS = (
-    click.option(
-        "--max-new-tokens",
-        type=_number("max_new_tokens"),
-        metavar="N",
-        default=MAX_NEW_TOKENS,
-        show_default=True,
-        help="Stop after this many tokens.",
+# The options of GenerationConfig that are numbers, and what the help says of each.
+_NUMBERS = {
+    "temperature": "0 takes the likeliest token; 1 samples freely.",
+    "top_k": "Sample among the N likeliest tokens; 0: all.",
+    "top_p": "Sample among the likeliest that make up this probability.",
+    "min_p": "Drop tokens below this share of the likeliest one's.",
+    "repetition_penalty": "Above 1: fewer of the tokens that were there already.",
+    "presence_penalty": "The same by subtraction, once for each token.",
+    "frequency_penalty": "The same for each time that it was there.",
+    "seed": "The same seed gives the same answer.",
+    "num_beams": "Search for the likeliest answer, N beginnings at a time.",
+}
+_OPTIONS = {
+    "max_new_tokens": _option(
+        "max_new_tokens", "Stop after this many tokens.", default=MAX_NEW_TOKENS, show_default=True
     ),
-    click.option(
-        "--temperature", type=_number("temperature"), metavar="F", help="0 takes the likeliest token; 1 samples freely."
+    **{name: _option(name, help_) for name, help_ in _NUMBERS.items()},
+    "stop": click.option(
+        "--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."
     ),
-    click.option("--top-k", type=_number("top_k"), metavar="N", help="Sample among the N likeliest tokens; 0: all."),
-    click.option(
-        "--top-p", type=_number("top_p"), metavar="F", help="Sample among the likeliest that make up this probability."
-    ),
-    click.option(
-        "--min-p", type=_number("min_p"), metavar="F", help="Drop tokens below this share of the likeliest one's."
-    ),
-    click.option(
-        "--repetition-penalty",
-        type=_number("repetition_penalty"),
-        metavar="F",
-        help="Above 1: fewer of the tokens that were there already.",
-    ),
-    click.option(
-        "--presence-penalty",
-        type=_number("presence_penalty"),
-        metavar="F",
-        help="The same by subtraction, once for each token.",
-    ),
-    click.option(
-        "--frequency-penalty",
-        type=_number("frequency_penalty"),
-        metavar="F",
-        help="The same for each time that it was there.",
-    ),
-    click.option("--seed", type=_number("seed"), metavar="N", help="The same seed gives the same answer."),
-    click.option(
-        "--num-beams",
-        type=_number("num_beams"),
-        metavar="N",
-        help="Search for the likeliest answer, N beginnings at a time.",
-    ),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
-    context_shift_option,
-    click.option(
+    "context_shift": context_shift_option,
+    "speculation": click.option(
         "--speculation",
         metavar="HOW",
         help=f"Guess tokens ahead where that is faster: {PROMPT_LOOKUP}, or a small model with the same tokenizer.",
     ),
-)
-_NAMES = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "num_beams", "stop", "context_shift", "speculation",
-)  # fmt: skip
+}
 
 threads_option = click.option(
     "--threads",
@@ -136,7 +111,7 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_settings(*positional: Any, **named: Any) -> None:
-        given = {name: named.pop(name) for name in _NAMES}
+        given = {name: named.pop(name) for name in _OPTIONS}
         settings = {name: value for name, value in given.items() if value not in (None, ())}
         if settings.get("num_beams", 1) > 1:
             settings.setdefault("temperature", 0.0)  # the model's author gave theirs for sampling
@@ -151,7 +126,7 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
             GenerationConfig(**settings)
         command(*positional, **named, settings=settings)
 
-    for option in reversed(_OPTIONS):
+    for option in reversed(_OPTIONS.values()):
         with_settings = option(with_settings)
     return with_settings
 
