@@ -96,7 +96,9 @@ def measure(
     """
     report = progress or (lambda *_: None)
     report("Loading", 0, 1)
-    model, seconds = _timed_load(folder, options)
+    started = time.perf_counter()
+    model = load(folder, options)
+    seconds = time.perf_counter() - started
     if model.config.encoder is not None:
         raise ConfigError(f"{model.name} has an encoder; what is measured is how models continue one text.")
     needed = PROMPT_TOKENS + NEW_TOKENS
@@ -124,12 +126,6 @@ def measure(
         ),
         peak_memory=peak,
     )
-
-
-def _timed_load(folder: str | Path, options: SessionOptions | None) -> tuple[LanguageModel, float]:
-    started = time.perf_counter()
-    model = load(folder, options)
-    return model, time.perf_counter() - started
 
 
 def _random_prompts(model: LanguageModel, seed: int) -> list[list[int]]:

@@ -95,8 +95,5 @@ def _draw(report: SpeedReport, output: Path) -> None:
         bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
     others = [rate for rate in report.rates if rate.unit == "tokens/s" and rate not in answers]
     title = f"{one_line(report.name)}, {one_line(report.precision)}, {_threads(report)}: tokens a second"
-    panels = [Panel(title=title, bars=bars)]
-    panels += [
-        Panel(title="", bars=[Bar(label=rate.name, value=rate.median, is_ours=True) for rate in others]),
-    ]
-    atomic.write_text(output, draw(panels))
+    below = [Bar(label=rate.name, value=rate.median, is_ours=True) for rate in others]
+    atomic.write_text(output, draw([Panel(title=title, bars=bars), Panel(title="", bars=below)]))

@@ -104,14 +104,6 @@ def suggestions(typed: str) -> Iterator[Suggestion]:
             yield Suggestion(text=text, replaces=len(argument))
 
 
-def _sessions_typed(_argument: str) -> Iterable[str]:
-    return SavedSessions().names()
-
-
-def _packages_typed(_argument: str) -> Iterable[str]:
-    return Library().packages()
-
-
 def _paths_typed(argument: str) -> Iterable[str]:
     """List the folder that is typed, in the words it is typed in."""
     folder, slash, begun = argument.rpartition("/")
@@ -378,13 +370,11 @@ COMMANDS = {
     "/retry": SlashCommand(run=_retry, help="answer the last question once more"),
     "/edit": SlashCommand(run=_edit, argument="[NUMBER]", help="change your last message, or one by its number"),
     "/file": SlashCommand(
-        run=_file, argument="[PATH]", help="add a text file to the next message", arguments=_paths_typed
+        run=_file, argument="[PATH]", help="add a text file to the next message", arguments=_paths_typed,
     ),
     "/model": SlashCommand(
-        run=_model,
-        argument="[NAME]",
-        help="go on with another model, or list them",
-        arguments=_packages_typed,
+        run=_model, argument="[NAME]", help="go on with another model, or list them",
+        arguments=lambda _: Library().packages(),
     ),
     "/system": SlashCommand(
         run=_system, argument="[TEXT]", help="set or show how the model is to behave; null: nothing"
@@ -394,10 +384,8 @@ COMMANDS = {
     ),
     "/sessions": SlashCommand(run=_sessions, help="list the conversations that are kept"),
     "/resume": SlashCommand(
-        run=_resume,
-        argument="[NAME]",
-        help="go on with the last of them, or one by name",
-        arguments=_sessions_typed,
+        run=_resume, argument="[NAME]", help="go on with the last of them, or one by name",
+        arguments=lambda _: SavedSessions().names(),
     ),
     "/save": SlashCommand(run=_save, argument="FILE", help="write the conversation to a file", arguments=_paths_typed),
     "/load": SlashCommand(
@@ -406,5 +394,5 @@ COMMANDS = {
     "/tokens": SlashCommand(run=_tokens, help="count the tokens of each message"),
     "/stats": SlashCommand(run=_stats, help="show the context used and the speed"),
     "/bye": SlashCommand(run=_bye, help="leave"),
-}
+}  # fmt: skip
 ALIASES = {"/regenerate": "/retry", "/exit": "/bye", "/quit": "/bye", "/?": "/help"}

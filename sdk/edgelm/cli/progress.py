@@ -68,11 +68,6 @@ class ProgressLine:
             self._bar = None
 
 
-@contextlib.contextmanager
-def progress_line() -> Iterator[ProgressLine]:
-    """Yield what draws the progress of the block."""
-    line = ProgressLine()
-    try:
-        yield line
-    finally:
-        line.close()
+def progress_line() -> contextlib.AbstractContextManager[ProgressLine]:
+    """Return what draws the progress of a block."""
+    return contextlib.closing(ProgressLine())
