@@ -1,9 +1,10 @@
 """Arguments as people guess them: settings that may be left out, lists that are none, numbers of numpy's, words for
-true and false, paths.
+true and false, paths, names that are misspelt.
 """
 
 from __future__ import annotations
 
+import difflib
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -81,6 +82,15 @@ def as_path(path: str | Path) -> Path:
     except (TypeError, ValueError, RuntimeError) as error:
         shown, reason = str(path) if isinstance(path, Path) else path, str(error).rstrip(".")
         raise ConfigError(f"{reprlib.repr(shown)} is no path: {reason}.") from error
+
+
+def did_you_mean(given: str, known: Iterable[str], *, most: int = 2, alike: float = 0.6) -> str:
+    """Return the question whether one of the names that there are was meant, with a space before it; "": none is near.
+
+    alike: how alike two names must be, from 0 to 1.
+    """
+    close = difflib.get_close_matches(given, list(known), n=most, cutoff=alike)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def check_boolean(name: str, value: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import itertools
 import json
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm.arguments import as_path
+from edgelm.arguments import as_path, did_you_mean
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic
@@ -34,7 +33,7 @@ _KINDS: dict[str, Any] = {
 }  # fmt: skip
 _MAX_BYTES = 1 << 28  # of a conversation
 _NAMING_WORDS, _NAMING_LENGTH = 6, 40
-_NAMED, _CLOSE = 10, 0.6  # of the sessions that there are, how many an error names, and how alike what was meant is
+_NAMED = 10  # of the sessions that there are, how many an error names
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
@@ -163,8 +162,7 @@ class SavedSessions:
             is_there = folder.is_dir()
         if not is_there:
             names = self.names()
-            close = difflib.get_close_matches(name, names, n=2, cutoff=_CLOSE)
-            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            meant = did_you_mean(name, names)
             saved = ", ".join(names[:_NAMED]) or "none"
             more = f", and {len(names) - _NAMED} more (edgelm cache lists them)" if len(names) > _NAMED else ""
             raise ConfigError(f"There is no saved session {name!r}.{meant} Saved: {saved}{more}.")

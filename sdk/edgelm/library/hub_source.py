@@ -116,7 +116,8 @@ class HubSource:
             ConfigError: the file with the token cannot be read, or a package has another precision than is wanted.
         """
         token = hub_token(options.token_file)
-        info = self._info(token)
+        info = listing(self.repo, self.revision, token, self._advice()[403])
+        self._refuse_odd_listing(info)
         # Its import takes a quarter of a second, and most commands never need it.
         from huggingface_hub import ModelCardData, hf_hub_url
 
@@ -132,10 +133,11 @@ class HubSource:
         def bring(paths: Sequence[str], package_of: int) -> None:
             self._refuse_odd_names(paths)
             remotes = {
-                folder / _place(path): _remote_file(
+                folder / _place(path): RemoteFile(
                     url=hf_hub_url(self.repo, path, revision=info.sha),
+                    size=files[path].size,
+                    sha256=_sha256_of(files[path]),
                     headers={"Authorization": f"Bearer {token}"} if token else {},
-                    sibling=files[path],
                     advice=self._advice(),
                 )
                 for path in paths
@@ -167,17 +169,12 @@ class HubSource:
             "revision": info.sha,
         }
 
-    def _info(self, token: str | None) -> ModelInfo:
-        info = listing(self.repo, self.revision, token, self._advice()[403])
-        self._refuse_odd_listing(info)
-        return info
-
     def _refuse_odd_listing(self, info: ModelInfo) -> None:
         """Refuse what is no commit and no file: the listing is whatever came."""
         if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
             raise DownloadError(f"The hub gives {self.repo} the revision {info.sha!r:.80}, which is not a commit.")
         for sibling in info.siblings or ():
-            size, sha256 = sibling.size, sibling.lfs.sha256 if sibling.lfs is not None else None
+            size, sha256 = sibling.size, _sha256_of(sibling)
             if (
                 not isinstance(sibling.rfilename, str)
                 or not (size is None or (type(size) is int and 0 <= size <= _MOST_BYTES))
@@ -258,14 +255,8 @@ def _place(path: str) -> str:
     return path if folder == _NAMED_TEMPLATES and name.endswith(".jinja") and "\\" not in name else name
 
 
-def _remote_file(url: str, headers: Mapping[str, str], sibling: RepoSibling, advice: Mapping[int, str]) -> RemoteFile:
-    return RemoteFile(
-        url=url,
-        size=sibling.size,
-        sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
-        headers=headers,
-        advice=advice,
-    )
+def _sha256_of(sibling: RepoSibling) -> str | None:
+    return None if sibling.lfs is None else sibling.lfs.sha256
 
 
 def _what_else(repo: str, paths: Sequence[str]) -> str:

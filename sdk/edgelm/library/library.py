@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import functools
 import math
@@ -13,6 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgelm.arguments import did_you_mean
 from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9_+-])?")
 # What Ollama puts behind a name that has no tag; a name here never has one.
 TAG = ":latest"
 # How alike two names must be for one to be suggested for the other: "smollm" still finds smollm2-135m-instruct.
-_CLOSE = 0.4
+ALIKE = 0.4
 
 
 class Library:
@@ -326,11 +326,10 @@ class Library:
         if not present:
             there = {other for kind in _removed_kinds(source_only) for other in self._names(kind)}
             names = sorted(there if source_only else {*there, *self.aliases()})
-            close = difflib.get_close_matches(name, names, n=2, cutoff=_CLOSE)
             raise ModelNotFoundError(
-                f"There is no {'source of' if source_only else 'model'} {name!r} to remove. "
-                + (f"Did you mean {' or '.join(close)}? " if close else "")
-                + f"{'With a source' if source_only else 'In the library'}: {', '.join(names) or 'none'}."
+                f"There is no {'source of' if source_only else 'model'} {name!r} to remove."
+                f"{did_you_mean(name, names, alike=ALIKE)} "
+                f"{'With a source' if source_only else 'In the library'}: {', '.join(names) or 'none'}."
             )
         return present
 
@@ -383,13 +382,10 @@ class Library:
         name = self.resolve(wanted)
         message = f"There is no model {name!r}" + (f", which {wanted!r} is an alias of." if name != wanted else ".")
         known = {*self.packages(), *self.sources(), *self.aliases(), *CATALOGUE} - {wanted}
-        close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=_CLOSE)
         if name in CATALOGUE:
             here = self._what_is_here() if self.packages() else f"No package is in the library {self.root}."
             return f"{message} {here} To fetch it: edgelm pull {name}"
-        if close:
-            message += f" Did you mean {' or '.join(close)}?"
-        return f"{message} {self._what_is_here()}"
+        return f"{message}{did_you_mean(name, sorted(known), alike=ALIKE)} {self._what_is_here()}"
 
     def _instead_of(self, path: str) -> str:
         """Say what is here, or how to fetch what has the form of a repository's name: one command, not two."""

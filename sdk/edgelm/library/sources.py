@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgelm.arguments import did_you_mean
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_json_object
@@ -19,14 +19,13 @@ from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_address import as_reference
 from edgelm.library.hub_source import HUB_PREFIX, HubSource
 from edgelm.library.known_source import KnownSource
-from edgelm.library.library import Library, check_name, reading_path
+from edgelm.library.library import ALIKE, Library, check_name, reading_path
 from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 from edgelm.shell_word import shell_word
 
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
 _FACTS = ("repository", "revision", "package", "version", "license")  # of them, what a manifest passes on
-_CLOSE = 0.4  # as in the library
 
 
 class Source(Protocol):
@@ -65,10 +64,9 @@ def resolve(reference: str) -> Source:
             f"{reference!r} is on this machine already. Make a package of it: edgelm export {shell_word(reference)}"
         )
     on_hub = as_reference(reference)
-    close = [on_hub] if on_hub else difflib.get_close_matches(reference, CATALOGUE, n=2, cutoff=_CLOSE)
-    meant = f"Did you mean {' or '.join(close)}? " if close else ""
+    meant = f" Did you mean {on_hub}?" if on_hub else did_you_mean(reference, CATALOGUE, alike=ALIKE)
     raise ModelNotFoundError(
-        f"No model {reference!r} is known. {meant}Known by name: {', '.join(CATALOGUE)}. "
+        f"No model {reference!r} is known.{meant} Known by name: {', '.join(CATALOGUE)}. "
         f"Any other comes from the hub: edgelm pull {HUB_PREFIX}ORG/REPO"
     )
 

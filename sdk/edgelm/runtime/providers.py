@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgelm.arguments import did_you_mean
 from edgelm.errors import ProviderError
 
 CPU = "cpu"
@@ -112,7 +112,6 @@ def provider_named(name: str) -> Provider:
         ProviderError: there is none of that name.
     """
     if not isinstance(name, str) or name not in PROVIDERS:  # ONNX Runtime takes a list of them, which has no hash
-        close = difflib.get_close_matches(str(name).lower(), PROVIDERS, n=1)
-        meant = f" Did you mean {close[0]}?" if close else ""
+        meant = did_you_mean(str(name).lower(), PROVIDERS, most=1)
         raise ProviderError(f"There is no execution provider {name!r}.{meant} There are: {', '.join(PROVIDERS)}.")
     return PROVIDERS[name]
