@@ -66,53 +66,32 @@ if TYPE_CHECKING:
 
 # Imported at first use: some bring numpy, tokenizers and ONNX Runtime with them, and a command that Ctrl-C ends in its
 # first moments has to be past this file by then (edgelm/cli/start.py).
-_LAZY = {
-    "ChatSession": "edgelm.chat_session",
-    "ChatTemplateError": "edgelm.errors",
-    "CheckpointError": "edgelm.errors",
-    "Chunk": "edgelm.completion",
-    "Completion": "edgelm.completion",
-    "ConfigError": "edgelm.errors",
-    "Constraint": "edgelm.structure.constraint",
-    "ContextLengthError": "edgelm.errors",
-    "DataError": "edgelm.errors",
-    "DownloadError": "edgelm.errors",
-    "EdgeLMError": "edgelm.errors",
-    "Engine": "edgelm.batching.engine",
-    "EngineOptions": "edgelm.batching.engine",
-    "EngineStats": "edgelm.batching.engine",
-    "ExportError": "edgelm.errors",
-    "FinishReason": "edgelm.completion",
-    "Generation": "edgelm.batching.generation",
-    "GenerationConfig": "edgelm.generation_config",
-    "KVCache": "edgelm.memory.kv_cache",
-    "LanguageModel": "edgelm.language_model",
-    "Message": "edgelm.completion",
-    "MissingExtraError": "edgelm.errors",
-    "ModelConfig": "edgelm.config",
-    "ModelNotFoundError": "edgelm.errors",
-    "OutOfMemoryError": "edgelm.errors",
-    "PackageError": "edgelm.errors",
-    "PrefixCache": "edgelm.memory.prefix_cache",
-    "ProviderError": "edgelm.errors",
-    "QueueFullError": "edgelm.errors",
-    "SavedSession": "edgelm.saved_session",
-    "SavedSessions": "edgelm.saved_session",
-    "Scores": "edgelm.completion",
-    "SessionOptions": "edgelm.runtime.session_options",
-    "Timings": "edgelm.completion",
-    "TokenLogprob": "edgelm.completion",
-    "Tokenizer": "edgelm.text.tokenizer",
-    "TokenizerError": "edgelm.errors",
-    "ToolCall": "edgelm.completion",
-    "ToolCallDelta": "edgelm.completion",
-    "TrainingError": "edgelm.errors",
-    "UploadError": "edgelm.errors",
-    "Usage": "edgelm.completion",
-    "VerificationError": "edgelm.errors",
-    "join": "edgelm.decoding.answer",
-    "load": "edgelm.loading",
-}
+_NAMES = {
+    "edgelm.batching.engine": ("Engine", "EngineOptions", "EngineStats"),
+    "edgelm.batching.generation": ("Generation",),
+    "edgelm.chat_session": ("ChatSession",),
+    "edgelm.completion": (
+        "Chunk", "Completion", "FinishReason", "Message", "Scores", "Timings", "TokenLogprob", "ToolCall",
+        "ToolCallDelta", "Usage",
+    ),
+    "edgelm.config": ("ModelConfig",),
+    "edgelm.decoding.answer": ("join",),
+    "edgelm.errors": (
+        "ChatTemplateError", "CheckpointError", "ConfigError", "ContextLengthError", "DataError", "DownloadError",
+        "EdgeLMError", "ExportError", "MissingExtraError", "ModelNotFoundError", "OutOfMemoryError", "PackageError",
+        "ProviderError", "QueueFullError", "TokenizerError", "TrainingError", "UploadError", "VerificationError",
+    ),
+    "edgelm.generation_config": ("GenerationConfig",),
+    "edgelm.language_model": ("LanguageModel",),
+    "edgelm.loading": ("load",),
+    "edgelm.memory.kv_cache": ("KVCache",),
+    "edgelm.memory.prefix_cache": ("PrefixCache",),
+    "edgelm.runtime.session_options": ("SessionOptions",),
+    "edgelm.saved_session": ("SavedSession", "SavedSessions"),
+    "edgelm.structure.constraint": ("Constraint",),
+    "edgelm.text.tokenizer": ("Tokenizer",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ChatSession",
@@ -165,8 +144,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
 
 
