@@ -7,16 +7,9 @@ import re
 from typing import Any
 
 from edgelm.package.manifest import Manifest, Quality
-from edgelm.package.spdx import spdx_identifier
+from edgelm.package.spdx import HUB_LICENSES, spdx_identifier
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# SPDX's word -> the hub's, where the hub's is not simply the identifier in lower case.
-_HUB_LICENSES = {
-    "AGPL-3.0-only": "agpl-3.0",
-    "GPL-2.0-only": "gpl-2.0",
-    "GPL-3.0-only": "gpl-3.0",
-    "LGPL-3.0-only": "lgpl-3.0",
-}
 # The hub's own words for licences of models.
 _MODEL_LICENSES = ("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
 
@@ -80,7 +73,7 @@ def base_model(manifest: Manifest) -> str | None:
 def _license_fields(license_: str | None) -> dict[str, str]:
     if license_ is None:
         return {}
-    word = _HUB_LICENSES.get(license_, license_.lower())
+    word = HUB_LICENSES.get(license_, license_.lower())
     if spdx_identifier(license_) or word in _MODEL_LICENSES:
         return {"license": word}
     return {"license": "other", "license_name": license_}
