@@ -38,10 +38,10 @@ def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool
     if scaling.rope_type == "llama3":
         return _llama3(frequencies, scaling), 1.0
     if scaling.rope_type == "yarn":
-        return _yarn(frequencies, config.rope_theta, scaling), _yarn_attention_factor(scaling)
+        return _yarn(frequencies, config.rope_theta, scaling), _attention_factor(scaling)
     if scaling.rope_type == "longrope":
         factors = np.array(scaling.long_factor if long else scaling.short_factor, np.float32)
-        return np.float32(1.0) / (factors * powers), _longrope_attention_factor(scaling)
+        return np.float32(1.0) / (factors * powers), _attention_factor(scaling)
     return frequencies, 1.0
 
 
@@ -95,17 +95,14 @@ def _yarn(frequencies: Float32Array, theta: float, scaling: RopeScaling) -> Floa
     return slowed * frequencies / np.float32(scaling.factor) + (1 - slowed) * frequencies
 
 
-def _yarn_attention_factor(scaling: RopeScaling) -> float:
-    """Sharpen attention over a longer context: cos and sin grow, so logits grow by the square (ibid., 3.4)."""
+def _attention_factor(scaling: RopeScaling) -> float:
+    """Sharpen attention over a longer context, at any length of the text: cos and sin grow, so logits grow by the
+    square (YaRN: arXiv:2309.00071, 3.4; LongRoPE: arXiv:2402.13753, 3.3).
+    """
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0
-
-
-def _longrope_attention_factor(scaling: RopeScaling) -> float:
-    """Sharpen attention as the context grows (arXiv:2402.13753, 3.3), at any length of the text."""
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
+    if scaling.rope_type == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1.0
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
 
 

@@ -37,9 +37,6 @@ class Pagemap:
 
     def own(self, start: int, end: int) -> Pages:
         """Tell which pages between two addresses hold something of this process's own, not what a file has."""
-        flags_P = self._flags(start, end)
-        return np.asarray((flags_P & (_PRESENT | _SWAPPED) != 0) & (flags_P & _OF_A_FILE == 0))
-
-    def _flags(self, start: int, end: int) -> NDArray[np.uint64]:
         self._file.seek(start // mmap.PAGESIZE * _ENTRY.itemsize)
-        return np.frombuffer(self._file.read((end - start) // mmap.PAGESIZE * _ENTRY.itemsize), _ENTRY)
+        flags_P = np.frombuffer(self._file.read((end - start) // mmap.PAGESIZE * _ENTRY.itemsize), _ENTRY)
+        return np.asarray((flags_P & (_PRESENT | _SWAPPED) != 0) & (flags_P & _OF_A_FILE == 0))

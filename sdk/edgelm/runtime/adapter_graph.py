@@ -130,12 +130,7 @@ def _shared(products: Mapping[str, int]) -> list[bytes]:
     return [
         *gates,
         _node("Shape", ["input_ids"], "adapters.rows"),
-        _node(
-            "Concat",
-            ["adapters.rows", "adapters.rest"],
-            _SHAPE,
-            attributes=_attribute("axis", number_field(3, 0), _INT),
-        ),
+        _node("Concat", ["adapters.rows", "adapters.rest"], _SHAPE, attributes=_integer("axis", 0)),
         _constant("adapters.rest", [-1]),
         _constant(_FIRST_AXIS, [0]),
         *(
@@ -150,15 +145,12 @@ def _adapted(product: str, hidden: str, width: int) -> list[bytes]:
     a, b = matrix_names(product)
     names = ("lora_blocks", "lora_sums", "lora_sum", "lora_thin", "lora_gated", "lora_output")
     blocks, sums, total, thin, gated, learned = (f"{product}.{name}" for name in names)
-    on_blocks = b"".join(
-        _attribute(name, number_field(3, 1), _INT) for name in ("transB", "transBatchA", "transBatchB")
-    )
+    on_blocks = b"".join(_integer(name, 1) for name in ("transB", "transBatchA", "transBatchB"))
     factor = _attribute("alpha", bytes([2 << 3 | FIXED32]) + struct.pack("<f", FACTOR), _FLOAT)
-    dropped = _integer("keepdims", 0)
     return [
         _node("Reshape", [hidden, _blocks_of(width)], blocks),
         _node("FusedMatMul", [blocks, a], sums, "com.microsoft", factor + on_blocks),  # [G, B T, C]
-        _node("ReduceSum", [sums, _FIRST_AXIS], total, attributes=dropped),
+        _node("ReduceSum", [sums, _FIRST_AXIS], total, attributes=_integer("keepdims", 0)),
         _node("Reshape", [total, _SHAPE], thin),
         _node("Mul", [thin, _gate_of(product)], gated),
         _node("FusedMatMul", [gated, b], learned, "com.microsoft", factor),

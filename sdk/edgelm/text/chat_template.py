@@ -217,7 +217,8 @@ def check_conversation(messages: object) -> None:
     """Check that a conversation is a list of messages.
 
     Raises:
-        ChatTemplateError: it is no list, has no messages, or one of them is none.
+        ChatTemplateError: it is no list, has no messages, or one of them is none: it is no mapping with a role, or is
+            the user's or the system's and has no content.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise ChatTemplateError(
@@ -226,19 +227,9 @@ def check_conversation(messages: object) -> None:
     if not messages:
         raise ChatTemplateError("The conversation is empty; give at least one message.")
     for i, message in enumerate(messages):
-        check_message(message, f"messages[{i}]")
-
-
-def check_message(message: object, place: str) -> None:
-    """Check that a message is one; `place` is what the error names.
-
-    Raises:
-        ChatTemplateError: it is no mapping with a role, or is the user's or the system's and has no content.
-    """
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise no_message(message, place)
-    if message["role"] in ("system", "user") and message.get("content") is None:
-        raise no_message(message, place)
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or (role in ("system", "user") and message.get("content") is None):
+            raise no_message(message, f"messages[{i}]")
 
 
 def no_message(value: object, place: str) -> ChatTemplateError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2.utils import Namespace
 
@@ -75,11 +75,9 @@ def spend(units: int) -> None:
     budget = _budget.get()
     budget.left -= units
     if budget.left < 0:
-        _exceed()
-
-
-def _exceed() -> NoReturn:
-    raise BudgetExceededError("it takes more steps, or makes longer texts, than any conversation of this size needs")
+        raise BudgetExceededError(
+            "it takes more steps, or makes longer texts, than any conversation of this size needs"
+        )
 
 
 def weigh(value: object, most: int) -> int:
