@@ -146,15 +146,14 @@ def _gemma(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _gemma3(config: ModelConfig) -> dict[str, Any]:
-    return {**_gemma(config), "rope_local_base_freq": config.rope_local_theta}
+def _is_scaled_as_gemma(config: ModelConfig) -> bool:
+    return config.embedding_multiplier == config.hidden_size**0.5 and config.attention_multiplier == 1.0
 
 
 def _is_gemma4(config: ModelConfig) -> bool:
-    is_scaled = config.embedding_multiplier == config.hidden_size**0.5 and config.attention_multiplier == 1.0
     rotates = config.rope_local_theta is not None and config.rope_scaling.rope_type in ("default", "proportional")
     ends_globally = bool(config.layer_types) and config.layer_types[-1] == "full_attention"
-    return _one_switch(config) and is_scaled and rotates and ends_globally
+    return _one_switch(config) and _is_scaled_as_gemma(config) and rotates and ends_globally
 
 
 def _gemma4(config: ModelConfig) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def _gemma4(config: ModelConfig) -> dict[str, Any]:
 
 
 def _is_gemma3n(config: ModelConfig) -> bool:
-    is_scaled = config.embedding_multiplier == config.hidden_size**0.5 and config.attention_multiplier == 1.0
+    is_scaled = _is_scaled_as_gemma(config)
     has_parts = config.altup_num_inputs > 1 and config.laurel_rank > 0
     rotates = config.rope_local_theta is not None and bool(config.layer_types)
     return _one_switch(config) and _heads_divide(config) and is_scaled and rotates and has_parts
@@ -207,15 +206,6 @@ def _turns_in_windows(config: ModelConfig) -> bool:
     """Tell whether every layer turns its heads where none has a window, and else those that have one."""
     kinds = enumerate(_layer_types(config)) if config.sliding_window is not None else ()
     return config.layers_without_rope == tuple(layer for layer, kind in kinds if kind == "full_attention")
-
-
-def _stablelm(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "layer_norm_eps": config.norm_eps,
-        "use_qkv_bias": config.attention_bias,
-        "use_parallel_residual": config.parallel_residual,
-        "partial_rotary_factor": config.partial_rotary_factor,
-    }
 
 
 def _expert_keys(config: ModelConfig) -> dict[str, Any]:
@@ -271,12 +261,17 @@ def _shared_expert_keys(config: ModelConfig) -> dict[str, Any]:
 
 _OLMO2 = {"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection"}
 _GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
-_GEMMA_FREE = _WINDOWS | {
-    "embedding_multiplier",
-    "attention_multiplier",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-}
+_GEMMA_FREE = _WINDOWS | {"embedding_multiplier", "attention_multiplier", "final_logit_softcapping"}
+# transformers reads the soft-cap of attention in Gemma 3, and has no effect of it.
+_GEMMA3_FREE = _GEMMA_FREE | _OF_ATTENTION | {"rope_local_theta"}
+_GEMMA3N_FREE = _GEMMA3_FREE | {
+    "activation_sparsity_pattern", "num_kv_shared_layers", "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input", "altup_num_inputs", "laurel_rank",
+}  # fmt: skip
+_GEMMA4_FREE = _GEMMA3_FREE | {
+    "global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers",
+    "hidden_size_per_layer_input", "use_double_wide_mlp",
+}  # fmt: skip
 
 # transformers' model_type -> the features that the family has beyond those of all.
 FAMILIES: dict[str, Family] = {
@@ -306,7 +301,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(
         architecture="Qwen3MoeForCausalLM",
         fixed={"qk_norm": True},
-        free=_EXPERTS | {"layers_without_experts", "sliding_window", "attention_bias", "attention_output_bias"},
+        free=_EXPERTS | _OF_ATTENTION | {"layers_without_experts", "sliding_window"},
         fits=lambda c: _one_switch(c) and c.num_experts > 0,
         keys=_qwen3_moe,
     ),
@@ -378,7 +373,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": Family(
         architecture="Olmo3ForCausalLM",
         fixed=_OLMO2,
-        free=_WINDOWS | {"rope_local_theta", "attention_bias", "attention_output_bias"},
+        free=_WINDOWS | _OF_ATTENTION | {"rope_local_theta"},
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.rope_local_theta is not None,
         keys=_olmo3,
     ),
@@ -414,23 +409,22 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family(
         architecture="GemmaForCausalLM",
         fixed={"norm": "rms_offset"},
-        free=frozenset({"embedding_multiplier", "attention_bias", "attention_output_bias"}),
+        free=_OF_ATTENTION | {"embedding_multiplier"},
         fits=lambda c: _one_switch(c) and _heads_divide(c) and c.embedding_multiplier == c.hidden_size**0.5,
     ),
     "gemma2": Family(
         architecture="Gemma2ForCausalLM",
         fixed=_GEMMA,
-        free=_GEMMA_FREE | _OF_ATTENTION,
+        free=_GEMMA_FREE | _OF_ATTENTION | {"attn_logit_softcapping"},
         fits=lambda c: _is_gemma(c) and _heads_divide(c),
         keys=_gemma,
     ),
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
         fixed=_GEMMA | {"qk_norm": True},
-        # transformers reads the soft-cap of attention there, and has no effect of it.
-        free=(_GEMMA_FREE - {"attn_logit_softcapping"}) | _OF_ATTENTION | {"rope_local_theta"},
+        free=_GEMMA3_FREE,
         fits=lambda c: _is_gemma(c) and c.rope_local_theta is not None,
-        keys=_gemma3,
+        keys=lambda c: {**_gemma(c), "rope_local_base_freq": c.rope_local_theta},
     ),
     "nemotron": Family(
         architecture="NemotronForCausalLM",
@@ -455,18 +449,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3n_text": Family(
         architecture="Gemma3nForCausalLM",
         fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "altup_correct_scale": True},
-        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
-        | {
-            "rope_local_theta",
-            "attention_bias",
-            "attention_output_bias",
-            "activation_sparsity_pattern",
-            "num_kv_shared_layers",
-            "hidden_size_per_layer_input",
-            "vocab_size_per_layer_input",
-            "altup_num_inputs",
-            "laurel_rank",
-        },
+        free=_GEMMA3N_FREE,
         fits=_is_gemma3n,
         keys=_gemma3n,
         absent=frozenset({"rope_scaling"}),  # as of Gemma 4
@@ -474,17 +457,7 @@ FAMILIES: dict[str, Family] = {
     "gemma4_text": Family(
         architecture="Gemma4ForCausalLM",
         fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True},
-        free=(_GEMMA_FREE - {"attn_logit_softcapping"})
-        | _OF_ATTENTION
-        | {
-            "rope_local_theta",
-            "global_head_dim",
-            "num_global_key_value_heads",
-            "attention_k_eq_v",
-            "num_kv_shared_layers",
-            "hidden_size_per_layer_input",
-            "use_double_wide_mlp",
-        },
+        free=_GEMMA4_FREE,
         fits=_is_gemma4,
         keys=_gemma4,
         absent=frozenset({"rope_scaling"}),  # it would take the place of rope_parameters
@@ -494,6 +467,11 @@ FAMILIES: dict[str, Family] = {
         fixed={"norm": "layer"},
         free=frozenset({"attention_bias", "parallel_residual", "norm_placement", "partial_rotary_factor"}),
         fits=lambda c: _heads_cover(c) and c.norm_placement == ("shared" if c.parallel_residual else "pre"),
-        keys=_stablelm,
+        keys=lambda c: {
+            "layer_norm_eps": c.norm_eps,
+            "use_qkv_bias": c.attention_bias,
+            "use_parallel_residual": c.parallel_residual,
+            "partial_rotary_factor": c.partial_rotary_factor,
+        },
     ),
 }

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from edgelm.package.manifest import Manifest, Quality
+from edgelm.package.manifest import Manifest
 from edgelm.package.spdx import HUB_LICENSES, spdx_identifier
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -97,22 +97,18 @@ def _quality(manifest: Manifest) -> list[str]:
     quality = manifest.quality
     if quality is None:
         return ["It was not measured."]
+    after = quality.after_prefill
     return [
         f"Measured by the export, beside its source in fp32, on {quality.tokens} tokens of a text that edgelm brings:",
         "",
         "| | package | source |",
         "|---|---|---|",
         f"| perplexity | {quality.perplexity:.3f} | {quality.source_perplexity:.3f} |",
-        *_after_prefill(quality),
+        *([] if after is None else [f"| perplexity behind a prompt | {after[0]:.3f} | {after[1]:.3f} |"]),
         f"| likeliest token as the source's | {quality.top1_agreement:.1%} of positions | |",
         f"| KL divergence | {quality.mean_kl_divergence:.5f} nats per token | |",
         f"| greedy tokens as the source's | the first {quality.greedy_agreement} of {quality.greedy_tokens} | |",
     ]
-
-
-def _after_prefill(quality: Quality) -> list[str]:
-    after = quality.after_prefill
-    return [] if after is None else [f"| perplexity behind a prompt | {after[0]:.3f} | {after[1]:.3f} |"]
 
 
 def _cell(text: str) -> str:
