@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -43,10 +43,7 @@ class ServerApp:
         self.metrics = Metrics()
         self.draining = False
         self._router = Starlette(
-            routes=[
-                Route(path, self._handler([row for row in ROUTES if row.path == path]), methods=methods)
-                for path, methods in _methods_of_paths(ROUTES).items()
-            ],
+            routes=[Route(row.path, self._handler(row), methods=[row.method]) for row in ROUTES],
             exception_handlers={HTTPException: _http_error},
             lifespan=self._lifespan,
         )
@@ -104,11 +101,8 @@ class ServerApp:
         else:
             await self._router(scope, receive, _adding(guard.cors_headers(origin), send))
 
-    def _handler(self, rows: Sequence[Endpoint]) -> Callable[[Request], Awaitable[Response]]:
-        by_method = {row.method: row for row in rows}
-
+    def _handler(self, row: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            row = by_method["GET" if request.method == "HEAD" else request.method]
             try:
                 response = await self._answer(row, request)
             except Exception as error:
@@ -157,13 +151,6 @@ def _in_origin_form(scope: Scope) -> Scope:
         "raw_path": b"/" + path,
         "headers": [(b"host", authority), *headers],
     }
-
-
-def _methods_of_paths(rows: Sequence[Endpoint]) -> dict[str, list[str]]:
-    methods: dict[str, list[str]] = {}
-    for row in rows:
-        methods.setdefault(row.path, []).append(row.method)
-    return methods
 
 
 def _error_response(path: str, error: ApiError) -> Response:
