@@ -6,7 +6,7 @@ import bisect
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,42 +64,35 @@ class Metrics:
         """Write all figures."""
         loaded = list(loaded)
         rows: list[str] = []
-        _family(rows, "edgelm_requests_total", "counter", "Requests that are over, by route and status.")
-        rows += [
-            f'edgelm_requests_total{{route="{route}",status="{status}"}} {count}'
-            for (route, status), count in sorted(self._requests.items())
-        ]
-        _family(rows, "edgelm_requests_running", "gauge", "Requests at work.")
-        rows.append(f"edgelm_requests_running {self.running}")
+        requests = {f'route="{route}",status="{status}"': n for (route, status), n in sorted(self._requests.items())}
+        _family(rows, "edgelm_requests_total", "counter", "Requests that are over, by route and status.", requests)
+        _family(rows, "edgelm_requests_running", "gauge", "Requests at work.", {"": self.running})
         _histograms(rows, "edgelm_request_seconds", "How long requests took.", "route", self._durations)
         what = "Tokens, by model and kind; cached ones are prompt tokens too, accepted ones drafted ones."
-        _family(rows, "edgelm_tokens_total", "counter", what)
-        rows += [
-            f'edgelm_tokens_total{{model="{model}",kind="{kind}"}} {count}'
-            for (model, kind), count in sorted(self._tokens.items())
-        ]
+        tokens = {f'model="{model}",kind="{kind}"': n for (model, kind), n in sorted(self._tokens.items())}
+        _family(rows, "edgelm_tokens_total", "counter", what, tokens)
         _histograms(rows, "edgelm_prefill_seconds", "How long prompts took.", "model", self._prefills)
-        _family(rows, "edgelm_decode_seconds_total", "counter", "Time spent on answers after their first token.")
-        rows += [
-            f'edgelm_decode_seconds_total{{model="{model}"}} {seconds:.6f}'
-            for model, seconds in sorted(self._decode_seconds.items())
-        ]
-        _family(rows, "edgelm_model_loaded", "gauge", "Models in memory.")
-        rows += [f'edgelm_model_loaded{{model="{model.name}"}} 1' for model in loaded]
-        _family(rows, "edgelm_model_users", "gauge", "Requests that use a model.")
-        rows += [f'edgelm_model_users{{model="{model.name}"}} {model.users}' for model in loaded]
-        _family(rows, "edgelm_model_queued", "gauge", "Requests that wait for others to end.")
-        rows += [f'edgelm_model_queued{{model="{model.name}"}} {model.engine.stats.queued}' for model in loaded]
+        what = "Time spent on answers after their first token."
+        seconds = {f'model="{model}"': f"{took:.6f}" for model, took in sorted(self._decode_seconds.items())}
+        _family(rows, "edgelm_decode_seconds_total", "counter", what, seconds)
+        for name, text, value in (
+            ("edgelm_model_loaded", "Models in memory.", lambda model: 1),
+            ("edgelm_model_users", "Requests that use a model.", lambda model: model.users),
+            ("edgelm_model_queued", "Requests that wait for others to end.", lambda model: model.engine.stats.queued),
+        ):
+            _family(rows, name, "gauge", text, {f'model="{model.name}"': value(model) for model in loaded})
         _process(rows, self._started)
         return "\n".join(rows) + "\n"
 
 
-def _family(rows: list[str], name: str, kind: str, text: str) -> None:
+def _family(rows: list[str], name: str, kind: str, text: str, samples: Mapping[str, object]) -> None:
+    """Write what is measured under a name; samples: a value for each set of labels."""
     rows += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    rows += [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples.items()]
 
 
 def _histograms(rows: list[str], name: str, text: str, label: str, histograms: dict[str, Histogram]) -> None:
-    _family(rows, name, "histogram", text)
+    _family(rows, name, "histogram", text, {})
     for value, histogram in sorted(histograms.items()):
         total = 0
         for bound, count in zip((*map(str, _SECONDS), "+Inf"), histogram.counts, strict=True):
@@ -110,11 +103,9 @@ def _histograms(rows: list[str], name: str, text: str, label: str, histograms: d
 
 
 def _process(rows: list[str], started: float) -> None:
-    _family(rows, "process_start_time_seconds", "gauge", "When the server started.")
-    rows.append(f"process_start_time_seconds {started:.3f}")
+    _family(rows, "process_start_time_seconds", "gauge", "When the server started.", {"": f"{started:.3f}"})
     try:
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
     except OSError:
         return
-    _family(rows, "process_resident_memory_bytes", "gauge", "Memory of the process.")
-    rows.append(f"process_resident_memory_bytes {resident}")
+    _family(rows, "process_resident_memory_bytes", "gauge", "Memory of the process.", {"": resident})
