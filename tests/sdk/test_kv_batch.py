@@ -35,7 +35,7 @@ def test_an_empty_batch_takes_no_memory(config: ModelConfig) -> None:
     batch = KVBatch(config)
     assert sum(buffer.nbytes for buffer in batch.buffers) == 0
     row = fill(batch.add(), 10, 1.0)
-    assert batch.length == 10
+    assert sum(row.length for row in batch.rows) == 10
     batch.remove(row)
     assert (sum(buffer.nbytes for buffer in batch.buffers), batch.rows) == (0, [])
 

@@ -63,11 +63,6 @@ class KVBatch:
         self.logits: Any = None
 
     @property
-    def length(self) -> int:
-        """How many tokens are in all rows together."""
-        return sum(row.length for row in self.rows)
-
-    @property
     def capacity(self) -> int:
         """How many tokens each row has room for."""
         return int(self.buffers[0].shape[2])

@@ -89,11 +89,6 @@ class AdapterBank:
             matrices[product] = a[place.start * P : place.stop * P], b[place.start * P : place.stop * P]
         return matrices
 
-    @property
-    def nbytes(self) -> int:
-        """How much memory the matrices take."""
-        return sum(a.nbytes + b.nbytes for a, b in self.matrices.values())
-
     def covering(self, names: Sequence[str | None]) -> range:
         """Return the ranks from the first to the last of some adapters; None is the base alone.
 
