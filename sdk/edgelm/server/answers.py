@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,9 @@ from edgelm.structure.reasoning import Reasoning, take_in_turn
 
 if TYPE_CHECKING:
     from edgelm.batching.generation import Generation
-    from edgelm.server.chat_messages import ToolUse
     from edgelm.server.metrics import Metrics
     from edgelm.server.model_pool import LoadedModel
+    from edgelm.structure.tool_call_parser import ToolCallParser
 
 _RETRY_SECONDS = 0.1  # of an answer that finds the queue full in the midst of its request
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
@@ -33,11 +33,11 @@ MAX_TEXTS = 1 << 19
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One answer to make: token ids in, settings, the tools that it may call, and how it thinks."""
+    """One answer to make: token ids in, settings, what makes the parser of its calls of tools, and how it thinks."""
 
     prompt_ids: Sequence[int]
     config: GenerationConfig
-    tools: ToolUse | None = None
+    parser: Callable[[], ToolCallParser] | None = None
     reasoning: Reasoning | None = None
 
 
@@ -170,7 +170,7 @@ class Answers:
 async def _parsed(generation: Generation, job: Job) -> AsyncIterator[Chunk]:
     """Yield the chunks with thinking and tool calls apart from the text, and with a reason that the protocols have."""
     thoughts = None if job.reasoning is None else job.reasoning.splitter()
-    take = take_in_turn(thoughts, None if job.tools is None else job.tools.parser())
+    take = take_in_turn(thoughts, None if job.parser is None else job.parser())
     async for chunk in generation:
         if chunk.finish_reason == "cancelled":  # the time that a request may take is over
             chunk = dataclasses.replace(chunk, finish_reason="length")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from edgelm.completion import Message
@@ -15,7 +15,7 @@ from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, list
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
-from edgelm.structure.tool_formats import ToolFormat, tool_format
+from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
 from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
 
@@ -199,47 +199,18 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
     raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToolUse:
-    """The tools of one request, and how its answer may use them."""
+def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
+    """Return the tools that a request gives, none where it says that none is to be used, and how it chooses.
 
-    tools: Sequence[Tool]
-    choice: ToolChoice
-    parallel: bool
-    format: ToolFormat
-
-    @classmethod
-    def of(cls, model: LanguageModel, body: Mapping[str, Any]) -> ToolUse | None:
-        """Return the tools that a request gives; None where it has none, or says that none is to be used.
-
-        Raises:
-            ApiError: 400, it asks for a call and has no tools.
-        """
-        tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
-        if isinstance(wanted, Mapping):
-            wanted = {"name": wanted["function"]["name"]}
-        if not tools and wanted not in ("auto", "none"):
-            raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
-        if not tools or wanted == "none":
-            return None
-        return cls(
-            tools=tools,
-            choice=wanted,
-            parallel=body.get("parallel_tool_calls", True),
-            format=tool_format(model.chat_template, model.tokenizer),
-        )
-
-    def settings(self, config: GenerationConfig) -> GenerationConfig:
-        """Return the settings of an answer that may call the tools.
-
-        Raises:
-            ConfigError: the tools contradict each other, or the form of the answer cannot be enforced.
-        """
-        return tool_settings(config, self.tools, self.choice, self.format, parallel=self.parallel)
-
-    def parser(self) -> ToolCallParser:
-        """Return what takes one answer apart."""
-        return ToolCallParser(self.format, tool_parameters(self.tools))
+    Raises:
+        ApiError: 400, it asks for a call and has no tools.
+    """
+    tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
+    if isinstance(wanted, Mapping):
+        wanted = {"name": wanted["function"]["name"]}
+    if not tools and wanted not in ("auto", "none"):
+        raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
+    return () if wanted == "none" else tools, wanted
 
 
 def chat_job(
@@ -254,12 +225,13 @@ def chat_job(
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
-    tools = ToolUse.of(model, body)
-    if tools is not None:
-        config = tools.settings(config)
-    offered = None if tools is None else tools.tools
-    prompt_ids, config, reasoning = model.chat_prompt(messages, config, offered, variables)
-    return Job(prompt_ids=prompt_ids, config=config, tools=tools, reasoning=reasoning)
+    (tools, choice), parser = _tools_of(body), None
+    if tools:
+        format_ = tool_format(model.chat_template, model.tokenizer)
+        config = tool_settings(config, tools, choice, format_, parallel=body.get("parallel_tool_calls", True))
+        parser = partial(ToolCallParser, format_, tool_parameters(tools))
+    prompt_ids, config, reasoning = model.chat_prompt(messages, config, tools, variables)
+    return Job(prompt_ids=prompt_ids, config=config, parser=parser, reasoning=reasoning)
 
 
 REFUSED: Mapping[str, str] = {
