@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli import main as main_module
-from edgelm.cli import pull as pull_module
+from edgelm.cli import output
 from edgelm.cli.main import main
 from edgelm.errors import DownloadError, MissingExtraError
 from edgelm.library import sources
@@ -210,7 +210,7 @@ def test_terms_must_be_agreed_to_before_the_download(own_library, exports, under
 
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("y\n", 0)])
 def test_terms_are_asked_for_on_a_terminal(own_library, exports, under_terms, monkeypatch, answer, code):
-    monkeypatch.setattr(pull_module, "is_terminal", lambda _: True)
+    monkeypatch.setattr(output, "is_terminal", lambda _: True)
     result = CliRunner().invoke(main, ["pull", "gemma-3-270m"], input=answer)
     assert "Do you agree to them? [y/N]" in result.stderr
     assert result.exit_code == code

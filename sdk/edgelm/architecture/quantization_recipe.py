@@ -160,18 +160,14 @@ class Precision:
 
     def with_int8_cache(self) -> Precision:
         """Return the same with keys and values in 8 bits, which may cost some perplexity besides (1.3 % measured)."""
-        return dataclasses.replace(
-            self,
-            kv_cache="int8",
-            perplexity_bound=_CACHE_BOUND * self.perplexity_bound,
-            fallback=self.fallback and self.fallback.with_int8_cache(),
-        )
+        fallback = self.fallback and self.fallback.with_int8_cache()
+        bound = _CACHE_BOUND * self.perplexity_bound
+        return dataclasses.replace(self, kv_cache="int8", perplexity_bound=bound, fallback=fallback)
 
     def with_standard_operators(self) -> Precision:
         """Return the same in operators of the ONNX standard alone."""
-        return dataclasses.replace(
-            self, operators=STANDARD, fallback=self.fallback and self.fallback.with_standard_operators()
-        )
+        fallback = self.fallback and self.fallback.with_standard_operators()
+        return dataclasses.replace(self, operators=STANDARD, fallback=fallback)
 
     def for_model(self, config: ModelConfig) -> Precision:
         """Return it, or the fallback whose transforms fit a model."""
@@ -184,9 +180,8 @@ class Precision:
 
         It costs 0.3 % in perplexity where the weights are smoothed, as those of int8 are, and 0.5 to 0.9 % where not.
         """
-        return dataclasses.replace(
-            self, prefill_graph=True, fallback=self.fallback and self.fallback.with_prefill_graph()
-        )
+        fallback = self.fallback and self.fallback.with_prefill_graph()
+        return dataclasses.replace(self, prefill_graph=True, fallback=fallback)
 
     def tamed(self) -> list[Precision]:
         """Return what to try where it misses its bound, as where massive activations defeat it.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.output import is_terminal, megabytes, print_json, print_table, printable
+from edgelm.cli.output import ask, megabytes, print_json, print_table, printable
 from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ConfigError
 from edgelm.library.disk_use import size_of
@@ -120,9 +119,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
     for name in names:
         saved.describe(name)  # a missing one is an error before anybody is asked, and any of them goes
     if not yes:
-        if not is_terminal(sys.stdin):
-            raise click.UsageError("Nobody is here to ask: add --yes to delete without asking.")
-        click.confirm(f"Delete {', '.join(names)} for good?", abort=True, err=True)
+        ask(f"Delete {', '.join(names)} for good?", "add --yes to delete without asking.")
     for name in names:
         saved.remove(name)
         click.echo(f"Deleted {name}.", err=True)

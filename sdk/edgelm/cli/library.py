@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgelm.cli.generation_options import complete_kept, complete_model
-from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_table, say_waiting
+from edgelm.cli.output import ask, megabytes, one_line, print_json, print_table, say_waiting
 from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -290,10 +289,8 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
         if library.resolve(name) == name:
             library.removable(name, source_only=source_only)  # before anybody is asked, and any of them goes
     if not yes:
-        if not is_terminal(sys.stdin):
-            raise click.UsageError("Nobody is here to ask: add --yes to remove without asking.")
         what = "the sources of " if source_only else ""
-        click.confirm(f"Remove {what}{', '.join(names)} from the library?", abort=True, err=True)
+        ask(f"Remove {what}{', '.join(names)} from the library?", "add --yes to remove without asking.")
     for name in names:
         target = library.resolve(name)
         if target != name:

@@ -31,6 +31,18 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def ask(question: str, way_out: str) -> None:
+    """Ask a question whose answer has to be yes.
+
+    Raises:
+        click.Abort: it is no.
+        click.UsageError: nobody is here to answer; `way_out` is what to do then.
+    """
+    if not is_terminal(sys.stdin):
+        raise click.UsageError(f"Nobody is here to ask: {way_out}")
+    click.confirm(question, abort=True, err=True)
+
+
 def piped_lines() -> Iterator[str]:
     """Yield the lines of standard input; none where it is closed, or open for writing alone, as nohup leaves it."""
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
 from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION, MIXED
-from edgelm.cli.output import is_terminal, say_waiting
+from edgelm.cli.output import ask, say_waiting
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import ConfigError, MissingExtraError
@@ -125,11 +124,8 @@ def _agree_to_terms(source: sources.Source, accepted: bool) -> None:
     if terms is None:
         return
     _say(f"{source.name} is under terms of its own: {terms}")
-    if accepted:
-        return
-    if not is_terminal(sys.stdin):
-        raise click.UsageError("Nobody is here to ask: read the terms, and add --accept-license to agree to them.")
-    click.confirm("Do you agree to them?", abort=True, err=True)
+    if not accepted:
+        ask("Do you agree to them?", "read the terms, and add --accept-license to agree to them.")
 
 
 def _say(text: str) -> None:
