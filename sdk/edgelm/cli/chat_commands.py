@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,11 +290,7 @@ def _is_chat(path: Path) -> bool:
 
 
 def _retry(chat: Conversation, _argument: str) -> None:
-    chat.answer(
-        lambda cancel: chat.session.regenerate(
-            chat.config(), cancel=cancel, template_variables=chat.template_variables()
-        )
-    )
+    chat.answer(chat.session.regenerate)
 
 
 def _edit(chat: Conversation, argument: str) -> None:
@@ -308,11 +305,7 @@ def _edit(chat: Conversation, argument: str) -> None:
     if text is None or not text.strip():
         chat.screen.note("Nothing was changed.")
         return
-    chat.answer(
-        lambda cancel: chat.session.edit(
-            number - 1, text.strip(), chat.config(), cancel=cancel, template_variables=chat.template_variables()
-        )
-    )
+    chat.answer(partial(chat.session.edit, number - 1, text.strip()))
 
 
 def _file(chat: Conversation, argument: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from edgelm.chat_session import ChatSession
@@ -122,11 +122,7 @@ class Conversation:
     def _say(self, text: str) -> None:
         message, before = message_with(self.attachments, text), len(self.session.messages)
         try:
-            self.answer(
-                lambda cancel: self.session.send(
-                    message, self.config(), cancel=cancel, template_variables=self.template_variables()
-                )
-            )
+            self.answer(partial(self.session.send, message))
         finally:
             if len(self.session.messages) > before:
                 self.attachments.clear()
@@ -139,12 +135,17 @@ class Conversation:
         """Return what the model's chat template is told."""
         return think_variables(self.model, self.think)
 
-    def answer(self, ask: Callable[[threading.Event], Generator[Chunk, None, None]]) -> None:
-        """Show an answer as it comes; Ctrl-C stops it, and what was said stays in the conversation."""
+    def answer(self, ask: Callable[..., Generator[Chunk, None, None]]) -> None:
+        """Show an answer as it comes; Ctrl-C stops it, and what was said stays in the conversation.
+
+        ask: a turn of the session, which gets its config, what cancels it, and the template's variables.
+        """
         self.last, self._is_reading = None, True
         try:
-            with self._interrupts.stopping() as cancel, contextlib.closing(ask(cancel)) as chunks:
-                self.screen.show(self._texts(chunks), self.status)
+            with self._interrupts.stopping() as cancel:
+                chunks = ask(self.config(), cancel=cancel, template_variables=self.template_variables())
+                with contextlib.closing(chunks):
+                    self.screen.show(self._texts(chunks), self.status)
         finally:
             self._is_reading = False
             self.keep()
