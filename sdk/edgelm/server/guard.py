@@ -52,13 +52,9 @@ def check_host(headers: Headers, address: tuple[str, int], options: ServerOption
         allowed |= names
     if host not in allowed:
         wrong = f"The Host {host[:80]!r} is not this server's. If it is meant to be, start it with --allowed-host."
-        raise ApiError(
-            403,
-            wrong if len(values) == 1 else f"The request has {len(values) or 'no'} Host headers; send one.",
-            kind="permission_error",
-            code="host_not_allowed",
-            headers=_CLOSE,
-        )
+        if len(values) != 1:
+            wrong = f"The request has {len(values) or 'no'} Host headers; send one."
+        raise _forbidden(wrong, "host_not_allowed")
     return host
 
 
@@ -75,13 +71,10 @@ def check_origin(headers: Headers, host: str, options: ServerOptions) -> str | N
         return None
     if len(origins) == 1 and origins[0] in options.cors_origins:
         return origins[0]
-    raise ApiError(
-        403,
+    raise _forbidden(
         f"Pages of {', '.join(origins)[:80]!r} may not call this server. "
         "If they are meant to, start it with --cors-origin.",
-        kind="permission_error",
-        code="origin_not_allowed",
-        headers=_CLOSE,
+        "origin_not_allowed",
     )
 
 
@@ -95,13 +88,10 @@ def check_site(headers: Headers) -> None:
         ApiError: 403, one did.
     """
     if "origin" not in headers and headers.get("sec-fetch-site") in _OTHER_SITES:
-        raise ApiError(
-            403,
+        raise _forbidden(
             "A page of another site asked for this. If you did, open the address by itself; if that site's pages are "
             "meant to call this server, start it with --cors-origin.",
-            kind="permission_error",
-            code="site_not_allowed",
-            headers=_CLOSE,
+            "site_not_allowed",
         )
 
 
@@ -152,6 +142,10 @@ def preflight_headers(origin: str, headers: Mapping[str, str]) -> dict[str, str]
         "Access-Control-Allow-Private-Network": "true",
         "Access-Control-Max-Age": "600",
     }
+
+
+def _forbidden(message: str, code: str) -> ApiError:
+    return ApiError(403, message, kind="permission_error", code=code, headers=_CLOSE)
 
 
 def _names_of(ip: str) -> set[str]:

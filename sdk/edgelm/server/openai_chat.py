@@ -149,10 +149,7 @@ class ChatWriter:
                 message["reasoning_content"] = completion.reasoning
             if completion.tool_calls:
                 message["content"] = completion.text or None
-                message["tool_calls"] = [
-                    {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                    for call in completion.tool_calls
-                ]
+                message["tool_calls"] = completion.message["tool_calls"]
             choices.append(
                 {
                     "index": index,
