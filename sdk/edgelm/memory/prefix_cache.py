@@ -146,7 +146,8 @@ class PrefixCache:
         cache.reserve(end)
         try:
             for i in range(start // BLOCK, len(path)):
-                self._copy(path[i], cache, i * BLOCK)
+                for part, buffer in zip(chain.from_iterable(path[i].content), cache.buffers, strict=False):
+                    buffer[0, :, i * BLOCK : (i + 1) * BLOCK] = part
                 cache.token_ids.extend(token_ids[cache.length : (i + 1) * BLOCK])
                 cache.slide()
             if cache.has_states:
@@ -244,7 +245,3 @@ class PrefixCache:
         for block in reversed(path):
             self._by_use[block] = None
             self._by_use.move_to_end(block)
-
-    def _copy(self, block: _Block, cache: KVCache, start: int) -> None:
-        for part, buffer in zip(chain.from_iterable(block.content), cache.buffers, strict=False):
-            buffer[0, :, start : start + BLOCK] = part

@@ -45,7 +45,7 @@ class _Mirror:
     def __init__(self, cache: KVCache) -> None:
         buffers = cache.buffers
         memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
-        self._rows: list[KeysOrValues] = memory.show([0] * MOST_ROWS)
+        self.rows: list[KeysOrValues] = memory.show([0] * MOST_ROWS)
         cache.binding = None
         for i, mirrored in enumerate(memory.buffers):  # so that never more than one layer is there twice
             buffer = buffers[i]
@@ -54,10 +54,6 @@ class _Mirror:
             give_back(buffer)
         self._buffer = weakref.ref(cache.buffers[0])
         self.steps: dict[tuple[int, str | None], Step] = {}  # by the number of rows, and their adapter
-
-    def rows(self, count: int) -> list[KeysOrValues]:
-        """Return the cache's buffers as those of so many rows."""
-        return [rows[:count] for rows in self._rows]
 
     def is_of(self, cache: KVCache) -> bool:
         """Whether the cache's buffers are still these: it makes others when it grows."""
@@ -112,7 +108,7 @@ class SingleSteps:
         count = len(token_ids)
         key = count, cache.adapter
         if key not in mirror.steps:
-            mirror.steps[key] = self._bind(mirror.rows(count), [cache.adapter] * count)
+            mirror.steps[key] = self._bind([rows[:count] for rows in mirror.rows], [cache.adapter] * count)
         return mirror.steps[key].step(token_ids, range(cache.length + 1, cache.length + count + 1))
 
     def forget_bindings(self) -> None:
