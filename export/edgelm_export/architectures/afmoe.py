@@ -17,20 +17,6 @@ from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "head_dim": 128,
-    "max_position_embeddings": 16384,
-    "rms_norm_eps": 1e-5,
-    "moe_intermediate_size": 1408,
-    "num_dense_layers": 1,
-    "num_experts": 64,
-    "num_experts_per_tok": 6,
-    "num_shared_experts": 2,
-    "route_scale": 1.0,
-    "global_attn_every_n_layers": 4,
-    "sliding_window": 1024,
-}
 # DeepSeek-V3's names for the same, by this family's.
 _RENAMED = {
     "num_experts": "n_routed_experts",
@@ -66,8 +52,7 @@ _GGUF_NAMES = (
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     for key, supported in _FIXED.items():
         if values.get(key, supported) != supported:
             raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
@@ -107,6 +92,19 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 AFMOE = Architecture(
     model_type="afmoe",
+    defaults={
+        "head_dim": 128,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "moe_intermediate_size": 1408,
+        "num_dense_layers": 1,
+        "num_experts": 64,
+        "num_experts_per_tok": 6,
+        "num_shared_experts": 2,
+        "route_scale": 1.0,
+        "global_attn_every_n_layers": 4,
+        "sliding_window": 1024,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_NAMES | experts.mlx_names(f"{_MLP}.experts")),

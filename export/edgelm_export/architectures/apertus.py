@@ -24,7 +24,6 @@ _LLAMA3: Mapping[str, Any] = {
     "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }  # fmt: skip
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 65536,
     "rms_norm_eps": 1e-5,
@@ -44,16 +43,14 @@ _NAMES = {
 _GGUF_ALPHAS = {name: f"blk.{{i}}.xielu.{name.rpartition('.')[2]}" for name in _ALPHAS}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_parameters"] = _LLAMA3
     return dataclasses.replace(llama.to_model_config(values), qk_norm=True, mlp_gated=False, mlp_bias=False)
 
 
-def _to_model_config_1p5(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config_1p5(values: dict[str, Any]) -> ModelConfig:
     """Read a vocabulary that ends with tokens of images and sound, of which the head may know nothing."""
-    values = {"vocab_size": 266752, **values}
     known = hf_values.optional_whole_number(values, "output_vocab_size")
     return _to_model_config({**values, "vocab_size": known or values["vocab_size"]})
 
@@ -81,6 +78,7 @@ def _gguf_alphas(header: GGUFHeader) -> dict[str, NDArray[np.float32]]:
 
 APERTUS = Architecture(
     model_type="apertus",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ignored=_CONSTANTS, ones_elsewhere=frozenset(_ALPHAS)),
     gguf=GGUFFamily(
@@ -96,6 +94,7 @@ APERTUS = Architecture(
 APERTUS_1P5 = dataclasses.replace(
     APERTUS,
     model_type="apertus1p5_text",
+    defaults={**_DEFAULTS, "vocab_size": 266752},
     read_config=_to_model_config_1p5,
     layout=dataclasses.replace(APERTUS.layout, rows_behind=frozenset({"model.embed_tokens"})),
     gguf=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,22 +10,20 @@ from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "hidden_act": "relu2",
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), mlp_gated=False)
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    return dataclasses.replace(llama.to_model_config(values), mlp_gated=False)
 
 
 ARCEE = Architecture(
     model_type="arcee",
+    defaults={
+        "hidden_act": "relu2",
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="arcee",

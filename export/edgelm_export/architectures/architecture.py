@@ -53,14 +53,18 @@ class GGUFFamily:
 class Architecture:
     """One row of `ARCHITECTURES`.
 
-    read_config: makes the features of config.json's values, for `to_model_config`.
+    defaults: what transformers, or the models' code, takes where config.json has no such key. null_keys: those whose
+    null is a value, in a family where that of others means the key's absence; None where no null does. read_config:
+    makes the features, for `to_model_config`, of a dict of its own with config.json's values over the defaults.
     layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
     that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor.
     is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know the family.
     """
 
     model_type: str
-    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    null_keys: frozenset[str] | None = None
+    read_config: Callable[[dict[str, Any]], ModelConfig]
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     mlx: TensorLayout | None = None
@@ -75,7 +79,9 @@ class Architecture:
             CheckpointError: a feature is not supported.
             ConfigError: a size is outside its range, or contradicts another.
         """
-        return dataclasses.replace(self.read_config(values), model_type=self.model_type)
+        if (kept := self.null_keys) is not None:
+            values = {key: value for key, value in values.items() if value is not None or key in kept}
+        return dataclasses.replace(self.read_config({**self.defaults, **values}), model_type=self.model_type)
 
     def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
         """Return the layout of the tensors of one model, whose names in safetensors are `present`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
@@ -12,19 +11,6 @@ from edgelm_export.architectures import hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 262144,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "mamba_n_heads": 128,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 256,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-}
 # What follows attention, or Mamba 2, is called otherwise than in a Llama, as in Falcon-H1.
 NAMES = {
     **{name: name.replace(".mlp.", ".feed_forward.") for name in llama.GGUF_NAMES},
@@ -34,9 +20,9 @@ NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     # Of a head one half turns, whatever is beside the settings of rope.
-    values = {**_DEFAULTS, **values, "partial_rotary_factor": 0.5}
+    values = {**values, "partial_rotary_factor": 0.5}
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     attending = values.get("attn_layer_indices") or []
     if not isinstance(attending, list) or not all(isinstance(layer, int) for layer in attending):
@@ -49,4 +35,21 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 # Of its files llama.cpp turns other pairs of a head than transformers: those of a head that turns as a whole.
-BAMBA = Architecture(model_type="bamba", read_config=_to_model_config, layout=TensorLayout(names=NAMES), gguf=None)
+BAMBA = Architecture(
+    model_type="bamba",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "mamba_n_heads": 128,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 256,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+    },
+    read_config=_to_model_config,
+    layout=TensorLayout(names=NAMES),
+    gguf=None,
+)

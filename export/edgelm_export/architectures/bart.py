@@ -12,16 +12,6 @@ from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.encoder_decoder import pair
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 50265,
-    "d_model": 1024,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-}
-
 
 def _stack_names(name: str, placement: str) -> dict[str, str]:
     layer, parts = f"model.{name}.layers.{{i}}", ("q_proj", "k_proj", "v_proj")
@@ -58,14 +48,13 @@ def names(placement: str) -> dict[str, str]:
     }
 
 
-COPIES = frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"})
-LOGITS_BIAS = frozenset({"final_logits_bias"})
-ROWS_BEFORE = dict.fromkeys(("model.encoder.embed_positions", "model.decoder.embed_positions"), 2)
+_COPIES = frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"})
+_LOGITS_BIAS = frozenset({"final_logits_bias"})
+_ROWS_BEFORE = dict.fromkeys(("model.encoder.embed_positions", "model.decoder.embed_positions"), 2)
 
 
 def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **features: Any) -> ModelConfig:
     """Return the config of a BART, or of one with other `features` of its stacks."""
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
     size = hf_values.whole_number(values, "d_model")
     root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5  # of a number that a float holds
     stacks = []
@@ -97,7 +86,16 @@ def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **f
 
 BART = Architecture(
     model_type="bart",
+    defaults={
+        "vocab_size": 50265,
+        "d_model": 1024,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+    },
+    null_keys=frozenset(),
     read_config=to_model_config,
-    layout=TensorLayout(names=names("residual"), copies=COPIES, rows_before=ROWS_BEFORE, stacks_of_one=LOGITS_BIAS),
+    layout=TensorLayout(names=names("residual"), copies=_COPIES, rows_before=_ROWS_BEFORE, stacks_of_one=_LOGITS_BIAS),
     gguf=None,
 )

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 5,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5,
-    "hidden_act": "relu2",
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(llama.to_model_config({**_DEFAULTS, **values}), sub_norms=True, mlp_bias=False)
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    return dataclasses.replace(llama.to_model_config(values), sub_norms=True, mlp_bias=False)
 
 
 # llama.cpp's "bitnet" is another model, with silu; the 2B's files have a type of tensor that it does not know.
-BITNET = Architecture(model_type="bitnet", read_config=_to_model_config, gguf=None)
+BITNET = Architecture(
+    model_type="bitnet",
+    defaults={
+        "num_key_value_heads": 5,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "hidden_act": "relu2",
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+    read_config=_to_model_config,
+    gguf=None,
+)

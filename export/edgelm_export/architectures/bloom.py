@@ -32,7 +32,7 @@ _FUSED = "transformer.h.{i}.self_attention.query_key_value"
 _NAMES = falcon.NAMES | {"model.embed_norm": "transformer.word_embeddings_layernorm"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     present = {key: value for key, value in values.items() if value is not None}
     present = {ours: present[older] for ours, older in _OLDER.items() if older in present} | present
     values = {**_DEFAULTS, **present}

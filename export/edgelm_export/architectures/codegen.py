@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -16,7 +15,7 @@ _NAMES = gptj.NAMES | dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj"
 _QUARTERS = 4  # which CodeGen was trained on
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = gptj.GPTJ.read_config(values)
     if config.num_attention_heads % _QUARTERS:
         raise CheckpointError(

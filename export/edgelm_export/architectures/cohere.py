@@ -17,7 +17,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 8192,
     "logit_scale": 0.0625,
@@ -25,7 +24,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 5,
     "eos_token_id": 255001,
 }
-_DEFAULTS_2: Mapping[str, Any] = {**_DEFAULTS, "sliding_window": 4096}
 _PATTERN = 4  # of these, the last layer sees all
 _NAMES = {
     name: source for name, source in llama.GGUF_NAMES.items() if name != "model.layers.{i}.post_attention_layernorm"
@@ -49,14 +47,13 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     has_norms = hf_values.flag(values, "use_qk_norm")
-    config = _read({**_DEFAULTS, "rope_theta": 5e5, **values})
+    config = _read(values)
     return dataclasses.replace(config, qk_norm=has_norms, qk_norm_scope="own_head" if has_norms else "head")
 
 
-def _to_model_config_2(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS_2, **values}
+def _to_model_config_2(values: dict[str, Any]) -> ModelConfig:
     config = _read(values)
     step = hf_values.bounded({"sliding_window_pattern": _PATTERN} | dict(values), "sliding_window_pattern")
     kinds = hf_values.layer_types(values) or hf_values.last_sees_all(config.num_hidden_layers, step)
@@ -90,6 +87,7 @@ def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str,
 # Both transformers and llama.cpp turn neighbouring dimensions of a head.
 COHERE = Architecture(
     model_type="cohere",
+    defaults={**_DEFAULTS, "rope_theta": 5e5},
     read_config=_to_model_config,
     layout=TensorLayout(row_orders=_ROW_ORDERS, vectors_in_rows=frozenset(f"{name}.weight" for name in _HEAD_NORMS)),
     gguf=GGUFFamily(
@@ -104,6 +102,7 @@ COHERE = Architecture(
 )
 COHERE2 = Architecture(
     model_type="cohere2",
+    defaults={**_DEFAULTS, "sliding_window": 4096},
     read_config=_to_model_config_2,
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(

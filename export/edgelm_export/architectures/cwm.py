@@ -9,17 +9,6 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import hf_values, llama
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "sliding_window": 8192,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "rope_theta": 1e6,
-}
 _ROPE: Mapping[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 1e6,
@@ -31,9 +20,7 @@ _ROPE: Mapping[str, Any] = {
 _PATTERN = 4  # of these, the first layer sees all
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    present = {key: value for key, value in values.items() if value is not None or key == "sliding_window"}
-    values = {**_DEFAULTS, **present}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if "rope_scaling" not in values and "rope_parameters" not in values:
         values["rope_parameters"] = _ROPE
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
@@ -48,4 +35,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 # llama.cpp's converter does not know it.
-CWM = dataclasses.replace(llama.LLAMA, model_type="cwm", read_config=_to_model_config, gguf=None)
+CWM = dataclasses.replace(
+    llama.LLAMA,
+    model_type="cwm",
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 8192,
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+        "rope_theta": 1e6,
+    },
+    null_keys=frozenset({"sliding_window"}),
+    read_config=_to_model_config,
+    gguf=None,
+)

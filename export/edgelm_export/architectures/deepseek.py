@@ -18,7 +18,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _V2_DEFAULTS: dict[str, Any] = {
     "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407, "first_k_dense_replace": 0,
@@ -152,8 +151,7 @@ def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     }
 
 
-def _to_v2_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_V2_DEFAULTS, **values}
+def _to_v2_config(values: dict[str, Any]) -> ModelConfig:
     config = latent_config(values)
     method, groups = values.get("topk_method", "greedy"), hf_values.whole_number(values, "n_group", 1)
     if method != "greedy" and (method != "group_limited_greedy" or groups != 1):
@@ -167,8 +165,7 @@ def _to_v2_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_v3_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_V3_DEFAULTS, **values}
+def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
     _refuse_halves(values)
     config = latent_config(values)
     return dataclasses.replace(
@@ -180,18 +177,12 @@ def _to_v3_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_glm_config(values: Mapping[str, Any]) -> ModelConfig:
-    return _to_v3_config({**_GLM_DEFAULTS, **values})
-
-
-def _to_youtu_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_YOUTU_DEFAULTS, **values}
+def _to_youtu_config(values: dict[str, Any]) -> ModelConfig:
     _refuse_halves(values)
     return latent_config(values)
 
 
-def _to_minicpm3_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_MINICPM3_DEFAULTS, **values}
+def _to_minicpm3_config(values: dict[str, Any]) -> ModelConfig:
     hidden, heads, layers = (
         hf_values.bounded(values, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
@@ -258,6 +249,7 @@ def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
 
 DEEPSEEK_V2 = Architecture(
     model_type="deepseek_v2",
+    defaults=_V2_DEFAULTS,
     read_config=_to_v2_config,
     layout=_LAYOUT,
     mlx=_MLX_LAYOUT,
@@ -267,13 +259,17 @@ DEEPSEEK_V2 = Architecture(
 )
 # Files of llama.cpp are those of DeepSeek V2 too.
 DEEPSEEK_V3 = Architecture(
-    model_type="deepseek_v3", read_config=_to_v3_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
+    model_type="deepseek_v3",
+    defaults=_V3_DEFAULTS,
+    read_config=_to_v3_config,
+    layout=_LAYOUT,
+    mlx=_MLX_APART_LAYOUT,
+    gguf=None,
 )
-GLM4_MOE_LITE = Architecture(
-    model_type="glm4_moe_lite", read_config=_to_glm_config, layout=_LAYOUT, mlx=_MLX_APART_LAYOUT, gguf=None
-)
+GLM4_MOE_LITE = dataclasses.replace(DEEPSEEK_V3, model_type="glm4_moe_lite", defaults=_GLM_DEFAULTS)
 YOUTU = Architecture(
     model_type="youtu",
+    defaults=_YOUTU_DEFAULTS,
     read_config=_to_youtu_config,
     layout=_LAYOUT,
     gguf=GGUFFamily(
@@ -284,6 +280,7 @@ YOUTU = Architecture(
 )
 MINICPM3 = Architecture(
     model_type="minicpm3",
+    defaults=_MINICPM3_DEFAULTS,
     read_config=_to_minicpm3_config,
     layout=dataclasses.replace(_LAYOUT, row_orders={}, has_more_layers=False),
     gguf=GGUFFamily(

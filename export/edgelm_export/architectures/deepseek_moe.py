@@ -17,7 +17,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What the models' own code takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "moe_intermediate_size": 1407,
     "first_k_dense_replace": 0,
@@ -86,12 +85,11 @@ def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, s
     )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return _read({**_DEFAULTS, **values}, _FIXED, "n_routed_experts", "n_shared_experts")
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    return _read(values, _FIXED, "n_routed_experts", "n_shared_experts")
 
 
-def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_LING_2_DEFAULTS, **values}
+def _to_ling_2_config(values: dict[str, Any]) -> ModelConfig:
     _refuse_others(values, _LING_2_FIXED)
     config = llama.to_model_config({**values, "mlp_bias": False}, partial=1.0)
     named = {key: values[own] for key, own in AS_DEEPSEEK.items() if own in values}
@@ -102,9 +100,9 @@ def _to_ling_2_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_ling_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_ling_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("score_function") == "sigmoid":
-        return _to_ling_2_config(values)
+        return LING_2.to_model_config(values)
     return _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
 
 
@@ -134,6 +132,7 @@ def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str)
 
 DEEPSEEK_MOE = Architecture(
     model_type="deepseek",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     is_in_transformers=False,
@@ -163,6 +162,7 @@ LING = Architecture(
 )
 LING_2 = Architecture(
     model_type="bailing_moe_v2",
+    defaults=_LING_2_DEFAULTS,
     read_config=_to_ling_2_config,
     layout=TensorLayout(names=LING_NAMES, has_more_layers=True),
     is_in_transformers=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,17 +10,8 @@ from edgelm_export.architectures import experts, gguf_header, hf_values, llama, 
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key; of experts, it takes none.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 32,
-    "first_k_dense_replace": 0,
-    "sliding_window": 4096,
-    "max_window_layers": 62,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     window = hf_values.optional_whole_number(values, "sliding_window")
     first = hf_values.whole_number(values, "max_window_layers")
@@ -46,6 +36,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 DOTS1 = Architecture(
     model_type="dots1",
+    # Of experts, transformers takes none.
+    defaults={
+        "num_key_value_heads": 32,
+        "first_k_dense_replace": 0,
+        "sliding_window": 4096,
+        "max_window_layers": 62,
+    },
     read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES | experts.mlx_names("model.layers.{i}.mlp.experts")),
     gguf=GGUFFamily(

@@ -16,7 +16,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 128,
@@ -59,8 +58,7 @@ _GGUF_MOE_KEYS = experts.GGUF_KEYS | {
 }  # fmt: skip
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         llama.to_model_config(values),
@@ -70,8 +68,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_MOE_DEFAULTS, **values}
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     values["num_experts_per_tok"] = values.get("moe_k", values["num_experts_per_tok"])
     if hf_values.flag(values, "use_bias"):
         raise CheckpointError(
@@ -116,6 +113,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 ERNIE4_5 = Architecture(
     model_type="ernie4_5",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
@@ -126,6 +124,7 @@ ERNIE4_5 = Architecture(
 )
 ERNIE4_5_MOE = Architecture(
     model_type="ernie4_5_moe",
+    defaults=_MOE_DEFAULTS,
     read_config=_to_moe_config,
     layout=TensorLayout(
         names=_MOE_NAMES,

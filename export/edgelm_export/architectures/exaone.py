@@ -56,16 +56,14 @@ _OLDER_KEYS = {
 }  # fmt: skip
 
 
-def _to_model_config_3(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config_3(values: dict[str, Any]) -> ModelConfig:
     older = {key: values[name] for name, key in _OLDER_KEYS.items() if name in values}
     present = {key: value for key, value in values.items() if value is not None}
     values = {**_DEFAULTS_3, "rms_norm_eps": 1e-5, **older, **present}
     return llama.to_model_config(values)
 
 
-def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json's values as those of an EXAONE 4."""
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     window = hf_values.optional_whole_number(values, "sliding_window")
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = values.get("sliding_window_pattern") or _PATTERN
@@ -113,7 +111,8 @@ EXAONE = Architecture(
 )
 EXAONE4 = Architecture(
     model_type="exaone4",
-    read_config=to_model_config,
+    defaults=_DEFAULTS,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="exaone4",
         to_hf_config=_gguf_to_hf_config,

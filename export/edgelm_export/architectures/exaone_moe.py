@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,18 +11,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "bos_token_id": 1,
-    "eos_token_id": 53,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 1024,
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "num_shared_experts": 1,
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
-}
 _RENAMED = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
 _MLP = "model.layers.{i}.mlp"
 _BIAS = f"{_MLP}.gate.e_score_correction_bias"
@@ -34,9 +21,8 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
-    config = exaone.to_model_config(values)
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = exaone.EXAONE4.to_model_config(values)
     renamed = {theirs: values[ours] for ours, theirs in _RENAMED.items()}
     fields = sigmoid_experts.fields({**values, **renamed}, config.num_hidden_layers)
     listed = values.get("mlp_layer_types")
@@ -66,6 +52,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 EXAONE_MOE = Architecture(
     model_type="exaone_moe",
+    defaults={
+        "bos_token_id": 1,
+        "eos_token_id": 53,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 1024,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "num_shared_experts": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
     read_config=_to_model_config,
     # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
     layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),

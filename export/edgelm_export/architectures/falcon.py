@@ -6,7 +6,6 @@ Falcon 3 is a Llama; Falcon RW (ALiBi) is refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -15,18 +14,6 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
-
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 2048,
-    "layer_norm_epsilon": 1e-5,
-    "activation": "gelu",
-    "multi_query": True,
-    "parallel_attn": True,
-    "tie_word_embeddings": True,
-    "bos_token_id": 11,
-    "eos_token_id": 11,
-}
 
 _BLOCK = "transformer.h.{i}"
 _FUSED = f"{_BLOCK}.self_attention.query_key_value"
@@ -53,8 +40,7 @@ _TWO_NORMS = dataclasses.replace(
 _GGUF_NAMES = {name: source for name, source in (llama.GGUF_NAMES | GGUF_FUSED).items() if "post_attention" not in name}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if hf_values.flag(values, "alibi"):
         raise CheckpointError("config.json: alibi is true (Falcon RW); supported are positions by rope.")
     size, heads = (hf_values.whole_number(values, key) for key in ("hidden_size", "num_attention_heads"))
@@ -104,6 +90,16 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 FALCON = Architecture(
     model_type="falcon",
+    defaults={
+        "max_position_embeddings": 2048,
+        "layer_norm_epsilon": 1e-5,
+        "activation": "gelu",
+        "multi_query": True,
+        "parallel_attn": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+    },
     read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=_layout_of,

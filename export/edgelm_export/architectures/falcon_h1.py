@@ -13,21 +13,6 @@ from edgelm_export.architectures import bamba, gguf_header, hf_values, llama, ma
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "mamba_d_ssm": 1024,
-    "mamba_n_heads": 128,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 256,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_norm_before_gate": True,
-}
 # One of its names has no end there.
 _GGUF_NAMES = (
     llama.GGUF_NAMES | mamba2.GGUF_NAMES | {"model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.ffn_norm"}
@@ -35,8 +20,7 @@ _GGUF_NAMES = (
 _SINGLE_MULTIPLIERS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("mamba_d_head", "auto") == "auto" and values["mamba_d_ssm"] is not None:
         inner, heads = (hf_values.bounded(values, key) for key in ("mamba_d_ssm", "mamba_n_heads"))
         values["mamba_d_head"] = inner // heads
@@ -105,6 +89,20 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 FALCON_H1 = Architecture(
     model_type="falcon_h1",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "mamba_d_ssm": 1024,
+        "mamba_n_heads": 128,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 256,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_norm_before_gate": True,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=bamba.NAMES),
     gguf=GGUFFamily(

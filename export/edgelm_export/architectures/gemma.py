@@ -12,17 +12,6 @@ from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 16,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "hidden_act": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
-
 
 def refuse_sight_of_later_tokens(values: Mapping[str, Any]) -> None:
     """Refuse what no Gemma that writes text has.
@@ -34,8 +23,7 @@ def refuse_sight_of_later_tokens(values: Mapping[str, Any]) -> None:
         raise CheckpointError("config.json: use_bidirectional_attention is true; supported is causal attention alone.")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     refuse_sight_of_later_tokens(values)
     if values["hidden_act"] == "gelu":  # so the first release says, and means the tanh form
         values["hidden_act"] = "gelu_pytorch_tanh"
@@ -50,6 +38,15 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 GEMMA = Architecture(
     model_type="gemma",
+    defaults={
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma",

@@ -12,21 +12,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "tie_word_embeddings": True,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
-
 GGUF_NAMES = {
     **llama.GGUF_NAMES,
     "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
@@ -74,10 +59,6 @@ def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys:
     }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return to_model_config({**_DEFAULTS, **values})
-
-
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_values(header, "gemma2", _LAYERS_OF_27B, _GGUF_KEYS)
     for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
@@ -87,7 +68,20 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GEMMA2 = Architecture(
     model_type="gemma2",
-    read_config=_to_model_config,
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    read_config=to_model_config,
     gguf=GGUFFamily(
         architecture="gemma2",
         to_hf_config=_gguf_to_hf_config,

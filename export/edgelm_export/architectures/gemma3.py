@@ -13,7 +13,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 262_208,
     "num_attention_heads": 8,
@@ -34,8 +33,7 @@ _GGUF_KEYS = frozenset({"attention.sliding_window", "rope.freq_base_swa", "final
 _LAYERS_OF_27B = 62
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "sliding_window_pattern")
@@ -85,6 +83,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GEMMA3 = Architecture(
     model_type="gemma3_text",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="gemma3",

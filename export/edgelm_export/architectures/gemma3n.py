@@ -15,7 +15,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 262_400,
     "hidden_size": 2048,
@@ -41,7 +40,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "altup_correct_scale": True,
     "laurel_rank": 64,
 }
-_NULLS = ("bos_token_id", "eos_token_id", "final_logit_softcapping")  # null is none; of other keys it is the default
 _PATTERN = 5
 _SPARSE_LAYERS, _SHARE = 10, 0.95  # the first ones of a model that has more
 _DIGITS = 5  # of a share, of which a file holds the quantile in float32
@@ -80,8 +78,7 @@ _UNUSED = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_no
 _GGUF_UNUSED = ("attn_k", "attn_v", "attn_k_norm")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None or key in _NULLS}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     values["intermediate_size"] = _one_size(values["intermediate_size"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
@@ -191,6 +188,8 @@ _LAYOUT = TensorLayout(ignored=frozenset(f"{_LAYER}.self_attn.{name}" for name i
 
 GEMMA3N = Architecture(
     model_type="gemma3n_text",
+    defaults=_DEFAULTS,
+    null_keys=frozenset({"bos_token_id", "eos_token_id", "final_logit_softcapping"}),
     read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=_layout_of,

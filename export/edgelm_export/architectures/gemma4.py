@@ -19,30 +19,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 262_144,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 131_072,
-    "tie_word_embeddings": True,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-    "sliding_window": 512,
-    "vocab_size_per_layer_input": 262_144,
-    "hidden_size_per_layer_input": 256,
-    "rope_parameters": {
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-    },
-}
-_TOKENS = ("bos_token_id", "eos_token_id")  # null is none of them; of other keys it is the default
 _PATTERN = 6
 _GGUF_NAMES = (
     gemma2.GGUF_NAMES
@@ -100,8 +76,7 @@ _UNUSED = frozenset(
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None or key in _TOKENS}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     gemma.refuse_sight_of_later_tokens(_without_sight_of_images(values))
     values |= _rotations(values)
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
@@ -294,6 +269,29 @@ _EXPERT_LAYOUT = TensorLayout(names=_EXPERT_NAMES, ignored=_UNUSED)
 
 GEMMA4 = Architecture(
     model_type="gemma4_text",
+    defaults={
+        "vocab_size": 262_144,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "sliding_window": 512,
+        "vocab_size_per_layer_input": 262_144,
+        "hidden_size_per_layer_input": 256,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        },
+    },
+    null_keys=frozenset({"bos_token_id", "eos_token_id"}),
     read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: _EXPERT_LAYOUT if config.num_experts else _LAYOUT,

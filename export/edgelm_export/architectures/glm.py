@@ -15,7 +15,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 128,
@@ -40,13 +39,12 @@ _GGUF_NAMES = llama.GGUF_NAMES | _GGUF_GATE
 _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    present = {key: value for key, value in values.items() if value is not None}
-    config = llama.to_model_config({**_DEFAULTS, **present}, partial=_PART)
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = llama.to_model_config(values, partial=_PART)
     return dataclasses.replace(config, mlp_bias=False, attention_output_bias=False)
 
 
-def _to_model_config_4(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config_4(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(_to_model_config(values), norm_placement="both")
 
 
@@ -59,6 +57,8 @@ def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
 
 GLM = Architecture(
     model_type="glm",
+    defaults=_DEFAULTS,
+    null_keys=frozenset(),
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
@@ -69,6 +69,8 @@ GLM = Architecture(
 )
 GLM4 = Architecture(
     model_type="glm4",
+    defaults=_DEFAULTS,
+    null_keys=frozenset(),
     read_config=_to_model_config_4,
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(

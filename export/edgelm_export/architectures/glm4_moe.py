@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,18 +10,6 @@ from edgelm_export.architectures import experts, gguf_header, hf_values, llama, 
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "moe_intermediate_size": 1408,
-    "num_experts_per_tok": 8,
-    "n_shared_experts": 1,
-    "n_routed_experts": 128,
-    "first_k_dense_replace": 1,
-    "norm_topk_prob": True,
-}
 _PART = 0.5  # of a head, that turns
 _GGUF_NAMES = (
     experts.GGUF_NAMES
@@ -31,8 +18,7 @@ _GGUF_NAMES = (
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values, partial=_PART)
     return dataclasses.replace(
         config,
@@ -55,6 +41,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 # Layers that guess further tokens stand behind the others, in both formats.
 GLM4_MOE = Architecture(
     model_type="glm4_moe",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "moe_intermediate_size": 1408,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "n_routed_experts": 128,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(has_more_layers=True),
     mlx=TensorLayout(names=experts.MLX_NAMES),

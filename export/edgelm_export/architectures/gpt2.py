@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -13,15 +12,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "n_positions": 1024,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-}
 # Llama's names for the same numbers.
 _RENAMED = {
     "hidden_size": "n_embd",
@@ -55,9 +45,7 @@ GGUF_NAMES = llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_positions": "position
 MASKS = frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"})
 
 
-def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json's values as those of a GPT-2."""
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     for key, neutral in _NEUTRAL.items():
         if values.get(key, neutral) != neutral:
             raise CheckpointError(f"config.json: {key} is {values[key]!r}; supported is {neutral!r} alone.")
@@ -85,7 +73,15 @@ def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
 
 GPT2 = Architecture(
     model_type="gpt2",
-    read_config=to_model_config,
+    defaults={
+        "n_positions": 1024,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
+    read_config=_to_model_config,
     layout=TensorLayout(
         names=NAMES,
         prefix="transformer.",

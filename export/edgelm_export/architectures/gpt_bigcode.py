@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -14,10 +13,9 @@ from edgelm_export.tensor_map import TensorLayout
 _FUSED = "transformer.h.{i}.attn.c_attn"
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {"activation_function": "gelu_pytorch_tanh", **values}
-    config = gpt2.to_model_config(values)
-    is_shared = hf_values.flag({"multi_query": True, **values}, "multi_query")
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = gpt2.GPT2.to_model_config(values)
+    is_shared = hf_values.flag(values, "multi_query")
     return dataclasses.replace(config, num_key_value_heads=1 if is_shared else config.num_attention_heads)
 
 
@@ -28,6 +26,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_BIGCODE = Architecture(
     model_type="gpt_bigcode",
+    defaults={"activation_function": "gelu_pytorch_tanh", "multi_query": True},
     read_config=_to_model_config,
     layout=TensorLayout(names=gpt2.NAMES, by_group=frozenset({_FUSED}), ignored=gpt2.MASKS),
     gguf=GGUFFamily(

@@ -12,17 +12,6 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 2048,
-    "attention_types": [[["global", "local"], 12]],
-    "window_size": 256,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-}
 _KINDS = {"global": "full_attention", "local": "sliding_attention"}
 
 _BLOCK = "transformer.h.{i}"
@@ -40,8 +29,7 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     size = hf_values.whole_number(values, "hidden_size")
     heads = hf_values.whole_number(values, "num_heads", values.get("num_attention_heads"))
     renamed = {
@@ -93,6 +81,16 @@ def _kinds(values: Mapping[str, Any], layers: int) -> list[str]:
 
 GPT_NEO = Architecture(
     model_type="gpt_neo",
+    defaults={
+        "max_position_embeddings": 2048,
+        "attention_types": [[["global", "local"], 12]],
+        "window_size": 256,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,19 +10,6 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
-
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 2048,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "use_parallel_residual": True,
-    "attention_bias": True,
-    "rotary_emb_base": 10000.0,
-    "rotary_pct": 0.25,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 
 _BLOCK = "gpt_neox.layers.{i}"
 _NAMES = {
@@ -46,8 +32,7 @@ _MLX_NAMES = {
 _MLX_NAMES["lm_head"] = "model.embed_out"
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     renamed = {
         "rms_norm_eps": values["layer_norm_eps"],
         "rope_theta": values["rotary_emb_base"],
@@ -79,6 +64,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
+    defaults={
+        "max_position_embeddings": 2048,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+        "rotary_emb_base": 10000.0,
+        "rotary_pct": 0.25,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,

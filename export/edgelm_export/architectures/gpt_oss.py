@@ -16,20 +16,6 @@ _YARN: Mapping[str, Any] = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 150000.0,
-    "sliding_window": 128,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "swiglu_alpha": 1.702,
-    "swiglu_limit": 7.0,
-    "attention_bias": True,
-}
 _EXPERT = "model.layers.{i}.mlp.experts"
 # One tensor a layer holds all gates and ups, [E, in, 2 * out], whose columns alternate between them.
 _NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
@@ -48,8 +34,7 @@ _GGUF_NAMES = experts.GGUF_NAMES | {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_scaling"] = dict(_YARN)
     config = llama.to_model_config(values | {"mlp_bias": True})
@@ -80,6 +65,19 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GPT_OSS = Architecture(
     model_type="gpt_oss",
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "sliding_window": 128,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "attention_bias": True,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gpt2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
-
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"n_positions": 2048, "rotary_dim": 64, "tie_word_embeddings": False}
 
 _BLOCK = "transformer.h.{i}"
 NAMES = {
@@ -27,10 +23,10 @@ NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     # Heads turn by one base, whatever is said of ropes.
-    values = {**_DEFAULTS, **values, "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
-    config = gpt2.to_model_config(values)
+    values = {**values, "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None}
+    config = gpt2.GPT2.to_model_config(values)
     return dataclasses.replace(
         config,
         position="rope",
@@ -45,6 +41,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 GPTJ = Architecture(
     model_type="gptj",
+    defaults={"n_positions": 2048, "rotary_dim": 64, "tie_word_embeddings": False},
     read_config=_to_model_config,
     layout=TensorLayout(names=NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
     gguf=None,  # llama.cpp has its name alone

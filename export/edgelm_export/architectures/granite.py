@@ -15,9 +15,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
-
 # llama.cpp's names for them.
 _MULTIPLIERS = {
     "attention_multiplier": "attention.scale",
@@ -41,9 +38,8 @@ NAMES = _OTHER_NAMES | {
 MLX_NAMES = _OTHER_NAMES | experts.mlx_names(f"{_MOE}.switch_mlp")
 
 
-def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json's values as those of a Granite 3."""
-    config = llama.to_model_config({**_DEFAULTS, **values})
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = llama.to_model_config(values)
     multipliers: dict[str, Any] = {key: hf_values.number(values, key, 1.0) for key in _MULTIPLIERS}
     return dataclasses.replace(config, **multipliers)
 
@@ -60,13 +56,13 @@ def expert_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     fields = expert_fields({**values, "shared_intermediate_size": 0})
-    return dataclasses.replace(to_model_config(values), **fields)
+    return dataclasses.replace(_to_model_config(values), **fields)
 
 
-def _to_moe_shared_config(values: Mapping[str, Any]) -> ModelConfig:
-    return dataclasses.replace(to_model_config(values), **expert_fields(values))
+def _to_moe_shared_config(values: dict[str, Any]) -> ModelConfig:
+    return dataclasses.replace(_to_model_config(values), **expert_fields(values))
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -92,7 +88,8 @@ def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = fr
 
 GRANITE = Architecture(
     model_type="granite",
-    read_config=to_model_config,
+    defaults=llama.LLAMA.defaults,
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="granite",
         to_hf_config=lambda header: gguf_values(header, "granite"),
@@ -101,6 +98,7 @@ GRANITE = Architecture(
 )
 GRANITE_MOE = Architecture(
     model_type="granitemoe",
+    defaults=llama.LLAMA.defaults,
     read_config=_to_moe_config,
     layout=TensorLayout(names=NAMES),
     mlx=TensorLayout(names=MLX_NAMES),

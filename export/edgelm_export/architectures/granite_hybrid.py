@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
@@ -12,16 +11,6 @@ from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "shared_intermediate_size": 1024,
-    "num_local_experts": 8,
-    "mamba_n_heads": 128,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 256,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-}
 _DENSE = ("gate_proj", "up_proj", "down_proj")
 # Without experts, what they share is all there is.
 _NAMES = (
@@ -39,14 +28,13 @@ _MLX_NAMES = (
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = mamba2.kinds_of(hf_values.layer_types(values) or ["mamba"] * layers)
     if hf_values.whole_number(values, "num_local_experts"):
-        config = dataclasses.replace(granite.to_model_config(values), **granite.expert_fields(values))
+        config = dataclasses.replace(granite.GRANITE.to_model_config(values), **granite.expert_fields(values))
     else:
-        config = granite.to_model_config({**values, "intermediate_size": values["shared_intermediate_size"]})
+        config = granite.GRANITE.to_model_config({**values, "intermediate_size": values["shared_intermediate_size"]})
     if "mamba2" in kinds:
         mamba2.refuse_other_activations(config)
     turns = values.get("position_embedding_type") == "rope"
@@ -80,6 +68,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 GRANITE_HYBRID = dataclasses.replace(
     granite.GRANITE,
     model_type="granitemoehybrid",
+    defaults={
+        "shared_intermediate_size": 1024,
+        "num_local_experts": 8,
+        "mamba_n_heads": 128,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 256,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.mamba.conv1d.weight"})),

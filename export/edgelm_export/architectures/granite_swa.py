@@ -16,7 +16,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 8192,
@@ -48,13 +47,12 @@ _GGUF_NAMES = (
 _GGUF_KEYS = frozenset(f"attention.{key}" for key in ("sliding_window", "sliding_window_pattern", "rope_pattern"))
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = ["sliding_attention" if layer % _PATTERN else "full_attention" for layer in range(layers)]
     kinds = hf_values.layer_types(values) or kinds
     window = hf_values.optional_whole_number(values, "sliding_window")
-    config = granite.to_model_config(values)
+    config = granite.GRANITE.to_model_config(values)
     return dataclasses.replace(
         config,
         attention_sinks=True,
@@ -90,10 +88,7 @@ def _rotations(listed: object, kinds: list[str], config: ModelConfig) -> dict[st
     }
 
 
-def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
-    # Whose other defaults are those of Granite 3.
-    values = {"num_key_value_heads": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **values}
-    values = {"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, **values}
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(_to_model_config(values), **granite.expert_fields(values))
 
 
@@ -125,6 +120,7 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 GRANITE_SWA = Architecture(
     model_type="granite_swa",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="granite_swa",
@@ -134,6 +130,7 @@ GRANITE_SWA = Architecture(
 )
 GRANITE_MOE_SWA = Architecture(
     model_type="granitemoe_swa",
+    defaults={"sliding_window": _DEFAULTS["sliding_window"]},  # others are those of Granite 3
     read_config=_to_moe_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,25 +10,23 @@ from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 20,
-    "head_dim": 128,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-8,
-    "rope_theta": 1e5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    config = llama.to_model_config({**_DEFAULTS, **values})
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = llama.to_model_config(values)
     return dataclasses.replace(config, attention_output_bias=False)
 
 
 HELIUM = Architecture(
     model_type="helium",
+    defaults={
+        "num_key_value_heads": 20,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-8,
+        "rope_theta": 1e5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=None,

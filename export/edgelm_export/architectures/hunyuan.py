@@ -16,7 +16,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
 _LARGEST_ALPHA = 1_000_000  # in use is 1000
 _NAMES = llama.NAMES | {
@@ -38,8 +37,7 @@ _OTHER_KEYS = {"num_local_experts": "num_experts", "num_experts_per_tok": "moe_t
 _GGUF_MOE_KEYS = experts.GGUF_KEYS | {"expert_shared_count", "expert_shared_feed_forward_length"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, **_stretched_base(values)})
     return dataclasses.replace(
         config,
@@ -49,7 +47,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     values = {**{key: values[name] for name, key in _OTHER_KEYS.items() if name in values}, **values}
     for key, supported in _FIXED.items():
         if values.get(key, supported) != supported:
@@ -106,18 +104,19 @@ def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 HUNYUAN = Architecture(
     model_type="hunyuan_v1_dense",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="hunyuan-dense",
-        to_hf_config=lambda header: gguf_header.to_hf_config(
-            header, "hunyuan-dense"
-        ),  # llama.cpp's converter has stretched the base.
+        # llama.cpp's converter has stretched the base.
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "hunyuan-dense"),
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
     ),
 )
 HUNYUAN_MOE = Architecture(
     model_type="hunyuan_v1_moe",
+    defaults=_DEFAULTS,
     read_config=_to_moe_config,
     layout=TensorLayout(names=_MOE_NAMES),
     mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -21,11 +20,11 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     scale = hf_values.number(values, "logits_scaling", 1.0)  # which multiplies here
     if not scale > 0:
         raise CheckpointError(f"config.json: logits_scaling is {scale}; it must be above 0.")
-    config = granite.to_model_config({**values, "logits_scaling": 1 / scale})
+    config = granite.GRANITE.to_model_config({**values, "logits_scaling": 1 / scale})
     return dataclasses.replace(
         config,
         attention_multiplier=hf_values.number(values, "attention_multiplier", config.head_dim**-0.5),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
-
-# What the models' own code takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"bias": True, "bos_token_id": 1, "eos_token_id": 2}
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.wqkv"
@@ -29,8 +25,7 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return llama.to_model_config({**values, "attention_bias": values["bias"], "mlp_bias": False})
 
 
@@ -40,6 +35,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 INTERNLM2 = Architecture(
     model_type="internlm2",
+    defaults={"bias": True, "bos_token_id": 1, "eos_token_id": 2},
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, by_group=frozenset({_FUSED})),
     is_in_transformers=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,20 +10,8 @@ from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 8192,
-    "layer_norm_eps": 1e-5,
-    "hidden_act": "relu2",
-    "attention_bias": True,
-    "mlp_bias": True,
-    "bos_token_id": 0,
-    "eos_token_id": 150024,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         llama.to_model_config({**values, "rms_norm_eps": values["layer_norm_eps"]}),
         norm="layer",
@@ -39,6 +26,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 JAIS2 = Architecture(
     model_type="jais2",
+    defaults={
+        "max_position_embeddings": 8192,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "relu2",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "bos_token_id": 0,
+        "eos_token_id": 150024,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(architecture="jais2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
 )

@@ -14,24 +14,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 262144,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "num_experts": 16,
-    "num_experts_per_tok": 2,
-    "expert_layer_period": 2,
-    "expert_layer_offset": 1,
-    "attn_layer_period": 8,
-    "attn_layer_offset": 4,
-    "mamba_d_state": 16,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_dt_rank": "auto",
-}
 _LAYER = mamba2.LAYER
 _NORMS = {f"{_LAYER}.{part}_layernorm": f"ssm_{part}_norm" for part in ("dt", "b", "c")}
 _PARTS = {
@@ -61,8 +43,7 @@ _GGUF_SIZES = {
 }  # fmt: skip
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = range(hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS))
     attending, having = (_of_period(values, key, layers) for key in ("attn_layer", "expert_layer"))
     kinds = tuple("full_attention" if layer in attending else "mamba" for layer in layers)
@@ -127,6 +108,23 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 JAMBA = Architecture(
     model_type="jamba",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "attn_layer_period": 8,
+        "attn_layer_offset": 4,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_dt_rank": "auto",
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({f"{_LAYER}.conv1d.weight"})),  # so mlx-lm has them
     gguf=GGUFFamily(

@@ -15,23 +15,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": 512,
-    "gating": True,
-    "num_experts": 256,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512,
-    "rope_parameters": {
-        "full_attention": {"rope_theta": 5e5, "partial_rotary_factor": 0.5},
-        "sliding_attention": {"rope_theta": 1e4},
-    },
-}
 _GATES = {True: True, "per-head": True, "per-element": False}  # whether there is one for each head
 _UNSUPPORTED = ("attention_bias", "moe_apply_router_weight_on_input", "moe_router_logit_softcapping")
 _PATTERN = 4  # of these, the first layer of a GGUF file sees all
@@ -52,8 +35,7 @@ _MLX_NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     for key in _UNSUPPORTED:
         if values.get(key):
             raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is none.")
@@ -153,6 +135,23 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 LAGUNA = Architecture(
     model_type="laguna",
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 512,
+        "gating": True,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 5e5, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_theta": 1e4},
+        },
+    },
+    null_keys=frozenset(),
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_MLX_NAMES),

@@ -16,7 +16,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 128_000,
@@ -25,6 +24,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 1e6,
 }
 _MOE_DEFAULTS: Mapping[str, Any] = {
+    **_DEFAULTS,
     "intermediate_size": 7168,
     "moe_intermediate_size": 1792,
     "num_dense_layers": 2,
@@ -77,13 +77,11 @@ _GGUF_NAMES = (
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return _read({**values, "intermediate_size": _feed_forward_size(values)})
 
 
-def _to_moe_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **_MOE_DEFAULTS, **values}
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     dense = hf_values.whole_number(values, "num_dense_layers")
     config = _read(values)
     return dataclasses.replace(
@@ -168,6 +166,7 @@ def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = f
 
 LFM2 = Architecture(
     model_type="lfm2",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     gguf=GGUFFamily(
@@ -178,6 +177,7 @@ LFM2 = Architecture(
 )
 LFM2_MOE = Architecture(
     model_type="lfm2_moe",
+    defaults=_MOE_DEFAULTS,
     read_config=_to_moe_config,
     layout=TensorLayout(names=_MOE_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),

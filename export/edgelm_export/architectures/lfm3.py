@@ -12,21 +12,6 @@ from edgelm_export.architectures import gemma3, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "max_position_embeddings": 128_000,
-    "norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "conv_L_cache": 7,
-    "sliding_window": 256,
-    "use_sandwich_norm": True,
-    "use_attention_gate": True,
-    "rope_local_base_freq": 1e4,
-    "bos_token_id": 124_894,
-    "eos_token_id": 124_900,
-}
 _ROPE: Mapping[str, Any] = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
 
 _LAYER = "model.layers.{i}"
@@ -53,8 +38,7 @@ _BEFORE_ALONE = dataclasses.replace(
 )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if hf_values.flag(values, "attention_bias"):
         raise CheckpointError("config.json: attention_bias is True; supported is False.")
     if not values.get("rope_parameters"):
@@ -87,6 +71,20 @@ def _kinds(layers: int) -> list[str]:
 # llama.cpp does not know it.
 LFM3 = Architecture(
     model_type="lfm3",
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "max_position_embeddings": 128_000,
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "conv_L_cache": 7,
+        "sliding_window": 256,
+        "use_sandwich_norm": True,
+        "use_attention_gate": True,
+        "rope_local_base_freq": 1e4,
+        "bos_token_id": 124_894,
+        "eos_token_id": 124_900,
+    },
     read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: _LAYOUT if config.norm_placement == "both" else _BEFORE_ALONE,

@@ -18,9 +18,6 @@ from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key, and not in every family that is read as a Llama.
-_DEFAULTS: Mapping[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
-
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.layers.{i}.input_layernorm": "blk.{i}.attn_norm",
@@ -69,10 +66,6 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
     )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return to_model_config({**_DEFAULTS, **values})
-
-
 def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Make config.json's values of a header, with the settings that Llama 3's factors come from."""
     values = gguf_header.to_hf_config(header, architecture, keys=keys)
@@ -116,7 +109,9 @@ GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{
 
 LLAMA = Architecture(
     model_type="llama",
-    read_config=_to_model_config,
+    # Not of every family that is read as a Llama.
+    defaults={"bos_token_id": 1, "eos_token_id": 2},
+    read_config=to_model_config,
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,

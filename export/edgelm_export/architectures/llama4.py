@@ -12,22 +12,6 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "intermediate_size_mlp": 16384,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "no_rope_layer_interval": 4,
-    "attention_chunk_size": 8192,
-    "interleave_moe_layer_step": 1,
-    "use_qk_norm": True,
-    "attn_temperature_tuning": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 _GGUF_KEYS = frozenset({"attention.sliding_window", "expert_feed_forward_length", "expert_used_count"})
 _STRETCHED = ("yarn", "longrope")  # whose factor of attention a norm behind the rotation takes back
 _NAMES = llama.NAMES | {
@@ -36,8 +20,7 @@ _NAMES = llama.NAMES | {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, "intermediate_size": values["intermediate_size_mlp"]})
     layers, with_experts = config.num_hidden_layers, values.get("moe_layers")
     step = hf_values.whole_number(values, "interleave_moe_layer_step")
@@ -105,6 +88,21 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 LLAMA4 = Architecture(
     model_type="llama4_text",
+    defaults={
+        "intermediate_size_mlp": 16384,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(

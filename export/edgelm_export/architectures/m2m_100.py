@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.architectures.bart import COPIES, names, to_model_config
+from edgelm_export.architectures.bart import BART, names, to_model_config
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key, and BART has another value.
-_DEFAULTS: Mapping[str, Any] = {"vocab_size": 128112, "activation_function": "relu", "scale_embedding": True}
 _PADDING = 1  # fairseq counts its positions from behind it
 _SINUSOIDS = frozenset({"model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights"})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("pad_token_id", _PADDING) != _PADDING:
         raise CheckpointError(
             f"config.json: pad_token_id is {values['pad_token_id']!r}, and positions are counted from behind it; "
@@ -34,9 +30,10 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-M2M_100 = Architecture(
+M2M_100 = dataclasses.replace(
+    BART,
     model_type="m2m_100",
+    defaults={**BART.defaults, "vocab_size": 128112, "activation_function": "relu", "scale_embedding": True},
     read_config=_to_model_config,
-    layout=TensorLayout(names=names("pre"), copies=COPIES, ignored=_SINUSOIDS),
-    gguf=None,
+    layout=TensorLayout(names=names("pre"), copies=BART.layout.copies, ignored=_SINUSOIDS),
 )

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.architectures.bart import COPIES, LOGITS_BIAS, ROWS_BEFORE, names, to_model_config
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.architectures.bart import BART, names, to_model_config
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {key: value for key, value in values.items() if value is not None}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     # transformers has no token to begin with for it, and then takes this one.
-    values = {"decoder_start_token_id": values.get("bos_token_id", 0), **values}
+    values = {"decoder_start_token_id": values["bos_token_id"], **values}
     return to_model_config(values, norm_placement="pre", final_norm=True)
 
 
-MBART = Architecture(
+MBART = dataclasses.replace(
+    BART,
     model_type="mbart",
+    defaults={key: value for key, value in BART.defaults.items() if key != "decoder_start_token_id"},
     read_config=_to_model_config,
-    layout=TensorLayout(names=names("pre"), copies=COPIES, rows_before=ROWS_BEFORE, stacks_of_one=LOGITS_BIAS),
-    gguf=None,
+    layout=dataclasses.replace(BART.layout, names=names("pre")),
 )

@@ -13,7 +13,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 128,
@@ -32,8 +31,7 @@ _GGUF_KEYS = experts.GGUF_KEYS | {
 _PATTERN = 4  # of these, the last layer sees all, where a file does not list them
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or ["full_attention"] * layers
@@ -81,6 +79,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 MELLUM = Architecture(
     model_type="mellum",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     # transformers leaves the layer that guesses one more token ahead out too.
     layout=TensorLayout(ignored=experts.guessing_names(experts.GGUF_NAMES | llama.GGUF_QK_NORMS)),

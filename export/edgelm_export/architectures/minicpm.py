@@ -15,15 +15,12 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What the models' own code takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
 # Of files that are older than their keys, as llama.cpp takes them.
 _GGUF_DEFAULTS = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256.0}
 _GGUF_KEYS = frozenset({"embedding_scale", "residual_scale", "logit_scale"})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if hf_values.whole_number(values, "num_experts", 0):
         raise CheckpointError(
             f"config.json: num_experts is {values['num_experts']!r:.60}; supported is 0: MiniCPM-MoE is not."
@@ -72,6 +69,7 @@ def _multipliers(metadata: Mapping[str, Any], layers: int, size: int) -> dict[st
 
 MINICPM = Architecture(
     model_type="minicpm",
+    defaults={"tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2},
     read_config=_to_model_config,
     is_in_transformers=False,
     gguf=GGUFFamily(

@@ -37,16 +37,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 2,
 }
 _GGUF_GROWTH = "rope.scaling.yarn_log_multiplier"  # where both have it, attention does not grow with the factor
-_DEFAULTS_3: Mapping[str, Any] = {
-    "head_dim": 128,
-    "max_position_embeddings": 262144,
-    "rms_norm_eps": 1e-5,
-    "sliding_window": None,
-}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     window = hf_values.optional_whole_number(values, "sliding_window")
     return dataclasses.replace(
@@ -58,8 +51,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _to_ministral3(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS_3, **values}
+def _to_ministral3(values: dict[str, Any]) -> ModelConfig:
     settings = values.get("rope_parameters") or values.get("rope_scaling") or _ROPE_3
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"config.json: the rope settings are {settings!r:.80}; they must be an object.")
@@ -83,10 +75,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 # llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
-MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", read_config=_to_model_config)
+MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", defaults=_DEFAULTS, read_config=_to_model_config)
 MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral")
 MINISTRAL3 = Architecture(
     model_type="ministral3",
+    defaults={
+        **_DEFAULTS,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    },
     read_config=_to_ministral3,
     gguf=GGUFFamily(
         architecture="mistral3",

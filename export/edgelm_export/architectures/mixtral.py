@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,17 +10,6 @@ from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
     "model.layers.{i}.mlp.gate": "model.layers.{i}.block_sparse_moe.gate",
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w1",
@@ -31,8 +19,7 @@ NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
 MLX_NAMES = NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"attention_bias": False, "mlp_bias": False})
     return dataclasses.replace(
         config,
@@ -49,6 +36,16 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 MIXTRAL = Architecture(
     model_type="mixtral",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=NAMES),
     mlx=TensorLayout(names=MLX_NAMES),

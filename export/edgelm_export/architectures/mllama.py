@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from edgelm.config import ModelConfig
 from edgelm_export.architectures.llama import LLAMA, NAMES
 from edgelm_export.tensor_map import TensorLayout
-
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-}
-
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    return LLAMA.read_config({**_DEFAULTS, **values})
-
 
 MLLAMA = dataclasses.replace(
     LLAMA,
     model_type="mllama_text_model",
-    read_config=_to_model_config,
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
     layout=TensorLayout(names=NAMES, rows_behind=frozenset({"model.embed_tokens"})),
     gguf=None,
 )

@@ -14,17 +14,6 @@ from edgelm_export.architectures.gguf_values import float32_number
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 50368,
-    "d_model": 2048,
-    "n_heads": 16,
-    "n_layers": 24,
-    "expansion_ratio": 4,
-    "max_seq_len": 2048,
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-}
 # Features that have no place in ModelConfig, and the value that turns each off.
 _NEUTRAL: Mapping[str, Any] = {"no_bias": True, "logit_scale": None}
 _NEUTRAL_OF_ATTENTION: Mapping[str, Any] = {
@@ -46,8 +35,7 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     attention = values.get("attn_config", {})
     if not isinstance(attention, Mapping):
         raise CheckpointError(f"config.json: attn_config is {attention!r}; it must be an object.")
@@ -93,6 +81,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 MPT = Architecture(
     model_type="mpt",
+    defaults={
+        "vocab_size": 50368,
+        "d_model": 2048,
+        "n_heads": 16,
+        "n_layers": 24,
+        "expansion_ratio": 4,
+        "max_seq_len": 2048,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    null_keys=frozenset(),
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, prefix="transformer."),
     gguf=GGUFFamily(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,22 +11,13 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "hidden_act": "relu2",
-    "final_logit_softcapping": 15.0,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-
 _NAMES = llama.NAMES | {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.fc2",
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     if config.rope_scaling.rope_type != "default":
         raise CheckpointError(
@@ -48,6 +38,12 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 NANOCHAT = Architecture(
     model_type="nanochat",
+    defaults={
+        "hidden_act": "relu2",
+        "final_logit_softcapping": 15.0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(
         names=_NAMES,

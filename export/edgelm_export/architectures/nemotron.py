@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,19 +10,10 @@ from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 4096,
-    "norm_eps": 1e-5,
-    "hidden_act": "relu2",
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
 _PART = 0.5  # of a head, that turns
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         llama.to_model_config({**values, "rms_norm_eps": values["norm_eps"]}, partial=_PART),
         norm="layer_offset",
@@ -43,6 +33,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 NEMOTRON = Architecture(
     model_type="nemotron",
+    defaults={
+        "max_position_embeddings": 4096,
+        "norm_eps": 1e-5,
+        "hidden_act": "relu2",
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="nemotron",

@@ -27,7 +27,7 @@ def refuse_clipping(values: Mapping[str, Any]) -> None:
         )
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     refuse_clipping(values)
     values = {"eos_token_id": 50279, **values, "rms_norm_eps": _EPSILON}
     return dataclasses.replace(llama.to_model_config(values), norm="layer_plain", mlp_bias=False)

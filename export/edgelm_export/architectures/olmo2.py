@@ -6,7 +6,6 @@ Its row reads GGUF files of OLMo 3 too, which llama.cpp tells apart by their win
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -16,17 +15,14 @@ from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "eos_token_id": 50279}
 # OLMo 3's.
 _WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
 # llama.cpp's converter writes config.json's attention_factor there, which is the whole; llama.cpp multiplies by it.
 _ATTENTION = "olmo2.rope.scaling.attn_factor"
 
 
-def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json's values as those of an OLMo 2."""
-    config = llama.to_model_config({**_DEFAULTS, **values})
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = llama.to_model_config(values)
     return dataclasses.replace(config, norm_placement="post", qk_norm=True, qk_norm_scope="projection", mlp_bias=False)
 
 
@@ -55,7 +51,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 OLMO2 = Architecture(
     model_type="olmo2",
-    read_config=to_model_config,
+    defaults={"rms_norm_eps": 1e-5, "eos_token_id": 50279},
+    read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="olmo2",
         to_hf_config=_gguf_to_hf_config,

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gemma3, hf_values, olmo2
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"rope_theta": 5e5, "sliding_window": 4096}
 _PATTERN = 4  # of these, the last layer sees all
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, values["rope_theta"], values["rope_theta"])
-    config = olmo2.to_model_config(values)
+    config = olmo2.OLMO2.to_model_config(values)
     window = hf_values.optional_whole_number(values, "sliding_window")
     windows = hf_values.windows(values, window, hf_values.last_sees_all(config.num_hidden_layers, _PATTERN))
     local = hf_values.number(values, "rope_local_base_freq", config.rope_theta) if windows else None
@@ -25,4 +21,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 # llama.cpp's converter calls it "olmo2", so its GGUF files are read by that row, the first of that name.
-OLMO3 = dataclasses.replace(olmo2.OLMO2, model_type="olmo3", read_config=_to_model_config)
+OLMO3 = dataclasses.replace(
+    olmo2.OLMO2, model_type="olmo3", defaults={"rope_theta": 5e5, "sliding_window": 4096}, read_config=_to_model_config
+)

@@ -12,14 +12,6 @@ from edgelm_export.architectures import hf_values, llama, qwen3_5
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 65536,
-    "rms_norm_eps": 1e-6,
-    "eos_token_id": 100257,
-    "linear_conv_kernel_dim": 4,
-    "linear_allow_neg_eigval": True,
-}
 _EVERY = 4  # the last layer of so many has attention, where config.json says nothing of them
 _EPSILON = 1e-5  # of the norm behind linear attention; in no config
 _LINEAR = qwen3_5.LINEAR_ATTENTION
@@ -40,8 +32,7 @@ _ASSEMBLED = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     by_number = hf_values.last_sees_all(layers, _EVERY, "linear_attention")
     if "full_attention" not in by_number:
@@ -82,6 +73,13 @@ def _sizes(values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 OLMO_HYBRID = Architecture(
     model_type="olmo_hybrid",
+    defaults={
+        "max_position_embeddings": 65536,
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 100257,
+        "linear_conv_kernel_dim": 4,
+        "linear_allow_neg_eigval": True,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, assembled=_ASSEMBLED),
     gguf=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,18 +10,8 @@ from edgelm_export.architectures import experts, gguf_header, hf_values, llama, 
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "eos_token_id": 50279,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     olmo.refuse_clipping(values)
     count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     return dataclasses.replace(
@@ -42,6 +31,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 OLMOE = Architecture(
     model_type="olmoe",
+    defaults={
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "eos_token_id": 50279,
+    },
     read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(

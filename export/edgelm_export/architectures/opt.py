@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,17 +11,6 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "ffn_dim": 3072,
-    "activation_function": "relu",
-    "do_layer_norm_before": True,
-    "enable_bias": True,
-    "layer_norm_elementwise_affine": True,
-    "tie_word_embeddings": True,
-    "bos_token_id": 2,
-    "eos_token_id": 2,
-}
 _LAYER, _THEIRS = "model.layers.{i}", "model.decoder.layers.{i}"
 _NAMES = {
     "model.embed_tokens": "model.decoder.embed_tokens",
@@ -43,8 +31,7 @@ _BEHIND = {
 _LAYOUT = TensorLayout(names=_NAMES, rows_before={"model.decoder.embed_positions": 2})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     size = hf_values.whole_number(values, "hidden_size")
     width = hf_values.whole_number(values, "word_embed_proj_dim", size)
     if width != size:
@@ -77,6 +64,16 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 OPT = Architecture(
     model_type="opt",
+    defaults={
+        "ffn_dim": 3072,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=_LAYOUT,
     layout_of=lambda config: (

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
-from edgelm.config import ModelConfig
-from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.architectures.bart import COPIES, LOGITS_BIAS, names, to_model_config
-from edgelm_export.architectures.marian import SINUSOIDS
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.architectures.bart import BART, names, to_model_config
+from edgelm_export.architectures.marian import MARIAN
 
-# What transformers takes where config.json has no such key, and BART has another value.
-_DEFAULTS: Mapping[str, Any] = {"decoder_start_token_id": 0, "pad_token_id": 0, "bos_token_id": [], "eos_token_id": 1}
-
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
-    return to_model_config(
-        values, norm_placement="pre", final_norm=True, embedding_norm=False, position="sinusoidal_halves"
-    )
-
-
-PEGASUS = Architecture(
+PEGASUS = dataclasses.replace(
+    MARIAN,
     model_type="pegasus",
-    read_config=_to_model_config,
-    layout=TensorLayout(names=names("pre"), copies=COPIES, ignored=SINUSOIDS, stacks_of_one=LOGITS_BIAS),
-    gguf=None,
+    defaults={**BART.defaults, "decoder_start_token_id": 0, "pad_token_id": 0, "bos_token_id": [], "eos_token_id": 1},
+    read_config=lambda values: to_model_config(
+        values, norm_placement="pre", final_norm=True, embedding_norm=False, position="sinusoidal_halves"
+    ),
+    layout=dataclasses.replace(MARIAN.layout, names=names("pre")),
 )

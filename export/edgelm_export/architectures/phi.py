@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
-
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 2048,
-    "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 _NAMES = llama.NAMES | {
     "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.dense",
@@ -30,8 +20,7 @@ _NAMES = llama.NAMES | {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.5)
     return dataclasses.replace(
         config,
@@ -54,6 +43,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 PHI = Architecture(
     model_type="phi",
+    defaults={
+        "max_position_embeddings": 2048,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(architecture="phi2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),

@@ -12,14 +12,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 32000,
-}
 # Older names of LongRoPE.
 _LONGROPE_NAMES = ("su", "yarn")
 
@@ -40,8 +32,7 @@ def with_longrope(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "rope_type": "longrope"} if is_called_otherwise else settings
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(values.get(key), Mapping):
             values[key] = with_longrope(values[key])
@@ -73,6 +64,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 PHI3 = Architecture(
     model_type="phi3",
+    defaults={
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 32000,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(

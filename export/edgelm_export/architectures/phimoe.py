@@ -12,22 +12,10 @@ from edgelm_export.architectures import experts, hf_values, llama, mixtral, phi3
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-    "num_local_experts": 16,
-    "num_experts_per_tok": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 _SCALES = ("short_mscale", "long_mscale")
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if hf_values.number(values, "router_jitter_noise", 0.01) * 2 != SPARSEMIXER_MARGIN:
         raise CheckpointError(
             f"config.json: router_jitter_noise is {values['router_jitter_noise']!r}; it must be 0.01."
@@ -61,6 +49,16 @@ def _with_one_scale(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 PHIMOE = Architecture(
     model_type="phimoe",
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=mixtral.NAMES),
     mlx=TensorLayout(names=mixtral.MLX_NAMES),

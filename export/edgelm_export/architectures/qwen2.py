@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,12 +10,9 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    config = llama.to_model_config({**_DEFAULTS, **values})
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = llama.to_model_config(values)
     return dataclasses.replace(
         config,
         attention_bias=True,
@@ -28,6 +24,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 QWEN2 = Architecture(
     model_type="qwen2",
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="qwen2",

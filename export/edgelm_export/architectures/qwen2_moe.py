@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,21 +11,10 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 32768,
-    "qkv_bias": True,
-    "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632,
-    "num_experts": 60,
-    "num_experts_per_tok": 4,
-}
 _SIZES = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     layers = range(config.num_hidden_layers)
     windowed = hf_values.flag(values, "use_sliding_window")
@@ -64,6 +52,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 QWEN2_MOE = Architecture(
     model_type="qwen2_moe",
+    defaults={
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 32768,
+        "qkv_bias": True,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=llama.NAMES | experts.shared_expert_names("model.layers.{i}.mlp")),
     gguf=GGUFFamily(

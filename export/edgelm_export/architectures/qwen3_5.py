@@ -17,7 +17,6 @@ from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 from edgelm_export.text_part import plain_rope
 
-# What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 256,
@@ -30,6 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "linear_conv_kernel_dim": 4,
 }
 _MOE_DEFAULTS: Mapping[str, Any] = {
+    **_DEFAULTS,
     "num_key_value_heads": 2,
     "num_experts": 256,
     "num_experts_per_tok": 8,
@@ -79,8 +79,7 @@ _GGUF_OTHER_KEYS = frozenset(
 )  # fmt: skip
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     settings = values.get("rope_parameters")
     if isinstance(settings, Mapping):  # also of a folder without the part that reads images
         values["rope_parameters"] = plain_rope(settings)
@@ -102,9 +101,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def to_moe_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json's values as those of a Qwen3.5 with experts."""
-    values = {**_MOE_DEFAULTS, **values}
+def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     size, shared = (hf_values.whole_number(values, f"{kind}_intermediate_size") for kind in ("moe", "shared_expert"))
     return dataclasses.replace(
         _to_model_config({**values, "intermediate_size": size}),
@@ -165,6 +162,7 @@ GGUF_LAYOUT = TensorLayout(
 
 QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
+    defaults=_DEFAULTS,
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
     gguf=GGUFFamily(
@@ -175,7 +173,8 @@ QWEN3_5 = Architecture(
 )
 QWEN3_5_MOE = Architecture(
     model_type="qwen3_5_moe_text",
-    read_config=to_moe_model_config,
+    defaults=_MOE_DEFAULTS,
+    read_config=_to_moe_config,
     layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
     stacked=dataclasses.replace(QWEN3_5.layout, names=_STACKED_NAMES),
     gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,14 +11,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32768,
-    "moe_intermediate_size": 768,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-}
 _EXPERTS = "model.layers.{i}.mlp.experts"
 # Those of Qwen3-VL are stacks of [in, out], with gates and ups in one.
 _STACKS = (f"{_EXPERTS}.gate_up_proj", f"{_EXPERTS}.down_proj")
@@ -30,8 +21,7 @@ _STACKED_NAMES = {name: name for name in experts.GGUF_NAMES | llama.GGUF_QK_NORM
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     # Newer versions of transformers write the number of experts under another name.
     count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     config = llama.to_model_config(values | {"mlp_bias": False})
@@ -59,6 +49,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
+    defaults={
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    },
     read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     stacked=TensorLayout(names=_STACKED_NAMES, transposed=frozenset(_STACKS)),

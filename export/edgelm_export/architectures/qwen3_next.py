@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,15 +11,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.qwen3_5 import ATTENTION, GGUF_LAYOUT, LINEAR_ATTENTION
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 2,
-    "num_experts": 512,
-    "num_experts_per_tok": 10,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512,
-    "norm_topk_prob": True,
-}
 _FUSED = {
     f"{LINEAR_ATTENTION}.{part}": f"{LINEAR_ATTENTION}.{fused}"
     for fused, parts in {"in_proj_qkvz": ("in_proj_qkv", "in_proj_z"), "in_proj_ba": ("in_proj_b", "in_proj_a")}.items()
@@ -29,9 +19,8 @@ _FUSED = {
 _BA = "blk.{i}.ssm_ba"
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
-    config = qwen3_5.to_moe_model_config(values)
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+    config = qwen3_5.QWEN3_5_MOE.to_model_config(values)
     return dataclasses.replace(
         config,
         intermediate_size=hf_values.whole_number(values, "intermediate_size", 5632),
@@ -42,6 +31,14 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 QWEN3_NEXT = Architecture(
     model_type="qwen3_next",
+    defaults={
+        "num_key_value_heads": 2,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "norm_topk_prob": True,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(
         names=qwen3_5.MOE_NAMES | _FUSED,

@@ -32,7 +32,7 @@ _DEFAULTS: Mapping[str, Any] = {
 _OTHER_KEYS = {own: key for key, own in AS_DEEPSEEK.items()} | {"use_qkv_bias": "attention_bias"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values = {**_DEFAULTS, **{_OTHER_KEYS.get(key, key): value for key, value in values.items()}}
     config = llama.to_model_config(values)
     return dataclasses.replace(

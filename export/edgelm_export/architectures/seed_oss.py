@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,27 +10,26 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 524288,
-    "attention_bias": True,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 _GGUF_NAMES = llama.GGUF_NAMES | {"model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
-        llama.to_model_config({**_DEFAULTS, **values}),
+        llama.to_model_config(values),
         attention_output_bias=hf_values.flag(values, "attention_out_bias"),
     )
 
 
 SEED_OSS = Architecture(
     model_type="seed_oss",
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 524288,
+        "attention_bias": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="seed_oss",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,20 +10,8 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32768,
-    "no_rope_layer_interval": 4,
-    "rope_theta": 2e6,
-    "tie_word_embeddings": True,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-}
 
-
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     layers = range(config.num_hidden_layers)
     without_rope = hf_values.layers_without_rope(values, config.num_hidden_layers)
@@ -46,6 +33,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 SMOLLM3 = Architecture(
     model_type="smollm3",
+    defaults={
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "no_rope_layer_interval": 4,
+        "rope_theta": 2e6,
+        "tie_word_embeddings": True,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="smollm3",

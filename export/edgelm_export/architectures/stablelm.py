@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,19 +10,10 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "layer_norm_eps": 1e-5,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 _MOST_HEADS = 1024  # each makes names of tensors; in use are 32
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.25)
     parallel, has_norms = (hf_values.flag(values, key) for key in ("use_parallel_residual", "qk_layernorm"))
     return dataclasses.replace(
@@ -67,6 +57,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 STABLELM = Architecture(
     model_type="stablelm",
+    defaults={
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
     read_config=_to_model_config,
     layout_of=_layout,
     gguf=GGUFFamily(

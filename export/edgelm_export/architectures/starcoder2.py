@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,26 +10,13 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "norm_epsilon": 1e-5,
-    "hidden_act": "gelu_pytorch_tanh",
-    "use_bias": True,
-    "sliding_window": None,
-    "tie_word_embeddings": True,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-}
 _NAMES = llama.NAMES | {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.c_fc",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.c_proj",
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"rms_norm_eps": values["norm_epsilon"]})
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
@@ -54,6 +40,17 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 STARCODER2 = Architecture(
     model_type="starcoder2",
+    defaults={
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "norm_epsilon": 1e-5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": True,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(

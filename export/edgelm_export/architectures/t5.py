@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,18 +11,6 @@ from edgelm_export.architectures.encoder_decoder import pair
 from edgelm_export.architectures.gguf_values import token_id_values, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "vocab_size": 32128,
-    "feed_forward_proj": "relu",
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
 # Relative positions have no end; this is what the published models were trained on.
 _CONTEXT = 512
 
@@ -67,9 +54,7 @@ def _layout(config: ModelConfig) -> TensorLayout:
     return TensorLayout(names=names, copies=_COPIES, ignored=_IGNORED)
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    scales = values.get("scale_decoder_outputs", ...)
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     projection = str(values["feed_forward_proj"])
     gate, _, activation = projection.rpartition("-")
     # In T5's own words, "gated-gelu" is the tanh form.
@@ -94,7 +79,7 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     tied = hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings")
     # v1.0 alone has the embedding as its head, and alone scales what that reads. transformers 5 writes down only the
     # latter, and that every head is tied.
-    scaled = tied if scales is ... else scales is not None and hf_values.flag(values, "scale_decoder_outputs")
+    scaled = hf_values.flag({"scale_decoder_outputs": tied, **values}, "scale_decoder_outputs")
     decoder = {
         "num_hidden_layers": hf_values.whole_number(values, "num_decoder_layers", layers),
         "tie_word_embeddings": tied and scaled,
@@ -158,6 +143,18 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 T5 = Architecture(
     model_type="t5",
+    defaults={
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "vocab_size": 32128,
+        "feed_forward_proj": "relu",
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
+    null_keys=frozenset({"scale_decoder_outputs"}),
     read_config=_to_model_config,
     layout_of=_layout,
     gguf=GGUFFamily(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -14,7 +13,7 @@ from edgelm_export.tensor_map import TensorLayout
 _NAMES = llama.NAMES | {"model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"}
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = gemma2.GEMMA2.to_model_config(values)
     return dataclasses.replace(config, norm_placement="pre")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -12,20 +11,6 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 256008,
-    "max_position_embeddings": 2048,
-    "d_model": 1024,
-    "ffn_dim": 4096,
-    "num_layers": 24,
-    "attention_heads": 16,
-    "activation_function": "gelu",
-    "scale_embedding": True,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 _LAYER = "model.layers.{i}"
 _NAMES = {
     "model.embed_tokens": "model.embed_tokens",
@@ -42,8 +27,7 @@ _NAMES = {
 _SINUSOIDS = frozenset({"model.embed_positions.weights"})
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if hf_values.flag(values, "add_cross_attention"):
         raise CheckpointError("config.json: add_cross_attention is true; supported is an XGLM that reads one text.")
     size = hf_values.whole_number(values, "d_model")
@@ -72,6 +56,20 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 XGLM = Architecture(
     model_type="xglm",
+    defaults={
+        "vocab_size": 256008,
+        "max_position_embeddings": 2048,
+        "d_model": 1024,
+        "ffn_dim": 4096,
+        "num_layers": 24,
+        "attention_heads": 16,
+        "activation_function": "gelu",
+        "scale_embedding": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
+    null_keys=frozenset(),
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES, ignored=_SINUSOIDS),
     gguf=None,
