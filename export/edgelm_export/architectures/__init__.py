@@ -12,9 +12,8 @@ from edgelm_export.architectures.apertus import APERTUS, APERTUS_1P5
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
-from edgelm_export.architectures.bart import BART
+from edgelm_export.architectures.bart import BART, BLENDERBOT, M2M_100, MARIAN, MBART, PEGASUS
 from edgelm_export.architectures.bitnet import BITNET
-from edgelm_export.architectures.blenderbot import BLENDERBOT
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
@@ -29,7 +28,7 @@ from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.gemma import GEMMA
-from edgelm_export.architectures.gemma2 import GEMMA2
+from edgelm_export.architectures.gemma2 import GEMMA2, VAULTGEMMA
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
@@ -58,16 +57,12 @@ from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.llama4 import LLAMA4
-from edgelm_export.architectures.m2m_100 import M2M_100
-from edgelm_export.architectures.marian import MARIAN
-from edgelm_export.architectures.mbart import MBART
 from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.mllama import MLLAMA
 from edgelm_export.architectures.mpt import MPT
-from edgelm_export.architectures.mt5 import MT5
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
 from edgelm_export.architectures.nemotron_h import NEMOTRON_H
@@ -77,7 +72,6 @@ from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.opt import OPT
-from edgelm_export.architectures.pegasus import PEGASUS
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.phimoe import PHIMOE
@@ -92,9 +86,7 @@ from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
-from edgelm_export.architectures.t5 import T5
-from edgelm_export.architectures.umt5 import UMT5
-from edgelm_export.architectures.vaultgemma import VAULTGEMMA
+from edgelm_export.architectures.t5 import MT5, T5, UMT5
 from edgelm_export.architectures.xglm import XGLM
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -1,11 +1,17 @@
-"""BART: learned positions that begin at row 2, layer norms of the residual stream, biases everywhere."""
+"""BART, and those built like it: layer norms and biases everywhere.
+
+BART's positions are learned and begin at row 2, its norms are those of the residual stream. Marian (OPUS-MT) and
+Pegasus have fixed sinusoids; all but Marian have their norms before each part and behind the last block.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
 from edgelm.layer_features import CROSS_NORMS, NORM_PLACEMENTS
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
@@ -37,7 +43,7 @@ def _stack_names(name: str, placement: str) -> dict[str, str]:
     }
 
 
-def names(placement: str) -> dict[str, str]:
+def _names(placement: str) -> dict[str, str]:
     """Return the names of the tensors of both stacks, whose norms stand there in a block (`NORM_PLACEMENTS`)."""
     return {
         "model.embed_tokens": "model.shared",
@@ -48,12 +54,11 @@ def names(placement: str) -> dict[str, str]:
     }
 
 
-_COPIES = frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"})
-_LOGITS_BIAS = frozenset({"final_logits_bias"})
-_ROWS_BEFORE = dict.fromkeys(("model.encoder.embed_positions", "model.decoder.embed_positions"), 2)
+_POSITIONS = ("model.encoder.embed_positions", "model.decoder.embed_positions")
+_PADDING = 1  # of M2M100: fairseq counts its positions from behind it
 
 
-def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **features: Any) -> ModelConfig:
+def _to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **features: Any) -> ModelConfig:
     """Return the config of a BART, or of one with other `features` of its stacks."""
     size = hf_values.whole_number(values, "d_model")
     root = abs(hf_values.number(values, "d_model", 0.0)) ** 0.5  # of a number that a float holds
@@ -80,8 +85,30 @@ def to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **f
             "attention_output_bias": True,
         }
         stacks.append(stack | features)
-    tied = hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings")
-    return pair(values, stacks[0], {**stacks[1], "tie_word_embeddings": tied, "lm_head_bias": lm_head_bias})
+    head = {"tie_word_embeddings": hf_values.flag(values, "tie_word_embeddings"), "lm_head_bias": lm_head_bias}
+    return pair(values, stacks[0], stacks[1] | head)
+
+
+def _to_mbart_config(values: dict[str, Any]) -> ModelConfig:
+    # transformers has no token to begin with for it, and then takes this one.
+    values = {"decoder_start_token_id": values["bos_token_id"], **values}
+    return _to_model_config(values, norm_placement="pre", final_norm=True)
+
+
+def _to_m2m_100_config(values: dict[str, Any]) -> ModelConfig:
+    if values.get("pad_token_id", _PADDING) != _PADDING:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {values['pad_token_id']!r}, and positions are counted from behind it; "
+            f"supported is {_PADDING}."
+        )
+    return _to_model_config(
+        values,
+        lm_head_bias=False,
+        norm_placement="pre",
+        final_norm=True,
+        embedding_norm=False,
+        position="sinusoidal_fairseq",
+    )
 
 
 BART = Architecture(
@@ -89,13 +116,82 @@ BART = Architecture(
     defaults={
         "vocab_size": 50265,
         "d_model": 1024,
+        "tie_word_embeddings": True,
         "pad_token_id": 1,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "decoder_start_token_id": 2,
     },
     null_keys=frozenset(),
-    read_config=to_model_config,
-    layout=TensorLayout(names=names("residual"), copies=_COPIES, rows_before=_ROWS_BEFORE, stacks_of_one=_LOGITS_BIAS),
+    read_config=_to_model_config,
+    layout=TensorLayout(
+        names=_names("residual"),
+        copies=frozenset({"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"}),
+        rows_before=dict.fromkeys(_POSITIONS, 2),
+        stacks_of_one=frozenset({"final_logits_bias"}),
+    ),
     gguf=None,
+)
+# Of many languages, also mBART-50.
+MBART = dataclasses.replace(
+    BART,
+    model_type="mbart",
+    defaults={key: value for key, value in BART.defaults.items() if key != "decoder_start_token_id"},
+    read_config=_to_mbart_config,
+    layout=dataclasses.replace(BART.layout, names=_names("pre")),
+)
+# Which talks; its positions begin at row 0.
+BLENDERBOT = dataclasses.replace(
+    BART,
+    model_type="blenderbot",
+    defaults={
+        **BART.defaults,
+        "vocab_size": 8008,
+        "d_model": 2560,
+        "max_position_embeddings": 128,
+        "encoder_layers": 2,
+        "decoder_layers": 24,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "decoder_start_token_id": 1,
+        **{f"{stack}_attention_heads": 32 for stack in ("encoder", "decoder")},
+        **{f"{stack}_ffn_dim": 10240 for stack in ("encoder", "decoder")},
+    },
+    read_config=lambda values: _to_model_config(values, norm_placement="pre", final_norm=True, embedding_norm=False),
+    layout=dataclasses.replace(BART.layout, names=_names("pre"), rows_before={}),
+)
+MARIAN = dataclasses.replace(
+    BART,
+    model_type="marian",
+    defaults={
+        **BART.defaults,
+        "vocab_size": 58101,
+        "decoder_start_token_id": 58100,
+        "pad_token_id": 58100,
+        "bos_token_id": [],  # it begins with its padding, and BART's <s> is nothing to it
+        "eos_token_id": 0,
+    },
+    read_config=lambda values: _to_model_config(values, position="sinusoidal_halves", embedding_norm=False),
+    # Computed, not learned, but older versions of transformers stored them.
+    layout=dataclasses.replace(BART.layout, ignored=frozenset(f"{name}.weight" for name in _POSITIONS), rows_before={}),
+)
+# Which summarizes.
+PEGASUS = dataclasses.replace(
+    MARIAN,
+    model_type="pegasus",
+    defaults={**BART.defaults, "decoder_start_token_id": 0, "pad_token_id": 0, "bos_token_id": [], "eos_token_id": 1},
+    read_config=lambda values: _to_model_config(
+        values, norm_placement="pre", final_norm=True, embedding_norm=False, position="sinusoidal_halves"
+    ),
+    layout=dataclasses.replace(MARIAN.layout, names=_names("pre")),
+)
+# M2M100 and NLLB-200.
+M2M_100 = dataclasses.replace(
+    BART,
+    model_type="m2m_100",
+    defaults={**BART.defaults, "vocab_size": 128112, "activation_function": "relu", "scale_embedding": True},
+    read_config=_to_m2m_100_config,
+    layout=TensorLayout(
+        names=_names("pre"), copies=BART.layout.copies, ignored=frozenset(f"{name}.weights" for name in _POSITIONS)
+    ),
 )

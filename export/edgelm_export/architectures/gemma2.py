@@ -1,4 +1,7 @@
-"""Gemma 2: norms of 1 + weight on both sides, soft-caps, and a window in every second layer."""
+"""Gemma 2: norms of 1 + weight on both sides, soft-caps, and a window in every second layer.
+
+VaultGemma is one whose norms stand before each part alone.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,10 @@ def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys:
     }
 
 
+def _to_vault_config(values: dict[str, Any]) -> ModelConfig:
+    return dataclasses.replace(to_model_config(values), norm_placement="pre")
+
+
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_values(header, "gemma2", _LAYERS_OF_27B, _GGUF_KEYS)
     for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
@@ -87,4 +94,13 @@ GEMMA2 = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(names=GGUF_NAMES, norms_plus_one=True),
     ),
+)
+VAULTGEMMA = dataclasses.replace(
+    GEMMA2,
+    model_type="vaultgemma",
+    read_config=_to_vault_config,
+    layout=TensorLayout(
+        names=llama.NAMES | {"model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"}
+    ),
+    gguf=None,
 )

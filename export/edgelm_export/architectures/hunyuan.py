@@ -16,7 +16,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+_DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "use_qk_norm": True, "bos_token_id": 1, "eos_token_id": 2}
 _LARGEST_ALPHA = 1_000_000  # in use is 1000
 _NAMES = llama.NAMES | {
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.query_layernorm",
@@ -42,7 +42,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         mlp_bias=False,
-        qk_norm=hf_values.flag({"use_qk_norm": True, **values}, "use_qk_norm"),
+        qk_norm=hf_values.flag(values, "use_qk_norm"),
         qk_norm_scope="turned_head",
     )
 

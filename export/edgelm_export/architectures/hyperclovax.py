@@ -28,12 +28,13 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         attention_multiplier=hf_values.number(values, "attention_multiplier", config.head_dim**-0.5),
-        norm_placement="both" if hf_values.flag({"use_post_norm": True, **values}, "use_post_norm") else "pre",
+        norm_placement="both" if hf_values.flag(values, "use_post_norm") else "pre",
     )
 
 
 HYPERCLOVAX = Architecture(
     model_type="hyperclovax",
+    defaults={"use_post_norm": True},
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     # Without norms behind the parts it is a Granite.

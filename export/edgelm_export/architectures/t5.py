@@ -1,7 +1,8 @@
-"""T5 (v1.0, v1.1 and Flan): relative positions, RMS norms before each part, scores that are not scaled."""
+"""T5 (v1.0, v1.1, Flan), mT5 and umT5: relative positions, RMS norms before each part, scores that are not scaled."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -76,7 +77,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         "hidden_act": hf_values.activation(named, "relu", "dense_act_fn"),
         "mlp_gated": gate == "gated",
     }
-    tied = hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings")
+    tied = hf_values.flag(values, "tie_word_embeddings")
     # v1.0 alone has the embedding as its head, and alone scales what that reads. transformers 5 writes down only the
     # latter, and that every head is tied.
     scaled = hf_values.flag({"scale_decoder_outputs": tied, **values}, "scale_decoder_outputs")
@@ -86,6 +87,17 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         "logits_scaling": root if scaled else 1.0,
     }
     return pair(values, {**stack, "num_hidden_layers": layers}, {**stack, **decoder})
+
+
+def _to_mt5_config(values: dict[str, Any]) -> ModelConfig:
+    return _to_model_config({**values, "scale_decoder_outputs": False})  # whatever config.json says of it
+
+
+def _to_umt5_config(values: dict[str, Any]) -> ModelConfig:
+    config = _to_model_config(values)
+    assert config.encoder is not None  # T5 has one
+    encoder = dataclasses.replace(config.encoder, relative_attention_per_layer=True)
+    return dataclasses.replace(config, relative_attention_per_layer=True, encoder=encoder)
 
 
 def _gguf_stack(name: str, layers: str) -> dict[str, str]:
@@ -151,6 +163,7 @@ T5 = Architecture(
         "num_heads": 8,
         "vocab_size": 32128,
         "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
         "pad_token_id": 0,
         "eos_token_id": 1,
     },
@@ -163,3 +176,19 @@ T5 = Architecture(
         layout=TensorLayout(names=_GGUF_NAMES, ignored=frozenset({"dec.blk.{i}.cross_attn_rel_b.weight"})),
     ),
 )
+MT5 = dataclasses.replace(
+    T5,
+    model_type="mt5",
+    defaults={
+        **T5.defaults,
+        "vocab_size": 250112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+    },
+    read_config=_to_mt5_config,
+    gguf=None,
+)
+UMT5 = dataclasses.replace(MT5, model_type="umt5", null_keys=frozenset(), read_config=_to_umt5_config)
