@@ -23,7 +23,7 @@ from mlx_folder import pack_folder
 from model_features import FEATURES, config_with
 from package_logits import check_read_back, distance, distance_to_source, logits_of
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
@@ -274,6 +274,13 @@ def test_both_ways_to_write_the_heads_of_layers_are_read(
     new, first = (ROW.to_model_config(values | more) for more in ({"per_layer_config": own}, old))
     assert new == first
     assert new.global_head_dim == changes["global_head_dim"]
+
+
+def test_layers_are_known_by_numbers_of_as_many_digits_as_the_last_one_has() -> None:
+    """So transformers writes them: "05" where there are more than ten."""
+    theirs = AutoConfig.for_model("gemma4_text", num_hidden_layers=12).to_dict()
+    assert theirs["per_layer_config"] == {"05": {"head_dim": 512}, "11": {"head_dim": 512}}
+    assert ROW.to_model_config(theirs).global_head_dim == 512
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ def _heads_of_layers_that_see_all(values: Mapping[str, Any], kinds: Sequence[str
             own["num_key_value_heads"] = values["num_global_key_value_heads"]
         return own
     by_layer = values["per_layer_config"]
+    if isinstance(by_layer, Mapping):  # by numbers, each with as many digits as the last layer's
+        by_layer = {layer.lstrip("0") or "0": own for layer, own in by_layer.items()}
     layers = [str(layer) for layer, kind in enumerate(kinds) if kind == "full_attention"]
     listed = by_layer.get(layers[0], {}) if isinstance(by_layer, Mapping) else None
     expected = dict.fromkeys(layers, listed) if listed else {}
