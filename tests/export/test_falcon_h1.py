@@ -12,7 +12,7 @@ import torch
 from config_values import SIZES
 from mamba_models import BAMBA, FALCON_H1, FALCON_H1_MULTIPLIERS
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES
@@ -65,27 +65,6 @@ def test_a_folder_of_mlx_lm_is_refused(tmp_path: Path, save_model: SaveModel) ->
     save_file(tensors | {name: np.ascontiguousarray(tensor) for name, tensor in turned.items()}, path)
     with pytest.raises(CheckpointError, match=r"mamba\.conv1d\.weight is \[160, 4, 1\] instead of \[160, 1, 4\]"):
         HuggingFaceCheckpoint(tmp_path / "hf")
-
-
-@pytest.mark.parametrize("name", ["bamba", "falcon_h1"])
-def test_absent_sizes_of_mamba_are_those_of_transformers(name: str) -> None:
-    values = {**SIZES, "model_type": name, "hidden_size": 1024, "num_key_value_heads": 2, "attn_layer_indices": [0]}
-    ours, theirs = ARCHITECTURES[name].to_model_config(values), AutoConfig.for_model(**values)
-    found = (ours.linear_num_key_heads, ours.linear_num_value_heads, ours.linear_value_head_dim)
-    assert found == (theirs.mamba_n_groups, theirs.mamba_n_heads, theirs.mamba_d_head)
-    assert (ours.linear_key_head_dim, ours.linear_conv_kernel_dim) == (theirs.mamba_d_state, theirs.mamba_d_conv)
-    assert ours.mamba_rms_norm is getattr(theirs, "mamba_rms_norm", True)
-
-
-def test_absent_sizes_of_a_jamba_are_those_of_transformers() -> None:
-    values = {**SIZES, "model_type": "jamba", "hidden_size": 1000, "num_hidden_layers": 9, "num_key_value_heads": 2}
-    ours, theirs = ARCHITECTURES["jamba"].to_model_config(values), AutoConfig.for_model(**values)
-    assert (ours.mamba_dt_rank, ours.linear_num_value_heads) == (theirs.mamba_dt_rank, 1000 * theirs.mamba_expand)
-    assert (ours.linear_key_head_dim, ours.linear_conv_kernel_dim) == (theirs.mamba_d_state, theirs.mamba_d_conv)
-    kinds = {"mamba": "linear_attention"}
-    assert [kinds.get(kind, kind) for kind in ours.layer_types] == theirs.layer_types
-    assert [ours.num_experts if ours.has_experts(i) else 1 for i in range(9)] == theirs.layers_num_experts
-    assert ours.num_experts_per_tok == theirs.num_experts_per_tok
 
 
 ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -288,14 +288,13 @@ def test_null_is_the_default_and_of_more_than_ten_layers_the_first_ten_are_spars
     assert ROW.to_model_config(VALUES | {"activation_sparsity_pattern": [0.0] * 6}).activation_sparsity_pattern == ()
 
 
-def test_without_values_it_is_the_largest_published_model() -> None:
+def test_without_values_it_has_the_tensors_of_the_largest_published_model() -> None:
     theirs = AutoConfig.for_model("gemma3n_text")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(theirs)
     config = ROW.to_model_config({"model_type": "gemma3n_text"})
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert config.tensor_shapes() == shapes
-    assert config == ROW.to_model_config(theirs.to_dict())
 
 
 def gguf_header(**changes: Any) -> GGUFHeader:

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import LATENT
-from transformers import AutoConfig
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
@@ -188,30 +187,3 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_
 def test_what_a_row_does_not_know_is_named(model_type: str, changes: dict[str, object], message: str) -> None:
     with pytest.raises((CheckpointError, ConfigError), match=message):
         ARCHITECTURES[model_type].to_model_config(VALUES | changes)
-
-
-@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"])
-def test_absent_values_are_those_of_transformers(model_type: str) -> None:
-    given = {key: value for key, value in VALUES.items() if "rank" not in key and "head_dim" not in key}
-    given |= {"model_type": model_type} | (EXPERTS if model_type == "deepseek_v2" else {"n_group": 1, "topk_group": 1})
-    ours, theirs = ARCHITECTURES[model_type].to_model_config(given), AutoConfig.for_model(**given)
-    same = (
-        "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim", "max_position_embeddings", "bos_token_id",
-        "tie_word_embeddings",
-    )  # fmt: skip
-    assert {key: getattr(ours, key) for key in same} == {key: getattr(theirs, key) for key in same}
-    assert ours.rotary_dim == theirs.qk_rope_head_dim
-    assert ours.attention_multiplier == (theirs.qk_nope_head_dim + theirs.qk_rope_head_dim) ** -0.5
-    assert (ours.norm_eps, ours.eos_token_ids) == (theirs.rms_norm_eps, (theirs.eos_token_id,))
-    if not ours.num_experts:
-        assert ours.embedding_multiplier == getattr(theirs, "scale_emb", 1)
-        assert ours.residual_multiplier == (theirs.scale_depth / 2**0.5 if model_type == "minicpm3" else 1)
-        assert ours.logits_scaling == getattr(theirs, "logits_scaling", 1)
-        return
-    chosen = ("num_experts_per_tok", "moe_intermediate_size", "routed_scaling_factor")
-    assert {key: getattr(ours, key) for key in chosen} == {key: getattr(theirs, key) for key in chosen}
-    assert ours.num_experts == theirs.n_routed_experts
-    assert ours.shared_expert_intermediate_size == theirs.n_shared_experts * theirs.moe_intermediate_size
-    dense = getattr(theirs, "mlp_layer_types", ["dense"] * getattr(theirs, "first_k_dense_replace", 0))
-    assert ours.layers_without_experts == tuple(i for i, kind in enumerate(dense[:2]) if kind == "dense")
-    assert ours.norm_topk_prob is (model_type != "deepseek_v2" and theirs.norm_topk_prob)
