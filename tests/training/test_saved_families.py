@@ -28,6 +28,13 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "llama3": {"rope_scaling": RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=32)},
     "yarn": {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)},
     "linear": {"rope_scaling": RopeScaling(rope_type="linear", factor=4.0), "rope_theta": 500.0},
+    "yarn with its own attention factor": {
+        "rope_scaling": RopeScaling(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.5, beta_fast=8.0
+        ),
+    },
+    "one key head, relu": {"num_key_value_heads": 1, "head_dim": 6, "hidden_act": "relu"},
+    "as many key heads, gelu": {"num_key_value_heads": 4, "head_dim": 32, "hidden_act": "gelu"},
 }
 QWENS: dict[str, dict[str, Any]] = {
     "qwen2": {"attention_bias": True, "model_type": "qwen2"},

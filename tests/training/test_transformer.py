@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_features import FEATURES, config_with
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformer_models import FEATURES, GPT2, LLAMAS, QWENS, SHARED_KEYS
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training import model as model_file
 from edgelm_training.attention import Attention
-from edgelm_training.checkpoint import hf_config, load_checkpoint
+from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.model import Transformer, generate
+
+LONG = 150  # tokens: more than the original contexts that features are stretched from
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -41,80 +43,6 @@ def random_model(config: ModelConfig) -> Transformer:
     model = Transformer(config)
     randomize(model)
     return model
-
-
-@pytest.mark.parametrize("name", LLAMAS | QWENS)
-def test_logits_are_those_of_transformers(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **(LLAMAS | QWENS)[name])
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hf_config(config))).eval()
-    assert theirs.config.model_type == (name.partition(",")[0] if name in QWENS else "llama")
-    randomize(theirs)
-    ours = Transformer(config)
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in config.tensor_shapes()})
-    ids_BT = random_ids(config, 2, 100)
-
-    with torch.no_grad():
-        expected, logits = theirs(ids_BT).logits, ours(ids_BT)
-
-    assert expected.std() > 0.1
-    # float32 on both sides, summed in another order. Measured: 1.9e-6 on logits of up to 3.6.
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_those_of_transformers_gpt2(tied: bool, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **GPT2 | {"tie_word_embeddings": tied})
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.max_position_embeddings,
-            n_embd=config.hidden_size,
-            n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads,
-            n_inner=config.intermediate_size,
-            layer_norm_epsilon=config.norm_eps,
-            tie_word_embeddings=tied,
-        )
-    ).eval()
-    randomize(theirs)
-    ours = Transformer(config)
-    ours.load_state_dict(from_gpt2(theirs.state_dict(), config))
-    ids_BT = random_ids(config, 2, 100)
-
-    with torch.no_grad():
-        expected, logits = theirs(ids_BT).logits, ours(ids_BT)
-
-    assert expected.std() > 0.1
-    # float32 on both sides, summed in another order. Measured: 9.5e-7 on logits of up to 3.5.
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-
-
-def from_gpt2(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Rename GPT-2's tensors; its Conv1D weights are [in, out], and q, k and v are one of them."""
-    ours = {
-        "model.embed_tokens.weight": state["transformer.wte.weight"],
-        "model.embed_positions.weight": state["transformer.wpe.weight"],
-        "model.norm.weight": state["transformer.ln_f.weight"],
-        "model.norm.bias": state["transformer.ln_f.bias"],
-    }
-    if not config.tie_word_embeddings:
-        ours["lm_head.weight"] = state["lm_head.weight"]
-    for i in range(config.num_hidden_layers):
-        source, target = f"transformer.h.{i}", f"model.layers.{i}"
-        for kind in ("weight", "bias"):
-            ours[f"{target}.input_layernorm.{kind}"] = state[f"{source}.ln_1.{kind}"]
-            ours[f"{target}.post_attention_layernorm.{kind}"] = state[f"{source}.ln_2.{kind}"]
-            qkv = state[f"{source}.attn.c_attn.{kind}"].split(config.hidden_size, dim=-1)
-            for name, part in zip("qkv", qkv, strict=True):
-                ours[f"{target}.self_attn.{name}_proj.{kind}"] = part.mT if kind == "weight" else part
-            for name, conv in (
-                ("self_attn.o_proj", "attn.c_proj"),
-                ("mlp.up_proj", "mlp.c_fc"),
-                ("mlp.down_proj", "mlp.c_proj"),
-            ):
-                tensor = state[f"{source}.{conv}.{kind}"]
-                ours[f"{target}.{name}.{kind}"] = tensor.mT if kind == "weight" else tensor
-    return ours
 
 
 def test_sinusoidal_positions_are_added_to_the_embeddings(tiny_config: ModelConfig) -> None:
@@ -149,10 +77,10 @@ def test_without_positions_the_order_of_earlier_tokens_does_not_matter(tiny_conf
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_later_token_does_not_change_earlier_logits(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **FEATURES[name])
+def test_a_later_token_does_not_change_earlier_logits(name: str) -> None:
+    config = config_with(FEATURES[name])
     model = random_model(config)
-    ids_BT = random_ids(config, 1, 20)  # longer than every original context
+    ids_BT = random_ids(config, 1, LONG)
     changed_BT = ids_BT.clone()
     changed_BT[0, 12] = (ids_BT[0, 12] + 1) % config.vocab_size
 
@@ -179,11 +107,11 @@ def test_a_batch_gives_the_logits_of_its_rows(tiny_config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_documents_in_one_row_give_the_logits_of_each_alone(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **FEATURES[name])
+def test_documents_in_one_row_give_the_logits_of_each_alone(name: str) -> None:
+    config = config_with(FEATURES[name])
     model = random_model(config)
-    ids_BT = random_ids(config, 2, 40)
-    lengths = ((7, 1, 32), (25, 10, 5))
+    ids_BT = random_ids(config, 2, LONG)
+    lengths = ((7, 1, LONG - 8), (25, 10, LONG - 35))
     # A number that comes back after another one is a new document.
     documents_BT = torch.stack([torch.tensor([4, 9, 4]).repeat_interleave(torch.tensor(row)) for row in lengths])
 
@@ -191,16 +119,14 @@ def test_documents_in_one_row_give_the_logits_of_each_alone(name: str, tiny_conf
         packed = model(ids_BT, documents_BT)
         alone = [torch.cat([model(part[None])[0] for part in ids_BT[b].split(row)]) for b, row in enumerate(lengths)]
 
-    # Attention sums a masked row in another order. Measured: 1.7e-6 on logits of up to 3.9.
-    torch.testing.assert_close(packed, torch.stack(alone), atol=1e-5, rtol=0)
+    # Attention sums a masked row in another order. Measured: 1.5e-5 on logits of up to 9.2.
+    torch.testing.assert_close(packed, torch.stack(alone), atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("features", [{}, SHARED_KEYS])
-def test_activation_checkpointing_changes_neither_logits_nor_gradients(
-    features: dict[str, Any], tiny_config: ModelConfig
-) -> None:
-    model = random_model(replace(tiny_config, **features)).train()
-    ids_BT = random_ids(tiny_config, 2, 20)
+@pytest.mark.parametrize("name", ["tiny", "keys and values of earlier layers, with wider feed-forwards"])
+def test_activation_checkpointing_changes_neither_logits_nor_gradients(name: str) -> None:
+    model = random_model(config_with(FEATURES[name])).train()
+    ids_BT = random_ids(model.config, 2, 20)
     documents_BT = (torch.arange(20) // 7).expand(2, -1)
     seen = []
     blocks: list[int] = []
@@ -219,8 +145,8 @@ def test_activation_checkpointing_changes_neither_logits_nor_gradients(
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_parameters_have_the_canonical_names_shapes_and_order(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **FEATURES[name])
+def test_parameters_have_the_canonical_names_shapes_and_order(name: str) -> None:
+    config = config_with(FEATURES[name])
 
     state = Transformer(config).state_dict()
 
@@ -242,8 +168,8 @@ def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_every_parameter_has_a_gradient(name: str, tiny_config: ModelConfig) -> None:
-    config = replace(tiny_config, **FEATURES[name])
+def test_every_parameter_has_a_gradient(name: str) -> None:
+    config = config_with(FEATURES[name])
     model = random_model(config)
 
     model(random_ids(config, 2, 20)).logsumexp(-1).sum().backward()
