@@ -21,19 +21,13 @@ from edgelm_export.importer import import_checkpoint
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "grouped queries, tied": {},
-    "a head_dim of its own, untied": {"head_dim": 24, "tie_word_embeddings": False},
-    "biases on all projections": {"attention_bias": True, "mlp_bias": True},
-}
 
-
-@pytest.mark.parametrize("quantization", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+# The others are in test_families.py, of every family.
+@pytest.mark.parametrize("quantization", ["F16", "BF16", "Q4_1"])
 def test_every_tensor_is_the_originals_rounded_to_the_files_type(
-    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, quantization: str, changes: dict[str, Any]
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, quantization: str
 ) -> None:
-    model = save_llama(tmp_path / "hf", **changes)
+    model = save_llama(tmp_path / "hf", head_dim=24, attention_bias=True)
     path = write_gguf(tmp_path / "tiny.gguf", model, quantization)
     state = model.state_dict()
     type_ = gguf.GGMLQuantizationType[quantization]
@@ -45,34 +39,6 @@ def test_every_tensor_is_the_originals_rounded_to_the_files_type(
                 expected = gguf.quants.dequantize(gguf.quants.quantize(expected, type_), type_)
                 assert checkpoint.stored_type(name) == quantization
             np.testing.assert_array_equal(checkpoint.tensor(name), expected, err_msg=name)
-
-
-def test_the_config_is_that_of_the_hugging_face_folder(
-    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
-) -> None:
-    for number, changes in enumerate(SHAPES.values()):
-        folder = tmp_path / str(number)
-        model = save_llama(folder, **changes)
-        with GGUFCheckpoint(write_gguf(folder / "tiny.gguf", model)) as checkpoint:
-            assert checkpoint.config == HuggingFaceCheckpoint(folder).config
-
-
-@pytest.mark.parametrize(("quantization", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
-def test_symmetric_blocks_are_the_tensor_on_its_grid_with_the_rows_in_our_order(
-    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, quantization: str, bits: int
-) -> None:
-    model = save_llama(tmp_path / "hf")
-    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, quantization)) as checkpoint:
-        for name, shape in checkpoint.config.tensor_shapes().items():
-            blocks = checkpoint.quantized_blocks(name)
-            if len(shape) == 1:
-                assert blocks is None
-                continue
-            assert blocks is not None
-            assert (blocks.bits, blocks.block_size) == (bits, 32)
-            assert (blocks.values.dtype, blocks.scales.dtype) == (np.int8, np.float32)
-            weights = (blocks.scales[:, :, None] * blocks.values).reshape(shape)
-            np.testing.assert_array_equal(weights, checkpoint.tensor(name), err_msg=name)
 
 
 @pytest.fixture

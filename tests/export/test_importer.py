@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
@@ -54,26 +54,6 @@ def test_a_hugging_face_folder_keeps_its_values_its_type_and_its_config(
     theirs = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert {key: value for key, value in config.items() if key != "edgelm"} == theirs
     assert ModelConfig.load(tmp_path / "ours") == HuggingFaceCheckpoint(tmp_path / "hf").config
-
-
-def test_the_folder_loads_in_transformers_and_gives_the_same_logits(
-    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF, bpe_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    rope = {"rope_type": "default", "rope_theta": 70000.0}
-    original = save_llama(tmp_path / "hf", rope_parameters=rope, attention_bias=True)
-    write_gguf(tmp_path / "tiny.gguf", original)
-    ids = torch.tensor([[5, 9, 200, 31, 7]])
-    text = "the sea is blue: 3 boats"
-    for source in (tmp_path / "hf", tmp_path / "tiny.gguf"):
-        folder = tmp_path / "ours"
-        import_checkpoint(source, folder)
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        with torch.no_grad():
-            torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=0, atol=0)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        assert tokenizer.encode(text) == bpe_tokenizer.encode(text)
-        chat = [{"role": "user", "content": "the sea"}]
-        assert tokenizer.apply_chat_template(chat, tokenize=False) == "<|im_start|>the sea<|im_end|>"
 
 
 def test_16_bit_gguf_weights_keep_their_type_and_quantized_ones_become_float32(
