@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
-from model_features import LINEAR, MAMBA, MULTIPLIERS
+from model_features import FEATURES, config_with
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
-from edgelm.multipliers import Multipliers
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
@@ -28,50 +27,21 @@ from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoin
 from edgelm_export.reference import reference_logits
 from edgelm_export.sources import open_checkpoint
 
-# One row for each thing that the exporter puts inside of tensors or lays out in its own way.
-CONFIGS = {
-    "plain": CONFIG,
-    "untied, with biases": dataclasses.replace(
-        CONFIG,
-        tie_word_embeddings=False,
-        attention_bias=True,
-        attention_output_bias=True,
-        mlp_bias=True,
-        lm_head_bias=True,
-    ),
-    "norms of 1 + weight": dataclasses.replace(CONFIG, norm="rms_offset"),
-    "layer norms of 1 + weight": dataclasses.replace(CONFIG, norm="layer_offset"),
-    "residual multiplier": dataclasses.replace(CONFIG, residual_multiplier=0.22),
-    "a part of the head turns": dataclasses.replace(CONFIG, partial_rotary_factor=0.5, qk_norm=True),
-    "Mamba": dataclasses.replace(
-        CONFIG, num_hidden_layers=3, layer_types=("mamba", "full_attention", "conv"), conv_L_cache=3, **MAMBA
-    ),
-    "Mamba 2 and linear attention": dataclasses.replace(
-        CONFIG, num_hidden_layers=3, layer_types=("mamba2", "full_attention", "linear_attention"), **LINEAR
-    ),
-    "Mamba 2 beside attention, with multipliers": dataclasses.replace(
-        CONFIG, layer_types=("hybrid",) * 2, multipliers=Multipliers(**MULTIPLIERS), mlp_bias=True, **LINEAR
-    ),
-    "experts": dataclasses.replace(
-        CONFIG,
-        num_experts=3,
-        num_experts_per_tok=2,
-        hidden_size=64,
-        shared_expert_intermediate_size=32,
-        shared_expert_gate=True,
-        layers_without_experts=(1,),
-    ),
-    "experts with biases, chosen with a bias": dataclasses.replace(
-        CONFIG,
-        num_experts=3,
-        num_experts_per_tok=2,
-        hidden_size=64,
-        mlp_bias=True,
-        router_bias=True,
-        scoring_func="sigmoid",
-        expert_choice_bias=True,
-        residual_multiplier=0.5,
-    ),
+# What the exporter puts inside of tensors, or lays out in its own way.
+LAID_OUT = (
+    "tiny", "untied head", "biases", "a bias of the head", "norms of 1 + weight", "layer norms of 1 + weight",
+    "residual multiplier", "query and key norms behind rope of a part of each head", "linear attention", "Mamba",
+    "Mamba without its norms, beside a convolution, norms of 1 + weight, a residual multiplier", "Mamba 2",
+    "Mamba 2 beside attention, with biases and multipliers", "latent attention", "experts in one layer, with biases",
+    "experts beside a shared one, of which a token takes a share", "experts behind a residual multiplier",
+    "experts gated by relu, weighted by a sigmoid, chosen with a bias, with biases", "as GPT-2", "xielu",
+    "attention sinks", "larger heads in the layers that see all, which turn in part",
+    "keys as values in the layers that see all, values normed", "features of each layer's own",
+    "keys and values of earlier layers, with wider feed-forwards", "a factor of each layer",
+    "several residual streams, a way beside attention, gates that are nothing",
+    "two residual streams, norms of 1 + weight",
+)  # fmt: skip
+CONFIGS = {name: config_with({"hidden_size": 64, **FEATURES[name]}) for name in LAID_OUT} | {
     "experts without a gate, a part in each block": dataclasses.replace(
         CONFIG,
         num_experts=3,
@@ -82,11 +52,6 @@ CONFIGS = {
         layer_types=("full_attention", "feed_forward"),
         layers_without_feed_forward=(0,),
     ),
-    "layer norms, learned positions, no gate": dataclasses.replace(
-        CONFIG, norm="layer", position="learned", mlp_gated=False
-    ),
-    "xielu": dataclasses.replace(CONFIG, hidden_act="xielu", mlp_gated=False),
-    "attention sinks": dataclasses.replace(CONFIG, attention_sinks=True),
 }
 
 
@@ -167,8 +132,9 @@ def test_a_package_of_its_own_grid_is_the_same_again(
     again = export_package(checkpoint, tmp_path / "again", "keep")
     assert again.quality is not None
     # The grid is kept to the bit, and scales within one rounding; the reference computes with the same weights. The
-    # operator rounds activations to 8 bits, which is all that is left: 0.0003 nats seen.
-    assert again.quality.mean_kl_divergence < 0.01
+    # operator rounds activations to 8 bits, which is all that is left: 0.0003 nats seen, and 0.014 where a token has
+    # other experts for that.
+    assert again.quality.mean_kl_divergence < 0.03
     other = PackageCheckpoint(tmp_path / "again")
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 2:
