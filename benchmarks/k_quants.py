@@ -58,19 +58,20 @@ def _no_log() -> object:
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def quantize_gguf(source: Path, target: Path, kind: str, importance: Importance) -> None:
-    """Let llama.cpp quantize a GGUF file to a type such as Q4_K_M."""
+def quantize_gguf(source: Path, target: Path, kind: str, importance: Importance | None = None) -> None:
+    """Let llama.cpp quantize a GGUF file to a type such as Q4_K_M, by an importance matrix where one is given."""
     import llama_cpp
 
     llama_cpp.llama_log_set(_no_log(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    rows = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # the last one has no name: the end
-    for row, (name, mean_K) in zip(rows, importance.items(), strict=False):
-        row.name, row.size = name.encode(), mean_K.size
-        row.data = mean_K.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.allow_requantize = True
-    parameters.imatrix = rows
+    if importance is not None:
+        rows = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # the last one has no name: the end
+        for row, (name, mean_K) in zip(rows, importance.items(), strict=False):
+            row.name, row.size = name.encode(), mean_K.size
+            row.data = mean_K.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        parameters.imatrix = rows
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
         raise click.ClickException(f"llama.cpp cannot quantize {source.name} to {kind}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import shutil
@@ -23,6 +22,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
 from gguf_twin import write_twin
+from k_quants import quantize_gguf
 from models import MODELS, SMOLLM2, Model
 from random_llama import write_checkpoint
 
@@ -40,7 +40,7 @@ def prepare_models(model: Model = MODELS[SMOLLM2]) -> Path:
     wanted = {contestant.model for contestant in contestants} | {contestant.scored_model for contestant in contestants}
     for name, make in _MAKERS.items():
         if name in wanted:
-            _once(folder / name, partial(make, model))
+            once(folder / name, partial(make, model))
     return folder
 
 
@@ -50,7 +50,7 @@ def _checkpoint(model: Model) -> Path:
         for outdated in CACHE.glob("models-*"):
             shutil.rmtree(outdated)
     (state / model.name).mkdir(parents=True, exist_ok=True)
-    return _once(state / model.name / "checkpoint", partial(_make_checkpoint, model))
+    return once(state / model.name / "checkpoint", partial(_make_checkpoint, model))
 
 
 def _make_checkpoint(model: Model, target: Path) -> None:
@@ -64,7 +64,7 @@ def gguf_file(model: Model = MODELS[SMOLLM2]) -> Path:
     """Return the file that llama.cpp's are made of: fetched once or, of random weights, written once."""
     if model.source is None:
         checkpoint = _checkpoint(model)
-        return _once(checkpoint.with_name("float32.gguf"), partial(write_twin, gguf_file(), checkpoint))
+        return once(checkpoint.with_name("float32.gguf"), partial(write_twin, gguf_file(), checkpoint))
     library = Library(ROOT / ".cache" / "edgelm")  # the tests keep models there too
     with library.lock(model.source):
         return sources.fetch(sources.resolve(model.source), library, model.source)
@@ -87,7 +87,8 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _once(target: Path, make: Callable[[Path], None]) -> Path:
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """Let `make` make a file or folder that is not there, under another name until it is whole; return it."""
     if target.exists():
         return target
     click.echo(f"Making {target.name} ...", err=True)
@@ -125,7 +126,15 @@ def genai_command(
 
 
 def _build_genai(precision: str, last_logits_only: bool, model: Model, target: Path) -> None:
-    command = genai_command(_checkpoint(model), target, precision, last_logits_only=last_logits_only)
+    run_builder(genai_command(_checkpoint(model), target, precision, last_logits_only=last_logits_only), target)
+
+
+def run_builder(command: list[str], target: Path) -> None:
+    """Run a `genai_command`.
+
+    Raises:
+        click.ClickException: it fails, with what it says.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     place = target.parent  # not here, where our modules would hide its own
     result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=place, check=False)
@@ -134,17 +143,7 @@ def _build_genai(precision: str, last_logits_only: bool, model: Model, target: P
 
 
 def _quantize_gguf(kind: str, model: Model, target: Path) -> None:
-    import llama_cpp
-
-    source = gguf_file(model)
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    parameters.allow_requantize = True
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
-        raise click.ClickException(f"llama.cpp cannot quantize {source.name} to {kind}.")
+    quantize_gguf(gguf_file(model), target, kind)
 
 
 # What makes the file or folder of that name, beside the model's checkpoint.

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,7 +46,7 @@ from edgelm_export.verification_text import verification_text
 from edgelm_training.held_out import held_out_documents
 from k_quants import Importance, importance_matrix, quantize_gguf
 from machine import describe_machine
-from prepare import CACHE, genai_command, size_on_disk
+from prepare import CACHE, genai_command, once, run_builder, size_on_disk
 from quality_goals import HELD_OUT
 from quality_recipes import RECIPES
 from quality_report import write_report
@@ -127,13 +125,8 @@ class Models:
 
     def _build_genai(self, target: Path, precision: str, algorithm: str) -> None:
         source = self.checkpoint.resolve()  # the builder works elsewhere
-        command = [*genai_command(source, target, precision, last_logits_only=False, python=self.builder)]
-        command.append(f"algo_config={algorithm}")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        place = target.parent  # not here, where our modules would hide its own
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=place, check=False)
-        if result.returncode:
-            raise click.ClickException(f"The builder of onnxruntime-genai failed:\n{result.stderr[-2000:]}")
+        command = genai_command(source, target, precision, last_logits_only=False, python=self.builder)
+        run_builder([*command, f"algo_config={algorithm}"], target)
 
 
 def _row(runtime: str, label: str, engine: str) -> Contestant:
@@ -166,13 +159,7 @@ class Comparison:
 
     def score(self, contestant: Contestant, make: Callable[[Path], None]) -> dict[str, Any]:
         """Make a contestant's model, if it is not there, and return its size and its figures by text."""
-        model = self._models.work / contestant.model
-        if not model.exists():
-            click.echo(f"Making {contestant.label} ...", err=True)
-            unfinished = model.with_name(f"unfinished-{model.name}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make(unfinished)
-            unfinished.rename(model)
+        model = once(self._models.work / contestant.model, make)
         click.echo(f"Scoring {contestant.label} ...", err=True)
         with Worker(contestant, model, huge_pages=False, log=CACHE / "logs" / f"{contestant.name}.log") as worker:
             if contestant.name == SOURCE:
