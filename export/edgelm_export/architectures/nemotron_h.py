@@ -11,9 +11,9 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama, mamba2
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, mamba2, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _OF_MAMBA = {
@@ -126,14 +126,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS, norm=norm)
     routed = {}
     if has_experts:
-        experts.check_gguf_scoring(header, name)
-        routed = experts.gguf_expert_values(header, name, "n_routed_experts") | {
-            "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
+        routed = sigmoid_experts.gguf_values(header, name) | {
             "moe_shared_expert_intermediate_size": whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),
-            "norm_topk_prob": metadata.get(f"{name}.expert_weights_norm", False),
-            "routed_scaling_factor": float32_number(metadata, f"{name}.expert_weights_scale", 1.0),
-            "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
-            "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
         }
     return {
         **values,
