@@ -52,10 +52,11 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
         return
     # Spawned, not forked: a fork of a process with threads (tokenizers', a progress line's) can hang.
     spawn = multiprocessing.get_context("spawn")
-    stop = spawn.Event()
+    with _working_folder_passed_over():  # it starts a process that counts semaphores
+        stop = spawn.Event()
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_initialize, initargs=(stop,)) as pool:
         try:
-            with _interrupts_held_back():
+            with _interrupts_held_back(), _working_folder_passed_over():
                 futures = [pool.submit(function, task) for task in tasks]
             for future in as_completed(futures):
                 yield future.result()
@@ -83,6 +84,23 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _working_folder_passed_over() -> Iterator[None]:
+    """Let the processes that begin in the block look for no modules in the working folder, which may be anybody's.
+
+    They are `python -c`, which looks there first, also for multiprocessing itself. Each gets our `sys.path` then.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _initialize(stop: Any) -> None:
