@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib
 import pytest
 from click.testing import CliRunner, Result
 
@@ -89,6 +90,15 @@ def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path)
 
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / name}\n")
     assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_picture_is_drawn_as_always_in_a_folder_with_settings_of_matplotlib(run: Path, tmp_path: Path) -> None:
+    """They could have LaTeX run, on words of whoever made the folder."""
+    with matplotlib.rc_context():  # as if one had been there when matplotlib was imported
+        matplotlib.rcParams.update({"text.usetex": True, "axes.facecolor": "red"})
+        assert plot(run, "-o", tmp_path / "loss.svg").exit_code == 0
+
+    assert "#ff0000" not in (tmp_path / "loss.svg").read_text()
 
 
 def test_a_suffix_that_is_no_picture_is_wrong_usage(run: Path, tmp_path: Path) -> None:

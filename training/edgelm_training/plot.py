@@ -57,6 +57,14 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> None:
         TrainingError: a run has no log. ConfigError: the suffix is none that matplotlib writes.
     """
     require("matplotlib", "plot", "A picture of the curves")
+    from matplotlib import style
+
+    # A matplotlibrc in the working folder, which may be anybody's, could have LaTeX run for each word.
+    with style.context("default"):
+        _draw(runs, output)
+
+
+def _draw(runs: Sequence[str | Path], output: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
