@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -74,27 +75,28 @@ def _check_wheels() -> Iterator[_Row]:
         fix = f'pip uninstall -y {both}  and then  pip install "edgelm[cpu]"  (or "edgelm[gpu]")'
         yield "error", f"{' and '.join(wheels)} are both installed, and overwrite each other's files.", fix
         return
-    if not wheels:
+    if not wheels and importlib.util.find_spec("onnxruntime") is None:
         yield (
             "error",
             "ONNX Runtime is not installed.",
             'pip install "edgelm[cpu]"  (with an NVIDIA GPU: "edgelm[gpu]")',
         )
         return
-    version = metadata.version(wheels[0])
+    # A build from source, or of a distribution, may come without a wheel's metadata.
+    wheel, version = (wheels[0], metadata.version(wheels[0])) if wheels else ("onnxruntime", "of no wheel")
     try:
         runtime = onnx_runtime.describe_runtime()
     except Exception as error:  # whatever its import raises is the finding
-        fix = f"pip install --force-reinstall {wheels[0]}"
-        yield "error", f"{wheels[0]} {version} does not import: {type(error).__name__}: {error}", fix
+        fix = f"pip install --force-reinstall {wheel}"
+        yield "error", f"{wheel} {version} does not import: {type(error).__name__}: {error}", fix
         return
-    oldest = _OLDEST_OPENVINO if wheels[0] == "onnxruntime-openvino" else _OLDEST
+    oldest = _OLDEST_OPENVINO if wheel == "onnxruntime-openvino" else _OLDEST
     if tuple(int(part) for part in runtime.version.split(".")[:2]) < oldest:
-        fix = f"pip install --upgrade {wheels[0]}"
-        yield "error", f"{wheels[0]} {runtime.version} is older than {'.'.join(map(str, oldest))}.", fix
+        fix = f"pip install --upgrade {wheel}"
+        yield "error", f"{wheel} {runtime.version} is older than {'.'.join(map(str, oldest))}.", fix
         return
-    yield "ok", f"{wheels[0]} {runtime.version}, devices: {', '.join(runtime.devices)}", None
-    if wheels[0] == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
+    yield "ok", f"{wheel} {runtime.version}, devices: {', '.join(runtime.devices)}", None
+    if wheel == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
         fix = 'Install the driver of the GPU and  pip install "edgelm[gpu]"  , or take the smaller "edgelm[cpu]".'
         yield "warning", "The build for GPUs is installed, and finds none: it computes on the CPU.", fix
     if runtime.missing_library is not None:

@@ -109,10 +109,18 @@ def test_old_builds_and_builds_without_their_device_are_told(
 
 def test_a_machine_without_onnxruntime_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     ((state, found, fix),) = doctor._check_wheels()
     assert (state, found) == ("error", "ONNX Runtime is not installed.")
     assert fix is not None
     assert "edgelm[cpu]" in fix
+
+
+def test_a_build_without_the_metadata_of_a_wheel_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a distribution packages it, or as it lies in the folder where somebody built it."""
+    monkeypatch.setattr(doctor.metadata, "distributions", list)
+    ((state, found, _),) = doctor._check_wheels()
+    assert (state, found.startswith("onnxruntime 1.")) == ("ok", True)
 
 
 def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library: Path, tmp_path: Path) -> None:
