@@ -203,6 +203,15 @@ def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path)
     )
 
 
+def test_a_command_whose_part_is_packaged_elsewhere_says_so(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "")
+    next(tmp_path.glob("module_of_*.py")).unlink()
+    result = CliRunner().invoke(main, ["extra"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: `edgelm extra` is not installed: other-package is here without its part 'module_of_" in result.stderr
+    assert CliRunner().invoke(main, ["config"]).exit_code == 0
+
+
 def test_any_other_import_error_passes_through(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "import some_missing_module", "extra", 'numpy; extra == "more"')
     assert isinstance(CliRunner().invoke(main, ["extra"]).exception, ModuleNotFoundError)

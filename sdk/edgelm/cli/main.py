@@ -210,6 +210,12 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
     Of several it is the one with the command's own name, or else the first.
     """
     package = (error.name or "").partition(".")[0]
+    if error.name == entry_point.module.partition(".")[0]:  # a distribution's packages may hold less than ours
+        owner = _owner(entry_point)
+        return MissingExtraError(
+            f"`edgelm {entry_point.name}` is not installed: {owner} is here without its part {package!r}. Install that "
+            f"from where {owner} came, or all of it: pip install {owner}"
+        )
     requirements: Iterable[str] = (entry_point.dist.requires if entry_point.dist is not None else None) or ()
     found = [re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", requirement) for requirement in requirements]
     extras = [match[2] for match in found if match and re.sub(r"[-.]", "_", match[1]).lower() == package.lower()]
