@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import email
 import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -15,11 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, target: str = "wheel") -> Path:
     environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+    return next(folder.glob("edgelm-*"))
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,27 @@ def test_the_wheel_holds_the_three_packages_and_nothing_of_their_surroundings(fi
         tops = {name.partition("/")[0] for name in wheel.namelist()}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"edgelm", "edgelm_export", "edgelm_training"}
+
+
+def test_the_wheel_says_under_which_licences_it_is_and_brings_the_notices_of_what_others_wrote(first: Path) -> None:
+    """The page's marked is MIT and has Markdown's BSD-3-Clause within; the tables of GGUF's types are ggml's, MIT."""
+    with zipfile.ZipFile(first) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        stated = email.message_from_bytes(wheel.read(metadata))
+        folder = metadata.removesuffix("METADATA") + "licenses/"
+        notices = {Path(name).name: wheel.read(folder + name).decode() for name in stated.get_all("License-File", ())}
+
+    assert stated["License-Expression"] == "Apache-2.0 AND MIT AND BSD-3-Clause"
+    assert notices.keys() == {"LICENSE", "marked.LICENSE", "codebooks.LICENSE"}
+    assert "The ggml authors" in notices["codebooks.LICENSE"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+def test_the_source_distribution_holds_all_that_its_tests_read(tmp_path: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    with tarfile.open(build(tmp_path, "sdist")) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+
+    assert {name for name in tracked if (ROOT / name).is_file()} - held == set()
