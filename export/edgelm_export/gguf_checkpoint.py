@@ -15,6 +15,7 @@ from edgelm.architecture.hf_config import hf_config
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import sha256_of
+from edgelm.package.spdx import stated_license
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.architectures.gguf_header import layout_of, under_own_name
@@ -97,9 +98,11 @@ class GGUFCheckpoint:
             "tensor_types": sorted({self.stored_type(name) for name in self._parts}),
             **fetched_facts(self.path.parent),
         }
-        for key in ("name", "license"):
-            if isinstance(metadata.get(f"general.{key}"), str):
-                described[key] = metadata[f"general.{key}"]
+        if isinstance(metadata.get("general.name"), str):
+            described["name"] = metadata["general.name"]
+        license_ = stated_license(metadata.get("general.license"), metadata.get("general.license.name"))
+        if license_ is not None:
+            described["license"] = license_
         return described
 
     @property

@@ -180,6 +180,10 @@ def test_the_source_says_what_the_file_says_of_itself(
     assert (entry["path"], entry["size"]) == ("tiny.gguf", (tmp_path / "tiny.gguf").stat().st_size)
     assert source == {"format": "gguf", "tensor_types": ["F32", "Q8_0"], "name": "tiny", "license": "apache-2.0"}
 
+    other = {"general.license": "other", "general.license.name": "qwen-research"}
+    with GGUFCheckpoint(write_gguf(tmp_path / "other.gguf", model, metadata=other)) as checkpoint:
+        assert checkpoint.source["license"] == "qwen-research"
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),

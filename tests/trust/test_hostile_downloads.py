@@ -157,6 +157,18 @@ def test_a_card_that_is_none_gives_no_licence(card: object, hub: LoopbackServer,
     assert HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())[1]["license"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("qwen-research", "qwen-research"), (None, "other"), (" ", "other"), (5, "other")]
+)
+def test_a_licence_that_the_hub_has_no_word_for_has_the_name_that_its_card_gives_it(
+    name: object, expected: str, hub: LoopbackServer, tmp_path: Path
+) -> None:
+    card = {"license": "other", "license_name": name}
+    hub.add_repository("a/b", {"config.json": b"{}", "model.safetensors": b"x"}, cardData=card)
+
+    assert HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())[1]["license"] == expected
+
+
 def test_a_hub_that_refuses_to_describe_a_repository_is_named_with_its_reason(
     hub: LoopbackServer, tmp_path: Path
 ) -> None:

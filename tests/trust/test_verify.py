@@ -19,12 +19,14 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cyclonedx.schema import SchemaVersion
+from cyclonedx.spdx import is_supported_id
 from cyclonedx.validation.json import JsonStrictValidator
 from tiny_adapter import write_tiny_adapter
 
 from edgelm import load
 from edgelm.cli.main import main
 from edgelm.errors import MissingExtraError, PackageError
+from edgelm.package import spdx
 from edgelm.package.bom import bill_of_materials
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.signature import check_signature, sign
@@ -432,6 +434,7 @@ def test_the_bill_of_materials_fits_the_official_schema(package: Path) -> None:
         {"license": "gemma", "quality": None},
         {"license": None, "source": {"format": "gguf"}},
         {"source": {"files": [{"path": "a.gguf", "size": 1, "sha256": "0" * 64}, {}]}, "created_by": {}},
+        {"source": {"files": [{"path": "a.gguf", "size": 1, "sha256": "unknown"}]}},
     ],
 )
 def test_a_bill_of_materials_fits_whatever_the_manifest_lacks(changes: dict[str, Any]) -> None:
@@ -444,7 +447,20 @@ def test_a_bill_of_materials_fits_whatever_the_manifest_lacks(changes: dict[str,
 
 @pytest.mark.parametrize(
     ("named", "identifier"),
-    [("apache-2.0", "Apache-2.0"), ("MIT", "MIT"), ("gpl-3.0", "GPL-3.0-only"), ("gemma", None), ("", None)],
+    [
+        ("apache-2.0", "Apache-2.0"),
+        ("MIT", "MIT"),
+        ("gpl-3.0", "GPL-3.0-only"),
+        ("lgpl-2.1", "LGPL-2.1-only"),
+        ("odc-by", "ODC-By-1.0"),
+        ("cdla-permissive-2.0", "CDLA-Permissive-2.0"),
+        ("gemma", None),
+        ("", None),
+    ],
 )
 def test_licences_have_their_spdx_identifier(named: str, identifier: str | None) -> None:
     assert spdx_identifier(named) == identifier
+
+
+def test_what_is_called_an_identifier_is_one_of_spdx() -> None:
+    assert [name for name in spdx._KNOWN.values() if not is_supported_id(name)] == []

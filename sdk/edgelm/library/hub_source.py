@@ -18,6 +18,7 @@ from edgelm.library.hub_listing import listing
 from edgelm.library.hub_token import hub_token
 from edgelm.library.remote_file import RemoteFile
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, is_plain_name
+from edgelm.package.spdx import stated_license
 from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:
@@ -162,9 +163,9 @@ class HubSource:
         for path in [*folder.rglob("*")]:  # of another model of this repository, or what a kill has left
             if path.is_file() and path not in arrived:
                 path.unlink()
-        license_ = info.card_data.get("license") if isinstance(info.card_data, ModelCardData) else None
+        card = info.card_data if isinstance(info.card_data, ModelCardData) else ModelCardData()
         return folder, {
-            "license": license_ if isinstance(license_, str) else None,
+            "license": stated_license(card.get("license"), card.get("license_name")),
             "repository": self.repo,
             "revision": info.sha,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -79,6 +80,6 @@ def _model(manifest: Manifest) -> dict[str, Any]:
 def _ancestor(file: Any) -> dict[str, Any]:
     """Describe one file that the weights came from, as the manifest's `source` has it."""
     described: dict[str, Any] = {"type": "data", "name": str(file.get("path", "unnamed"))}
-    if isinstance(file.get("sha256"), str):
+    if re.fullmatch("[0-9a-fA-F]{64}", str(file.get("sha256"))):  # else no program would take any of the bill
         described["hashes"] = [{"alg": "SHA-256", "content": file["sha256"]}]
     return described

@@ -7,11 +7,9 @@ import re
 from typing import Any
 
 from edgelm.package.manifest import Manifest
-from edgelm.package.spdx import HUB_LICENSES, spdx_identifier
+from edgelm.package.spdx import hub_word
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# The hub's own words for licences of models.
-_MODEL_LICENSES = ("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
 
 
 def model_card(manifest: Manifest, repo: str) -> str:
@@ -73,8 +71,8 @@ def base_model(manifest: Manifest) -> str | None:
 def _license_fields(license_: str | None) -> dict[str, str]:
     if license_ is None:
         return {}
-    word = HUB_LICENSES.get(license_, license_.lower())
-    if spdx_identifier(license_) or word in _MODEL_LICENSES:
+    word = hub_word(license_)
+    if word is not None:
         return {"license": word}
     return {"license": "other", "license_name": license_}
 
