@@ -25,7 +25,7 @@ from edgelm.package.adapter import read_adapter
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import products_of, with_adapters
-from edgelm.runtime.shared_use import SharedUse
+from edgelm.shared_use import SharedUse
 from edgelm.testing import scripted_model, tiny_model_path
 
 CONFIG = ModelConfig.load(tiny_model_path())

@@ -135,3 +135,29 @@ def test_a_daemon_thread_that_streams_does_not_abort_a_program_that_ends() -> No
     for _ in range(5):
         ended = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=60)
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+DAEMON_IN_A_LIBRARY = """
+import threading
+import edgelm, edgelm.testing
+from edgelm.config import ModelConfig
+from edgelm.runtime.session import DecoderSession
+path = edgelm.testing.tiny_model_path()
+tokenizer, config = edgelm.Tokenizer.load(path), ModelConfig.load(path)
+constraint = edgelm.Constraint.json_schema({{"type": "array", "items": {{"enum": ["a", "b", 1, 2]}}}})
+begun = threading.Event()
+def call():
+    while True:
+        {call}
+        begun.set()
+for _ in range(3):
+    threading.Thread(target=call, daemon=True).start()
+begun.wait()
+"""
+
+
+@pytest.mark.parametrize("call", ["constraint.compile(tokenizer)", "DecoderSession(path, config)"])
+def test_a_daemon_thread_that_constrains_or_loads_does_not_abort_a_program_that_ends(call: str) -> None:
+    program = DAEMON_IN_A_LIBRARY.format(call=call)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -17,7 +17,7 @@ import edgelm
 from edgelm import Generation, GenerationConfig
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
-from edgelm.runtime.shared_use import SharedUse
+from edgelm.shared_use import SharedUse
 from edgelm.testing import tiny_model_path
 
 

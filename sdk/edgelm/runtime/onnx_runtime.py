@@ -22,6 +22,7 @@ from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
 from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.runtime.session_options import SessionOptions
+from edgelm.shared_use import NATIVE_CALLS
 
 # How long a thread looks for work: longer than what lies between two steps, and no longer, as it keeps a core from the
 # next session, such as the one that goes on behind a prompt, or a draft's (docs/results/graph-and-settings.md).
@@ -92,7 +93,7 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
             runtime.preload_dlls()
     wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
-        with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext():
+        with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext(), NATIVE_CALLS:
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         if _NO_MEMORY in str(error):

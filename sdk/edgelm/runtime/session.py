@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,10 +41,10 @@ from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
 from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.row_steps import step_rows
 from edgelm.runtime.session_options import SessionOptions
-from edgelm.runtime.shared_use import SharedUse
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
 from edgelm.runtime.stop_switch import StopSwitch
+from edgelm.shared_use import SharedUse, end_with_program
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
 # the masked positions of a chunk too (docs/results/graph-and-settings.md).
@@ -119,8 +118,7 @@ class DecoderSession(Returned):
             self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
-        # At exit: a daemon thread inside ONNX Runtime then aborts the process.
-        weakref.finalize(self, _end_use, self._use, self._process)
+        end_with_program(self._use, self)
         # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
         self._holders = Holders()
 
@@ -434,11 +432,6 @@ class DecoderSession(Returned):
         self.check_process()
         with self._use:
             return step_rows(self._graph, self._holders, token_ids, batch, guesses)
-
-
-def _end_use(use: SharedUse, process: int) -> None:
-    if os.getpid() == process:  # a fork has none of the threads that it would wait for
-        use.end()
 
 
 def _values_of(session: Any) -> tuple[list[GraphValue], list[GraphValue]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.extras import require
+from edgelm.shared_use import NATIVE_CALLS
 from edgelm.structure.constraint import JSON_STYLE, Constraint
 from edgelm.structure.grammar_depth import refuse_grammar_depth
 
@@ -31,6 +32,7 @@ _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "
 class ConstraintMatcher:
     """Follow one answer, token by token, through a constraint. Made by `Constraint.compile`."""
 
+    @NATIVE_CALLS
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
         llguidance = _llguidance()
         self._tokenizer = tokenizer  # the shared vocabulary only has a weak reference to it
@@ -49,15 +51,18 @@ class ConstraintMatcher:
         self._is_active = not self._after
 
     @property
+    @NATIVE_CALLS
     def is_active(self) -> bool:
         """Whether the constraint has a say about the next token."""
         return self._is_active or bool(self._crossing_ids())
 
     @property
+    @NATIVE_CALLS
     def is_complete(self) -> bool:
         """Whether the text has the form, and nothing can follow it."""
         return self._is_active and bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
+    @NATIVE_CALLS
     def mask(self, logits_V: NDArray[np.float32]) -> None:
         """Set the logits of all tokens that may not come next to -inf, in place.
 
@@ -85,6 +90,7 @@ class ConstraintMatcher:
             )
         np.copyto(logits_V, -np.inf, where=~allowed_V)
 
+    @NATIVE_CALLS
     def forced(self) -> list[int]:
         """Return the tokens that must come next, as the tokenizer writes the text that they make.
 
@@ -116,6 +122,7 @@ class ConstraintMatcher:
         }
         return [max(lengths, key=lengths.__getitem__)] if lengths else []
 
+    @NATIVE_CALLS
     def advance(self, token_id: int) -> None:
         """Take the token that was chosen.
 

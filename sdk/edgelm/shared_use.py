@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from threading import get_ident
 
 
-class SharedUse:
-    """Let threads in together (`with use:`), or one of them alone (`with use.alone():`), which waits for those inside.
+class SharedUse(ContextDecorator):
+    """Let threads in together (`with use:`, or `@use` of a function), or one of them alone (`with use.alone():`).
 
-    Who waits to be alone goes before those who come later. A thread enters once: it does not nest. One that Ctrl-C
-    broke off on its way in or out counts as inside until it comes again, but not for itself.
+    That one waits for those inside, and goes before those who come later. A thread enters once: it does not nest. One
+    that Ctrl-C broke off on its way in or out counts as inside until it comes again, but not for itself.
     """
 
     def __init__(self) -> None:
@@ -63,3 +65,20 @@ class SharedUse:
     def _is_kept_out(self) -> bool:
         """Tell whether this thread waits where it is closed; at the interpreter's end, the other threads go on."""
         return not self._ended or threading.current_thread().daemon
+
+
+def end_with_program(use: SharedUse, owner: object) -> None:
+    """End a use when the program ends, or `owner` does; not in a fork, which has none of the threads inside."""
+    weakref.finalize(owner, _end, use, os.getpid())
+
+
+def _end(use: SharedUse, process: int) -> None:
+    if os.getpid() == process:
+        use.end()
+
+
+# Calls of libraries that give the interpreter away, beside the steps of a session, which has a use of its own. At exit
+# Python ends a daemon thread where it asks for the interpreter again: inside C++ or Rust that aborts the process. Made
+# before the first engine is, and so ended after the last one has answered.
+NATIVE_CALLS = SharedUse()
+end_with_program(NATIVE_CALLS, NATIVE_CALLS)
