@@ -15,8 +15,6 @@ from edgelm._version import __version__
 
 TYPE_CHECKING = False  # as typing's, which takes as long to import as all the rest here
 if TYPE_CHECKING:
-    from typing import Any
-
     from edgelm.batching.engine import Engine, EngineOptions, EngineStats
     from edgelm.batching.generation import Generation
     from edgelm.chat_session import ChatSession
@@ -143,10 +141,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would take every misspelt name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(_MODULE_OF[name]), name)
+        raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -36,6 +36,10 @@ def begin(model: edgelm.LanguageModel, cache: edgelm.KVCache) -> str:
         return next(chunks).text
 
 
+def misspell() -> None:
+    edgelm.lod("name")  # type: ignore[attr-defined]  # which --strict wants to be an error
+
+
 async def read(engine: edgelm.Engine) -> str:
     return "".join([chunk.text async for chunk in engine.submit("The sea")])
 """
