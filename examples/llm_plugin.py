@@ -16,15 +16,15 @@ class LocalModel(llm.Model):
     can_stream = True
 
     def __init__(self, name: str) -> None:
-        self.model_id = f"edgelm/{name}"
-        self._name, self._model = name, None
+        self.model_id, self._name, self._model = f"edgelm/{name}", name, None
 
     def execute(self, prompt, stream, response, conversation) -> Iterator[str]:
         self._model = self._model or edgelm.load(self._name)
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        for earlier in conversation.responses if conversation else []:
-            messages += [{"role": "user", "content": earlier.prompt.prompt}]
-            messages += [{"role": "assistant", "content": earlier.text()}]
+        answered = conversation.responses if conversation else []
+        said = [*(past.prompt.system for past in answered), prompt.system]  # `llm chat` says it once
+        messages = [{"role": "system", "content": text} for text in said if text][-1:]
+        for past in answered:
+            messages += [{"role": "user", "content": past.prompt.prompt}, {"role": "assistant", "content": past.text()}]
         messages += [{"role": "user", "content": prompt.prompt}]
         for chunk in self._model.stream_chat(messages, edgelm.GenerationConfig(max_new_tokens=1024)):
             yield chunk.text

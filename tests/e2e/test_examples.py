@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from make_tiny_model import make_checkpoint
 
-from edgelm.testing import tiny_model_path
+from edgelm.testing import scripted_model, tiny_model_path
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 TAKES_A_CHECKPOINT = {"finetune_to_laptop"}
@@ -37,6 +38,24 @@ def test_any_question_may_be_asked_of_local_files(question: str, tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert ("[1] note.md" in done.stdout) == (question != "??")
+
+
+def test_in_the_command_llm_the_system_prompt_of_the_first_question_holds_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("llm")
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    plugin = importlib.import_module("llm_plugin")
+    model, asked = scripted_model("Yes."), []
+    stream_chat = model.stream_chat
+    monkeypatch.setattr(
+        model, "stream_chat", lambda messages, config: asked.append(messages) or stream_chat(messages, config)
+    )
+    monkeypatch.setattr(plugin.edgelm, "load", lambda name: model)
+    conversation = plugin.LocalModel("name").conversation()
+    assert conversation.prompt("Is it?", system="Be brief.").text() == "Yes."
+    assert conversation.prompt("And now?").text() == "Yes."
+    assert [message["content"] for message in asked[1]] == ["Be brief.", "Is it?", "Yes.", "And now?"]
 
 
 def test_the_guide_lists_every_example() -> None:
