@@ -24,7 +24,7 @@ from edgelm.memory.kv_batch import KVBatch, KVRow
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
-from edgelm.testing import ScriptedDecoder, scripted_model
+from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 
 def test_an_engine_that_was_drained_takes_no_more_requests() -> None:
@@ -72,10 +72,36 @@ def test_an_engine_that_nobody_has_any_more_ends_by_itself_and_keeps_nothing(ans
         with pytest.raises(edgelm.ConfigError):
             join(engine.submit("x", GenerationConfig(processors=[lambda logits_V, ids: logits_V[1:]])))
     del engine, model
-    gc.collect()  # an error and its frames hold each other
+    gc.collect()
     thread.join(60)
     assert not thread.is_alive()
     gc.collect()
+    assert left() is None
+
+
+@pytest.mark.parametrize("reads", ["in a loop", "in an event loop"])
+@pytest.mark.usefixtures("no_collection")
+def test_an_error_that_was_read_and_dropped_keeps_no_model(reads: str) -> None:
+    async def read(generation: Generation) -> None:
+        try:
+            async for _ in generation:
+                pass
+        except edgelm.ConfigError:
+            failed.append(True)
+
+    model, failed = edgelm.load(tiny_model_path()), list[bool]()
+    left = weakref.ref(model.session)
+    with Engine(model) as engine:
+        generation = engine.submit("x", GenerationConfig(processors=[lambda logits_V, ids: logits_V[1:]]))
+        if reads == "in an event loop":
+            asyncio.run(read(generation))
+        else:
+            try:
+                join(generation)
+            except edgelm.ConfigError:
+                failed.append(True)
+    del model, engine, generation
+    assert failed
     assert left() is None
 
 

@@ -96,7 +96,10 @@ class Generation:
         except KeyboardInterrupt:
             self.cancel()  # as a stream ends there: in `join(engine.submit(…))` nobody else has the answer
             raise
-        return self._read(item)
+        try:
+            return self._read(item)
+        finally:
+            del item  # as in _read
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -117,7 +120,10 @@ class Generation:
                 future = loop.create_future()
                 self._waiting = loop, future
             await future
-        return self._read(item)
+        try:
+            return self._read(item)
+        finally:
+            del item  # as in _read
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:  # whose engine goes on with it; in a fork nobody does
@@ -142,11 +148,16 @@ class Generation:
                 self._is_full = False
         if goes_on:
             self._wake_engine()
-        if isinstance(item, (StopIteration, StopAsyncIteration)):  # of a sampler: to the reader it would be the end
-            raise RuntimeError(f"What chooses the tokens raised {type(item).__name__}.") from item
-        if isinstance(item, BaseException):
-            raise item
-        return item if self._take is None else self._take(item)
+        try:
+            if isinstance(item, (StopIteration, StopAsyncIteration)):  # of a sampler: to the reader it would be the end
+                raise RuntimeError(f"What chooses the tokens raised {type(item).__name__}.") from item
+            if isinstance(item, BaseException):
+                raise item
+            return item if self._take is None else self._take(item)
+        finally:
+            # An error has this frame, and the worker's: a frame that had the error, too, would keep the model in memory
+            # until Python looks for rings.
+            del item
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
