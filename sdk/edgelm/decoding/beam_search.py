@@ -75,11 +75,14 @@ class BeamSearch:
 
         The rows of the batch are this search's alone.
         """
-        is_over = self.begin(logits_V, cache, sampler)
-        while not is_over:
-            if cancel is not None and cancel.is_set():
-                return
-            is_over = self.advance(session.forward_rows([beam.token_ids[-1] for beam in self.beams], self._batch))
+        try:
+            is_over = self.begin(logits_V, cache, sampler)
+            while not is_over:
+                if cancel is not None and cancel.is_set():
+                    return
+                is_over = self.advance(session.forward_rows([beam.token_ids[-1] for beam in self.beams], self._batch))
+        finally:
+            self.leave()  # rows and their batch hold each other, and much memory
         yield from self.answer
 
     def begin(self, logits_V: NDArray[np.float32], cache: KVCache, sampler: Sampler) -> bool:
