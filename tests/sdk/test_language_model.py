@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import gc
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -463,3 +464,22 @@ def test_the_name_of_a_model_is_no_model() -> None:
 def test_what_is_no_event_cancels_nothing(model: LanguageModel, cancel: Any) -> None:
     with pytest.raises(ConfigError, match=r"cancel is .*; it must be a threading\.Event"):
         model.stream("x", cancel=cancel)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerationConfig(max_new_tokens=4),
+        GenerationConfig(max_new_tokens=4, num_beams=3),
+        GenerationConfig(max_new_tokens=4, speculation="prompt_lookup"),
+        GenerationConfig(max_new_tokens=4, constraint=edgelm.Constraint.regex("[a-z]{2}")),
+    ],
+    ids=["plain", "beams", "guesses", "constraint"],
+)
+@pytest.mark.usefixtures("no_collection")
+def test_an_answer_leaves_no_memory_to_the_next_collection_of_rings(config: GenerationConfig) -> None:
+    model = edgelm.load(tiny_model_path())
+    for messages in (QUESTION, QUESTION):  # the first answer makes what all have
+        gc.collect()
+        model.chat(messages, config)
+    assert gc.collect() == 0

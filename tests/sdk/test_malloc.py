@@ -1,6 +1,5 @@
 """The allocator gives memory back where it is told to; measured in processes of their own, as what it is told stays."""
 
-import ctypes
 import gc
 import platform
 import subprocess
@@ -110,6 +109,6 @@ def test_what_outlives_the_modules_at_exit_ends_without_a_word() -> None:
 
 
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # as musl's library: it has neither function
+    monkeypatch.setattr(malloc, "c_library", object)  # as musl's library: it has neither function
     malloc.return_freed_memory()
     malloc.map_arrays_from(1 << 20)

@@ -8,7 +8,6 @@ elsewhere, and where the system forbids huge pages, nothing happens.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import mmap
 import re
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from edgelm.memory.c_library import c_library
 from edgelm.memory.malloc import return_freed_memory
 from edgelm.memory.pagemap import Pagemap
 
@@ -91,8 +91,7 @@ def move_new_mappings(before: Collection[tuple[int, int]]) -> threading.Thread |
 
 
 def _move(mappings: Collection[tuple[int, int]]) -> None:
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    madvise = c_library().madvise
     for start, end in mappings:
         first, last = -(-start // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE
         if madvise(first, last - first, _MADV_HUGEPAGE):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
+
+from edgelm.memory.c_library import c_library
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -45,6 +46,6 @@ def map_arrays_from(size: int) -> None:
 
 
 def _call(name: str, *arguments: int) -> None:
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    function = getattr(c_library(), name, None) if sys.platform.startswith("linux") else None
     if function is not None:
         function(*arguments)

@@ -6,12 +6,12 @@ not copy: of the embedding, a token reads one row, and the system brings the 64 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import sys
 from pathlib import Path
 
+from edgelm.memory.c_library import c_library
 from edgelm.memory.pagemap import Pagemap
 
 _MAPPINGS = Path("/proc/self/maps")
@@ -29,8 +29,7 @@ def give_back_mapped_files(folder: Path) -> None:
     if not sys.platform.startswith("linux"):
         return
     wanted = os.path.realpath(folder)
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    madvise = c_library().madvise
     try:
         with os.scandir(wanted) as entries:
             if all(entry.stat(follow_symlinks=False).st_size < _SMALLEST for entry in entries):

@@ -7,12 +7,13 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
-from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from edgelm.memory.c_library import c_library
 
 # Linux's, on every processor that onnxruntime has a wheel for.
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
@@ -89,13 +90,13 @@ class _Memory:
         weakref.finalize(self, os.close, self._file).atexit = False
         os.ftruncate(self._file, size)
         private = _MAP_PRIVATE | _MAP_ANONYMOUS
-        self._start = _checked(_libc().mmap(None, addresses, _PROT_NONE, private, -1, 0))
-        weakref.finalize(self, _libc().munmap, self._start, addresses).atexit = False
+        self._start = _checked(c_library().mmap(None, addresses, _PROT_NONE, private, -1, 0))
+        weakref.finalize(self, c_library().munmap, self._start, addresses).atexit = False
 
     def show(self, offset: int, address: int, size: int) -> None:
         """Show `size` bytes of the memory from `offset` on at `address`, counted from the first."""
         access, flags = _PROT_READ | _PROT_WRITE, _MAP_SHARED | _MAP_FIXED
-        _checked(_libc().mmap(self._start + address, size, access, flags, self._file, offset))
+        _checked(c_library().mmap(self._start + address, size, access, flags, self._file, offset))
 
     def array(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return what is shown from `address` on as an array, which holds this object."""
@@ -113,15 +114,6 @@ class _Shown:
             "data": (start, False),
             "version": 3,
         }
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return library
 
 
 def _checked(address: int | None) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import sys
 from typing import Any
 
 from numpy.typing import NDArray
+
+from edgelm.memory.c_library import c_library
 
 # Elsewhere the same advice leaves the pages where they are (macOS), or there is none (Windows).
 CAN_RETURN = sys.platform.startswith("linux")
@@ -22,7 +23,6 @@ def give_back(array: NDArray[Any]) -> None:
     size = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
     if size <= 0 or not CAN_RETURN:
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    madvise = c_library().madvise
     if madvise(start, size, _MADV_REMOVE):
         madvise(start, size, _MADV_DONTNEED)  # what is refused (locked memory) stays as it is
