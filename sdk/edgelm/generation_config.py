@@ -47,7 +47,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0  # arXiv:1909.05858
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # a copy is kept
     dry_multiplier: float = 0.0  # 0.0: off; else the penalty of a repeated sequence (DRY), which grows ...
     dry_base: float = 1.75  # ... by this factor with each token ...
     dry_allowed_length: int = 2  # ... beyond this length
@@ -147,6 +147,7 @@ class GenerationConfig:
                     f"logit_bias has {id_!r}: {bias!r}; it must map token ids to numbers "
                     f"from {-_MAX_BIAS:g} to {_MAX_BIAS:g}."
                 )
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_together(self) -> None:
         """Check that no field shuts out another, or keeps it from doing anything."""

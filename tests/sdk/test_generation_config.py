@@ -166,6 +166,21 @@ def test_one_stop_text_and_a_list_of_them_become_a_tuple() -> None:
     assert GenerationConfig(stop=["a", "b"], stop_token_ids=[0, 2]).stop == ("a", "b")
 
 
+def test_what_becomes_of_a_mapping_that_was_given_changes_no_settings() -> None:
+    biases, options = {7: 1.0}, {"device_id": "1"}
+    config, session_options = GenerationConfig(logit_bias=biases), edgelm.SessionOptions(provider_options=options)
+    biases[7] = float("nan")
+    options.clear()
+    assert config.logit_bias == {7: 1.0}
+    assert session_options.provider_options == {"device_id": "1"}
+
+
+def test_settings_are_keys_of_a_dictionary() -> None:
+    answers = {GenerationConfig(logit_bias={7: 1.0}): "a", edgelm.SessionOptions(): "b", edgelm.EngineOptions(): "c"}
+    assert answers[GenerationConfig(logit_bias={7: 1.0})] == "a"
+    assert GenerationConfig(logit_bias={7: 2.0}) not in answers
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     config = GenerationConfig(seed=np.int64(3), temperature=np.float32(0.5), logit_bias={np.int64(7): np.float32(-1.0)})
 

@@ -28,7 +28,7 @@ class SessionOptions:
 
     threads: int | None = None
     provider: str = CPU
-    provider_options: Mapping[str, str] = field(default_factory=dict)
+    provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)  # a copy is kept
     prefill_graph: bool = True
 
     def __post_init__(self) -> None:
@@ -38,4 +38,5 @@ class SessionOptions:
         given = self.provider_options
         if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
             raise ConfigError(f"provider_options is {given!r}; it must map texts to texts.")
+        object.__setattr__(self, "provider_options", dict(given))
         check_boolean("prefill_graph", self.prefill_graph)
