@@ -1,5 +1,8 @@
+import copy
+import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, ContextLengthError, PackageError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, PackageError
 from edgelm.memory import huge_pages
 from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, most_bytes
 from edgelm.memory.returned_memory import CAN_RETURN
@@ -99,12 +102,18 @@ def test_common_prefix_counts_equal_tokens_from_the_first(config: ModelConfig, w
 
 def test_a_clone_goes_on_independently(config: ModelConfig) -> None:
     cache = filled(config, 4)
-    copy = cache.clone()
-    np.testing.assert_array_equal(content(copy), content(cache))
-    copy.truncate(1)
-    copy.buffers[0][:] = 0
+    clone = cache.clone()
+    np.testing.assert_array_equal(content(clone), content(cache))
+    clone.truncate(1)
+    clone.buffers[0][:] = 0
     assert cache.length == 4
     assert cache.buffers[0].any()
+
+
+@pytest.mark.parametrize("copy_of", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_cache_is_copied_by_clone_alone(copy_of: Callable[[KVCache], object], config: ModelConfig) -> None:
+    with pytest.raises(EdgeLMError, match=r"Copy it with clone\(\), and give it to another process with save\(\)"):
+        copy_of(filled(config, 4))
 
 
 def test_a_saved_cache_is_loaded_as_it_was(config: ModelConfig, tmp_path: Path) -> None:

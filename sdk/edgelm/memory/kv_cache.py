@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.arguments import as_path, is_whole
 from edgelm.config import ModelConfig
-from edgelm.errors import ConfigError, ContextLengthError, OutOfMemoryError, PackageError
+from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, OutOfMemoryError, PackageError
 from edgelm.files import atomic
 from edgelm.memory import huge_pages
 from edgelm.memory.available_memory import available_memory
@@ -109,6 +109,13 @@ class KVCache:
         self.source_values: Sequence[Any] = ()  # the session's: the keys and values that the encoder made of it
         self.turn = threading.Lock()  # held by the generation that computes with it now
         self.user: object = None  # the generation that goes on with it
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled, or copied otherwise than by `clone`: a copy would write into the same buffers."""
+        raise EdgeLMError(
+            "A KV cache is neither pickled nor copied by the module copy: what computes with it writes into its "
+            "memory. Copy it with clone(), and give it to another process with save() and KVCache.load."
+        )
 
     @property
     def length(self) -> int:
