@@ -102,10 +102,12 @@ class LanguageModel(Returned):
         (docs/guides/adapters.md says what an adapter costs). What is being computed ends its step before.
 
         Raises:
-            ConfigError: an adapter of that name is loaded, or the model takes none.
+            ConfigError: an adapter of that name is loaded, the name is no text, or the model takes none.
             PackageError: the adapter belongs to another package, is broken or was changed, or is not signed where
                 $EDGELM_REQUIRE_SIGNATURE requires it.
         """
+        if not isinstance(name, str | None):
+            raise ConfigError(f"name is {name!r}; it must be a text, or None for the adapter's own name.")
         self.session.check_takes_adapters()  # first: what reading one advises, to export it, does not help others
         path = as_path(folder)
         check_required_signature(path)

@@ -221,6 +221,8 @@ def test_a_draft_guesses_with_its_own_adapter(tmp_path: Path) -> None:
 def test_an_adapter_is_named_by_a_text() -> None:
     with pytest.raises(ConfigError, match="adapter is 3; it must be the name of a loaded adapter, or None"):
         GenerationConfig(adapter=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="name is 3; it must be a text, or None for the adapter's own name"):
+        edgelm.load(tiny_model_path()).load_adapter("adapter/", 3)  # type: ignore[arg-type]
 
 
 def test_of_two_threads_that_load_adapters_of_one_name_one_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import reprlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.arguments import as_list
 from edgelm.completion import Chunk, Completion, FinishReason, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from edgelm.config import ModelConfig
 from edgelm.decoding.beam_search import BeamSearch
@@ -353,9 +355,11 @@ def join(chunks: Iterable[Chunk]) -> Completion:
     """Join the chunks of one answer, all of them: what was streamed becomes the Completion that `generate` returns.
 
     Raises:
-        ConfigError: the last chunk is missing.
+        ConfigError: the last chunk is missing, or these are no chunks.
     """
-    parts = list(chunks)
+    parts = as_list(chunks, "join takes the chunks of one answer")
+    if others := [part for part in parts if not isinstance(part, Chunk)]:
+        raise ConfigError(f"join takes the chunks of one answer; {reprlib.repr(others[0])} is none.")
     last = parts[-1] if parts else None
     if last is None or last.finish_reason is None or last.usage is None or last.timings is None:
         raise ConfigError(
