@@ -15,7 +15,6 @@ from click.shell_completion import CompletionItem
 from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import print_json, printable
 from edgelm.cli.wrong_usage import refused, wrong_usage
-from edgelm.errors import MissingExtraError
 
 # Others can see a terminal, and a report is passed on.
 _SECRET = {"api_key"}
@@ -95,7 +94,7 @@ def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterat
     for name in names if only is None else [only]:
         try:
             command = group.get_command(root, name)
-        except MissingExtraError:
+        except Exception:  # an extra is missing, or another package's command is broken: the others have settings
             if only is not None:
                 raise
             continue
