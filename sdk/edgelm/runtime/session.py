@@ -176,6 +176,7 @@ class DecoderSession(Returned):
 
         Raises:
             ConfigError: an adapter of that name is loaded, or this graph takes none.
+            ProviderError: the process is a fork of the one that loaded the model.
             PackageError: the graph has no product for one of its layers, or the package was changed.
         """
         self.check_takes_adapters()
@@ -202,6 +203,7 @@ class DecoderSession(Returned):
 
         Raises:
             ConfigError: none of that name is loaded, or a KV cache that was computed with it is still in use.
+            ProviderError: as from `load_adapter`.
         """
 
         def without() -> AdapterBank:
@@ -222,6 +224,7 @@ class DecoderSession(Returned):
 
     def _put_in(self, change: Callable[[], AdapterBank]) -> None:
         """Give the graph other adapters, when nothing is being computed."""
+        self.check_process()  # first: in a fork, nobody leaves who was computing when it began
         with self._use.alone():
             old, new = self._graph.adapters, change()
             for holder in self._holders.all():
