@@ -169,7 +169,7 @@ def test_a_question_that_comes_before_the_models_waits_for_them(
         done(page)
         body = sent.value.post_data_json
         assert (body["model"], body["chat_template_kwargs"]) == ("told", {"enable_thinking": True})
-        expect(page.locator(".message.assistant")).to_have_attribute("aria-label", "told")
+        expect(page.locator(".message.assistant")).to_have_accessible_name("told")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from chat_page import Page, ask, done, expect, slowly
+from chat_page import Page, Route, ask, done, expect, slowly
 from edgelm_server import EdgelmServer
 
 CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
@@ -142,12 +142,81 @@ def test_the_focus_is_kept_where_messages_are_drawn_anew(page: Page) -> None:
     page.get_by_role("button", name="The version before").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".message.assistant .branch")).to_have_text("1/2")
-    expect(page.locator("#question")).to_be_focused()  # there is no version before the first
+    forward = page.get_by_role("button", name="The next version")
+    expect(forward).to_be_focused()  # there is no version before the first
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Version 2 of 2")
     edit = page.get_by_role("button", name="Edit")
     edit.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     expect(edit).to_be_focused()
+
+
+@slowly
+def test_the_focus_is_kept_where_a_button_goes_away(page: Page) -> None:
+    question, stop = page.locator("#question"), page.locator("#stop")
+    question.fill("What is the sea?")
+    page.locator("#send").focus()
+    page.keyboard.press("Space")
+    expect(stop).to_be_visible()
+    expect(question).to_be_focused()
+    stop.focus()
+    page.keyboard.press("Space")
+    done(page)
+    expect(question).to_be_focused()
+    ask(page, "line\n" * 40)
+    stop.focus()
+    done(page)  # it ends by itself
+    expect(question).to_be_focused()
+    page.evaluate("document.getElementById('scroll').scrollTop = 0")
+    page.locator("#to-end").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#to-end")).to_be_hidden()
+    expect(page.get_by_role("region", name="Conversation")).to_be_focused()  # the arrow keys scroll it
+
+
+@slowly
+def test_what_is_selected_in_messages_stays_so_when_an_answer_ends(page: Page) -> None:
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('.message.user .text'))")
+    page.evaluate("getSelection().extend(document.querySelector('.answer'))")
+    done(page)
+    assert page.evaluate("getSelection().toString()").startswith("What is the sea?")
+
+
+def test_the_focus_stays_in_a_message_whose_edit_is_given_up(page: Page) -> None:
+    ask(page)
+    done(page)
+    held: list[Route] = []
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.get_by_role("button", name="Edit").click()
+    ask(page, "Another question")
+    expect(page.locator("#stop")).to_be_visible()
+    field = page.locator(".edit textarea")
+    field.focus()
+    page.keyboard.press("Escape")
+    expect(field).to_have_count(0)
+    expect(page.locator("#question")).to_be_focused()  # Edit waits for the answer
+    expect(page.locator("#stop")).to_be_visible()  # which is not what was stopped
+
+
+COMPOSING = {"of most browsers": {"isComposing": True}, "of Safari": {"keyCode": 229}}
+
+
+@pytest.mark.parametrize("event", COMPOSING.values(), ids=COMPOSING)
+def test_a_key_that_ends_a_composition_does_nothing_else(page: Page, event: dict[str, object]) -> None:
+    ask(page)
+    done(page)
+    press = "(node, event) => node.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, ...event }))"
+    page.fill("#question", "\u304b\u306a")
+    page.locator("#question").evaluate(press, {"key": "Enter", **event})
+    page.get_by_role("button", name="Edit").click()
+    for key in ("Enter", "Escape"):
+        page.locator(".edit textarea").evaluate(press, {"key": key, **event})
+    expect(page.locator(".edit textarea")).to_be_focused()
+    expect(page.locator(".message")).to_have_count(2)
 
 
 def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:

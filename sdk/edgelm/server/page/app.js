@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill } from "./answering.js";
-import { announce, byId, byTouch, element } from "./dom.js";
+import { announce, byId, byTouch, element, isComposing } from "./dom.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { listenForShortcuts } from "./shortcuts.js";
@@ -109,10 +109,12 @@ function send() {
 
 function show(how) {
   const busy = running.has(current.id);
+  const isLost = document.activeElement === byId(busy ? "send" : "stop"); // which is hidden now
   thread.show(current, busy, how);
   sidebar.show(conversations, current);
   byId("send").hidden = busy;
   byId("stop").hidden = !busy;
+  if (isLost) (byTouch.matches ? byId(busy ? "stop" : "send") : byId("question")).focus();
   byId("system").value = current.system;
   byId("context").textContent = contextText();
   document.title = current.title ? `${current.title} · edgelm` : "edgelm";
@@ -249,7 +251,7 @@ function listen() {
   });
   byId("question").addEventListener("input", drafted);
   byId("question").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || byTouch.matches) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposing(event) || byTouch.matches) return;
     event.preventDefault();
     send();
   });
@@ -287,7 +289,7 @@ async function start() {
     stop: () => running.get(current.id)?.abort(),
     regenerate: () => last("assistant") && respond(last("assistant").parent),
     edit: () => last("user") && !running.has(current.id) && thread.edit(last("user")),
-    tokens: () => last("assistant") && thread.toggleTokens(current, last("assistant"), running.has(current.id)),
+    tokens: () => last("assistant") && thread.toggleTokens(last("assistant")),
     settings: () => byId("settings").showModal(),
     search: () => sidebar.toggle(true),
     question: () => byId("question").focus(),

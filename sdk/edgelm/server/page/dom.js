@@ -32,9 +32,27 @@ export function button(text, listener, { label, ...properties } = {}) {
   return element("button", { type: "button", on: { click: listener }, ...named, ...properties }, text);
 }
 
+/** Make these the children of `target`; those that are there already stay where they are, with focus and selection. */
+export function arrange(target, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...target.childNodes]) if (!wanted.has(child)) child.remove();
+  nodes.forEach((node, index) => {
+    if (target.childNodes[index] !== node) target.insertBefore(node, target.childNodes[index] ?? null);
+  });
+}
+
+/** Whether a key belongs to a text that is still being composed. Safari tells it by the key's code alone. */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
+const SAID_FOR = 5000; // milliseconds: what was said is no part of the page that is read
+
 /** Tell a screen reader what happened. */
 export function announce(text) {
-  byId("status").textContent = text;
+  const said = element("p", {}, text); // a new element each time: the same text again is said again
+  byId("status").replaceChildren(said);
+  setTimeout(() => said.remove(), SAID_FOR);
 }
 
 /** Copy text, and say on the button that it was done. */

@@ -2,7 +2,7 @@
 // model writes as HTML is shown as text. Pictures become links, since loading one would tell another host.
 
 import { Lexer } from "./vendor/marked.esm.js";
-import { button, copy, element } from "./dom.js";
+import { arrange, button, copy, element } from "./dom.js";
 
 const LONGEST_RUN = 4096; // characters
 const SAFE_LINK = /^(https?:|mailto:)/i;
@@ -27,13 +27,8 @@ export class MarkdownView {
   }
 
   show(text) {
-    const blocks = this.parsed(text);
-    const kept = new Set(blocks);
-    for (const shown of this.blocks) if (!kept.has(shown)) shown.node.remove();
-    blocks.forEach(({ node }, index) => {
-      if (this.target.childNodes[index] !== node) this.target.insertBefore(node, this.target.childNodes[index] ?? null);
-    });
-    this.blocks = blocks;
+    this.blocks = this.parsed(text);
+    arrange(this.target, this.blocks.map(({ node }) => node));
   }
 
   parsed(text) {

@@ -1,6 +1,6 @@
 // Everything with the keyboard. Alt and a letter, so that no shortcut is a character that somebody types.
 
-import { byId, element } from "./dom.js";
+import { byId, element, isComposing } from "./dom.js";
 
 const SHORTCUTS = [
   ["KeyN", "Alt N", "New conversation", "newConversation"],
@@ -20,7 +20,7 @@ const OTHERS = [
 
 export function listenForShortcuts(actions) {
   document.addEventListener("keydown", (event) => {
-    if (event.isComposing || document.querySelector("dialog[open]")) return;
+    if (isComposing(event) || document.querySelector("dialog[open]")) return;
     if (event.key === "Escape") actions.stop();
     if (!event.altKey || event.ctrlKey || event.metaKey) return;
     const found = SHORTCUTS.find(([code]) => code === event.code);
