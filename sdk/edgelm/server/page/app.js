@@ -4,12 +4,14 @@ import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill } from "./answering.js";
 import { announce, byId, byTouch, element, isComposing } from "./dom.js";
+import { spoken } from "./markdown.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { listenForShortcuts } from "./shortcuts.js";
 import { forEver, forThisTab } from "./storage.js";
 import { followTheme } from "./theme.js";
 import { Thread } from "./thread.js";
+import { hideAlternatives } from "./tokens.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
 const NOTE = `Runs on ${api.isHere ? "this machine" : location.hostname}. Answers can be wrong.`;
@@ -76,9 +78,16 @@ async function respond(parent, failed = null) {
   await keep(conversation);
   if (conversation === current) show({ staying: true });
   else sidebar.show(conversations, current);
-  announce(node.state === "broken" ? node.problem : node.state === "stopped" ? "Stopped" : `Answer complete: ${node.text}`);
+  announce(saidAtTheEnd(conversation, node));
   if (node.status === 401) askForKey(node.problem);
   if (isAway && node.state !== "broken") loadModels(); // it is back
+}
+
+function saidAtTheEnd(conversation, node) {
+  if (node.state === "broken") return node.problem;
+  if (node.state === "stopped") return "Stopped";
+  if (conversation !== current) return `Answer complete, in ${conversation.title}`;
+  return `${node.state === "length" ? "The answer reached its longest" : "Answer complete"}: ${spoken(node.text)}`;
 }
 
 async function keep(conversation) {
@@ -91,11 +100,17 @@ async function done(work) {
   try {
     return await work;
   } catch (error) {
-    announce("This browser does not keep conversations.");
     unkept = `This browser does not keep conversations (${error.message}).`;
-    byId("note").textContent = unkept;
+    tell(unkept);
     return null;
   }
+}
+
+/** Say something below the question, and to a screen reader when it is new. */
+function tell(text) {
+  if (byId("note").textContent === text) return;
+  byId("note").textContent = text;
+  announce(text);
 }
 
 function send() {
@@ -179,11 +194,12 @@ async function loadModels() {
     isAway = false;
   } catch (error) {
     isAway = true;
-    byId("note").textContent = error.message;
+    tell(error.message);
     if (error.status === 401) askForKey(error.message);
     return;
   }
-  byId("note").textContent = models.length ? (unkept ?? NOTE) : NO_MODEL;
+  if (models.length) byId("note").textContent = unkept ?? NOTE;
+  else tell(NO_MODEL);
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
@@ -220,13 +236,15 @@ async function exportAll() {
 
 async function importFile(file) {
   try {
-    for (const conversation of kept.imported(await file.text())) {
+    const found = kept.imported(await file.text());
+    for (const conversation of found) {
       const here = conversations.find(({ id }) => id === conversation.id);
       if (here) Object.assign(here, conversation, { nodes: { ...conversation.nodes, ...here.nodes } });
       else conversations.push(conversation);
       await keep(here ?? conversation);
     }
     show();
+    announce(`Imported: ${found.length}`);
   } catch (error) {
     alert(error.message);
   }
@@ -238,8 +256,8 @@ function refuseFiles(event) {
   if (!types.includes("Files") || types.includes("text/plain")) return; // programs put a picture beside a text
   event.preventDefault();
   if (event.type === "dragover") return;
-  byId("note").textContent = NO_FILES;
-  announce(NO_FILES);
+  byId("note").textContent = ""; // each file is refused anew
+  tell(NO_FILES);
 }
 
 // Start
@@ -286,7 +304,7 @@ async function start() {
   listen();
   listenForShortcuts({
     newConversation: () => open(kept.create()),
-    stop: () => running.get(current.id)?.abort(),
+    stop: () => hideAlternatives() || running.get(current.id)?.abort(),
     regenerate: () => last("assistant") && respond(last("assistant").parent),
     edit: () => last("user") && !running.has(current.id) && thread.edit(last("user")),
     tokens: () => last("assistant") && thread.toggleTokens(last("assistant")),

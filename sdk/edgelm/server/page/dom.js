@@ -57,6 +57,7 @@ export function announce(text) {
 
 /** Copy text, and say on the button that it was done. */
 export async function copy(text, pressed) {
+  let said = "Copied";
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -64,11 +65,12 @@ export async function copy(text, pressed) {
     const area = element("textarea", { value: text, class: "hidden" });
     document.body.append(area);
     area.select();
-    document.execCommand("copy");
+    if (!document.execCommand("copy")) said = "Not copied";
     area.remove();
+    pressed.focus();
   }
-  pressed.dataset.label ??= pressed.textContent; // a second press finds "Copied" there
-  pressed.textContent = "Copied";
-  announce("Copied");
+  pressed.dataset.label ??= pressed.textContent; // a second press finds what was said there
+  pressed.textContent = said;
+  announce(said);
   setTimeout(() => (pressed.textContent = pressed.dataset.label), 1200);
 }

@@ -45,6 +45,15 @@ export class MarkdownView {
   }
 }
 
+/** What a screen reader says of a text: its words, without marks and buttons. */
+export function spoken(text) {
+  const target = element("div");
+  new MarkdownView(target).show(text);
+  for (const bar of target.querySelectorAll(".bar")) bar.remove();
+  for (const start of target.querySelectorAll("p, h3, h4, h5, h6, li, td, th, pre, br")) start.prepend("\n");
+  return target.textContent.trim();
+}
+
 /** A block from right to left where its first letters are written so; what stands in it follows. */
 function outermost(token) {
   const node = block(token);
@@ -58,7 +67,7 @@ function block(token) {
 }
 
 const BLOCKS = {
-  heading: (token) => element(`h${token.depth}`, {}, ...inline(token.tokens)),
+  heading: (token) => element(`h${Math.min(6, token.depth + 2)}`, {}, ...inline(token.tokens)), // below the message's own
   paragraph: (token) => element("p", {}, ...inline(token.tokens)),
   text: (token) => element("p", {}, ...inline(token.tokens ?? [token])),
   html: (token) => element("p", {}, token.raw),
@@ -68,7 +77,7 @@ const BLOCKS = {
     element(token.ordered ? "ol" : "ul", token.ordered ? { start: token.start } : {}, ...token.items.map(item)),
   code: (token) => code(token.text, (token.lang ?? "").trim().split(/\s/)[0]),
   table: (token) =>
-    element("div", { class: "table", tabIndex: 0, role: "region", "aria-label": "Table" },
+    element("div", { class: "table", tabIndex: 0, role: "group", "aria-label": "Table" },
       element("table", {},
         element("thead", {}, row("th", token.header)),
         element("tbody", {}, ...token.rows.map((cells) => row("td", cells))))),
@@ -94,7 +103,7 @@ function code(text, language) {
   const copyButton = button("Copy", () => copy(text, copyButton), { class: "quiet" });
   return element("div", { class: "code", dir: "ltr" },
     element("div", { class: "bar" }, element("span", {}, language || "text"), copyButton),
-    element("pre", { tabIndex: 0 }, element("code", {}, text)));
+    element("pre", { tabIndex: 0, role: "group", "aria-label": language ? `Code, ${language}` : "Code" }, element("code", {}, text)));
 }
 
 function inline(tokens) {
@@ -117,7 +126,7 @@ const INLINE = {
   del: (token) => element("del", {}, ...inline(token.tokens)),
   codespan: (token) => element("code", {}, token.text),
   br: () => element("br"),
-  checkbox: (token) => element("input", { type: "checkbox", checked: token.checked, disabled: true }),
+  checkbox: (token) => element("input", { type: "checkbox", checked: token.checked, disabled: true, "aria-label": "Done" }),
   escape: (token) => document.createTextNode(token.text),
   text: (token) => {
     if (!token.tokens) return document.createTextNode(decoded(token.raw));

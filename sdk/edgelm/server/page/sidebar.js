@@ -1,6 +1,6 @@
 // The list of conversations.
 
-import { button, byId, byTouch, element } from "./dom.js";
+import { announce, button, byId, byTouch, element } from "./dom.js";
 import { matches } from "./conversations.js";
 
 const NARROW = matchMedia("(max-width: 48rem)"); // as in style.css
@@ -12,7 +12,11 @@ export class Sidebar {
     this.actions = actions;
     this.conversations = [];
     this.current = null;
-    byId("search").addEventListener("input", () => this.render());
+    byId("search").addEventListener("input", () => {
+      this.render();
+      const found = document.querySelectorAll("#conversations li").length;
+      announce(found === 1 ? "1 conversation" : `${found || "No"} conversations`);
+    });
     byId("open-sidebar").addEventListener("click", () => this.toggle(true));
     byId("close-sidebar").addEventListener("click", () => this.close());
     byId("sidebar").addEventListener("keydown", (event) => {
@@ -74,7 +78,7 @@ export class Sidebar {
     const isCurrent = conversation.id === this.current?.id;
     const current = isCurrent ? { "aria-current": "true" } : {};
     return element("li", { class: isCurrent ? "current" : "", "data-id": conversation.id },
-      button(title, () => this.actions.open(conversation), { class: "open", dir: "auto", title, ...current }),
+      button(title, () => this.actions.open(conversation), { class: "open", dir: "auto", lang: "", title, ...current }),
       button("✎", () => this.actions.rename(conversation), { class: "act", label: `Rename ${title}` }),
       button("✕", () => this.actions.remove(conversation), { class: "act", label: `Delete ${title}` }));
   }

@@ -9,7 +9,10 @@ export function tokenView(tokens) {
   const mean = tokens.reduce((sum, [, logprob]) => sum + logprob, 0) / tokens.length;
   const legend = element("p", { class: "legend" }, "unsure", element("span", { class: "scale", "aria-hidden": "true" }), "sure",
     element("span", {}, `· ${tokens.length} tokens, perplexity ${Math.exp(-mean).toFixed(2)}`));
-  const list = element("div", { class: "tokens", role: "list", "aria-label": "Tokens with their probabilities" });
+  // With a listbox, a screen reader leaves the arrow keys to the page.
+  const list = element("div", {
+    class: "tokens", role: "listbox", lang: "", "aria-orientation": "horizontal", "aria-label": "Tokens with their probabilities",
+  });
   tokens.forEach((token, index) => list.append(tokenElement(token, index === 0)));
   list.addEventListener("keydown", (event) => move(event, list));
   return element("div", {}, legend, list);
@@ -17,7 +20,7 @@ export function tokenView(tokens) {
 
 function tokenElement([text, logprob, alternatives], first) {
   const node = element("span", {
-    class: "token", role: "listitem", tabIndex: first ? 0 : -1, "aria-label": `${text.trim() || "space"}, ${percent(logprob)}`,
+    class: "token", role: "option", tabIndex: first ? 0 : -1, "aria-selected": String(first), "aria-label": `${nameOf(text)}, ${percent(logprob)}`,
     on: {
       mouseenter: () => showAlternatives(node, text, logprob, alternatives),
       focus: () => showAlternatives(node, text, logprob, alternatives),
@@ -34,17 +37,22 @@ function tokenElement([text, logprob, alternatives], first) {
 function move(event, list) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const next = step && list.children[[...list.children].indexOf(document.activeElement) + step];
-  if (event.key === "Escape") hideAlternatives();
   if (!next) return;
   event.preventDefault();
-  document.activeElement.tabIndex = -1;
-  next.tabIndex = 0;
+  for (const [token, isNext] of [[document.activeElement, false], [next, true]]) {
+    token.tabIndex = isNext ? 0 : -1;
+    token.setAttribute("aria-selected", String(isNext));
+  }
   next.focus();
 }
 
 /** Half a character, as bytes between tokens, comes as U+FFFD or as nothing. */
 function visible(text) {
   return text === "" ? "·" : text.replace(/\n/g, "↵\n");
+}
+
+function nameOf(text) {
+  return text.trim() || (text.includes("\n") ? "line break" : text ? "space" : "part of a character");
 }
 
 function showAlternatives(node, text, logprob, alternatives) {
@@ -66,10 +74,13 @@ function showAlternatives(node, text, logprob, alternatives) {
   box.style.top = `${bottom + 6 + box.offsetHeight < innerHeight ? bottom + 6 : top - box.offsetHeight - 6}px`;
 }
 
+/** @returns {boolean} whether any were shown */
 export function hideAlternatives() {
-  document.getElementById("alternatives")?.remove();
+  const box = document.getElementById("alternatives");
+  box?.remove();
   for (const node of document.querySelectorAll(".token.shown")) {
     node.classList.remove("shown");
     node.removeAttribute("aria-describedby");
   }
+  return box !== null;
 }
