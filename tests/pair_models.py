@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ BART = {
 }  # fmt: skip
 MARIAN = BART | {"activation_function": "swish", "scale_embedding": True, "decoder_start_token_id": 0}
 M2M_100 = BART | {"pad_token_id": 1, "bos_token_id": 0}
+GEMMA2 = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 20,
+    "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0, "max_position_embeddings": 200, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+PLAIN = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": ["full_attention"] * 4}
+LARGER_ENCODER = {"hidden_size": 80, "intermediate_size": 112, "num_hidden_layers": 4, "num_key_value_heads": 1}
 # The source of 150 tokens is longer than the largest distance of T5's that has a bucket of its own.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
@@ -49,6 +58,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2m_100 that begins with a language": ("m2m_100", M2M_100 | {"forced_bos_token_id": 5, "scale_embedding": False}),
     "mbart": ("mbart", BART | {"scale_embedding": True}),
     "mbart that begins with a language": ("mbart", BART | {"activation_function": "relu", "forced_bos_token_id": 5}),
+    "t5gemma": ("t5gemma", {"encoder": GEMMA2, "decoder": GEMMA2}),
+    "t5gemma, untied, a larger encoder, without caps and windows": (
+        "t5gemma",
+        {
+            "encoder": GEMMA2 | LARGER_ENCODER | PLAIN,
+            "decoder": GEMMA2 | PLAIN | {"num_hidden_layers": 4, "num_key_value_heads": 4, "head_dim": 32},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "t5gemma, windows without caps, keys of each head's own": (
+        "t5gemma",
+        dict.fromkeys(("encoder", "decoder"), GEMMA2 | {"attn_logit_softcapping": None, "num_key_value_heads": 4}),
+    ),
     "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
 }
 
@@ -57,10 +79,11 @@ def new_pair(name: str, **others: Any) -> PreTrainedModel:
     """Make a model of `MODELS`; others: fields of its config that are to have other values."""
     model_type, changes = MODELS[name][0], MODELS[name][1] | others
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, vocab_size=320, d_model=64, eos_token_id=2, **changes)
+    sizes = {} if model_type == "t5gemma" else {"vocab_size": 320, "d_model": 64}
+    config = AutoConfig.for_model(model_type, **copy.deepcopy(sizes | {"eos_token_id": 2} | changes))
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
     if "untied" in name:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(320, 64) * 0.1)
+        model.get_output_embeddings().weight = torch.nn.Parameter(torch.randn(320, 64) * 0.1)
     for parameter_name, parameter in model.named_parameters():
         if model_type not in ("marian", "pegasus") or "embed_positions" not in parameter_name:  # which nobody stores
             parameter.data += torch.randn_like(parameter) * 0.1

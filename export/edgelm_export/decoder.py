@@ -11,7 +11,7 @@ ones, and gives `present_conv` [B, 1, T, W], what the next ones will read of the
 channels of all layers that have one. With linear attention or Mamba 2 it takes and gives the states of those layers
 (linear_attention.py). Layers that look at keys and values of an earlier one give those again, as
 `shared.{i}.key|value`, which may be the same memory too. With an encoder it also takes `cross_key_values.{i}.key|value`
-[B, N, S, H], what the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep`
+[B, K, S, H], what the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep`
 says for how many of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
-from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors, table_frequencies
+from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
@@ -68,7 +68,12 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
     Raises:
         ExportError: its heads or positions cannot be rotated, or there is no weight that could take a factor.
     """
-    config = checkpoint.config
+    for stack in filter(None, (checkpoint.config, checkpoint.config.encoder)):
+        _check_rotation(stack)
+    return FoldedCheckpoint(checkpoint)
+
+
+def _check_rotation(config: ModelConfig) -> None:
     for head_dim in _head_sizes(config):
         if config.position == "rope" and head_dim % ROTARY_MULTIPLE:
             raise ExportError(
@@ -82,7 +87,6 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
             f"max_position_embeddings is {config.max_position_embeddings}; the rotations of at most "
             f"{LARGEST_TABLE // row} positions are made when a graph of such heads is loaded. Set it to that or less."
         )
-    return FoldedCheckpoint(checkpoint)
 
 
 def _head_sizes(config: ModelConfig) -> list[int]:
@@ -183,30 +187,6 @@ class DecoderStack(Stack):
         contexts = graph.node("Div", [self.positions(), graph.constant(original)], f"{name}.contexts")
         return graph.node("Gather", [graph.weight(f"{name}s", factors[:, None]), contexts], name)
 
-    def cos_and_sin(self, kind: str) -> list[str]:
-        """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.
-
-        So ONNX Runtime makes them once, when it loads the graph, and no file holds them: for a context of 32,768 and
-        heads of 256 they are 34 MB (docs/results/graph-and-settings.md).
-        """
-        graph, config, name = self.graph, self.config, f"model.rope.{kind}"
-        length = config.max_position_embeddings
-        frequencies, attention_factor = table_frequencies(config, length, kind)
-        bounds = [graph.constant(bound, np.float32) for bound in (0.0, float(length), 1.0)]
-        positions_C = graph.node("Range", bounds, f"{name}.positions")
-        positions_C1 = graph.node("Unsqueeze", [positions_C, graph.constant([1])], f"{name}.column")
-        turning, padded = config.turning_dim(kind) // 2, padded_rotary_dim(config, kind) // 2
-        filling = (0, padded - turning)  # pairs that turn by no angle
-        stored = graph.weight(f"{name}.frequencies", np.pad(frequencies[..., :turning], ((0, 0), (0, 0), filling)))
-        products = graph.node("Mul", [positions_C1, stored], f"{name}.products")
-        angles = graph.node("Reshape", [products, graph.constant([-1, padded])], f"{name}.angles")
-        tables = [graph.node(function, [angles], f"{angles}.{function.lower()}") for function in ("Cos", "Sin")]
-        if attention_factor == 1:
-            return tables
-        factors = np.pad(np.full(turning, attention_factor, np.float32), filling, constant_values=1)
-        factor = graph.weight(f"{name}.attention_factors", factors)
-        return [graph.node("Mul", [table, factor], f"{table}.scaled") for table in tables]
-
     def added_scores(self, i: int) -> str:
         """Return what is added to the scores of the heads of layer i, [B, N, T, C]; nothing where positions turn."""
         if self.config.position == "alibi":
@@ -261,7 +241,7 @@ class DecoderStack(Stack):
         before, after = CROSS_NORMS[config.norm_placement]
         name = f"{layer}.encoder_attn"
         query = self.projections.linear(self.block_norm(hidden, layer, before), f"{name}.q_proj")
-        shape: list[int | str] = [BATCH, config.num_attention_heads, "source_tokens", config.head_dim]
+        shape: list[int | str] = [BATCH, config.num_key_value_heads, "source_tokens", config.head_dim]
         source = [graph.input(f"{CROSS}.{i}.{part}", FLOAT, shape) for part in ("key", "value")]
         output = self.operators.attention(graph, config, [query, *source], name, by_head=True)
         return self.added(hidden, self.projections.linear(output, f"{name}.o_proj"), layer, after, "cross_residual")

@@ -1,9 +1,9 @@
 """The encoder as an ONNX graph: what the decoder's cross-attention needs of a source text, computed once.
 
-The graph takes `input_ids` [B, S], and gives `cross_key_values.{i}.key|value` [B, N, S, H] for each layer of the
+The graph takes `input_ids` [B, S], and gives `cross_key_values.{i}.key|value` [B, K, S, H] for each layer of the
 decoder, whose projections of keys and values stand in this graph. All rows of a batch are of one length.
 
-Shapes: B batch, S source tokens, D hidden, N heads, H head dim.
+Shapes: B batch, S source tokens, D hidden, N query heads, K kv heads, H head dim, R its part that turns.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import BATCH
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
+from edgelm_export.standard_attention import UNSEEN, rotate, split_heads
 
 
 def build_encoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
@@ -34,6 +35,7 @@ class _Encoder(Stack):
     def build(self, decoder: ModelConfig) -> onnx.ModelProto:
         self.graph.input("input_ids", INT64, [BATCH, "source_tokens"])
         hidden = self.embedding()
+        self.rotations()
         for i in range(self.config.num_hidden_layers):
             hidden = self.block(hidden, i)
         if self.config.final_norm:
@@ -45,11 +47,48 @@ class _Encoder(Stack):
     def positions(self) -> str:
         """Count the positions [S], from 0."""
         graph = self.graph
+        if graph.has_node("positions"):
+            return "positions"
         tokens = graph.node("Shape", ["input_ids"], "input_ids.tokens", attributes={"start": 1, "end": 2})
         scalar = graph.node("Squeeze", [tokens], "input_ids.tokens_scalar")
         return graph.node("Range", [graph.constant(0), scalar, graph.constant(1)], "positions")
 
+    def rotations(self) -> None:
+        """Gather the cosines and sines of the tokens, each [S, 1, R / 2], for each kind of layer that turns heads."""
+        graph, kinds = self.graph, map(self.config.rope_kind, range(self.config.num_hidden_layers))
+        self.rope: dict[str, list[str]] = {}
+        for kind in dict.fromkeys(filter(None, kinds)):
+            rows = [graph.node("Gather", [t, self.positions()], f"{t}.of_tokens") for t in self.cos_and_sin(kind)]
+            self.rope[kind] = [graph.node("Unsqueeze", [row, graph.constant([1])], f"{row}.of_heads") for row in rows]
+
+    def turned(self, projected: str, heads: int, i: int, name: str) -> str:
+        """Turn heads [B, S, heads * H] of layer i by their positions, where they turn."""
+        graph, H, kind = self.graph, self.config.head_dim, self.config.rope_kind(i)
+        if kind is None:
+            return projected
+        cos, sin = self.rope[kind]
+        turned = rotate(graph, split_heads(graph, projected, heads, H, name), cos, sin, [H // 2, H // 2], name)
+        return graph.node("Reshape", [turned, graph.constant([0, 0, heads * H])], f"{name}.joined")
+
     def added_scores(self, i: int) -> str:
+        """Return what is added to the scores of layer i, [1, 1 or N, S, S]: nothing, where a query sees all alike."""
+        scores, unseen = self.distance_scores(i), self.unseen(self.config.window(i))
+        if not scores or not unseen:
+            return scores or unseen
+        return self.graph.node("Add", [scores, unseen], f"{self.name}.layers.{i}.self_attn.added_scores")
+
+    def unseen(self, window: int | None) -> str:
+        """Return what hides the keys that are as far as a window, either way; nothing without a window."""
+        graph, name = self.graph, f"{self.name}.unseen.{window}"
+        if window is None or graph.has_node(name):
+            return "" if window is None else name
+        sizes = graph.node("Abs", [self.distances()], f"{name}.distances")
+        near = graph.node("Less", [sizes, graph.constant(window)], f"{name}.near")
+        added = [graph.constant(value, np.float32) for value in (0.0, UNSEEN)]
+        hidden = graph.node("Where", [near, *added], f"{name}.of_tokens")
+        return graph.node("Unsqueeze", [hidden, graph.constant([0, 1])], name)
+
+    def distance_scores(self, i: int) -> str:
         """Gather what each distance of a query and a key, either way, adds to the scores of each head [1, N, S, S] of
         layer i; nothing where positions are in the embedding.
         """
@@ -71,33 +110,42 @@ class _Encoder(Stack):
         graph, name = self.graph, f"{self.name}.distances"
         if graph.has_node(f"{name}.rows"):
             return f"{name}.rows"
-        keys = self.positions()
-        queries = graph.node("Unsqueeze", [keys, graph.constant([1])], f"{name}.queries")
-        distances = graph.node("Sub", [keys, queries], name)
-        clipped = graph.node("Clip", [distances, graph.constant(-largest), graph.constant(largest)], f"{name}.clipped")
+        bounds = [graph.constant(-largest), graph.constant(largest)]
+        clipped = graph.node("Clip", [self.distances(), *bounds], f"{name}.clipped")
         return graph.node("Add", [clipped, graph.constant(largest)], f"{name}.rows")
 
+    def distances(self) -> str:
+        """Count how far each key stands behind each query, [S, S]."""
+        graph, name, keys = self.graph, f"{self.name}.distances", self.positions()
+        if graph.has_node(name):
+            return name
+        queries = graph.node("Unsqueeze", [keys, graph.constant([1])], f"{name}.queries")
+        return graph.node("Sub", [keys, queries], name)
+
     def attention(self, hidden: str, i: int) -> str:
-        name = f"{self.name}.layers.{i}.self_attn"
-        qkv = self.apart(self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj"))
-        output = self.operators.attention(self.graph, self.config, qkv, name, self.added_scores(i))
+        name, config = f"{self.name}.layers.{i}.self_attn", self.config
+        N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
+        query, key, value = self.apart(qkv, [N * H, K * H, K * H])
+        qkv = [self.turned(query, N, i, f"{name}.turned_query"), self.turned(key, K, i, f"{name}.turned_key"), value]
+        output = self.operators.attention(self.graph, config, qkv, name, self.added_scores(i))
         return self.projections.linear(output, f"{name}.o_proj")
 
-    def apart(self, outputs: list[str], parts: int = 3) -> list[str]:
-        """Split what one product gave into parts of one width."""
-        if len(outputs) == parts:
+    def apart(self, outputs: list[str], widths: list[int]) -> list[str]:
+        """Split what one product gave into parts of these widths."""
+        if len(outputs) == len(widths):
             return outputs
-        names = [f"{outputs[0]}.{part}" for part in range(parts)]
-        self.graph.node("Split", outputs, names, attributes={"axis": -1, "num_outputs": parts})
+        names = [f"{outputs[0]}.{part}" for part in range(len(widths))]
+        self.graph.node("Split", [*outputs, self.graph.constant(widths)], names, attributes={"axis": -1})
         return names
 
     def cross_keys_and_values(self, hidden: str, decoder: ModelConfig, i: int) -> None:
         """Project the source for one layer of the decoder."""
         graph, name = self.graph, f"model.decoder.layers.{i}.encoder_attn"
         modules = [f"{name}.{part}_proj" for part in "kv"]
-        projected = self.apart(self.projections.fused(hidden, modules, f"{name}.kv_proj"), 2)
-        N, H = decoder.num_attention_heads, decoder.head_dim
+        K, H = decoder.num_key_value_heads, decoder.head_dim
+        projected = self.apart(self.projections.fused(hidden, modules, f"{name}.kv_proj"), [K * H, K * H])
         for part, output in zip(("key", "value"), projected, strict=True):
-            heads_BSNH = graph.node("Reshape", [output, graph.constant([0, 0, N, H])], f"{name}.{part}.heads")
-            given = graph.output(f"{CROSS}.{i}.{part}", FLOAT, [BATCH, N, "source_tokens", H])
+            heads_BSNH = graph.node("Reshape", [output, graph.constant([0, 0, K, H])], f"{name}.{part}.heads")
+            given = graph.output(f"{CROSS}.{i}.{part}", FLOAT, [BATCH, K, "source_tokens", H])
             graph.node("Transpose", [heads_BSNH], given, attributes={"perm": [0, 2, 1, 3]})

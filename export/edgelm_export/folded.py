@@ -170,6 +170,8 @@ class FoldedCheckpoint(CheckpointView):
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Return the order that a head of a tensor is to have; None is as it is."""
         found = _QUERIES_OR_KEYS.search(name)
+        if self._checkpoint.config.encoder is not None:
+            return None  # whole heads turn in both stacks
         kind = None if found is None else self._checkpoint.config.rope_kind(int(found[1]))
         return None if kind is None else self._orders[kind]
 

@@ -59,8 +59,12 @@ class OnnxRuntimeOperators:
     ) -> str:
         """Add what queries [B, T, N * H] gather of all keys and values: [B, S, N * H], or by head [B, N, S, H].
 
-        bias: added to the scores, [1 or B, N, T, S].
+        bias: added to the scores, [1 or B, 1 or N, T, S]. MultiHeadAttention has no soft-cap, and no heads that share
+        keys; such attention is what it is in the standard.
         """
+        shares_keys = config.num_key_value_heads != config.num_attention_heads
+        if shares_keys or config.attn_logit_softcapping is not None:
+            return StandardOperators().attention(graph, config, qkv, name, bias, by_head=by_head)
         attributes = {"num_heads": config.num_attention_heads, "scale": config.attention_scale}
         inputs = [*qkv, "", "", bias] if bias else qkv
         return graph.node("MultiHeadAttention", inputs, f"{name}.output", MICROSOFT, attributes)
@@ -92,18 +96,24 @@ class StandardOperators:
     ) -> str:
         """Add what queries [B, T, N * H] gather of all keys and values: [B, S, N * H], or by head [B, N, S, H].
 
-        bias: added to the scores, [1 or B, N, T, S].
+        bias: added to the scores, [1 or B, 1 or N, T, S].
         """
-        N, H = config.num_attention_heads, config.head_dim
-        count = 1 if by_head else 3
+        N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        heads = ((qkv[0], "q", N), *([] if by_head else [(qkv[1], "k", K), (qkv[2], "v", K)]))
         apart = [
-            heads_first(graph, split_heads(graph, x, N, H, f"{name}.{part}"), f"{name}.{part}")
-            for x, part in zip(qkv[:count], "qkv", strict=False)
+            heads_first(graph, split_heads(graph, x, count, H, f"{name}.{part}"), f"{name}.{part}")
+            for x, part, count in heads
         ]
         attention = Attention(
-            name=name, heads=N, kv_heads=N, head_dim=H, scale=config.attention_scale, addends=[bias] if bias else []
+            name=name,
+            heads=N,
+            kv_heads=K,
+            head_dim=H,
+            scale=config.attention_scale,
+            soft_cap=config.attn_logit_softcapping,
+            addends=[bias] if bias else [],
         )
-        return attention.add(graph, *apart, *qkv[count:])
+        return attention.add(graph, *apart, *qkv[len(apart) :])
 
 
 # One row for each of edgelm.architecture.quantization_recipe.OPERATOR_SETS.

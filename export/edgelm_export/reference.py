@@ -26,7 +26,7 @@ from edgelm_export.reference_latent_attention import latent_keys, latent_queries
 from edgelm_export.reference_linear_attention import linear_attention, mamba, mamba2, short_convolution
 from edgelm_export.reference_rotation import rotate, rows_of_positions
 from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
-from edgelm_export.tensor_map import PER_LAYER_EMBEDDING, head_name
+from edgelm_export.tensor_map import EMBEDDING, ENCODER_EMBEDDING, PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
 # cos and sin of each position, for each kind of layer (ModelConfig.rope_kind).
@@ -77,10 +77,10 @@ def _read_and_answered(
 
 def _read(checkpoint: Checkpoint, encoder: ModelConfig, sources: Sequence[Sequence[int]]) -> list[Array]:
     """Return what the encoder makes of each source, [S, D]."""
-    hidden = embed(checkpoint, sources, encoder)
+    hidden, tables = embed(checkpoint, sources, encoder), position_tables(encoder, sources)
     for layer in range(encoder.num_hidden_layers):
         weights = layer_weights(checkpoint, layer, encoder)
-        hidden = [run_layer(encoder, layer, weights, hidden_SD, {}, both_ways=True) for hidden_SD in hidden]
+        hidden = [run_layer(encoder, layer, weights, hidden_SD, tables, both_ways=True) for hidden_SD in hidden]
     return last_normed(checkpoint, hidden, encoder)
 
 
@@ -102,7 +102,7 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: Mo
     config = config or checkpoint.config
     stack = _stack_name(checkpoint, config)
     longest = max((len(ids) for ids in sequences), default=0)
-    embedding_VD = checkpoint.tensor("model.embed_tokens.weight")
+    embedding_VD = checkpoint.tensor(ENCODER_EMBEDDING if config.own_embedding else EMBEDDING)
     multiplier = np.float32(config.embedding_multiplier)
     hidden = [embedding_VD[np.asarray(ids, np.int64)] * multiplier for ids in sequences]
     del embedding_VD
@@ -312,10 +312,13 @@ def _soft_cap(x: Array, cap: float | None) -> Array:
 
 def _cross_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, read_SD: Array) -> Array:
     T, N, H = len(hidden_TD), config.num_attention_heads, config.head_dim
+    sharing = N // config.num_key_value_heads
     q_TD = linear(weights, "encoder_attn.q_proj", hidden_TD)
     k_SD, v_SD = (linear(weights, f"encoder_attn.{part}_proj", read_SD) for part in "kv")
-    q_NTH, k_NSH, v_NSH = (x.reshape(len(x), N, H).swapaxes(0, 1) for x in (q_TD, k_SD, v_SD))
+    q_NTH = q_TD.reshape(T, N, H).swapaxes(0, 1)
+    k_NSH, v_NSH = (x.reshape(len(x), -1, H).swapaxes(0, 1).repeat(sharing, axis=0) for x in (k_SD, v_SD))
     scores_NTS = q_NTH @ k_NSH.swapaxes(1, 2) * np.float32(config.attention_scale)
+    scores_NTS = _soft_cap(scores_NTS, config.attn_logit_softcapping)
     scores_NTS = np.exp(scores_NTS - scores_NTS.max(-1, keepdims=True))
     out_NTH = scores_NTS @ v_NSH / scores_NTS.sum(-1, keepdims=True)
     return linear(weights, "encoder_attn.o_proj", out_NTH.swapaxes(0, 1).reshape(T, N * H))
@@ -398,7 +401,7 @@ def _attended(this: _Layer, q_NTH: Array, k_KSH: Array, v_KSH: Array, both_ways:
         end = min(start + _QUERY_BLOCK, T)
         seen = T if both_ways else end
         distances_TS = np.arange(start, end)[:, None] - np.arange(seen)
-        unseen_TS = None if both_ways else (distances_TS < 0) | (distances_TS >= window)
+        unseen_TS = np.abs(distances_TS) >= window if both_ways else (distances_TS < 0) | (distances_TS >= window)
         buckets_TS = None
         if config.position == "relative":
             buckets_TS = relative_buckets(config, -distances_TS, both_ways=both_ways)
@@ -410,8 +413,7 @@ def _attended(this: _Layer, q_NTH: Array, k_KSH: Array, v_KSH: Array, both_ways:
                 scores_TS += weights[_DISTANCES][buckets_TS, n]
             if config.position == "alibi":
                 scores_TS -= alibi_slopes(N)[n] * distances_TS
-            if unseen_TS is not None:
-                np.copyto(scores_TS, -np.inf, where=unseen_TS)
+            np.copyto(scores_TS, -np.inf, where=unseen_TS)
             sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)
             largest_T1 = np.maximum(scores_TS.max(-1, keepdims=True), sink)
             scores_TS -= largest_T1

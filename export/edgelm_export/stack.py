@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from edgelm.architecture.rope import sinusoidal_table
+from edgelm.architecture.rope import sinusoidal_table, table_frequencies
 from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.layer_features import EXPERT_NORMS
 from edgelm_export.altup import add_correction, add_laurel, add_prediction, add_thinned, add_to_others
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.experts import add_experts
 from edgelm_export.external_data import ExternalData
+from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.graph import Graph
 from edgelm_export.layer_operators import LAYER_OPERATORS
 from edgelm_export.projection import Projections
@@ -68,7 +69,7 @@ class Stack(ABC):
     def embedding(self) -> str:
         """Look up the token ids, and add what there is of positions and a norm."""
         graph, config = self.graph, self.config
-        name = "model.embed_tokens"
+        name = f"{self.name}.embed_tokens" if config.own_embedding else "model.embed_tokens"
         hidden, self.tied_parts, self.tied_weight = self.looked_up(name)
         if config.tie_word_embeddings:
             hidden = self.divided(hidden, f"{name}.divided")
@@ -78,6 +79,30 @@ class Stack(ABC):
         if config.position in ("learned", *SINUSOIDS):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
         return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
+
+    def cos_and_sin(self, kind: str) -> list[str]:
+        """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.
+
+        So ONNX Runtime makes them once, when it loads the graph, and no file holds them: for a context of 32,768 and
+        heads of 256 they are 34 MB (docs/results/graph-and-settings.md).
+        """
+        graph, config, name = self.graph, self.config, f"model.rope.{kind}"
+        length = config.max_position_embeddings
+        frequencies, attention_factor = table_frequencies(config, length, kind)
+        bounds = [graph.constant(bound, np.float32) for bound in (0.0, float(length), 1.0)]
+        positions_C = graph.node("Range", bounds, f"{name}.positions")
+        positions_C1 = graph.node("Unsqueeze", [positions_C, graph.constant([1])], f"{name}.column")
+        turning, padded = config.turning_dim(kind) // 2, padded_rotary_dim(config, kind) // 2
+        filling = (0, padded - turning)  # pairs that turn by no angle
+        stored = graph.weight(f"{name}.frequencies", np.pad(frequencies[..., :turning], ((0, 0), (0, 0), filling)))
+        products = graph.node("Mul", [positions_C1, stored], f"{name}.products")
+        angles = graph.node("Reshape", [products, graph.constant([-1, padded])], f"{name}.angles")
+        tables = [graph.node(function, [angles], f"{angles}.{function.lower()}") for function in ("Cos", "Sin")]
+        if attention_factor == 1:
+            return tables
+        factors = np.pad(np.full(turning, attention_factor, np.float32), filling, constant_values=1)
+        factor = graph.weight(f"{name}.attention_factors", factors)
+        return [graph.node("Mul", [table, factor], f"{table}.scaled") for table in tables]
 
     def looked_up(self, name: str, ids: str = "input_ids") -> tuple[str, list[str], Stored]:
         """Look up the rows of the token ids, or of others, in a table; return them, and the table in the graph."""

@@ -15,6 +15,8 @@ import numpy as np
 
 from edgelm_export.graph import Graph
 
+# Added to the score of a key that is not to be seen: the lowest number of float16, which some providers compute in.
+UNSEEN = -65504.0
 _TO_END = 2**63 - 1
 
 

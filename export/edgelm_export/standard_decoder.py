@@ -21,10 +21,7 @@ from edgelm_export.decoder import FLOAT, DecoderStack, folded
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.quantize import Precision
-from edgelm_export.standard_attention import Attention, heads_first, rotate, split_heads
-
-# Added to the score of a key that is not to be seen: the lowest number of float16, which some providers compute in.
-_UNSEEN = -65504.0
+from edgelm_export.standard_attention import UNSEEN, Attention, heads_first, rotate, split_heads
 
 
 def build_standard_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:
@@ -69,7 +66,7 @@ class _StandardDecoderStack(DecoderStack):
                 near = graph.node("Less", [distances_TS, graph.constant(window)], f"{name}.near")
                 seen = graph.node("And", [earlier_TS, near], f"{name}.near_and_earlier")
             seen = graph.node("And", [filled_B11S, seen], f"{name}.seen")
-            added = [graph.constant(value, np.float32) for value in (0.0, _UNSEEN)]
+            added = [graph.constant(value, np.float32) for value in (0.0, UNSEEN)]
             self.masks[window] = graph.node("Where", [seen, *added], name)
 
     @cached_property

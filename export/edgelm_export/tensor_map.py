@@ -22,7 +22,8 @@ HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
 EXPERTS = ".experts."  # in the names of all that is of one of several experts
-GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING)  # whose rows a graph looks up on their grid
+ENCODER_EMBEDDING = "model.encoder.embed_tokens.weight"
+GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, ENCODER_EMBEDDING)  # whose rows a graph looks up on their grid
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 

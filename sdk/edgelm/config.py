@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,25 @@ MAX_LAYERS = 4096  # in use are up to 126
 _AS_TRAINED, _NO_MULTIPLIERS = RopeScaling(), Multipliers()
 # What no stack of an encoder-decoder model has.
 _DECODER_ONLY = (
-    "parallel_residual", "residual_multiplier", "sliding_window", "num_experts", "attention_sinks",
-    "attn_logit_softcapping", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
+    "parallel_residual", "residual_multiplier", "num_experts", "attention_sinks", "global_head_dim",
+    "num_global_attention_heads", "num_global_key_value_heads", "partial_rotary_factor", "llama_4_scaling_beta",
+    "local_partial_rotary_factor", "qk_norm", "sub_norms", "kv_cache", "conv_L_cache", "num_kv_shared_layers", "v_norm",
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
     "linear_conv_kernel_dim", "mamba_dt_rank", "layers_without_feed_forward", "kv_lora_rank", "multipliers",
     "altup_num_inputs", "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
 )  # fmt: skip
+_ROPE_WITH_ENCODER = ("default", "linear", "llama3", "yarn")  # that turn whole heads, in texts of all lengths alike
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
 # The fields that are lists in JSON.
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *LAYERS_WITHOUT)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,8 @@ class ModelConfig(LayerFeatures):
 
     encoder: the stack that reads the source text, each token of which sees all others; the decoder then begins with
     `decoder_prompt_ids`, and looks at what the encoder made of the source by a cross-attention in each block. Both
-    have one embedding and one hidden size.
+    have one embedding and one hidden size, unless the encoder has an own_embedding. A sliding_window of an encoder is
+    how many tokens, itself one of them, a query sees each way.
 
     sliding_window: how many tokens, itself the last, a query sees in the layers of `layer_types` that say
     "sliding_attention"; in every layer where `layer_types` is empty. rope_local_theta: the base of the layers with a
@@ -212,6 +221,7 @@ class ModelConfig(LayerFeatures):
     eos_token_ids: tuple[int, ...] = ()
     kv_cache: str = "fp32"  # what a package's graph keeps keys and values in
     encoder: ModelConfig | None = None
+    own_embedding: bool = False  # of an encoder: beside the decoder's, of a hidden size that may be another
     decoder_start_token_id: int | None = None
     forced_bos_token_id: int | None = None  # the answer's first token, such as the language to write in
     suppressed_token_ids: tuple[int, ...] = ()  # never generated
@@ -276,12 +286,14 @@ class ModelConfig(LayerFeatures):
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 
     def _check_encoder(self, encoder: ModelConfig) -> None:
-        if encoder.encoder is not None or encoder.position in ("rope", "alibi"):
+        if encoder.encoder is not None or encoder.position == "alibi":
             raise ConfigError(
                 f"The encoder has position {encoder.position!r} and {'an' if encoder.encoder else 'no'} encoder of its "
-                "own; it must have other positions than rope and alibi, and none."
+                "own; it must have other positions than alibi, and none."
             )
-        for field in ("vocab_size", "hidden_size", "norm"):
+        if self.own_embedding:
+            raise ConfigError("own_embedding is true of a decoder with an encoder; it is for the encoder alone.")
+        for field in ("vocab_size", "norm", *(() if encoder.own_embedding else ("hidden_size",))):
             if getattr(encoder, field) != getattr(self, field):
                 raise ConfigError(
                     f"The encoder's {field} is {getattr(encoder, field)!r}, the decoder's {getattr(self, field)!r}; "
@@ -297,13 +309,12 @@ class ModelConfig(LayerFeatures):
         for stack in (self, encoder):
             if stack.norm_placement not in CROSS_NORMS:
                 raise ConfigError(
-                    f"norm_placement is {stack.norm_placement!r}; with an encoder it must be "
-                    f"{' or '.join(CROSS_NORMS)}."
+                    f"norm_placement is {stack.norm_placement!r}; with an encoder it must be {_listed(CROSS_NORMS)}."
                 )
-            if stack.num_key_value_heads != stack.num_attention_heads:
+            if stack.position == "rope" and stack.rope_scaling.rope_type not in _ROPE_WITH_ENCODER:
                 raise ConfigError(
-                    f"num_key_value_heads is {stack.num_key_value_heads}; with an encoder it must be "
-                    f"num_attention_heads, {stack.num_attention_heads}."
+                    f"rope_type is {stack.rope_scaling.rope_type!r}; with an encoder it must be "
+                    f"{_listed(_ROPE_WITH_ENCODER)}."
                 )
             for name in _DECODER_ONLY:
                 if getattr(stack, name) != neutral[name]:

@@ -24,6 +24,7 @@ NORM_PLACEMENTS: dict[str, tuple[str | None, str | None, str | None, str | None]
 CROSS_NORMS: dict[str, tuple[str | None, str | None]] = {
     "pre": ("pre_cross_attention_layernorm", None),
     "residual": (None, "post_cross_attention_layernorm"),
+    "both": ("pre_cross_attention_layernorm", "post_cross_attention_layernorm"),
 }
 
 # Those of the stream that the router and the experts read, and of what the experts and the shared one make.

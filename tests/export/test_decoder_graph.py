@@ -59,7 +59,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 # What no graph computes otherwise, or is compared elsewhere: sizes, tokens, and the fields of models with an encoder.
 _COMPARED_ELSEWHERE = {
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "bos_token_id",
-    "eos_token_ids", "suppressed_token_ids", "kv_cache", "encoder", "decoder_start_token_id", "forced_bos_token_id",
+    "eos_token_ids", "suppressed_token_ids", "kv_cache", "encoder", "own_embedding", "decoder_start_token_id",
+    "forced_bos_token_id",
 }  # fmt: skip
 _WORDS: dict[str, Iterable[str]] = {
     "norm": NORMS, "position": POSITIONS, "hidden_act": ACTIVATIONS, "qk_norm_scope": QK_NORM_SCOPES,

@@ -20,7 +20,7 @@ from make_tiny_model import CONFIG
 from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 import edgelm
 from edgelm.cli.main import main
@@ -111,7 +111,7 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(name: str, expor
 
 
 @pytest.mark.parametrize(
-    "name", ["t5", "t5 v1.1, untied", "umt5, untied", "bart", "marian", "m2m_100", "mbart", "pegasus"]
+    "name", ["t5", "t5 v1.1, untied", "umt5, untied", "bart", "marian", "m2m_100", "mbart", "pegasus", "t5gemma"]
 )
 def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_path: Path, save_pair: SavePair) -> None:
     """A folder with the gradients in the place of the weights is read as any other: names, parts and all."""
@@ -123,7 +123,7 @@ def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_p
     sources_BS = torch.full((2, 30), -1)
     for row, length in enumerate(lengths):
         sources_BS[row, :length] = torch.tensor(SOURCE[row : row + length])
-    begin = model.config.decoder_start_token_id
+    begin = ours.config.decoder_start_token_id
     labels_BT = torch.tensor([ANSWER[:12], ANSWER[12:24]])
     ids_BT = torch.cat((torch.full((2, 1), begin), labels_BT[:, :-1]), dim=1)
     their_logits = model(
@@ -159,6 +159,24 @@ def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(name: s
     assert generate(load_checkpoint(folder / "ours"), source, 12) == list(completion.token_ids)
     with pytest.raises(ConfigError, match="max_batch is 0; it must be a whole number of 1 or more"):
         loaded.generate_batch([TEXT], GREEDY, max_batch=0)
+
+
+def test_a_conversation_is_the_source_of_a_model_that_chats(tmp_path: Path, save_pair: SavePair) -> None:
+    """As of T5Gemma: the template writes what the encoder reads, and nothing is put around that."""
+    model = save_pair("t5gemma", tmp_path / "hf")
+    template = "{{ '<|im_start|>' }}{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    (tmp_path / "hf/chat_template.jinja").write_text(template)
+    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
+    loaded = edgelm.load(tmp_path / "package")
+    messages = [edgelm.Message(role="user", content=TEXT)]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    source = tokenizer.apply_chat_template([dict(message) for message in messages], return_dict=False)
+    assert list(loaded.chat(messages, GREEDY).token_ids) == their_tokens(model, source, 12)
+    session = edgelm.ChatSession(loaded)
+    for text in (TEXT, "and white"):
+        messages = [*session.messages, edgelm.Message(role="user", content=text)]
+        answer = "".join(chunk.text for chunk in session.send(text, GREEDY))
+        assert answer == loaded.chat(messages, GREEDY).text
 
 
 def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from edgelm.errors import ConfigError
 from edgelm.multipliers import Multipliers
 from edgelm.rope_scaling import RopeScaling
 
+DYNAMIC = RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=8)
+
 
 @pytest.mark.parametrize("scale", [1e-300, 0.9, 2.0, 1e30])
 def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) -> None:
@@ -295,7 +297,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         (
             {
                 "head_dim": 2,
-                "rope_scaling": RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=8),
+                "rope_scaling": DYNAMIC,
             },
             "rope_type 'dynamic' needs more than 2 dimensions of a head that turn.",
         ),
@@ -332,25 +334,26 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
     ("changes", "message"),
     [
         (
-            {"encoder": replace(ENCODER, position="rope")},
-            "The encoder has position 'rope' and no encoder of its own; it must have other positions than rope and "
-            "alibi, and none.",
+            {"encoder": replace(ENCODER, position="alibi")},
+            "The encoder has position 'alibi' and no encoder of its own; it must have other positions than alibi, and "
+            "none.",
         ),
         (
             {"encoder": replace(ENCODER, hidden_size=8)},
             "The encoder's hidden_size is 8, the decoder's 16; they must be the same.",
         ),
+        ({"own_embedding": True}, "own_embedding is true of a decoder with an encoder; it is for the encoder alone."),
         (
             {"decoder_start_token_id": None},
             "decoder_start_token_id is None; a decoder with an encoder needs a token to begin with.",
         ),
         ({"forced_bos_token_id": 100}, "decoder_prompt_ids are (0, 100); the vocabulary has 100 tokens."),
-        ({"norm_placement": "both"}, "norm_placement is 'both'; with an encoder it must be pre or residual."),
+        ({"norm_placement": "post"}, "norm_placement is 'post'; with an encoder it must be pre, residual or both."),
         (
-            {"encoder": replace(ENCODER, num_key_value_heads=2)},
-            "num_key_value_heads is 2; with an encoder it must be num_attention_heads, 4.",
+            {"encoder": replace(ENCODER, position="rope", head_dim=8, rope_scaling=DYNAMIC)},
+            "rope_type is 'dynamic'; with an encoder it must be default, linear, llama3 or yarn.",
         ),
-        ({"sliding_window": 8}, "sliding_window is 8, which no model with an encoder has."),
+        ({"qk_norm": True}, "qk_norm is True, which no model with an encoder has."),
         (
             {"position": "relative", "relative_attention_max_distance": 16},
             "relative_attention_num_buckets is 32 and relative_attention_max_distance 16; both must be whole numbers, "

@@ -127,16 +127,19 @@ class OwnHeadNorm(nn.Module):
 class Attention(nn.Module):
     """Let each position look at itself and at those before it, with N query heads over K key-value heads.
 
-    Without `causal`, it looks at those behind it too, or at the positions of another text.
+    Without `causal`, it looks at those behind it too, or at the positions of another text, of `source_size`.
 
     K = N is multi-head attention (arXiv:1706.03762), K = 1 multi-query, in between grouped-query attention
     (arXiv:2305.13245): N/K neighbouring query heads share one key-value head, and the cache of a fast runtime shrinks
     by as much.
     """
 
-    def __init__(self, config: ModelConfig, layer: int = 0, *, causal: bool = True) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int = 0, *, causal: bool = True, source_size: int | None = None
+    ) -> None:
         super().__init__()
         D, H = config.hidden_size, config.head_size(layer)
+        looked_at = source_size or D
         N, K = config.query_heads(layer), config.kv_heads(layer)
         self.config, self.layer, self.head_dim, self.causal = config, layer, H, causal
         self.keys_of = config.keys_of(layer)
@@ -144,9 +147,9 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(N)) if config.attention_sinks else None
         self.q_proj = nn.Linear(D, N * H, bias=config.attention_bias)
         if has_keys:
-            self.k_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+            self.k_proj = nn.Linear(looked_at, K * H, bias=config.attention_bias)
         if has_keys and not config.keys_are_values(layer):
-            self.v_proj = nn.Linear(D, K * H, bias=config.attention_bias)
+            self.v_proj = nn.Linear(looked_at, K * H, bias=config.attention_bias)
         self.o_proj = nn.Linear(N * H, D, bias=config.attention_output_bias)
         if config.attention_output_gate:
             gates = N if config.attention_gate_per_head else N * H
@@ -240,10 +243,11 @@ def attend(
         )
     shared = q_BNTH.shape[1] // k_BKTH.shape[1]
     scores_BNTT = soft_cap(q_BNTH @ k_BKTH.repeat_interleave(shared, 1).mT * scale, cap)
-    if mask is None:
+    if mask is None and causal:
         mask = torch.ones_like(scores_BNTT[0, 0], dtype=torch.bool).tril()
-    is_bias = mask.is_floating_point()
-    scores_BNTT = scores_BNTT + mask if is_bias else scores_BNTT.masked_fill(~mask, -torch.inf)
+    if mask is not None:
+        is_bias = mask.is_floating_point()
+        scores_BNTT = scores_BNTT + mask if is_bias else scores_BNTT.masked_fill(~mask, -torch.inf)
     if sinks_N is None:
         weights_BNTT = scores_BNTT.softmax(-1)
     else:

@@ -138,8 +138,8 @@ class Transformer(nn.Module):
 class Stack(nn.Module):
     """Turn embedded tokens into hidden states: positions, blocks, final norm.
 
-    embedding: of the tokens, where the stack has one for itself. is_encoder: every token sees all others. crosses: each
-    block looks at the result of an encoder too.
+    embedding: of the tokens, where the stack has one for itself. is_encoder: every token sees all others.
+    source_size: of the result of an encoder that each block looks at too, where there is one.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Stack(nn.Module):
         *,
         embedding: nn.Embedding | None = None,
         is_encoder: bool = False,
-        crosses: bool = False,
+        source_size: int | None = None,
     ) -> None:
         super().__init__()
         self.config, self.is_encoder = config, is_encoder
@@ -168,7 +168,8 @@ class Stack(nn.Module):
         if config.altup_num_inputs > 1:
             self.altup_projections, self.altup_unembed_projections = stream_projections(config)
         self.layers = nn.ModuleList(
-            Block(config, layer, is_encoder=is_encoder, crosses=crosses) for layer in range(config.num_hidden_layers)
+            Block(config, layer, is_encoder=is_encoder, source_size=source_size)
+            for layer in range(config.num_hidden_layers)
         )
         if config.final_norm:
             self.norm = make_norm(config, config.hidden_size)
@@ -257,8 +258,10 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         assert config.encoder is not None  # the caller has looked
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.encoder = Stack(config.encoder, is_encoder=True)
-        self.decoder = Stack(config, crosses=True)
+        source_size = config.encoder.hidden_size
+        own = nn.Embedding(config.vocab_size, source_size) if config.encoder.own_embedding else None
+        self.encoder = Stack(config.encoder, embedding=own, is_encoder=True)
+        self.decoder = Stack(config, source_size=source_size)
 
     def forward(
         self, ids_BT: Tensor, documents_BT: Tensor | None, sources_BS: Tensor, *, recompute: bool = False
@@ -267,7 +270,8 @@ class EncoderDecoder(nn.Module):
         check_length("source", sources_BS, self.encoder.config)
         check_length("answer", ids_BT, self.decoder.config)
         source = SourceView(sources_BS)
-        read_BSD = self.encoder(self.embed_tokens(sources_BS.clamp(min=0)), source, recompute=recompute)
+        embedding = self.encoder.embed_tokens if self.encoder.config.own_embedding else self.embed_tokens
+        read_BSD = self.encoder(embedding(sources_BS.clamp(min=0)), source, recompute=recompute)
         view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
         memory = (read_BSD, source.mask(None))
         return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
@@ -301,7 +305,9 @@ class Block(nn.Module):
     laurel: Laurel
     altup: AltUp
 
-    def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool = False, crosses: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, *, is_encoder: bool = False, source_size: int | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         before_attention, after_attention, before_mlp, after_mlp = self._norms = config.block_norms(layer)
@@ -321,9 +327,10 @@ class Block(nn.Module):
         if config.laurel_rank:
             parts["laurel"] = Laurel(config)
         parts[after_attention] = None
-        if crosses:
+        if source_size is not None:
             before_cross, after_cross = CROSS_NORMS[config.norm_placement]
-            parts |= {before_cross: None, "encoder_attn": Attention(config, layer, causal=False), after_cross: None}
+            crossing = Attention(config, layer, causal=False, source_size=source_size)
+            parts |= {before_cross: None, "encoder_attn": crossing, after_cross: None}
         parts[before_mlp] = None
         if config.has_experts(layer):
             parts["mlp"] = Experts(config, config.shared_expert_size(layer))

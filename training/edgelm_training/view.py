@@ -75,15 +75,19 @@ class View:
 
 
 class SourceView(View):
-    """What each token of a source sees: all of its row that is no padding."""
+    """What each token of a source sees: all of its row that is no padding, or of that what is within a window."""
 
     def __init__(self, ids_BS: Tensor) -> None:
         super().__init__(ids_BS.shape[1], None, ids_BS.device)
         self._kept_BS = ids_BS >= 0
 
     def mask(self, window: int | None) -> Tensor | None:
-        """Return which keys are no padding, [B, 1, 1, S]; None: all."""
-        return None if bool(self._kept_BS.all()) else self._kept_BS[:, None, None]
+        """Return which keys are no padding [B, 1, 1, S], and near a query [S, S] or [B, 1, S, S]; None: all."""
+        kept = None if bool(self._kept_BS.all()) else self._kept_BS[:, None, None]
+        if window is None:
+            return kept
+        near_SS = self.distances.abs() < window
+        return near_SS if kept is None else near_SS & kept
 
     sees = mask
 

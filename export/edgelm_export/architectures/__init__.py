@@ -87,6 +87,7 @@ from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import MT5, T5, UMT5
+from edgelm_export.architectures.t5gemma import T5GEMMA
 from edgelm_export.architectures.xglm import XGLM
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -190,6 +191,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "mt5": MT5,
     "umt5": UMT5,
+    "t5gemma": T5GEMMA,
     "bart": BART,
     "blenderbot": BLENDERBOT,
     "marian": MARIAN,  # OPUS-MT

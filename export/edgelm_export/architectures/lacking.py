@@ -7,7 +7,6 @@ from collections.abc import Mapping
 _NO_ATTENTION = "it has no layer of attention, and so no keys and values to keep"
 _PARTS_OF_A_SOURCE = "its encoder looks at parts of a long source, and at some tokens from everywhere"
 _EXPERTS = "its encoder and decoder have experts"
-_ROPE = "its encoder turns heads by their positions"
 
 LACKING: Mapping[str, str] = {
     # with an encoder
@@ -17,8 +16,7 @@ LACKING: Mapping[str, str] = {
     "pegasus_x": _PARTS_OF_A_SOURCE,
     "nllb-moe": _EXPERTS,
     "switch_transformers": _EXPERTS,
-    "t5gemma": _ROPE,
-    "t5gemma2": _ROPE,
+    "t5gemma2": "its decoder looks at the source and at earlier tokens by one attention",
     "blenderbot-small": "its decoder norms embeddings before positions are added to them",
     "encoder-decoder": "its stacks are models of two families",
     "fsmt": "its stacks have two vocabularies",

@@ -13,8 +13,9 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     """List every tensor in file order: the embedding, the encoder's if there is one, the decoder's, the head."""
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
     if config.encoder is not None:
-        _Stack(config.encoder, "model.encoder", shapes).add(crosses=False)
-    _Stack(config, config.decoder_name, shapes).add(crosses=config.encoder is not None)
+        _Stack(config.encoder, "model.encoder", shapes).add()
+    source = None if config.encoder is None else config.encoder.hidden_size
+    _Stack(config, config.decoder_name, shapes).add(source)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     if config.lm_head_bias:
@@ -28,8 +29,11 @@ class _Stack:
     def __init__(self, config: ModelConfig, name: str, shapes: Shapes) -> None:
         self._config, self._name, self._shapes = config, name, shapes
 
-    def add(self, *, crosses: bool) -> None:
+    def add(self, source: int | None = None) -> None:
+        """Add them all; source: the size of what cross-attention looks at."""
         config, D = self._config, self._config.hidden_size
+        if config.own_embedding:
+            self._shapes[f"{self._name}.embed_tokens.weight"] = (config.vocab_size, D)
         if config.position == "learned":
             self._shapes[f"{self._name}.embed_positions.weight"] = (config.max_position_embeddings, D)
         if config.position == "relative" and not config.relative_attention_per_layer:
@@ -47,11 +51,11 @@ class _Stack:
             for stream in range(config.altup_num_inputs - 1):
                 self._linear(f"{self._name}.{part}.{stream}", D, D, False)
         for i in range(config.num_hidden_layers):
-            self._layer(i, f"{self._name}.layers.{i}", crosses)
+            self._layer(i, f"{self._name}.layers.{i}", source)
         if config.final_norm:
             self._norm(f"{self._name}.norm", D)
 
-    def _layer(self, i: int, layer: str, crosses: bool) -> None:
+    def _layer(self, i: int, layer: str, source: int | None) -> None:
         config, D = self._config, self._config.hidden_size
         before_attention, after_attention, before_mlp, after_mlp = (
             name and f"{layer}.{name}" for name in config.block_norms(i)
@@ -74,10 +78,10 @@ class _Stack:
             self._linear(f"{layer}.laurel.linear_right", D, config.laurel_rank, False)
             self._norm(f"{layer}.laurel.post_laurel_norm", D)
         self._norm(after_attention, D)
-        if crosses:
+        if source is not None:
             before, after = (name and f"{layer}.{name}" for name in CROSS_NORMS[config.norm_placement])
             self._norm(before, D)
-            self._attention(f"{layer}.encoder_attn", i)
+            self._attention(f"{layer}.encoder_attn", i, source)
             self._norm(after, D)
         self._norm(before_mlp, D)
         if config.has_experts(i):
@@ -197,14 +201,15 @@ class _Stack:
             self._linear(f"{name}.heads.{head}.v_b_proj", values, rank, False)
         self._linear(f"{name}.o_proj", D, N * values, config.attention_output_bias)
 
-    def _attention(self, name: str, i: int) -> None:
+    def _attention(self, name: str, i: int, source: int | None = None) -> None:
         config, D = self._config, self._config.hidden_size
+        looked_at = D if source is None else source
         NH, KH = (heads * config.head_size(i) for heads in (config.query_heads(i), config.kv_heads(i)))
         self._linear(f"{name}.q_proj", NH, D, config.attention_bias)
         if config.keys_of(i) == i:
-            self._linear(f"{name}.k_proj", KH, D, config.attention_bias)
+            self._linear(f"{name}.k_proj", KH, looked_at, config.attention_bias)
             if not config.keys_are_values(i):
-                self._linear(f"{name}.v_proj", KH, D, config.attention_bias)
+                self._linear(f"{name}.v_proj", KH, looked_at, config.attention_bias)
         self._linear(f"{name}.o_proj", D, NH, config.attention_output_bias)
 
     def _experts(self, name: str, i: int) -> None:
