@@ -1,6 +1,6 @@
 """The tokenizer of a folder whose class gives the pieces of its SentencePiece model other ids than their places.
 
-- fairseq's order (mBART, NLLB): four tokens, the pieces behind the model's first three, the languages, <mask>.
+- fairseq's order (mBART, NLLB, PLBart): four tokens, the pieces behind the model's first three, the languages, <mask>.
 - M2M100: the ids of vocab.json, and the languages behind them. A piece that it lacks, <unk> in transformers, gets an id
   that no model has, so that a text with it is refused; and a token of it that is no piece stands in no text.
 - Pegasus: 103 tokens of its pretraining come first.
@@ -21,13 +21,13 @@ from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, added_tokens
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 from edgelm_export.tokenizer_json import TOKENIZER_CONFIG, files_of
-from edgelm_export.translator_class import CLASSES, TranslatorClass
+from edgelm_export.translator_class import CLASSES, TranslatorClass, translator_class
 
 RENUMBERED_FILES = ("sentencepiece.bpe.model", *SENTENCEPIECE_FILES)
 _VOCABULARY = "vocab.json"
 _M2M_100, _PEGASUS = "M2M100Tokenizer", "PegasusTokenizer"
 # model_type -> its class, for folders that name none.
-_CLASS_OF_MODEL = {"m2m_100": _M2M_100, "mbart": "MBartTokenizer", "pegasus": _PEGASUS}
+_CLASS_OF_MODEL = {"m2m_100": _M2M_100, "mbart": "MBartTokenizer", "pegasus": _PEGASUS, "plbart": "PLBartTokenizer"}
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 _OFFSET = 103
@@ -66,7 +66,7 @@ def renumbered_files(
             or a token is missing that stands around a source.
     """
     model = read_sentencepiece(path)
-    translator = CLASSES.get(class_)
+    translator = translator_class(class_, config)
     for key, supported in _SUPPORTED.get(class_, {}).items():
         if config.get(key, supported) != supported:
             raise CheckpointError(
@@ -85,12 +85,13 @@ def renumbered_files(
             unknown = (_FAIRSEQ[-1], 0.0, int(PieceType.UNKNOWN))
             pieces = [*_control(_FAIRSEQ[:-1]), unknown, *_pieces(model)[3:]]
             if translator.languages:
-                pieces += _control((*translator.languages, "<mask>"))
+                names = [translator.form.format(language) for language in translator.languages]
+                pieces += _control([*names, "<mask>"] if translator.has_mask else names)
     texts, scores, types = zip(*pieces, strict=True)
     renumbered = replace(model, texts=texts, scores=np.array(scores), types=bytes(types), roles={})
     more = added_tokens(renumbered, config, added, path)
-    names = {*texts, *(token["content"] for token in more)}
-    missing = [token for token in (*before, *behind) if token not in names]
+    known = {*texts, *(token["content"] for token in more)}
+    missing = [token for token in (*before, *behind) if token not in known]
     if missing:
         raise CheckpointError(
             f"{path.parent} has no tokenizer.json, and nothing there says which id {missing[0]!r:.80} has, which "
@@ -100,7 +101,7 @@ def renumbered_files(
         tokenizer = sentencepiece_json(renumbered, before=before, after=behind, more=more)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    roles = {role: token for role, token in _ROLES.items() if token in names}
+    roles = {role: token for role, token in _ROLES.items() if token in known}
     return files_of(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
 
 

@@ -30,25 +30,34 @@ _MBART_50 = (
     "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF pt_XX sv_SE "
     "sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
 )
+# Of PLBart: programs, and English.
+_PLBART = ["java", "python", "en_XX"]
+_PLBART_MULTI = [*_PLBART, "javascript", "php", "ruby", "go"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorClass:
     """What a class knows: how its tokens name a language, and what a source is written in where nobody says it.
 
-    behind: the language stands behind the source and its end, not in front of it; legacy_behaviour asks for that too.
-    languages: in the order of their ids; none where folders list them.
+    language: None is in nothing. behind: the language stands behind the source and its end, not in front of it;
+    legacy_behaviour asks for that too. languages: in the order of their ids; none where folders list them. has_mask:
+    behind those stands <mask>.
     """
 
-    language: str
+    language: str | None
     form: str = "{}"
     behind: bool = False
     languages: Sequence[str] = ()
+    has_mask: bool = True
 
     def around(self, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Return the tokens before a source, and those behind it."""
-        language = config.get("src_lang")
-        token = self.form.format(self.language if language is None else language)
+        language = self.language if config.get("src_lang") is None else config["src_lang"]
+        if language is None:
+            return [], [_END]
+        before, _, after = self.form.partition("{}")
+        # PLBart's folders may give the token in the place of the name.
+        token = self.form.format(str(language).removeprefix(before).removesuffix(after))
         behind = self.behind or config.get("legacy_behaviour") is True
         return ([], [_END, token]) if behind else ([token], [_END])
 
@@ -58,13 +67,17 @@ CLASSES: Mapping[str, TranslatorClass] = {
     "MBart50Tokenizer": TranslatorClass(language="en_XX", languages=[*_MBART.split(), *_MBART_50.split()]),
     "MBartTokenizer": TranslatorClass(language="en_XX", behind=True, languages=_MBART.split()),
     "M2M100Tokenizer": TranslatorClass(language="en", form="__{}__", languages=_M2M_100.split()),
+    "PLBartTokenizer": TranslatorClass(language=None, form="__{}__", behind=True, languages=_PLBART),
 }
+_OF_MANY_PROGRAMS = TranslatorClass(
+    language="en_XX", form="__{}__", behind=True, languages=_PLBART_MULTI, has_mask=False
+)
 
 
-def translator_class(config: Mapping[str, Any]) -> TranslatorClass | None:
-    """Find the class that tokenizer_config.json names; None is another one."""
-    name = config.get("tokenizer_class")
-    return CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
+def translator_class(name: str, config: Mapping[str, Any]) -> TranslatorClass | None:
+    """Find a class by its name, and by the languages that tokenizer_config.json asks for; None is another one."""
+    is_larger = name == "PLBartTokenizer" and config.get("language_codes") == "multi"
+    return _OF_MANY_PROGRAMS if is_larger else CLASSES.get(name)
 
 
 def with_source_language(tokenizer: str, config: Mapping[str, Any], folder: Path) -> str:
@@ -75,7 +88,8 @@ def with_source_language(tokenizer: str, config: Mapping[str, Any], folder: Path
     Raises:
         CheckpointError: src_lang names a language that there is no token for.
     """
-    class_ = translator_class(config)
+    name = config.get("tokenizer_class")
+    class_ = translator_class(name.removesuffix("Fast"), config) if isinstance(name, str) else None
     if class_ is None:
         return tokenizer
     values = json.loads(tokenizer)

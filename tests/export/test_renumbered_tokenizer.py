@@ -140,6 +140,24 @@ def test_a_piece_that_m2m100_lacks_has_an_id_of_no_model(tmp_path: Path) -> None
     assert tokenizer.around[0] == (tokenizer.id_of("__fr__"),)
 
 
+@pytest.mark.parametrize(
+    ("settings", "languages"),
+    [({}, 3), ({"src_lang": "python"}, 3), ({"src_lang": "__java__"}, 3), ({"language_codes": "multi"}, 7)],
+)
+def test_plbart_has_fairseq_order_and_the_languages_of_programs(
+    settings: dict[str, str], languages: int, tmp_path: Path, pair_config: ModelConfig
+) -> None:
+    folder = write(tmp_path, MODEL, BPE, tokenizer_class="PLBartTokenizer", **settings)
+    tokenizer, theirs = rebuilt(folder), AutoTokenizer.from_pretrained(folder)
+    check(tokenizer, BPE, unknown=3, moved=1)
+    known = Languages(tokenizer, pair_config)
+    assert len(known) == languages
+    assert dict(known) == {name: theirs.convert_tokens_to_ids(f"__{name}__") for name in known}
+    assert tokenizer.id_of("<mask>") == (theirs.convert_tokens_to_ids("<mask>") if languages == 3 else None)
+    for text in THEIRS:
+        assert tokenizer.as_source(tokenizer.encode(text)) == theirs(text).input_ids
+
+
 def test_pegasus_has_the_tokens_of_its_pretraining_first(tmp_path: Path) -> None:
     folder = write(tmp_path, "spiece.model", OF_PEGASUS)
     (folder / "config.json").write_text('{"model_type": "pegasus"}')

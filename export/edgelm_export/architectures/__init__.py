@@ -75,6 +75,7 @@ from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.phimoe import PHIMOE
+from edgelm_export.architectures.plbart import PLBART
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
 from edgelm_export.architectures.qwen3 import QWEN3
@@ -198,6 +199,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "m2m_100": M2M_100,  # and NLLB-200
     "mbart": MBART,  # and mBART-50
     "pegasus": PEGASUS,
+    "plbart": PLBART,
 }
 
 # What transformers' classes are called that write no text: those with another head, and those with none.

@@ -17,6 +17,7 @@ from edgelm.text.tokenizer import Tokenizer
 _FORMS = (
     (re.compile(r"([a-z]{3}_[A-Z][a-z]{3})"), False),  # NLLB: fra_Latn
     (re.compile(r"([a-z]{2}_[A-Z]{2})"), False),  # mBART: fr_XX
+    (re.compile(r"__(java|python|en_XX|javascript|php|ruby|go)__"), False),  # PLBart, of programs
     (re.compile(r"__([a-z]{2,3})__"), False),  # M2M100: __fr__
     (re.compile(r">>([\w-]+)<<"), True),  # Marian: >>fra<<
     (re.compile(r"<2([\w-]+)>"), True),  # T5 of MADLAD-400: <2fr>
