@@ -329,6 +329,7 @@ FEATURES = {
     "falling scores of six heads, in a window": {
         "position": "alibi", "num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 30,
     },
+    "falling scores, multiplied": {"position": "alibi", "alibi_multiplier": 0.25},
     "no positions": {"position": "none"},
     "layer norm": {"norm": "layer", "norm_eps": 1e-3},
     "plain feed-forward": {"mlp_gated": False},

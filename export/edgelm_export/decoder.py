@@ -219,7 +219,7 @@ class DecoderStack(Stack):
         distances = self.clipped_distances(self.config.max_position_embeddings)
         numbers = graph.node("Cast", [distances], f"{name}.distances", attributes={"to": FLOAT})
         numbers_B1TC = graph.node("Unsqueeze", [numbers, graph.constant([1])], f"{name}.distances_of_heads")
-        slopes = graph.weight(f"{name}.slopes", -alibi_slopes(self.config.num_attention_heads)[:, None, None])
+        slopes = graph.weight(f"{name}.slopes", -alibi_slopes(self.config)[:, None, None])
         return graph.node("Mul", [numbers_B1TC, slopes], name)
 
     def clipped_distances(self, largest: int) -> str:

@@ -412,7 +412,7 @@ def _attended(this: _Layer, q_NTH: Array, k_KSH: Array, v_KSH: Array, both_ways:
             if buckets_TS is not None:
                 scores_TS += weights[_DISTANCES][buckets_TS, n]
             if config.position == "alibi":
-                scores_TS -= alibi_slopes(N)[n] * distances_TS
+                scores_TS -= alibi_slopes(config)[n] * distances_TS
             np.copyto(scores_TS, -np.inf, where=unseen_TS)
             sink = weights["self_attn.sinks"][n] if config.attention_sinks else np.float32(-np.inf)
             largest_T1 = np.maximum(scores_TS.max(-1, keepdims=True), sink)

@@ -148,6 +148,7 @@ class ModelConfig(LayerFeatures):
     llama_4_scaling_beta: float | None = None  # queries grow with each original context behind them (Ministral 3)
     relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)
     relative_attention_max_distance: int = 128  # from here on all are in the last one
+    alibi_multiplier: float = 1.0  # of what a key's distance takes off a score
     relative_attention_per_layer: bool = False  # each layer has such scores of its own (umT5, arXiv:2304.09151)
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None
@@ -277,6 +278,7 @@ class ModelConfig(LayerFeatures):
             ("attention_multiplier", 0),
             ("attn_logit_softcapping", 0),
             ("final_logit_softcapping", 0),
+            ("alibi_multiplier", 0),
             ("swiglu_limit", 0),
             ("swiglu_alpha", 0),
             ("routed_scaling_factor", 0),

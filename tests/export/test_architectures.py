@@ -288,7 +288,6 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ("iquestcoder", {"use_sliding_window": True}, "of IQuest-Coder, windows are not supported"),
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),
-        ("falcon", {"alibi": True}, r"alibi is true \(Falcon RW\); supported are positions by rope"),
         (
             "bloom",
             {"apply_residual_connection_post_layernorm": True},

@@ -228,7 +228,7 @@ class Stack(nn.Module):
         the distances of which each block makes that.
         """
         if self.config.position == "alibi":
-            slopes_N11 = torch.from_numpy(alibi_slopes(self.config.num_attention_heads)[:, None, None])
+            slopes_N11 = torch.from_numpy(alibi_slopes(self.config)[:, None, None])
             return unseen(slopes_N11.to(view.distances.device) * view.distances, view.sees(window))
         if self.config.position != "relative":
             return view.mask(window)

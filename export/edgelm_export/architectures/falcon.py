@@ -1,6 +1,8 @@
 """Falcon (7B, 40B, 2 11B): attention and feed-forward side by side, layer norms, one key head for many query heads.
 
-Falcon 3 is a Llama; Falcon RW (ALiBi) is refused.
+Falcon RW (1B, 7B) has scores that fall with the distance of a key, scaled as all scores are. transformers rounds them
+to bfloat16, by the place of a key: beyond 256 tokens neighbours have one and the same. Here they are exact, as in vLLM.
+Falcon 3 is a Llama.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.phi3 import GGUF_FUSED
@@ -41,8 +42,6 @@ _GGUF_NAMES = {name: source for name, source in (llama.GGUF_NAMES | GGUF_FUSED).
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    if hf_values.flag(values, "alibi"):
-        raise CheckpointError("config.json: alibi is true (Falcon RW); supported are positions by rope.")
     size, heads = (hf_values.whole_number(values, key) for key in ("hidden_size", "num_attention_heads"))
     is_newer, has_biases = (hf_values.flag(values, key) for key in ("new_decoder_architecture", "bias"))
     is_shared = not is_newer and hf_values.flag(values, "multi_query")
@@ -58,8 +57,10 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
             "hidden_act": values["activation"],
         }
     )
+    falls: dict[str, Any] = {"position": "alibi", "alibi_multiplier": config.attention_scale}
     return dataclasses.replace(
         config,
+        **(falls if hf_values.flag(values, "alibi") else {}),
         norm="layer",
         norm_placement="shared" if in_parallel and not (is_newer and norms == 2) else "pre",
         parallel_residual=in_parallel,

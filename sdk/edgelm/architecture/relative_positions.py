@@ -41,14 +41,15 @@ def relative_buckets(config: ModelConfig, distances: Integers, *, both_ways: boo
     return found
 
 
-def alibi_slopes(heads: int) -> NDArray[np.float32]:
+def alibi_slopes(config: ModelConfig) -> NDArray[np.float32]:
     """Return what each head [N] takes off a score for each token between a query and a key.
 
     They are a geometric sequence down to 1/256, of a power of two of heads; where there are fewer, every other one of
-    it first, and then those between.
+    it first, and then those between; all are multiplied by alibi_multiplier.
     """
+    heads = config.num_attention_heads
     power = 1 << (heads - 1).bit_length()
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
     if power != heads:
         slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
-    return slopes.astype(np.float32)
+    return (slopes * config.alibi_multiplier).astype(np.float32)
