@@ -71,9 +71,9 @@ def _stack(values: Mapping[str, Any], name: str) -> ModelConfig:
     """Read the config of one stack.
 
     Raises:
-        CheckpointError: it is not there, or a feature is not supported.
+        CheckpointError: it is no object, or a feature is not supported.
     """
-    part = values.get(name)
+    part = values.get(name) or {}
     if not isinstance(part, Mapping):
         raise CheckpointError(f"config.json: {name} is {part!r}; it must be an object that describes that stack.")
     config = GEMMA2.to_model_config({**_DEFAULTS, **part})
