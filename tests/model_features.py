@@ -262,6 +262,8 @@ FEATURES = {
     "a bias of the tied head, scaled and capped": {
         "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,
     },
+    "a head that reads a norm of a projection": {"head_transform": True, "norm": "layer_offset", "lm_head_bias": True},
+    "layers without a norm before attention": {"layers_without_input_norm": [0], "embedding_norm": True},
     "relu squared": {"hidden_act": "relu2", "mlp_gated": False},
     "norms before the last projections": {"sub_norms": True, "hidden_act": "relu2"},
     "norms before the last projections, without a gate, of heads that are wider": {

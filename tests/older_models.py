@@ -16,6 +16,8 @@ OPT = {"ffn_dim": 96, "pad_token_id": 0}
 
 XGLM = {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "pad_token_id": 0}
 MPT = {"d_model": 64, "n_layers": 2, "max_seq_len": 1024}
+# A window of nine tokens.
+MODERNBERT = {"num_hidden_layers": 4, "local_attention": 18, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
 
 OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {}),
@@ -52,6 +54,14 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon with falling scores": (
         "falcon",
         FALCON_7B | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+    "modernbert-decoder": ("modernbert-decoder", MODERNBERT),
+    "modernbert-decoder with biases, untied, windows everywhere but once": (
+        "modernbert-decoder",
+        MODERNBERT | {
+            "norm_bias": True, "attention_bias": True, "mlp_bias": True, "decoder_bias": False, "norm_eps": 1e-3,
+            "tie_word_embeddings": False, "global_attn_every_n_layers": 4,
+        },
     ),
     "gpt_bigcode": ("gpt_bigcode", GPT_BIGCODE),
     "gpt_bigcode, a key head for each query head, untied": (

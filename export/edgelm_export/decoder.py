@@ -412,8 +412,12 @@ class DecoderStack(Stack):
         return graph.node("Slice", inputs, "model.last_positions")
 
     def head(self, hidden: str) -> None:
-        """Add the product by the head, and what follows it."""
+        """Add what the head reads, its product, and what follows that."""
         graph, config = self.graph, self.config
+        if config.head_transform:
+            dense = f"{self.name}.head_dense"
+            bent = self.activation(self.projections.linear(hidden, dense), dense)
+            hidden = self.norm(bent, f"{self.name}.head_norm")
         cap = config.final_logit_softcapping
         steps: list[tuple[str, list[str]]] = []  # what the product goes through to become the logits
         if config.lm_head_bias:

@@ -188,7 +188,7 @@ def log_softmax(logits_TV: Array) -> NDArray[np.float64]:
 
 
 def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelConfig | None = None) -> list[Array]:
-    """Norm what left the last layer [T, D], where a norm is there: what the head reads.
+    """Norm what left the last layer [T, D], where a norm is there, and transform it where it is: what the head reads.
 
     config: that of an encoder, for what left its own last layer.
     """
@@ -197,10 +197,15 @@ def last_normed(checkpoint: Checkpoint, hidden: Sequence[Array], config: ModelCo
         projections, wide = _stream_projections(checkpoint, "altup_unembed_projections"), WideStream(config)
         hidden = [merged(wide.streams(hidden_TW), projections) for hidden_TW in hidden]
     hidden = [hidden_TW[:, : config.hidden_size] for hidden_TW in hidden]
-    if not config.final_norm:
-        return hidden
-    weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.norm.")
-    return [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+    stack = _stack_name(checkpoint, config)
+    if config.final_norm:
+        weights = _weights(checkpoint, f"{stack}.norm.")
+        hidden = [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+    if config.head_transform:
+        weights = _weights(checkpoint, f"{stack}.head_")
+        bent = [ACTIVATIONS[config.hidden_act](linear(weights, "dense", hidden_TD)) for hidden_TD in hidden]
+        hidden = [norm(config, weights, "norm.", bent_TD) for bent_TD in bent]
+    return hidden
 
 
 def _stream_projections(checkpoint: Checkpoint, name: str) -> list[Array]:

@@ -145,6 +145,7 @@ class ModelConfig(LayerFeatures):
     partial_rotary_factor: float = 1.0  # the first part of each head that turns
     local_partial_rotary_factor: float | None = None  # the same in layers with rope_local_theta; None is that of others
     layers_without_rope: tuple[int, ...] = ()
+    layers_without_input_norm: tuple[int, ...] = ()
     llama_4_scaling_beta: float | None = None  # queries grow with each original context behind them (Ministral 3)
     relative_attention_num_buckets: int = 32  # of distances, each with a score for each head (T5, arXiv:1910.10683)
     relative_attention_max_distance: int = 128  # from here on all are in the last one
@@ -218,6 +219,7 @@ class ModelConfig(LayerFeatures):
     sub_norms: bool = False  # of what attention gathers and a feed-forward makes, before its last projection (BitNet)
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
+    head_transform: bool = False  # the head reads a norm of the activation of a projection (BERT, arXiv:1810.04805)
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     kv_cache: str = "fp32"  # what a package's graph keeps keys and values in

@@ -67,6 +67,11 @@ def _check_kinds(config: LayerFeatures) -> None:
                 raise ConfigError(
                     f"{field} has {layer!r}; layers are counted from 0 to {config.num_hidden_layers - 1}."
                 )
+    if config.layers_without_input_norm and config.norm_placement not in ("pre", "both"):
+        raise ConfigError(
+            f"layers_without_input_norm is {config.layers_without_input_norm}, with norm_placement "
+            f"{config.norm_placement!r}; it needs 'pre' or 'both'."
+        )
     for layer in range(config.num_hidden_layers):
         if not config.has_feed_forward(layer) and not config.mixes(layer):
             raise ConfigError(f"layers_without_feed_forward has {layer}, of which layer_types says 'feed_forward'.")
@@ -259,6 +264,8 @@ def _check_own_features(config: LayerFeatures) -> None:
             f"hidden_size_per_layer_input is {config.hidden_size_per_layer_input}, with hidden_act 'xielu', which no "
             "features are gated by."
         )
+    if config.head_transform and config.hidden_act == "xielu":
+        raise ConfigError("head_transform is true, with hidden_act 'xielu', which no head has.")
     if config.sub_norms and config.norm.endswith("_plain"):
         raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
     if config.qk_norm_scope == "own_head" and (config.norm not in _OWN_HEAD_NORMS or not config.qk_norm_weights):

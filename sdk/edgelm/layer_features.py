@@ -41,7 +41,9 @@ STATE_LAYERS = {
     "hybrid": "Mamba 2 beside attention",
 }  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv", *STATE_LAYERS, "feed_forward")
-LAYERS_WITHOUT = ("layers_without_rope", "layers_without_experts", "layers_without_feed_forward")
+LAYERS_WITHOUT = (
+    "layers_without_rope", "layers_without_experts", "layers_without_feed_forward", "layers_without_input_norm",
+)  # fmt: skip
 # The layers without attention to tokens.
 _WITHOUT_KEYS = ("conv", "linear_attention", "mamba", "mamba2", "feed_forward")
 
@@ -107,6 +109,8 @@ class LayerFeatures:
     sub_norms: bool
     moe_intermediate_size: int | None
     layers_without_rope: tuple[int, ...]
+    layers_without_input_norm: tuple[int, ...]
+    head_transform: bool
     layers_without_experts: tuple[int, ...]
     layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool
@@ -191,6 +195,7 @@ class LayerFeatures:
         """Return the names of a block's norms, as in `NORM_PLACEMENTS`; None for those of a part that it has not."""
         own = self.linear_norm_placement if self.has_state(layer) else None
         before_attention, after_attention, before_mlp, after_mlp = NORM_PLACEMENTS[own or self.norm_placement]
+        before_attention = None if layer in self.layers_without_input_norm else before_attention
         around_attention = (before_attention, after_attention) if self.mixes(layer) else (None, None)
         around_mlp = (before_mlp, after_mlp) if self.has_feed_forward(layer) else (None, None)
         return *around_attention, *around_mlp

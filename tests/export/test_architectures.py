@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from config_values import SIZES, model_config
+from pair_models import PAIR_TYPES
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
@@ -286,6 +287,16 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ),
         ("codegen", {"n_head": 6, "n_embd": 96, "rotary_dim": 8}, "n_head is 6; of CodeGen it must be a multiple of 4"),
         ("iquestcoder", {"use_sliding_window": True}, "of IQuest-Coder, windows are not supported"),
+        (
+            "modernbert-decoder",
+            {"classifier_bias": True},
+            "classifier_bias is True; supported are a head whose projection has no bias and the activation of all",
+        ),
+        (
+            "modernbert-decoder",
+            {"rope_scaling": {"factor": 2.0}},
+            "rope_scaling is .*; supported are .* without scaling",
+        ),
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),
         (

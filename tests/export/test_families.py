@@ -151,7 +151,7 @@ def test_gradients_are_those_of_transformers(family: Family) -> None:
 STORED_OTHERWISE = (
     "phi", "gpt2", "starcoder2", "gpt_neox", "nanochat", "mixtral", "gpt_oss", "lfm2", "lfm2_moe", "hunyuan_v1_dense",
     "granitemoe", "granitemoeshared", "ernie4_5_moe", "apertus", "apertus1p5_text",
-    "cohere", "cohere2", "glm", "glm4", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
+    "cohere", "cohere2", "glm", "glm4", "bamba", "falcon_h1", "modernbert-decoder", "nemotron_h", "olmo_hybrid",
     "qwen2_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",

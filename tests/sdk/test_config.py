@@ -231,6 +231,14 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"llama_4_scaling_beta": 0.0}, "llama_4_scaling_beta is 0.0; it must be a number above 0."),
         ({"layers_without_rope": (True,)}, "layers_without_rope has True; layers are counted from 0 to 1."),
         ({"layers_without_rope": (2,)}, "layers_without_rope has 2; layers are counted from 0 to 1."),
+        (
+            {"layers_without_input_norm": (0,), "norm_placement": "post"},
+            "layers_without_input_norm is (0,), with norm_placement 'post'; it needs 'pre' or 'both'.",
+        ),
+        (
+            {"head_transform": True, "hidden_act": "xielu"},
+            "head_transform is true, with hidden_act 'xielu', which no head has.",
+        ),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
         (
             {"layers_without_feed_forward": (2,)},

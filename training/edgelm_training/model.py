@@ -99,7 +99,8 @@ class Transformer(nn.Module):
                 else "The model has no encoder, so it takes no source text: one text with both."
             )
         given = (ids_BT, documents_BT) if sources_BS is None else (ids_BT, documents_BT, sources_BS)
-        hidden_BTD = self.model(*given, recompute=recompute)
+        stack = self.model if isinstance(self.model, Decoder) else self.model.decoder
+        hidden_BTD = stack.read_by_head(self.model(*given, recompute=recompute))
         # A tied head asks: which token's embedding does the last hidden state point at?
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         logits_BTV = functional.linear(hidden_BTD, head.weight, self.lm_head.bias if self.config.lm_head_bias else None)
@@ -173,6 +174,9 @@ class Stack(nn.Module):
         )
         if config.final_norm:
             self.norm = make_norm(config, config.hidden_size)
+        if config.head_transform:
+            self.head_dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+            self.head_norm = make_norm(config, config.hidden_size)
         # Computed, not learned, so no part of a checkpoint.
         if config.position in SINUSOIDS:
             self.sinusoids_TD = nn.Buffer(torch.from_numpy(rope.sinusoidal_table(config, context)), persistent=False)
@@ -211,6 +215,12 @@ class Stack(nn.Module):
             hidden_BTD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         hidden_BTD = merged(hidden_BTD, self.altup_unembed_projections) if has_streams else hidden_BTD
         return self.norm(hidden_BTD) if self.config.final_norm else hidden_BTD
+
+    def read_by_head(self, hidden_BTD: Tensor) -> Tensor:
+        """Return what the head reads of what `forward` returns, [B, T, D]."""
+        if not self.config.head_transform:
+            return hidden_BTD
+        return self.head_norm(ACTIVATIONS[self.config.hidden_act](self.head_dense(hidden_BTD)))
 
     def _beside(self, ids_BT: Tensor, hidden_BTD: Tensor) -> Sequence[Tensor | None]:
         """Return each layer's features of the tokens beside the stream [B, T, P]: embedded, and of what enters it."""

@@ -62,6 +62,7 @@ from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.mllama import MLLAMA
+from edgelm_export.architectures.modernbert_decoder import MODERNBERT_DECODER
 from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
@@ -185,6 +186,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": GPT_NEOX,  # and Pythia
     "gpt_oss": GPT_OSS,
     "gptj": GPTJ,
+    "modernbert-decoder": MODERNBERT_DECODER,  # Ettin
     "mpt": MPT,
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica

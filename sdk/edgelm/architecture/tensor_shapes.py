@@ -54,6 +54,9 @@ class _Stack:
             self._layer(i, f"{self._name}.layers.{i}", source)
         if config.final_norm:
             self._norm(f"{self._name}.norm", D)
+        if config.head_transform:
+            self._linear(f"{self._name}.head_dense", D, D, False)
+            self._norm(f"{self._name}.head_norm", D)
 
     def _layer(self, i: int, layer: str, source: int | None) -> None:
         config, D = self._config, self._config.hidden_size
