@@ -17,7 +17,7 @@ from package_logits import distance
 
 from edgelm.config import ACTIVATIONS, GATE_ACTIVATIONS, NORMS, POSITIONS, QK_NORM_SCOPES, SCORING_FUNCS, ModelConfig
 from edgelm.decoding.generate import prefill
-from edgelm.errors import ExportError
+from edgelm.errors import ConfigError, ExportError
 from edgelm.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.checked import CheckedCheckpoint
@@ -74,6 +74,31 @@ def test_every_field_and_every_word_of_a_config_has_a_row() -> None:
     assert {name for name, values in used.items() if len(values) == 1} == _COMPARED_ELSEWHERE
     assert [(name, word) for name, words in _WORDS.items() for word in words if word not in used[name]] == []
     assert {kind for config in configs for kind in config.layer_types} == set(LAYER_TYPES)
+
+
+_WITHOUT_EFFECT = {("a window as long as the context", "sliding_window")}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_field_that_no_tensor_is_of_changes_what_the_model_computes(name: str) -> None:
+    """Else it may be forgotten in PyTorch, numpy and ONNX alike, which then agree."""
+    config, ids_BT = config_with(FEATURES[name]), torch.arange(5, 155)[None]
+    torch.manual_seed(0)
+    model = Transformer(config).eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    for field in FEATURES[name]:
+        try:
+            other = dataclasses.replace(config, **{field: getattr(CONFIG, field)})
+        except ConfigError:  # other fields of the row need it
+            continue
+        if other == config or other.tensor_shapes() != config.tensor_shapes():
+            continue
+        without = Transformer(other).eval()
+        without.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            is_same = torch.equal(model(ids_BT), without(ids_BT))
+        assert is_same == ((name, field) in _WITHOUT_EFFECT), field
 
 
 @pytest.mark.parametrize("both", FEATURES, indirect=True)
