@@ -53,7 +53,28 @@ def mellum_rope(local_theta: float) -> dict[str, Any]:
 QWEN2_MOE = {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
 }  # fmt: skip
+FLINT = QWEN2_MOE | {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 9, "shared_expert_intermediate_size": 48}
+LARA_MINI = FLINT | {
+    "num_hidden_layers": 5, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}  # fmt: skip
 EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "flint": ("flint", FLINT | {"tie_word_embeddings": False}),
+    "flint, all layers with experts whose weights do not sum to one": (
+        "flint",
+        FLINT | {
+            "mlp_only_layers": [], "norm_topk_prob": False, "attention_bias": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "lara_mini": ("lara_mini", LARA_MINI),
+    "lara_mini, untied, weights that do not sum to one": (
+        "lara_mini",
+        LARA_MINI | {
+            "tie_word_embeddings": False, "norm_topk_prob": False, "linear_num_key_heads": 4, "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "sliding_attention"],
+        },
+    ),
     "qwen2_moe": ("qwen2_moe", QWEN2_MOE | {"tie_word_embeddings": False}),
     "qwen2_moe, a layer without experts, weights that sum to one, without biases, in a window": (
         "qwen2_moe",

@@ -156,7 +156,7 @@ STORED_OTHERWISE = (
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
-    "jamba", "laguna", "bloom", "mpt", "xglm",
+    "jamba", "laguna", "flint", "lara_mini", "bloom", "mpt", "xglm",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name

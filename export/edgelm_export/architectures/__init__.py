@@ -27,6 +27,7 @@ from edgelm_export.architectures.exaone_moe import EXAONE_MOE
 from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.flex_olmo import FLEX_OLMO
+from edgelm_export.architectures.flint import FLINT
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2, VAULTGEMMA
 from edgelm_export.architectures.gemma3 import GEMMA3
@@ -53,6 +54,7 @@ from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.jamba import JAMBA
 from edgelm_export.architectures.lacking import LACKING
 from edgelm_export.architectures.laguna import LAGUNA
+from edgelm_export.architectures.lara_mini import LARA_MINI
 from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
@@ -125,6 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo_hybrid": OLMO_HYBRID,
     "olmoe": OLMOE,
     "flex_olmo": FLEX_OLMO,
+    "flint": FLINT,
     "granite": GRANITE,  # Granite 3
     "granitemoe": GRANITE_MOE,
     "granitemoeshared": GRANITE_MOE_SHARED,
@@ -167,6 +170,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "iquestcoder": IQUESTCODER,
     "jais2": JAIS2,
     "jamba": JAMBA,
+    "lara_mini": LARA_MINI,  # Lara 4 Mini
     "laguna": LAGUNA,  # XS.2 and XS 2.1
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B

@@ -50,7 +50,7 @@ _NAMES = {
 }
 _MLP = "model.layers.{i}.mlp"
 MOE_NAMES = _NAMES | experts.shared_expert_names(_MLP)
-_STACKED_NAMES = MOE_NAMES | {
+STACKS = {
     f"{_MLP}.experts.{{e}}.{part}_proj.weight": f"{_MLP}.experts.{stack}"
     for part, stack in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
 }
@@ -176,6 +176,6 @@ QWEN3_5_MOE = Architecture(
     defaults=_MOE_DEFAULTS,
     read_config=_to_moe_config,
     layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
-    stacked=dataclasses.replace(QWEN3_5.layout, names=_STACKED_NAMES),
+    stacked=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES | STACKS),
     gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),
 )
