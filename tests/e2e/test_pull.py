@@ -307,6 +307,12 @@ def test_offline_and_unreachable_are_told_apart(environment):
     assert "Cannot ask the hub about org/Small-Model" in message
 
 
+def test_an_endpoint_that_is_no_address_is_named(environment):
+    message = refused(environment | {"HF_ENDPOINT": "http://["}, "hf:org/Small-Model")
+    assert "cannot read the environment: Invalid IPv6 URL. Set HF_ENDPOINT to an address" in message
+    assert "(it is 'http://[')" in message
+
+
 def test_a_token_may_stand_in_a_file(environment, server, tmp_path):
     (tmp_path / "token").write_bytes(b"\xef\xbb\xbffrom_a_file\r\n")  # as Windows' editor writes it
     result = pull(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from edgelm_server import SLOW, TINY, EdgelmServer, read_all
@@ -425,6 +427,19 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error():
         assert "secret" not in log
         assert server.process.stdout is not None
         assert server.process.stdout.read() == ""
+
+
+def test_a_server_whose_greeting_finds_the_disk_of_its_log_full_goes_on(monkeypatch):
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def serve(_models, _options, listening) -> int:
+        listening("http://127.0.0.1:1", ["tiny-random"])
+        return signal.SIGTERM
+
+    monkeypatch.setattr(click, "echo", no_room)
+    monkeypatch.setattr(process, "serve", serve)
+    assert CliRunner().invoke(main, ["serve", TINY]).exit_code == 0
 
 
 def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(serving):

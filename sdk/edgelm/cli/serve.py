@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -102,7 +103,8 @@ def serve(
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
     first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C or SIGTERM lets running
-    answers end, the second stops at once; after SIGTERM the exit code is 0.
+    answers end, the second stops at once; after SIGTERM the exit code is 0, or
+    143 where it came before the server listened.
 
     \b
     Examples:
@@ -145,6 +147,12 @@ def serve(
 
 
 def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
+    """Say where to find it; where the disk of its log is full, it goes on unsaid, as later lines do."""
+    with contextlib.suppress(OSError):
+        _say_where(options, url, names)
+
+
+def _say_where(options: ServerOptions, url: str, names: Sequence[str]) -> None:
     who = "whoever has its key" if options.api_keys else "everybody on this machine"
     click.echo(f"Listening at {url} for {who}.", err=True)
     first = next(iter(CATALOGUE))

@@ -12,13 +12,20 @@ def hub_token(file: Path | None) -> str | None:
     """Read the token from `file`; without one, take HF_TOKEN or what `hf auth login` left, if anything.
 
     Raises:
-        ConfigError: the file cannot be read, or there is more than a token.
+        ConfigError: the file cannot be read, or there is more than a token; or the hub's client cannot read its
+            settings, HF_ENDPOINT among them.
     """
     # Read at its import: without it the hub would also learn which other libraries are installed here.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if file is None:
+    try:
         from huggingface_hub import get_token
-
+    except ValueError as error:  # of constants that it makes of the environment
+        raise ConfigError(
+            f"The hub's client cannot read the environment: {error}. Set HF_ENDPOINT to an address such as "
+            f"https://hub.example, or not at all (it is {os.environ.get('HF_ENDPOINT')!r}), and each HF_HUB_…_TIMEOUT "
+            "to a number of seconds."
+        ) from error
+    if file is None:
         place, token = "HF_TOKEN, or the file that `hf auth login` left,", get_token()
     else:
         try:
