@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from config_values import SIZES, model_config
-from pair_models import PAIR_TYPES
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 

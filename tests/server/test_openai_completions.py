@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from types import SimpleNamespace
+
 import pytest
 from edgelm_server import EdgelmServer
 
 from edgelm import GenerationConfig
+from edgelm.server import delivery
 
 SEA = "The sea is blue"
 
@@ -126,6 +131,24 @@ def test_an_echo_streams_before_the_answer(serving, tiny):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == SEA + expected
     assert sum(len((c["choices"][0]["logprobs"] or {"tokens": []})["tokens"]) for c in chunks[1:]) == 8
     assert usage["usage"]["completion_tokens"] == 8
+
+
+def test_who_has_one_prompt_scored_does_not_wait_for_all_of_who_has_many():
+    served = SimpleNamespace(scoring=asyncio.Lock())
+    scored = []
+
+    def scoring(prompts):
+        for prompt in prompts:
+            scored.append(prompt)
+            while not served.scoring._waiters and scored == ["many"]:
+                time.sleep(0.001)  # until the other request waits
+            yield True
+
+    async def both():
+        await asyncio.gather(*(delivery._scored(served, scoring(prompts)) for prompts in (["many"] * 4, ["one"])))
+
+    asyncio.run(both())
+    assert scored == ["many", "one", "many", "many", "many"]
 
 
 @pytest.mark.parametrize("echo", [True, False])

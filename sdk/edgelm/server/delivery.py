@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
@@ -46,12 +46,17 @@ Prepare = Callable[[LoadedModel], tuple[Sequence[Job], Writer]]
 
 
 async def deliver(
-    call: Call, prepare: Prepare, *, model: str | None, streaming: bool, computing: bool = False
+    call: Call,
+    prepare: Prepare,
+    *,
+    model: str | None,
+    streaming: bool,
+    scoring: Callable[[LanguageModel], Iterator[bool]] | None = None,
 ) -> Response:
     """Answer a request: load its model, prepare its jobs, and write what they give.
 
-    prepare: called in a thread, as it encodes texts and compiles schemas. computing: whether it runs the model too;
-    such requests take turns, for the engine does not count them.
+    prepare: called in a thread, as it encodes texts and compiles schemas. scoring: what runs the model itself once all
+    is prepared, which the engine does not count; it yields True behind each text, where others have their turn.
 
     Raises:
         ApiError: the model is not here, or the client has left before the answer was whole.
@@ -60,11 +65,11 @@ async def deliver(
     served = await call.model(model)
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(served)
-        if computing:
-            async with served.scoring:
-                jobs, writer = await _prepared(call, prepare, served)
-        else:
-            jobs, writer = await asyncio.to_thread(prepare, served)
+        jobs, writer = await asyncio.to_thread(prepare, served)
+        if scoring is not None:
+            scored = _scored(served, scoring(served.model))
+            if await unless_disconnected(call.request.receive, scored) is None:
+                raise client_left()
         answers = Answers(served, jobs, call.caller, call.deadline, call.metrics)
         cleanup.callback(answers.cancel)
         await asyncio.to_thread(answers.start)
@@ -77,16 +82,17 @@ async def deliver(
         return JsonAnswer(writer.whole(completions))
 
 
-async def _prepared(call: Call, prepare: Prepare, served: LoadedModel) -> tuple[Sequence[Job], Writer]:
-    """Prepare in a thread, which nobody can cancel: it is told when the client leaves, and waited for."""
-    preparing = asyncio.ensure_future(asyncio.to_thread(prepare, served))
-    try:
-        if await unless_disconnected(call.request.receive, asyncio.shield(preparing)) is None:
-            call.left.set()
-        return await preparing
-    except asyncio.CancelledError:
-        call.left.set()
-        raise
+async def _scored(served: LoadedModel, texts: Iterator[bool]) -> bool:
+    """Score texts in threads, each in a turn of its own; one that is begun is waited for, whoever leaves."""
+    more = True
+    while more:
+        async with served.scoring:
+            text = asyncio.ensure_future(asyncio.to_thread(next, texts, False))
+            try:
+                more = await asyncio.shield(text)
+            finally:
+                await asyncio.wait({text})
+    return True
 
 
 async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[Job]], *, model: str | None) -> int:

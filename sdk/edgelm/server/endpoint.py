@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgelm.server.api_error import ApiError, client_left
+from edgelm.server.api_error import ApiError
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import LoadedModel, ModelPool
 from edgelm.server.options import ServerOptions
@@ -22,8 +21,7 @@ from edgelm.server.schema import ANY_OBJECT, Schema
 class Call:
     """One request: its body, checked and without nulls, and what the server answers it with.
 
-    key: the one that it was let in with, or that it gives to a server that has none. left: set when the client has left
-    while a thread reads its texts.
+    key: the one that it was let in with, or that it gives to a server that has none.
     """
 
     request: Request
@@ -33,7 +31,6 @@ class Call:
     metrics: Metrics
     key: str = field(default="", repr=False)
     started: float = field(default_factory=time.monotonic)
-    left: threading.Event = field(default_factory=threading.Event)
 
     @property
     def seconds(self) -> float:
@@ -55,10 +52,8 @@ class Call:
         """Refuse to go on with texts that are read beside the engine, which would end it by itself.
 
         Raises:
-            ApiError: the time that a request may take is over, or the client has left.
+            ApiError: the time that a request may take is over.
         """
-        if self.left.is_set():
-            raise client_left()
         if time.monotonic() > self.deadline:
             seconds = self.options.limits.request_seconds
             raise ApiError(400, f"These texts take more than the {seconds:g} s of a request; send fewer.", param=param)

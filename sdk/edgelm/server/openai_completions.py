@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
@@ -74,6 +74,8 @@ async def create_completion(call: Call) -> Response:
             400, f"best_of is {copies}, and n is {kept}: what is chosen at the end is not streamed.", param="stream"
         )
 
+    echoes: list[Echo] = []
+
     def prepare(served: LoadedModel) -> tuple[list[Job], CompletionWriter]:
         prompts = _prompts(served.model.tokenizer, body)
         config = generation_config(
@@ -82,10 +84,12 @@ async def create_completion(call: Call) -> Response:
             max_tokens=body.get("max_tokens", _DEFAULT_MAX_TOKENS) or 1,
             logprobs=body.get("logprobs", 0 if copies > kept else None),
         )
+        if body.get("echo"):
+            echoes.extend(_echoes(served.model.tokenizer, prompts, body.get("logprobs")))
         writer = CompletionWriter(
             frame=Frame(model=served.name, kind="text_completion", prefix="cmpl"),
             tokenizer=served.model.tokenizer,
-            echoes=_echoes(call, served.model, prompts) if body.get("echo") else None,
+            echoes=echoes if body.get("echo") else None,
             copies=copies,
             kept=kept,
             logprobs=body.get("logprobs"),
@@ -95,8 +99,17 @@ async def create_completion(call: Call) -> Response:
         jobs = [Job(prompt_ids=ids, config=with_seed(config, index)) for ids in prompts for index in range(copies)]
         return jobs, writer
 
+    def scoring(model: LanguageModel) -> Iterator[bool]:
+        for echo in echoes:
+            if len(echo.ids) > 1:
+                call.check_reading("prompt")
+                echo.logprobs.extend(model.score(echo.ids, alternatives=body["logprobs"]).tokens)
+                yield True
+
     scores = bool(body.get("echo")) and body.get("logprobs") is not None
-    return await deliver(call, prepare, model=body.get("model"), streaming=streaming, computing=scores)
+    return await deliver(
+        call, prepare, model=body.get("model"), streaming=streaming, scoring=scoring if scores else None
+    )
 
 
 def _prompts(tokenizer: Tokenizer, body: Mapping[str, Any]) -> list[list[int]]:
@@ -127,30 +140,24 @@ def token_ids(tokenizer: Tokenizer, given: Any, param: str) -> list[list[int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """A prompt as the answer repeats it; the first token has no log-probability, as nothing stands before it."""
+    """A prompt as the answer repeats it; the first token has no log-probability, as nothing stands before it.
+
+    logprobs: empty until the prompt is scored.
+    """
 
     text: str
     ids: Sequence[int]
-    logprobs: Sequence[TokenLogprob]
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-def _echoes(call: Call, model: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[Echo]:
-    wanted = call.body.get("logprobs")
+def _echoes(tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], wanted: int | None) -> list[Echo]:
     if wanted is not None and (texts := sum(map(len, prompts)) * (1 + wanted)) > MAX_TEXTS:
         raise ApiError(
             400,
             f"The prompts have {texts} log-probabilities; at most {MAX_TEXTS} are kept. Send fewer prompts at once.",
             param="prompt",
         )
-
-    def logprobs(ids: Sequence[int]) -> Sequence[TokenLogprob]:
-        if wanted is None or len(ids) < 2:
-            return ()
-        call.check_reading("prompt")
-        return model.score(ids, alternatives=wanted).tokens
-
-    decode = model.tokenizer.decode
-    return [Echo(text=decode(ids, skip_control_tokens=False), ids=ids, logprobs=logprobs(ids)) for ids in prompts]
+    return [Echo(text=tokenizer.decode(ids, skip_control_tokens=False), ids=ids) for ids in prompts]
 
 
 @dataclass(frozen=True, kw_only=True)
