@@ -24,14 +24,16 @@ _OPENING = 16  # tokens by which a template opens an answer, and which may not b
 
 
 class Decoder(Protocol):
-    """What the loop needs of a model: DecoderSession, or a double of it (edgelm.testing)."""
+    """What the loop needs of a model: DecoderSession, or a double of it (edgelm.testing).
 
-    @property
-    def config(self) -> ModelConfig:
-        """The features of the Transformer."""
+    Who inherits from it has no faster ways than `forward`.
+    """
+
+    config: ModelConfig
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""
+        return KVCache(self.config)
 
     def adopt(self, cache: KVCache) -> None:
         """Take a cache that was read from a file, as DecoderSession.adopt does."""
@@ -60,23 +62,28 @@ class Decoder(Protocol):
 
     def reads_prompts(self, cache: KVCache) -> bool:
         """Tell whether a graph of its own reads prompts into a cache, as DecoderSession.reads_prompts does."""
+        return False
 
     def read_prompt(self, token_ids: Sequence[int], cache: KVCache, *, stop: StopSwitch | None = None) -> None:
         """Compute tokens of a prompt, as DecoderSession.read_prompt does."""
+        self.forward(token_ids, cache, stop=stop)
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute tokens' hidden states, as DecoderSession.forward_hidden does."""
 
     def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Compute tokens as single steps, as DecoderSession.forward_single_steps does."""
+        return np.concatenate([self.forward((id_,), cache) for id_ in token_ids])
 
     def most_single_steps(self) -> int:
         """Return how many tokens of a text are computed at once, as DecoderSession.most_single_steps does."""
+        return 1
 
     def forward_rows(
         self, token_ids: Sequence[int], batch: KVBatch, guesses: Sequence[Sequence[int]] = ()
     ) -> NDArray[np.float32]:
         """Compute one token for each of the first rows of a batch, and guesses, as DecoderSession.forward_rows does."""
+        return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, batch.rows, strict=False)])
 
 
 def prefill(

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm.decoding.generate import Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
-from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.package.adapter import Adapter
 from edgelm.package.manifest import Manifest
@@ -27,7 +27,7 @@ def tiny_model_path() -> Path:
     return Path(__file__).parent / "tiny_model"
 
 
-class ScriptedDecoder:
+class ScriptedDecoder(Decoder):
     """Stand in for a DecoderSession: whatever the prompt is, the answer is the script, and then the end token.
 
     `forwarded` lists the token ids of each call, so that a test can see what was computed. Of each token the cache
@@ -38,10 +38,6 @@ class ScriptedDecoder:
         self.config = config
         self.forwarded: list[list[int]] = []
         self._answer = [*script, *config.eos_token_ids[:1]]
-
-    def new_cache(self) -> KVCache:
-        """Return an empty cache."""
-        return KVCache(self.config)
 
     def adopt(self, cache: KVCache) -> None:
         """Take any cache: there are no adapters that it could use."""
@@ -85,34 +81,12 @@ class ScriptedDecoder:
             row_V[self._answer[said]] = 20.0
         return logits_TV
 
-    def reads_prompts(self, cache: KVCache) -> bool:
-        """Return False: `forward` computes prompts."""
-        return False
-
-    def read_prompt(self, token_ids: Sequence[int], cache: KVCache, *, stop: StopSwitch | None = None) -> None:
-        """Compute tokens of a prompt as `forward` does."""
-        self.forward(token_ids, cache, stop=stop)
-
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
         """Return for each token a row [D] with a one at a place that depends on its id."""
         self.forward(token_ids, cache)
         hidden_TD = np.zeros((len(token_ids), self.config.hidden_size), np.float32)
         hidden_TD[np.arange(len(token_ids)), np.asarray(token_ids) % self.config.hidden_size] = 1.0
         return hidden_TD
-
-    def forward_single_steps(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
-        """Answer each token as `forward` does."""
-        return np.concatenate([self.forward((id_,), cache) for id_ in token_ids])
-
-    def most_single_steps(self) -> int:
-        """Return 1: there is nothing to gain."""
-        return 1
-
-    def forward_rows(
-        self, token_ids: Sequence[int], batch: KVBatch, guesses: Sequence[Sequence[int]] = ()
-    ) -> NDArray[np.float32]:
-        """Answer each row as `forward` does, and no guesses."""
-        return np.concatenate([self.forward((id_,), row) for id_, row in zip(token_ids, batch.rows, strict=False)])
 
 
 def scripted_model(answer: str) -> LanguageModel:
