@@ -268,24 +268,13 @@ class ModelConfig(LayerFeatures):
             self._check_encoder(self.encoder)
 
     def _check_numbers(self) -> None:
-        for field, low in (
-            ("norm_eps", 0),
-            ("linear_norm_eps", 0),
-            ("rope_theta", 1),
-            ("rope_local_theta", 1),
-            ("llama_4_scaling_beta", 0),
-            ("embedding_multiplier", 0),
-            ("residual_multiplier", 0),
-            ("logits_scaling", 0),
-            ("attention_multiplier", 0),
-            ("attn_logit_softcapping", 0),
-            ("final_logit_softcapping", 0),
-            ("alibi_multiplier", 0),
-            ("swiglu_limit", 0),
-            ("swiglu_alpha", 0),
-            ("routed_scaling_factor", 0),
-        ):
-            value = getattr(self, field)
+        for field in (
+            "norm_eps", "linear_norm_eps", "rope_theta", "rope_local_theta", "llama_4_scaling_beta",
+            "embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier",
+            "attn_logit_softcapping", "final_logit_softcapping", "alibi_multiplier", "swiglu_limit", "swiglu_alpha",
+            "routed_scaling_factor",
+        ):  # fmt: skip
+            value, low = getattr(self, field), 1 if field in ("rope_theta", "rope_local_theta") else 0
             if value is not None and not low < value < FLOAT32_END:
                 raise ConfigError(f"{field} is {value!r:.60}; it must be a number above {low}.")
 

@@ -52,15 +52,13 @@ def examine(model: str | None = None, threads: Mapping[str, int] = MappingProxyT
 
     threads: what else than the environment sets the threads of a command, each by the words for its place.
     """
-    for topic, check in CHECKS.items():
-        for state, found, fix in check():
+    take_out = 'Take it out:  $EDITOR "$(edgelm config --path)"'
+    checks = [(topic, check()) for topic, check in CHECKS.items()]
+    checks += [("threads", _check_setting(place, count, take_out)) for place, count in threads.items()]
+    checks += [] if model is None else [("model", _check_model(model))]
+    for topic, rows in checks:
+        for state, found, fix in rows:
             yield Finding(topic=topic, state=state, found=found, fix=fix)
-    for place, count in threads.items():
-        for state, found, fix in _check_setting(place, count, 'Take it out:  $EDITOR "$(edgelm config --path)"'):
-            yield Finding(topic="threads", state=state, found=found, fix=fix)
-    if model is not None:
-        for state, found, fix in _check_model(model):
-            yield Finding(topic="model", state=state, found=found, fix=fix)
 
 
 _Row = tuple[Literal["ok", "warning", "error"], str, str | None]

@@ -134,13 +134,11 @@ class Parser(Protocol):
 
 def take_in_turn(*parsers: Parser | None) -> Callable[[Chunk], Chunk] | None:
     """Return what hands a chunk to each of some parsers, one after the other; None where there are none."""
-    first, *others = [parser for parser in parsers if parser is not None] or (None,)
-    if first is None:
-        return None
+    there = [parser for parser in parsers if parser is not None]
 
     def take(chunk: Chunk) -> Chunk:
-        for parser in (first, *others):
+        for parser in there:
             chunk = parser.take(chunk)
         return chunk
 
-    return take
+    return take if there else None
