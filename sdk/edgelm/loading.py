@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.arguments import as_path, or_default
 from edgelm.config import ModelConfig
 from edgelm.errors import OutOfMemoryError
@@ -16,7 +14,7 @@ from edgelm.library.library import Library
 from edgelm.memory.available_memory import available_memory
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.malloc import return_freed_memory
-from edgelm.package.graph_file import DATA_FILE
+from edgelm.package.load_memory import memory_to_load
 from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
@@ -26,7 +24,6 @@ from edgelm.runtime.session_options import SessionOptions
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
-_LARGEST_NUMBER = 4  # bytes of a float32
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 
 
@@ -89,20 +86,17 @@ def load(
 
 
 def _check_memory(manifest: Manifest, config: ModelConfig) -> None:
-    """Refuse weights that the free memory cannot hold: Linux kills who fills it, without a word.
+    """Refuse a model that the free memory cannot hold: Linux kills who fills it, without a word.
 
-    What fits may still be too much: what is counted are the weights that ONNX Runtime packs anew, without what else a
-    load takes. Rows of tables stay in the file, and of experts it may be so: neither is counted.
+    What fits may still be too much for an answer. Of experts the rows may stay in the file: they are not counted.
     """
     free = available_memory(with_swap=True)
     if free is None or config.num_experts:
         return
-    tables = () if config.tie_word_embeddings else (s for n, s in tensor_shapes(config).items() if "embed_tokens" in n)
-    in_file = sum(entry.size for entry in manifest.files if entry.path == DATA_FILE)
-    needed = in_file - sum(_LARGEST_NUMBER * math.prod(shape) for shape in tables)
+    needed = memory_to_load(manifest, config)
     if needed > free:
         raise OutOfMemoryError(
-            f"The weights of {manifest.name} take {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free. "
+            f"To load {manifest.name} takes about {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free. "
             "Free memory, or take a smaller model or one of fewer bits (edgelm quantize MODEL --precision int4)."
         )
 

@@ -1,6 +1,7 @@
 """What the limits of a process leave it, what does not fit is refused, and what happens where memory runs out."""
 
 import dataclasses
+import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -22,13 +23,16 @@ from edgelm import (
     OutOfMemoryError,
     loading,
 )
+from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.batching import engine as engine_module
+from edgelm.config import ModelConfig
 from edgelm.files import control_groups
 from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.package.package import Package
+from edgelm.package.load_memory import memory_to_load
+from edgelm.package.package import open_package
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 PROMPT = [11, 12, 13, 14] * 75
@@ -132,23 +136,39 @@ def test_an_engine_takes_a_quarter_of_its_limit(monkeypatch: pytest.MonkeyPatch)
         engine.submit([5] * 100, GenerationConfig(max_new_tokens=3))
 
 
-def test_weights_that_the_free_memory_cannot_hold_are_refused_before_they_are_read(
+def test_a_model_that_the_free_memory_cannot_hold_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tiny_model_path()
-    needed = (path / "model.onnx.data").stat().st_size
-    tied = edgelm.load(path).config
-    assert tied.tie_word_embeddings
+    package = open_package(tiny_model_path())
+    needed = memory_to_load(package.manifest, package.config())
     monkeypatch.setattr(loading, "available_memory", lambda **_: needed)
-    edgelm.load(path)
+    edgelm.load(package.folder)
     monkeypatch.setattr(loading, "available_memory", lambda **_: needed - 1)
-    with pytest.raises(OutOfMemoryError, match=r"^The weights of tiny-random take 0 MB of memory, and .* Free memory"):
-        edgelm.load(path)
-    table = 4 * tied.vocab_size * tied.hidden_size  # where the head has weights of its own, its rows stay in the file
-    monkeypatch.setattr(Package, "config", lambda _: dataclasses.replace(tied, tie_word_embeddings=False))
-    monkeypatch.setattr(loading, "available_memory", lambda **_: needed - table - 1)
-    with pytest.raises(OutOfMemoryError, match="Free memory"):
-        edgelm.load(path)
+    with pytest.raises(OutOfMemoryError, match=r"^To load tiny-random takes about 34 MB of memory, and .* Free memory"):
+        edgelm.load(package.folder)
+
+
+# Of int8 in blocks of 64: a byte and a scale of 16 bits in the file; packed, a byte and three float32 for the scale.
+@pytest.mark.parametrize(
+    ("precision", "in_file", "in_memory"),
+    [("fp32", 4.0, 4.0), ("fp16", 2.0, 4.0), ("int8", 1 + 2 / 64, 1 + 12 / 64), ("int4", 0.5 + 2 / 64, 0.5 + 12 / 64)],
+)
+def test_weights_take_the_memory_of_what_they_become(precision: str, in_file: float, in_memory: float) -> None:
+    package = open_package(tiny_model_path())
+    tied = dataclasses.replace(package.config(), hidden_size=1024)
+    weights = sum(math.prod(shape) for shape in tensor_shapes(tied).values())
+    data = package.manifest.entry("model.onnx.data")
+
+    def taken(config: ModelConfig, precision: str, size: float) -> int:
+        files = (dataclasses.replace(data, size=int(size)),)
+        return memory_to_load(dataclasses.replace(package.manifest, precision=precision, files=files), config)
+
+    beside = taken(tied, "fp32", weights * 4) - weights * 4
+    assert taken(tied, precision, weights * in_file) - beside == pytest.approx(weights * in_memory, rel=1e-3)
+    # The rows of a table of its own stay in the file.
+    untied = dataclasses.replace(tied, tie_word_embeddings=False)
+    with_table = weights + tied.vocab_size * tied.hidden_size
+    assert taken(untied, "fp32", with_table * 4) - beside == weights * 4
 
 
 def test_a_load_that_finds_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

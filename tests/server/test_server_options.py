@@ -81,11 +81,12 @@ def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(
         shutil.copytree(TINY, own_library / "models" / name)
     room = [10**9]
     monkeypatch.setattr(model_pool, "available_memory", lambda: room[0] - 10**6 * len(pool.loaded()))
+    monkeypatch.setattr(model_pool, "memory_to_load", lambda *_: 8 * 10**6)
 
     async def use() -> None:
         first = await pool.acquire("first")
         (await pool.acquire("second")).release()
-        room[0] = 2 * 10**6 + 2 * first.size  # for two models and what the third needs: one has to go
+        room[0] = 2 * 10**6 + 10**7  # for two models, and the third with its answers: one has to go
         room[0] -= 1
         (await pool.acquire("third")).release()
         assert [model.name for model in pool.loaded()] == ["first", "third"]

@@ -18,6 +18,7 @@ from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import MANIFEST_FILE, AdapterManifest, read_adapter
 from edgelm.package.graph_file import ENCODER_FILE
+from edgelm.package.load_memory import memory_to_load
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("edgelm.server")
 
-# A loaded model takes about the size of its files, as much again while it loads, and its answers' caches.
-_MEMORY_FACTOR = 2.0
+_ROOM_FOR_ANSWERS = 1.25  # what a model takes with its answers' caches, for each byte without
 _SWEEP_SECONDS = 1.0
 # Of an answer: 2 MB of log-probabilities, or 5 MB of chunks without (0.2 and 0.6 kB each).
 _MAX_UNREAD = 1 << 13
@@ -296,7 +296,7 @@ class ModelPool:
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: _state(path) for path in files}
-                await self._make_room(size)
+                await self._make_room(int(memory_to_load(package.manifest, package.config()) * _ROOM_FOR_ANSWERS))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
             raise
@@ -315,15 +315,15 @@ class ModelPool:
             made_of=made_of,
         )
 
-    async def _make_room(self, size: int) -> None:
-        """Unload idle models, the longest unused first, until `size` bytes of files fit the memory."""
-        while (available := available_memory()) is not None and available < size * _MEMORY_FACTOR:
+    async def _make_room(self, needed: int) -> None:
+        """Unload idle models, the longest unused first, until so many bytes are free."""
+        while (available := available_memory()) is not None and available < needed:
             idle = [(model.last_used, name) for name, model in self._loaded.items() if not model.users]
             if not idle:
                 raise ApiError(
                     503,
                     f"There is no memory for this model: {available >> 20} MiB are left, it needs about "
-                    f"{int(size * _MEMORY_FACTOR) >> 20}. Try again later, or ask for a smaller one.",
+                    f"{needed >> 20}. Try again later, or ask for a smaller one.",
                     kind="server_error",
                     code="out_of_memory",
                 )
