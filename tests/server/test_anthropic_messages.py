@@ -280,6 +280,25 @@ def test_the_end_of_a_call_and_the_text_behind_it_may_come_at_once():
     assert {"type": "ping"} in events
 
 
+def test_a_request_for_no_tokens_reads_the_prompt_for_those_to_come(serving):
+    asked = {"system": "Stay calm. " * 40}
+    read, answered = (ask(serving, **asked, max_tokens=most).json for most in (0, 1))
+    assert (read["content"], read["stop_reason"], read["stop_sequence"]) == ([], "max_tokens", None)
+    assert read["usage"]["output_tokens"] == 0
+    assert answered["usage"]["cache_read_input_tokens"] > 100
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_the_full_context_ends_says_so(serving, stream):
+    fields = {"system": "word " * 300, "logit_bias": {"65": 100}, "stream": stream}
+    prompt = serving.post("/v1/messages/count_tokens", {"messages": HELLO, "system": fields["system"]}).json
+    left = 1025 - prompt["input_tokens"]  # the last token takes no place
+    for most, reason in ((left, "max_tokens"), (left + 1, "model_context_window_exceeded")):
+        reply = ask(serving, **fields, max_tokens=most)
+        message = built(reply.events) if stream else reply.json
+        assert (message["usage"]["output_tokens"], message["stop_reason"]) == (left, reason)
+
+
 @pytest.mark.parametrize("chunks", [(), (Chunk(text="", token_ids=(1,), reasoning="Hm"),)])
 def test_an_answer_without_text_and_calls_has_an_empty_text(chunks):
     said = Said(*chunks, finish_reason="length")
@@ -357,7 +376,8 @@ def test_what_the_server_refuses_before_it_reads_has_that_form_too(serving, meth
     ("fields", "words"),
     [
         ({"max_tokens": None}, "max_tokens is missing."),
-        ({"max_tokens": 0}, "max_tokens is 0; it must be from 1"),
+        ({"max_tokens": -1}, "max_tokens is -1; it must be from 0"),
+        ({"max_tokens": 0, "stream": True}, "max_tokens is 0: there is no answer to stream."),
         ({"temperature": 1.5}, "temperature is 1.5; it must be from 0 to 1."),
         ({"messages": []}, "messages has 0 items"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'; it must be one of"),

@@ -50,12 +50,23 @@ async def create_message(call: Call) -> Response:
     """Answer a conversation."""
     body = call.body
     chat = await asyncio.to_thread(as_chat, body)  # a third of a second for a megabyte of calls
+    streaming, most = bool(body.get("stream")), body["max_tokens"]
+    if streaming and not most:
+        raise ApiError(400, "max_tokens is 0: there is no answer to stream.", param="stream")
 
     def prepare(served: LoadedModel) -> tuple[list[Job], MessageWriter]:
-        writer = MessageWriter(model=served.name, stop_sequences=body.get("stop_sequences", ()))
-        return [_job(served.model, body, chat)], writer
+        job = _job(served.model, body, chat)
+        room = served.model.context_length + 1  # the last token of an answer takes none
+        ends_early = job.config.context_shift is None and len(job.prompt_ids) + most > room
+        writer = MessageWriter(
+            model=served.name,
+            stop_sequences=body.get("stop_sequences", ()),
+            full_at=room if ends_early else None,
+            without_answer=not most,
+        )
+        return [job], writer
 
-    return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
+    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
 
 
 async def count_message_tokens(call: Call) -> Response:
@@ -68,7 +79,8 @@ async def count_message_tokens(call: Call) -> Response:
 
 def _job(model: LanguageModel, body: Mapping[str, Any], chat: Mapping[str, Any]) -> Job:
     constraint = constraint_of(chat.get("response_format"))
-    config = generation_config(model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint)
+    most = chat.get("max_tokens")
+    config = generation_config(model, chat, max_tokens=1 if most == 0 else most, constraint=constraint)
     return chat_job(model, chat, messages_of(chat), config, _template_variables(model, body))
 
 
@@ -87,11 +99,15 @@ def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[s
 class MessageWriter:
     """Write one message, and the events in which it comes to be.
 
-    stop_sequences: those of the request; a stop text of the model's author is none of them.
+    stop_sequences: those of the request; a stop text of the model's author is none of them. full_at: how many tokens a
+    prompt has with its answer where the context ends that before max_tokens; None: it does not. without_answer: the one
+    token that the engine makes at least is left out.
     """
 
     model: str
     stop_sequences: Sequence[str]
+    full_at: int | None = None
+    without_answer: bool = False
     media_type: str = "text/event-stream"
     _id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     _index: int = -1  # of the newest block, which is open
@@ -100,6 +116,9 @@ class MessageWriter:
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the finished message."""
         (answer,) = completions
+        if self.without_answer:
+            usage = replace(answer.usage, completion_tokens=0, reasoning_tokens=0)
+            return self._message([], usage) | {"stop_reason": "max_tokens"}
         calls = readable(answer.tool_calls)
         if answer.finish_reason == "tool_calls" and not calls:  # none that this answer could hold
             answer = replace(answer, finish_reason="stop")
@@ -184,7 +203,9 @@ class MessageWriter:
         assert last.finish_reason is not None
         if last.finish_reason == "stop" and last.stop in self.stop_sequences:
             return {"stop_reason": "stop_sequence", "stop_sequence": last.stop}
-        return {"stop_reason": _STOP_REASONS[last.finish_reason], "stop_sequence": None}
+        is_full = last.finish_reason == "length" and last.usage is not None and last.usage.total_tokens == self.full_at
+        reason = "model_context_window_exceeded" if is_full else _STOP_REASONS[last.finish_reason]
+        return {"stop_reason": reason, "stop_sequence": None}
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -104,7 +104,7 @@ BODY = record(
         **_COUNTED,
         **{name: schema for name, schema in SAMPLING.items() if name != "stop"},
         "temperature": number(0, 1),
-        "max_tokens": whole(1),
+        "max_tokens": whole(0),  # 0: the prompt is read for the requests to come
         "stop_sequences": STOPS,
         "stream": BOOLEAN,
     },
