@@ -191,6 +191,20 @@ def test_a_text_is_one_document_behind_what_its_tokenizer_puts_before_it(
     assert document.given == max(1, len(leading))
 
 
+def test_of_a_long_text_no_more_is_encoded_than_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.txt").write_text((verification_text() + " " * 40_000) * 3)
+    whole = measured(tiny_model_path(), "--data", tmp_path / "long.txt", "--window", 64, "--max-tokens", 300)
+    encoded: list[int] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: [encoded.append(len(text)), encode(self, text)][1])
+    (document,) = held_out_documents(
+        (str(tmp_path / "long.txt"),), Tokenizer.load(tiny_model_path()), tiny_model_path(), max_tokens=300
+    )
+    assert max(encoded) < 40_000
+    assert document.ids[:301] == encode(Tokenizer.load(tiny_model_path()), verification_text())[:301]
+    assert whole["tokens"] == 300
+
+
 def test_what_is_named_twice_is_read_once_and_what_is_missing_is_named_before_the_first_text(
     tmp_path: Path, tiny_shards: Path
 ) -> None:

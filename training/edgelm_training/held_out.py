@@ -12,6 +12,8 @@ from edgelm_training.corpus import SourceFile, find_files, whole_span
 from edgelm_training.documents import LONGEST_DOCUMENT, DocumentConfig, DocumentReader
 from edgelm_training.shards import INDEX_FILE, Shards
 
+_BEHIND = 1 << 14  # characters
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -29,11 +31,13 @@ def held_out_documents(
     field: str = "text",
     split_on: str | None = None,
     split: str = "validation",
+    max_tokens: int | None = None,
 ) -> Iterator[HeldOut]:
     """Read the documents of files, folders and globs (as `edgelm data prepare` does), or of folders of shards.
 
     A text begins with the tokens that its tokenizer puts before every text; without any, its first token is given. Of
     shards, `split` is read, with the tokens that begin and end its documents. What is named twice is read once.
+    max_tokens: of each document's text no more are needed, and what stands far behind them is left out.
 
     Raises:
         ConfigError: the field, or the line between texts, has nothing to be read from.
@@ -57,7 +61,21 @@ def held_out_documents(
             yield from _of_shards(source, model)
             continue
         for document in reader.read(source, whole_span(source)):
-            yield HeldOut(ids=[*leading, *tokenizer.encode(document.text)], given=max(1, len(leading)))
+            ids = _first_ids(tokenizer, document.text, max_tokens)
+            yield HeldOut(ids=[*leading, *ids], given=max(1, len(leading)))
+
+
+def _first_ids(tokenizer: Tokenizer, text: str, most: int | None) -> list[int]:
+    """Encode a text, or a beginning of it that has more than `most` tokens: a text of 20 MB takes 2.7 GB.
+
+    Where it is cut, tokens may be others than in the whole; that is far behind those that are wanted.
+    """
+    size = len(text) if most is None else 8 * most + _BEHIND
+    while True:
+        ids = tokenizer.encode(text[:size])
+        if size >= len(text) or most is None or len(ids) > most + _BEHIND // 8:
+            return ids
+        size *= 2
 
 
 def is_shards(path: str) -> bool:
