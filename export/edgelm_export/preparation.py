@@ -14,11 +14,12 @@ from edgelm.architecture.quantization_recipe import integer_scheme_for, scheme_f
 from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
+from edgelm.files.file_lock import file_lock
 from edgelm_export.calibration_text import CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize import Precision
-from edgelm_export.quantize.calibration import calibrate
+from edgelm_export.quantize.calibration import calibrate, calibration_name
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, PlainHead, ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
@@ -93,11 +94,38 @@ def prepared(
     if not precision.calibrates:
         yield checkpoint, precision
         return
-    with contextlib.ExitStack() as stack:
-        folder = text.options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
-        result = calibrate(CheckedCheckpoint(checkpoint, None), precision, sequences, folder, progress)
+    checked = CheckedCheckpoint(checkpoint, None)
+    with _kept(text.options.cache, calibration_name(checked, precision, sequences)) as folder:
+        result = calibrate(checked, precision, sequences, folder, progress)
         yield result, precision.with_layers_kept()
-        shutil.rmtree(result.folder)
+        shutil.rmtree(folder)
+
+
+class _TakenError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _kept(cache: Path | None, name: str) -> Iterator[Path]:
+    """Yield the folder of a calibration in the cache; a temporary one where there is none, or another export has it.
+
+    To wait for that export would save nothing: what is kept goes when it is done.
+    """
+
+    def refuse(_holder: str) -> None:
+        raise _TakenError
+
+    with contextlib.ExitStack() as stack:
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = cache / f"{name}.lock"
+            with contextlib.suppress(_TakenError):
+                stack.enter_context(file_lock(lock, refuse))
+                yield cache / name
+                with contextlib.suppress(PermissionError):  # Windows keeps what is open
+                    lock.unlink(missing_ok=True)
+                return
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
 
 
 def _scaled(

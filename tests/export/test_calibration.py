@@ -29,7 +29,7 @@ from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.preparation import prepared
 from edgelm_export.quantize import PRECISIONS, folding, in_passing
 from edgelm_export.quantize import calibration as calibration_module
-from edgelm_export.quantize.calibration import calibrate
+from edgelm_export.quantize.calibration import calibrate, calibration_name
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ScaledCheckpoint
 from edgelm_export.quantize.folding import SmoothQuant, choose_scales
 from edgelm_export.quantize.gptq import quantize_gptq
@@ -396,30 +396,31 @@ def test_a_calibration_that_was_stopped_goes_on_and_ends_the_same(
         assert second is not None
         np.testing.assert_array_equal(first.values, second.values)
         np.testing.assert_array_equal(first.scales, second.scales)
-    other = calibrate(checkpoint, INT4, sequences_of(checkpoint, 400), tmp_path / "parts", silent)
-    assert other.folder != again.folder  # another text is another calibration
 
 
 @pytest.mark.parametrize(("name", "content"), [("layer-00001.npz", b"PK"), ("entering.npz", b"")])
 def test_what_a_stopped_calibration_left_damaged_is_made_again(
     checkpoint: HuggingFaceCheckpoint, tmp_path: Path, name: str, content: bytes
 ) -> None:
-    whole = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
-    layers = [np.load(path) for path in sorted(whole.folder.glob("layer-*.npz"))]
+    folder = tmp_path / "results"
+    calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), folder, silent)
+    layers = [np.load(path) for path in sorted(folder.glob("layer-*.npz"))]
     wanted = [{key: stored[key] for key in stored.files} for stored in layers]
-    (whole.folder / "layer-00001.npz").unlink()  # as if it had been stopped there
-    (whole.folder / name).write_bytes(content)
+    (folder / "layer-00001.npz").unlink()  # as if it had been stopped there
+    (folder / name).write_bytes(content)
 
-    again = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
-    for path, expected in zip(sorted(again.folder.glob("layer-*.npz")), wanted, strict=True):
+    calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), folder, silent)
+    for path, expected in zip(sorted(folder.glob("layer-*.npz")), wanted, strict=True):
         with np.load(path) as stored:
             np.testing.assert_equal({key: stored[key] for key in stored.files}, expected)
 
 
-def test_a_calibration_of_another_config_is_another_one(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
-    first = calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent)
+def test_a_calibration_of_another_text_or_config_is_another_one(checkpoint: HuggingFaceCheckpoint) -> None:
+    sequences = sequences_of(checkpoint, 32)
+    first = calibration_name(checkpoint, INT4, sequences)
+    assert calibration_name(checkpoint, INT4, sequences_of(checkpoint, 40)) != first
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_theta=500.0)  # of the same weights
-    assert calibrate(checkpoint, INT4, sequences_of(checkpoint, 32), tmp_path, silent).folder != first.folder
+    assert calibration_name(checkpoint, INT4, sequences) != first
 
 
 def test_what_a_calibration_kept_is_gone_when_the_package_is_there(
@@ -428,6 +429,22 @@ def test_what_a_calibration_kept_is_gone_when_the_package_is_there(
     options = CalibrationOptions(max_tokens=256, cache=tmp_path / "cache")
     export_package(checkpoint, tmp_path / "package", INT4, calibration=options)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_two_exports_that_calibrate_alike_leave_each_other_their_results(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    options = CalibrationOptions(max_tokens=32, cache=cache)
+    text = CalibrationText(options, tmp_path / "checkpoint", checkpoint.config)
+    name, found = "model.layers.1.mlp.up_proj.weight", []
+    with prepared(checkpoint, INT4, text, tmp_path / "one", silent) as (first, _):
+        with prepared(checkpoint, INT4, text, tmp_path / "other", silent) as (second, _):
+            found.append(second.quantized_blocks(name))
+        found.append(first.quantized_blocks(name))
+    assert None not in found
+    np.testing.assert_array_equal(*(blocks.values for blocks in found if blocks is not None))
+    assert list(cache.iterdir()) == []
 
 
 def test_a_transform_that_would_change_the_model_is_refused(

@@ -48,10 +48,9 @@ def calibrate(
 ) -> PreparedCheckpoint:
     """Quantize the layers of a checkpoint for the inputs that `sequences` of token ids give them.
 
-    folder: where each layer's results are kept; what another run has left there is taken where it fits. What the
-    precision folds into the weights is in those of `checkpoint` already.
+    folder: where each layer's results are kept; those of a run of the same `calibration_name` that was stopped are
+    taken. What the precision folds into the weights is in those of `checkpoint` already.
     """
-    folder = folder / _digest(checkpoint, precision, sequences)
     folder.mkdir(parents=True, exist_ok=True)
     config = checkpoint.config
     layers, done = config.num_hidden_layers, 0
@@ -148,7 +147,7 @@ class _Calibration:
         return reference.run_layer(self._config, layer, weights, hidden_TW, self._tables, lengths=self._lengths)
 
 
-def _digest(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:
+def calibration_name(checkpoint: Checkpoint, precision: Precision, sequences: Sequence[Sequence[int]]) -> str:
     """Name a calibration for all that decides its result."""
     rows = precision.rows(checkpoint.config)
     source = [checkpoint.source.get("files"), checkpoint.config.to_dict()]

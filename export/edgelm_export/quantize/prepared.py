@@ -22,7 +22,6 @@ class PreparedCheckpoint(CheckpointView):
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         super().__init__(checkpoint)
-        self.folder = folder
         self._names: dict[str, Path] = {}
         for path in sorted(folder.glob("layer-*.npz")):
             with np.load(path) as stored:
