@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from tiny_training_runs import settings, stop_at
 
 from edgelm.errors import ConfigError
 from edgelm_training.pretrain import pretrain
@@ -224,3 +225,15 @@ def test_a_wsd_run_without_a_floor_ends_at_exactly_0(decay_fraction: float) -> N
         shape="wsd", peak=1.0, warmup_steps=2, max_steps=100, decay_fraction=decay_fraction, min_ratio=0.0
     )
     assert schedule.learning_rate(100) == 0.0
+
+
+def test_a_warmup_that_nobody_set_follows_another_length_of_the_run(tiny_shards: Path, tmp_path: Path) -> None:
+    run = {"output": str(tmp_path / "run")}
+    long = settings(tiny_shards, tmp_path / "run", max_steps=200, warmup_steps=None, eval_every=0, sample_every=0)
+    stop_at(1, lambda reporter: pretrain(long, reporter=reporter))
+
+    assert pretrain(run | {"max_steps": 2}, resume=True).step == 2  # 2 % of 200 are more
+
+    pretrain(run | {"max_steps": 3, "warmup_steps": 3}, resume=True)
+    with pytest.raises(ConfigError, match=r"warmup_steps is 3; it must be at most max_steps \(2\)\."):
+        pretrain(run | {"max_steps": 2}, resume=True)

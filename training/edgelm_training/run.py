@@ -15,6 +15,7 @@ from edgelm_training.device import choose_device
 from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_folder import RunFolder
+from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import checked_settings, read_settings, to_toml
 from edgelm_training.train_config import TrainConfig
 from edgelm_training.train_log import Reporter, SilentReporter
@@ -125,6 +126,8 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
                 f"{name} is {settings[name]!r}; the run in {run.path} began with {getattr(own, name)!r}, and cannot "
                 "change it. Leave it out, or begin another run: -o FOLDER."
             )
+    if own.max_steps is not None and own.warmup_steps == warmup_or_usual(None, own.max_steps):
+        own = replace(own, warmup_steps=None)  # nobody set it; another length of the run has another
     changes = {name: value for name, value in settings.items() if name not in fixed}
     return replace(own, **changes)
 
