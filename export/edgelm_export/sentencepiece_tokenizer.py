@@ -7,8 +7,7 @@ What tokenizers cannot say, and how near it comes:
   and extra spaces stay (Llama), a space also goes before what follows such a token, as in llama.cpp; where extra spaces
   go, a text that begins with such a token gets none.
 - The compiled normalization. tokenizers looks up characters with their accents, not the longest run, and of two accents
-  drops one. SentencePiece's own rules all compose (NFKC), so the text is composed first; that also puts several marks
-  of one character in Unicode's order.
+  drops one. SentencePiece's own rules all compose (NFKC), so the text is composed first (sentencepiece_composition.py).
 - Unigram. Of ways to split a text that score alike (`~~` and `~`, or `~` and `~~`) each takes one; sums are float32 in
   one and float64 in the other.
 - The literal of a byte's piece (`<0x41>`) in a text is not that byte. A low score keeps it from being taken for it.
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm_export.piece_pairs import pairs_of_pieces
+from edgelm_export.sentencepiece_composition import composing_steps
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel
 from edgelm_export.tokenizer_json import added_token, post_processor
 
@@ -149,7 +149,7 @@ def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) 
 def _normalizers(model: SentencePieceModel) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     if model.charsmap:
-        steps.append({"type": "NFC"})
+        steps += composing_steps()
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode("ascii")})
     if model.remove_extra_whitespaces:
         # One space at the beginning may stay: where a space is put before the text, it is that one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,9 +180,9 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_ids_of_transformers_t5(tmp_path:
     same = 0
     for text in texts:
         found, expected = list(ours.encode(text)), tokenizer(text)["input_ids"]
-        # Of spaces between words transformers takes more for one than the library does, of which the model is. And ours
-        # composes a text first: marks that stand in another order than Unicode's come into it.
-        assert found in (expected[:-1], original.encode(unicodedata.normalize("NFC", text))), text
+        # Of spaces between words transformers takes more for one than the library does, of which the model is; and of
+        # two marks it drops one.
+        assert found in (expected[:-1], original.encode(text)), text
         same += found == expected[:-1]
         assert ours.as_source(found) == [*found, 1]
         assert expected[-1] == 1
