@@ -62,9 +62,10 @@ soak: $(VENV)/dev.stamp
 	@mkdir -p .cache
 	$(BIN)/python tests/load/soak.py --plot .cache/soak.svg
 
-# The same bytes whenever and wherever it is built: the time in it is that of the last commit.
-wheel: $(VENV)/dev.stamp
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+# The same bytes whenever and wherever it is built, also from an archive without a history: hatchling gives all files in it
+# one time, of its own or $SOURCE_DATE_EPOCH.
+wheel: $(VENV)/bin/pip
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 # The development tools in the versions and with the hashes of the lock; torch in any version that fits.
 locked: $(VENV)/bin/pip

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(folder: Path, target: str = "wheel") -> Path:
-    environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
+    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return next(folder.glob("edgelm-*"))
