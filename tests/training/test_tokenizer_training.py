@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import json
 import resource
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from transformers import AutoTokenizer
 from edgelm.errors import ConfigError, DataError
 from edgelm.text.chat_template import ChatTemplate, encode_chat
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_training import tokenizer_training
 from edgelm_training.assistant_tokens import encode_conversation
 from edgelm_training.cli_tokenizer import tokenizer as command
 from edgelm_training.conversations import Conversation
@@ -234,3 +239,26 @@ def test_the_command_prints_json_and_counts_what_it_left_out(corpus: Path) -> No
         "broken": 1,
     }
     assert "1 broken lines or documents" in run("corpus", "-o", "tok", "--skip-broken").stdout
+
+
+def test_an_interrupt_ends_a_training_that_the_library_would_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = threading.Event()
+
+    class Slow:
+        def __init__(self, _model: object) -> None: ...
+
+        def train_from_iterator(self, texts: Iterator[str], _trainer: object) -> None:
+            list(texts)
+            _thread.interrupt_main()
+            with contextlib.suppress(KeyboardInterrupt):  # of which the library hears when all is done
+                finished.wait()
+
+    monkeypatch.setattr(tokenizer_training, "Tokenizer", Slow)
+    (tmp_path / "a.txt").write_text("The sea is blue.")
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer([tmp_path / "a.txt"], tmp_path / "tokenizer")
+    assert not finished.is_set()
+    finished.set()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ PADDING = "<|pad|>"
 CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
 # Four times the largest in use. The trainer sets memory aside for all of them, and without it ends the process.
 _LARGEST_VOCABULARY = 1 << 20
+_LOOKS_SECONDS = 0.1
+_LONGEST_WAIT = 1.0
 
 # ChatML. The block tells training which tokens are the assistant's own: its answer, and the end of its turn.
 CHAT_TEMPLATE = """{%- for message in messages %}
@@ -141,8 +144,33 @@ def _trained(texts: _Texts, config: TokenizerConfig) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(iter(texts), trainer)
+    _beside_this_thread(lambda: tokenizer.train_from_iterator(iter(texts), trainer), texts)
     return tokenizer
+
+
+def _beside_this_thread(train: Callable[[], None], texts: _Texts) -> None:
+    """Run `train`, so that Ctrl-C ends the waiting for it at once: the library hears of it when all is done.
+
+    What it then still does is for nothing, and needs no Python; so the program may end meanwhile.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            train()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_LOOKS_SECONDS)  # not for ever: on Windows no Ctrl-C would end it
+    except BaseException:
+        texts.stop()
+        raise
+    if errors:
+        raise errors[0]
 
 
 class _Texts:
@@ -161,12 +189,25 @@ class _Texts:
         self._merging = merging
         self.documents = 0
         self.characters = 0
+        self._is_stopped = False
+        self._is_read = threading.Event()
+
+    def stop(self) -> None:
+        """Give no more texts, and wait until nobody reads them: a thread that does must not meet the program's end."""
+        self._is_stopped = True
+        self._is_read.wait(_LONGEST_WAIT)  # the library takes 256 at once: of long ones, the next are asked for late
 
     @property
     def broken(self) -> int:
         return self._reader.broken
 
     def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._read()
+        finally:
+            self._is_read.set()
+
+    def _read(self) -> Iterator[str]:
         sizes = [size_of(file) for file in self._files]
         done, total = 0, sum(sizes)
         for file, size in zip(self._files, sizes, strict=True):
@@ -177,6 +218,8 @@ class _Texts:
                 # Within a file, characters stand for bytes.
                 self._progress("Reading", done + min(size, self.characters - before), total)
                 yield document.text
+                if self._is_stopped:
+                    return
             done += size
             self._progress("Reading", done, total)
         self._merging()
