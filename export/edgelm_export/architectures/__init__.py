@@ -12,7 +12,7 @@ from edgelm_export.architectures.apertus import APERTUS, APERTUS_1P5
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
-from edgelm_export.architectures.bart import BART, BLENDERBOT, M2M_100, MARIAN, MBART, PEGASUS
+from edgelm_export.architectures.bart import BART, BLENDERBOT, M2M_100, MARIAN, MBART, PEGASUS, PLBART
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
@@ -78,7 +78,6 @@ from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.phimoe import PHIMOE
-from edgelm_export.architectures.plbart import PLBART
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
 from edgelm_export.architectures.qwen3 import QWEN3

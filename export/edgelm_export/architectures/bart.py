@@ -89,10 +89,12 @@ def _to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **
     return pair(values, stacks[0], stacks[1] | head)
 
 
-def _to_mbart_config(values: dict[str, Any]) -> ModelConfig:
-    # transformers has no token to begin with for it, and then takes this one.
-    values = {"decoder_start_token_id": values["bos_token_id"], **values}
-    return _to_model_config(values, norm_placement="pre", final_norm=True)
+def _beginning_with_bos(values: dict[str, Any], **features: Any) -> ModelConfig:
+    """Return the config of a family whose answers begin with their language, where the folder says which.
+
+    transformers has no token to begin with for it else, and then takes this one.
+    """
+    return _to_model_config({"decoder_start_token_id": values["bos_token_id"], **values}, **features)
 
 
 def _to_m2m_100_config(values: dict[str, Any]) -> ModelConfig:
@@ -132,12 +134,28 @@ BART = Architecture(
     ),
     gguf=None,
 )
+_BEGINNING_WITH_BOS = {key: value for key, value in BART.defaults.items() if key != "decoder_start_token_id"}
+# Which reads and writes programs.
+PLBART = dataclasses.replace(
+    BART,
+    model_type="plbart",
+    defaults={
+        **_BEGINNING_WITH_BOS,
+        "vocab_size": 50005,
+        "d_model": 768,
+        "scale_embedding": True,
+        **{f"{stack}_layers": 6 for stack in ("encoder", "decoder")},
+        **{f"{stack}_attention_heads": 12 for stack in ("encoder", "decoder")},
+        **{f"{stack}_ffn_dim": 3072 for stack in ("encoder", "decoder")},
+    },
+    read_config=_beginning_with_bos,
+)
 # Of many languages, also mBART-50.
 MBART = dataclasses.replace(
     BART,
     model_type="mbart",
-    defaults={key: value for key, value in BART.defaults.items() if key != "decoder_start_token_id"},
-    read_config=_to_mbart_config,
+    defaults=_BEGINNING_WITH_BOS,
+    read_config=lambda values: _beginning_with_bos(values, norm_placement="pre", final_norm=True),
     layout=dataclasses.replace(BART.layout, names=_names("pre")),
 )
 # Which talks; its positions begin at row 0.
