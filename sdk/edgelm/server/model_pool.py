@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ class LoadedModel:
     size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
     made_of: Mapping[Path, object]  # of its package and of each adapter a file, and its state before the loading
+    base: LoadedModel | None = None  # of one with an adapter as its default: the model
     users: int = 0
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
     last_used: float = field(default_factory=time.monotonic)
@@ -78,42 +79,17 @@ class LoadedModel:
 
     def release(self) -> None:
         """End one use of the model, as a `with` block does at its end."""
-        self.users -= 1
-        self.last_used = time.monotonic()
+        used = self.base or self
+        used.users -= 1
+        used.last_used = time.monotonic()
 
     def keep_for(self, seconds: float | None) -> None:
         """Set how long the model stays without a request."""
-        self.keep_alive = seconds
+        (self.base or self).keep_alive = seconds
 
-    def adapted(self, adapter: str) -> LoadedAdapter:
-        """Return the model as those have it who ask for one of its adapters."""
-        return LoadedAdapter(
-            name=adapter,
-            model=self.model.adapted(adapter),
-            engine=self.engine,
-            turns=self.turns,
-            max_batch=self.max_batch,
-            size=self.size,
-            keep_alive=self.keep_alive,
-            made_of=self.made_of,
-            scoring=self.scoring,
-            base=self,
-        )
-
-
-@dataclass(eq=False, kw_only=True)
-class LoadedAdapter(LoadedModel):
-    """A loaded model with an adapter as its default; who uses it uses the model."""
-
-    base: LoadedModel
-
-    def release(self) -> None:
-        """End one use of the model."""
-        self.base.release()
-
-    def keep_for(self, seconds: float | None) -> None:
-        """Set how long the model stays without a request."""
-        self.base.keep_for(seconds)
+    def adapted(self, adapter: str) -> LoadedModel:
+        """Return the model as those have it who ask for one of its adapters; who uses that uses the model."""
+        return replace(self, name=adapter, model=self.model.adapted(adapter), base=self)
 
 
 @dataclass(frozen=True, kw_only=True)
