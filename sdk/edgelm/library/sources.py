@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgelm.arguments import did_you_mean
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
@@ -26,24 +26,9 @@ from edgelm.shell_word import shell_word
 # Beside the files of a source: where they came from, and their hashes.
 RECORD_NAME = "source.json"
 _FACTS = ("repository", "revision", "package", "version", "license")  # of them, what a manifest passes on
-
-
-class Source(Protocol):
-    """A place that a model's original comes from."""
-
-    @property
-    def reference(self) -> str:
-        """What a user types for it."""
-
-    @property
-    def name(self) -> str:
-        """The name that the library gives it, unless the user chooses another."""
-
-    def fetch(self, staging: Path, options: FetchOptions) -> tuple[Path, dict[str, Any]]:
-        """Bring the files into one folder inside `staging`, going on from what an earlier call left there.
-
-        Returns that folder, and what is known of the files: their licence, revision and the like.
-        """
+# A place that a model's original comes from. `fetch` brings the files into one folder inside `staging`, going on from
+# what an earlier call left there; it returns that folder, and what is known of the files: licence, revision and the like.
+Source = KnownSource | HubSource
 
 
 def resolve(reference: str) -> Source:
