@@ -19,7 +19,7 @@ from edgelm.memory import huge_pages
 from edgelm.memory.available_memory import available_memory
 from edgelm.memory.cache_layout import StateLayout, cache_layout
 from edgelm.memory.holders import Holders
-from edgelm.memory.out_of_memory import out_of_memory
+from edgelm.memory.out_of_memory import memory_errors_told
 from edgelm.memory.returned_memory import CAN_RETURN, give_back
 from edgelm.memory.saved_cache import WITHOUT, SavedCache, parts_of
 from edgelm.memory.snapshots import Snapshots, States
@@ -39,6 +39,7 @@ KeysOrValues = NDArray[np.float32 | np.int8]
 _Fetch = Callable[[Sequence[KeysOrValues], int, int], None]
 
 
+@memory_errors_told()
 def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     """Return the arrays of a model's `cache_layout`.
 
@@ -53,11 +54,8 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     kept = [buffer for buffer in layout[:count] if buffer.window is None]
     if len(kept) < count or len(set(kept)) > 1:
         kept = []
-    try:
-        arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type) if kept else []
-        return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
-    except MemoryError as error:
-        raise out_of_memory(error) from error
+    arrays = huge_pages.zeros(len(kept), kept[0].shape(rows, capacity), kept[0].type) if kept else []
+    return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
 
 
 def most_bytes(config: ModelConfig, tokens: int | None = None) -> int:

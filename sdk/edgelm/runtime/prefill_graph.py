@@ -1,4 +1,4 @@
-"""PrefillGraph: the graph of a package that reads prompts into a cache, in ONNX Runtime.
+"""The prefill graph: the graph of a package that reads prompts into a cache, in ONNX Runtime.
 
 It gives the keys and values that the decoder's graph goes on from, faster and a little less precisely, and no logits.
 Floats are written in place; beside int8, it gives those of the new tokens. Shapes: B batch, T query tokens, C capacity
@@ -18,54 +18,45 @@ from numpy.typing import NDArray
 from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.runtime.binding import Graph
-from edgelm.runtime.decoder_graph import DecoderGraph, GraphValue
+from edgelm.runtime.decoder_graph import GraphValue
 from edgelm.runtime.stop_switch import StopSwitch
 
 _INT8 = "tensor(int8)"
 _OF_THE_HEAD = {"num_logits_to_keep"}  # of a decoder's inputs, what is there for its logits
 
 
-class PrefillGraph:
-    """Read tokens into caches that the decoder's graph works on in place.
+def read_prompt(graph: Graph, token_ids: Sequence[int], cache: KVCache, stop: StopSwitch | None) -> None:
+    """Write the keys and values of T tokens behind those in `cache`, which has room for them, and on which the
+    decoder's graph works in place.
 
     graph: in ONNX Runtime, with the decoder's facts: both have the same names for the cache.
+
+    Raises:
+        StoppedError: `stop` was pressed.
     """
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-
-    def read(self, token_ids: Sequence[int], cache: KVCache, stop: StopSwitch | None) -> None:
-        """Write the keys and values of T tokens behind those in `cache`, which has room for them.
-
-        Raises:
-            StoppedError: `stop` was pressed.
-        """
-        graph, facts = self._graph, self._graph.facts
-        first, length = cache.length, cache.length + len(token_ids)
-        mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
-        inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
-        past, others = cache.buffers[: len(facts.past)], graph.others(cache.other_buffers, len(token_ids))
-        present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if _gives_new_alone(facts) else past
-        inputs |= zip(facts.past, past, strict=True)
-        outputs = dict(zip(facts.present, present, strict=True))
-        for other in others:
-            inputs, outputs = inputs | other.inputs, outputs | other.outputs
-        # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
-        values, results = ({name: graph.value(array) for name, array in ones.items()} for ones in (inputs, outputs))
-        binding = graph.session.io_binding()
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in results.items():
-            binding.bind_ortvalue_output(name, value)
-        graph.run(binding, stop, others, (length,))
-        if present is not past:
-            for buffer, new in zip(past, present, strict=True):
-                buffer[:, :, first:length] = new
-
-
-def _gives_new_alone(facts: DecoderGraph) -> bool:
-    """Tell whether a prefill graph leaves it to its caller to put new keys and values behind the others."""
-    return facts.cache_type == np.int8
+    facts = graph.facts
+    first, length = cache.length, cache.length + len(token_ids)
+    mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
+    inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
+    past, others = cache.buffers[: len(facts.past)], graph.others(cache.other_buffers, len(token_ids))
+    # Of int8 the graph leaves it to its caller to put what is new behind the others.
+    gives_new_alone = facts.cache_type == np.int8
+    present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if gives_new_alone else past
+    inputs |= zip(facts.past, past, strict=True)
+    outputs = dict(zip(facts.present, present, strict=True))
+    for other in others:
+        inputs, outputs = inputs | other.inputs, outputs | other.outputs
+    # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
+    values, results = ({name: graph.value(array) for name, array in ones.items()} for ones in (inputs, outputs))
+    binding = graph.session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in results.items():
+        binding.bind_ortvalue_output(name, value)
+    graph.run(binding, stop, others, (length,))
+    if present is not past:
+        for buffer, new in zip(past, present, strict=True):
+            buffer[:, :, first:length] = new
 
 
 def check_prefill_graph(

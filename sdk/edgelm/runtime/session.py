@@ -37,7 +37,7 @@ from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, forget_half_written, works_in_place
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
-from edgelm.runtime.prefill_graph import PrefillGraph, check_prefill_graph
+from edgelm.runtime.prefill_graph import check_prefill_graph, read_prompt
 from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.row_steps import step_rows
 from edgelm.runtime.session_options import SessionOptions
@@ -109,13 +109,13 @@ class DecoderSession(Returned):
             self._single_steps = SingleSteps(
                 self.config, options.threads or usable_cores(), partial(InPlaceBinding, self._graph)
             )
-        self._prefill: PrefillGraph | None = None
+        self._prefill: Graph | None = None
         prefill_path = folder / PREFILL_FILE
         if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
             prefill, _ = self._read(prefill_path)
             started = onnx_runtime.start(self._runtime, prefill, prefill_path, options, multiplies_integers=True)
             check_prefill_graph(prefill_path, *_values_of(started), inputs, outputs)
-            self._prefill = PrefillGraph(Graph(self._runtime, started, decoder, self.config, provider.device))
+            self._prefill = Graph(self._runtime, started, decoder, self.config, provider.device)
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
         end_with_program(self._use, self)
@@ -345,7 +345,7 @@ class DecoderSession(Returned):
         length = cache.length + len(token_ids)
         self._make_room(cache, length)
         try:
-            self._prefill.read(token_ids, cache, stop)
+            read_prompt(self._prefill, token_ids, cache, stop)
         except BaseException as error:
             forget_half_written(cache, error)
             raise

@@ -12,7 +12,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +21,15 @@ from edgelm.memory.kv_batch import KVRow
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.mirrored_memory import MirroredBuffers, Row
 from edgelm.memory.returned_memory import give_back
+from edgelm.runtime.binding import InPlaceBinding
 
 # Eight rows give eight tokens for the time of three; more gain little (docs/results/speculation.md).
 MOST_ROWS = 8
 _PROBE_START = 9  # tokens before the probe
 
 
-class Step(Protocol):
-    """A graph bound to the buffers of B rows."""
-
-    def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
-
-
 # Of the buffers of B rows, and the adapter of each.
-Bind = Callable[[list[KeysOrValues], list[str | None]], Step]
+Bind = Callable[[list[KeysOrValues], list[str | None]], InPlaceBinding]
 
 
 class _Mirror:
@@ -53,7 +46,7 @@ class _Mirror:
             buffers[i] = mirrored
             give_back(buffer)
         self._buffer = weakref.ref(cache.buffers[0])
-        self.steps: dict[tuple[int, str | None], Step] = {}  # by the number of rows, and their adapter
+        self.steps: dict[tuple[int, str | None], InPlaceBinding] = {}  # by the number of rows, and their adapter
 
     def is_of(self, cache: KVCache) -> bool:
         """Whether the cache's buffers are still these: it makes others when it grows."""
