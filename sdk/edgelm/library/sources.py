@@ -27,7 +27,7 @@ from edgelm.shell_word import shell_word
 RECORD_NAME = "source.json"
 _FACTS = ("repository", "revision", "package", "version", "license")  # of them, what a manifest passes on
 # A place that a model's original comes from. `fetch` brings the files into one folder inside `staging`, going on from
-# what an earlier call left there; it returns that folder, and what is known of the files: licence, revision and the like.
+# what an earlier call left there; it returns that folder, and what is known of the files: licence, revision and more.
 Source = KnownSource | HubSource
 
 
