@@ -34,7 +34,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module, "_RETRY_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(remote_file, "_RETRY_WAITS", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from loopback_server import LoopbackServer
 
 from edgelm.errors import DownloadError
-from edgelm.library import download as download_module
+from edgelm.library import remote_file
 from edgelm.library.download import download
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_source import HubSource
@@ -81,7 +81,7 @@ def test_an_answer_that_is_none_is_a_download_error(
     case: str, connections: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, message = ANSWERS[case]
-    monkeypatch.setattr(download_module, "_RETRY_WAITS", (0.01,))
+    monkeypatch.setattr(remote_file, "_RETRY_WAITS", (0.01,))
     size = 5 if connections == 1 else 64 << 20  # a large file comes in pieces
     with answering(answer) as url, pytest.raises(DownloadError) as caught:
         download(RemoteFile(url=url, size=size, sha256="0" * 64), tmp_path / "model.bin", connections=connections)

@@ -21,14 +21,12 @@ from edgelm.library.remote_file import (
     is_passing,
     open_range,
     read_block,
+    retry_waits,
     starts_at,
     wait_after,
     whole_number,
 )
 from edgelm.package.manifest import sha256_of
-
-# Waits between attempts that bring nothing; an attempt that brings bytes starts the series anew.
-_RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def download(remote: RemoteFile, target: Path, progress: Progress | None = None, *, connections: int = 1) -> None:
@@ -47,8 +45,8 @@ def download(remote: RemoteFile, target: Path, progress: Progress | None = None,
     target.parent.mkdir(parents=True, exist_ok=True)
     transfer = _Transfer(remote, target, progress)
     if not transfer.received:  # a part that one connection began, one connection ends
-        download_in_pieces(remote, target, transfer.part, progress, connections, _RETRY_WAITS)
-    waits = iter(_RETRY_WAITS)
+        download_in_pieces(remote, target, transfer.part, progress, connections)
+    waits = retry_waits()
     while not transfer.is_complete():
         before = transfer.received
         try:
@@ -56,7 +54,7 @@ def download(remote: RemoteFile, target: Path, progress: Progress | None = None,
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = explain(error, remote, target)
             if transfer.received > before:
-                waits = iter(_RETRY_WAITS)
+                waits = retry_waits()
             wait = next(waits, None)
             if not is_passing(error) or wait is None:
                 raise problem from error

@@ -21,6 +21,7 @@ from edgelm.library.remote_file import (
     is_passing,
     open_range,
     read_block,
+    retry_waits,
     starts_at,
     wait_after,
 )
@@ -32,12 +33,7 @@ PIECES_SUFFIX = ".pieces"
 
 
 def download_in_pieces(
-    remote: RemoteFile,
-    target: Path,
-    part: Path,
-    progress: Progress | None,
-    connections: int,
-    retry_waits: tuple[float, ...],
+    remote: RemoteFile, target: Path, part: Path, progress: Progress | None, connections: int
 ) -> None:
     """Bring the bytes of `remote` into the file `part`, over several connections; their hash is the caller's to check.
 
@@ -49,7 +45,7 @@ def download_in_pieces(
     """
     if remote.size is None or remote.sha256 is None or remote.size < 2 * _PIECE_BYTES:
         return
-    pieces = _Pieces(remote, target, retry_waits)
+    pieces = _Pieces(remote, target)
     if connections < 2 and not pieces.received:
         pieces.discard()
         return
@@ -65,7 +61,7 @@ def download_in_pieces(
 
 def bytes_in_pieces(remote: RemoteFile, target: Path) -> int:
     """Return how many bytes of whole pieces an earlier call has left."""
-    return 0 if remote.size is None else _Pieces(remote, target, ()).received
+    return 0 if remote.size is None else _Pieces(remote, target).received
 
 
 class _NoRangesError(Exception):
@@ -75,9 +71,9 @@ class _NoRangesError(Exception):
 class _Pieces:
     """The pieces of one file: `<target>.pieces` has their bytes, `<target>.pieces.done` a line for each whole one."""
 
-    def __init__(self, remote: RemoteFile, target: Path, retry_waits: tuple[float, ...]) -> None:
+    def __init__(self, remote: RemoteFile, target: Path) -> None:
         assert remote.size is not None
-        self._remote, self._target, self._size, self._retry_waits = remote, target, remote.size, retry_waits
+        self._remote, self._target, self._size = remote, target, remote.size
         self._data = target.with_name(f"{target.name}{PIECES_SUFFIX}")
         self._journal = target.with_name(f"{target.name}{PIECES_SUFFIX}.done")
         self._header = f"{remote.sha256} {remote.size} {_PIECE_BYTES}"
@@ -149,7 +145,7 @@ class _Pieces:
     def _bring_piece(self, index: int, file: IO[bytes]) -> bool:
         """Fetch one piece; False: this connection gives up, and leaves it to the others."""
         first, end = index * _PIECE_BYTES, index * _PIECE_BYTES + self._length(index)
-        waits = iter(self._retry_waits)
+        waits = retry_waits()
         while first < end:
             before = first
             try:
@@ -164,7 +160,7 @@ class _Pieces:
                     return False
                 self._stopped.wait(wait_after(error, wait))
             if first > before:
-                waits = iter(self._retry_waits)
+                waits = retry_waits()
             if self._stopped.is_set():
                 return False
         return True

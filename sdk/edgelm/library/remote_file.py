@@ -6,7 +6,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ Progress = Callable[[str, int, int | None], None]
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 30.0
+# Waits between attempts that bring nothing; an attempt that brings bytes starts the series anew.
+_RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
 # A server that asks for patience gets it, within what somebody who watches would give.
 _LONGEST_WAIT = 60.0
@@ -92,6 +94,11 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, urllib.error.URLError):
         return isinstance(error.reason, (TimeoutError, ConnectionError))
     return isinstance(error, (http.client.HTTPException, TimeoutError, ConnectionError))
+
+
+def retry_waits() -> Iterator[float]:
+    """Return the seconds to wait after each of several failures in turn; at its end it is time to give up."""
+    return iter(_RETRY_WAITS)
 
 
 def wait_after(error: Exception, planned: float) -> float:
