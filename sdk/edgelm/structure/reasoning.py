@@ -36,33 +36,27 @@ FORMATS = (
     # Qwen3, QwQ, DeepSeek-R1 and what was distilled from it, SmolLM3, Phi-4-reasoning; OLMo 3's prompt ends with the
     # first mark, and its template has no other.
     ReasoningFormat(
-        start="<think>", end="</think>", signs=("<think>", "</think>"), control_tokens=("<think>", "</think>")
+        start="<think>", end="</think>", signs=("<think>", "</think>"), control_tokens=("<think>", "</think>"),
     ),
     # GPT-OSS (https://github.com/openai/harmony); a prompt ends with <|start|>assistant.
     ReasoningFormat(
-        start="<|channel|>analysis<|message|>",
-        end="<|end|>",
-        signs=("<|channel|>analysis<|message|>",),
+        start="<|channel|>analysis<|message|>", end="<|end|>", signs=("<|channel|>analysis<|message|>",),
         control_tokens=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"),
         splitter=ChannelSplitter,
     ),
     # Seed-OSS.
     ReasoningFormat(
-        start="<seed:think>",
-        end="</seed:think>",
-        signs=("<seed:think>",),
+        start="<seed:think>", end="</seed:think>", signs=("<seed:think>",),
         control_tokens=("<seed:think>", "</seed:think>"),
     ),
     # Gemma 4.
     ReasoningFormat(
-        start="<|channel>thought",
-        end="<channel|>",
-        signs=("<|channel>thought",),
+        start="<|channel>thought", end="<channel|>", signs=("<|channel>thought",),
         control_tokens=("<|channel>", "<channel|>"),
     ),
     # Magistral since 2507 (before, `<think>`), Ministral 3 Reasoning.
     ReasoningFormat(start="[THINK]", end="[/THINK]", signs=("[THINK]",), control_tokens=("[THINK]", "[/THINK]")),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
