@@ -47,24 +47,8 @@ class ChatRows:
 
     def batch(self, first: int, count: int) -> Batch:
         """Return rows first to first + count - 1 of the endless sequence; row `rows_per_epoch` begins epoch 1."""
-        shape = (count, self.sequence_length)
-        ids_BT = np.zeros(shape, np.int64)
-        targets_BT = np.full(shape, NO_TARGET, np.int64)
-        documents_BT = np.full(shape, PADDING, np.int64)
-        for place in range(count):
-            start = 0
-            for number in self._conversations(first + place):
-                ids, learned = self.chats[number]
-                stop = start + len(ids)
-                ids_BT[place, start:stop] = ids
-                targets_BT[place, start : stop - 1] = np.where(learned[1:], ids[1:], NO_TARGET)
-                documents_BT[place, start:stop] = number
-                start = stop
-        return Batch(
-            ids_BT=torch.from_numpy(ids_BT),
-            targets_BT=torch.from_numpy(targets_BT),
-            documents_BT=torch.from_numpy(documents_BT),
-        )
+        rows = [self._conversations(first + place) for place in range(count)]
+        return batch_of_chats(self.chats, rows, self.sequence_length)
 
     def describe(self, row: int) -> str:
         """Name the conversations of a row: files and lines."""
@@ -72,6 +56,26 @@ class ChatRows:
 
     def _conversations(self, row: int) -> Sequence[int]:
         return self._rows[row_at(row, self.rows_per_epoch, seed=self.seed)]
+
+
+def batch_of_chats(chats: Chats, rows: Sequence[Sequence[int]], length: int) -> Batch:
+    """Return rows of the conversations of these numbers, one after another, padded to `length`."""
+    ids_BT = np.zeros((len(rows), length), np.int64)
+    targets_BT, documents_BT = np.full_like(ids_BT, NO_TARGET), np.full_like(ids_BT, PADDING)
+    for place, numbers in enumerate(rows):
+        start = 0
+        for number in numbers:
+            ids, learned = chats[number]
+            stop = start + len(ids)
+            ids_BT[place, start:stop] = ids
+            targets_BT[place, start : stop - 1] = np.where(learned[1:], ids[1:], NO_TARGET)
+            documents_BT[place, start:stop] = number
+            start = stop
+    return Batch(
+        ids_BT=torch.from_numpy(ids_BT),
+        targets_BT=torch.from_numpy(targets_BT),
+        documents_BT=torch.from_numpy(documents_BT),
+    )
 
 
 def _pack(lengths: Sequence[int], size: int) -> list[list[int]]:

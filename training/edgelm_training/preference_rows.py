@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from edgelm.errors import DataError
-from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
+from edgelm_training.batches import Batch, describe_places
+from edgelm_training.chat_rows import batch_of_chats
 from edgelm_training.chats import Chats
 from edgelm_training.row_order import row_at
 
@@ -39,20 +39,9 @@ class PreferenceRows:
 
     def batch(self, first: int, count: int) -> Batch:
         """Return pairs first to first + count - 1 of the endless sequence, two rows each."""
-        chats = [self.chats[2 * self._pair(first + i) + side] for i in range(count) for side in (0, 1)]
-        shape = (len(chats), max(len(ids) for ids, _ in chats))
-        ids_BT = np.zeros(shape, np.int64)
-        targets_BT = np.full(shape, NO_TARGET, np.int64)
-        documents_BT = np.full(shape, PADDING, np.int64)
-        for row, (ids, learned) in enumerate(chats):
-            ids_BT[row, : len(ids)] = ids
-            targets_BT[row, : len(ids) - 1] = np.where(learned[1:], ids[1:], NO_TARGET)
-            documents_BT[row, : len(ids)] = row
-        return Batch(
-            ids_BT=torch.from_numpy(ids_BT),
-            targets_BT=torch.from_numpy(targets_BT),
-            documents_BT=torch.from_numpy(documents_BT),
-        )
+        chats = [2 * self._pair(first + place) + side for place in range(count) for side in (0, 1)]
+        longest = max(len(self.chats[number][0]) for number in chats)
+        return batch_of_chats(self.chats, [(number,) for number in chats], longest)
 
     def describe(self, row: int) -> str:
         """Name the file and the line of a pair."""
