@@ -219,6 +219,12 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
         assert Sampler(GenerationConfig(temperature=temperature)).sample(row) == row.argmax()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tiny_temperature_beside_a_large_bias_is_no_reason_for_a_warning() -> None:
+    config = GenerationConfig(temperature=1e-30, logit_bias={3: -1e9, 5: 1e9})
+    assert Sampler(config).sample(np.zeros(8, np.float32)) == 5
+
+
 def test_impossible_tokens_may_have_minus_infinity() -> None:
     row = np.full(300, -np.inf, np.float32)
     row[[5, 290]] = 1.0

@@ -102,9 +102,11 @@ def penalize_repeated_sequences(logits_V: Logits, config: GenerationConfig, hist
 
 def scale_by_temperature(logits_V: Logits, config: GenerationConfig) -> None:
     """Divide by the temperature: below 1 the likely tokens gain, above 1 the unlikely ones."""
-    # With the maximum at 0 and this floor, no temperature above 0 makes a logit overflow.
     logits_V -= logits_V.max()
-    logits_V /= np.float32(max(config.temperature, 1e-30))
+    # With the maximum at 0 and this floor, no temperature above 0 makes one of a model's logits overflow. What a bias
+    # or a penalty puts far below them does, to -inf, which is as good as banned, and no reason for a warning.
+    with np.errstate(over="ignore"):
+        logits_V /= np.float32(max(config.temperature, 1e-30))
 
 
 def keep_top_k(logits_V: Logits, config: GenerationConfig) -> None:
