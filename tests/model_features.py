@@ -258,6 +258,9 @@ FEATURES = {
         "qk_norm": True, "qk_norm_scope": "turned_head", "rope_scaling": LONGROPE,
     },
     "a norm of the embeddings": {"embedding_norm": True, "norm": "layer"},
+    "a norm of the embeddings, before positions are added": {
+        "embedding_norm": True, "embedding_norm_first": True, "position": "learned", "embedding_multiplier": 0.01,
+    },
     "a bias of the head": {"lm_head_bias": True, "tie_word_embeddings": False},
     "a bias of the tied head, scaled and capped": {
         "lm_head_bias": True, "logits_scaling": 2.0, "final_logit_softcapping": 3.0,

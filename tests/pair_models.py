@@ -52,6 +52,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("bart", BART),
     "bart that begins with a language": ("bart", BART | {"forced_bos_token_id": 5, "scale_embedding": True}),
     "blenderbot": ("blenderbot", BART | {"scale_embedding": True}),
+    "blenderbot-small": ("blenderbot-small", BART),
     "marian": ("marian", MARIAN),
     "marian without its padding": ("marian", MARIAN | {"bad_words_ids": [[0]]}),
     "m2m_100": ("m2m_100", M2M_100),

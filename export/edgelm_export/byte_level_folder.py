@@ -160,7 +160,7 @@ def byte_level_files(
     says_all = isinstance(config.get("added_tokens_decoder"), Mapping)
     settings = _Settings(folder=folder, config=config, older={} if says_all else files.get(_SPECIAL_TOKENS, {}))
     named, more = _named_tokens(class_, settings), _more_tokens(settings)
-    base = _checked_ids(vocabulary, folder / VOCABULARY)
+    base = checked_ids(vocabulary, folder / VOCABULARY)
     listed = sorted(listed_tokens(config, files.get(ADDED_TOKENS, {}), folder), key=itemgetter(0))
     ids = _with_listed(base, listed, folder / (TOKENIZER_CONFIG if says_all else ADDED_TOKENS))
     added = _added_tokens(ids, [token for _, token in listed], named.values(), more)
@@ -204,7 +204,12 @@ def _more_tokens(settings: _Settings) -> list[Mapping[str, Any]]:
     return [token for token in (settings.token(key, value) for value in values) if token["content"]]
 
 
-def _checked_ids(vocabulary: Mapping[str, Any], path: Path) -> dict[str, int]:
+def checked_ids(vocabulary: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Return a vocabulary's ids.
+
+    Raises:
+        CheckpointError: one is no id, or another token has it too.
+    """
     by_id: dict[int, str] = {}
     for token, index in vocabulary.items():
         if type(index) is not int or not 0 <= index < _IDS:

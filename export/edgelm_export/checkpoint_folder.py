@@ -12,6 +12,7 @@ from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
 from edgelm.text.chat_template import named_templates, template_of
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
+from edgelm_export.blenderbot_small_tokenizer import blenderbot_small_files, is_blenderbot_small
 from edgelm_export.byt5_tokenizer import BYT5, byt5_files
 from edgelm_export.byte_level_folder import (
     BYTE_LEVEL_FILES,
@@ -187,8 +188,11 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
             f"{VOCABULARY} with {MERGES}; edgelm needs one of them. Save the tokenizer there with transformers: "
             'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
         )
+    read = functools.partial(read_json_object, folder, VOCABULARY)
+    if is_blenderbot_small(settings):
+        return blenderbot_small_files(folder, read(), read_text(folder, MERGES), settings)
     class_ = tokenizer_class(folder, settings)
-    return byte_level_files(class_, folder, read_json_object(folder, VOCABULARY), read_text(folder, MERGES), settings)
+    return byte_level_files(class_, folder, read(), read_text(folder, MERGES), settings)
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, str]:

@@ -106,19 +106,25 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], config: Mo
     multiplier = np.float32(config.embedding_multiplier)
     hidden = [embedding_VD[np.asarray(ids, np.int64)] * multiplier for ids in sequences]
     del embedding_VD
+    if config.embedding_norm_first:
+        hidden = _normed_embedding(checkpoint, config, hidden)
     if config.position in ("learned", *SINUSOIDS):
         if config.position == "learned":
             positions_TD = checkpoint.tensor(f"{stack}.embed_positions.weight")
         else:
             positions_TD = sinusoidal_table(config, longest)
         hidden = [hidden_TD + positions_TD[: len(hidden_TD)] for hidden_TD in hidden]
-    if config.embedding_norm:
-        weights = _weights(checkpoint, f"{stack}.embed_norm.")
-        hidden = [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
+    if config.embedding_norm and not config.embedding_norm_first:
+        hidden = _normed_embedding(checkpoint, config, hidden)
     own = _features_of_layers(checkpoint, sequences, hidden)
     if config.altup_num_inputs > 1:
         hidden = [spread(hidden_TD, _stream_projections(checkpoint, "altup_projections")) for hidden_TD in hidden]
     return [WideStream(config).begun(*pair) for pair in zip(hidden, own, strict=True)]
+
+
+def _normed_embedding(checkpoint: Checkpoint, config: ModelConfig, hidden: Sequence[Array]) -> list[Array]:
+    weights = _weights(checkpoint, f"{_stack_name(checkpoint, config)}.embed_norm.")
+    return [norm(config, weights, "", hidden_TD) for hidden_TD in hidden]
 
 
 def _features_of_layers(

@@ -76,9 +76,12 @@ class Stack(ABC):
         if config.embedding_multiplier != 1.0:
             multiplier = graph.constant(config.embedding_multiplier, np.float32)
             hidden = graph.node("Mul", [hidden, multiplier], f"{name}.multiplied")
+        if config.embedding_norm_first:
+            hidden = self.norm(hidden, f"{self.name}.embed_norm")
         if config.position in ("learned", *SINUSOIDS):
             hidden = graph.node("Add", [hidden, self.position_embedding()], f"{self.name}.embed_positions.added")
-        return self.norm(hidden, f"{self.name}.embed_norm") if config.embedding_norm else hidden
+        is_last = config.embedding_norm and not config.embedding_norm_first
+        return self.norm(hidden, f"{self.name}.embed_norm") if is_last else hidden
 
     def cos_and_sin(self, kind: str) -> list[str]:
         """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.

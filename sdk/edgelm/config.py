@@ -133,6 +133,7 @@ class ModelConfig(LayerFeatures):
     parallel_residual: bool = False  # attention and feed-forward both read the block's input
     final_norm: bool = True  # behind the last block
     embedding_norm: bool = False
+    embedding_norm_first: bool = False  # before positions are added, not behind
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what each half of a block adds
     multipliers: Multipliers = _NO_MULTIPLIERS  # of what single projections give

@@ -264,6 +264,8 @@ def _check_own_features(config: LayerFeatures) -> None:
             f"hidden_size_per_layer_input is {config.hidden_size_per_layer_input}, with hidden_act 'xielu', which no "
             "features are gated by."
         )
+    if config.embedding_norm_first and not config.embedding_norm:
+        raise ConfigError("embedding_norm_first is true, which needs embedding_norm.")
     if config.head_transform and config.hidden_act == "xielu":
         raise ConfigError("head_transform is true, with hidden_act 'xielu', which no head has.")
     if config.sub_norms and config.norm.endswith("_plain"):

@@ -111,6 +111,8 @@ class LayerFeatures:
     layers_without_rope: tuple[int, ...]
     layers_without_input_norm: tuple[int, ...]
     head_transform: bool
+    embedding_norm: bool
+    embedding_norm_first: bool
     layers_without_experts: tuple[int, ...]
     layers_without_feed_forward: tuple[int, ...]
     attention_sinks: bool

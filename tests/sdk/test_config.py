@@ -235,6 +235,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layers_without_input_norm": (0,), "norm_placement": "post"},
             "layers_without_input_norm is (0,), with norm_placement 'post'; it needs 'pre' or 'both'.",
         ),
+        ({"embedding_norm_first": True}, "embedding_norm_first is true, which needs embedding_norm."),
         (
             {"head_transform": True, "hidden_act": "xielu"},
             "head_transform is true, with hidden_act 'xielu', which no head has.",

@@ -197,12 +197,15 @@ class Stack(nn.Module):
         ids_BT: what was embedded, where each layer has features of a token beside the stream.
         """
         hidden_BTD = scaled(embedded_BTD, self.config.embedding_multiplier)
+        norm = self.embed_norm if self.config.embedding_norm else nn.Identity()
+        if self.config.embedding_norm_first:
+            hidden_BTD = norm(hidden_BTD)
         if self.config.position == "learned":
             hidden_BTD = hidden_BTD + self.embed_positions(view.positions)
         if self.config.position in SINUSOIDS:
             hidden_BTD = hidden_BTD + self.sinusoids_TD[view.positions]
-        if self.config.embedding_norm:
-            hidden_BTD = self.embed_norm(hidden_BTD)
+        if not self.config.embedding_norm_first:
+            hidden_BTD = norm(hidden_BTD)
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
         windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}

@@ -14,6 +14,7 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import BART, BLENDERBOT, M2M_100, MARIAN, MBART, PEGASUS, PLBART
 from edgelm_export.architectures.bitnet import BITNET
+from edgelm_export.architectures.blenderbot_small import BLENDERBOT_SMALL
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
@@ -200,6 +201,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "t5gemma": T5GEMMA,
     "bart": BART,
     "blenderbot": BLENDERBOT,
+    "blenderbot-small": BLENDERBOT_SMALL,
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200
     "mbart": MBART,  # and mBART-50

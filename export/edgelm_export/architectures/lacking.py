@@ -17,7 +17,6 @@ LACKING: Mapping[str, str] = {
     "nllb-moe": _EXPERTS,
     "switch_transformers": _EXPERTS,
     "t5gemma2": "its decoder looks at the source and at earlier tokens by one attention",
-    "blenderbot-small": "its decoder norms embeddings before positions are added to them",
     "encoder-decoder": "its stacks are models of two families",
     "fsmt": "its stacks have two vocabularies",
     "prophetnet": "its decoder predicts several tokens from one place",
