@@ -100,7 +100,7 @@ class ChatSession:
             system=self.system,
             messages=self._messages,
             cache=self._cache,
-            with_cache=with_cache,
+            with_cache=with_cache and self._model.config.encoder is None,  # which reads a source anew in one go
         )
 
     @classmethod

@@ -177,6 +177,10 @@ def test_a_conversation_is_the_source_of_a_model_that_chats(tmp_path: Path, save
         messages = [*session.messages, edgelm.Message(role="user", content=text)]
         answer = "".join(chunk.text for chunk in session.send(text, GREEDY))
         assert answer == loaded.chat(messages, GREEDY).text
+    session.save(tmp_path / "saved")
+    assert edgelm.ChatSession.load(loaded, tmp_path / "saved").messages == session.messages
+    asked = CliRunner().invoke(main, ["chat", str(tmp_path / "package"), "--max-new-tokens", "12"], input=f"{TEXT}\n")
+    assert (asked.exit_code, session.messages[1]["content"] in asked.output) == (0, True), asked.output
 
 
 def test_a_cache_is_of_one_source(exported: Exported, tmp_path: Path) -> None:
