@@ -73,6 +73,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict.fromkeys(("encoder", "decoder"), GEMMA2 | {"attn_logit_softcapping": None, "num_key_value_heads": 4}),
     ),
     "plbart": ("plbart", BART | {"scale_embedding": True}),
+    "mvp": ("mvp", BART | {"scale_embedding": True}),
     "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
 }
 PAIR_TYPES = {model_type for model_type, _ in MODELS.values()}

@@ -68,11 +68,13 @@ CLASSES: Mapping[str, TokenizerClass] = {
         roles=dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
     ),
     "BartTokenizer": _BART,
+    "MvpTokenizer": _BART,
     "RobertaTokenizer": _BART,
 }
 # model_type -> its class, for folders that are older than the setting.
 _CLASS_OF_MODEL = {
     "bart": "BartTokenizer",
+    "mvp": "MvpTokenizer",
     "gpt2": "GPT2Tokenizer",
     "gpt_neox": "GPTNeoXTokenizer",
     "phi": "CodeGenTokenizer",

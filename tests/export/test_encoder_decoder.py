@@ -376,6 +376,7 @@ def test_a_source_belongs_to_a_model_with_an_encoder(answering: edgelm.LanguageM
         ("marian", {"bad_words_ids": [[0, 5]]}, "bad_words_ids is .*; supported is a list of single tokens"),
         ("m2m_100", {"pad_token_id": 0}, "pad_token_id is 0, and positions are counted from behind it; supported is 1"),
         ("t5", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2 and .* 4 or more"),
+        ("mvp", {"use_prompt": True}, "use_prompt is true: each layer has a learned prompt"),
         ("bart", {"decoder_attention_heads": 3}, "tensors do not fit a bart model"),
         ("bart", {"decoder_layers": 4}, r"missing: model\.decoder\.layers\.3\.self_attn\.q_proj\.weight"),
     ],

@@ -12,9 +12,18 @@ from edgelm_export.architectures.apertus import APERTUS, APERTUS_1P5
 from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
-from edgelm_export.architectures.bart import BART, BLENDERBOT, M2M_100, MARIAN, MBART, PEGASUS, PLBART
+from edgelm_export.architectures.bart import (
+    BART,
+    BLENDERBOT,
+    BLENDERBOT_SMALL,
+    M2M_100,
+    MARIAN,
+    MBART,
+    MVP,
+    PEGASUS,
+    PLBART,
+)
 from edgelm_export.architectures.bitnet import BITNET
-from edgelm_export.architectures.blenderbot_small import BLENDERBOT_SMALL
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2
@@ -205,6 +214,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "marian": MARIAN,  # OPUS-MT
     "m2m_100": M2M_100,  # and NLLB-200
     "mbart": MBART,  # and mBART-50
+    "mvp": MVP,
     "pegasus": PEGASUS,
     "plbart": PLBART,
 }

@@ -97,6 +97,15 @@ def _beginning_with_bos(values: dict[str, Any], **features: Any) -> ModelConfig:
     return _to_model_config({"decoder_start_token_id": values["bos_token_id"], **values}, **features)
 
 
+def _to_mvp_config(values: dict[str, Any]) -> ModelConfig:
+    if hf_values.flag(values, "use_prompt"):
+        raise CheckpointError(
+            "config.json: use_prompt is true: each layer has a learned prompt. Supported are models without; take MVP "
+            "itself, or one of its multi-task variants."
+        )
+    return _to_model_config(values)
+
+
 def _to_m2m_100_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("pad_token_id", _PADDING) != _PADDING:
         raise CheckpointError(
@@ -133,6 +142,10 @@ BART = Architecture(
         stacks_of_one=frozenset({"final_logits_bias"}),
     ),
     gguf=None,
+)
+# Which writes texts of many kinds.
+MVP = dataclasses.replace(
+    BART, model_type="mvp", defaults={**BART.defaults, "vocab_size": 50267}, read_config=_to_mvp_config
 )
 _BEGINNING_WITH_BOS = {key: value for key, value in BART.defaults.items() if key != "decoder_start_token_id"}
 # Which reads and writes programs.
@@ -177,6 +190,23 @@ BLENDERBOT = dataclasses.replace(
     },
     read_config=lambda values: _to_model_config(values, norm_placement="pre", final_norm=True, embedding_norm=False),
     layout=dataclasses.replace(BART.layout, names=_names("pre"), rows_before={}),
+)
+# The 90M. transformers 5 scales the embeddings of its encoder alone; its Flax model, as the models' own code, of both.
+BLENDERBOT_SMALL = dataclasses.replace(
+    BART,
+    model_type="blenderbot-small",
+    defaults={
+        **BART.defaults,
+        "d_model": 512,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "decoder_start_token_id": 1,
+        **{f"{stack}_layers": 8 for stack in ("encoder", "decoder")},
+        **{f"{stack}_ffn_dim": 2048 for stack in ("encoder", "decoder")},
+    },
+    read_config=lambda values: dataclasses.replace(_to_model_config(values), embedding_norm_first=True),
+    layout=dataclasses.replace(BART.layout, rows_before={}),
 )
 MARIAN = dataclasses.replace(
     BART,
