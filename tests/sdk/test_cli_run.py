@@ -92,6 +92,13 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_that_is_piped_in_is_no_prompt(says_sea, encoding):
+    result = run(TINY, stdin="The sea is blue.".encode(encoding))
+    assert (result.exit_code, result.stdout, says_sea) == (1, "", [])
+    assert "error: What is piped in is no text in UTF-8: it has the character NUL." in result.stderr
+
+
 def test_an_argument_that_is_not_utf8_is_repaired(says_sea):
     run(TINY, "caf\udce9", "--system", "th\udce9")
     assert [message["content"] for message in says_sea[0]] == ["th�", "caf�"]

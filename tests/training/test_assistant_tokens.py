@@ -314,6 +314,10 @@ def test_a_template_that_knows_tools_and_leaves_calls_out_is_an_error(tok: Token
     assert "add⟦" not in marked(source, tok, HI[0], calling, *HI, learned={3})
     writing = source.replace("(message['content'] or '')", "(message.tool_calls[0].function.name or '')", 1)
     assert "⟦add<|im_end|>⟧" in marked(writing, tok, HI[0], calling)
+    with pytest.raises(ChatTemplateError, match=r"does not write the content of messages\[1\] beside its tool_calls\."):
+        marked(writing, tok, HI[0], {**calling, "content": "A sum."})  # as Llama 3's
+    both = writing.replace("(message.tool", "(message.content.strip() + message.tool")
+    assert "⟦A sum.add<|im_end|>⟧" in marked(both, tok, HI[0], {**calling, "content": "A sum.\n"})
 
 
 def test_a_template_that_leaves_the_last_thought_out_is_an_error(tok: Tokenizer) -> None:

@@ -302,6 +302,11 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "no UTF-8": ("a.txt", b"One\nTw\xe4\n", "a.txt:2: byte 0xE4 at column 3 is no UTF-8."),
     "Latin-1": ("a.txt", "Tür".encode("latin-1"), "is no UTF-8. Text in an older encoding (Latin-1, Windows-1252, …)"),
     "UTF-16": ("a.txt", "One".encode("utf-16"), "is no UTF-8. It is text in UTF-16: save it as UTF-8 in an editor"),
+    "UTF-16 without a mark": (
+        "a.txt",
+        "1\r\nTwo words".encode("utf-16-le"),
+        "a.txt:2: each second byte is 0. It is text",
+    ),
     "a document of Word": (
         "a.txt",
         b"PK\x03\x04\n\xff",

@@ -198,13 +198,18 @@ class _Rendering:
         raise self._rewritten(number)
 
     def _check_calls(self, said: str, number: int) -> None:
-        """Refuse a template that leaves calls out: the model would learn to say nothing in their place."""
-        calls = self._messages[number].get("tool_calls") or ()
+        """Refuse a template that leaves out calls, or what is said beside them, which would be learned so."""
+        content, calls = self._messages[number].get("content"), self._messages[number].get("tool_calls") or ()
         names = [(call.get("function") or call).get("name", "") for call in calls]
         if not all(name in said for name in names):
             raise ChatTemplateError(
                 f"The chat template does not write the tool_calls of messages[{self._own_numbers[number]}]. Take a "
                 "chat_template.jinja that does, or leave such conversations out."
+            )
+        if calls and isinstance(content, str) and content.strip() not in said:  # Llama 3's
+            raise ChatTemplateError(
+                f"The chat template does not write the content of messages[{self._own_numbers[number]}] beside its "
+                "tool_calls. Take a chat_template.jinja that does, or leave that content out (null)."
             )
 
     def _check_thoughts(self, rendered: str) -> None:

@@ -17,6 +17,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
 LONGEST_DOCUMENT = 1 << 30  # characters
 _UTF16 = "It is text in UTF-16: save it as UTF-8 in an editor, or convert it with iconv -f UTF-16 -t UTF-8."
+_LONG_ENOUGH = 8  # bytes of a line that say of NULs what they are
 _OTHER_TEXT = (
     "Text in an older encoding (Latin-1, Windows-1252, …) is saved as UTF-8 in an editor, or converted with iconv."
 )
@@ -317,10 +318,14 @@ def read_lines(source: SourceFile, span: Span) -> Iterator[tuple[int, bytes]]:
 def _decode(lines: bytes, source: SourceFile, number: int) -> str:
     """Decode a line of a file, or several; `number` is that of the first."""
     try:
-        return lines.decode("utf-8")
+        text = lines.decode("utf-8")
     except UnicodeDecodeError as error:
         line = number + lines.count(b"\n", 0, error.start)
         raise DataError(f"{source.name}:{line}: {_no_utf8(error)} {_what_instead(source)}") from error
+    # Without a byte order mark, UTF-16 in Latin letters is UTF-8 too, in which each second character is a NUL.
+    if len(lines) >= _LONG_ENOUGH and 3 * lines.count(0) >= len(lines):
+        raise DataError(f"{source.name}:{number}: each second byte is 0. {_UTF16}")
+    return text
 
 
 def _no_utf8(error: UnicodeDecodeError) -> str:

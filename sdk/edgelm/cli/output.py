@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import click
 
 from edgelm.completion import Timings, Usage
+from edgelm.errors import ConfigError
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -44,9 +45,19 @@ def ask(question: str, way_out: str) -> None:
 
 
 def piped_lines() -> Iterator[str]:
-    """Yield the lines of standard input; none where it is closed, or open for writing alone, as nohup leaves it."""
+    """Yield the lines of standard input; none where it is closed, or open for writing alone, as nohup leaves it.
+
+    Raises:
+        ConfigError: it has the character NUL, which is in no text.
+    """
     try:
-        yield from sys.stdin or ()
+        for line in sys.stdin or ():
+            if "\0" in line:
+                raise ConfigError(
+                    "What is piped in is no text in UTF-8: it has the character NUL. It is a binary file, or text in "
+                    "UTF-16, which becomes UTF-8 with iconv -f UTF-16 -t UTF-8."
+                )
+            yield line
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
