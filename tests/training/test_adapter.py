@@ -284,6 +284,12 @@ def test_an_adapter_is_merged_into_its_own_base_alone(runs: Path, tiny_chat_mode
         merge_adapter(runs / "lora", tmp_path / "merged", base=tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"is a package, which is run, not trained\. Make a checkpoint folder of"):
         merge_adapter(runs / "lora", tmp_path / "merged", base=tiny_model_path())
+    translator = shutil.copytree(tiny_model_path(), tmp_path / "translator")
+    (translator / "encoder.onnx").touch()
+    with pytest.raises(
+        CheckpointError, match=r"not trained\. With an encoder, it is not read back: import what it was"
+    ):
+        merge_adapter(runs / "lora", tmp_path / "merged", base=translator)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     with pytest.raises(CheckpointError, match="mine is not replaced"):

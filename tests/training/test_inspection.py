@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.cli.main import main
 from edgelm.errors import ContextLengthError
+from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.inspection import Inspection, inspect_text
+from edgelm_training.inspection import HAS_ENCODER, Inspection, inspect_text
 from edgelm_training.inspection_page import inspection_page
 from edgelm_training.model import Transformer
 
@@ -213,6 +215,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert "is no checkpoint folder" in result.stderr
+
+
+def test_a_package_with_an_encoder_is_not_sent_on_to_be_imported(tmp_path: Path) -> None:
+    package = shutil.copytree(tiny_model_path(), tmp_path / "translator")
+    (package / "encoder.onnx").touch()
+    result = run(package, "The sea", "-o", tmp_path / "page.html")
+    assert (result.exit_code, result.stderr) == (1, f"error: {HAS_ENCODER}\n")
 
 
 def test_a_page_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
 from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
+from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
@@ -54,10 +55,13 @@ def check_is_checkpoint(folder: str | Path) -> None:
     has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
     quoted = shell_word(folder)
     if (folder / PACKAGE_FILE).is_file() and not has_weights:
-        raise CheckpointError(
-            f"{folder} is a package, which is run, not trained. Make a checkpoint folder of it: edgelm import {quoted} "
-            "-o checkpoint/"
-        )
+        if (folder / ENCODER_FILE).is_file():
+            way = (
+                "With an encoder, it is not read back: import what it was made of: edgelm import SOURCE -o checkpoint/"
+            )
+        else:
+            way = f"Make a checkpoint folder of it: edgelm import {quoted} -o checkpoint/"
+        raise CheckpointError(f"{folder} is a package, which is run, not trained. {way}")
     if (folder / ADAPTER_CONFIG_FILE).is_file() and not has_weights:
         raise CheckpointError(
             f"{folder} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "

@@ -9,7 +9,7 @@ import click
 from edgelm.cli.generation_options import threads_option
 from edgelm.cli.output import clean_text, piped_lines
 from edgelm.cli.progress import status
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, ConfigError
 
 EXAMPLES = """
 \b
@@ -41,13 +41,16 @@ def inspect(
     """
     # Imported here, so that --help needs no torch.
     from edgelm.files import atomic
+    from edgelm.package.graph_file import ENCODER_FILE
     from edgelm.text.tokenizer import Tokenizer
     from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint
     from edgelm_training.device import choose_device
-    from edgelm_training.inspection import inspect_text
+    from edgelm_training.inspection import HAS_ENCODER, inspect_text
     from edgelm_training.inspection_page import inspection_page
     from edgelm_training.train_config import TrainConfig
 
+    if (model / ENCODER_FILE).is_file():  # a package, of which no checkpoint could be looked into either
+        raise ConfigError(HAS_ENCODER)
     check_is_checkpoint(model)
     with status("Running"):
         where = choose_device(TrainConfig(device=device, precision="fp32", threads=threads)).device

@@ -20,6 +20,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Decoder, Transformer
 
 Array = NDArray[np.float32]
+HAS_ENCODER = "The model has an encoder; models of one stack alone can be looked into."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
         ContextLengthError: there are no tokens, or more than the model's context holds.
     """
     if not isinstance(model.model, Decoder):
-        raise ConfigError("The model has an encoder; models of one stack alone can be looked into.")
+        raise ConfigError(HAS_ENCODER)
     if not ids:
         raise ContextLengthError("The text has no tokens; there is nothing to look at.")
     model.eval()
