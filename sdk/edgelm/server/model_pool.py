@@ -272,7 +272,9 @@ class ModelPool:
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: _state(path) for path in files}
-                await self._make_room(int(memory_to_load(package.manifest, package.config()) * _ROOM_FOR_ANSWERS))
+                # Of a graph that another program wrote, the estimate counts the less, or nothing.
+                needed = max(size, memory_to_load(package.manifest, package.config()))
+                await self._make_room(int(needed * _ROOM_FOR_ANSWERS))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
             raise
