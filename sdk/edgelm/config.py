@@ -51,6 +51,13 @@ SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finit
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
 # The fields that are lists in JSON.
+# What a field that is declared so must be; whole numbers have their bounds beside them.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "true or false"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a text"),
+    "tuple": (tuple, "a list"),
+}
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *LAYERS_WITHOUT)
 
 
@@ -261,12 +268,23 @@ class ModelConfig(LayerFeatures):
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; supported: {', '.join(allowed)}.")
         if self.norm_placement == "shared" and not self.parallel_residual:
             raise ConfigError("norm_placement is 'shared', which needs parallel_residual.")
+        self._check_types()
         self._check_numbers()
-        self._check_switches_and_token_ids()
+        self._check_token_ids()
         check_layers(self)
         check_positions(self)
         if self.encoder is not None:
             self._check_encoder(self.encoder)
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            kind, _, other = str(field.type).partition(" | ")
+            types, word = _TYPES.get(kind.partition("[")[0], (None, ""))
+            value = getattr(self, field.name)
+            if types is None or (other and value is None):
+                continue
+            if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+                raise ConfigError(f"{field.name} is {value!r:.80}; it must be {word}.")
 
     def _check_numbers(self) -> None:
         for field in (
@@ -340,10 +358,7 @@ class ModelConfig(LayerFeatures):
         """What query times key is multiplied by."""
         return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
-    def _check_switches_and_token_ids(self) -> None:
-        for switch in dataclasses.fields(self):
-            if isinstance(switch.default, bool) and not isinstance(getattr(self, switch.name), bool):
-                raise ConfigError(f"{switch.name} is {getattr(self, switch.name)!r}; it must be true or false.")
+    def _check_token_ids(self) -> None:
         for field in (
             "bos_token_id", "eos_token_ids", "decoder_start_token_id", "forced_bos_token_id", "suppressed_token_ids",
         ):  # fmt: skip
@@ -379,7 +394,7 @@ class ModelConfig(LayerFeatures):
         try:
             scaling = dict(fields.get("rope_scaling", {}))
             for group, names in ((scaling, ("short_factor", "long_factor")), (fields, _LISTS)):
-                group.update({name: tuple(group[name]) for name in names if name in group})
+                group.update({name: tuple(group[name]) for name in names if isinstance(group.get(name), list)})
             fields["rope_scaling"] = RopeScaling(**scaling)
             fields["multipliers"] = Multipliers(**fields.get("multipliers", {}))
             encoder = fields.get("encoder")

@@ -40,17 +40,32 @@ def test_fields_with_a_default_may_be_absent() -> None:
         ({"rope_scaling": [1]}, "dictionary"),
         ({"multipliers": {"ssm_y": 2.0}}, "ssm_y"),
         ({"multipliers": [1]}, "mapping"),
-        ({"eos_token_ids": 2}, "int"),
-        ({"layer_types": 2}, "int"),
-        ({"norm_eps": "small"}, "str"),
     ],
 )
-def test_an_unknown_or_mistyped_field_is_an_error(changes: dict[str, Any], named: str) -> None:
+def test_an_unknown_field_is_an_error(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(
         ConfigError, match=r"The 'edgelm' section of config\.json does not fit this version: "
     ) as caught:
         ModelConfig.from_dict(CONFIG.to_dict() | changes)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eos_token_ids": 2}, "eos_token_ids is 2; it must be a list."),
+        ({"layer_types": 2}, "layer_types is 2; it must be a list."),
+        ({"norm_eps": "small"}, "norm_eps is 'small'; it must be a number."),
+        ({"rope_theta": True}, "rope_theta is True; it must be a number."),
+        ({"final_logit_softcapping": [30.0]}, "final_logit_softcapping is [30.0]; it must be a number."),
+        ({"model_type": 3}, "model_type is 3; it must be a text."),
+        ({"qk_norm": 1}, "qk_norm is 1; it must be true or false."),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_its_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(CONFIG.to_dict() | changes)
+    assert str(caught.value) == message
 
 
 def test_a_missing_field_is_an_error_that_names_it() -> None:
