@@ -214,8 +214,7 @@ def _check_model(name_or_path: str) -> Iterator[_Row]:
 
 
 def _check_python() -> Iterator[_Row]:
-    bits = "64" if sys.maxsize > 2**32 else "32"
-    if bits == "32":
+    if sys.maxsize <= 2**32:
         yield "error", "This Python has 32 bits; ONNX Runtime needs 64.", "Install a 64-bit Python."
     else:
         yield "ok", f"Python {sys.version.split()[0]}, edgelm {__version__}", None

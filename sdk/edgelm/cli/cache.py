@@ -88,20 +88,16 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
     if calibration:
         if names:
             raise refused("--calibration is not of a session; leave the names out.", "names", "calibration")
-        _clear_calibrations(Library())
+        library = Library()
+        size = size_of(library.calibration_path)
+        library.remove_calibrations()
+        click.echo(f"Freed {megabytes(size)}.", err=True)
         return
     saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     sizes = {session.name: session.cache_size for session in saved.sessions()}
     for name in names or tuple(sizes):
         saved.forget_cache(name)
     click.echo(f"Freed {megabytes(sum(sizes[name] for name in names or sizes))}.", err=True)
-
-
-def _clear_calibrations(library: Library) -> None:
-    folder = library.calibration_path
-    size = size_of(folder)
-    library.remove_calibrations()
-    click.echo(f"Freed {megabytes(size)}.", err=True)
 
 
 @cache.command()

@@ -61,16 +61,11 @@ def memory_limit() -> int | None:
 
 
 def _limits() -> Iterator[tuple[int, int]]:
-    """Yield limits, and what is used of each."""
-    yield from _limits_of_groups()
-    yield from _limit_of_address_space()
-
-
-def _limits_of_groups() -> Iterator[tuple[int, int]]:
-    """Yield those of control groups; memory that holds files is given back."""
+    """Yield limits, and what is used of each; memory of a control group that holds files is given back."""
     for folder, version in own_groups("memory"):
         with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
             yield from _limit_of_group(folder, _FILES[version])
+    yield from _limit_of_address_space()
 
 
 def _limit_of_group(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:

@@ -336,7 +336,6 @@ class DecoderSession(Returned):
         Raises:
             ContextLengthError, ProviderError, StoppedError: as from `forward`.
         """
-        assert self._prefill is not None
         with self._use:
             self._read_prompt(token_ids, cache, stop)
 
