@@ -76,7 +76,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mvp": ("mvp", BART | {"scale_embedding": True}),
     "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
 }
-PAIR_TYPES = {model_type for model_type, _ in MODELS.values()}
 
 
 def new_pair(name: str, **others: Any) -> PreTrainedModel:

@@ -110,6 +110,9 @@ def test_absent_values_are_those_that_transformers_writes_down(name: str) -> Non
     ends = theirs.eos_token_id
     assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,))
     assert ours.bos_token_id == getattr(theirs, "bos_token_id", None)
+    if ours.encoder is not None:
+        begins = [getattr(theirs, key, None) for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id")]
+        assert ours.decoder_start_token_id == next(id_ for id_ in begins if id_ is not None)
 
 
 def test_attention_bias_is_that_of_all_four_projections_and_ids_may_be_lists() -> None:
