@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
@@ -11,24 +10,6 @@ from edgelm_export.architectures import experts, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 150144,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 49,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "max_position_embeddings": 262144,
-    "sliding_window": 513,
-    "num_experts": 256,
-    "num_experts_per_tok": 6,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 1024,
-    "norm_topk_prob": True,
-    "mlp_only_layers": [0, 1],
-}
 _NAMES = {
     **{name: name for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS},
     **experts.shared_expert_names("model.layers.{i}.mlp"),
@@ -36,8 +17,7 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     sees_all = [layer < 2 or layer % 4 == 1 or layer == layers - 1 for layer in range(layers)]
     usual = ["full_attention" if every else "sliding_attention" for every in sees_all]
@@ -58,4 +38,27 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-FLINT = Architecture(model_type="flint", read_config=_to_model_config, layout=TensorLayout(names=_NAMES), gguf=None)
+FLINT = Architecture(
+    model_type="flint",
+    defaults={
+        "vocab_size": 150144,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 49,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "sliding_window": 513,
+        "num_experts": 256,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 1024,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0, 1],
+    },
+    null_keys=frozenset(),
+    read_config=_to_model_config,
+    layout=TensorLayout(names=_NAMES),
+    gguf=None,
+)

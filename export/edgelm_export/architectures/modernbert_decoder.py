@@ -16,26 +16,6 @@ from edgelm_export.architectures import gemma3, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 50368,
-    "hidden_size": 768,
-    "intermediate_size": 1152,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 12,
-    "hidden_activation": "gelu",
-    "classifier_activation": "gelu",
-    "max_position_embeddings": 8192,
-    "norm_eps": 1e-5,
-    "decoder_bias": True,
-    "local_attention": 128,
-    "global_attn_every_n_layers": 3,
-    "global_rope_theta": 160000.0,
-    "local_rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "bos_token_id": 50281,
-    "eos_token_id": 50282,
-}
 _BLOCK = "model.layers.{i}"
 _NAMES = {
     "model.embed_tokens": "model.embeddings.tok_embeddings",
@@ -54,8 +34,7 @@ _NAMES = {
 }
 
 
-def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    values = {**_DEFAULTS, **values}
+def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     _refuse_others(values)
     theta, local_theta = (hf_values.number(values, f"{kind}_rope_theta", 1e4) for kind in ("global", "local"))
     values |= {"rope_theta": theta, "rope_local_base_freq": local_theta}
@@ -106,6 +85,25 @@ def _refuse_others(values: Mapping[str, Any]) -> None:
 
 MODERNBERT_DECODER = Architecture(
     model_type="modernbert-decoder",
+    defaults={
+        "vocab_size": 50368,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "hidden_activation": "gelu",
+        "classifier_activation": "gelu",
+        "max_position_embeddings": 8192,
+        "norm_eps": 1e-5,
+        "decoder_bias": True,
+        "local_attention": 128,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50281,
+        "eos_token_id": 50282,
+    },
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     gguf=None,
