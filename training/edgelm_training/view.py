@@ -82,12 +82,15 @@ class SourceView(View):
         self._kept_BS = ids_BS >= 0
 
     def mask(self, window: int | None) -> Tensor | None:
-        """Return which keys are no padding [B, 1, 1, S], and near a query [S, S] or [B, 1, S, S]; None: all."""
+        """Return which keys are no padding [B, 1, 1, S], and near a query [S, S] or [B, 1, S, S]; None: all.
+
+        Padding sees itself, since a query that sees nothing has no weights: NaN, which each next layer spreads.
+        """
         kept = None if bool(self._kept_BS.all()) else self._kept_BS[:, None, None]
         if window is None:
             return kept
         near_SS = self.distances.abs() < window
-        return near_SS if kept is None else near_SS & kept
+        return near_SS if kept is None else near_SS & (kept | (self.distances == 0))
 
     sees = mask
 
