@@ -211,11 +211,16 @@ def test_where_a_signature_is_required_adapters_have_one_too(
     model = load(package)
     with pytest.raises(PackageError, match=r"adapter is not signed \(it has no edgelm\.sig\), and a signature is"):
         model.load_adapter(adapter)
+    assert "FAILED  signature" in edgelm("verify", adapter).stdout
     assert edgelm("sign", adapter, "--key", keys / "mine.key").exit_code == 0
     model.load_adapter(adapter)
+    assert edgelm("verify", adapter).exit_code == 0
     (adapter / "adapter_model.safetensors").write_bytes(b"changed")
     with pytest.raises(PackageError, match=r"adapter_model\.safetensors has 7 bytes; the manifest says"):
         sign(adapter, keys / "mine.key")
+    assert "FAILED  weights" in edgelm("verify", adapter).stdout
+    (adapter / "adapter.json").write_text("{}")
+    assert "FAILED  manifest" in edgelm("verify", adapter).stdout
 
 
 def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(

@@ -39,7 +39,8 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
 
     MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
     graph's operators and tensors, the tokenizer, the chat template and the configs. With --source also that the
-    perplexity, logits, KL divergence and agreement are as the manifest claims. The exit code is 1 if one fails.
+    perplexity, logits, KL divergence and agreement are as the manifest claims. Of an exported adapter's folder, its
+    manifest, weights and signature. The exit code is 1 if one fails.
 
     \b
     Examples:
@@ -49,12 +50,16 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
       edgelm verify package/ --json | jq -r '.findings[] | select(.problem)'
     """
     # Imported here, so that --help needs neither numpy nor tokenizers.
-    from edgelm.package.package_check import Finding, check_package
+    from edgelm.package.adapter import is_adapter
+    from edgelm.package.package_check import Finding, check_adapter, check_package
     from edgelm.package.signature import check_signature, required_key
 
-    folder = Library().find(model)
+    if source is None and is_adapter(Path(model)):
+        folder, check = Path(model), check_adapter
+    else:
+        folder, check = Library().find(model), check_package
     with status("Checking the package"):
-        findings = list(check_package(folder))
+        findings = list(check(folder))
     public_key = public_key or required_key()
     if public_key is not None:
         try:

@@ -11,8 +11,9 @@ from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, PackageError
 from edgelm.files.regular_file import MAX_JSON_BYTES, parse_json, read_regular
 from edgelm.generation_config import GenerationConfig
+from edgelm.package.adapter import AdapterManifest
 from edgelm.package.graph_file import graph_files, read_graph
-from edgelm.package.manifest import Manifest, is_plain_name
+from edgelm.package.manifest import Manifest, check_hash, is_plain_name
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -63,6 +64,21 @@ def check_package(folder: Path) -> Iterator[Finding]:
             yield Finding(step=step, detail=look(folder, manifest))
         except EdgeLMError as error:
             yield Finding(step=step, detail="", problem=str(error))
+
+
+def check_adapter(folder: Path) -> Iterator[Finding]:
+    """Check an exported adapter: its manifest, and the size and hash of its weights."""
+    try:
+        manifest = AdapterManifest.load(folder)
+        yield Finding(step="manifest", detail=f"{manifest.name}, an adapter for {manifest.base}")
+    except EdgeLMError as error:
+        yield Finding(step="manifest", detail="", problem=str(error))
+        return
+    try:
+        check_hash(folder, manifest.file)
+        yield Finding(step="weights", detail=f"{manifest.file.size} bytes, as listed")
+    except EdgeLMError as error:
+        yield Finding(step="weights", detail="", problem=str(error))
 
 
 def _files(folder: Path, manifest: Manifest) -> str:
