@@ -46,8 +46,8 @@ class LanguageModel(Returned):
     """A decoder session, a tokenizer and what belongs to them. Made by `edgelm.load`.
 
     Safe to use from several threads: each generation has a KV cache of its own. `prefixes` keeps what was computed, for
-    prompts that begin the same way; put another PrefixCache in its place for another budget. `adapters` are those that
-    are loaded, by name; `languages`, those that it translates between.
+    prompts that begin the same way; put another PrefixCache in its place for another budget. `languages` are those that
+    it translates between.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class LanguageModel(Returned):
         # What a decoder computes hangs on the source text that its encoder has read.
         self.prefixes = PrefixCache(session.config, DEFAULT_BYTES if session.config.encoder is None else 0)
         self.step_costs, self.row_costs = StepCosts(), StepCosts()  # of tokens in one call, and of as many rows
-        self.adapters: dict[str, AdapterManifest] = {}
 
     def __repr__(self) -> str:
         kind = f"{self.manifest.architecture}, {self.manifest.precision}"
@@ -94,6 +93,11 @@ class LanguageModel(Returned):
         """How many tokens prompt and answer may have together; with an encoder, the answer alone."""
         return self.config.max_position_embeddings
 
+    @property
+    def adapters(self) -> Mapping[str, AdapterManifest]:
+        """The adapters that are loaded now, by name."""
+        return self.session.adapters
+
     def load_adapter(self, folder: str | Path, name: str | None = None) -> None:
         """Load an adapter beside the model: answers take it where their GenerationConfig names it.
 
@@ -115,7 +119,6 @@ class LanguageModel(Returned):
         name = name or adapter.manifest.name
         with in_huge_pages():
             self.session.load_adapter(name, adapter)
-        self.adapters[name] = adapter.manifest
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter, and forget what was computed with it.
@@ -125,7 +128,6 @@ class LanguageModel(Returned):
         """
         with in_huge_pages():
             self.session.unload_adapter(name)
-        del self.adapters[name]
 
     def adapted(self, name: str) -> LanguageModel:
         """Return this model with an adapter as its default: in `generation_config`, and for `score` and `embed`.

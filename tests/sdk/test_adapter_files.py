@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
 
 import edgelm
+from edgelm import language_model
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.draft_model import DraftModel
@@ -243,6 +245,43 @@ def test_of_two_threads_that_load_adapters_of_one_name_one_is_refused(tmp_path: 
     for thread in threads:
         thread.join()
     assert refused == ["An adapter 'mine' is loaded already. Unload it first, or give this one another name."]
+
+
+def test_an_adapter_that_was_loaded_as_another_thread_unloaded_one_of_its_name_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1)), write_tiny_adapter(tmp_path / "a")
+    model.load_adapter(folder)
+
+    @contextmanager
+    def beside_another_thread() -> Iterator[None]:
+        yield
+        monkeypatch.undo()
+        model.load_adapter(folder)  # the other thread's, before unload_adapter has returned
+
+    monkeypatch.setattr(language_model, "in_huge_pages", beside_another_thread)
+    model.unload_adapter("mine")
+    assert list(model.adapters) == ["mine"]
+    model.unload_adapter("mine")
+
+
+def test_an_adapter_whose_loading_was_interrupted_at_its_end_can_be_used_and_unloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1))
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        yield
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(language_model, "in_huge_pages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
+    model.adapted("mine").score("The sea")
+    model.unload_adapter("mine")
+    assert not model.adapters
 
 
 def test_who_wants_it_alone_waits_for_those_inside_and_goes_before_those_who_come_later() -> None:

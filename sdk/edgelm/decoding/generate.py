@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from edgelm.errors import ContextLengthError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import BLOCK, KVCache
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.package.adapter import Adapter
+from edgelm.package.adapter import Adapter, AdapterManifest
 from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK
 from edgelm.runtime.stop_switch import StopSwitch
 
@@ -30,6 +30,10 @@ class Decoder(Protocol):
     """
 
     config: ModelConfig
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterManifest]:
+        """The adapters that are loaded now, by name."""
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for this model."""

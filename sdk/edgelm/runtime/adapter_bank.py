@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgelm.errors import ConfigError, PackageError
-from edgelm.package.adapter import Adapter, Matrix
+from edgelm.package.adapter import Adapter, AdapterManifest, Matrix
 from edgelm.runtime.adapter_graph import (
     FACTOR,
     FUSED_PROJECTIONS,
@@ -34,12 +34,13 @@ class AdapterBank:
     """Hold the loaded adapters.
 
     matrices: A [C, D] and B [C, N] of each product that an adapter changes. ranks: the place of each adapter.
-    products: what each of them changes.
+    products: what each of them changes. manifests: what each of them is.
     """
 
     matrices: Mapping[str, tuple[Matrix, Matrix]] = field(default_factory=dict)
     ranks: Mapping[str, range] = field(default_factory=dict)
     products: Mapping[str, Collection[str]] = field(default_factory=dict)
+    manifests: Mapping[str, AdapterManifest] = field(default_factory=dict)
 
     def with_adapter(self, name: str, adapter: Adapter, graph_products: GraphProducts) -> AdapterBank:
         """Return a bank with one more adapter, behind the others; it has copies of the matrices.
@@ -49,11 +50,11 @@ class AdapterBank:
         Raises:
             PackageError: the graph has no product for one of the adapter's layers.
         """
-        rank = adapter.manifest.rank
-        return self._with(name, rank, _joined(adapter, rank, graph_products))
+        return self._with(name, adapter.manifest, _joined(adapter, adapter.manifest.rank, graph_products))
 
-    def _with(self, name: str, rank: int, own: Mapping[str, tuple[Matrix, Matrix]]) -> AdapterBank:
-        before, start = self._size, _start_behind(self._size, rank)
+    def _with(self, name: str, manifest: AdapterManifest, own: Mapping[str, tuple[Matrix, Matrix]]) -> AdapterBank:
+        rank, before = manifest.rank, self._size
+        start = _start_behind(before, rank)
         matrices = {}
         for product in sorted({*self.matrices, *own}):
             components = len(parts_of(product))
@@ -66,6 +67,7 @@ class AdapterBank:
             matrices=matrices,
             ranks={**self.ranks, name: range(start, start + rank)},
             products={**self.products, name: frozenset(own)},
+            manifests={**self.manifests, name: manifest},
         )
 
     def without_adapter(self, name: str) -> AdapterBank:
@@ -76,9 +78,9 @@ class AdapterBank:
         """
         self._place(name)
         left = AdapterBank()
-        for other, place in self.ranks.items():
+        for other, manifest in self.manifests.items():
             if other != name:
-                left = left._with(other, len(place), self._matrices_of(other))
+                left = left._with(other, manifest, self._matrices_of(other))
         return left
 
     def _matrices_of(self, name: str) -> dict[str, tuple[Matrix, Matrix]]:

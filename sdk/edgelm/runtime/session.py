@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.malloc import Returned
 from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
-from edgelm.package.adapter import Adapter
+from edgelm.package.adapter import Adapter, AdapterManifest
 from edgelm.package.graph_file import (
     DATA_FILE,
     DECODER_FILE,
@@ -154,6 +154,11 @@ class DecoderSession(Returned):
     def has_prefill_graph(self) -> bool:
         """Whether prompts are read by a graph of their own."""
         return self._prefill is not None
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterManifest]:
+        """The adapters that are loaded now, by name."""
+        return self._graph.adapters.manifests
 
     def check_takes_adapters(self) -> None:
         """Check that this graph can have adapters.

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import Decoder
+from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
 from edgelm.memory.kv_cache import KVCache
-from edgelm.package.adapter import Adapter
+from edgelm.package.adapter import Adapter, AdapterManifest
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.stop_switch import StopSwitch
 from edgelm.text.chat_template import ChatTemplate
@@ -37,6 +38,7 @@ class ScriptedDecoder(Decoder):
     def __init__(self, config: ModelConfig, script: Sequence[int]) -> None:
         self.config = config
         self.forwarded: list[list[int]] = []
+        self.adapters: dict[str, AdapterManifest] = {}
         self._answer = [*script, *config.eos_token_ids[:1]]
 
     def adopt(self, cache: KVCache) -> None:
@@ -49,10 +51,17 @@ class ScriptedDecoder(Decoder):
         """It takes any, and computes nothing with them."""
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
-        """Change nothing: the answer is the script."""
+        """Take note of it alone: the answer is the script."""
+        self.adapters[name] = adapter.manifest
 
     def unload_adapter(self, name: str) -> None:
-        """Change nothing."""
+        """Forget it.
+
+        Raises:
+            ConfigError: none of that name is loaded.
+        """
+        if self.adapters.pop(name, None) is None:
+            raise ConfigError(f"No adapter {name!r} is loaded. Loaded: {', '.join(self.adapters) or 'none'}.")
 
     def forward(
         self,
