@@ -261,10 +261,11 @@ def test_a_paragraph_that_is_no_prose_is_shown_as_it_is_written(page: Page) -> N
         const { MarkdownView } = await import("/page/markdown.js");
         const answer = document.createElement("div");
         document.querySelector("#thread").append(answer);
-        new MarkdownView(answer).show("*a* _".repeat(2000) + "\\n\\n*b* " + "c ".repeat(1500));
-        return [answer.firstChild.textContent, answer.querySelectorAll("em").length];
+        new MarkdownView(answer).show("*a* _".repeat(2000) + "\\n\\n*b* " + "c ".repeat(1500) + "\\n\\n" + "*a_".repeat(200));
+        const [first, , last] = answer.children;
+        return [first.textContent, last.textContent, answer.querySelectorAll("em").length];
     }""")
-    assert shown == ["*a* _" * 2000, 1]
+    assert shown == ["*a* _" * 2000, "*a_" * 200, 1]
 
 
 def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) -> None:
