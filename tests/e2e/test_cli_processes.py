@@ -125,17 +125,19 @@ def test_a_locale_without_unicode_shows_question_marks():
     assert b"?" in result.stdout
 
 
-@pytest.mark.parametrize("no_colour", ["1", ""])  # an empty one says nothing (no-color.org)
-def test_colour_is_for_terminals_that_want_it(no_colour):
+@pytest.mark.parametrize(  # an empty NO_COLOR says nothing (no-color.org)
+    ("no_colour", "term", "coloured"), [("1", "xterm", False), ("", "xterm", True), ("", "dumb", False)]
+)
+def test_colour_is_for_terminals_that_want_it(no_colour, term, coloured):
     import pty
 
     main_end, terminal = pty.openpty()
-    environment = os.environ | {"NO_COLOR": no_colour, "TERM": "xterm"}
+    environment = os.environ | {"NO_COLOR": no_colour, "TERM": term}
     subprocess.run([EDGELM, "show", "x"], env=environment, stderr=terminal, check=False, timeout=60)
     os.close(terminal)
     shown = os.read(main_end, 65536)
     os.close(main_end)
-    assert (b"\x1b[31m" in shown) is (not no_colour)
+    assert (b"\x1b[31m" in shown) is coloured
 
 
 @pytest.mark.parametrize(

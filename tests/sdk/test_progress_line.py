@@ -22,10 +22,10 @@ with progress_line() as progress:
 """
 
 
-def drawn(program: str) -> str:
+def drawn(program: str, term: str = "xterm") -> str:
     """Return what a program draws on a terminal."""
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)
+    subprocess.run([sys.executable, "-c", program], stderr=theirs, env=os.environ | {"TERM": term}, check=True)
     text = os.read(ours, 1 << 16).decode()
     os.close(ours)
     os.close(theirs)
@@ -36,7 +36,8 @@ def drawn(program: str) -> str:
 def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -> None:
     screen, (ours, theirs) = pyte.Screen(columns, 12), pty.openpty()
     termios.tcsetwinsize(theirs, (12, columns))
-    subprocess.run([sys.executable, "-c", DRAWN], stdout=subprocess.PIPE, stderr=theirs, check=True)
+    environment = os.environ | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", DRAWN], stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
     pyte.ByteStream(screen).feed(os.read(ours, 1 << 16))
     os.close(ours)
     os.close(theirs)
@@ -73,6 +74,27 @@ with status("Loading"):
 
 def test_what_a_program_does_is_shown_for_as_long_as_it_does_it() -> None:
     assert drawn(STATUS) == "Loading …\r\x1b[K"
+
+
+WITHOUT_COLOURS = """
+import click
+
+with click.Context(click.Command("edgelm"), color=False):
+    exec(program)
+"""
+
+
+def test_what_a_program_does_is_taken_away_without_colours_too() -> None:
+    """NO_COLOR makes click drop all codes: an answer would stand in the rest of the line."""
+    assert drawn(f"program = {STATUS!r}{WITHOUT_COLOURS}") == "Loading …\r\x1b[K"
+
+
+def test_what_a_program_does_is_told_in_lines_where_none_can_be_drawn_anew() -> None:
+    assert drawn(STATUS, "dumb") == "Loading …\r\n"
+    text = drawn(DRAWN, "dumb").split("\r\n")
+    assert text[:4] == ["weights: 0 %", "weights: 25 %", "weights: 50 %", "weights: 100 %"]
+    assert text[4].endswith("loading smollm2-135m-instruct: 0 %")
+    assert "\x1b" not in "".join(text)
 
 
 RESUMED = """

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -215,6 +216,21 @@ def test_what_is_thought_has_a_label_where_nothing_is_drawn(screen):
     screen._console = Console(file=screen.emulator, force_terminal=True, width=WIDTH, _environ={"TERM": "dumb"})
     screen.show([Thought("Wa"), "", Thought("ter."), "", "The sea", " is blue."], lambda: STATUS)
     assert screen.emulator.text == "Thinking: Water.\n\nAnswer: The sea is blue.\n"
+
+
+def test_a_dumb_terminal_gets_text_alone(tmp_path):
+    """As a program has it that reads aloud what another adds to the screen."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    program = "from edgelm.cli.terminal import Terminal; Terminal().note('Hello')"
+    environment = os.environ | {"TERM": "dumb", "XDG_STATE_HOME": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, check=True
+    )
+    assert os.read(ours, 1 << 16) == b"Hello\r\n"
+    os.close(ours)
+    os.close(theirs)
 
 
 @pytest.mark.parametrize("head", ["| Fruit | Price |\n|:--|--:|\n", "Fruit | Price\n--- | ---\n"])

@@ -261,7 +261,8 @@ def test_a_paragraph_that_is_no_prose_is_shown_as_it_is_written(page: Page) -> N
         const { MarkdownView } = await import("/page/markdown.js");
         const answer = document.createElement("div");
         document.querySelector("#thread").append(answer);
-        new MarkdownView(answer).show("*a* _".repeat(2000) + "\\n\\n*b* " + "c ".repeat(1500) + "\\n\\n" + "*a_".repeat(200));
+        const texts = ["*a* _".repeat(2000), "*b* " + "c ".repeat(1500), "*a_".repeat(200)];
+        new MarkdownView(answer).show(texts.join("\\n\\n"));
         const [first, , last] = answer.children;
         return [first.textContent, last.textContent, answer.querySelectorAll("em").length];
     }""")

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal, one_line
+from edgelm.cli.output import can_redraw, columns_of_stderr, one_line, redraw_line
 from edgelm_training.train_log import StepRecord
 
 _SECONDS_BETWEEN = 0.1
@@ -17,34 +17,36 @@ class LiveLine:
     """Show each step on a terminal, and each N-th elsewhere (`log_every`); notes stay."""
 
     def __init__(self) -> None:
-        self._on_terminal = is_terminal(sys.stderr)
+        self._redraws = can_redraw(sys.stderr)
         self._shown_at = 0.0
 
     def step(self, record: StepRecord) -> None:
         """Show a step: where the run is, how well and how fast it goes, and how long it still takes."""
         last = record.step == record.max_steps
-        if self._on_terminal:
+        if self._redraws:
             now = time.monotonic()
             if last or now - self._shown_at >= _SECONDS_BETWEEN:
                 self._shown_at = now
                 width = columns_of_stderr() - 1
-                click.echo(CLEAR_LINE + step_line(record)[:width] + ("\n" if last else ""), err=True, nl=False)
+                redraw_line(step_line(record)[:width] + ("\n" if last else ""))
         elif last or record.step == 1 or record.step % record.log_every == 0:
             click.echo(step_line(record), err=True)
 
     def working(self, text: str) -> None:
         """Say on a terminal what is being computed, until there is the line of a step: one may take minutes."""
-        if self._on_terminal and not self._shown_at:
-            click.echo(f"{CLEAR_LINE}{text} …", err=True, nl=False)
+        if self._redraws and not self._shown_at:
+            redraw_line(f"{text} …")
 
     def note(self, text: str) -> None:
         """Show a line that stays above the changing one."""
-        click.echo((CLEAR_LINE if self._on_terminal else "") + one_line(text), err=True)
+        if self._redraws:
+            redraw_line()
+        click.echo(one_line(text), err=True)
 
     def close(self) -> None:
         """Leave the cursor below what was shown."""
-        if self._on_terminal:
-            click.echo(CLEAR_LINE, err=True, nl=False)
+        if self._redraws:
+            redraw_line()
 
 
 def step_line(record: StepRecord) -> str:

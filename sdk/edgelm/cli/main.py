@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from edgelm._version import __version__
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.other_words import COMMANDS, in_our_words
-from edgelm.cli.output import printable
+from edgelm.cli.output import is_dumb, printable
 from edgelm.cli.termination import unwinding
 from edgelm.cli.wrong_usage import where_set, wrong_usage
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
@@ -113,7 +113,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command, and turn what ends it into a message and an exit code."""
-        if os.environ.get("NO_COLOR"):  # no-color.org; click leaves it to programs
+        if os.environ.get("NO_COLOR") or is_dumb():  # no-color.org; click leaves both to programs
             context.color = False
         words = tuple(context.args)  # click takes them away
         try:

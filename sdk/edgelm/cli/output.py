@@ -23,10 +23,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPED = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 
-# Takes away what stands in the terminal's line.
-CLEAR_LINE = "\r\x1b[K"
-
-
 def is_terminal(stream: TextIO | None) -> bool:
     """Tell whether somebody looks at a standard stream; Python has None for one that is closed."""
     return stream is not None and stream.isatty()
@@ -42,6 +38,22 @@ def ask(question: str, way_out: str) -> None:
     if not is_terminal(sys.stdin):
         raise click.UsageError(f"Nobody is here to ask: {way_out}")
     click.confirm(question, abort=True, err=True)
+
+
+def can_redraw(stream: TextIO | None) -> bool:
+    """Tell whether a line that is there can be written anew: on a terminal that is not dumb."""
+    return is_terminal(stream) and not is_dumb()
+
+
+def is_dumb() -> bool:
+    """Tell whether the terminal is one that text is only ever added to."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
+
+
+def redraw_line(text: str = "") -> None:
+    """Write a text in the place of what stands in the line of standard error."""
+    # Without colours, click drops every code of the terminal's, and what was longer would stand behind the text.
+    click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
 
 
 def piped_lines() -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.output import CLEAR_LINE, columns_of_stderr, is_terminal, one_line
+from edgelm.cli.output import can_redraw, columns_of_stderr, is_terminal, one_line, redraw_line
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -24,27 +24,34 @@ _AROUND = 25
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """Show `text …` while the block runs."""
-    shown = is_terminal(sys.stderr)
-    if shown:
-        click.echo(f"{text} …", err=True, nl=False)
+    passing = can_redraw(sys.stderr)
+    if is_terminal(sys.stderr):
+        click.echo(f"{text} …", err=True, nl=not passing)
     try:
         yield
     finally:
-        if shown:
-            click.echo(CLEAR_LINE, err=True, nl=False)
+        if passing:
+            redraw_line()
 
 
 class ProgressLine:
-    """One progress bar after another, each with its label: bytes of a file, tensors of a model."""
+    """One progress bar after another, each with its label: bytes of a file, tensors of a model.
+
+    Where no line can be drawn anew, a line says when the work begins, and one when each quarter of it is done.
+    """
 
     def __init__(self) -> None:
         self._label = ""
         self._bar: ProgressBar[int] | None = None
         self._before, self._began = 0, 0.0
+        self._said = ("", 0)
 
     def __call__(self, label: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` is done; another label ends one bar and begins the next."""
         if not total or not is_terminal(sys.stderr):
+            return
+        if not can_redraw(sys.stderr):
+            self._say(label, 4 * done // total)
             return
         if self._bar is None or label != self._label:
             self.close()
@@ -60,6 +67,11 @@ class ProgressLine:
             now = time.time()
             self._bar.start = now - (now - self._began) * done / (done - self._before)
         self._bar.update(done - self._bar.pos)
+
+    def _say(self, label: str, quarters: int) -> None:
+        if (label, quarters) != self._said:
+            self._said = (label, quarters)
+            click.echo(f"{one_line(label)}: {25 * quarters} %", err=True)
 
     def close(self) -> None:
         """End the last bar."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import is_terminal
+from edgelm.cli.output import can_redraw
 from edgelm.library.hub_source import HubSource
 from edgelm.library.hub_upload import UploadOptions, upload
 from edgelm.library.library import Library
@@ -41,7 +41,7 @@ def push(package: str, repository: str, private: bool, replace_card: bool, token
     target = HubSource.parse_repository(repository)
     folder = Library().find(package)
     options = UploadOptions(
-        private=private, replace_card=replace_card, token_file=token_file, show_progress=is_terminal(sys.stderr)
+        private=private, replace_card=replace_card, token_file=token_file, show_progress=can_redraw(sys.stderr)
     )
     result = upload(folder, target.repo, options)
     if result.kept_card:

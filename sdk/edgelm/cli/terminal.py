@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 import click
 from markdown_it import MarkdownIt
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.styles import Style
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -28,7 +30,7 @@ from rich.text import Text
 from edgelm.cli.chat_commands import Suggestion
 from edgelm.cli.conversation import QUOTES, Thought
 from edgelm.cli.markdown_blocks import MarkdownBlocks
-from edgelm.cli.output import clean_text, printable
+from edgelm.cli.output import clean_text, is_dumb, printable
 from edgelm.cli.thinking import LABEL
 from edgelm.cli.typed_history import TypedHistory
 from edgelm.errors import ConfigError
@@ -56,13 +58,16 @@ class Terminal:
     def __init__(self) -> None:
         self._console = Console(highlight=False)
         self._remarks = Console(stderr=True, highlight=False)
-        self._prompts: PromptSession[str] = PromptSession(
-            history=self._history(),
-            key_bindings=_key_bindings(lambda: self._prompts.default_buffer.text),
-            prompt_continuation=_CONTINUED,
-            style=_STYLE,
-            enable_suspend=True,  # else Ctrl-Z is a character of the message
-        )
+        # prompt-toolkit asks a dumb terminal in plain text, but shows it a cursor first.
+        output = PlainTextOutput(sys.stdout) if is_dumb() else None
+        with create_app_session(output=output):
+            self._prompts: PromptSession[str] = PromptSession(
+                history=self._history(),
+                key_bindings=_key_bindings(lambda: self._prompts.default_buffer.text),
+                prompt_continuation=_CONTINUED,
+                style=_STYLE,
+                enable_suspend=True,  # else Ctrl-Z is a character of the message
+            )
 
     def _history(self) -> History:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.cli.output import is_terminal, printable
+from edgelm.cli.output import is_dumb, is_terminal, printable
 from edgelm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def think_variables(model: LanguageModel, think: bool | None) -> dict[str, objec
 def show_thinking(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """Print what is thought in the chunks as they pass, and an empty line behind it."""
     shown = is_terminal(sys.stderr)
-    dim = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    dim = not os.environ.get("NO_COLOR") and not is_dumb()
     is_thinking = False
     for chunk in chunks:
         if shown and chunk.reasoning:
