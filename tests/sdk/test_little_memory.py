@@ -165,10 +165,17 @@ def test_weights_take_the_memory_of_what_they_become(precision: str, in_file: fl
 
     beside = taken(tied, "fp32", weights * 4) - weights * 4
     assert taken(tied, precision, weights * in_file) - beside == pytest.approx(weights * in_memory, rel=1e-3)
-    # The rows of a table of its own stay in the file.
-    untied = dataclasses.replace(tied, tie_word_embeddings=False)
-    with_table = weights + tied.vocab_size * tied.hidden_size
-    assert taken(untied, "fp32", with_table * 4) - beside == weights * 4
+    # The rows of tables of their own stay in the file: of the embedding beside a head, and of the layers' own.
+    features = tied.num_hidden_layers * 512
+    for width, changes in (
+        (tied.hidden_size, {"tie_word_embeddings": False}), (features, {"hidden_size_per_layer_input": 512}),
+    ):  # fmt: skip
+        config = dataclasses.replace(tied, **changes)
+        table = tied.vocab_size * width
+        rest = sum(math.prod(shape) for shape in tensor_shapes(config).values()) - table
+        size_of_table = {"fp32": 4.0, "fp16": 2.0}.get(precision, 1.0)
+        size = rest * in_file + table * size_of_table
+        assert taken(config, precision, size) - beside == pytest.approx(rest * in_memory, rel=1e-3)
 
 
 def test_a_load_that_finds_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

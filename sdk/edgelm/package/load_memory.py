@@ -10,6 +10,7 @@ from edgelm.package.graph_file import DATA_FILE
 from edgelm.package.manifest import Manifest
 
 _LARGEST_NUMBER = 4  # bytes of a float32
+_EMBEDDING = "model.embed_tokens.weight"
 # ONNX Runtime makes three float32 of each scale of 16 bits: itself, one in the packed weights, and a sum of its block.
 _BYTES_OF_SCALE = 2, 12
 _BLOCK = 64
@@ -27,12 +28,14 @@ def memory_to_load(manifest: Manifest, config: ModelConfig) -> int:
     tensors = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
     in_file = sum(entry.size for entry in manifest.files if entry.path == DATA_FILE)
     tokenizer = sum(entry.size for entry in manifest.files if entry.path == "tokenizer.json")
-    table = 0 if config.tie_word_embeddings else sum(n for name, n in tensors.items() if "embed_tokens" in name)
+    head = _EMBEDDING if config.tie_word_embeddings else None
+    table = sum(n for name, n in tensors.items() if "embed_tokens" in name and name != head)
+    rest = sum(tensors.values()) - table
     if manifest.precision in ("fp16", "bf16"):
-        weights = _LARGEST_NUMBER * (sum(tensors.values()) - table)
+        weights = _LARGEST_NUMBER * rest
+    elif in_file < 2 * sum(tensors.values()):  # quantized, tables to a byte
+        stored, loaded = _BYTES_OF_SCALE
+        weights = in_file - table + (loaded - stored) * rest // _BLOCK
     else:
         weights = in_file - _LARGEST_NUMBER * table
-        if in_file < 2 * sum(tensors.values()):  # quantized
-            stored, loaded = _BYTES_OF_SCALE
-            weights += (loaded - stored) * (sum(tensors.values()) - table) // _BLOCK
     return max(0, weights) + _BESIDE_WEIGHTS + _TOKENIZER_FACTOR * tokenizer
