@@ -19,6 +19,7 @@ _WHOLE = frozenset(
         "apertus1p5",
         "aya_vision",
         "cohere2_vision",
+        "cohere_compass",
         "deepseek_vl",
         "exaone4_5",
         "gemma3",

@@ -16,8 +16,10 @@ from edgelm_export.tensor_map import map_tensors, pattern_of
 
 # GPT-2's names for the same numbers.
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+BY_KIND = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}}
 # What a family is refused without.
 NEEDED: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": BY_KIND,
     "granitemoehybrid": {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
@@ -87,6 +89,7 @@ def test_each_row_is_filed_under_its_own_name_and_names_every_tensor_in_each_for
 
 # Of what transformers has by default, the parts that edgelm does not compute; and what it has no default of.
 OTHERWISE: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": BY_KIND,
     "bamba": {"attn_layer_indices": [9]},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
@@ -298,6 +301,16 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             "modernbert-decoder",
             {"rope_scaling": {"factor": 2.0}},
             "rope_scaling is .*; supported are .* without scaling",
+        ),
+        (
+            "cohere_compass_text",
+            {},
+            "rope_parameters is None; it must say of each kind in layer_types how its heads turn",
+        ),
+        (
+            "cohere_compass_text",
+            {"rope_parameters": {"full_attention": 5}},
+            "rope_parameters is {'full_attention': 5}; it must hold objects or null",
         ),
         ("lfm3", {"attention_bias": True}, "attention_bias is True; supported is False"),
         ("hyperclovax", {"logits_scaling": 0.0}, "logits_scaling is 0.0; it must be above 0"),

@@ -37,6 +37,10 @@ GLM_VISION = QWEN_VISION | {"hidden_size": 32, "image_size": 28}
 THREE_POSITIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
 GLM_POSITIONS = THREE_POSITIONS | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 GLM_TEXT = {"model_type": "glm4v_text", "head_dim": 16, "rope_parameters": GLM_POSITIONS}
+COMPASS = {
+    "model_type": "cohere_compass_text", "sliding_window": 9, "num_hidden_layers": 4, "head_dim": 16,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}  # fmt: skip
 # Each kind: the family of its text part, and what it has beside the sizes.
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": (
@@ -175,6 +179,23 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "cohere2", "sliding_window": 9, "num_hidden_layers": 4, "logit_scale": 0.25},
         VISION | {"model_type": "siglip_vision_model"},
     ),
+    "cohere_compass": (
+        "cohere_compass_text",
+        COMPASS | {"rope_parameters": {"full_attention": None, "sliding_attention": THREE_POSITIONS}},
+        QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
+    "cohere_compass, two rotations": (
+        "cohere_compass_text",
+        COMPASS
+        | {
+            "rope_parameters": {
+                "full_attention": THREE_POSITIONS | {"rope_theta": 5e5},
+                "sliding_attention": THREE_POSITIONS,
+            },
+            "logit_scale": 0.25,
+        },
+        QWEN_VISION | {"hidden_size": 32, "deepstack_visual_indexes": [0]},
+    ),
     "exaone4_5": (
         "exaone4",
         {"model_type": "exaone4", "sliding_window": 9, "num_hidden_layers": 4, "sliding_window_pattern": 4},
@@ -244,6 +265,8 @@ STORED_OTHERWISE = (
     "glm46v",
     "aya_vision",
     "cohere2_vision",
+    "cohere_compass",
+    "cohere_compass, two rotations",
     "minicpmv4_6",
     "minicpmv4_7",
 )  # by transformers

@@ -26,7 +26,7 @@ from edgelm_export.architectures.bart import (
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.codegen import CODEGEN
-from edgelm_export.architectures.cohere import COHERE, COHERE2
+from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
 from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2
@@ -152,6 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bloom": BLOOM,  # and BLOOMZ
     "codegen": CODEGEN,
     "cohere": COHERE,  # Command R, Aya
+    "cohere_compass_text": COHERE_COMPASS,  # North Micro
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
     "cwm": CWM,
     "deepseek": DEEPSEEK_MOE,

@@ -2,6 +2,7 @@
 
 Command R+ also norms queries and keys, each head by weights of its own, which are the rows of one tensor.
 Cohere 2 (Command R7B, Tiny Aya) has windows in three layers of four; those that see all do not turn their heads.
+Compass, the part of North Micro that reads text, says by kind of layer whether and how heads turn, by halves.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.config import ModelConfig
+from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.text_part import plain_rope
 
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 8192,
@@ -24,6 +26,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 5,
     "eos_token_id": 255001,
 }
+_BASE = 10000.0
 _PATTERN = 4  # of these, the last layer sees all
 _NAMES = {
     name: source for name, source in llama.GGUF_NAMES.items() if name != "model.layers.{i}.post_attention_layernorm"
@@ -64,6 +67,31 @@ def _to_model_config_2(values: dict[str, Any]) -> ModelConfig:
         config,
         layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
         **hf_values.windows(values, window, kinds),
+    )
+
+
+def _to_compass_config(values: dict[str, Any]) -> ModelConfig:
+    settings = values.get("rope_parameters")
+    layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
+    kinds = hf_values.layer_types(values) or ["full_attention"] * layers
+    if not isinstance(settings, Mapping) or not settings.keys() >= set(kinds):
+        raise CheckpointError(
+            f"config.json: rope_parameters is {settings!r:.80}; it must say of each kind in layer_types how its heads "
+            "turn, or null."
+        )
+    turning = {kind: rope for kind in sorted(set(kinds)) if (rope := settings[kind]) is not None}
+    if not all(isinstance(rope, Mapping) for rope in turning.values()):
+        raise CheckpointError(f"config.json: rope_parameters is {settings!r:.80}; it must hold objects or null.")
+    ropes = {kind: plain_rope(rope) for kind, rope in turning.items()}
+    both = gemma3.rotations({"rope_parameters": ropes}, _BASE, _BASE) if len(ropes) > 1 else {}
+    scale = 1.0 if values.get("logit_scale") is None else values["logit_scale"]
+    every = {"logit_scale": scale, "rope_parameters": next(iter(ropes.values()), None), "rope_scaling": None}
+    return dataclasses.replace(
+        _read(values | every | both),
+        position="rope" if ropes else "none",
+        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if ropes and kind not in ropes),
+        rope_local_theta=both.get("rope_local_base_freq"),
+        **hf_values.windows(values, hf_values.optional_whole_number(values, "sliding_window"), kinds),
     )
 
 
@@ -110,4 +138,10 @@ COHERE2 = Architecture(
         to_hf_config=_gguf_to_hf_config_2,
         layout=TensorLayout(names=_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS),
     ),
+)
+COHERE_COMPASS = Architecture(
+    model_type="cohere_compass_text",
+    defaults={**_DEFAULTS, "logit_scale": None, "sliding_window": 4096},
+    read_config=_to_compass_config,
+    gguf=None,
 )
