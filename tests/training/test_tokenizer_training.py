@@ -251,8 +251,8 @@ def test_an_interrupt_ends_a_training_that_the_library_would_finish(
 
         def train_from_iterator(self, texts: Iterator[str], _trainer: object) -> None:
             list(texts)
-            _thread.interrupt_main()
             with contextlib.suppress(KeyboardInterrupt):  # of which the library hears when all is done
+                _thread.interrupt_main()
                 finished.wait()
 
     monkeypatch.setattr(tokenizer_training, "Tokenizer", Slow)
