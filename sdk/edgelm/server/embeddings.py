@@ -41,9 +41,9 @@ _OLLAMA_COMMON: dict[str, Schema] = {"model": TEXT, "options": ANY_OBJECT, "keep
 _OLLAMA_TEXTS: Schema = {"anyOf": [TEXT, listing(TEXT, most=MAX_INPUTS)]}  # of none there are no vectors
 OLLAMA_BODY = record(
     {**_OLLAMA_COMMON, "input": _OLLAMA_TEXTS, "truncate": BOOLEAN, "dimensions": _DIMENSIONS},
-    required=("model", "input"),
+    required=("model",),
 )
-OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model", "prompt"))
+OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model",))
 
 
 async def create_embeddings(call: Call) -> Response:
@@ -64,7 +64,7 @@ async def ollama_embed(call: Call) -> Response:
     """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
     served = await acquire(call)
     load_seconds = call.seconds
-    rows, tokens = await _embed(call, served, "input", _numbers, truncating=call.body.get("truncate", True))
+    rows, tokens = await _embed_if_asked(call, served, "input", truncating=call.body.get("truncate", True))
     times = {"total_duration": int(call.seconds * 1e9), "load_duration": int(load_seconds * 1e9)}
     return _answer({"model": served.name, **times, "prompt_eval_count": tokens}, "embeddings", rows)
 
@@ -72,8 +72,18 @@ async def ollama_embed(call: Call) -> Response:
 async def ollama_embed_one(call: Call) -> Response:
     """Turn one text into a vector, in the older form of /api/embed."""
     served = await acquire(call)
-    (numbers,), _ = await _embed(call, served, "prompt", _numbers, truncating=True)
-    return Response(b'{"embedding":%s}' % numbers, media_type=JsonAnswer.media_type)
+    rows, _ = await _embed_if_asked(call, served, "prompt", truncating=True)
+    return Response(b'{"embedding":%s}' % (rows[0] if rows else b"[]"), media_type=JsonAnswer.media_type)
+
+
+async def _embed_if_asked(
+    call: Call, served: LoadedModel, field: str, *, truncating: bool
+) -> tuple[Sequence[bytes], int]:
+    """Do what `_embed` does; of no text there is no vector, as clients of Ollama load a model so."""
+    if call.body.get(field):
+        return await _embed(call, served, field, _numbers, truncating=truncating)
+    served.release()
+    return [], 0
 
 
 def _answer(fields: Mapping[str, Any], name: str, rows: Sequence[bytes]) -> Response:
