@@ -59,7 +59,7 @@ def load(
     large = package.check_files(largest=_LARGE)
     config = package.config()
     if options.provider == CPU:
-        _check_memory(package.manifest, config)
+        _check_memory(package.manifest, config, prefill_graph=options.prefill_graph)
     with in_huge_pages(), ThreadPoolExecutor(1) as worker:
         # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
         # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
@@ -85,7 +85,7 @@ def load(
         )
 
 
-def _check_memory(manifest: Manifest, config: ModelConfig) -> None:
+def _check_memory(manifest: Manifest, config: ModelConfig, *, prefill_graph: bool) -> None:
     """Refuse a model that the free memory cannot hold: Linux kills who fills it, without a word.
 
     What fits may still be too much for an answer. Of experts the rows may stay in the file: they are not counted.
@@ -93,7 +93,7 @@ def _check_memory(manifest: Manifest, config: ModelConfig) -> None:
     free = available_memory(with_swap=True)
     if free is None or config.num_experts:
         return
-    needed = memory_to_load(manifest, config)
+    needed = memory_to_load(manifest, config, prefill_graph=prefill_graph)
     if needed > free:
         raise OutOfMemoryError(
             f"To load {manifest.name} takes about {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free. "

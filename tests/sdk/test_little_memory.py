@@ -140,7 +140,7 @@ def test_a_model_that_the_free_memory_cannot_hold_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = open_package(tiny_model_path())
-    needed = memory_to_load(package.manifest, package.config())
+    needed = memory_to_load(package.manifest, package.config(), prefill_graph=True)
     monkeypatch.setattr(loading, "available_memory", lambda **_: needed)
     edgelm.load(package.folder)
     monkeypatch.setattr(loading, "available_memory", lambda **_: needed - 1)
@@ -161,7 +161,8 @@ def test_weights_take_the_memory_of_what_they_become(precision: str, in_file: fl
 
     def taken(config: ModelConfig, precision: str, size: float) -> int:
         files = (dataclasses.replace(data, size=int(size)),)
-        return memory_to_load(dataclasses.replace(package.manifest, precision=precision, files=files), config)
+        manifest = dataclasses.replace(package.manifest, precision=precision, files=files)
+        return memory_to_load(manifest, config, prefill_graph=False)
 
     beside = taken(tied, "fp32", weights * 4) - weights * 4
     assert taken(tied, precision, weights * in_file) - beside == pytest.approx(weights * in_memory, rel=1e-3)
@@ -176,6 +177,15 @@ def test_weights_take_the_memory_of_what_they_become(precision: str, in_file: fl
         size_of_table = {"fp32": 4.0, "fp16": 2.0}.get(precision, 1.0)
         size = rest * in_file + table * size_of_table
         assert taken(config, precision, size) - beside == pytest.approx(rest * in_memory, rel=1e-3)
+
+
+def test_a_graph_that_reads_prompts_takes_the_memory_of_its_weights_where_it_is_loaded() -> None:
+    package = open_package(tiny_model_path())
+    data = dataclasses.replace(package.manifest.entry("model.onnx.data"), path="prefill.onnx.data", size=10**6)
+    both = dataclasses.replace(package.manifest, files=(*package.manifest.files, data))
+    needed = [memory_to_load(both, package.config(), prefill_graph=with_it) for with_it in (True, False)]
+    assert needed[0] - needed[1] == 10**6
+    assert needed[1] == memory_to_load(package.manifest, package.config(), prefill_graph=True)
 
 
 def test_a_load_that_finds_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(
         shutil.copytree(TINY, own_library / "models" / name)
     room = [10**9]
     monkeypatch.setattr(model_pool, "available_memory", lambda: room[0] - 10**6 * len(pool.loaded()))
-    monkeypatch.setattr(model_pool, "memory_to_load", lambda *_: 8 * 10**6)
+    monkeypatch.setattr(model_pool, "memory_to_load", lambda *_, **__: 8 * 10**6)
 
     async def use() -> None:
         first = await pool.acquire("first")

@@ -6,7 +6,7 @@ import math
 
 from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.config import ModelConfig
-from edgelm.package.graph_file import DATA_FILE
+from edgelm.package.graph_file import DATA_FILE, PREFILL_DATA_FILE
 from edgelm.package.manifest import Manifest
 
 _LARGEST_NUMBER = 4  # bytes of a float32
@@ -19,11 +19,11 @@ _BESIDE_WEIGHTS = 32 << 20
 _TOKENIZER_FACTOR = 10
 
 
-def memory_to_load(manifest: Manifest, config: ModelConfig) -> int:
+def memory_to_load(manifest: Manifest, config: ModelConfig, *, prefill_graph: bool) -> int:
     """Estimate the bytes that a load on a CPU takes at its peak, without what memory maps of files.
 
     Rows of tables stay in the file. SmolLM2-135M in int8 (139 MB of weights): 209 MB; its load was killed where it
-    could have 205 MB, and went through with 215.
+    could have 205 MB, and went through with 215. prefill_graph: whether one that reads prompts is loaded too.
     """
     tensors = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
     in_file = sum(entry.size for entry in manifest.files if entry.path == DATA_FILE)
@@ -38,4 +38,6 @@ def memory_to_load(manifest: Manifest, config: ModelConfig) -> int:
         weights = in_file - table + (loaded - stored) * rest // _BLOCK
     else:
         weights = in_file - _LARGEST_NUMBER * table
+    if prefill_graph:
+        weights += sum(entry.size for entry in manifest.files if entry.path == PREFILL_DATA_FILE)
     return max(0, weights) + _BESIDE_WEIGHTS + _TOKENIZER_FACTOR * tokenizer

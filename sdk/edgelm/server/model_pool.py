@@ -273,7 +273,8 @@ class ModelPool:
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: _state(path) for path in files}
                 # Of a graph that another program wrote, the estimate counts the less, or nothing.
-                needed = max(size, memory_to_load(package.manifest, package.config()))
+                reads_prompts = self._options.prefill_graph
+                needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
                 await self._make_room(int(needed * _ROOM_FOR_ANSWERS))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
