@@ -115,7 +115,7 @@ def _check_experts(config: LayerFeatures) -> None:
     """Check the fields of experts."""
     for field, least in (
         ("num_experts", 0),
-        ("num_experts_per_tok", min(1, config.num_experts)),
+        ("num_experts_per_tok", 1 if config.num_experts else 0),
         ("n_group", 1),
         ("topk_group", 1),
         ("moe_intermediate_size", 1),

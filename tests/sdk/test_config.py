@@ -250,6 +250,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "layers_without_feed_forward has 1, of which layer_types says 'feed_forward'.",
         ),
         ({"num_experts": -1}, "num_experts is -1; it must be a whole number from 0 to 2147483647."),
+        ({"num_experts": "four"}, "num_experts is 'four'; it must be a whole number from 0 to 2147483647."),
         ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number from 1 to 2147483647."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
         ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
