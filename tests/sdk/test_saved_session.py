@@ -334,7 +334,7 @@ def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
 @pytest.mark.parametrize(("answer", "left"), [("n\n", ["one"]), ("y\n", [])])
 def test_rm_asks_on_a_terminal(session: ChatSession, monkeypatch: pytest.MonkeyPatch, answer: str, left: list) -> None:
     SavedSessions().save("one", session, with_cache=False)
-    monkeypatch.setattr("edgelm.cli.cache.is_terminal", lambda _: True)
+    monkeypatch.setattr("edgelm.cli.output.is_terminal", lambda _: True)
     result = CliRunner().invoke(main, ["cache", "rm", "one"], input=answer)
     assert "Delete one for good? [y/N]" in result.stderr
     assert [saved.name for saved in SavedSessions().sessions()] == left
