@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,13 @@ class ScriptedDecoder(Decoder):
     def __init__(self, config: ModelConfig, script: Sequence[int]) -> None:
         self.config = config
         self.forwarded: list[list[int]] = []
-        self.adapters: dict[str, AdapterManifest] = {}
+        self._adapters: dict[str, AdapterManifest] = {}
         self._answer = [*script, *config.eos_token_ids[:1]]
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterManifest]:
+        """The adapters that it has taken note of."""
+        return self._adapters
 
     def adopt(self, cache: KVCache) -> None:
         """Take any cache: there are no adapters that it could use."""
@@ -52,7 +57,7 @@ class ScriptedDecoder(Decoder):
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
         """Take note of it alone: the answer is the script."""
-        self.adapters[name] = adapter.manifest
+        self._adapters[name] = adapter.manifest
 
     def unload_adapter(self, name: str) -> None:
         """Forget it.
@@ -60,7 +65,7 @@ class ScriptedDecoder(Decoder):
         Raises:
             ConfigError: none of that name is loaded.
         """
-        if self.adapters.pop(name, None) is None:
+        if self._adapters.pop(name, None) is None:
             raise ConfigError(f"No adapter {name!r} is loaded. Loaded: {', '.join(self.adapters) or 'none'}.")
 
     def forward(
