@@ -134,6 +134,17 @@ def test_the_schemes_are_the_recipe_s_for_every_matrix_but_positions() -> None:
     assert len(schemes) == len(matrices) - 1
 
 
+@pytest.mark.parametrize(
+    ("position", "plain"), [("learned", "embed_positions"), ("relative", "relative_attention_bias")]
+)
+def test_the_positions_of_two_stacks_stay_off_the_grid(position: str, plain: str) -> None:
+    stack = dataclasses.replace(CONFIG, position=position, num_key_value_heads=CONFIG.num_attention_heads)
+    config = dataclasses.replace(stack, encoder=stack, decoder_start_token_id=0)
+    matrices = {name.removesuffix(".weight") for name, shape in config.tensor_shapes().items() if len(shape) == 2}
+    schemes = schemes_of(config, precision_named("int4"))
+    assert matrices - schemes.keys() == {f"model.{side}.{plain}" for side in ("encoder", "decoder")}
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 8 steps with `--qat int4`."""
@@ -244,10 +255,13 @@ def test_experts_are_refused() -> None:
         schemes_of(config, precision_named("int4"))
 
 
-def test_an_embedding_that_the_exporter_cannot_gather_is_refused() -> None:
-    precision = Precision(rules=(Rule(pattern=".", scheme="int4-block32-asymmetric"),))
+@pytest.mark.parametrize("pattern", [".", r"encoder\.embed_tokens"])
+def test_an_embedding_that_the_exporter_cannot_gather_is_refused(pattern: str) -> None:
+    encoder = dataclasses.replace(CONFIG, own_embedding=True, tie_word_embeddings=False)
+    config = dataclasses.replace(CONFIG, encoder=encoder, decoder_start_token_id=0)
+    precision = Precision(rules=(Rule(pattern=pattern, scheme="int4-block32-asymmetric"), REST))
     with pytest.raises(ConfigError, match="qat gives the embedding 4 bits with zero points"):
-        schemes_of(CONFIG, precision)
+        schemes_of(config, precision)
 
 
 def test_an_adapter_does_not_go_with_it(tmp_path: Path) -> None:

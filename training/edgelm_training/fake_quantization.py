@@ -31,6 +31,8 @@ from edgelm_training.settings import SettingError
 
 # Where torch's parametrizations keep what a module's weight is made of.
 _WEIGHT, _SHARES = ".parametrizations.weight.original", ".parametrizations.weight.0.shares"
+# Matrices that a graph holds in floats whatever a precision says.
+_PLAIN = ("embed_positions", "relative_attention_bias")
 # Small enough for a search's temporaries to stay in the cache.
 _WEIGHTS_AT_ONCE = 1 << 16
 
@@ -78,12 +80,12 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
     found = {}
     for name, shape in config.tensor_shapes().items():
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or len(shape) != 2 or module == "model.embed_positions":
+        if kind != "weight" or len(shape) != 2 or module.endswith(_PLAIN):
             continue
         scheme = integer_scheme_for(recipe, name)
         if scheme is None:
             continue
-        if module == "model.embed_tokens" and (scheme.bits == 2 or not scheme.symmetric):
+        if "embed_tokens" in module and (scheme.bits == 2 or not scheme.symmetric):
             raise SettingError(
                 f"qat gives the embedding {scheme.bits} bits{'' if scheme.symmetric else ' with zero points'}; the "
                 "exporter gathers its rows from a symmetric grid of 4 bits or more. Give embed_tokens a rule of its "
