@@ -12,12 +12,10 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.config_file import ConfigFile, config_path, name_variables, settings
+from edgelm.cli.config_file import SECRET, ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import print_json, printable
 from edgelm.cli.wrong_usage import refused, wrong_usage
 
-# Others can see a terminal, and a report is passed on.
-_SECRET = {"api_key"}
 _SOURCES = {
     ParameterSource.ENVIRONMENT: "environment",
     ParameterSource.DEFAULT_MAP: "file",
@@ -113,7 +111,7 @@ def _settings_of(name: str, command: click.Command, context: click.Context) -> I
         yield Setting(
             command=name,
             name=key,
-            value=("(hidden)" if key in _SECRET and value else value) if is_known else None,
+            value=("(hidden)" if key in SECRET and value else value) if is_known else None,
             source=_SOURCES[source],
             variable=str(parameter.envvar) if parameter.envvar is not None else None,
         )

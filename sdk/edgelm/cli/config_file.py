@@ -18,6 +18,7 @@ from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
 FILE_NAME = "edgelm.toml"
 VARIABLE = "EDGELM_CONFIG"
+SECRET = {"api_key"}  # others can see a terminal, and a report is passed on
 # What TOML has to hold for an option of a type; everything else is a text.
 _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
     (click.types.BoolParamType, (bool,), "true or false"),
@@ -103,7 +104,7 @@ class ConfigFile:
     def _checked(self, label: str, parameter: click.Parameter, value: Any, context: click.Context) -> Any:
         several = parameter.nargs != 1 or parameter.multiple
         if several and not isinstance(value, list):
-            raise ConfigError(f"{self.path}: {label} is {value!r}; it must be a list, in [ ].")
+            raise ConfigError(f"{self.path}: {label} is {_shown(parameter, value)}; it must be a list, in [ ].")
         values = [self._placed(parameter, one, label) for one in (value if several else [value])]
         checked = values if several else values[0]
         try:
@@ -119,7 +120,7 @@ class ConfigFile:
         fitting = ((kinds, wanted) for type_, kinds, wanted in _KINDS if isinstance(parameter.type, type_))
         kinds, wanted = next(fitting, ((str,), "a text"))
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ConfigError(f"{self.path}: {label} is {value!r}; it must be {wanted}.")
+            raise ConfigError(f"{self.path}: {label} is {_shown(parameter, value)}; it must be {wanted}.")
         if isinstance(parameter.type, click.Path):
             return str(self.path.parent / os.path.expanduser(str(value)))
         if isinstance(parameter.type, NamedFolder):
@@ -159,6 +160,10 @@ def name_variables(command: click.Command, prefix: str) -> None:
             parameter.envvar = f"{prefix}_{key}".upper().replace("-", "_")
     for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
         name_variables(inner, f"{prefix}_{name}")
+
+
+def _shown(parameter: click.Parameter, value: Any) -> str:
+    return "(hidden)" if parameter.name in SECRET else repr(value)
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
