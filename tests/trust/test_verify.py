@@ -272,9 +272,12 @@ def test_a_key_with_a_password_signs(package: Path, keys: Path) -> None:
     assert edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="open sesame").exit_code == 0
     check_signature(package, keys / "mine.pub")
 
-    wrong = edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="abracadabra")
-    assert wrong.exit_code == 1
-    assert f"Cannot sign {package} with {keys / 'mine.locked'}: " in wrong.stderr
+    for password in ("abracadabra", ""):
+        wrong = edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD=password)
+        assert wrong.exit_code == 1
+        assert f"Cannot sign {package} with {keys / 'mine.locked'} (its password, " in wrong.stderr
+        assert "is taken from $EDGELM_KEY_PASSWORD): " in wrong.stderr
+    assert "was not given" in wrong.stderr  # an empty variable is none
 
 
 @pytest.mark.parametrize(

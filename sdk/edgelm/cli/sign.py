@@ -9,8 +9,7 @@ import click
 
 from edgelm.cli.generation_options import complete_model
 from edgelm.library.library import Library
-
-_PASSWORD_VARIABLE = "EDGELM_KEY_PASSWORD"
+from edgelm.package.signature import PASSWORD_VARIABLE
 
 
 @click.command()
@@ -20,7 +19,7 @@ _PASSWORD_VARIABLE = "EDGELM_KEY_PASSWORD"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     required=True,
-    help=f"The private key: elliptic curve, PEM. Its password, if it has one, is taken from ${_PASSWORD_VARIABLE}.",
+    help=f"The private key: elliptic curve, PEM. Its password, if it has one, is taken from ${PASSWORD_VARIABLE}.",
 )
 def sign(model: str, key: Path) -> None:
     """Sign a package, so that others can check who made it.
@@ -41,5 +40,5 @@ def sign(model: str, key: Path) -> None:
     from edgelm.package.signature import sign as sign_package
 
     folder = Path(model) if is_adapter(Path(model)) else Library().find(model)
-    path = sign_package(folder, key, os.environ.get(_PASSWORD_VARIABLE))
+    path = sign_package(folder, key, os.environ.get(PASSWORD_VARIABLE) or None)
     click.echo(f"Signed: {path}", err=True)

@@ -17,6 +17,7 @@ from edgelm.package.manifest import SIGNATURE_NAME, Manifest, check_hash, check_
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those of the model-signing format
 # A public key (PEM) that every package must be signed with to be loaded.
 REQUIRE_VARIABLE = "EDGELM_REQUIRE_SIGNATURE"
+PASSWORD_VARIABLE = "EDGELM_KEY_PASSWORD"  # of a private key
 
 
 def required_key() -> Path | None:
@@ -57,7 +58,8 @@ def sign(folder: Path, private_key: Path, password: str | None = None) -> Path:
         check_hash(folder, AdapterManifest.load(folder).file)
     else:
         Manifest.load(folder).check_files(folder)
-    with tempfile.TemporaryDirectory() as staging, _errors(f"Cannot sign {folder} with {private_key}"):
+    what = f"Cannot sign {folder} with {private_key} (its password, if it has one, is taken from ${PASSWORD_VARIABLE})"
+    with tempfile.TemporaryDirectory() as staging, _errors(what):
         # Its annotation asks for a str, but what it calls takes bytes alone.
         secret = None if password is None else password.encode()
         if private_key.is_file():  # what comes through a pipe can be read once
