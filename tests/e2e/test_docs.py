@@ -49,6 +49,11 @@ def test_an_example_in_a_docstring_is_shown_as_code(site: Path) -> None:
     assert '<span class="kn">import</span>' in page
 
 
+def test_links_in_text_are_told_by_more_than_their_colour(site: Path) -> None:
+    assert 'href="stylesheets/readable.css"' in (site / "index.html").read_text()
+    assert "text-decoration: underline" in (site / "stylesheets" / "readable.css").read_text()
+
+
 def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
     start = (site / "index.html").read_text()
     pages = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")]
