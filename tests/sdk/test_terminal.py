@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -231,6 +232,12 @@ def test_a_dumb_terminal_gets_text_alone(tmp_path):
     assert os.read(ours, 1 << 16) == b"Hello\r\n"
     os.close(ours)
     os.close(theirs)
+
+
+def test_a_text_of_several_lines_is_asked_for_line_by_line_where_a_prompt_ends_with_each(screen, monkeypatch):
+    lines = iter(['"""a', "b", 'c"""'])
+    monkeypatch.setattr(screen, "_prompts", SimpleNamespace(prompt=lambda *_, **__: next(lines)))
+    assert screen.ask(lambda _: [], STATUS) == '"""a\nb\nc"""'
 
 
 @pytest.mark.parametrize("head", ["| Fruit | Price |\n|:--|--:|\n", "Fruit | Price\n--- | ---\n"])

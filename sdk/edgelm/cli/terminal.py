@@ -86,6 +86,8 @@ class Terminal:
             # prompt fails at one that finds it done already.
             handle_sigint=False,
         )
+        while is_open(typed):  # a dumb terminal's prompt ends with each line
+            typed += "\n" + self._prompts.prompt(_CONTINUED, handle_sigint=False)
         return clean_text(typed)
 
     def edit(self, text: str) -> str | None:
