@@ -109,7 +109,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     specs = {name: TensorSpec(dtype="F32", shape=tensor.shape) for name, tensor in tensors.items()}
     try:
         with atomic.replace_folder(target) as staging:
-            write_safetensors(staging / WEIGHTS_FILE, specs, tensors.__getitem__, {})
+            write_safetensors(staging / WEIGHTS_FILE, specs, lambda name: [tensors[name]], {})
             manifest = AdapterManifest(
                 name=target.resolve().name,
                 base=package.name,

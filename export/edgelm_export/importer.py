@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.architecture.config_section import with_section
 from edgelm.errors import CheckpointError
@@ -12,8 +17,10 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
+from edgelm_export.quantize.portions import portions_of
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 from edgelm_export.sources import open_checkpoint
+from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 
@@ -51,12 +58,21 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
     try:
         notes = (*checkpoint.notes, *_faults(checkpoint))
         with atomic.replace_folder(target) as staging:
-            write_safetensors(staging / WEIGHTS_FILE, tensors, checked.tensor, metadata)
+            write_safetensors(staging / WEIGHTS_FILE, tensors, partial(_portions, checked), metadata)
             for name, text in texts.items():
                 (staging / name).write_text(text, encoding="utf-8", newline="")
     except OSError as error:  # the readers turn their own into CheckpointError
         raise CheckpointError(f"{target} cannot be written: {error}. What was there before is as it was.") from error
     return notes
+
+
+def _portions(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
+    """Read a tensor; a table of layers' features, which is larger than all others, some rows at a time."""
+    if name != PER_LAYER_EMBEDDING:
+        yield checkpoint.tensor(name)
+        return
+    for rows in portions_of(checkpoint.config.tensor_shapes()[name]):
+        yield checkpoint.rows(name, rows.start, rows.stop)
 
 
 def _faults(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""Writing a safetensors file tensor by tensor, so that only one is in memory."""
+"""Writing a safetensors file tensor by tensor, so that only one, or a portion of it, is in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,10 +35,11 @@ class TensorSpec:
 def write_safetensors(
     path: Path,
     tensors: Mapping[str, TensorSpec],
-    read: Callable[[str], NDArray[np.float32]],
+    read: Callable[[str], Iterable[NDArray[np.float32]]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file; `read` is called once for each tensor, in the file's order.
+    """Write a safetensors file; `read` is called once for each tensor, in the file's order, and returns its
+    portions, one behind the other.
 
     Values of a tensor of a 16-bit type are those of that type, or rounded to the nearest.
     Source: the format's description in the safetensors project (8 bytes of length, a JSON header, the data).
@@ -60,11 +61,12 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            _write_tensor(file, read(name), tensors[name].dtype)
+            for portion in read(name):
+                _write_values(file, portion, tensors[name].dtype)
 
 
-def _write_tensor(file: IO[bytes], tensor: NDArray[np.float32], dtype: str) -> None:
-    flat = np.ascontiguousarray(tensor, np.float32).reshape(-1)
+def _write_values(file: IO[bytes], values: NDArray[np.float32], dtype: str) -> None:
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     if dtype == "F32":
         file.write(flat.astype("<f4", copy=False).data)
         return

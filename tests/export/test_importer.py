@@ -180,7 +180,7 @@ def test_the_writers_file_is_what_the_library_reads_with_wider_types_first(tmp_p
     tensors["brain"][1].view(np.uint32)[:] &= 0xFFFF0000
     path = tmp_path / "t.safetensors"
     specs = {name: spec for name, (spec, _) in tensors.items()}
-    write_safetensors(path, specs, lambda name: tensors[name][1], {"note": "ä"})
+    write_safetensors(path, specs, lambda name: [tensors[name][1]], {"note": "ä"})
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "note": "ä"}
         for name, (spec, tensor) in tensors.items():
@@ -199,7 +199,7 @@ def test_the_writers_file_is_what_the_library_reads_with_wider_types_first(tmp_p
 @pytest.mark.parametrize("stored", ["F16", "BF16"])
 def test_what_16_bits_do_not_hold_is_rounded_to_the_nearest(tmp_path: Path, stored: str) -> None:
     tensor = np.random.default_rng(0).standard_normal((5, 7), np.float32)
-    write_safetensors(tmp_path / "t.safetensors", {"t": TensorSpec(dtype=stored, shape=(5, 7))}, lambda _: tensor, {})
+    write_safetensors(tmp_path / "t.safetensors", {"t": TensorSpec(dtype=stored, shape=(5, 7))}, lambda _: [tensor], {})
     written = load_file(tmp_path / "t.safetensors")["t"]
     assert torch.equal(written, torch.from_numpy(tensor).to(DTYPES[stored]))
 

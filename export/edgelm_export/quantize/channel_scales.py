@@ -146,7 +146,7 @@ class ChannelScales:
     def save(self, folder: Path) -> None:
         """Write the file, each row of scales as a matrix [1, channels]."""
         specs = {name: TensorSpec(dtype="F32", shape=(1, len(scales))) for name, scales in self.divisors.items()}
-        write_safetensors(folder / CHANNEL_SCALES_FILE, specs, self.divisors.__getitem__, {})
+        write_safetensors(folder / CHANNEL_SCALES_FILE, specs, lambda name: [self.divisors[name]], {})
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, config: ModelConfig) -> ChannelScales:

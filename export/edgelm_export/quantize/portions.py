@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,18 +30,23 @@ def in_portions(checkpoint: Checkpoint, name: str, store: Callable[[NDArray[np.f
 
 def by_rows(shape: tuple[int, ...], stored: Callable[[slice], _Stored]) -> _Stored:
     """Store a matrix of a shape [V, F] some rows at a time; `stored` returns those as they are to be stored."""
+    portions = [*portions_of(shape)]
+    first = stored(portions[0])
+    if len(portions) == 1:
+        return first
+    whole = _room(first, shape[0])
+    for portion in portions:
+        part = first if portion is portions[0] else stored(portion)
+        for target, rows in zip(_arrays(whole), _arrays(part), strict=True):
+            target[portion] = rows
+    return whole
+
+
+def portions_of(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the rows of a matrix of a shape [V, F], some at a time."""
     V, F = shape
     step = max(1, _WEIGHTS_AT_ONCE // F)
-    first = stored(slice(0, min(step, V)))
-    if step >= V:
-        return first
-    whole = _room(first, V)
-    for start in range(0, V, step):
-        end = min(start + step, V)
-        part = first if not start else stored(slice(start, end))
-        for target, rows in zip(_arrays(whole), _arrays(part), strict=True):
-            target[start:end] = rows
-    return whole
+    return (slice(start, min(start + step, V)) for start in range(0, V, step))
 
 
 def _arrays(stored: Stored) -> list[NDArray[np.generic]]:
