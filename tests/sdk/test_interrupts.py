@@ -7,6 +7,7 @@ import itertools
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 import edgelm
-from edgelm import Generation, GenerationConfig
+from edgelm import Constraint, Engine, Generation, GenerationConfig
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
 from edgelm.shared_use import SharedUse
-from edgelm.testing import tiny_model_path
+from edgelm.structure.constraint_matcher import _Vocabulary
+from edgelm.testing import scripted_model, tiny_model_path
 
 
 def interrupted(function: Callable[..., Any], action: Callable[[], object]) -> Iterator[int]:
@@ -133,3 +135,37 @@ def test_an_interrupt_of_who_waits_for_an_engines_answer_cancels_it(monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         edgelm.join(answer)
     assert woken == [True]
+
+
+def test_an_engine_answers_the_next_request_wherever_one_was_interrupted_as_it_came() -> None:
+    with Engine(scripted_model("Fine.")) as engine:
+        answered = []
+        for place in interrupted(threading.Condition.notify, lambda: engine.submit("x")):
+            time.sleep(0.02)  # the worker, where it was woken, is done with that one, and waits again
+            answer = engine.submit("y")
+            reader = threading.Thread(target=list, args=(answer,), daemon=True)
+            reader.start()
+            reader.join(20)
+            assert answer.has_ended, place
+            answered.append(place)
+        assert answered
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_what_ends_a_constrained_answer_inside_of_its_library_is_no_error_of_the_constraint(
+    ending: BaseException, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls, encode = edgelm.load(tiny_model_path()), itertools.count(1), _Vocabulary.__call__
+    config = GenerationConfig(constraint=Constraint.regex('[{]"name": [0-9], "age": [0-9][}]'))
+
+    def broken_off(vocabulary: _Vocabulary, text: str) -> list[int]:
+        if next(calls) == call:
+            raise ending
+        return encode(vocabulary, text)
+
+    monkeypatch.setattr(_Vocabulary, "__call__", broken_off)
+    with pytest.raises(type(ending)) as caught:
+        model.generate("x", config)
+    assert caught.value.args == ending.args
+    assert model.generate("x", config).finish_reason == "stop"

@@ -75,14 +75,14 @@ class Worker:
             self._submitted += 1
             request.number = self._submitted
             self._waiting.append(request)
-            self._changed.notify()
+            self._changed.notify_all()  # an interrupted notify leaves a waiter behind that is none any more
             if len(self._batch.requests) < self._max_batch:
                 self._batch.interrupt(len(request.prompt_ids))
 
     def wake(self) -> None:
         """Look at the requests again: one of them may be over."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
         self._batch.interrupt()
 
     def count_end(self) -> None:
@@ -97,7 +97,7 @@ class Worker:
         with self._changed:
             self._draining = True
             self._closed = self._closed or not drain
-            self._changed.notify()
+            self._changed.notify_all()
         if threading.current_thread() is not self.thread:  # which goes on to its end when the step is over
             self.thread.join()
 

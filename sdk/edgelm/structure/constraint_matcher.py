@@ -26,6 +26,7 @@ _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
 _TOO_MANY_WAYS = "Current row has"  # llguidance takes 2,000 of them
 _NOTHING_CAN_COME = "NoExtensionBias"
+_INTERRUPT = re.compile(r"PyErr \{ type: <class '(KeyboardInterrupt|SystemExit)'>, value: \w+\((\d*)")
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar", "gbnf": "grammar"}
 
 
@@ -185,7 +186,9 @@ class ConstraintMatcher:
     def _check(self) -> None:
         if not self._matcher.is_error():
             return
-        error = _first_line(self._matcher.get_error())
+        error = self._matcher.get_error()
+        _raise_interrupt(error)
+        error = _first_line(error)
         if _TOO_MANY_WAYS in error:
             error = (
                 "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
@@ -275,6 +278,7 @@ def _vocabulary_of(tokenizer: Tokenizer, llguidance: Any) -> Any:
 
 def _explain(constraint: Constraint, error: str) -> str:
     """Name what cannot be enforced, and the way out."""
+    _raise_interrupt(error)
     error = error.partition("<backtrace>")[0]  # of llguidance's own code
     if error.startswith(_NOTHING_CAN_COME):
         error = "no text has this form. Look for a part that leads back to itself before it says anything."
@@ -291,6 +295,14 @@ def _explain(constraint: Constraint, error: str) -> str:
                 error = error.partition(". Enable")[0]
                 error += f'. To give that up, put {{"x-guidance": {{"{option}": true}}}} into the schema.'
     return f"The {_KINDS[constraint.kind]} cannot be enforced: {error.strip()}"
+
+
+def _raise_interrupt(error: str) -> None:
+    """Raise Ctrl-C, or the end of a command by SIGTERM, that reached `_Vocabulary`: llguidance makes a text of it."""
+    if found := _INTERRUPT.search(error):
+        if found[1] == "KeyboardInterrupt":
+            raise KeyboardInterrupt
+        raise SystemExit(int(found[2]) if found[2] else None)
 
 
 def _first_line(error: str) -> str:
