@@ -164,7 +164,7 @@ COUNTS = (
     "max_steps", "sequence_length", "global_batch_size", "micro_batch_size", "grad_accum_steps", "save_every",
     "keep_last", "eval_rows", "sample_tokens", "log_every",
 )  # fmt: skip
-AMOUNTS = ("warmup_steps", "weight_decay", "adam_epsilon", "grad_clip", "z_loss", "eval_every", "sample_every")
+AMOUNTS = ("warmup_steps", "grad_clip", "eval_every", "sample_every")
 SHARES = ("decay_fraction", "min_learning_rate_ratio", "teacher_weight")
 OUTSIDE: dict[str, tuple[float, ...]] = (
     dict.fromkeys(COUNTS, (0,))
@@ -172,7 +172,8 @@ OUTSIDE: dict[str, tuple[float, ...]] = (
     | dict.fromkeys(SHARES, (-0.1, 1.1))
     | dict.fromkeys(("beta1", "beta2", "momentum"), (-0.1, 1.0))
     | {"seed": (-1, 2**32 + 1), "learning_rate": (0, 11), "sample_temperature": (-0.1, 101)}
-    | {"teacher_temperature": (0.001, 101), "threads": (0, 1025)}
+    | dict.fromkeys(("weight_decay", "z_loss"), (-1, 1001, math.inf))  # endless ones end in weights that are no numbers
+    | {"adam_epsilon": (-1, 11, math.inf), "teacher_temperature": (0.001, 101), "threads": (0, 1025)}
 )
 
 
