@@ -1,0 +1,176 @@
+"""The models of `edgelm serve`: which there are, by which names, and when they are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edgelm_server import TINY, EdgelmServer
+from tiny_adapter import write_tiny_adapter
+
+from edgelm.cli.main import main
+from edgelm.errors import ConfigError
+from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
+from edgelm.server import process
+from edgelm.server.api_error import ApiError
+from edgelm.server.model_pool import ModelPool
+from edgelm.server.options import ServerOptions
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def library(own_library: Path) -> Path:
+    """A library with two packages."""
+    for name in ("first", "second"):
+        shutil.copytree(TINY, own_library / "models" / name)
+    return own_library
+
+
+def test_the_whole_library_is_served_and_a_model_is_loaded_when_it_is_asked_for(library):
+    with EdgelmServer(()) as server:
+        assert [model["id"] for model in server.get("/v1/models").json["data"]] == ["first", "second"]
+        assert server.get("/v1/models/first").json["id"] == "first"
+        assert server.metric('edgelm_model_loaded{model="first"}') == 0
+        assert server.post(CHAT, {"model": "second", "messages": HELLO, "max_tokens": 1}).json["model"] == "second"
+        assert server.metric('edgelm_model_loaded{model="second"}') == 1
+        assert server.metric('edgelm_model_loaded{model="first"}') == 0
+        shutil.copytree(TINY, library / "models" / "third")
+        assert server.post(CHAT, {"model": "third", "messages": HELLO, "max_tokens": 1}).status == 200
+        reply = server.post(CHAT, {"messages": HELLO})
+        assert reply.status == 400
+        assert reply.json["error"]["message"] == "model is missing. Here are: first, second, third."
+
+
+def test_a_model_with_an_encoder_is_left_out_and_refused_by_name(library):
+    folder = library / "models" / "second"
+    (folder / "encoder.onnx").touch()
+    pool = ModelPool((), ServerOptions())
+    assert list(pool.folders()) == ["first"]
+    with pytest.raises(ApiError, match=r"second has an encoder, and .*: edgelm run second; .* Here are: first\.") as no:
+        pool.resolve("second:latest")
+    assert (no.value.status, no.value.code) == (404, "model_not_found")
+    for given in ("second", str(folder)):
+        with pytest.raises(ConfigError, match=r"has an encoder, and is not served.*: edgelm run \S*second; or in a"):
+            ModelPool(("first", given), ServerOptions())
+
+
+def test_an_empty_library_says_how_to_fill_it():
+    with EdgelmServer(()) as server:
+        assert server.get("/v1/models").json["data"] == []
+        reply = server.post(CHAT, {"model": "x", "messages": HELLO})
+        assert reply.status == 404
+        assert "fetch one with `edgelm pull`" in reply.json["error"]["message"]
+
+
+def test_a_program_serves_with_models_and_options_alone(monkeypatch):
+    def run(server, sockets):
+        server._listening()
+        server.signal = signal.SIGTERM
+
+    monkeypatch.setattr(process._Server, "run", run)
+    assert process.serve((TINY,), ServerOptions(port=0)) == signal.SIGTERM
+
+
+def test_a_package_is_served_by_its_path_to_a_user_without_a_place_for_a_library(monkeypatch):
+    monkeypatch.setenv("EDGELM_HOME", "~a-user-that-is-not-here/")
+    pool = ModelPool((TINY,), ServerOptions())
+    assert (pool.resolve(None), pool.resolve("tiny-random")) == ("tiny-random", "tiny-random")
+    with pytest.raises(ApiError, match=r"There is no model 'gpt-4' here. Here are: tiny-random\."):
+        pool.resolve("gpt-4")
+    with pytest.raises(ConfigError, match=r"EDGELM_HOME is '~a-user-that-is-not-here/'"):
+        ModelPool((), ServerOptions())
+
+
+def test_first_requests_that_come_together_load_a_model_once(library):
+    with EdgelmServer(("first",)) as server, ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(lambda _: server.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status, range(6)))
+        assert statuses == [200] * 6
+        server.stop()
+        assert sum("Loaded first" in line for line in server.log) == 1
+
+
+def test_an_idle_model_is_unloaded_and_loaded_again(library):
+    with EdgelmServer(("first", "--keep-alive", "0.2")) as server:
+        for _ in range(2):
+            assert server.post(CHAT, {"messages": HELLO, "max_tokens": 1}).status == 200
+            wait_for(lambda: server.metric('edgelm_model_loaded{model="first"}') == 0)
+
+
+def test_a_broken_package_is_a_503_that_names_no_path_and_the_others_go_on(library):
+    weights = library / "models" / "first" / "model.onnx.data"
+    weights.write_bytes(b"\0" + weights.read_bytes()[1:])
+    with EdgelmServer(()) as server:
+        reply = server.post(CHAT, {"model": "first", "messages": HELLO})
+        assert reply.status == 503
+        assert str(library) not in reply.data.decode()
+        (library / "models" / "first" / "edgelm.json").write_text("{")
+        assert [model["id"] for model in server.get("/v1/models").json["data"]] == ["second"]
+        assert [model["name"] for model in server.get("/api/tags").json["models"]] == ["second:latest"]
+        assert server.get("/v1/models/first").status == 503
+        assert server.post(CHAT, {"model": "second", "messages": HELLO, "max_tokens": 1}).status == 200
+        server.stop()
+        assert any("Cannot load first" in line and "SHA-256" in line for line in server.log)
+
+
+def test_what_is_wrong_with_files_that_are_described_names_no_path_either(library):
+    with EdgelmServer(()) as server:
+        for name in ("config.json", "chat_template.jinja"):
+            (library / "models" / "first" / name).unlink()
+            (library / "models" / "first" / name).mkdir()
+            reply = server.post("/api/show", {"model": "first"})
+            assert (reply.status, str(library) in reply.data.decode()) == (503, False)
+        (library / "models").rename(library / "aside")
+        (library / "models").touch()
+        for path in ("/v1/models", "/v1/models/first", "/api/tags"):
+            reply = server.get(path)
+            assert (reply.status, str(library) in reply.data.decode()) == (503, False)
+        assert b"The models cannot be listed; the server's log says why." in server.post(CHAT, {"messages": HELLO}).data
+        server.stop()
+        assert any(f"The model library {library} cannot be read" in line for line in server.log)
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy")
+    result = CliRunner().invoke(main, ["serve", TINY, str(tmp_path / "copy"), "--port", "0"])
+    assert result.exit_code == 1
+    assert "are called 'tiny-random'. Serve one of them." in result.output
+
+
+def test_a_package_whose_name_is_none_for_a_model_is_refused_with_the_way_out(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy")
+    dataclasses.replace(Manifest.load(tmp_path / "copy"), name="модель").save(tmp_path / "copy")
+    message = "copy: 'модель' is not a name for a model: use up to 100 letters from a to z, .* to a folder that has one"
+    with pytest.raises(ConfigError, match=message):
+        ModelPool((str(tmp_path / "copy"),), ServerOptions())
+
+
+def test_models_are_said_by_the_names_that_requests_may_have(library, tmp_path):
+    adapter = str(write_tiny_adapter(tmp_path / "adapter"))
+    shutil.rmtree(library / "models" / "second")
+    Library().add_alias("small", "first")
+    for models, names in (
+        ((TINY, TINY, "--adapter", adapter, "--adapter", f"shop={adapter}"), "tiny-random, mine, shop"),
+        (("small", "first"), "first"),
+        (("--adapter", f"shop={adapter}"), "first, shop"),
+    ):
+        with EdgelmServer(models) as server:
+            listed = [model["id"] for model in server.get("/v1/models").json["data"]]
+            server.stop()
+        assert f"Models: {names}\n" in server.log
+        assert listed == names.split(", ")
