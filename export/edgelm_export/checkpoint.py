@@ -102,6 +102,10 @@ class Checkpoint(Protocol):
         that. `tensor` is without them, and `quantized_blocks` as the graph stores it. None: by nothing.
         """
 
+    @property
+    def head_hessian(self) -> NDArray[np.float32] | None:
+        """The products X^T X [D, D] of what the head's stored weights meet on a text. None: no text was run."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk, such as "F32", "BF16" or "Q4_1"."""
 

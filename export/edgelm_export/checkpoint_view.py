@@ -54,6 +54,11 @@ class CheckpointView:
         """By what the graph is to divide what the head reads."""
         return self._checkpoint.head_divisors
 
+    @property
+    def head_hessian(self) -> NDArray[np.float32] | None:
+        """The products X^T X [D, D] of what the head's stored weights meet on a text."""
+        return self._checkpoint.head_hessian
+
     def stored_type(self, name: str) -> str:
         """Name the type that a tensor has on disk."""
         return self._checkpoint.stored_type(name)

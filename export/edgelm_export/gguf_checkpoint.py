@@ -109,6 +109,10 @@ class GGUFCheckpoint:
     def head_divisors(self) -> None:
         """Nothing is divided."""
 
+    @property
+    def head_hessian(self) -> None:
+        """No text was run."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has in the file, such as "F32" or "Q4_1"."""
         source = self._parts[name].source

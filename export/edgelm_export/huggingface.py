@@ -191,6 +191,10 @@ class HuggingFaceCheckpoint:
     def head_divisors(self) -> None:
         """Nothing is divided."""
 
+    @property
+    def head_hessian(self) -> None:
+        """No text was run."""
+
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""
         source = self._parts[name].source

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, from_planes
 from edgelm.architecture.quantization_recipe import STANDARD
-from edgelm.architecture.quantization_scheme import grid_name
+from edgelm.architecture.quantization_scheme import SHORTLIST, grid_name
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.package.graph_file import GRAPH_FILE, read_graph
@@ -30,7 +30,7 @@ from edgelm_export.folded import UnfoldedCheckpoint
 from edgelm_export.quantize.offsets import taken_apart
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
 from edgelm_export.quantize.qdq import BITS, from_qdq
-from edgelm_export.tensor_map import GATHERED, HEAD_FACTORS, PER_LAYER_EMBEDDING, check_layers, head_name
+from edgelm_export.tensor_map import GATHERED, HEAD_FACTORS, PER_LAYER_EMBEDDING, REMAINDER, check_layers, head_name
 
 PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
@@ -105,7 +105,7 @@ class _StoredTensors:
         self._is_qdq = {"operators": STANDARD} in self._manifest.recipe
         with self._laid_out("matrices"):
             self._grids = self._qdq_grids() if self._is_qdq else self._nbits_grids(graph)
-        self.fewest_bits = min((bits for bits, _ in self._grids.values()), default=None)
+        self.fewest_bits = min((self._bits(stored) for stored in self._grids), default=None)
         for name in self._shapes:  # what is missing shows now, not after the work
             self._place(name)
 
@@ -164,11 +164,15 @@ class _StoredTensors:
         with self._laid_out(HEAD_FACTORS), np.errstate(divide="raise", over="raise", invalid="raise"):
             return np.float32(1) / self._head_factors()
 
+    @property
+    def head_hessian(self) -> None:
+        """No text was run."""
+
     def stored_type(self, name: str) -> str:
         """Name the type that the graph has a tensor in."""
         stored, _ = self._place(name)
         if stored in self._grids:
-            return f"INT{self._grids[stored][0]}"
+            return f"INT{self._bits(stored)}"
         with self._laid_out(name):
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._initializers[stored].data_type)
         return _FLOAT_TYPES.get(str(dtype), str(dtype))
@@ -178,7 +182,9 @@ class _StoredTensors:
         stored, _ = self._place(name)
         if stored not in self._grids:
             return None
-        bits, block_size = self._grids[stored]
+        bits, block_size = self._bits(stored), self._grids[stored][1]
+        if self._has_remainder(stored):
+            return f"{grid_name(bits, block_size, symmetric=True)}-{SHORTLIST}"
         named = grid_name(bits, block_size, symmetric=f"{stored}.zero_points" not in self._initializers)
         return named if self._packed(name).offsets is None else f"{named} with offsets"
 
@@ -216,8 +222,9 @@ class _StoredTensors:
             return unpack(self._packed(name, slice(first, end)))
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
-        """Return a matrix, or some of its rows, on its grid, where it is on one."""
-        if self._place(name)[0] not in self._grids:
+        """Return a matrix, or some of its rows, on its grid, where it is on one; two planes together are none."""
+        stored, _ = self._place(name)
+        if stored not in self._grids or self._has_remainder(stored):
             return None
         packed = self._packed(name, rows)
         values, zero_points = unpack_values(packed)
@@ -247,6 +254,15 @@ class _StoredTensors:
             weight.check((len(range(N)[rows]), K))
         return weight
 
+    def _bits(self, stored: str) -> int:
+        """Return the bits of a weight on a grid, of both its planes where it has two."""
+        bits, _ = self._grids[stored]
+        has_two = any(self._has_remainder(name) for name in (stored, stored.replace(f".{REMAINDER}.", ".")))
+        return 2 * bits if has_two else bits
+
+    def _has_remainder(self, stored: str) -> bool:
+        return _remainder_of(stored) in self._grids
+
     def _stored_weight(self, name: str, stored: str, rows: Place) -> PackedWeight:
         bits, block_size = self._grids[stored]
         has_zero_points = f"{stored}.zero_points" in self._initializers
@@ -271,6 +287,8 @@ class _StoredTensors:
             scales=self._array(f"{stored}.scales")[rows].astype(np.float32),
             zero_points=self._array(f"{stored}.zero_points")[rows] if has_zero_points else None,
         )
+        if self._has_remainder(stored):
+            return dataclasses.replace(weight, remainder=self._stored_weight(name, _remainder_of(stored), rows))
         return taken_apart(weight, columns)
 
     def _nbits_grids(self, graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
@@ -334,6 +352,11 @@ class _StoredTensors:
             shape=tuple(tensor.dims),
         )
         return array
+
+
+def _remainder_of(stored: str) -> str:
+    """Name the lower plane of a weight."""
+    return f"{stored.removesuffix('.weight')}.{REMAINDER}.weight"
 
 
 def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:

@@ -6,6 +6,7 @@ looks rows of them up, as an embedding does, and `tied` names them for the head 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.quantize.offsets import in_8_bits, joined
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
+from edgelm_export.shortlist import add_shortlist, behind_zeros, last_positions
+from edgelm_export.tensor_map import REMAINDER
 
 # The activations are quantized to 8 bits inside the operator; with any other level an 8-bit product is 19 times slower.
 _ACCURACY_LEVEL = 4
@@ -51,6 +54,8 @@ class NBits:
         ]
         if weight.zero_points is not None:
             parts.append(graph.weight(f"{module}.weight.zero_points", weight.zero_points))
+        if weight.remainder is not None:
+            parts += self.store(graph, f"{module}.{REMAINDER}", weight.remainder)
         return parts
 
     def _integers(self, graph: Graph, name: str, weight: PackedWeight) -> str:
@@ -99,6 +104,10 @@ class NBits:
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:
         """Add MatMulNBits over stored parts."""
+        if weight.remainder is not None:
+            upper, lower = parts[:2], parts[2:]
+            logits = self.product(graph, hidden, upper, dataclasses.replace(weight, remainder=None), f"{output}.upper")
+            return self._with_remainder(graph, hidden, logits, lower, weight.remainder, output)
         if weight.offsets is not None:
             hidden = self._with_sums(graph, hidden, weight.block_size)
         attributes = {
@@ -109,6 +118,22 @@ class NBits:
             "accuracy_level": _ACCURACY_LEVEL,
         }
         return graph.node("MatMulNBits", [hidden, *parts], output, MICROSOFT, attributes)
+
+    def _with_remainder(
+        self, graph: Graph, hidden: str, upper: str, parts: list[str], remainder: PackedWeight, output: str
+    ) -> str:
+        """Add the product by the lower plane to the largest logits of the upper one [B, T, V]; hidden: [B, T, D]."""
+        name, last = f"{output}.shortlist", graph.constant([-1])
+        ids = add_shortlist(graph, upper, len(remainder.scales), name)
+        last_ids, last_hidden = (
+            last_positions(graph, each, f"{name}.last_{kind}") for each, kind in ((ids, "ids"), (hidden, "hidden"))
+        )
+        rows = self._gathered(graph, f"{name}.rows", parts, remainder, last_ids, axes=3)
+        column = graph.node("Unsqueeze", [last_hidden, last], f"{name}.column")
+        products = graph.node("MatMul", [rows, column], f"{name}.products")
+        missing = behind_zeros(graph, graph.node("Squeeze", [products, last], f"{name}.missing"), name)
+        attributes = {"axis": -1, "reduction": "add"}
+        return graph.node("ScatterElements", [upper, ids, missing], output, attributes=attributes)
 
     def _with_sums(self, graph: Graph, hidden: str, block_size: int) -> str:
         """Put the sums of an input's blocks behind it, [B, T, K + blocks], once for all products of the input."""
@@ -121,7 +146,17 @@ class NBits:
         return graph.node("Concat", [hidden, sums], name, attributes={"axis": -1})
 
     def rows(self, graph: Graph, name: str, parts: list[str], weight: PackedWeight, ids: str) -> str:
-        """Gather rows of a packed weight [V, blocks, bytes], and join their blocks.
+        """Gather rows of a packed weight, of both planes where it has two."""
+        if weight.remainder is None:
+            return self._gathered(graph, name, parts, weight, ids)
+        upper = self._gathered(graph, f"{name}.upper", parts[:2], weight, ids)
+        lower = self._gathered(graph, f"{name}.lower", parts[2:], weight.remainder, ids)
+        return graph.node("Add", [upper, lower], f"{name}.rows")
+
+    def _gathered(
+        self, graph: Graph, name: str, parts: list[str], weight: PackedWeight, ids: str, axes: int = 2
+    ) -> str:
+        """Gather rows of a packed weight [V, blocks, bytes] by ids of so many axes, and join their blocks.
 
         Gathering block by block, the operator reads the tensor in the shape that MatMulNBits has it in: as a matrix it
         would be a second copy in memory, a fifth of a small model.
@@ -136,7 +171,8 @@ class NBits:
         }
         inputs = [parts[0], ids, scales]
         rows = graph.node("GatherBlockQuantized", inputs, f"{name}.blocks", MICROSOFT, attributes)
-        joined = graph.node("Reshape", [rows, graph.constant([0, 0, blocks * weight.block_size])], f"{name}.output")
+        shape = graph.constant([0] * axes + [blocks * weight.block_size])
+        joined = graph.node("Reshape", [rows, shape], f"{name}.output")
         if weight.columns == blocks * weight.block_size:
             return joined
         bounds = [graph.constant([value]) for value in (0, weight.columns, -1)]

@@ -26,6 +26,8 @@ ENCODER_EMBEDDING = "model.encoder.embed_tokens.weight"
 GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, ENCODER_EMBEDDING)  # whose rows a graph looks up on their grid
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
+# In the place of `weight`'s parent, what is in the lower plane of a head with a shortlist.
+REMAINDER = "remainder"
 
 _NORM = re.compile(r"(?<!linear_attn\.)(?<!mamba\.)norm\.weight$")
 

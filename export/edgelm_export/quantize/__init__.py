@@ -17,13 +17,14 @@ from edgelm.architecture.quantization_recipe import (
     precision_named,
     scheme_for,
 )
-from edgelm.architecture.quantization_scheme import KEEP, Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import KEEP, SHORTLIST, Scheme, parse_scheme
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.portions import Stored, in_portions
+from edgelm_export.quantize.two_planes import in_two_planes, takes_shortlist
 from edgelm_export.tensor_map import GATHERED
 
 __all__ = [
@@ -48,7 +49,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
     """Read a matrix and store it by a scheme.
 
     gptq is for the layers, which the calibration has put on their grids before (prepared.py): the embedding and the
-    head are rounded or searched instead.
+    head are rounded or searched instead. What a shortlist is not made for is rounded to the same 8 bits.
     """
     scheme = parse_scheme(scheme_name)
     if scheme == KEEP:
@@ -60,7 +61,9 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
             "Give embed_tokens a rule of its own, before the others, such as int8-block64."
         )
-    if scheme.method == "gptq":
+    if scheme.method == SHORTLIST and takes_shortlist(checkpoint.config, name):
+        return in_two_planes(checkpoint.tensor(name), scheme, checkpoint.head_hessian)
+    if scheme.method in ("gptq", SHORTLIST):
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")
     return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, scheme))
 

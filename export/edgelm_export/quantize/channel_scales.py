@@ -100,13 +100,20 @@ def _reading_attention(config: ModelConfig, layer: int) -> list[str]:
 class ChannelScales:
     """The scales of a model, by what they divide, such as "model.layers.0.input_layernorm": float32 [channels].
 
-    head_divisors: of what the head reads, [D]. They stay beside the weights, as those are often the embedding's too,
-    and are in no file of the package: nothing that is added to it reads them.
+    head_divisors: of what the head reads, [D]. They stay beside the weights, as those are often the embedding's too.
+    head_hessian: the products X^T X [D, D] of what the head's stored weights meet on a text. Both are in no file of the
+    package: nothing that is added to it reads them.
     """
 
-    def __init__(self, config: ModelConfig, divisors: Mapping[str, Array], head_divisors: Array | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        divisors: Mapping[str, Array],
+        head_divisors: Array | None = None,
+        head_hessian: Array | None = None,
+    ) -> None:
         self._config = config
-        self.head_divisors = head_divisors
+        self.head_divisors, self.head_hessian = head_divisors, head_hessian
         self.divisors = dict(divisors)  # of the rows of projections, and of norms
         self.multipliers: dict[str, Array] = {}  # of the columns of projections
         for layer in range(config.num_hidden_layers):
@@ -122,7 +129,8 @@ class ChannelScales:
         """Return both, one after the other."""
         products = {name: scales * other.divisors.get(name, np.float32(1)) for name, scales in self.divisors.items()}
         head = self.head_divisors if other.head_divisors is None else other.head_divisors
-        return ChannelScales(self._config, other.divisors | products, head)
+        hessian = self.head_hessian if other.head_hessian is None else other.head_hessian
+        return ChannelScales(self._config, other.divisors | products, head, hessian)
 
     def changes(self, name: str) -> bool:
         """Tell whether a tensor is scaled."""
@@ -180,6 +188,11 @@ class ScaledCheckpoint(CheckpointView):
     def head_divisors(self) -> Array | None:
         """By what the graph is to divide what the head reads."""
         return self._checkpoint.head_divisors if self._scales.head_divisors is None else self._scales.head_divisors
+
+    @property
+    def head_hessian(self) -> Array | None:
+        """The products X^T X [D, D] of what the head's stored weights meet on a text."""
+        return self._checkpoint.head_hessian if self._scales.head_hessian is None else self._scales.head_hessian
 
     def stored_type(self, name: str) -> str:
         """Name the type of a tensor; what is scaled counts as F32."""

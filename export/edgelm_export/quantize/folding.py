@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
-from edgelm.architecture.quantization_scheme import Scheme
+from edgelm.architecture.quantization_scheme import SHORTLIST, Scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export import reference
@@ -124,21 +124,32 @@ def choose_scales(
         progress(transform, layer, config.num_hidden_layers)
         chosen, hidden = run.layer(layer, dict(reference.layer_weights(checkpoint, layer)), hidden)
         divisors |= chosen
-    head = _head_divisors(checkpoint, recipe, sequences, hidden) if transform == "smooth" else None
+    scheme = integer_scheme_for(recipe, head_name(config)) if transform == "smooth" else None
+    head = hessian = None
+    if scheme is not None:
+        head = _head_divisors(checkpoint, recipe, sequences, hidden)
+        hessian = _head_hessian(checkpoint, head, hidden) if scheme.method == SHORTLIST else None
     progress(transform, config.num_hidden_layers, config.num_hidden_layers)
-    return ChannelScales(config, divisors, head)
+    return ChannelScales(config, divisors, head, hessian)
+
+
+def _head_hessian(checkpoint: Checkpoint, divisors: Array | None, hidden: Sequence[Array]) -> Array:
+    """Return the products [D, D] of what the head's stored weights meet, behind divisors where it has some."""
+    divisors = checkpoint.head_divisors if divisors is None else divisors
+    read = reference.last_normed(checkpoint, hidden)
+    met = read if divisors is None else [read_TD / divisors for read_TD in read]
+    return np.asarray(sum(met_TD.T @ met_TD for met_TD in met))
 
 
 def _head_divisors(
     checkpoint: Checkpoint, recipe: tuple[Rule, ...], sequences: Sequence[Sequence[int]], hidden: Sequence[Array]
 ) -> Array | None:
-    """Choose the scales of what the head reads, by SmoothQuant; None where it stays in floats, has some, or loses less
-    as it is.
+    """Choose the scales of what the head reads, by SmoothQuant; None where it has some, or loses less as it is.
 
     hidden: what left the last layer for each of the sequences.
     """
     name = head_name(checkpoint.config)
-    if integer_scheme_for(recipe, name) is None or checkpoint.head_divisors is not None:
+    if checkpoint.head_divisors is not None:
         return None
     largest_K = np.max([np.abs(read_TD).max(0) for read_TD in reference.last_normed(checkpoint, hidden)], axis=0)
     head_VD = checkpoint.tensor(name)

@@ -30,8 +30,11 @@ _DESCENTS = 2
 _RIDGE = 0.1
 
 
-def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> PackedWeight:
-    """Quantize a matrix for its inputs; one that lies on the scheme's grid already is left there."""
+def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme, descents: int = _DESCENTS) -> PackedWeight:
+    """Quantize a matrix for its inputs; one that lies on the scheme's grid already is left there.
+
+    descents: how often scales are fitted and integers chosen again, each of which takes as long as the first choice.
+    """
     K = weight_NK.shape[1]
     own, found = own_grid(in_blocks(weight_NK, scheme.block_size), scheme)
     if found.all():
@@ -48,7 +51,7 @@ def quantize_gptq(weight_NK: Array, inputs: InputStatistics, scheme: Scheme) -> 
         grid = searched_grid(blocks, scheme, np.abs(blocks) * sizes)
     grid = grid.with_half_scales()
     values = _compensated(weight, hessian, grid, scheme.block_size)
-    for _ in range(_DESCENTS):
+    for _ in range(descents):
         grid = _fitted(weight, hessian, values, grid, scheme.block_size).with_half_scales()
         values = _descended(weight, hessian, values, grid, scheme.block_size)
     return pack_on(grid, values.reshape(blocks.shape), scheme, K)

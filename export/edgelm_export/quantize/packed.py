@@ -24,6 +24,8 @@ class PackedWeight:
     zeros to whole blocks.
     offsets: a weight [N, blocks] with blocks of the same layout: what is added to all weights of each block; None is
     nothing (offsets.py).
+    remainder: a weight [N, K], the lower plane of a head with a shortlist, which is added; None is nothing
+    (two_planes.py).
     Source: the operator specification of com.microsoft.MatMulNBits.
     """
 
@@ -34,6 +36,7 @@ class PackedWeight:
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None
     offsets: PackedWeight | None = None
+    remainder: PackedWeight | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Compare what is there with a weight of `shape` [N, K].
@@ -47,6 +50,8 @@ class PackedWeight:
             raise ValueError(f"{self.columns} columns, not {shape[1]}")
         if self.offsets is not None:
             self.offsets.check(self.scales.shape)
+        if self.remainder is not None:
+            self.remainder.check(shape)
         (N, K), in_a_byte = shape, _VALUES_IN_A_BYTE[self.bits]
         if self.block_size % in_a_byte:
             raise ValueError(f"blocks of {self.block_size}, which are no whole bytes of {in_a_byte} values")
@@ -79,7 +84,8 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Its bytes on the disk."""
         integers = self.scales.size * self.block_size * self.bits // 8
-        beside = sum(part.nbytes for part in (self.zero_points, self.offsets) if part is not None)
+        parts = (self.zero_points, self.offsets, self.remainder)
+        beside = sum(part.nbytes for part in parts if part is not None)
         return integers + self.stored_scales.nbytes + beside
 
 
@@ -141,7 +147,8 @@ def unpack(weight: PackedWeight) -> NDArray[np.float32]:
     steps *= weight.scales[..., None]
     if weight.offsets is not None:
         steps += unpack(weight.offsets)[..., None]
-    return steps.reshape(len(steps), -1)[:, : weight.columns]
+    unpacked = steps.reshape(len(steps), -1)[:, : weight.columns]
+    return unpacked if weight.remainder is None else unpacked + unpack(weight.remainder)
 
 
 def _from_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -160,6 +167,7 @@ def rows_of(weight: PackedWeight, rows: slice) -> PackedWeight:
         scales=weight.scales[rows],
         zero_points=zero_points,
         offsets=None if weight.offsets is None else rows_of(weight.offsets, rows),
+        remainder=None if weight.remainder is None else rows_of(weight.remainder, rows),
     )
 
 

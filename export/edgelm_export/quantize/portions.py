@@ -53,7 +53,8 @@ def _arrays(stored: Stored) -> list[NDArray[np.generic]]:
     if not isinstance(stored, PackedWeight):
         return [stored]
     parts = (stored.packed, stored.scales, stored.zero_points)
-    return [part for part in parts if part is not None]
+    beside = [] if stored.remainder is None else _arrays(stored.remainder)
+    return [part for part in parts if part is not None] + beside
 
 
 def _room(first: _Stored, rows: int) -> _Stored:
@@ -65,4 +66,7 @@ def _room(first: _Stored, rows: int) -> _Stored:
     if not isinstance(first, PackedWeight):
         return of(first)
     zero_points = None if first.zero_points is None else of(first.zero_points)
-    return dataclasses.replace(first, packed=of(first.packed), scales=of(first.scales), zero_points=zero_points)
+    remainder = None if first.remainder is None else _room(first.remainder, rows)
+    return dataclasses.replace(
+        first, packed=of(first.packed), scales=of(first.scales), zero_points=zero_points, remainder=remainder
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelm.architecture.quantization_scheme import FLOATS, KEEP, Scheme, grid_name, parse_scheme
+from edgelm.architecture.quantization_scheme import FLOATS, KEEP, SHORTLIST, Scheme, grid_name, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
@@ -84,6 +84,7 @@ class Precision:
     def _refuse_what_standard_operators_lack(self) -> None:
         fewer = [f"integers of {scheme.bits} bits" for scheme in self.schemes if scheme.bits < 8]
         lacking = fewer[:1]
+        lacking += ["a shortlist"] if any(scheme.method == SHORTLIST for scheme in self.schemes) else []
         lacking += ["keys and values in int8"] if self.kv_cache == "int8" else []
         lacking += ["a prefill graph"] if self.prefill_graph else []
         if lacking:
@@ -165,9 +166,10 @@ class Precision:
         return dataclasses.replace(self, kv_cache="int8", perplexity_bound=bound, fallback=fallback)
 
     def with_standard_operators(self) -> Precision:
-        """Return the same in operators of the ONNX standard alone."""
+        """Return the same in operators of the ONNX standard alone, which are written for no shortlist."""
         fallback = self.fallback and self.fallback.with_standard_operators()
-        return dataclasses.replace(self, operators=STANDARD, fallback=fallback)
+        plain = [dataclasses.replace(rule, scheme=rule.scheme.removesuffix(f"-{SHORTLIST}")) for rule in self.rules]
+        return dataclasses.replace(self, rules=tuple(plain), operators=STANDARD, fallback=fallback)
 
     def for_model(self, config: ModelConfig) -> Precision:
         """Return it, or the fallback whose transforms fit a model."""
@@ -250,7 +252,7 @@ def _smooths_well(config: ModelConfig) -> bool:
 
 def _with_gptq(rule: Rule) -> str:
     scheme = parse_scheme(rule.scheme)
-    if not isinstance(scheme, Scheme):
+    if not isinstance(scheme, Scheme) or scheme.method == SHORTLIST:
         return rule.scheme
     symmetric = scheme.symmetric and (scheme.bits == 8 or "embed_tokens" in rule.pattern)
     return f"{grid_name(scheme.bits, scheme.block_size, symmetric)}-gptq"
@@ -267,7 +269,11 @@ _LAYERS_KEPT = Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP)
 LATENT_HEADS = r"\.self_attn\.heads\."
 _LATENT_HEADS = Rule(pattern=LATENT_HEADS, scheme="int8-block64")
 _EMBEDDING = r"embed_tokens|lm_head"
+_HEAD = r"embed_tokens\.|lm_head"  # the embedding may be the head too; tables of layers' features never are
 _OUTER_LAYERS = r"layers\.(0|{last})\."
+
+# In blocks of 32 a row of the upper plane has the same bits in any company.
+_SHORTLIST = Rule(pattern=_HEAD, scheme=f"int8-block32-{SHORTLIST}")
 
 # In blocks of 64 the kernels of 8 bits give a row the same bits in any company; in wider ones they are faster, and on
 # some processors do not (docs/results/graph-and-settings.md).
@@ -287,7 +293,7 @@ _PRESETS = (
     _INT8,
     Precision(
         name="int8-wide",
-        rules=(Rule(pattern=".", scheme="int8-block128"),),
+        rules=(_SHORTLIST, Rule(pattern=".", scheme="int8-block128")),
         transforms=("smooth",),
         perplexity_bound=1.02,  # on the check's 1,000 tokens a percent is chance
         fallback=_INT8,
@@ -295,6 +301,7 @@ _PRESETS = (
     Precision(
         name="int4",
         rules=(
+            _SHORTLIST,
             Rule(pattern=_EMBEDDING, scheme="int8-block128"),
             Rule(pattern=_OUTER_LAYERS, scheme="int8-block128"),
             Rule(pattern=".", scheme="int4-block64"),

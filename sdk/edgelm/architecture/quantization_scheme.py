@@ -10,7 +10,8 @@ from edgelm.errors import ExportError
 
 KEEP = "keep"  # the source's own grid, where MatMulNBits has it
 FLOATS = ("fp32", "fp16", "bf16")
-METHODS = ("rounded", "searched", "hqq", "gptq")
+SHORTLIST = "shortlist"
+METHODS = ("rounded", "searched", "hqq", "gptq", SHORTLIST)
 
 # What MatMulNBits of onnxruntime 1.32 has a kernel for on CPU; 2 bits in blocks of 16 or 256 are 100 times slower
 # (docs/results/quantization.md). 6 and 5 bits are computed with as 8.
@@ -26,8 +27,8 @@ class Scheme:
     """Integers of `bits` in blocks of `block_size`, each with a scale and, if not symmetric, an integer zero point.
 
     method: how the integers are found. `rounded` to nearest; `searched` for each block's best grid; `hqq`, a robust
-    search; `gptq`, with the error of each column made up for by the later ones, which takes
-    calibration.
+    search; `gptq`, with the error of each column made up for by the later ones, which takes calibration; `shortlist`,
+    for a head, whose 8 bits are two planes of 4: the upper ranks all tokens, the lower is read for the best alone.
 
     Raises:
         ExportError: MatMulNBits has no fast kernel for it, or there is no such method.
@@ -48,6 +49,11 @@ class Scheme:
             )
         if self.method not in METHODS:
             raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")
+        if self.method == SHORTLIST and not (self.bits == 8 and self.symmetric):
+            raise ExportError(
+                f"A shortlist is for symmetric integers of 8 bits, such as int8-block32-{SHORTLIST}, not for "
+                f"{grid_name(self.bits, self.block_size, self.symmetric)}."
+            )
 
 
 def grid_name(bits: int, block_size: int, symmetric: bool) -> str:

@@ -75,7 +75,8 @@ class DecoderGraph:
     takes_longer_mask: whether the mask may go on behind the tokens with zeros then, as edgelm's own graphs have it.
     cross: the names of the keys and values of a source text, layer after layer, where a decoder has an encoder.
     heads: how many kv heads each layer has, and their size, where the graph says so. shared: the names under which
-    layers give the keys and values of earlier ones again, which may be the same memory.
+    layers give the keys and values of earlier ones again, which may be the same memory. has_shortlist: whether the head
+    computes some tokens again, as edgelm's own graphs have it.
     convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it. past_states,
     present_states: the names of the states, those of one kind after those of the other, and
     state_shapes what they are for one row.
@@ -98,6 +99,7 @@ class DecoderGraph:
     present_states: tuple[str, ...] = ()
     state_shapes: tuple[tuple[int | str | None, ...], ...] = ()
     shared: tuple[str, ...] = ()
+    has_shortlist: bool = False
 
     @classmethod
     def of(
@@ -153,6 +155,7 @@ class DecoderGraph:
             present_states=tuple(present_states.values()),
             state_shapes=tuple(tuple(given[name].shape[1:]) for name in past_states.values()),
             shared=() if is_foreign else tuple(_cache_names(results, SHARED).values()),
+            has_shortlist=not is_foreign and "GatherElements" in names,
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:

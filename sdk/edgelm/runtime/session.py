@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
 from edgelm.config import SUPPRESSED_LOGIT, ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ProviderError
 from edgelm.memory.holders import Holders
@@ -288,7 +289,9 @@ class DecoderSession(Returned):
             # The half of an old merged decoder that takes a cache takes one token with it.
             takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
             if takes_one or (all_logits and facts.gives_last_logits):
-                return self._forward_one_by_one(token_ids, cache, all_logits, stop)
+                return self._forward_in_pieces(1, token_ids, cache, all_logits, stop)
+            if all_logits and facts.has_shortlist and len(token_ids) > SHORTLISTED_POSITIONS:
+                return self._forward_in_pieces(SHORTLISTED_POSITIONS, token_ids, cache, all_logits, stop)
         try:
             logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
         except BaseException as error:
@@ -299,12 +302,13 @@ class DecoderSession(Returned):
         cache.extend(token_ids)
         return logits_TV
 
-    def _forward_one_by_one(
-        self, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
+    def _forward_in_pieces(
+        self, size: int, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
     ) -> NDArray[np.float32]:
         before = cache.length
+        pieces = (token_ids[start : start + size] for start in range(0, len(token_ids), size))
         try:
-            rows = [self._forward((id_,), cache, stop=stop).copy() for id_ in token_ids]
+            rows = [self._forward(piece, cache, all_logits, stop).copy() for piece in pieces]
         except BaseException:
             cache.truncate(before)
             raise

@@ -1,0 +1,166 @@
+"""Heads with a shortlist: half of their bits for all tokens, all bits for the best."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from make_tiny_model import CONFIG, make_checkpoint
+
+import edgelm
+from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
+from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
+from edgelm.errors import ExportError
+from edgelm_export.exporter import export_package
+from edgelm_export.external_data import ExternalData
+from edgelm_export.graph import Graph
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.packed_operators import NBits
+from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.two_planes import in_two_planes
+from edgelm_export.shortlist import SHORTLIST_SIZE, group_size
+
+SCHEME = "int8-block32-shortlist"
+VOCABULARY, WIDTH = 16384, 64
+LARGE = dataclasses.replace(CONFIG, vocab_size=VOCABULARY)
+RECIPE = Precision(rules=(Rule(pattern="embed_tokens", scheme=SCHEME), Rule(pattern=".", scheme="fp32")))
+
+
+def scheme() -> Scheme:
+    parsed = parse_scheme(SCHEME)
+    assert isinstance(parsed, Scheme)
+    return parsed
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def head() -> PackedWeight:
+    return in_two_planes(random(VOCABULARY, WIDTH), scheme(), None)
+
+
+def session_of(folder: Path, weight: PackedWeight) -> onnxruntime.InferenceSession:
+    with ExternalData(folder / "data") as data:
+        graph = Graph(data)
+        output = NBits().product(graph, "x", NBits().store(graph, "w", weight), weight, "y")
+        graph.input("x", onnx.TensorProto.FLOAT, ["B", "T", WIDTH])
+        graph.output(output, onnx.TensorProto.FLOAT, ["B", "T", "V"])
+    (folder / "model.onnx").write_bytes(graph.model("test").SerializeToString())
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def logits_of(folder: Path, weight: PackedWeight, hidden: np.ndarray) -> np.ndarray:
+    return session_of(folder, weight).run(None, {"x": hidden})[0]
+
+
+@pytest.fixture(scope="module")
+def session(head: PackedWeight, tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
+    return session_of(tmp_path_factory.mktemp("shortlist"), head)
+
+
+def test_the_planes_together_are_a_weight_of_8_bits(head: PackedWeight) -> None:
+    weight = random(VOCABULARY, WIDTH)
+    upper = unpack(dataclasses.replace(head, remainder=None))
+    errors = [np.abs(stored - weight).max() / np.abs(weight).max() for stored in (upper, unpack(head))]
+    # A step of 4 bits is an eighth of the largest, and at most as much is left; half a step of that again is a 128th.
+    assert errors[0] > 1 / 20
+    assert errors[1] < 1 / 128
+    assert head.nbytes == VOCABULARY * WIDTH * (8 + 16 / 32 + 16 / 64) / 8
+
+
+def test_the_best_tokens_have_the_logits_of_8_bits_and_the_others_those_of_4(
+    head: PackedWeight, session: onnxruntime.InferenceSession, tmp_path: Path
+) -> None:
+    hidden = random(2, 3, WIDTH, seed=1)
+    upper = logits_of(tmp_path, dataclasses.replace(head, remainder=None), hidden)
+    missing = hidden @ unpack(head.remainder).T
+    (got,) = session.run(None, {"x": hidden})
+    changed = got != upper
+    assert (changed.sum(-1) == SHORTLIST_SIZE).all()
+    np.testing.assert_allclose(got[changed], (upper + missing)[changed], atol=1e-4)
+    for changed_V, upper_V in zip(changed.reshape(-1, VOCABULARY), upper.reshape(-1, VOCABULARY), strict=True):
+        # Those that are left out stand in groups whose best is far behind.
+        assert changed_V[np.argsort(-upper_V)[: SHORTLIST_SIZE // 4]].all()
+
+
+def test_a_position_has_the_same_bits_alone_and_in_company(session: onnxruntime.InferenceSession) -> None:
+    hidden = random(5, 1, WIDTH, seed=2)
+    (together,) = session.run(None, {"x": hidden})
+    for row in range(5):
+        (alone,) = session.run(None, {"x": hidden[row : row + 1]})
+        assert np.array_equal(alone[0], together[row])
+
+
+def test_only_the_last_positions_have_shortlists(session: onnxruntime.InferenceSession) -> None:
+    hidden = random(1, SHORTLISTED_POSITIONS + 3, WIDTH, seed=3)
+    (every,) = session.run(None, {"x": hidden})
+    (last,) = session.run(None, {"x": hidden[:, 3:]})
+    (first,) = session.run(None, {"x": hidden[:, :3]})
+    assert np.array_equal(every[:, 3:], last)
+    assert ((every[:, :3] != first).sum(-1) == SHORTLIST_SIZE).all()
+
+
+def test_the_upper_plane_is_better_where_it_is_known_what_the_head_meets(head: PackedWeight) -> None:
+    weight = random(VOCABULARY, WIDTH)
+    met = random(256, 8, seed=4) @ random(8, WIDTH, seed=5)  # of few directions, as hidden states nearly are
+    calibrated = in_two_planes(weight, scheme(), met.T @ met)
+    errors = [
+        np.linalg.norm(met @ (unpack(dataclasses.replace(each, remainder=None)) - weight).T)
+        for each in (head, calibrated)
+    ]
+    assert errors[1] < 0.5 * errors[0]  # measured: 0.21
+    assert np.abs(unpack(calibrated) - weight).max() < 0.03 * np.abs(weight).max()  # measured: 0.01
+
+
+def test_a_package_scores_as_it_decodes_and_is_read_back(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", LARGE))
+    manifest = export_package(checkpoint, tmp_path / "package", RECIPE)
+    assert manifest.quality is not None
+    assert manifest.quality.mean_kl_divergence < 0.01  # measured: 0.0034, as random weights have no likely tokens
+    model = edgelm.load(tmp_path / "package")
+    ids = np.random.default_rng(0).integers(0, 200, 2 * SHORTLISTED_POSITIONS + 5).tolist()
+    steps, cache = [], model.new_cache()
+    for id_ in ids[:-1]:
+        logits_V = model.session.forward([id_], cache)[0].astype(np.float64)
+        steps.append(logits_V - np.logaddexp.reduce(logits_V))
+    scored = [token.logprob for token in model.score(ids).tokens]
+    wanted = [step_V[id_] for step_V, id_ in zip(steps, ids[1:], strict=True)]
+    np.testing.assert_allclose(scored, wanted, atol=1e-4)
+    with PackageCheckpoint(tmp_path / "package") as package:
+        assert package.fewest_bits == 8
+        assert package.grid("model.embed_tokens.weight") == SCHEME
+        wanted_VD, got_VD = (each.tensor("model.embed_tokens.weight") for each in (checkpoint, package))
+        assert np.linalg.norm(got_VD - wanted_VD) < 0.01 * np.linalg.norm(wanted_VD)
+        export_package(package, tmp_path / "again", "int8")
+
+
+def test_a_small_head_is_read_at_once(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(checkpoint, tmp_path / "package", RECIPE)
+    graph = onnx.load_model(tmp_path / "package" / "model.onnx", load_external_data=False).graph
+    assert "GatherElements" not in {node.op_type for node in graph.node}
+    with PackageCheckpoint(tmp_path / "package") as package:
+        assert package.grid("model.embed_tokens.weight") == "int8-block32"
+
+
+@pytest.mark.parametrize(("vocabulary", "size"), [(49152, 16), (50257, 29), (262144, 16), (16383, None), (49999, None)])
+def test_groups_divide_the_vocabulary(vocabulary: int, size: int | None) -> None:
+    assert group_size(vocabulary) == size
+
+
+def test_a_shortlist_is_for_8_symmetric_bits_in_operators_of_onnx_runtime() -> None:
+    with pytest.raises(ExportError, match=r"A shortlist is for symmetric integers of 8 bits, .* not for int4-block32"):
+        parse_scheme("int4-block32-shortlist")
+    with pytest.raises(ExportError, match="not written for a shortlist"):
+        dataclasses.replace(RECIPE, operators="standard")
+    standard = precision_named("int8-wide").with_standard_operators()
+    assert standard.rules[0].scheme == "int8-block32"
+    assert precision_named("int4").calibrated().rules[0].scheme == SCHEME
