@@ -151,6 +151,15 @@ def test_an_engine_answers_the_next_request_wherever_one_was_interrupted_as_it_c
         assert answered
 
 
+def test_an_engine_that_is_interrupted_as_it_is_made_leaves_no_thread() -> None:
+    model, before = scripted_model("Fine."), set(threading.enumerate())
+    assert list(interrupted(threading.Thread.start, lambda: Engine(model).close()))
+    for thread in {*threading.enumerate()} - before:
+        if thread.ident is not None:  # else Python never started it
+            thread.join(20)
+            assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("call", [1, 2])
 def test_what_ends_a_constrained_answer_inside_of_its_library_is_no_error_of_the_constraint(

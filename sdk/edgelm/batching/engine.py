@@ -104,6 +104,7 @@ class Engine:
         self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
         # When nobody has the engine any more; and at the program's end, when no thread may be inside ONNX Runtime.
         weakref.finalize(self, self._worker.close)
+        self._worker.thread.start()  # last: where an interrupt breaks that off, nobody has the engine, and it ends
 
     def __repr__(self) -> str:
         stats = self.stats

@@ -36,8 +36,7 @@ class Worker:
         self._unfinished = self._submitted = 0
         self._changed = threading.Condition()
         self._closed, self._draining = False, False
-        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self.thread.start()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)  # which who has this starts
 
     def counts(self) -> Counts:
         """Count the requests."""
@@ -98,7 +97,8 @@ class Worker:
             self._draining = True
             self._closed = self._closed or not drain
             self._changed.notify_all()
-        if threading.current_thread() is not self.thread:  # which goes on to its end when the step is over
+        # It goes on to its end when the step is over; an interrupt may have come before it was started.
+        if threading.current_thread() is not self.thread and self.thread.ident is not None:
             self.thread.join()
 
     def _work(self) -> None:
