@@ -140,6 +140,18 @@ def test_it_can_be_used_enlarged_to_200_percent(open_page: Callable[..., Page], 
     page.get_by_role("button", name="Done").click()
 
 
+def test_at_400_percent_the_shortcuts_are_still_listed(
+    open_page: Callable[..., Page], scripted_server: EdgelmServer
+) -> None:
+    page = open_page(scripted_server, viewport={"width": 320, "height": 256}, device_scale_factor=4)
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(page.locator("#shortcuts").get_by_text("Edit the last message")).to_be_visible()
+    page.keyboard.press("Escape")
+    for control in page.locator("header > :visible").all():
+        box = control.bounding_box()
+        assert box["x"] + box["width"] <= 320, control
+
+
 @slowly
 def test_the_focus_is_kept_where_messages_are_drawn_anew(page: Page) -> None:
     ask(page)
