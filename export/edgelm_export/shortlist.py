@@ -16,14 +16,10 @@ SHORTLIST_SIZE = 512
 _GROUPS = 128
 _NEIGHBOURS = range(16, 65)
 _END = 2**63 - 1
-# A smaller head is read at once in less time than a shortlist takes.
-_LEAST_VOCABULARY = 16384
 
 
 def group_size(vocabulary: int) -> int | None:
-    """Return how many neighbours are a group; None: a shortlist is not worth it, or there are no such groups."""
-    if vocabulary < _LEAST_VOCABULARY:
-        return None
+    """Return how many neighbours are a group; None: no number of them divides the vocabulary."""
     return next((size for size in _NEIGHBOURS if vocabulary % size == 0), None)
 
 

@@ -1,8 +1,9 @@
 """A head in two planes of 4 bits: the upper ranks all tokens, and the lower is read for the best of them alone.
 
-A step reads the whole head, a fifth of a small model or more, to find a few likely tokens. Here it reads half of it,
-and what is missing only for the shortlist: those have the logits of 8 bits, all others those of 4. As in SVD-softmax
-(Shim et al., NIPS 2017), with a plane in the place of a narrow head. The graph is made in packed_operators.py.
+A step reads the whole head, most of a small model with a large vocabulary, to find a few likely tokens. Here it reads
+half of it, and what is missing only for the shortlist: those have the logits of 8 bits, all others those of 4. As in
+SVD-softmax (Shim et al., NIPS 2017), with a plane in the place of a narrow head. The graph is made in
+packed_operators.py.
 
 Where a text has been run, the upper plane is chosen by GPTQ for what the head met there; the lower one stores what is
 left, whatever was chosen. Shapes: V vocabulary, D hidden.
@@ -25,13 +26,16 @@ from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.shortlist import group_size
 from edgelm_export.tensor_map import head_name
 
-# What the upper plane leaves is of the size of its steps everywhere: fewer scales do.
-_LOWER_BLOCK = 64
+# Of tokens: a smaller head is read at once in the time that a shortlist takes.
+_LEAST_VOCABULARY = 100_000
+# Of the planes, or what the scheme says, where that is less.
+_LARGEST_BLOCK = 64
 
 
 def takes_shortlist(config: ModelConfig, name: str) -> bool:
     """Tell whether a matrix is a head that a shortlist is made for: no small one, and none with a bias."""
-    return name == head_name(config) and group_size(config.vocab_size) is not None and not config.lm_head_bias
+    is_large = config.vocab_size >= _LEAST_VOCABULARY and group_size(config.vocab_size) is not None
+    return name == head_name(config) and is_large and not config.lm_head_bias
 
 
 def in_two_planes(
@@ -41,13 +45,12 @@ def in_two_planes(
 
     hessian_DD: the products X^T X of what the head meets; None is not known.
     """
-    plane = dataclasses.replace(scheme, bits=4, method="rounded")
-    lower = dataclasses.replace(plane, block_size=_LOWER_BLOCK)
+    plane = dataclasses.replace(scheme, bits=4, block_size=min(scheme.block_size, _LARGEST_BLOCK), method="rounded")
     inputs = None if hessian_DD is None else InputStatistics(hessian_KK=hessian_DD, cross_KK=hessian_DD)
 
     def rows_in_planes(rows: slice) -> PackedWeight:
         part_VD = weight_VD[rows]
         upper = quantize_alone(part_VD, plane) if inputs is None else quantize_gptq(part_VD, inputs, plane, descents=0)
-        return dataclasses.replace(upper, remainder=quantize_alone(part_VD - unpack(upper), lower))
+        return dataclasses.replace(upper, remainder=quantize_alone(part_VD - unpack(upper), plane))
 
     return by_rows(weight_VD.shape, rows_in_planes)

@@ -272,8 +272,7 @@ _EMBEDDING = r"embed_tokens|lm_head"
 _HEAD = r"embed_tokens\.|lm_head"  # the embedding may be the head too; tables of layers' features never are
 _OUTER_LAYERS = r"layers\.(0|{last})\."
 
-# In blocks of 32 a row of the upper plane has the same bits in any company.
-_SHORTLIST = Rule(pattern=_HEAD, scheme=f"int8-block32-{SHORTLIST}")
+_SHORTLIST = Rule(pattern=_HEAD, scheme=f"int8-block128-{SHORTLIST}")
 
 # In blocks of 64 the kernels of 8 bits give a row the same bits in any company; in wider ones they are faster, and on
 # some processors do not (docs/results/graph-and-settings.md).
