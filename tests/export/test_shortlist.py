@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
+from model_features import FEATURES, config_with
 
 import edgelm
 from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
@@ -25,6 +26,7 @@ from edgelm_export.packed_operators import NBits
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.two_planes import in_two_planes
 from edgelm_export.shortlist import SHORTLIST_SIZE, group_size
+from edgelm_export.tensor_map import EMBEDDING
 
 SCHEME = "int8-block64-shortlist"
 VOCABULARY, WIDTH = 102_400, 64
@@ -129,9 +131,25 @@ def test_a_package_scores_as_it_decodes_and_is_read_back(tmp_path: Path) -> None
     np.testing.assert_allclose(scored, wanted, atol=1e-4)
     with PackageCheckpoint(tmp_path / "package") as package:
         assert package.fewest_bits == 8
-        assert package.grid("model.embed_tokens.weight") == SCHEME
-        wanted_VD, got_VD = (each.tensor("model.embed_tokens.weight") for each in (checkpoint, package))
+        assert package.grid(EMBEDDING) == SCHEME
+        assert package.quantized_blocks(EMBEDDING) is None  # so "keep" rounds both together
+        wanted_VD, got_VD = (each.tensor(EMBEDDING) for each in (checkpoint, package))
         assert np.linalg.norm(got_VD - wanted_VD) < 0.01 * np.linalg.norm(wanted_VD)
+
+
+def test_texts_of_a_model_whose_experts_are_gathered_too_are_not_scored_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_with(FEATURES["experts chosen in groups"])
+    export_package(
+        HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config)), tmp_path / "package", "fp32"
+    )
+    graph = onnx.load_model(tmp_path / "package" / "model.onnx", load_external_data=False).graph
+    assert "GatherElements" in {node.op_type for node in graph.node}
+    session = edgelm.load(tmp_path / "package").session
+    monkeypatch.setattr(session, "_forward_in_pieces", None)
+    ids = range(2 * SHORTLISTED_POSITIONS)
+    assert len(session.forward(ids, session.new_cache(), all_logits=True)) == len(ids)
 
 
 def test_a_small_head_is_read_at_once(tmp_path: Path) -> None:
@@ -140,7 +158,7 @@ def test_a_small_head_is_read_at_once(tmp_path: Path) -> None:
     graph = onnx.load_model(tmp_path / "package" / "model.onnx", load_external_data=False).graph
     assert "GatherElements" not in {node.op_type for node in graph.node}
     with PackageCheckpoint(tmp_path / "package") as package:
-        assert package.grid("model.embed_tokens.weight") == "int8-block64"
+        assert package.grid(EMBEDDING) == "int8-block64"
 
 
 @pytest.mark.parametrize(("vocabulary", "size"), [(128256, 16), (50257, 29), (262144, 16), (49999, None)])

@@ -53,6 +53,8 @@ _OTHER_MODELS = {
 }
 # Where one of these reads the mask or the positions, its length counts, so it has to be that of the tokens.
 _READERS_OF_LENGTHS = {"If", "Loop", "Scan", "CumSum", "Where", "Attention", "MultiHeadAttention", "Trilu", "Range"}
+# Of a head with a shortlist; the first alone chooses experts too.
+_OF_SHORTLISTS = {"GatherElements", "ReduceMax"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ class DecoderGraph:
             present_states=tuple(present_states.values()),
             state_shapes=tuple(tuple(given[name].shape[1:]) for name in past_states.values()),
             shared=() if is_foreign else tuple(_cache_names(results, SHARED).values()),
-            has_shortlist=not is_foreign and "GatherElements" in names,
+            has_shortlist=not is_foreign and names >= _OF_SHORTLISTS,
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
