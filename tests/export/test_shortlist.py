@@ -17,6 +17,7 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, precision_n
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
 from edgelm.errors import ExportError
+from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
 from edgelm_export.graph import Graph
@@ -150,6 +151,16 @@ def test_texts_of_a_model_whose_experts_are_gathered_too_are_not_scored_in_piece
     monkeypatch.setattr(session, "_forward_in_pieces", None)
     ids = range(2 * SHORTLISTED_POSITIONS)
     assert len(session.forward(ids, session.new_cache(), all_logits=True)) == len(ids)
+
+
+def test_a_layer_that_is_given_a_shortlist_is_8_bits_where_others_are_calibrated_too(tmp_path: Path) -> None:
+    rules = (Rule(pattern="mlp", scheme="int4-block32-gptq"), Rule(pattern=".", scheme=SCHEME))
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
+    export_package(
+        checkpoint, tmp_path / "package", Precision(rules=rules), calibration=CalibrationOptions(max_tokens=64)
+    )
+    with PackageCheckpoint(tmp_path / "package") as package:
+        assert package.grid("model.layers.0.self_attn.q_proj.weight") == "int8-block64"
 
 
 def test_a_small_head_is_read_at_once(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         )
     if scheme.method == SHORTLIST and takes_shortlist(checkpoint.config, name):
         return in_two_planes(checkpoint.tensor(name), scheme, checkpoint.head_hessian)
-    if scheme.method in ("gptq", SHORTLIST):
+    if scheme.method == "gptq":
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")
     return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, scheme))
 

@@ -22,7 +22,7 @@ from edgelm.architecture.block_grid import (
     searched_grid,
     zero_places,
 )
-from edgelm.architecture.quantization_scheme import Scheme
+from edgelm.architecture.quantization_scheme import SHORTLIST, Scheme
 from edgelm.runtime.cpu import usable_cores
 from edgelm_export.quantize.packed import PackedWeight, pack
 
@@ -76,6 +76,7 @@ GRIDS: dict[str, Callable[[Array, Scheme], Grid]] = {
     "rounded": outermost_grid,
     "searched": searched_grid,
     "hqq": hqq_grid,
+    SHORTLIST: outermost_grid,  # of what no shortlist is made for
 }
 
 
