@@ -24,6 +24,8 @@ from edgelm_export.graph import Graph
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.packed_operators import NBits
+from edgelm_export.quantize import quantize
+from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.two_planes import in_two_planes
 from edgelm_export.shortlist import SHORTLIST_SIZE, group_size
@@ -136,6 +138,31 @@ def test_a_package_scores_as_it_decodes_and_is_read_back(tmp_path: Path) -> None
         assert package.quantized_blocks(EMBEDDING) is None  # so "keep" rounds both together
         wanted_VD, got_VD = (each.tensor(EMBEDDING) for each in (checkpoint, package))
         assert np.linalg.norm(got_VD - wanted_VD) < 0.01 * np.linalg.norm(wanted_VD)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadAlone:
+    """What `quantize` asks of a checkpoint where it stores the head."""
+
+    weight_VD: np.ndarray
+    config = LARGE
+    head_hessian = None
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self.weight_VD
+
+    def rows(self, name: str, first: int, end: int) -> np.ndarray:
+        return self.weight_VD[first:end]
+
+
+def test_a_head_that_was_trained_on_the_grid_of_8_bits_stays_on_it() -> None:
+    weight = random(VOCABULARY, WIDTH)
+    weight[:32] = 0  # tokens that nobody has used lie on every grid
+    assert quantize(HeadAlone(weight), EMBEDDING, SCHEME).remainder is not None
+    on_grid = unpack(quantize_alone(weight, dataclasses.replace(scheme(), method="rounded")))
+    stored = quantize(HeadAlone(on_grid), EMBEDDING, SCHEME)
+    assert stored.remainder is None
+    assert np.array_equal(unpack(stored), on_grid)
 
 
 def test_texts_of_a_model_whose_experts_are_gathered_too_are_not_scored_in_pieces(

@@ -61,7 +61,7 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
             "Give embed_tokens a rule of its own, before the others, such as int8-block64."
         )
-    if scheme.method == SHORTLIST and takes_shortlist(checkpoint.config, name):
+    if scheme.method == SHORTLIST and takes_shortlist(checkpoint, name, scheme):
         return in_two_planes(checkpoint.tensor(name), scheme, checkpoint.head_hessian)
     if scheme.method == "gptq":
         scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")

@@ -27,6 +27,7 @@ from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.smoothed_head import better_divisors
+from edgelm_export.quantize.two_planes import takes_shortlist
 from edgelm_export.reference_weights import ObservedWeights
 from edgelm_export.tensor_map import head_name
 
@@ -124,11 +125,13 @@ def choose_scales(
         progress(transform, layer, config.num_hidden_layers)
         chosen, hidden = run.layer(layer, dict(reference.layer_weights(checkpoint, layer)), hidden)
         divisors |= chosen
-    scheme = integer_scheme_for(recipe, head_name(config)) if transform == "smooth" else None
+    name = head_name(config)
+    scheme = integer_scheme_for(recipe, name) if transform == "smooth" else None
     head = hessian = None
     if scheme is not None:
         head = _head_divisors(checkpoint, recipe, sequences, hidden)
-        hessian = _head_hessian(checkpoint, head, hidden) if scheme.method == SHORTLIST else None
+        if scheme.method == SHORTLIST and takes_shortlist(checkpoint, name, scheme):
+            hessian = _head_hessian(checkpoint, head, hidden)
     progress(transform, config.num_hidden_layers, config.num_hidden_layers)
     return ChannelScales(config, divisors, head, hessian)
 

@@ -16,8 +16,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.block_grid import exact_grid, in_blocks
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm.config import ModelConfig
+from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
@@ -30,12 +31,21 @@ from edgelm_export.tensor_map import head_name
 _LEAST_VOCABULARY = 100_000
 # Of the planes, or what the scheme says, where that is less.
 _LARGEST_BLOCK = 64
+_LOOKED_AT = 64  # rows, to tell whether a head lies on a grid
 
 
-def takes_shortlist(config: ModelConfig, name: str) -> bool:
-    """Tell whether a matrix is a head that a shortlist is made for: no small one, and none with a bias."""
+def takes_shortlist(checkpoint: Checkpoint, name: str, scheme: Scheme) -> bool:
+    """Tell whether a shortlist is made for a matrix: a large head without a bias, and not on 8 bits' grid already.
+
+    Two planes would round what was trained for those 8 bits, or comes from a package of them, a second time.
+    """
+    config = checkpoint.config
     is_large = config.vocab_size >= _LEAST_VOCABULARY and group_size(config.vocab_size) is not None
-    return name == head_name(config) and is_large and not config.lm_head_bias
+    if name != head_name(config) or not is_large or config.lm_head_bias:
+        return False
+    blocks = in_blocks(checkpoint.rows(name, 0, _LOOKED_AT), scheme.block_size)
+    on_grid = exact_grid(blocks, scheme)[1][blocks.any(-1)]
+    return not on_grid.size or bool(on_grid.mean() <= 0.5)
 
 
 def in_two_planes(
