@@ -25,9 +25,12 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.packed_operators import NBits
 from edgelm_export.quantize import quantize
+from edgelm_export.quantize.channel_scales import ScaledCheckpoint, ScaledHead
+from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.two_planes import in_two_planes
+from edgelm_export.reference import reference_logits
 from edgelm_export.shortlist import SHORTLIST_SIZE, group_size
 from edgelm_export.tensor_map import EMBEDDING
 
@@ -116,6 +119,18 @@ def test_the_upper_plane_is_better_where_it_is_known_what_the_head_meets(head: P
     ]
     assert errors[1] < 0.5 * errors[0]  # measured: 0.21
     assert np.abs(unpack(calibrated) - weight).max() < 0.03 * np.abs(weight).max()  # measured: 0.01
+
+
+def test_where_a_text_is_run_it_is_known_what_the_stored_head_meets_there(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", LARGE))
+    sequences = [list(range(5, 45)), list(range(60, 70))]
+    recipe = precision_named("int8-wide").recipe(LARGE)
+    scales = choose_scales(checkpoint, "smooth", recipe, sequences, lambda *_: None)
+    assert scales.head_hessian is not None
+    head_VD = ScaledHead(ScaledCheckpoint(checkpoint, scales)).rows(EMBEDDING, 0, VOCABULARY)
+    # Products of what is met and the head are the logits.
+    wanted_V = sum(np.square(logits_TV).sum(0) for logits_TV in reference_logits(checkpoint, sequences))
+    np.testing.assert_allclose(((head_VD @ scales.head_hessian) * head_VD).sum(-1), wanted_V, rtol=1e-3)
 
 
 def test_a_package_scores_as_it_decodes_and_is_read_back(tmp_path: Path) -> None:
