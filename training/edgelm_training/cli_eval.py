@@ -84,9 +84,14 @@ def eval_(
     if texts and (passed_over := describe_passed_over(texts)):
         click.echo(one_line(passed_over), err=True)
     documents = held_out_documents(
-        paths, scorer.tokenizer, scorer.folder,
-        field=field, split_on=split_on, split=split, max_tokens=max_tokens,
-    )  # fmt: skip
+        paths,
+        scorer.tokenizer,
+        scorer.folder,
+        field=field,
+        split_on=split_on,
+        split=split,
+        max_tokens=max_tokens,
+    )
     with wrong_usage(), progress_line() as progress:  # whether a window fits the model's context
         measured = measure_perplexity(scorer, documents, config, progress=progress)
     _print(scorer, measured, as_json)
