@@ -50,7 +50,6 @@ _ROPE_WITH_ENCODER = ("default", "linear", "llama3", "yarn")  # that turn whole 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.
 SECTION = "edgelm"
-# The fields that are lists in JSON.
 # What a field that is declared so must be; whole numbers have their bounds beside them.
 _TYPES: dict[str, tuple[Any, str]] = {
     "bool": (bool, "true or false"),
@@ -58,6 +57,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "str": (str, "a text"),
     "tuple": (tuple, "a list"),
 }
+# The fields that are lists in JSON.
 _LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *LAYERS_WITHOUT)
 
 
