@@ -44,6 +44,7 @@ _DECODER_ONLY = (
     "layer_scalar", "hidden_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp", "attention_output_gate",
     "linear_conv_kernel_dim", "mamba_dt_rank", "layers_without_feed_forward", "kv_lora_rank", "multipliers",
     "altup_num_inputs", "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
+    "head_transform",
 )  # fmt: skip
 _ROPE_WITH_ENCODER = ("default", "linear", "llama3", "yarn")  # that turn whole heads, in texts of all lengths alike
 

@@ -364,6 +364,7 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
             "rope_type is 'dynamic'; with an encoder it must be default, linear, llama3 or yarn.",
         ),
         ({"qk_norm": True}, "qk_norm is True, which no model with an encoder has."),
+        ({"head_transform": True}, "head_transform is True, which no model with an encoder has."),
         (
             {"position": "relative", "relative_attention_max_distance": 16},
             "relative_attention_num_buckets is 32 and relative_attention_max_distance 16; both must be whole numbers, "
