@@ -25,7 +25,6 @@ from prepare import prepare_models
 from workload import FULL, read_text
 
 _HEAD = r"embed_tokens|lm_head"
-_ENDS = r"layers\.(0|{last})\."
 
 
 def _recipe(rest: str, *in_8_bits: str, transforms: tuple[str, ...] = (), eight: str = "int8-block64") -> Precision:
