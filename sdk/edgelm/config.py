@@ -13,7 +13,7 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import check_json_values, read_text
 from edgelm.layer_checks import check_layers
-from edgelm.layer_features import CROSS_NORMS, KV_CACHES, LAYERS_WITHOUT, NORM_PLACEMENTS, LayerFeatures
+from edgelm.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
 from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END, MOST
 from edgelm.position_checks import check_positions
@@ -58,8 +58,6 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "str": (str, "a text"),
     "tuple": (tuple, "a list"),
 }
-# The fields that are lists in JSON.
-_LISTS = ("eos_token_ids", "suppressed_token_ids", "layer_types", "activation_sparsity_pattern", *LAYERS_WITHOUT)
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -239,6 +237,7 @@ class ModelConfig(LayerFeatures):
     suppressed_token_ids: tuple[int, ...] = ()  # never generated
 
     def __post_init__(self) -> None:
+        self._make_tuples()
         for field in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings",
@@ -276,6 +275,13 @@ class ModelConfig(LayerFeatures):
         check_positions(self)
         if self.encoder is not None:
             self._check_encoder(self.encoder)
+
+    def _make_tuples(self) -> None:
+        """Make tuples of the fields that are lists: a config has a hash."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if str(field.type).startswith("tuple") and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -394,8 +400,8 @@ class ModelConfig(LayerFeatures):
         fields = dict(values)
         try:
             scaling = dict(fields.get("rope_scaling", {}))
-            for group, names in ((scaling, ("short_factor", "long_factor")), (fields, _LISTS)):
-                group.update({name: tuple(group[name]) for name in names if isinstance(group.get(name), list)})
+            factors = {name: scaling.get(name) for name in ("short_factor", "long_factor")}
+            scaling |= {name: tuple(each) for name, each in factors.items() if isinstance(each, list)}
             fields["rope_scaling"] = RopeScaling(**scaling)
             fields["multipliers"] = Multipliers(**fields.get("multipliers", {}))
             encoder = fields.get("encoder")

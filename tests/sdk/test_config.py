@@ -340,6 +340,14 @@ def test_a_field_outside_its_range_is_an_error_that_names_it(changes: dict[str, 
     assert str(caught.value) == message
 
 
+def test_lists_are_kept_as_tuples() -> None:
+    listed = replace(CONFIG, eos_token_ids=[2, 3], layers_without_rope=[1])  # type: ignore[arg-type]
+    assert listed == replace(CONFIG, eos_token_ids=(2, 3), layers_without_rope=(1,))
+    assert hash(listed)
+    with pytest.raises(ConfigError, match=r"eos_token_ids is \{2\}; it must be a list\."):
+        replace(CONFIG, eos_token_ids={2})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
