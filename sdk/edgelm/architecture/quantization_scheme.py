@@ -51,7 +51,7 @@ class Scheme:
             raise ExportError(f"A scheme has the method {self.method!r}; there are {', '.join(METHODS)}.")
         if self.method == SHORTLIST and not (self.bits == 8 and self.symmetric):
             raise ExportError(
-                f"A shortlist is for symmetric integers of 8 bits, such as int8-block32-{SHORTLIST}, not for "
+                f"A shortlist is for symmetric integers of 8 bits, such as int8-block128-{SHORTLIST}, not for "
                 f"{grid_name(self.bits, self.block_size, self.symmetric)}."
             )
 

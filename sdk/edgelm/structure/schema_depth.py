@@ -102,9 +102,8 @@ def _longest_path(graph: Mapping[int, Collection[int]], lengths: Mapping[int, in
     before = dict.fromkeys(graph, 0)  # the longest path up to a part
     done: set[int] = set()
     longest = 0
-    for start in reversed(
-        [part for part, enters in walk_in_depth(graph) if not enters]
-    ):  # Kosaraju: who leads to others comes before them
+    as_left = [part for part, enters in walk_in_depth(graph) if not enters]
+    for start in reversed(as_left):  # Kosaraju: who leads to others comes before them
         if start in done:
             continue
         ring, waiting = {start}, [start]
