@@ -215,6 +215,8 @@ def test_where_a_signature_is_required_adapters_have_one_too(
     assert edgelm("sign", adapter, "--key", keys / "mine.key").exit_code == 0
     model.load_adapter(adapter)
     assert edgelm("verify", adapter).exit_code == 0
+    measured = edgelm("verify", adapter, "--source", package)
+    assert (measured.exit_code, "an adapter is checked without it" in measured.stderr) == (2, True)
     (adapter / "adapter_model.safetensors").write_bytes(b"changed")
     with pytest.raises(PackageError, match=r"adapter_model\.safetensors has 7 bytes; the manifest says"):
         sign(adapter, keys / "mine.key")

@@ -12,6 +12,7 @@ import click
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line, status
+from edgelm.cli.wrong_usage import refused
 from edgelm.errors import EdgeLMError, MissingExtraError
 from edgelm.library.library import Library
 
@@ -54,7 +55,9 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     from edgelm.package.package_check import Finding, check_adapter, check_package
     from edgelm.package.signature import check_signature, required_key
 
-    if source is None and is_adapter(Path(model)):
+    if is_adapter(Path(model)):
+        if source is not None:
+            raise refused("--source measures a package; an adapter is checked without it.", "source")
         folder, check = Path(model), check_adapter
     else:
         folder, check = Library().find(model), check_package
