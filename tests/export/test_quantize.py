@@ -276,7 +276,7 @@ def test_stacked_weights_are_the_stacked_rows() -> None:
     [
         ("int3-block32", r"A scheme has 3 bits; there are 8, 6, 5, 4, 2\."),
         ("int2-block16", r"A scheme of 2 bits has blocks of 16; ONNX Runtime is fast with 32, 64, 128\."),
-        ("int4-block32-magic", r"A scheme has the method 'magic'; there are rounded, searched, hqq, gptq\."),
+        ("int4-block32-magic", r"A scheme has the method 'magic'; there are rounded, searched, hqq, gptq, shortlist\."),
         (
             "q4_k_m",
             r"No scheme is called 'q4_k_m'\. There are fp32, fp16, bf16, keep and int8.*-block16\|32\|64\|128\|256\[",

@@ -25,6 +25,7 @@ from torch.nn import functional
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from edgelm.testing import tiny_model_path
+from edgelm_training import train_config
 from edgelm_training.batches import NO_TARGET, Batches
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.device import Device
@@ -333,7 +334,10 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(
     assert pretrain({"output": str(run)}, resume=True).step == 8
 
 
-def test_it_says_what_is_no_number_where_the_loss_of_the_text_is_one(tiny_shards: Path, tmp_path: Path) -> None:
+def test_it_says_what_is_no_number_where_the_loss_of_the_text_is_one(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(train_config._RANGES, "z_loss", (0, math.inf))  # one that is refused overflows at once
     with pytest.raises(TrainingError, match=r"^The z_loss is inf at step 1\."):
         pretrain(settings(tiny_shards, tmp_path / "run", z_loss=1e38))
 
