@@ -1,4 +1,4 @@
-"""`edgelm pull` as a process: from the hub's protocol into the library, killed and resumed, twice at once."""
+"""`edgelm pull`: from the hub's protocol into the library; as a process killed and resumed, and twice at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
-from loopback_server import COMMIT
+from click.testing import CliRunner, Result
+from hub_client import use_hub
+from loopback_server import COMMIT, LoopbackServer
 from make_tiny_model import CONFIG, make_checkpoint
 
+from edgelm.cli.main import main
 from edgelm.errors import DownloadError
 from edgelm.files import disk_space
 from edgelm.library.hub_source import HubSource
@@ -53,14 +55,24 @@ WEIGHTS_URL = f"/org/Small-Model/resolve/{COMMIT}/model.safetensors"
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "edgelm")]
 
 
-@pytest.fixture
-def environment(server, tmp_path):
-    """Point huggingface_hub at the loopback server, and away from the user's own token and cache."""
+@pytest.fixture(autouse=True)
+def hub(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server.add_repository("org/Small-Model", FILES, cardData={"license": "apache-2.0"})
-    return os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*", "no_proxy": "*"}
+    use_hub(monkeypatch, server.url, tmp_path / "hf")
 
 
-def pull(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def environment(server: LoopbackServer, tmp_path: Path) -> dict[str, str]:
+    """Point huggingface_hub in other processes at the loopback server, and away from the user's own token and cache."""
+    return os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
+
+
+def pull(*arguments: str) -> Result:
+    """Pull in this process, which starts none: half a second."""
+    return CliRunner().invoke(main, ["pull", *arguments, "--source-only"])
+
+
+def pull_in_a_process(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, "pull", *arguments, "--source-only"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -73,7 +85,7 @@ def wait_until(condition, seconds: float = 20.0) -> None:
 
 
 def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(environment, server):
-    result = pull(environment | {"HF_TOKEN": "secret"}, "hf:org/Small-Model")
+    result = pull_in_a_process(environment | {"HF_TOKEN": "secret"}, "hf:org/Small-Model")
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert "The source of small-model is here:" in result.stderr
@@ -89,17 +101,17 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert not any("torch" in headers["user-agent"] for headers in asked.values())
 
 
-def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(environment, server):
+def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(server):
     for_tiktoken = {"tiktoken.model", "hy.tiktoken", "tekken.json"}
     files = {*RENUMBERED_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES, *for_tiktoken}
     contents = dict.fromkeys((*files, "tokenizer.py"), b"{}") | {"model.safetensors": WEIGHTS}
     server.add_repository("org/Older", contents)
-    result = pull(environment, "hf:org/Older")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Older")
+    assert result.exit_code == 0, result.stderr
     assert {*os.listdir(Library().source_path("older"))} == files | {"model.safetensors", "source.json"}
 
 
-def test_templates_with_names_come_and_the_one_for_tools_is_imported(environment, server, tmp_path):
+def test_templates_with_names_come_and_the_one_for_tools_is_imported(server, tmp_path):
     made = tmp_path / "hf"
     make_checkpoint(made, CONFIG)
     files = {path.name: path.read_bytes() for path in made.iterdir()}
@@ -108,8 +120,8 @@ def test_templates_with_names_come_and_the_one_for_tools_is_imported(environment
     others = dict.fromkeys((f"{NAMED_TEMPLATES}/{name}" for name in ("README.md", "deep/x.jinja", "a\\b.jinja")), b"")
     others["other/tool_use.jinja"] = b""
     server.add_repository("org/Toolish", files | named | others)
-    result = pull(environment, "hf:org/Toolish")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Toolish")
+    assert result.exit_code == 0, result.stderr
     folder = Library().source_path("toolish")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         *files, *named, "source.json"
@@ -121,50 +133,50 @@ def test_templates_with_names_come_and_the_one_for_tools_is_imported(environment
     assert template.render([{"role": "user", "content": "Hi"}], variables={"tools": [{}]}) == "with tools"
 
 
-def test_a_model_that_is_here_needs_no_network(environment, server):
-    pull(environment, "hf:org/Small-Model")
+def test_a_model_that_is_here_needs_no_network(server):
+    pull("hf:org/Small-Model")
     server.headers_seen.clear()
     for name in ("hf:org/Small-Model", "small-model"):
-        result = pull(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, name)
-        assert result.returncode == 0, result.stderr
+        result = pull(name)
+        assert result.exit_code == 0, result.stderr
         assert "in the library already" in result.stderr
     assert server.headers_seen == []
 
 
-def test_one_gguf_file_comes_alone_under_its_own_name(environment, server):
+def test_one_gguf_file_comes_alone_under_its_own_name(server):
     server.add_repository("org/Many-GGUF", {"q/Tiny-Q8_0.gguf": b"GGUF one", "Tiny-Q4_0.gguf": b"GGUF two"})
-    result = pull(environment, "hf:org/Many-GGUF/q/Tiny-Q8_0.gguf@main")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Many-GGUF/q/Tiny-Q8_0.gguf@main")
+    assert result.exit_code == 0, result.stderr
     assert Library().source_path("tiny-q8_0").read_bytes() == b"GGUF one"
-    result = pull(environment, "hf:org/Many-GGUF/Tiny-Q4_0.gguf", "--name", "other")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Many-GGUF/Tiny-Q4_0.gguf", "--name", "other")
+    assert result.exit_code == 0, result.stderr
     assert Library().source_path("other").read_bytes() == b"GGUF two"
 
 
-def test_a_gguf_model_in_parts_comes_whole_whichever_part_is_named(environment, server):
+def test_a_gguf_model_in_parts_comes_whole_whichever_part_is_named(server):
     parts = {f"q/Big-Q8_0-0000{number}-of-00003.gguf": b"GGUF %d" % number for number in (1, 2, 3)}
     server.add_repository("org/Big-GGUF", {**parts, "q/Big-Q4_0-00001-of-00002.gguf": b"GGUF", "small.gguf": b"GGUF"})
-    message = refused(environment, "hf:org/Big-GGUF/q/Big-Q4_0-00001-of-00002.gguf")
+    message = refused("hf:org/Big-GGUF/q/Big-Q4_0-00001-of-00002.gguf")
     assert "org/Big-GGUF has no file 'q/Big-Q4_0-00002-of-00002.gguf'. Its GGUF files: " in message
     shown = ("q/Big-Q4_0-00001-of-00002.gguf", "q/Big-Q8_0-00001-of-00003.gguf", "small.gguf")
     assert ", ".join(f"hf:org/Big-GGUF/{path}" for path in shown) in message
 
-    result = pull(environment, "hf:org/Big-GGUF/q/Big-Q8_0-00002-of-00003.gguf")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Big-GGUF/q/Big-Q8_0-00002-of-00003.gguf")
+    assert result.exit_code == 0, result.stderr
     first = Library().source_path("big-q8_0")
     assert first.name == "Big-Q8_0-00001-of-00003.gguf"
     assert {f"q/{path.name}": path.read_bytes() for path in first.parent.glob("*.gguf")} == parts
     assert read_record(first.parent)["reference"] == "hf:org/Big-GGUF/q/Big-Q8_0-00001-of-00003.gguf"
     server.headers_seen.clear()
-    result = pull(environment, "hf:org/Big-GGUF/q/Big-Q8_0-00001-of-00003.gguf")
+    result = pull("hf:org/Big-GGUF/q/Big-Q8_0-00001-of-00003.gguf")
     assert "in the library already" in result.stderr
     assert server.headers_seen == []
 
 
-def test_a_dropped_connection_resumes(environment, server):
+def test_a_dropped_connection_resumes(server):
     server.drops[WEIGHTS_URL] = [700_000]
-    result = pull(environment, "hf:org/Small-Model")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Small-Model")
+    assert result.exit_code == 0, result.stderr
     assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
     assert server.ranges_asked(WEIGHTS_URL) == [None, "bytes=700000-"]
 
@@ -179,8 +191,8 @@ def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     assert Library().sources() == []
     part = next(downloads.rglob("*.part")).stat().st_size
     server.release.set()
-    result = pull(environment, "hf:org/Small-Model")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Small-Model")
+    assert result.exit_code == 0, result.stderr
     assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
     assert server.ranges_asked(WEIGHTS_URL)[-1] == f"bytes={part}-"
     assert server.ranges_asked(WEIGHTS_URL.replace("model.safetensors", "config.json")) == [None]  # which was here
@@ -199,7 +211,7 @@ def test_an_interrupted_pull_ends_with_130_and_can_go_on(environment, server):
     assert process.returncode == 130
     assert "Traceback" not in errors
     server.release.set()
-    assert pull(environment, "hf:org/Small-Model").returncode == 0
+    assert pull("hf:org/Small-Model").exit_code == 0
 
 
 def test_two_pulls_at_once_download_once(environment, server):
@@ -217,208 +229,210 @@ def test_two_pulls_at_once_download_once(environment, server):
     assert len(server.ranges_asked("/api/models/org/Small-Model")) == 1
 
 
-def refused(environment: dict[str, str], *arguments: str) -> str:
-    result = pull(environment, *arguments)
-    assert result.returncode == 1
+def refused(*arguments: str) -> str:
+    result = pull(*arguments)
+    assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stdout == ""
     assert Library().sources() == []
     return result.stderr
 
 
-def test_a_wrong_checksum_is_refused(environment, server):
+def test_a_wrong_checksum_is_refused(server):
     server.files[WEIGHTS_URL] = bytes([WEIGHTS[0] ^ 1]) + WEIGHTS[1:]
-    assert "model.safetensors is not the file that was asked for" in refused(environment, "hf:org/Small-Model")
+    assert "model.safetensors is not the file that was asked for" in refused("hf:org/Small-Model")
 
 
-def test_a_gated_repository_says_how_to_get_in(environment, server):
+def test_a_gated_repository_says_how_to_get_in(server):
     path = next(path for path in server.files if path.endswith("/config.json"))
     for status in (401, 403):
         server.statuses[path] = status
-        assert "org/Small-Model is gated or private: accept its terms" in refused(environment, "hf:org/Small-Model")
+        assert "org/Small-Model is gated or private: accept its terms" in refused("hf:org/Small-Model")
     server.statuses["/api/models/org/Small-Model"] = 403
-    assert "then set HF_TOKEN to a token that may read it" in refused(environment, "hf:org/Small-Model")
+    assert "then set HF_TOKEN to a token that may read it" in refused("hf:org/Small-Model")
 
 
-def test_what_the_hub_does_not_have_is_named(environment):
-    assert "There is no model 'org/other' on the hub, or it is private" in refused(environment, "hf:org/other")
-    assert "org/a--b cannot be the name of a repository: " in refused(environment, "hf:org/a--b")
-    assert "org/Small-Model has no revision 'v9'" in refused(environment, "hf:org/Small-Model@v9")
-    message = refused(environment, "hf:org/Small-Model/x.gguf")
+def test_what_the_hub_does_not_have_is_named():
+    assert "There is no model 'org/other' on the hub, or it is private" in refused("hf:org/other")
+    assert "org/a--b cannot be the name of a repository: " in refused("hf:org/a--b")
+    assert "org/Small-Model has no revision 'v9'" in refused("hf:org/Small-Model@v9")
+    message = refused("hf:org/Small-Model/x.gguf")
     assert not any((Library().root / "downloads").iterdir())
     assert "org/Small-Model has no file 'x.gguf'. Pick a repository with safetensors or GGUF files." in message
 
 
-def test_a_file_that_vanishes_meanwhile_is_named(environment, server):
+def test_a_file_that_vanishes_meanwhile_is_named(server):
     server.statuses[next(path for path in server.files if path.endswith("/tokenizer.json"))] = 404
-    assert "The repository changed meanwhile: run the same command again." in refused(environment, "hf:org/Small-Model")
+    assert "The repository changed meanwhile: run the same command again." in refused("hf:org/Small-Model")
 
 
-def test_a_repository_with_graphs_of_onnx_is_told_how_to_run_them(environment, server):
+def test_a_repository_with_graphs_of_onnx_is_told_how_to_run_them(server):
     server.add_repository("org/graphs", {"config.json": b"{}", "onnx/model_q4.onnx": b"x"})
-    message = refused(environment, "hf:org/graphs")
+    message = refused("hf:org/graphs")
     assert "Its graphs of ONNX run as they are: hf download org/graphs --local-dir FOLDER, and then: edgelm" in message
 
 
-def test_pickles_are_refused_by_name(environment, server):
+def test_pickles_are_refused_by_name(server):
     server.add_repository("org/old", {"config.json": b"{}", "pytorch_model.bin": b"x", "Old-Q4_0.gguf": b"x"})
-    message = refused(environment, "hf:org/old")
+    message = refused("hf:org/old")
     assert "org/old has no safetensors weights: only pickles (pytorch_model.bin)" in message
     assert "Its GGUF files: hf:org/old/Old-Q4_0.gguf." in message
 
 
-def test_what_has_the_name_of_a_gguf_file_and_is_none_is_not_kept(environment, server):
+def test_what_has_the_name_of_a_gguf_file_and_is_none_is_not_kept(server):
     server.add_repository("org/GG", {"b.gguf": b"<html>"})
-    message = refused(environment, "hf:org/GG/b.gguf")
+    message = refused("hf:org/GG/b.gguf")
     assert "hf:org/GG/b.gguf is not a GGUF file (it begins with b'<htm'), so it was not kept." in message
     assert list((Library().root / "downloads").iterdir()) == []
 
 
-def test_gguf_files_are_listed_as_a_shell_takes_them(environment, server):
+def test_gguf_files_are_listed_as_a_shell_takes_them(server):
     server.add_repository("org/GG", {"a model Q4.gguf": b"GGUF"})
-    assert "Its GGUF files: 'hf:org/GG/a model Q4.gguf'." in refused(environment, "hf:org/GG")
+    assert "Its GGUF files: 'hf:org/GG/a model Q4.gguf'." in refused("hf:org/GG")
 
 
-def test_an_adapter_is_refused(environment, server):
+def test_an_adapter_is_refused(server):
     server.add_repository("org/adapter", {"adapter_model.safetensors": b"x"})
-    assert "org/adapter has no config.json: it is not a whole model" in refused(environment, "hf:org/adapter")
+    assert "org/adapter has no config.json: it is not a whole model" in refused("hf:org/adapter")
 
 
 @pytest.mark.parametrize("more", [["config.json"], ["params.json", "model-Q4.gguf"]])
-def test_weights_in_the_form_of_their_author_are_refused_before_they_come(environment, server, more):
+def test_weights_in_the_form_of_their_author_are_refused_before_they_come(server, more):
     files = ["consolidated-00001-of-00002.safetensors", "consolidated-00002-of-00002.safetensors", *more]
     server.add_repository("org/Native", dict.fromkeys(files, b"x"))
-    message = refused(environment, "hf:org/Native")
+    message = refused("hf:org/Native")
     assert "org/Native has its weights in consolidated-00001-of-00002.safetensors alone, in the format of" in message
     assert ("hf:org/Native/model-Q4.gguf" in message) == ("params.json" in more)
     assert "model.safetensors (or its shards) and tokenizer.json or tekken.json. Or take a GGUF file of it." in message
     assert not any("consolidated" in path for path, _ in server.headers_seen)
 
 
-def test_an_answer_without_a_commit_is_refused(environment, server):
+def test_an_answer_without_a_commit_is_refused(server):
     server.add_repository("org/odd", {"config.json": b"{}"}, sha="../../outside")
-    assert "which is not a commit" in refused(environment, "hf:org/odd")
+    assert "which is not a commit" in refused("hf:org/odd")
 
 
-def test_offline_and_unreachable_are_told_apart(environment):
-    message = refused(environment | {"HF_HUB_OFFLINE": "1"}, "hf:org/Small-Model")
-    assert "HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE." in message
-    message = refused(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hf:org/Small-Model")
-    assert "Cannot ask the hub about org/Small-Model" in message
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to fetch it. Unset HF_HUB_OFFLINE."),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "Cannot ask the hub about org/Small-Model at http://127.0.0.1:9/api/"),
+        ({"HF_ENDPOINT": "http://["}, "(it is 'http://[')"),
+    ],
+)
+def test_a_hub_that_the_environment_forbids_or_misnames_is_told_from_one_that_is_not_there(environment, settings, said):
+    result = pull_in_a_process(environment | settings, "hf:org/Small-Model")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    misnamed = "cannot read the environment: Invalid IPv6 URL. Set HF_ENDPOINT to an address"
+    assert (misnamed in result.stderr) == ("http://[" in settings.values())
 
 
-def test_an_endpoint_that_is_no_address_is_named(environment):
-    message = refused(environment | {"HF_ENDPOINT": "http://["}, "hf:org/Small-Model")
-    assert "cannot read the environment: Invalid IPv6 URL. Set HF_ENDPOINT to an address" in message
-    assert "(it is 'http://[')" in message
-
-
-def test_a_token_may_stand_in_a_file(environment, server, tmp_path):
+def test_a_token_may_stand_in_a_file(server, tmp_path):
     (tmp_path / "token").write_bytes(b"\xef\xbb\xbffrom_a_file\r\n")  # as Windows' editor writes it
-    result = pull(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
+    assert result.exit_code == 0, result.stderr
     asked = [headers for path, headers in server.headers_seen if "Small-Model" in path]
     assert {headers["authorization"] for headers in asked} == {"Bearer from_a_file"}
 
 
-def test_a_file_without_a_token_is_refused(environment, tmp_path):
+def test_a_file_without_a_token_is_refused(tmp_path):
     (tmp_path / "token").write_text("two words")
-    message = refused(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
+    message = refused("hf:org/Small-Model", "--token-file", str(tmp_path / "token"))
     assert "holds no token: one word" in message
     assert "two words" not in message
-    message = refused(environment, "hf:org/Small-Model", "--token-file", str(tmp_path / "none"))
+    message = refused("hf:org/Small-Model", "--token-file", str(tmp_path / "none"))
     assert "Cannot read the hub's token from" in message
 
 
 @pytest.mark.parametrize("token", ["\x1b[200~secret", "\u201csecret\u201d", "two secrets"])
-def test_a_variable_without_a_token_is_refused_and_not_shown(environment, token):
-    message = refused(environment | {"HF_TOKEN": token}, "hf:org/Small-Model")
+def test_a_variable_without_a_token_is_refused_and_not_shown(monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    message = refused("hf:org/Small-Model")
     assert "HF_TOKEN, or the file that `hf auth login` left, holds no token: one word" in message
     assert "secret" not in message
 
 
-def test_a_package_comes_as_one_and_is_checked(environment, server):
+def test_a_package_comes_as_one_and_is_checked(server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files | {"README.md": b"# Its card"})
-    result = pull(environment, "hf:org/Packed")
-    assert result.returncode == 0, result.stderr
+    result = pull("hf:org/Packed")
+    assert result.exit_code == 0, result.stderr
     assert result.stderr.endswith("Try it: edgelm chat packed\n")
     folder = Library().package_path("packed")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert Library().sources() == []
     server.headers_seen.clear()
     for model in ("packed", "hf:org/Packed"):
-        again = subprocess.run([*COMMAND, "pull", model], env=environment, capture_output=True, text=True, check=True)
+        again = CliRunner().invoke(main, ["pull", model])
         assert again.stderr == "packed is in the library already: edgelm chat packed\n"
     assert server.headers_seen == []
 
 
-def test_a_package_that_was_changed_is_refused(environment, server):
+def test_a_package_that_was_changed_is_refused(server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files | {"tokenizer.json": files["tokenizer.json"] + b" "})
-    assert "tokenizer.json has " in refused(environment, "hf:org/Packed")
+    assert "tokenizer.json has " in refused("hf:org/Packed")
     assert Library().packages() == []
     server.add_repository("org/Packed", {name: files[name] for name in files if name != "tokenizer.json"})
-    message = refused(environment, "hf:org/Packed")
+    message = refused("hf:org/Packed")
     assert "org/Packed is not a whole package: its edgelm.json lists tokenizer.json." in message
     server.add_repository("org/Packed", files)
-    assert pull(environment, "hf:org/Packed").returncode == 0  # nothing that was refused is taken for a file of it
+    assert pull("hf:org/Packed").exit_code == 0  # nothing that was refused is taken for a file of it
 
 
-def test_a_package_of_another_precision_is_refused_before_its_weights_come(environment, server):
+def test_a_package_of_another_precision_is_refused_before_its_weights_come(server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files)
-    message = refused(environment, "hf:org/Packed", "--precision", "int4")
+    message = refused("hf:org/Packed", "--precision", "int4")
     assert "hf:org/Packed is a package of precision fp32 already, which --precision int4 cannot change." in message
     assert server.ranges_asked(f"/org/Packed/resolve/{COMMIT}/model.onnx.data") == []
-    assert pull(environment, "hf:org/Packed", "--precision", "fp32").returncode == 0
+    assert pull("hf:org/Packed", "--precision", "fp32").exit_code == 0
 
 
-def test_a_package_takes_no_name_that_another_has(environment, server):
+def test_a_package_takes_no_name_that_another_has(server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     server.add_repository("org/Packed", files)
     shutil.copytree(tiny_model_path(), Library().package_path("taken"))
-    result = pull(environment, "hf:org/Packed", "--name", "taken")
-    assert result.returncode == 1
+    result = pull("hf:org/Packed", "--name", "taken")
+    assert result.exit_code == 1
     assert "The library has a package 'taken'. Choose another name for this one: --name NAME" in result.stderr
     assert not Library().downloads_path("taken").exists()
 
 
-def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is_here(environment, server):
+def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is_here(server):
     files = {path.name: path.read_bytes() for path in tiny_model_path().iterdir()}
     for repository in ("org/Packed", "other/Packed"):
         server.add_repository(repository, files)
-    assert pull(environment, "hf:org/Packed").returncode == 0
-    result = pull(environment, "hf:other/Packed")
-    assert result.returncode == 1
+    assert pull("hf:org/Packed").exit_code == 0
+    result = pull("hf:other/Packed")
+    assert result.exit_code == 1
     assert "The name 'packed' belongs to hf:org/Packed in the library. Choose another for hf:other/" in result.stderr
     Library().remove("packed")
-    assert pull(environment, "hf:other/Packed").returncode == 0
+    assert pull("hf:other/Packed").exit_code == 0
 
-    assert pull(environment, "hf:org/Small-Model").returncode == 0
+    assert pull("hf:org/Small-Model").exit_code == 0
     shutil.copytree(tiny_model_path(), Library().package_path("small-model"))
     Library().remove("small-model", source_only=True)
-    result = pull(environment, "hf:other/Packed", "--name", "small-model")
+    result = pull("hf:other/Packed", "--name", "small-model")
     assert "The name 'small-model' belongs to hf:org/Small-Model in the library." in result.stderr
-    assert pull(environment, "hf:org/Small-Model").returncode == 0
+    assert pull("hf:org/Small-Model").exit_code == 0
 
 
-def test_what_was_left_of_another_model_of_the_repository_is_no_part_of_this_one(environment, server):
+def test_what_was_left_of_another_model_of_the_repository_is_no_part_of_this_one(server):
     parts = {f"Q4-0000{number}-of-00002.gguf": b"GGUF %d" % number for number in (1, 2)}
     server.add_repository("org/Many-GGUF", parts | {"Q8.gguf": b"GGUF eight"})
     server.statuses[f"/org/Many-GGUF/resolve/{COMMIT}/Q4-00002-of-00002.gguf"] = 404
-    refused(environment, "hf:org/Many-GGUF/Q4-00001-of-00002.gguf", "--name", "model")
-    result = pull(environment, "hf:org/Many-GGUF/Q8.gguf", "--name", "model")
-    assert result.returncode == 0, result.stderr
+    refused("hf:org/Many-GGUF/Q4-00001-of-00002.gguf", "--name", "model")
+    result = pull("hf:org/Many-GGUF/Q8.gguf", "--name", "model")
+    assert result.exit_code == 0, result.stderr
     path = Library().source_path("model")
     assert path.read_bytes() == b"GGUF eight"
     assert sorted(os.listdir(path.parent)) == ["Q8.gguf", "source.json"]
 
 
-def test_a_pull_that_goes_on_needs_room_for_the_rest_alone(environment, server, monkeypatch):
-    files = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+def test_a_pull_that_goes_on_needs_room_for_the_rest_alone(server, monkeypatch):
     needed = sum(len(FILES[name]) for name in (*TEXTS, "model.safetensors")) + (64 << 20)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 500_000}))
     source, library = HubSource.parse("hf:org/Small-Model"), Library()
@@ -431,16 +445,16 @@ def test_a_pull_that_goes_on_needs_room_for_the_rest_alone(environment, server, 
 
 
 @pytest.mark.parametrize("reference", ["hf:", "hf:model", "hf:a/b/c.safetensors", "hf:a/b@"])
-def test_a_reference_of_another_form_is_refused(environment, reference):
-    assert "is not a model of the hub: write hf:ORG/REPO" in refused(environment, reference)
+def test_a_reference_of_another_form_is_refused(reference):
+    assert "is not a model of the hub: write hf:ORG/REPO" in refused(reference)
 
 
-def test_a_name_that_leaves_the_library_is_refused(environment):
-    result = pull(environment, "hf:org/Small-Model", "--name", "../../x")
-    assert result.returncode == 2
+def test_a_name_that_leaves_the_library_is_refused():
+    result = pull("hf:org/Small-Model", "--name", "../../x")
+    assert result.exit_code == 2
     assert "'../../x' is not a name for a model" in result.stderr
-    result = pull(environment, "hf:org/Many-GGUF/My Model (Q4).gguf")
-    assert result.returncode == 2
+    result = pull("hf:org/Many-GGUF/My Model (Q4).gguf")
+    assert result.exit_code == 2
     assert "'my model (q4)' is not a name for a model" in result.stderr
     assert "of Windows. To choose one: --name NAME" in result.stderr
 
@@ -462,8 +476,8 @@ def test_progress_is_drawn_only_on_a_terminal(environment, server):
     assert b"100%" in drawn
 
 
-def test_a_record_names_every_file_with_its_hash(environment):
-    pull(environment, "hf:org/Small-Model")
+def test_a_record_names_every_file_with_its_hash():
+    pull("hf:org/Small-Model")
     files = read_record(Library().source_path("small-model"))["files"]
     names = ["chat_template.json", "config.json", "hf_quant_config.json", "model.safetensors", "tokenizer.json"]
     assert [file["path"] for file in files] == names
