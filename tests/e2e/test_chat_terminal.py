@@ -109,20 +109,136 @@ class ChatProcess:
         raise AssertionError("the chat did not end")
 
 
+def started_chat(answer: str, *options: str) -> ChatProcess:
+    return ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY, *options)
+
+
 def scripted_chat(answer: str, *options: str) -> ChatProcess:
-    chat = ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY, *options)
+    chat = started_chat(answer, *options)
     chat.wait_for("/help lists commands")
     chat.wait_for_prompt()
     return chat
 
 
-def test_a_question_is_answered_as_markdown_with_its_speed_and_ctrl_d_leaves():
+def kept_messages(name: str) -> list[str]:
+    """Return what was said in a session that was kept."""
+    conversation = json.loads((SavedSessions().root / name / "conversation.json").read_text())
+    return [turn["content"] for turn in conversation["messages"]]
+
+
+def test_a_chat_is_answered_regenerated_saved_and_loaded(tmp_path: Path):
+    path = tmp_path / "chat.json"
     chat = scripted_chat(SHORT)
-    chat.type("Tell me about the sea.\r")
+    chat.type("Hello\r")
     shown = chat.wait_for("tokens/s")
-    assert "\x1b[1msea\x1b[0m" in shown
+    assert "\x1b[1msea\x1b[0m" in shown  # as Markdown
     assert "**" not in shown.split("\r\n")[-2]
+    chat.wait_for("· stop")
+    chat.wait_for(">>>")
+    status = chat.wait_for("of 1024")
+    assert "tiny-random · " in status
+    assert "tokens/s · context " in status
+
+    chat.type("/nonsense\r")
+    chat.wait_for("There is no command /nonsense.")
+    chat.wait_for_prompt()
+    chat.type("/retry\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type(f"/save {path}\r")
+    chat.wait_for("Saved 2 messages")
+    chat.wait_for_prompt()
+    assert json.loads(path.read_text())["messages"] == [
+        {"role": "user", "content": "Hello"}, {"role": "assistant", "content": SHORT}
+    ]  # fmt: skip
+
+    chat.type("/clear\r")
+    chat.wait_for_prompt()
+    chat.type(f"/load {path}\r")
+    chat.wait_for("Loaded 2 messages")
+    chat.wait_for_prompt()
+    chat.type("Again\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("/stats\r")
+    chat.wait_for("turns    4 messages")
     chat.leave()
+
+
+def test_what_is_typed_pasted_and_edited_is_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "editor.py").write_text("import sys\nopen(sys.argv[1], 'a').write('and more')\n")
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {tmp_path / 'editor.py'}")
+    chat = scripted_chat(SHORT)
+    typed = {
+        "Hel\x1alo\r": "Hello",  # Ctrl-Z: it is the leader of its session, which the system does not stop
+        '"""\rone\r\rtwo\r"""\r': "one\n\ntwo",
+        "last\r": "last\nand more",
+    }
+    for keys in typed:
+        chat.type(keys)
+        chat.wait_for("· stop")
+        chat.wait_for_prompt()
+    chat.type("/edit\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    pasted = "\n".join(f"line {i}" for i in range(10_000))
+    for text in (pasted, "one\ntwo"):
+        chat.paste(text)
+        chat.wait_for(text[-3:])
+        chat.type("\r")
+        chat.wait_for("· stop")  # the model reads the end of it
+        chat.wait_for_prompt()
+    chat.type("\x04")
+    assert chat.exit_code() == 0
+    assert kept_messages("hello")[::2] == [*typed.values(), pasted, "one\ntwo"]
+
+
+def test_ctrl_c_stops_no_more_than_answers_however_often_it_comes():
+    chat = scripted_chat(LONG, "--max-new-tokens", "100")  # an answer that none of them meets ends by itself
+    chat.type("Count.\r")
+    chat.wait_for("word3")
+    chat.type("\x03")
+    chat.wait_for("cancelled")
+    chat.wait_for_prompt()
+    chat.type("\x03")  # at the prompt it only clears the line
+    chat.wait_for_prompt()
+    chat.type("/stats\r")
+    chat.wait_for("turns    2 messages")
+    chat.wait_for_prompt()
+    for _ in range(4):
+        chat.type("Count.\r")
+        for _ in range(40):
+            time.sleep(0.007)
+            chat.type("\x03")
+    chat.type("/stats\r")
+    shown = chat.wait_for("kept as")
+    assert "Traceback" not in shown
+    chat.wait_for_prompt()
+    chat.type("/bye\r")
+    assert chat.exit_code() == 0
+
+
+def test_a_conversation_and_what_was_typed_are_there_in_the_next_chat():
+    chat = scripted_chat(SHORT)
+    chat.type("Tell me of the sea\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    chat.wait_for("Kept as tell-me-of-the-sea")
+    assert chat.exit_code() == 0
+    chat = started_chat(SHORT, "--resume", "tell-me-of-the-sea")
+    chat.wait_for("2 messages so far; the last of them:")
+    chat.wait_for("Tell me of the sea")
+    chat.wait_for("is blue.")
+    chat.wait_for_prompt()
+    chat.type("\x1b[A")  # up
+    chat.wait_for("Tell me of the sea")
+    chat.type("\x15And?\r")
+    chat.wait_for("· stop")
+    chat.wait_for_prompt()
+    os.kill(chat.pid, signal.SIGKILL)  # what was answered is kept, however the chat ends
+    assert chat.exit_code() == -signal.SIGKILL
+    assert kept_messages("tell-me-of-the-sea") == ["Tell me of the sea", SHORT, "And?", SHORT]
 
 
 def test_what_is_typed_is_read_as_the_terminal_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -135,136 +251,6 @@ def test_what_is_typed_is_read_as_the_terminal_writes_it(tmp_path: Path, monkeyp
     chat.wait_for("Saved 2 messages")
     chat.leave()
     assert json.loads((tmp_path / "chat.json").read_text())["messages"][0]["content"] == "Où est le café ?"
-
-
-def test_ctrl_c_stops_an_answer_and_the_chat_goes_on():
-    chat = scripted_chat(LONG)
-    chat.type("Count.\r")
-    chat.wait_for("word3")
-    chat.type("\x03")
-    shown = chat.wait_for("cancelled")
-    assert "word119" not in shown
-    chat.wait_for_prompt()
-    chat.type("\x03")  # at the prompt it only clears the line
-    chat.wait_for_prompt()
-    chat.type("/stats\r")
-    chat.wait_for("turns    2 messages")
-    chat.wait_for_prompt()
-    chat.type("/bye\r")
-    assert chat.exit_code() == 0
-
-
-def test_a_storm_of_ctrl_c_ends_no_more_than_answers():
-    chat = scripted_chat(LONG, "--max-new-tokens", "100")  # an answer that none of them meets ends by itself
-    for _ in range(4):
-        chat.type("Count.\r")
-        for _ in range(40):
-            time.sleep(0.007)
-            chat.type("\x03")
-    chat.type("/stats\r")
-    shown = chat.wait_for("kept as")
-    assert "Traceback" not in shown
-    chat.leave()
-
-
-def test_a_chat_is_regenerated_saved_and_loaded(tmp_path: Path):
-    path = tmp_path / "chat.json"
-    chat = scripted_chat(SHORT)
-    chat.type("Hello\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("/retry\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type(f"/save {path}\r")
-    chat.wait_for("Saved 2 messages")
-    chat.leave()
-    saved = json.loads(path.read_text())
-    assert saved["messages"] == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SHORT}]
-
-    chat = scripted_chat(SHORT)
-    chat.type(f"/load {path}\r")
-    chat.wait_for("Loaded 2 messages")
-    chat.wait_for_prompt()
-    chat.type("Again\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("/stats\r")
-    chat.wait_for("turns    4 messages")
-    chat.leave()
-
-
-def test_what_was_typed_is_in_the_next_chats_history(own_library: Path):
-    chat = scripted_chat(SHORT)
-    chat.type("A question to remember\r")
-    chat.wait_for("· stop")
-    chat.leave()
-    assert "A question to remember" in (own_library / "chat_history.jsonl").read_text()
-    chat = scripted_chat(SHORT)
-    chat.type("\x1b[A")  # up
-    chat.wait_for("A question to remember")
-    chat.type("\x03\x04")
-    assert chat.exit_code() == 0
-
-
-def test_a_mistake_is_shown_and_the_chat_goes_on():
-    chat = scripted_chat(SHORT)
-    chat.type("/nonsense\r")
-    chat.wait_for("There is no command /nonsense.")
-    chat.wait_for_prompt()
-    chat.type("Hello\r")
-    chat.wait_for("· stop")
-    chat.leave()
-
-
-def kept_messages(name: str) -> list[str]:
-    """Return what was said in a session that was kept."""
-    conversation = json.loads((SavedSessions().root / name / "conversation.json").read_text())
-    return [turn["content"] for turn in conversation["messages"]]
-
-
-def test_a_conversation_is_resumed_by_the_next_chat():
-    chat = scripted_chat(SHORT)
-    chat.type("Tell me of the sea\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("\x04")
-    chat.wait_for("Kept as tell-me-of-the-sea")
-    assert chat.exit_code() == 0
-    chat = ChatProcess(
-        sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(SHORT)), "chat", TINY, "--resume", "tell-me-of-the-sea"
-    )
-    chat.wait_for("2 messages so far; the last of them:")
-    chat.wait_for("Tell me of the sea")
-    chat.wait_for("is blue.")
-    chat.wait_for_prompt()
-    chat.type("And?\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    os.kill(chat.pid, signal.SIGKILL)  # what was answered is kept, however the chat ends
-    assert chat.exit_code() == -signal.SIGKILL
-    assert kept_messages("tell-me-of-the-sea") == ["Tell me of the sea", SHORT, "And?", SHORT]
-
-
-def test_a_message_is_edited_in_the_users_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "editor.py").write_text("import sys\nopen(sys.argv[1], 'a').write('and more')\n")
-    monkeypatch.setenv("VISUAL", f"{sys.executable} {tmp_path / 'editor.py'}")
-    chat = scripted_chat(SHORT)
-    chat.type("Hello\r")
-    chat.wait_for("· stop")
-    chat.wait_for_prompt()
-    chat.type("/edit\r")
-    chat.wait_for("· stop")
-    chat.leave()
-    assert kept_messages("hello") == ["Hello\nand more", SHORT]
-
-
-def test_ctrl_z_is_no_character_of_the_message():
-    chat = scripted_chat(SHORT)  # the leader of its session, which the system does not stop
-    chat.type("Hel\x1alo\r")
-    chat.wait_for("· stop")
-    chat.leave()
-    assert kept_messages("hello")[0] == "Hello"
 
 
 def test_ctrl_z_during_an_answer_gives_the_shell_its_terminal_and_fg_goes_on():
@@ -286,31 +272,6 @@ def test_ctrl_z_during_an_answer_gives_the_shell_its_terminal_and_fg_goes_on():
     chat.wait_for("typed while it answers")
     chat.type("\x15\x04")
     assert chat.exit_code() == 0
-
-
-def test_triple_quotes_hold_several_lines():
-    chat = scripted_chat(SHORT)
-    chat.type('"""\rone\r\rtwo\r"""\r')
-    chat.wait_for("· stop")
-    chat.leave()
-    assert kept_messages("one-two")[0] == "one\n\ntwo"
-
-
-def test_a_paste_of_10000_lines_is_one_message_and_the_chat_goes_on():
-    chat = scripted_chat(SHORT)
-    chat.paste("\n".join(f"line {i}" for i in range(10_000)))
-    chat.wait_for("line 9999")
-    chat.type("\r")
-    chat.wait_for("· stop")  # the model reads the end of it
-    chat.wait_for_prompt()
-    chat.paste("one\ntwo")
-    chat.type("\r")
-    chat.wait_for("· stop")
-    chat.leave()
-    (kept,) = SavedSessions().root.iterdir()
-    pasted, _, after, _ = kept_messages(kept.name)
-    assert pasted.endswith("line 9999")
-    assert after == "one\ntwo"
 
 
 def test_what_is_typed_and_pasted_during_an_answer_waits_for_the_prompt():
@@ -344,28 +305,6 @@ def test_a_terminal_may_change_its_size_at_any_moment():
     chat.wait_for("with the chat template's marks")  # the line of status has the figures too
     chat.leave()
     assert kept_messages("count") == ["Count.", LONG]
-
-
-def test_the_status_shows_speed_and_context():
-    chat = scripted_chat(SHORT)
-    chat.type("Hello\r")
-    chat.wait_for("· stop")
-    chat.wait_for(">>>")
-    shown = chat.wait_for("of 1024")
-    assert "tiny-random · " in shown
-    assert "tokens/s · context " in shown
-    chat.type("\x04")
-    assert chat.exit_code() == 0
-
-
-def test_the_installed_command_chats_with_the_tiny_model():
-    from sysconfig import get_path
-
-    chat = ChatProcess(str(Path(get_path("scripts")) / "edgelm"), "chat", TINY, "--max-new-tokens", "20")
-    chat.wait_for_prompt()
-    chat.type("Hello\r")
-    chat.wait_for("tokens/s")
-    chat.leave()
 
 
 def test_without_the_extra_a_terminal_gets_the_pip_line():
