@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from edgelm.cli.main import main
 from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
@@ -57,15 +58,6 @@ def test_errors_are_plain_where_nobody_sees_colours():
     assert result.stderr.startswith("error: There is no model 'nothing'.")
 
 
-def test_standard_input_may_be_closed():
-    result = subprocess.run(
-        f"'{EDGELM}' run '{TINY}' hello --max-new-tokens 2 <&-; echo $?; '{EDGELM}' chat '{TINY}' <&-; echo $?",
-        shell=True, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert result.stderr == ""
-    assert result.stdout.splitlines()[-2:] == ["0", "0"]
-
-
 def test_a_reader_that_leaves_early_ends_the_answer_quietly():
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, "run", TINY, "go"],
@@ -80,7 +72,6 @@ def test_a_reader_that_leaves_early_ends_the_answer_quietly():
 
 
 def test_an_answer_streams_and_an_interrupt_ends_it_with_130():
-    started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, "run", TINY, "go"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -92,33 +83,30 @@ def test_an_answer_streams_and_an_interrupt_ends_it_with_130():
     assert process.returncode == 130
     assert errors == b""
     assert b"word299" not in output
-    assert time.monotonic() - started < 8
 
 
 def test_a_piped_chat_answers_each_line_and_keeps_the_conversation():
     result = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="My name is Ada.\n\n  What is my name?  \n")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    first = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="My name is Ada.\n")
-    fresh = edgelm("chat", TINY, "--max-new-tokens", "5", stdin="What is my name?\n")
+    first, fresh = (
+        CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "5"], input=line)
+        for line in ("My name is Ada.\n", "What is my name?\n")
+    )
     assert result.stdout.startswith(first.stdout + "\n")
     assert result.stdout != f"{first.stdout}\n{fresh.stdout}"
 
 
-def test_a_piped_chat_without_input_is_done():
-    assert edgelm("chat", TINY).returncode == 0
-
-
 def test_a_chat_without_a_model_says_how_to_get_one():
-    result = edgelm("chat", stdin="hello\n")
-    assert result.returncode == 1
+    result = CliRunner().invoke(main, ["chat"], input="hello\n")
+    assert result.exit_code == 1
     advice = "Fetch a small model: edgelm pull smollm2-135m-instruct"
     assert result.stderr == f"error: The library {Library().root} is empty. {advice}\n"
 
 
 def test_a_locale_without_unicode_shows_question_marks():
     result = subprocess.run(
-        [EDGELM, "run", TINY, "x", "--temperature", "1", "--seed", "3", "--max-new-tokens", "200"],
+        [EDGELM, "run", TINY, "x", "--temperature", "1", "--seed", "3", "--max-new-tokens", "100"],
         stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -143,9 +131,9 @@ def test_colour_is_for_terminals_that_want_it(no_colour, term, coloured):
 @pytest.mark.parametrize(
     ("command", "code", "errors"),
     [
-        (f"run '{TINY}' hi --max-new-tokens 2 </dev/null >&-", 0, ""),
+        (f"run '{TINY}' hi --max-new-tokens 2 <&- >&-", 0, ""),
         (f"run '{TINY}' hi --max-new-tokens 2 </dev/null 2>&-", 0, ""),
-        (f"chat '{TINY}' --max-new-tokens 2 </dev/null >&-", 0, ""),
+        (f"chat '{TINY}' <&- >&-", 0, ""),
         (f"run '{TINY}' hi --max-new-tokens 2 0>/dev/null", 0, ""),  # as nohup does
         (f"chat '{TINY}' 0>/dev/null", 0, ""),
         ("rm foo <&-", 2, "Nobody is here to ask: add --yes"),
@@ -209,21 +197,34 @@ def test_an_interrupt_that_is_ignored_from_outside_stays_ignored():
     assert result.stdout.startswith("edgelm, version"), result.stderr
 
 
-@pytest.mark.parametrize(
-    ("command", "module", "extra"),
-    [
+# Each command, as if its module were not installed.
+WITHOUT_EXTRAS = """
+import sys
+from edgelm.cli.main import main
+
+for command, module in COMMANDS:
+    sys.modules[module] = None
+    try:
+        main(command)
+    except SystemExit as exit:
+        print(exit.code)
+"""
+
+
+def test_a_command_without_its_extra_names_the_line_that_adds_it():
+    commands = [
         (["train", "--data", "shards/"], "torch", "train"),
         (["finetune", "ckpt/", "--data", "chats.jsonl"], "torch", "train"),
         (["inspect", TINY, "hi"], "torch", "train"),
         (["merge", "run/", "-o", "merged/"], "torch", "train"),
         (["serve", TINY], "uvicorn", "serve"),
-    ],
-)
-def test_a_command_without_its_extra_names_the_line_that_adds_it(command, module, extra):
-    program = f"import sys; sys.modules[{module!r}] = None; from edgelm.cli.start import main; main()"
+    ]
+    program = WITHOUT_EXTRAS.replace("COMMANDS", repr([(command, module) for command, module, _ in commands]))
     result = subprocess.run(
-        [sys.executable, "-c", program, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    assert result.returncode == 1
-    needs = f"error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'\n"
-    assert result.stderr == needs
+    assert result.stdout.split() == ["1"] * len(commands), result.stderr
+    assert result.stderr.splitlines() == [
+        f"error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'"
+        for command, module, extra in commands
+    ]
