@@ -1,31 +1,49 @@
-"""`edgelm serve` in a process of its own, and a small HTTP client that adds and hides nothing."""
+"""`edgelm serve` in a process of its own, and a small HTTP client that adds and hides nothing.
+
+Each is forked from a process that has imported what a server needs: that is six times the rest of a start.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from edgelm.cli.main import main
 from edgelm.testing import tiny_model_path
 
 TINY = str(tiny_model_path())
-# The real command, with a prelude that a test may need: a model that takes its time, shorter limits.
-PROGRAM = "{prelude}\nfrom edgelm.cli.main import main\nmain(prog_name='edgelm')"
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["edgelm.cli.main", "edgelm.cli.serve", "edgelm.loading", "edgelm.server.process"])
 SLOW = """
 import time
 from edgelm.decoding.sampling import Sampler
 sample = Sampler.sample
 Sampler.sample = lambda *arguments: (time.sleep(0.02), sample(*arguments))[1]
+"""
+# No token before a file is there, whatever else the processor does; each that is begun adds a point to another file.
+GATED = """
+import pathlib, time
+from edgelm.decoding.sampling import Sampler
+sample, gate, begun = Sampler.sample, pathlib.Path({gate!r}), {begun!r}
+def wait_and_sample(*arguments):
+    with open(begun, "a") as file:
+        file.write(".")
+    while not gate.exists():
+        time.sleep(0.01)
+    return sample(*arguments)
+Sampler.sample = wait_and_sample
 """
 SHORT_LIMITS = """
 from edgelm.server import options
@@ -60,21 +78,28 @@ class Reply:
 
 @dataclass
 class EdgelmServer:
-    """Run `edgelm serve` with these arguments; use it in a `with` block."""
+    """Run `edgelm serve` with these arguments; use it in a `with` block.
+
+    prelude: what a test needs of a server: a model that takes its time, shorter limits.
+    """
 
     arguments: tuple[str, ...] = (TINY,)
     prelude: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> EdgelmServer:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(prelude=self.prelude), "serve", "--port", "0", *self.arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        reader, writer = os.pipe()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | self.environment
+        arguments = ("serve", "--port", "0", *self.arguments)
+        target = (self.prelude, arguments, environment, DupFd(writer))
+        self.process = _forks.Process(target=_run, args=target, daemon=True)
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+        os.close(writer)
         self.log: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        self._stderr = open(reader, encoding="utf-8")
+        for line in self._stderr:
             self.log.append(line)
             match = re.search(r"Listening at (http://(\S+):(\d+)) ", line)
             if match:
@@ -90,15 +115,19 @@ class EdgelmServer:
         self.stop(signal.SIGKILL)
 
     def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        self.log.extend(self.process.stderr)
+        with self._stderr:
+            self.log.extend(self._stderr)
+
+    def send_signal(self, signal_number: int) -> None:
+        if self.process.exitcode is None:
+            os.kill(self.pid, signal_number)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal_number)
-        code = self.process.wait(timeout=30)
+        self.send_signal(signal_number)
+        self.process.join(timeout=30)
+        assert self.process.exitcode is not None, "The server does not end."
         self._reader.join(timeout=10)
-        return code
+        return self.process.exitcode
 
     def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         """Send one request; a body that is no bytes is sent as JSON."""
@@ -139,10 +168,31 @@ class EdgelmServer:
         match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(match[1]) if match else 0.0
 
+    def holds(self, client: tuple[str, int]) -> bool:
+        """Tell whether the process has its end of a client's connection still: the system gives it an inode then."""
+        ends = f":{self.port:04X}", f":{client[1]:04X}"
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, *_, inode = line.split()[:10]
+            if local.endswith(ends[0]) and remote.endswith(ends[1]):
+                return inode != "0"
+        return False
+
     @property
     def memory(self) -> int:
         """The resident memory of the process, in bytes."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _run(prelude: str, arguments: tuple[str, ...], environment: dict[str, str], stderr: Any) -> None:
+    """Be the server: what the process that this one was forked from knows of its own environment is not the test's."""
+    descriptor = stderr.detach()
+    os.dup2(descriptor, 2)
+    # The one before may be of a file, whose place in it click asks for.
+    sys.stderr = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    os.environ.clear()
+    os.environ.update(environment)
+    exec(prelude, {})
+    main(arguments, prog_name="edgelm")
 
 
 def read_all(connection: socket.socket) -> bytes:

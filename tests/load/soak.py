@@ -181,7 +181,7 @@ def run_client(server: EdgelmServer, asked: Sequence[Ask], seed: int, over: thre
 
 def sample(server: EdgelmServer, started: float, figures: Figures) -> Sample:
     """Look at the server's process."""
-    process = Path(f"/proc/{server.process.pid}")
+    process = Path(f"/proc/{server.pid}")
     return Sample(
         seconds=time.monotonic() - started,
         memory=server.memory,

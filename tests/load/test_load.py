@@ -79,7 +79,7 @@ def test_threads_beyond_the_servers_pool_and_open_files_are_leaks() -> None:
 def test_200_clients_that_leave_at_random_moments_leave_nothing(slow_server: EdgelmServer, asked: list[Ask]) -> None:
     server = slow_server
     stream(server, asked[0])
-    process = Path(f"/proc/{server.process.pid}")
+    process = Path(f"/proc/{server.pid}")
     descriptors = len(list((process / "fd").iterdir()))
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 900, "logit_bias": {"65": 100}}
 

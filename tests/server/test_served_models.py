@@ -70,12 +70,15 @@ def test_a_model_with_an_encoder_is_left_out_and_refused_by_name(library):
             ModelPool(("first", given), ServerOptions())
 
 
-def test_an_empty_library_says_how_to_fill_it():
+def test_an_empty_library_says_how_to_fill_it(own_library):
     with EdgelmServer(()) as server:
         assert server.get("/v1/models").json["data"] == []
         reply = server.post(CHAT, {"model": "x", "messages": HELLO})
         assert reply.status == 404
         assert "fetch one with `edgelm pull`" in reply.json["error"]["message"]
+        server.stop()
+    said = f"No model is in {own_library} yet. Fetch one, and it is offered at once: edgelm pull "
+    assert said in "".join(server.log)
 
 
 def test_a_program_serves_with_models_and_options_alone(monkeypatch):
