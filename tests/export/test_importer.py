@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import posix
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_processes import exit_status, fork
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -27,12 +31,13 @@ SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-# Imports argv[1] into argv[2], and prints a line after each tensor that was read.
+# Imports argv[1] into argv[2], and prints the most memory that this took.
 IMPORT = """
 import sys
 from pathlib import Path
 from edgelm_export.importer import import_checkpoint
-import_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda *step: print(*step, flush=True))
+import_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
+print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])
 """
 
 
@@ -137,16 +142,21 @@ def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one_whole(tmp_path
     for attempt in range(8):
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(tmp_path / "old", target)
-        process = subprocess.Popen(
-            [sys.executable, "-c", IMPORT, str(tmp_path / "new-hf"), str(target)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
+        steps, told = os.pipe()
+
+        def write(told: int = told) -> None:
+            os.fsync = posix.fsync  # as where nobody tests
+            import_checkpoint(tmp_path / "new-hf", target, progress=lambda *_: os.write(told, b".") and None)
+
+        child = fork(write)
+        os.close(told)
         # Half of the kills hit the writing of weights, half what follows: text files, flushes, the change of names.
         for _ in range(points.randint(1, total) if attempt % 2 else total):
-            process.stdout.readline()
+            os.read(steps, 1)
         time.sleep(0 if attempt % 2 else points.uniform(0, 0.03))
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
+        os.kill(child, signal.SIGKILL)
+        killed += exit_status(child) == -signal.SIGKILL
+        os.close(steps)
         assert contents(target) in (old, new)
         import_checkpoint(tmp_path / "new-hf", target)
         assert contents(target) == new
@@ -159,12 +169,13 @@ def test_a_full_disk_is_an_error_that_leaves_the_old_folder_whole(tmp_path: Path
     target = tmp_path / "home" / "ckpt"
     import_checkpoint(tmp_path / "hf", target)
     before = contents(target)
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    process = subprocess.run(
-        [sys.executable, "-c", limit + IMPORT, str(tmp_path / "hf"), str(target)], capture_output=True, text=True
-    )
-    assert process.returncode == 1
-    assert f"CheckpointError: {target} cannot be written: [Errno 27] File too large" in process.stderr
+
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(CheckpointError, match=rf"^{target} cannot be written: \[Errno 27\] File too large"):
+            import_checkpoint(tmp_path / "hf", target)
+
+    assert exit_status(fork(write)) == 0
     assert contents(target) == before
     assert [path.name for path in target.parent.iterdir()] == ["ckpt"]
 
@@ -208,14 +219,13 @@ def test_what_16_bits_do_not_hold_is_rounded_to_the_nearest(tmp_path: Path, stor
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_the_real_model_is_imported_within_300_mb_above_its_largest_tensor(smollm2_gguf: Path, tmp_path: Path) -> None:
     # Not getrusage: a process inherits the ru_maxrss of the one that started it.
-    script = IMPORT + "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     largest = 49152 * 576 * 4 / 1e6
     # From the GGUF file, and from the 538 MB folder that becomes of it. Measured: 204 and 287 MB, of it 113 the tensor.
     for source, target in ((smollm2_gguf, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
         process = subprocess.run(
-            [sys.executable, "-c", script, str(source), str(target)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", IMPORT, str(source), str(target)], capture_output=True, text=True, check=True
         )
-        peak = int(process.stdout.split()[-1]) * 1024 / 1e6
+        peak = int(process.stdout) * 1024 / 1e6
         assert peak < 300 + largest
     first, second = HuggingFaceCheckpoint(tmp_path / "first"), HuggingFaceCheckpoint(tmp_path / "second")
     assert all(np.array_equal(first.tensor(name), second.tensor(name)) for name in first.config.tensor_shapes())
