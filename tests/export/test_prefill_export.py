@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def export_graphs(folder: Path, config: ModelConfig, precision: Precision = WITH
     return checkpoint
 
 
+Graphs = tuple[HuggingFaceCheckpoint, Path, DecoderSession]
+
+
+@pytest.fixture(scope="module")
+def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    """A row's checkpoint, the folder of its two graphs in floats, and a session of them, for both tests of a row."""
+    folder = tmp_path_factory.mktemp("graphs")
+    checkpoint = export_graphs(folder, config_with(DENSE[request.param]))
+    return checkpoint, folder, DecoderSession(folder, checkpoint.config)
+
+
 @pytest.fixture
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the numpy forward pass round weights by the row, and the inputs of all tokens but the last by the token."""
@@ -80,10 +92,9 @@ def integers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("integers")
-@pytest.mark.parametrize("features", DENSE.values(), ids=DENSE)
-def test_a_last_token_meets_keys_and_values_of_integers(features: dict[str, Any], tmp_path: Path) -> None:
-    checkpoint = export_graphs(tmp_path, config_with(features))
-    session = DecoderSession(tmp_path, checkpoint.config)
+@pytest.mark.parametrize("graphs", DENSE, indirect=True)
+def test_a_last_token_meets_keys_and_values_of_integers(graphs: Graphs) -> None:
+    checkpoint, _, session = graphs
     (expected_TV,) = reference.reference_logits(checkpoint, [IDS])
     cache = session.new_cache()
     logits_V = prefill(session, IDS, cache)
@@ -93,23 +104,23 @@ def test_a_last_token_meets_keys_and_values_of_integers(features: dict[str, Any]
     assert cache.token_ids == IDS
 
 
-@pytest.mark.parametrize("features", DENSE.values(), ids=DENSE)
-def test_keys_and_values_in_int8_are_those_in_floats_on_their_grids(features: dict[str, Any], tmp_path: Path) -> None:
-    config = config_with(features)
-    checkpoint = export_graphs(tmp_path, config)
-    caches, logits = [], []
+@pytest.mark.parametrize("graphs", DENSE, indirect=True)
+def test_keys_and_values_in_int8_are_those_in_floats_on_their_grids(graphs: Graphs, tmp_path: Path) -> None:
+    checkpoint, folder, session = graphs
+    config, caches, logits = checkpoint.config, [], []
     kept = 2 * len(config.cached_layers)  # behind them is what convolutions read, in floats
     for kv_cache in ("fp32", "int8"):
         if kv_cache == "int8":
             buffers = caches[0].buffers[:kept]
             scales = [np.maximum(np.abs(buffer[0]).max(1, keepdims=True), 1e-6) / 120 for buffer in buffers]
-            decoder = onnx.load_model(tmp_path / "model.onnx", load_external_data=False)
+            decoder = onnx.load_model(folder / "model.onnx", load_external_data=False)
             keep_in_int8(decoder, scales)
             with ExternalData(tmp_path / "prefill.onnx.data") as own:
                 graph = build_prefill(checkpoint, WITH_PREFILL, own, scales)
             for name, model in (("model.onnx", decoder), ("prefill.onnx", graph)):
                 (tmp_path / name).write_bytes(model.SerializeToString())
-        session = DecoderSession(tmp_path, dataclasses.replace(config, kv_cache=kv_cache))
+            shutil.copy(folder / "model.onnx.data", tmp_path)
+            session = DecoderSession(tmp_path, dataclasses.replace(config, kv_cache="int8"))
         caches.append(session.new_cache())
         for piece in (IDS[:50], IDS[50:-1]):  # the second looks back at the first
             session.read_prompt(piece, caches[-1])
