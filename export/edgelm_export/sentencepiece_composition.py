@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,6 +21,16 @@ _TRAILING_JAMO = tuple(map(chr, range(0x11A8, 0x11C3)))
 
 def composing_steps() -> list[dict[str, Any]]:
     """Return the normalizers, which come before the compiled one."""
+    return [
+        {"type": "Replace", "pattern": {"Regex": _places_apart()}, "content": _BARRIER},
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"String": _BARRIER}, "content": ""},
+    ]
+
+
+@cache
+def _places_apart() -> str:
+    """Write what stands where NFC would find more: the same for each tokenizer, and a look at all characters."""
     decomposed = {each: unicodedata.normalize("NFD", each) for each in map(chr, _CODES)}
     marks = {each for each in decomposed if unicodedata.combining(each)}
     composed = [each for each, parts in decomposed.items() if parts != each]
@@ -30,12 +41,7 @@ def composing_steps() -> list[dict[str, Any]]:
     behind = [f"(?<={_one_of([*composed, *(marks - following.keys())])})"]
     behind += [f"(?<={mark})(?!{_one_of(following[mark])})" for mark in sorted(following)]
     several = _one_of(each for each in composed if each not in marks and decomposed[each][0] in marks)  # of Tibetan
-    apart = f"(?={_one_of([*marks, *_TRAILING_JAMO])})(?:{'|'.join(behind)})|(?<=.)(?={several})"
-    return [
-        {"type": "Replace", "pattern": {"Regex": apart}, "content": _BARRIER},
-        {"type": "NFC"},
-        {"type": "Replace", "pattern": {"String": _BARRIER}, "content": ""},
-    ]
+    return f"(?={_one_of([*marks, *_TRAILING_JAMO])})(?:{'|'.join(behind)})|(?<=.)(?={several})"
 
 
 def _one_of(characters: Iterable[str]) -> str:

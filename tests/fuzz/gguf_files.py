@@ -103,7 +103,7 @@ def _read_gguf_checkpoint(folder: Path, file: str = "model.gguf") -> None:
 
 ROWS: dict[str, Target] = {
     "gguf": Target(
-        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=5_000,
+        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=2_000,
         long_count=1_000_000,
     ),
     "gguf-checkpoint": Target(
@@ -116,6 +116,6 @@ ROWS: dict[str, Target] = {
     ),
     "gguf-families": Target(
         file="metadata.json", prepare=gguf_families.metadata_of_families, mutate=mutate_json,
-        read=gguf_families.read_metadata, count=3_000, long_count=1_000_000,
+        read=gguf_families.read_metadata, count=1_000, long_count=1_000_000,
     ),
 }  # fmt: skip

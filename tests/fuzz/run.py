@@ -1,7 +1,7 @@
 """Fuzz one kind of foreign file, or all: python tests/fuzz/run.py [KIND ...] [--short | --count N] [--seed N]
 
 Each mutant must be read, or end in an error of edgelm, within the limits of time and memory. The first that does not is
-kept beside the regression files, and the run fails with its traceback.
+kept beside the regression files, which are read before any mutant, and the run fails with its traceback.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ def fuzz(kind: str, target: Target, count: int, seed: int) -> None:
             path.write_bytes(data)
             read(target, folder)
         limit_memory(MEGABYTES)
+        for kept in sorted((REGRESSIONS / kind).glob("*")):
+            print(f"{kind}: {kept.name}, which once failed", file=sys.stderr)
+            path.write_bytes(kept.read_bytes())
+            read(target, folder)
         random = Random(seed)
         accepted, slowest, slowest_data, number = 0, 0.0, b"", 0
         start = time.monotonic()

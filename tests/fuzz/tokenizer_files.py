@@ -35,7 +35,7 @@ ROWS: dict[str, Target] = {
     ),
     "sentencepiece": Target(
         file="tokenizer.model", prepare=sentencepiece_models.prepare_models, mutate=sentencepiece_models.mutate,
-        read=_read_sentencepiece, count=1_000, long_count=1_000_000,
+        read=_read_sentencepiece, count=300, long_count=1_000_000,
     ),
     "sentencepiece-settings": Target(
         file="tokenizer_config.json", prepare=sentencepiece_models.prepare_settings, mutate=mutate_json,
