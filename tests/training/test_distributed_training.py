@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,21 @@ def test_a_program_with_a_process_group_of_its_own_trains_in_one_process(tiny_sh
     assert exit_status(fork(train)) == 0
 
 
+def launch(work: Callable[[Any], None], value: Any, *, restarts: int = 0) -> None:
+    """Work in two processes as torchrun has it with --standalone, but forked: none of them imports torch again."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=restarts, start_method="fork",
+        run_id="tiny", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    elastic_launch(config, work)(value)
+
+
+def train_as_a_program(arguments: list[str]) -> None:
+    """Do what torchrun starts with -m edgelm_training.pretrain."""
+    sys.argv[1:] = arguments
+    runpy.run_module("edgelm_training.pretrain", run_name="__main__")
+
+
 def train_and_lose_a_worker_at_the_fifth_step(toml: Path) -> None:
     """Do what torchrun starts, `edgelm train`, of which one worker is lost once."""
     batch = Batches.batch
@@ -260,13 +276,7 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
     run = tmp_path / "run"
     toml = tmp_path / "tiny.toml"
     toml.write_text(to_toml(PretrainConfig(**settings(tiny_shards, run))))
-    # As torchrun has it with --standalone, but that its workers are forked: none of them imports torch again.
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=3, start_method="fork",
-        run_id="lost", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-    )  # fmt: skip
-    launched = fork(lambda: elastic_launch(config, train_and_lose_a_worker_at_the_fifth_step)(toml) and None)
-    assert exit_status(launched) == 0
+    assert exit_status(fork(lambda: launch(train_and_lose_a_worker_at_the_fifth_step, toml, restarts=3))) == 0
 
     said = capfd.readouterr()
     assert "did not meet" not in said.err  # the workers of one start find nothing of another one's
@@ -275,13 +285,13 @@ def test_torchrun_restarts_after_a_lost_worker_and_the_losses_are_the_same(
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
 
 
-def test_torchrun_ends_with_a_refused_setting_said_once(tmp_path: Path) -> None:
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgelm_training.pretrain")
-    command = [sys.executable, "-m", *launcher, "--data", "shards/", "-o", str(tmp_path / "run"), "--seed", "-1"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=240, check=False)
+def test_torchrun_ends_with_a_refused_setting_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "shards/", "-o", str(tmp_path / "run"), "--seed", "-1"]
+    assert exit_status(fork(lambda: launch(train_as_a_program, arguments))) == 1
 
-    assert done.stderr.count("Error: seed is -1; it must be from 0 to") == 1
-    assert "exitcode  : 2 " in done.stderr
+    said = capfd.readouterr().err
+    assert said.count("Error: seed is -1; it must be from 0 to") == 1
+    assert "exitcode  : 2 " in said
 
 
 @pytest.mark.parametrize("command", ["train", "finetune", "distill"])

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,13 +212,24 @@ def test_a_disk_that_fails_in_the_middle_leaves_the_old_state_and_an_error(
 def test_an_export_that_is_asked_to_end_puts_away_what_it_has_begun(tmp_path: Path) -> None:
     operation = OPERATIONS["export"]
     operation.prepare(tmp_path)
-    program = "from edgelm.cli.main import main; main()"
+    program = """
+import sys, time
+from edgelm.cli.main import main
+begun = []
+def wait(event, arguments):
+    if event == "open" and ".edgelm-" in str(arguments[0]) and not begun:
+        begun.append(True)
+        print("begun", flush=True)
+        while True:
+            time.sleep(0.01)
+sys.addaudithook(wait)
+main()
+"""
     command = [sys.executable, "-c", program, "export", tmp_path / "source-1", "-o", tmp_path / "package"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not leftovers(tmp_path):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    assert leftovers(tmp_path)
     process.terminate()
     _, errors = process.communicate(timeout=60)
 
