@@ -27,7 +27,8 @@ pytestmark = [
 TESTS = (
     "sdk/test_adapter_files.py",  # onnxruntime, numpy
     "sdk/test_cli_config.py",  # click
-    "sdk/test_cli_group.py",
+    "sdk/test_cli_group.py::test_help_and_lists_import_nothing_heavy",
+    "sdk/test_cli_group.py::test_shells_complete_commands_options_and_models",
     "sdk/test_markdown_blocks.py",  # rich
     "sdk/test_tokenizer.py",  # tokenizers
     "sdk/test_tool_parameters.py",  # llguidance

@@ -268,21 +268,23 @@ def test_an_unknown_command_or_option_is_wrong_usage():
     assert CliRunner().invoke(main, ["list", "--nope"]).exit_code == 2
 
 
-def complete_in_bash(*words: str) -> list[str]:
-    """Let click's script for bash say what it offers for the last word."""
+def complete_in_bash(*lines: str) -> list[list[str]]:
+    """Let click's script for bash say what it offers for the last word of each line."""
     script = """
 compopt() { :; }  # which bash has where somebody types alone
 eval "$(_EDGELM_COMPLETE=bash_source edgelm)"
-COMP_WORDS=(edgelm "$@") COMP_CWORD=$#
-_edgelm_completion edgelm
-printf '%s\\n' "${COMPREPLY[@]}"
+for line in "$@"; do
+  COMPREPLY=() COMP_WORDS=($line) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  _edgelm_completion edgelm
+  echo "${COMPREPLY[@]}"
+done
 """
     environment = os.environ | {"PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
-        ["bash", "-c", script, "bash", *words], env=environment, capture_output=True, text=True, check=True
+        ["bash", "-c", script, "bash", *lines], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stderr == ""
-    return result.stdout.split()
+    return [line.split() for line in result.stdout.splitlines()]
 
 
 def complete(words: str, cursor: int) -> list[str]:
@@ -309,10 +311,9 @@ def test_shells_complete_commands_options_and_models(own_library):
 def test_bash_offers_names_where_one_fits_and_paths_elsewhere(own_library):
     for name in ("models/tiny", "sources/tiny-source"):
         (own_library / name).mkdir(parents=True)
-    assert complete_in_bash("chat", "t") == ["tiny"]
-    assert complete_in_bash("export", "t") == complete_in_bash("verify", "x", "--source", "t") == ["tiny-source"]
-    assert complete_in_bash("rm", "t") == ["tiny", "tiny-source"]
-    assert complete_in_bash("chat", "./t") == []  # bash goes on with folders
+    lines = ("edgelm chat t", "edgelm verify x --source t", "edgelm rm t", "edgelm chat ./t")
+    # Nothing for the last: bash goes on with folders.
+    assert complete_in_bash(*lines) == [["tiny"], ["tiny-source"], ["tiny", "tiny-source"], []]
     assert complete("edgelm import ./t", 2) == ["file,./t"]
     assert complete("edgelm chat --adapter ./a", 3) == ["dir,./a"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from edgelm.memory import malloc
 
-# Holes between small arrays that stay: 32 arrays of 4 MB, freed, behind a larger one that raised glibc's own bound. Still
-# smaller ones all find room in what compiling numpy leaves, where nobody had, and there are no holes.
+# Holes between small arrays that stay: 32 arrays of 4 MB, freed, behind a larger one that raised glibc's own bound.
+# Still smaller ones all find room in what compiling numpy leaves, where nobody had, and there are no holes.
 PROGRAM = """
 import sys
 import numpy as np

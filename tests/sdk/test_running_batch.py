@@ -179,5 +179,5 @@ def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel
 @pytest.mark.real_model
 def test_the_real_model_answers_in_company_as_it_does_alone(smollm2_package: Path) -> None:
     model = fresh(smollm2_package)
-    chosen = cases(7, seed=1, vocab_size=49152, longest=150, answer=12)
+    chosen = cases(5, seed=1, vocab_size=49152, longest=100, answer=8)
     check_all(model, chosen, EngineOptions(max_batch=4))

@@ -291,7 +291,7 @@ def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smol
     for speculation in (None, "prompt_lookup"):
         config = GenerationConfig(max_new_tokens=24, speculation=speculation)
         scores = []
-        for topic in ("the sea", "a dog", "an old house", "bread"):
+        for topic in ("the sea", "bread"):
             prompt = model.encode_chat([{"role": "user", "content": f"Write about {topic}. Say {topic} often."}])
             answer = model.generate(prompt, config)
             scored = model.score([*prompt, *answer.token_ids]).tokens[-len(answer.token_ids) :]

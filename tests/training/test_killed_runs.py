@@ -23,7 +23,7 @@ from edgelm_training.train_log import SilentReporter
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and SIGKILL are POSIX's")
 
-KILLS = int(os.environ.get("EDGELM_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("EDGELM_TEST_KILLS", "4"))
 KILLS_IN_A_SAVE = max(2, KILLS * 3 // 10)
 SEED = int(os.environ.get("EDGELM_TEST_KILLS_SEED", "0"))
 

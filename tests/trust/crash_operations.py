@@ -370,9 +370,9 @@ def run_operation(name: str, folder: Path, die_after: int | None) -> int:
 def main() -> None:
     """Run the operations that are asked for in lines of JSON, each in a fork: Python and its imports start once."""
     import model_signing.signing
-    import model_signing.verifying
+    import model_signing.verifying  # noqa: F401
 
-    import edgelm.cli.typed_history
+    import edgelm.cli.typed_history  # noqa: F401
     import edgelm_export.calibration_text
     import edgelm_export.exporter
     import edgelm_export.importer  # noqa: F401
