@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from statistics import NormalDist
 
-from edgelm.multipliers import Multipliers
-from edgelm.rope_scaling import RopeScaling
+from edgelm.model_fields import ModelFields
 
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
 # after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of
@@ -48,85 +47,8 @@ LAYERS_WITHOUT = (
 _WITHOUT_KEYS = ("conv", "linear_attention", "mamba", "mamba2", "feed_forward")
 
 
-class LayerFeatures:
-    """The part of ModelConfig that answers for single layers; the fields, and what they say, stand there."""
-
-    hidden_size: int
-    max_position_embeddings: int
-    conv_L_cache: int | None
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    norm: str
-    position: str
-    partial_rotary_factor: float
-    local_partial_rotary_factor: float | None
-    rope_local_theta: float | None
-    rope_scaling: RopeScaling
-    relative_attention_num_buckets: int
-    relative_attention_max_distance: int
-    relative_attention_per_layer: bool
-    attention_multiplier: float | None
-    layer_types: tuple[str, ...]
-    norm_placement: str
-    sliding_window: int | None
-    linear_num_key_heads: int | None
-    linear_num_value_heads: int | None
-    linear_key_head_dim: int | None
-    linear_value_head_dim: int | None
-    linear_conv_kernel_dim: int | None
-    linear_norm_placement: str | None
-    mamba_dt_rank: int | None
-    parallel_residual: bool
-    residual_multiplier: float
-    global_head_dim: int | None
-    num_global_attention_heads: int | None
-    num_global_key_value_heads: int | None
-    num_kv_shared_layers: int
-    kv_lora_rank: int | None
-    hidden_size_per_layer_input: int
-    vocab_size: int
-    vocab_size_per_layer_input: int | None
-    altup_num_inputs: int
-    altup_correct_scale: bool
-    laurel_rank: int
-    layer_scalar: bool
-    activation_sparsity_pattern: tuple[float, ...]
-    use_double_wide_mlp: bool
-    num_experts: int
-    num_experts_per_tok: int
-    n_group: int
-    topk_group: int
-    shared_expert_intermediate_size: int | None
-    shared_expert_gate: bool
-    expert_norms: bool
-    swiglu_limit: float | None
-    hidden_act: str
-    mlp_gated: bool
-    multipliers: Multipliers
-    sub_norms: bool
-    moe_intermediate_size: int | None
-    layers_without_rope: tuple[int, ...]
-    layers_without_input_norm: tuple[int, ...]
-    head_transform: bool
-    embedding_norm: bool
-    embedding_norm_first: bool
-    layers_without_experts: tuple[int, ...]
-    layers_without_feed_forward: tuple[int, ...]
-    attention_sinks: bool
-    attention_output_gate: bool
-    attention_gate_act: str
-    attention_gate_per_head: bool
-    attention_k_eq_v: bool
-    attention_bias: bool
-    llama_4_scaling_beta: float | None
-    qk_norm: bool
-    qk_norm_scope: str
-    qk_norm_weights: bool
-    v_norm: bool
-    kv_cache: str
+class LayerFeatures(ModelFields):
+    """The part of ModelConfig that answers for single layers."""
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
