@@ -111,13 +111,9 @@ def parse_json_object(text: str, path: Path) -> dict[str, Any]:
         CheckpointError: it is not JSON, something else than an object, or has more values than are read.
     """
     try:
-        regular_file.check_json_values(text, _MORE_VALUES.get(path.name, regular_file.MAX_JSON_VALUES))
+        values = regular_file.bounded_json(text, _MORE_VALUES.get(path.name, regular_file.MAX_JSON_VALUES))
     except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+        raise CheckpointError(f"{path} is not JSON that is read: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a JSON object.")
     return values

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ConfigError
-from edgelm.files.regular_file import check_json_values, read_text
+from edgelm.files.regular_file import read_json_object
 from edgelm.layer_checks import check_layers
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
 from edgelm.multipliers import Multipliers
@@ -272,11 +272,10 @@ class ModelConfig(LayerFeatures):
         """
         path = Path(folder) / "config.json"
         try:
-            check_json_values(text := read_text(path))
-            values = json.loads(text)
-        except (OSError, ValueError, RecursionError) as error:
+            values = read_json_object(path)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
-        if not isinstance(values, dict) or not isinstance(values.get(SECTION), dict):
+        if not isinstance(values.get(SECTION), dict):
             raise ConfigError(
                 f"{path} has no {SECTION!r} section, so edgelm did not write it. "
                 f"Make a checkpoint folder of it first: edgelm import {shell_word(folder)} -o checkpoint/"

@@ -121,7 +121,7 @@ def test_a_hub_that_lists_what_is_no_file_is_refused(
         (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + b" " * (1 << 20) + b"\r\n", "more than 16777216"),
         (OK + b"Content-Length: 99999999999\r\n\r\n", b" " * (1 << 20), "more than 16777216 bytes"),
         (OK + b"\r\n" + b"[" * 600_000, b"", "it has 600000 commas and opening brackets, and at most 524288 are read"),
-        (OK + b"\r\n" + b"[" * 100_000, b"", "no JSON that can be read .maximum recursion depth"),
+        (OK + b"\r\n" + b"[" * 100_000, b"", "no JSON that can be read .its nesting is too deep"),
         (OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b" " * (1 << 20)), b"", "no JSON that can be read"),
         (OK + b"\r\n[]", b"", "must be a mapping"),
     ],

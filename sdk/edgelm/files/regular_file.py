@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: as `read_text`, or it is no JSON object.
     """
-    try:
-        check_json_values(text := read_text(path))
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"its nesting is too deep ({error})") from error
+    values = bounded_json(read_text(path))
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     return values
@@ -116,29 +113,33 @@ def parse_json(data: bytes) -> Any:
     Raises:
         ValueError: it is not; nesting that Python cannot follow is reported so too.
     """
-    try:
-        check_json_values(text := data.decode("utf-8"))
-        values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_keys_once)
-        if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
-            json.dumps(values, ensure_ascii=False).encode()
-        return values
-    except RecursionError as error:
-        raise ValueError(f"its nesting is too deep ({error})") from error
+    return bounded_json(data.decode("utf-8"), parse=_parse_strictly)
 
 
-def check_json_values(text: str, most: int = MAX_JSON_VALUES) -> None:
-    """Check that JSON has no more than `most` values, as `json_values` counts them.
+def bounded_json(text: str, most: int = MAX_JSON_VALUES, parse: Callable[[str], Any] = json.loads) -> Any:
+    """Parse JSON of at most `most` values, as `json_values` counts them.
 
     Raises:
-        ValueError: it has more.
+        ValueError: it has more, is none, or is nested deeper than Python follows.
     """
     if json_values(text) > most:
         raise ValueError(f"it has {json_values(text)} commas and opening brackets, and at most {most} are read")
+    try:
+        return parse(text)
+    except RecursionError as error:
+        raise ValueError(f"its nesting is too deep ({error})") from error
 
 
 def json_values(text: str) -> int:
     """Count the values of JSON that is not parsed yet: its commas and opening brackets, those in texts too."""
     return sum(map(text.count, ",[{"))
+
+
+def _parse_strictly(text: str) -> Any:
+    values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_keys_once)
+    if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
+        json.dumps(values, ensure_ascii=False).encode()
+    return values
 
 
 def _refuse_constant(name: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgelm.files.regular_file import check_json_values, read_text
+from edgelm.files.regular_file import bounded_json, read_text
 
 # The packed experts of a model of 30 billion weights are 73,728 tensors, four for each matrix; the line of one has 95
 # bytes.
@@ -25,11 +24,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
         ValueError: it is too large, is no JSON in ASCII, or has no such map.
     """
     text = read_text(path, MAX_INDEX_BYTES, encoding="ascii")  # one letter beyond can make four bytes of each
-    check_json_values(text, MAX_INDEX_VALUES)
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"its nesting is too deep ({error})") from error
+    values = bounded_json(text, MAX_INDEX_VALUES)
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict) or not set(map(type, weight_map.values())) <= {str}:
         raise ValueError("it has no weight_map of tensor names to file names")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import urllib.error
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from edgelm.errors import DownloadError
-from edgelm.files.regular_file import check_json_values
+from edgelm.files.regular_file import bounded_json
 from edgelm.library.remote_file import RemoteFile, open_range
 
 if TYPE_CHECKING:
@@ -61,9 +60,8 @@ def _read(url: str, token: str | None) -> Any:
     if len(data) > _MOST_BYTES:
         raise ValueError(f"its answer has more than {_MOST_BYTES} bytes")
     try:
-        check_json_values(text := data.decode(), _MOST_VALUES)
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return bounded_json(data.decode(), _MOST_VALUES)
+    except ValueError as error:
         raise ValueError(f"its answer is no JSON that can be read ({error})") from error
 
 
