@@ -12,7 +12,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import read_json_object
-from edgelm.layer_checks import check_layers
+from edgelm.layer_checks import check_layers, refuse_features
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
 from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END, MOST
@@ -174,7 +174,6 @@ class ModelConfig(LayerFeatures):
                 "to begin with."
             )
         self._check_in_vocabulary("decoder_prompt_ids")
-        neutral = {field.name: field.default for field in dataclasses.fields(self)}
         for stack in (self, encoder):
             if stack.norm_placement not in CROSS_NORMS:
                 raise ConfigError(
@@ -185,9 +184,7 @@ class ModelConfig(LayerFeatures):
                     f"rope_type is {stack.rope_scaling.rope_type!r}; with an encoder it must be "
                     f"{_listed(_ROPE_WITH_ENCODER)}."
                 )
-            for name in _DECODER_ONLY:
-                if getattr(stack, name) != neutral[name]:
-                    raise ConfigError(f"{name} is {getattr(stack, name)!r}, which no model with an encoder has.")
+            refuse_features(stack, _DECODER_ONLY, "an encoder")
 
     @property
     def decoder_name(self) -> str:

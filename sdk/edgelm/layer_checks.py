@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 from edgelm.errors import ConfigError
 from edgelm.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
+from edgelm.model_fields import ModelFields
 from edgelm.number_bounds import MOST, is_count
 
 _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
@@ -18,6 +22,19 @@ _LINEAR_FIELDS = {
     "linear_conv_kernel_dim": 2,
 }  # fmt: skip
 _MAX_LINEAR = 1 << 16
+# What says nothing without another field.
+_NEEDS = {
+    "embedding_norm_first": "embedding_norm", "qk_norm_weights": "qk_norm",
+    "attention_gate_act": "attention_output_gate", "attention_gate_per_head": "attention_output_gate",
+    "shared_expert_gate": "shared_expert_intermediate_size",
+}  # fmt: skip
+_NOT_WITH_XIELU = ("num_experts", "hidden_size_per_layer_input", "head_transform")
+_NOT_WITH_LATENT = (
+    "qk_norm", "v_norm", "sub_norms", "attention_bias", "attention_output_gate", "attention_k_eq_v",
+    "num_kv_shared_layers", "global_head_dim", "kv_cache", "num_global_attention_heads", "num_global_key_value_heads",
+    "llama_4_scaling_beta", "partial_rotary_factor", "rope_local_theta",
+)  # fmt: skip
+_NOT_WITH_STREAMS = ("parallel_residual", "layer_scalar", "residual_multiplier", "layers_without_feed_forward")
 
 
 def check_layers(config: LayerFeatures) -> None:
@@ -32,6 +49,20 @@ def check_layers(config: LayerFeatures) -> None:
     _check_latent_attention(config)
     _check_streams(config)
     _check_experts(config)
+
+
+def _is_set(config: LayerFeatures, name: str) -> bool:
+    return bool(getattr(config, name) != getattr(ModelFields, name))
+
+
+def refuse_features(config: LayerFeatures, names: Iterable[str], kind: str) -> None:
+    """Refuse fields that say something in a model that has something else.
+
+    Raises:
+        ConfigError: one of them has another value than a model without it.
+    """
+    for name in filter(partial(_is_set, config), names):
+        raise ConfigError(f"{name} is {getattr(config, name)!r:.80}, which no model with {kind} has.")
 
 
 def _check_whole(config: LayerFeatures, name: str, least: int, most: int) -> None:
@@ -141,16 +172,12 @@ def _check_experts(config: LayerFeatures) -> None:
             f"n_group is {config.n_group} and topk_group {config.topk_group}; {config.num_experts} experts do not "
             f"lie in such groups of two or more, or those chosen have fewer than {config.num_experts_per_tok}."
         )
-    if config.shared_expert_gate and config.shared_expert_intermediate_size is None:
-        raise ConfigError("shared_expert_gate is set, which needs a shared_expert_intermediate_size.")
-    if config.num_experts and config.hidden_act == "xielu":
-        raise ConfigError(f"num_experts is {config.num_experts}, with hidden_act 'xielu', which no experts have.")
     if config.expert_norms and (config.shared_expert_intermediate_size is None or config.norm_placement != "both"):
         raise ConfigError(
             "expert_norms is set, which needs a shared_expert_intermediate_size, and norm_placement 'both'."
         )
-    if config.num_experts and config.sub_norms:
-        raise ConfigError("sub_norms is true, which no model with experts has.")
+    if config.num_experts:
+        refuse_features(config, ("sub_norms",), "experts")
     in_every_layer = all(map(config.has_experts, range(config.num_hidden_layers)))
     gated_by_silu = config.mlp_gated and config.hidden_act == "silu"
     alone = config.shared_expert_intermediate_size is None
@@ -188,20 +215,7 @@ def _check_latent_attention(config: LayerFeatures) -> None:
             f"num_attention_heads is {config.num_attention_heads} and num_hidden_layers {config.num_hidden_layers}; at "
             f"most {_MAX_LATENT_HEADS} heads with a kv_lora_rank are supported in all layers."
         )
-    others = {
-        "qk_norm": config.qk_norm, "v_norm": config.v_norm, "sub_norms": config.sub_norms,
-        "attention_bias": config.attention_bias, "attention_output_gate": config.attention_output_gate,
-        "attention_k_eq_v": config.attention_k_eq_v, "num_kv_shared_layers": bool(config.num_kv_shared_layers),
-        "global_head_dim": config.global_head_dim is not None, "kv_cache": config.kv_cache != "fp32",
-        "num_global_attention_heads": config.num_global_attention_heads is not None,
-        "num_global_key_value_heads": config.num_global_key_value_heads is not None,
-        "llama_4_scaling_beta": config.llama_4_scaling_beta is not None,
-        "partial_rotary_factor": config.partial_rotary_factor != 1,
-        "rope_local_theta": config.rope_local_theta is not None,
-    }  # fmt: skip
-    for name, is_set in others.items():
-        if is_set:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}, which no model with a kv_lora_rank has.")
+    refuse_features(config, _NOT_WITH_LATENT, "a kv_lora_rank")
 
 
 def _check_streams(config: LayerFeatures) -> None:
@@ -220,19 +234,14 @@ def _check_streams(config: LayerFeatures) -> None:
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
             raise ConfigError(f"activation_sparsity_pattern has {share!r:.60}; it must be from 0 to below 1.")
     others = {
-        "parallel_residual": config.parallel_residual, "layer_scalar": config.layer_scalar,
-        "residual_multiplier": config.residual_multiplier != 1,
         "norm_placement": config.norm_placement not in ("pre", "both"),
         "norm": config.norm not in ("rms", "rms_offset"),
-        "layer_types": not all(map(config.attends, range(layers))) or bool(config.state_layers),
-        "layers_without_feed_forward": bool(config.layers_without_feed_forward),
-    }  # fmt: skip
+        "layer_types": len(config.attention_layers) < layers or bool(config.state_layers),
+    }
+    wrong = [name for name, is_wrong in others.items() if is_wrong]
     for field, is_set in (("altup_num_inputs", config.altup_num_inputs > 1), ("laurel_rank", config.laurel_rank > 0)):
-        wrong = next((name for name, is_wrong in others.items() if is_wrong), None)
-        if is_set and wrong is not None:
-            raise ConfigError(
-                f"{wrong} is {getattr(config, wrong)!r:.80}, which no model with {field} {getattr(config, field)} has."
-            )
+        if is_set:
+            refuse_features(config, (*_NOT_WITH_STREAMS, *wrong), f"{field} {getattr(config, field)}")
     if config.altup_num_inputs > 1 and not config.hidden_size_per_layer_input:
         raise ConfigError(f"altup_num_inputs is {config.altup_num_inputs}; it needs a hidden_size_per_layer_input.")
     if config.altup_correct_scale and config.altup_num_inputs == 1:
@@ -259,15 +268,11 @@ def _check_own_features(config: LayerFeatures) -> None:
             "global_head_dim is set, which needs an attention_multiplier, and with rope a rope_local_theta of the "
             "layers with a window."
         )
-    if config.hidden_size_per_layer_input and config.hidden_act == "xielu":
-        raise ConfigError(
-            f"hidden_size_per_layer_input is {config.hidden_size_per_layer_input}, with hidden_act 'xielu', which no "
-            "features are gated by."
-        )
-    if config.embedding_norm_first and not config.embedding_norm:
-        raise ConfigError("embedding_norm_first is true, which needs embedding_norm.")
-    if config.head_transform and config.hidden_act == "xielu":
-        raise ConfigError("head_transform is true, with hidden_act 'xielu', which no head has.")
+    if config.hidden_act == "xielu":
+        refuse_features(config, _NOT_WITH_XIELU, "hidden_act 'xielu'")
+    for field, other in _NEEDS.items():
+        if _is_set(config, field) and not getattr(config, other):
+            raise ConfigError(f"{field} is {getattr(config, field)!r}, which needs {other}.")
     if config.sub_norms and config.norm.endswith("_plain"):
         raise ConfigError(f"sub_norms is true, with norm {config.norm!r}; such norms have weights.")
     if config.qk_norm_scope == "own_head" and (config.norm not in _OWN_HEAD_NORMS or not config.qk_norm_weights):
@@ -275,12 +280,6 @@ def _check_own_features(config: LayerFeatures) -> None:
             f"qk_norm_scope is 'own_head', with norm {config.norm!r} and qk_norm_weights {config.qk_norm_weights}; it "
             f"needs weights, and a norm of {', '.join(_OWN_HEAD_NORMS)}."
         )
-    if not config.qk_norm_weights and not config.qk_norm:
-        raise ConfigError("qk_norm_weights is false, which needs qk_norm.")
-    if config.attention_gate_act != "sigmoid" and not config.attention_output_gate:
-        raise ConfigError(f"attention_gate_act is {config.attention_gate_act!r}, which needs an attention_output_gate.")
-    if config.attention_gate_per_head and not config.attention_output_gate:
-        raise ConfigError("attention_gate_per_head is set, which needs an attention_output_gate.")
     if config.multipliers.mlp_gate != 1 and not config.mlp_gated:
         raise ConfigError(f"The multiplier mlp_gate is {config.multipliers.mlp_gate}, which needs mlp_gated.")
     if config.num_kv_shared_layers == 0:

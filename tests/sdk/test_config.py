@@ -95,10 +95,10 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         ({"mamba_dt_rank": 0}, "mamba_dt_rank is 0; it must be a whole number from 1 to 65536."),
         ({"attention_output_gate": 1}, "attention_output_gate is 1; it must be true or false."),
-        ({"attention_gate_per_head": True}, "attention_gate_per_head is set, which needs an attention_output_gate."),
+        ({"attention_gate_per_head": True}, "attention_gate_per_head is True, which needs attention_output_gate."),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "shared_expert_gate": True},
-            "shared_expert_gate is set, which needs a shared_expert_intermediate_size.",
+            "shared_expert_gate is True, which needs shared_expert_intermediate_size.",
         ),
         (
             {"num_kv_shared_layers": -1},
@@ -124,7 +124,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"attention_gate_act": "relu"}, "attention_gate_act is 'relu'; supported: sigmoid, softplus."),
         (
             {"attention_gate_act": "softplus"},
-            "attention_gate_act is 'softplus', which needs an attention_output_gate.",
+            "attention_gate_act is 'softplus', which needs attention_output_gate.",
         ),
         (
             {"local_partial_rotary_factor": 0.5},
@@ -206,7 +206,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             "qk_norm_scope is 'own_head', with norm 'rms_offset' and qk_norm_weights True; it needs weights, and a "
             "norm of rms, layer, layer_no_bias.",
         ),
-        ({"qk_norm_weights": False}, "qk_norm_weights is false, which needs qk_norm."),
+        ({"qk_norm_weights": False}, "qk_norm_weights is False, which needs qk_norm."),
         ({"conv_bias": 0}, "conv_bias is 0; it must be true or false."),
         *(
             (
@@ -222,7 +222,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         (
             {"hidden_size_per_layer_input": 4, "hidden_act": "xielu"},
-            "hidden_size_per_layer_input is 4, with hidden_act 'xielu', which no features are gated by.",
+            "hidden_size_per_layer_input is 4, which no model with hidden_act 'xielu' has.",
         ),
         (
             {"sub_norms": True, "norm": "rms_plain"},
@@ -235,10 +235,10 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layers_without_input_norm": (0,), "norm_placement": "post"},
             "layers_without_input_norm is (0,), with norm_placement 'post'; it needs 'pre' or 'both'.",
         ),
-        ({"embedding_norm_first": True}, "embedding_norm_first is true, which needs embedding_norm."),
+        ({"embedding_norm_first": True}, "embedding_norm_first is True, which needs embedding_norm."),
         (
             {"head_transform": True, "hidden_act": "xielu"},
-            "head_transform is true, with hidden_act 'xielu', which no head has.",
+            "head_transform is True, which no model with hidden_act 'xielu' has.",
         ),
         ({"layers_without_experts": (-1,)}, "layers_without_experts has -1; layers are counted from 0 to 1."),
         (
@@ -280,7 +280,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "xielu"},
-            "num_experts is 2, with hidden_act 'xielu', which no experts have.",
+            "num_experts is 2, which no model with hidden_act 'xielu' has.",
         ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "norm_placement": "both", "expert_norms": True},
@@ -289,7 +289,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"expert_scales": 1}, "expert_scales is 1; it must be true or false."),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "sub_norms": True},
-            "sub_norms is true, which no model with experts has.",
+            "sub_norms is True, which no model with experts has.",
         ),
         *(
             (
