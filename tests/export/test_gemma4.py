@@ -253,7 +253,7 @@ def test_a_graph_and_a_config_of_other_heads_are_refused(tmp_path: Path) -> None
         "has layers with different kv heads, and the model's config has others": {
             "global_head_dim": 32, "attention_multiplier": 0.25, "rope_local_theta": 1e4,
         },
-        "gives keys or values again 6 times; by the model's config it is 0": {
+        "has 6 keys and values that it gives again; by the model's config they are 0": {
             "num_hidden_layers": 2, "num_kv_shared_layers": 0, "layer_types": config.layer_types[:2],
         },
     }  # fmt: skip

@@ -130,7 +130,7 @@ def test_a_graph_and_a_config_of_other_sizes_are_refused(package: Path) -> None:
     with pytest.raises(PackageError, match=r"does not keep one head of 64 of each layer, as the model's config says"):
         DecoderSession(package, replace(config, head_dim=64))
     plain = replace(config, kv_lora_rank=None, q_lora_rank=None, qk_nope_head_dim=None, v_head_dim=None)
-    with pytest.raises(PackageError, match=r"has keys and values of 1 layers; the model's config says 2"):
+    with pytest.raises(PackageError, match="has 2 keys and values; by the model's config they are 4"):
         DecoderSession(package, plain)
 
 

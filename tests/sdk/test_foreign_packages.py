@@ -355,7 +355,7 @@ def test_what_a_graph_lacks_is_named(
 
 def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     change_json(folder / "config.json", num_hidden_layers=3)
-    with pytest.raises(PackageError, match="keys and values of 2 layers; the model's config says 3"):
+    with pytest.raises(PackageError, match="has 4 keys and values; by the model's config they are 6"):
         edgelm.load(folder)
     change_json(folder / "config.json", num_hidden_layers=None)
     with pytest.raises(

@@ -166,34 +166,20 @@ class DecoderGraph:
         Raises:
             PackageError: the graph has another number of layers, or an encoder where the config has none.
         """
-        if len(self.past) != config.kept_buffers:
-            raise PackageError(
-                f"{path} has keys and values of {len(self.past) // len(config.kept_parts)} layers; the model's config "
-                f"says {len(config.cached_layers)}. The graph and the config are not of the same model."
-            )
         again = 2 * config.num_kv_shared_layers if config.kv_lora_rank is None else config.kept_buffers
-        if len(self.shared) != (again if self.shares_cache else 0):
-            raise PackageError(
-                f"{path} gives keys or values again {len(self.shared)} times; by the model's config it is "
-                f"{again}. The graph and the config are not of one model."
-            )
-        if self.convolves != bool(config.conv_channels):
-            raise PackageError(
-                f"{path} takes {'a' if self.convolves else 'no'} {PAST_CONV}; the model's config has "
-                f"{'' if config.conv_channels else 'no '}layers with convolutions. The graph and the config are not of "
-                "one model."
-            )
         shapes = tuple(layout.sizes for layout in cache_layout(config) if isinstance(layout, StateLayout))
-        if self.state_shapes != shapes:
-            raise PackageError(
-                f"{path} takes states of {_listed(self.state_shapes)}; by the model's config they are of "
-                f"{_listed(shapes)}. The graph and the config are not of the same model."
-            )
-        if len(self.cross) != (0 if config.encoder is None else len(self.past)):
-            raise PackageError(
-                f"{path} takes {len(self.cross)} keys and values of a source text; the model's config has "
-                f"{'no' if config.encoder is None else 'an'} encoder. The graph and the config are not of one model."
-            )
+        for what, found, wanted in (
+            ("keys and values", len(self.past), config.kept_buffers),
+            ("keys and values that it gives again", len(self.shared), again if self.shares_cache else 0),
+            (f"inputs {PAST_CONV}", int(self.convolves), int(config.conv_channels > 0)),
+            ("keys and values of a source text", len(self.cross), 0 if config.encoder is None else len(self.past)),
+            ("as shapes of states", self.state_shapes, shapes),
+        ):
+            if found != wanted:
+                raise PackageError(
+                    f"{path} has {found!s:.200} {what}; by the model's config they are {wanted!s:.200}. The graph and "
+                    "the config are not of one model."
+                )
         return dataclasses.replace(
             config,
             **self._fitted_heads(config, path),
@@ -270,10 +256,6 @@ def _state_names(values: Mapping[str, GraphValue], kind: str) -> dict[tuple[int,
     """Name the states by (which of the two, layer), in the order of a cache's buffers."""
     matches = [match for name in values if (match := _STATE_NAME.fullmatch(name)) and match[1] == kind]
     return dict(sorted(((STATES.index(match["part"]), int(match["layer"])), match[0]) for match in matches))
-
-
-def _listed(shapes: Sequence[Sequence[int | str | None]]) -> str:
-    return ", ".join(sorted({str(list(shape)) for shape in shapes})) or "no layer"
 
 
 def _heads_of_layers(
