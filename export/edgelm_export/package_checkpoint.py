@@ -96,7 +96,7 @@ class _StoredTensors:
                 raise CheckpointError(
                     f"{folder} is a model with {what}, whose weights are not read back from a package. Take its source."
                 )
-        content = read_graph(folder, self._manifest.entry(GRAPH_FILE))
+        content, _ = read_graph(folder / GRAPH_FILE, self._manifest.entry(GRAPH_FILE))
         with self._laid_out("a graph"):  # whose parts that the walk passes over may be no protobuf
             graph = onnx.load_model_from_string(content).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}

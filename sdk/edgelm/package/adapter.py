@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from edgelm.files.regular_file import parse_json, read_regular
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
-from edgelm.package.manifest import FileEntry, Manifest, read_checked
+from edgelm.package.manifest import FileEntry, Manifest, read_checked, require
 from edgelm.package.peft_format import CONFIG_FILE, MatrixPairs, in_pairs
 from edgelm.shell_word import shell_word
 
@@ -55,10 +54,8 @@ class AdapterManifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"name": str, "base": str, "base_fingerprint": str, "alpha": (int, float)}
-        for field, kind in kinds.items():
-            if not isinstance(getattr(self, field), kind):
-                raise TypeError(f"{field} is {getattr(self, field)!r}")
+        require(self, str, "name", "base", "base_fingerprint")
+        require(self, (int, float), "alpha")
         if type(self.rank) is not int or not 1 <= self.rank <= MAX_RANK:
             raise TypeError(f"rank is {self.rank!r}; it must be a number from 1 to {MAX_RANK}")
         if self.file.path != WEIGHTS_FILE:

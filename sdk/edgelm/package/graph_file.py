@@ -25,19 +25,14 @@ def graph_files(manifest: Manifest) -> tuple[str, ...]:
     return (PREFILL_FILE, GRAPH_FILE) if PREFILL_FILE in listed else (GRAPH_FILE,)
 
 
-def read_graph(folder: Path, entry: FileEntry | None = None) -> bytes:
-    """Read a graph and walk it; its tensors may lie in the folder's own regular files alone.
+def read_graph(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:
+    """Read a graph and walk it; its tensors may lie in its folder's own regular files alone.
 
-    entry: what the manifest says of the file; None for model.onnx in a folder without a manifest.
+    entry: what the manifest says of the file; None without a manifest.
 
     Raises:
         PackageError: it differs from the manifest, or the walk refuses it.
     """
-    return read_graph_with_facts(folder / (GRAPH_FILE if entry is None else entry.path), entry)[0]
-
-
-def read_graph_with_facts(path: Path, entry: FileEntry | None = None) -> tuple[bytes, GraphFacts]:
-    """Read a graph as `read_graph` does, and return also what the walk found in it."""
     graph = read_regular(path, MAX_BYTES) if entry is None else read_checked(path.parent, entry)
     return graph, walk_onnx(graph, path, files_of_tensors(path.parent))
 

@@ -69,7 +69,7 @@ class Quality:
     def __post_init__(self) -> None:
         measured = [name for name, value in dataclasses.asdict(self).items() if value is not None]
         always = [field_.name for field_ in dataclasses.fields(self) if field_.default is dataclasses.MISSING]
-        _require(self, (int, float), *always, *measured)
+        require(self, (int, float), *always, *measured)
 
     @property
     def after_prefill(self) -> tuple[float, float] | None:
@@ -100,10 +100,10 @@ class Manifest:
     def __post_init__(self) -> None:
         if not all(isinstance(id_, int) for id_ in self.control_token_ids):
             raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
-        _require(self, str, "name", "architecture", "precision")
+        require(self, str, "name", "architecture", "precision")
         if type(self.context_length) is not int or not 1 <= self.context_length <= MOST:
             raise TypeError(f"context_length is {self.context_length!r:.60}")
-        _require(self, Mapping, "opsets", "source", "created_by")
+        require(self, Mapping, "opsets", "source", "created_by")
         if not all(isinstance(version, int) for version in self.opsets.values()):
             raise TypeError(f"opsets are {self.opsets!r}")
         if not all(isinstance(version, str) for version in self.created_by.values()):
@@ -120,7 +120,7 @@ class Manifest:
         if not 1 <= len(self.files) <= _MAX_FILES:
             raise TypeError(f"{len(self.files)} files are listed; a package has 1 to {_MAX_FILES}")
         if self.license is not None:
-            _require(self, str, "license")
+            require(self, str, "license")
 
     @property
     def size(self) -> int:
@@ -245,7 +245,8 @@ def _check_own_hash(path: Path, content: bytes, own_hash: object) -> None:
         )
 
 
-def _require(values: object, kind: type | tuple[type, ...], *names: str) -> None:
+def require(values: object, kind: type | tuple[type, ...], *names: str) -> None:
+    """Check of what class fields of a manifest are, and raise a TypeError where one is of another."""
     for name in names:
         if not isinstance(getattr(values, name), kind):
             raise TypeError(f"{name} is {getattr(values, name)!r}")

@@ -13,7 +13,7 @@ from edgelm.errors import PackageError
 from edgelm.files.regular_file import open_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
-from edgelm.package.graph_file import read_graph_with_facts
+from edgelm.package.graph_file import read_graph
 from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, has_manifest, sha256_of
 
 _TEXT_FILES = (
@@ -99,7 +99,7 @@ class ForeignPackage(Package):
 
     def _described(self) -> Manifest:
         """Describe the folder as a manifest would, with the hashes that its files have now."""
-        _, facts = read_graph_with_facts(self._graph_path)
+        _, facts = read_graph(self._graph_path)
         names = [self.foreign_graph, *(self.foreign_graph.parent / name for name in sorted(facts.external_files))]
         names += [Path(name) for name in _TEXT_FILES if (self.folder / name).is_file()]
         for name in names:  # what opens them later follows links

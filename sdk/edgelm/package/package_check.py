@@ -14,7 +14,6 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.package.adapter import AdapterManifest
 from edgelm.package.graph_file import graph_files, read_graph
 from edgelm.package.manifest import Manifest, check_hash, is_plain_name
-from edgelm.package.onnx_walk import walk_onnx
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
@@ -89,8 +88,7 @@ def _files(folder: Path, manifest: Manifest) -> str:
 def _graph(folder: Path, manifest: Manifest) -> str:
     operators: set[tuple[str, str]] = set()
     for name in graph_files(manifest):
-        graph = read_graph(folder, manifest.entry(name))
-        facts = walk_onnx(graph, folder / name, {entry.path: entry.size for entry in manifest.files})
+        _, facts = read_graph(folder / name, manifest.entry(name))
         if dict(facts.opsets) != dict(manifest.opsets):
             raise PackageError(
                 f"{folder / name} uses the operator sets {dict(facts.opsets)}; the manifest says "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelm.files.protobuf_wire import BYTES, VARINT
-from edgelm.package.graph_file import read_graph_with_facts
+from edgelm.package.graph_file import read_graph
 from edgelm.package.onnx_walk import GraphWalk
 
 _FLOATS = {1, 10, 16}  # TensorProto.DataType: float32, float16, bfloat16
@@ -26,7 +26,7 @@ def slow_operators(path: Path) -> list[str]:
     Raises:
         PackageError: the graph is broken.
     """
-    graph, _ = read_graph_with_facts(path)
+    graph, _ = read_graph(path)
     walk = _Products(graph, path)
     walk.model()
     found = []
@@ -74,7 +74,8 @@ class _Products(GraphWalk):
                 attributes.append((first, last))
         if operator not in (b"MatMulNBits", b"QMoE"):
             return
-        settings = dict(self._integer(first, last) for first, last in attributes)
+        places = (_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER)
+        settings = dict(self._named(first, last, *places) for first, last in attributes)
         if operator == b"QMoE":
             is_inexact = settings.get(b"expert_weight_bits", 4) == 4 and settings.get(b"accuracy_level", 0) != 4
             self.inexact_experts += is_inexact
@@ -84,21 +85,17 @@ class _Products(GraphWalk):
         if len(inputs) > _ZERO_POINTS and inputs[_ZERO_POINTS]:
             self.zero_points.append(inputs[_ZERO_POINTS])
 
-    def _integer(self, start: int, end: int) -> tuple[bytes, int]:
-        name, value = b"", 0
-        for tag, first, last in self._fields(start, end):
-            if tag == _ATTRIBUTE_NAME:
-                name = self._data[first:last]
-            elif tag == _ATTRIBUTE_INTEGER:
-                value = first
-        return name, value
-
     def _tensor(self, start: int, end: int) -> None:
-        name, type_ = b"", 0
-        for tag, first, last in self._fields(start, end):
-            if tag == _TENSOR_NAME:
-                name = self._data[first:last]
-            elif tag == _TENSOR_TYPE:
-                type_ = first
+        name, type_ = self._named(start, end, _TENSOR_NAME, _TENSOR_TYPE)
         if type_ in _FLOATS:
             self.float_tensors.add(name)
+
+    def _named(self, start: int, end: int, name_tag: int, number_tag: int) -> tuple[bytes, int]:
+        """Return the name and the number of a message."""
+        name, number = b"", 0
+        for tag, first, last in self._fields(start, end):
+            if tag == name_tag:
+                name = self._data[first:last]
+            elif tag == number_tag:
+                number = first
+        return name, number

@@ -28,7 +28,7 @@ from edgelm.package.graph_file import (
     ENCODER_FILE,
     GRAPH_FILE,
     PREFILL_FILE,
-    read_graph_with_facts,
+    read_graph,
 )
 from edgelm.package.manifest import Manifest, check_hash
 from edgelm.package.onnx_walk import GraphFacts
@@ -256,7 +256,7 @@ class DecoderSession(Returned):
         return with_adapters(graph, self._path, bank.widths) if bank.matrices else graph
 
     def _read(self, path: Path) -> tuple[bytes, GraphFacts]:
-        return read_graph_with_facts(path, None if self._manifest is None else self._manifest.entry(path.name))
+        return read_graph(path, None if self._manifest is None else self._manifest.entry(path.name))
 
     def forward(
         self,
