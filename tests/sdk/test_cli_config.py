@@ -129,14 +129,14 @@ def test_the_help_shows_the_default_that_is_in_force():
     [
         (
             "[probe]\ntemprature = 1\n",
-            "no setting 'temprature' (did you mean temperature?). There are model, ",
+            "no setting 'temprature'. Did you mean temperature? There are model, ",
         ),
         ("[probe]\nneeded = 'y'\n", "[probe] has no setting 'needed'"),
         ("[probe]\nas_json = true\n", "[probe] has no setting 'as_json'"),
-        ("[probe]\nkey-file = 'x'\n", "[probe] has no setting 'key-file' (did you mean key_file?)"),
+        ("[probe]\nkey-file = 'x'\n", "[probe] has no setting 'key-file'. Did you mean key_file?"),
         (
             "[prob]\n",
-            "no command 'prob' (did you mean probe?). Its sections are named for the commands: config,",
+            "no command 'prob'. Did you mean probe? Its sections are named for the commands: config,",
         ),
         ("probe = 3\n", "probe is 3; it must be a section, [probe]."),
         ("[probe]\ntemperature = 'hot'\n", "[probe] temperature is 'hot'; it must be a number."),

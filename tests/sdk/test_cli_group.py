@@ -72,7 +72,7 @@ def test_each_command_has_help_with_examples(name):
 def test_a_misspelt_command_is_told_which_was_meant():
     result = CliRunner().invoke(main, ["chta"])
     assert result.exit_code == 2
-    assert "No such command 'chta'. Did you mean 'chat'?" in result.stderr
+    assert "No such command 'chta'. Did you mean chat?" in result.stderr
     assert "No such command 'zzz'" in CliRunner().invoke(main, ["zzz"]).stderr
 
 

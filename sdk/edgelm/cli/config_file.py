@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from edgelm.arguments import did_you_mean
 from edgelm.cli.adapter_options import NamedFolder
 from edgelm.errors import ConfigError
 from edgelm.files.folders import config_folder
@@ -68,8 +68,8 @@ class ConfigFile:
         for name, section in self.sections.items():
             if name not in known:
                 raise ConfigError(
-                    f"{self.path}: there is no command {name!r}{_meant(name, known)}. Its sections are named for the "
-                    f"commands: {', '.join(known)}."
+                    f"{self.path}: there is no command {name!r}.{did_you_mean(name, known, most=1)} Its sections are "
+                    f"named for the commands: {', '.join(known)}."
                 )
             if not isinstance(section, dict):
                 raise ConfigError(f"{self.path}: {name} is {section!r}; it must be a section, [{name}].")
@@ -93,9 +93,8 @@ class ConfigFile:
                 continue
             if key not in parameters:
                 known = [*parameters, *commands]
-                raise ConfigError(
-                    f"{self.path}: [{name}] has no setting {key!r}{_meant(key, known)}. There are {', '.join(known)}."
-                )
+                meant = did_you_mean(key.replace("-", "_"), known, most=1)
+                raise ConfigError(f"{self.path}: [{name}] has no setting {key!r}.{meant} There are {', '.join(known)}.")
             parameter = parameters[key]
             assert parameter.name is not None
             values[parameter.name] = self._checked(f"[{name}] {key}", parameter, value, click.Context(command))
@@ -164,8 +163,3 @@ def name_variables(command: click.Command, prefix: str) -> None:
 
 def _shown(parameter: click.Parameter, value: Any) -> str:
     return "(hidden)" if parameter.name in SECRET else repr(value)
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import errno
 import importlib.util
 import io
@@ -20,6 +19,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from edgelm._version import __version__
+from edgelm.arguments import did_you_mean
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.other_words import COMMANDS, in_our_words
 from edgelm.cli.output import is_dumb, printable
@@ -95,9 +95,8 @@ class LazyGroup(click.Group):
         known = self.list_commands(context)
         if name in COMMANDS and name not in known:
             context.fail(f"No such command {name!r}. Here that is {COMMANDS[name]}.")
-        close = difflib.get_close_matches(name, known, n=1)
-        if close and name not in known:
-            context.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
+        if name not in known and (meant := did_you_mean(name, known, most=1)):
+            context.fail(f"No such command {name!r}.{meant}")
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer the commands without importing them."""
