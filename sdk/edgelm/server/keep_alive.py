@@ -27,14 +27,8 @@ async def acquire(call: Call) -> LoadedModel:
     """
     seconds = seconds_of(call)
     served = await call.model(call.body["model"])
-    keep(served, seconds)
+    served.keep_for(seconds)
     return served
-
-
-def keep(served: LoadedModel, seconds: float | None) -> None:
-    """Keep a model for so many seconds after its last request; less than 0: always; None: as it was."""
-    if seconds is not None:
-        served.keep_for(seconds if seconds >= 0 else None)
 
 
 def seconds_of(call: Call) -> float | None:

@@ -84,8 +84,9 @@ class LoadedModel:
         used.last_used = time.monotonic()
 
     def keep_for(self, seconds: float | None) -> None:
-        """Set how long the model stays without a request."""
-        (self.base or self).keep_alive = seconds
+        """Keep the model for so many seconds after its last request; less than 0: always; None: as it was."""
+        if seconds is not None:
+            (self.base or self).keep_alive = seconds if seconds >= 0 else None
 
     def adapted(self, adapter: str) -> LoadedModel:
         """Return the model as those have it who ask for one of its adapters; who uses that uses the model."""

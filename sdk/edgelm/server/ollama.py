@@ -21,7 +21,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
 from edgelm.server.delivery import deliver, readable
 from edgelm.server.endpoint import Call
-from edgelm.server.keep_alive import KEEP_ALIVE, acquire, keep, seconds_of
+from edgelm.server.keep_alive import KEEP_ALIVE, acquire, seconds_of
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import SAMPLING, generation_config
@@ -169,7 +169,7 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
         load_seconds = call.seconds
-        keep(served, seconds)
+        served.keep_for(seconds)
         logprobs = LogprobWriter.of(served.model, call.body)
         writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds, logprobs=logprobs)
         return jobs(served.model), writer

@@ -10,7 +10,7 @@ from typing import Any
 from edgelm.server.api_error import ApiError
 
 # A JSON Schema, of the keywords that `check` knows: type, enum, minimum, maximum, minLength, maxLength, items,
-# minItems, maxItems, properties, required, additionalProperties, propertyNames (pattern only), anyOf.
+# minItems, maxItems, properties, required, additionalProperties, anyOf.
 Schema = Mapping[str, Any]
 
 TEXT: Schema = {"type": "string"}

@@ -188,7 +188,7 @@ class ConstraintMatcher:
             return
         error = self._matcher.get_error()
         _raise_interrupt(error)
-        error = _first_line(error)
+        error = error.strip().partition("\n")[0].rstrip(".")
         if _TOO_MANY_WAYS in error:
             error = (
                 "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
@@ -303,7 +303,3 @@ def _raise_interrupt(error: str) -> None:
         if found[1] == "KeyboardInterrupt":
             raise KeyboardInterrupt
         raise SystemExit(int(found[2]) if found[2] else None)
-
-
-def _first_line(error: str) -> str:
-    return error.strip().partition("\n")[0].rstrip(".")

@@ -21,7 +21,7 @@ from edgelm.completion import Completion, Message
 from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.files.regular_file import read_json_object, read_text
 from edgelm.text.control_guard import ControlGuard
-from edgelm.text.template_budget import BudgetExceededError, budget_for
+from edgelm.text.template_budget import BudgetExceededError, budget_for, size_of
 from edgelm.text.template_sandbox import BudgetedEnvironment
 from edgelm.text.tokenizer import Tokenizer
 
@@ -189,7 +189,7 @@ class ChatTemplate:
         }
         pieces: list[str] = []
         try:
-            room = MAX_CHARACTERS + _characters(messages)
+            room = MAX_CHARACTERS + size_of(messages)[1]
             with budget_for(values):
                 for piece in self._template.generate(values):
                     pieces.append(piece)
@@ -248,15 +248,6 @@ def _with_thought(message: Message) -> Mapping[str, Any]:
 def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
-def _characters(value: object) -> int:
-    """Count the characters of all texts in a value of plain data."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def encode_chat(

@@ -39,7 +39,7 @@ _budget: ContextVar[_Budget] = ContextVar("budget of the template that runs")
 @contextlib.contextmanager
 def budget_for(values: Mapping[str, object]) -> Iterator[None]:
     """Run a template in the block, on a budget for a conversation of this size."""
-    elements, characters = _size(values)
+    elements, characters = size_of(values)
     units = _UNITS + _UNITS_OF_ELEMENT * elements + characters // _CHARACTERS_OF_UNIT
     token = _budget.set(_Budget(units))
     try:
@@ -48,7 +48,7 @@ def budget_for(values: Mapping[str, object]) -> Iterator[None]:
         _budget.reset(token)
 
 
-def _size(value: object) -> tuple[int, int]:
+def size_of(value: object) -> tuple[int, int]:
     """Count the elements and the characters of a value of plain data."""
     if isinstance(value, str):
         return 1, len(value)
@@ -57,7 +57,7 @@ def _size(value: object) -> tuple[int, int]:
         inner = value.values()
     elif isinstance(value, (list, tuple)):
         inner = value
-    sizes = [_size(item) for item in inner]
+    sizes = [size_of(item) for item in inner]
     return 1 + sum(size[0] for size in sizes), sum(size[1] for size in sizes)
 
 
