@@ -212,8 +212,39 @@ def test_a_command_whose_part_is_packaged_elsewhere_says_so(monkeypatch, tmp_pat
     assert CliRunner().invoke(main, ["config"]).exit_code == 0
 
 
-def test_any_other_import_error_passes_through(monkeypatch, tmp_path):
-    add_command(monkeypatch, tmp_path, "import some_missing_module", "extra", 'numpy; extra == "more"')
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import some_missing_module", "ModuleNotFoundError: No module named 'some_missing_module'"),
+        ("from edgelm import no_such_name", "ImportError: cannot import name 'no_such_name' from 'edgelm' ("),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("other = 3", "has no attribute 'command'"),
+    ],
+)
+def test_another_packages_command_that_cannot_be_imported_is_named_where_it_is_called(
+    monkeypatch, tmp_path, source, reason
+):
+    add_command(monkeypatch, tmp_path, source, "extra", 'numpy; extra == "more"')
+    result = CliRunner().invoke(main, ["extra"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: The command 'extra' of other-package cannot be imported (")
+    assert reason in result.stderr
+    assert result.stderr.endswith("or remove it: pip uninstall other-package\n")
+    assert CliRunner().invoke(main, ["--version"]).exit_code == 0
+
+
+def test_help_lists_a_command_in_a_package_that_cannot_be_imported(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "1 / 0")
+    module = next(tmp_path.glob("module_of_*.py"))
+    vars(metadata.entry_points(group=main_module.COMMAND_GROUP)[-1])["value"] = f"{module.stem}.inner:command"
+    module.with_suffix("").mkdir()
+    module.rename(module.with_suffix("") / "__init__.py")
+    assert re.search(r"\n  extra +\(from other-package\)\n", CliRunner().invoke(main, ["--help"]).output)
+
+
+def test_an_import_error_of_our_own_command_passes_through(monkeypatch, tmp_path):
+    add_command(monkeypatch, tmp_path, "import some_missing_module")
+    monkeypatch.setattr(FakePackage, "name", "edgelm")
     assert isinstance(CliRunner().invoke(main, ["extra"]).exception, ModuleNotFoundError)
 
 

@@ -56,17 +56,17 @@ class LazyGroup(click.Group):
 
         Raises:
             MissingExtraError: the command needs an optional dependency that is not installed.
-            ConfigError: what another package offers as a command is none.
+            ConfigError: what another package offers as a command is none, or cannot be imported.
         """
         entry_point = _entry_points(context).get(name)
         if entry_point is None:
             return None
         try:
             command = entry_point.load()
-        except ModuleNotFoundError as error:
+        except Exception as error:
             if context.resilient_parsing:  # a shell completes: no place for messages
                 return None
-            raise _missing_extra(entry_point, error) from error
+            raise _not_loaded(entry_point, error) from error
         if not isinstance(command, click.Command):
             raise ConfigError(f"The command {name!r} of {_owner(entry_point)} is not a click command: {command!r}.")
         return command
@@ -145,7 +145,9 @@ class LazyGroup(click.Group):
                 raise SystemExit(EXIT_INTERRUPTED) from None
             called = _entry_points(context).get(context.invoked_subcommand or "")
             if isinstance(error, ModuleNotFoundError) and called is not None:  # commands import late what is slow
-                raise ReportedError(str(_missing_extra(called, error))) from error
+                extra = _missing_extra(called, error)
+                if extra is not None:
+                    raise ReportedError(str(extra)) from error
             raise
 
 
@@ -203,8 +205,22 @@ def _naming_the_environment(error: click.BadParameter) -> click.BadParameter:
     return click.BadParameter(f"{error.message} {where_set(context)}", context, param, error.param_hint)
 
 
-def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
-    """Name the extra that brings a missing module; an error of any other kind passes through as it is.
+def _not_loaded(entry_point: metadata.EntryPoint, error: Exception) -> Exception:
+    """Say why a command cannot be imported; what is broken in edgelm itself passes through as it is."""
+    owner = _owner(entry_point)
+    extra = _missing_extra(entry_point, error) if isinstance(error, ModuleNotFoundError) else None
+    if extra is not None:
+        return extra
+    if owner == "edgelm" or _has_cause(error, KeyboardInterrupt):
+        raise error
+    return ConfigError(
+        f"The command {entry_point.name!r} of {owner} cannot be imported ({type(error).__name__}: {error}). Install a "
+        f"version of {owner} that fits edgelm {__version__}, or remove it: pip uninstall {owner}"
+    )
+
+
+def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError) -> MissingExtraError | None:
+    """Name the extra that brings a missing module, if there is one.
 
     Of several it is the one with the command's own name, or else the first.
     """
@@ -219,7 +235,7 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
     found = [re.match(r"""([\w.-]+).*\bextra == ['"]([\w-]+)['"]""", requirement) for requirement in requirements]
     extras = [match[2] for match in found if match and re.sub(r"[-.]", "_", match[1]).lower() == package.lower()]
     if not extras:
-        raise error
+        return None
     extra = entry_point.name if entry_point.name in extras else extras[0]
     return MissingExtraError(
         f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
@@ -233,7 +249,7 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
         # The loader has it of a module inside of an archive or of a frozen program too.
         get_source = getattr(spec and spec.loader, "get_source", lambda _: None)
         tree = ast.parse(get_source(entry_point.module) or "")
-    except (ImportError, SyntaxError, ValueError):
+    except Exception:  # what is not found runs too: the packages that a module lies in
         return f"(from {_owner(entry_point)})"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == entry_point.attr:
