@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -119,3 +120,15 @@ def test_a_picture_without_matplotlib_says_how_to_get_it(
     result = plot(run, "-o", tmp_path / "loss.png")
     assert result.exit_code == 1
     assert 'pip install "edgelm[plot]"' in result.stderr
+
+
+def test_settings_that_matplotlib_cannot_read_are_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "matplotlibrc").write_bytes("font.family: café".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "matplotlib")  # which reads them as it is imported
+    result = plot(run, "-o", "loss.png")
+    assert result.exit_code == 2
+    assert "matplotlib cannot read its settings: 'utf-8' codec can't decode byte 0xe9" in result.stderr
+    assert "Mend or remove the file matplotlibrc (in this folder, " in result.stderr

@@ -54,9 +54,16 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        TrainingError: a run has no log. ConfigError: the suffix is none that matplotlib writes.
+        TrainingError: a run has no log.
+        ConfigError: the suffix is none that matplotlib writes, or matplotlib cannot read its settings.
     """
-    require("matplotlib", "plot", "A picture of the curves")
+    try:
+        require("matplotlib", "plot", "A picture of the curves")
+    except ValueError as error:  # it reads them as it is imported
+        raise ConfigError(
+            f"matplotlib cannot read its settings: {error}. Mend or remove the file matplotlibrc (in this folder, in "
+            "$MATPLOTLIBRC, or in ~/.config/matplotlib) and MPLBACKEND, where they are set."
+        ) from error
     from matplotlib import style
 
     # A matplotlibrc in the working folder, which may be anybody's, could have LaTeX run for each word.
