@@ -14,7 +14,7 @@ from edgelm.architecture.quantization_recipe import integer_scheme_for, scheme_f
 from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.files.file_lock import file_lock
+from edgelm.files.held_folder import held_folder
 from edgelm_export.calibration_text import CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
@@ -101,29 +101,17 @@ def prepared(
         shutil.rmtree(folder)
 
 
-class _TakenError(Exception):
-    pass
-
-
 @contextlib.contextmanager
 def _kept(cache: Path | None, name: str) -> Iterator[Path]:
     """Yield the folder of a calibration in the cache; a temporary one where there is none, or another export has it.
 
     To wait for that export would save nothing: what is kept goes when it is done.
     """
-
-    def refuse(_holder: str) -> None:
-        raise _TakenError
-
     with contextlib.ExitStack() as stack:
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
-            lock = cache / f"{name}.lock"
-            with contextlib.suppress(_TakenError):
-                stack.enter_context(file_lock(lock, refuse))
+            if stack.enter_context(held_folder(cache / name)):
                 yield cache / name
-                with contextlib.suppress(PermissionError):  # Windows keeps what is open
-                    lock.unlink(missing_ok=True)
                 return
         yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgelm-")))
 

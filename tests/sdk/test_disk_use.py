@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgelm.cli.main import main
+from edgelm.files.held_folder import held_folder
 from edgelm.library.disk_use import disk_use, size_of
 from edgelm.library.library import Library
 
@@ -67,9 +68,16 @@ def test_what_stopped_calibrations_have_left_can_be_removed(library):
     assert (refused.exit_code, "--calibration is not of a session; leave the names out." in refused.stderr) == (2, True)
 
     assert CliRunner().invoke(main, clear).stderr == "Freed 0.4 kB.\n"
-    assert [use.name for use in disk_use(library) if use.kind == "cache"] == ["known-tokenizers"]
+    assert list(library.calibration_path.iterdir()) == []
     assert (library.root / "sessions/holidays/cache.npz").is_file()
     assert CliRunner().invoke(main, clear).exit_code == 0  # again, of nothing
+
+
+def test_what_a_calibration_keeps_that_runs_stays(library):
+    with held_folder(library.calibration_path / "0123abcd"):
+        result = CliRunner().invoke(main, ["cache", "clear", "--calibration"])
+        assert result.stderr == "Freed 0.0 kB.\nCalibrations that run now keep theirs: 1.\n"
+        assert (library.calibration_path / "0123abcd/layer-00000.npz").is_file()
 
 
 def test_links_take_no_room(tmp_path):

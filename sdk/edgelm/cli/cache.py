@@ -70,9 +70,7 @@ def _print_table(sessions: list[SavedSession]) -> None:
 
 @cache.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_session)
-@click.option(
-    "--calibration", is_flag=True, help="Delete what calibrations that were stopped have left. Not while one runs."
-)
+@click.option("--calibration", is_flag=True, help="Delete what calibrations that were stopped have left.")
 def clear(names: tuple[str, ...], calibration: bool) -> None:
     """Delete the keys and values of sessions; without names, of all.
 
@@ -90,8 +88,10 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
             raise refused("--calibration is not of a session; leave the names out.", "names", "calibration")
         library = Library()
         size = size_of(library.calibration_path)
-        library.remove_calibrations()
-        click.echo(f"Freed {megabytes(size)}.", err=True)
+        running = library.remove_calibrations()
+        click.echo(f"Freed {megabytes(size - size_of(library.calibration_path))}.", err=True)
+        if running:
+            click.echo(f"Calibrations that run now keep theirs: {running}.", err=True)
         return
     saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     sizes = {session.name: session.cache_size for session in saved.sessions()}

@@ -14,6 +14,23 @@ from pathlib import Path
 _POLL_SECONDS = 0.2
 
 
+def _locked(path: Path, waiting: Callable[[str], None] | None) -> FileIO:
+    """Open and lock the file of that name; one that is deleted meanwhile keeps nobody out."""
+    announced = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("a+b", buffering=0))
+            while not _try_lock(file):
+                if not announced and waiting is not None:
+                    file.seek(0)
+                    waiting(file.read().decode("ascii").strip())
+                announced = True
+                time.sleep(_POLL_SECONDS)
+            if not _was_deleted(file, path):
+                stack.pop_all()
+                return file
+
+
 @contextlib.contextmanager
 def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; where another process holds it, wait until that one lets go or ends.
@@ -23,14 +40,7 @@ def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Itera
     waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet, or
     the disk has no room for it).
     """
-    with path.open("a+b", buffering=0) as file:
-        announced = False
-        while not _try_lock(file):
-            if not announced and waiting is not None:
-                file.seek(0)
-                waiting(file.read().decode("ascii").strip())
-            announced = True
-            time.sleep(_POLL_SECONDS)
+    with _locked(path, waiting) as file:
         file.truncate(0)
         with contextlib.suppress(OSError):  # on a full disk, what makes room must not fail for want of it
             file.write(f"{os.getpid()}\n".encode("ascii"))
@@ -62,6 +72,9 @@ if sys.platform == "win32":
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
+    def _was_deleted(file: FileIO, path: Path) -> bool:
+        return False  # nobody can, while it is open here
+
 else:
     import fcntl
 
@@ -78,3 +91,8 @@ else:
     def _unlock(file: FileIO) -> None:
         with contextlib.suppress(OSError):  # of a disk without locks
             fcntl.flock(file, fcntl.LOCK_UN)
+
+    def _was_deleted(file: FileIO, path: Path) -> bool:
+        """Tell whether the name is another file's, or nobody's; by both signs, as disks of others may lack one."""
+        opened = os.fstat(file.fileno())
+        return opened.st_nlink == 0 and not (path.exists() and os.path.samestat(opened, path.stat()))

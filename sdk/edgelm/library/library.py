@@ -9,6 +9,7 @@ import math
 import os
 import re
 import reprlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
+from edgelm.files.held_folder import held_folder, holdable_folders
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.hub_address import as_reference
@@ -304,17 +306,20 @@ class Library:
                 if not self._has(name):
                     self._origins.remove(name)
 
-    def remove_calibrations(self) -> None:
-        """Delete what calibrations that were stopped have left.
+    def remove_calibrations(self) -> int:
+        """Delete what calibrations that were stopped have left; return how many run now, which keep theirs.
 
         Raises:
             ConfigError: the library cannot be written.
         """
-        folder = self.calibration_path
+        running = 0
         with self.writing():
-            atomic.remove_leftovers(folder)
-            if folder.exists():
-                atomic.remove_folder(folder)
+            for folder in holdable_folders(self.calibration_path):
+                with held_folder(folder) as is_ours:
+                    running += not is_ours
+                    if is_ours and folder.exists():
+                        shutil.rmtree(folder)
+        return running
 
     def removable(self, name: str, *, source_only: bool = False) -> list[Path]:
         """Return the folders that `remove` would delete.

@@ -1,0 +1,43 @@
+"""A folder of unfinished work that one process has at a time, and the next one where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgelm.files.file_lock import file_lock
+
+_LOCK = ".lock"
+
+
+class _TakenError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[bool]:
+    """Keep other processes from a folder, and tell whether it is ours: False where another one has it.
+
+    The folder need not be there. The lock file beside it goes with the block, unless that raises an error.
+    """
+
+    def refuse(_holder: str) -> None:
+        raise _TakenError
+
+    lock = folder.with_name(f"{folder.name}{_LOCK}")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock, refuse))
+        except _TakenError:
+            yield False
+            return
+        yield True
+        with contextlib.suppress(PermissionError):  # Windows keeps what is open
+            lock.unlink(missing_ok=True)
+
+
+def holdable_folders(parent: Path) -> list[Path]:
+    """List the folders in `parent` that were or are held, also those of which the lock alone is there."""
+    entries = parent.iterdir() if parent.is_dir() else ()
+    return sorted({path.with_name(path.name.removesuffix(_LOCK)) for path in entries})
