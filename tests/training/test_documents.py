@@ -331,6 +331,12 @@ def test_what_is_broken_is_named_with_file_and_line(write: Write, kind: str) -> 
     assert words in str(caught.value)
 
 
+def test_a_log_with_runs_of_nul_bytes_is_utf8(write: Write) -> None:
+    content = "One\n" + "\0" * 30 + "Two\nThree" + "\0" * 50
+    write("a.txt", content)
+    assert read("a.txt") == [(1, content)]
+
+
 def test_a_gzip_stream_that_is_cut_short_is_named(write: Write) -> None:
     write("a.txt.gz", "One.\n" * 1000)
     Path("a.txt.gz").write_bytes(Path("a.txt.gz").read_bytes()[:-12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -322,7 +323,10 @@ def _decode(lines: bytes, source: SourceFile, number: int) -> str:
     except UnicodeDecodeError as error:
         line = number + lines.count(b"\n", 0, error.start)
         raise DataError(f"{source.name}:{line}: {_no_utf8(error)} {_what_instead(source)}") from error
-    # Without a byte order mark, UTF-16 in Latin letters is UTF-8 too, in which each second character is a NUL.
+    # Without a byte order mark, UTF-16 in Latin letters is UTF-8 too, in which each second character is a NUL. Longer
+    # runs of them are in no text: a disk that lost its power leaves them in a log.
+    if 3 * lines.count(0) >= len(lines):
+        lines = re.sub(rb"\0{4,}", b"", lines)
     if len(lines) >= _LONG_ENOUGH and 3 * lines.count(0) >= len(lines):
         raise DataError(f"{source.name}:{number}: each second byte is 0. {_UTF16}")
     return text
