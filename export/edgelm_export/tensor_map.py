@@ -23,7 +23,12 @@ EMBEDDING = "model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
 EXPERTS = ".experts."  # in the names of all that is of one of several experts
 ENCODER_EMBEDDING = "model.encoder.embed_tokens.weight"
-GATHERED = (EMBEDDING, PER_LAYER_EMBEDDING, ENCODER_EMBEDDING)  # whose rows a graph looks up on their grid
+# Whose rows a graph looks up on their grid, and what a person calls them.
+GATHERED = {
+    EMBEDDING: "the embedding",
+    PER_LAYER_EMBEDDING: "the embeddings of layers",
+    ENCODER_EMBEDDING: "the encoder's embedding",
+}
 # What a graph multiplies the channels by that a head reads, where its stored weights are divided by that.
 HEAD_FACTORS = "lm_head.factors"
 # In the place of `weight`'s parent, what is in the lower plane of a head with a shortlist.

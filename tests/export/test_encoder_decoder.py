@@ -36,11 +36,14 @@ from edgelm.errors import (
 )
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
+from edgelm_export.quantize.keep import moved_types
 from edgelm_export.reference import reference_logits
 from edgelm_export.sources import open_checkpoint
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
@@ -159,6 +162,19 @@ def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(name: s
     assert generate(load_checkpoint(folder / "ours"), source, 12) == list(completion.token_ids)
     with pytest.raises(ConfigError, match="max_batch is 0; it must be a whole number of 1 or more"):
         loaded.generate_batch([TEXT], GREEDY, max_batch=0)
+
+
+def test_an_encoders_own_embedding_beside_its_operators_grid_is_named(tmp_path: Path, save_pair: SavePair) -> None:
+    class OffGrid(CheckpointView):
+        def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+            if name != "model.encoder.embed_tokens.weight":
+                return super().quantized_blocks(name, rows)
+            scales = np.ones((1, 2), np.float32)
+            values, zeros = np.zeros((1, 2, 32), np.int8), np.ones((1, 2), np.int8)
+            return QuantizedBlocks(bits=4, block_size=32, values=values, scales=scales, zero_points=zeros)
+
+    save_pair("t5gemma", tmp_path / "hf")
+    assert moved_types(OffGrid(HuggingFaceCheckpoint(tmp_path / "hf"))) == ("F32 of the encoder's embedding",)
 
 
 def test_a_conversation_is_the_source_of_a_model_that_chats(tmp_path: Path, save_pair: SavePair) -> None:

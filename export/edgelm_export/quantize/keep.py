@@ -114,8 +114,9 @@ def stored_types(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Name the stored types that `keep_grid` moves to 8 bits."""
     moved = [kind for kind, blocks in _kinds(checkpoint) if kind not in FLOAT_TYPES and blocks is None]
-    for name in (name for name in GATHERED if name in checkpoint.config.tensor_shapes()):
+    shapes = checkpoint.config.tensor_shapes()
+    for name in (name for name in GATHERED if name in shapes):
         kind, blocks = checkpoint.stored_type(name), _grid_of(checkpoint, name)
         if blocks is not None and not _has_place(blocks, name):
-            moved.append(f"{kind} of {'the embedding' if name == GATHERED[0] else 'the embeddings of layers'}")
+            moved.append(f"{kind} of {GATHERED[name]}")
     return tuple(moved)
