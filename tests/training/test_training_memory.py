@@ -57,6 +57,17 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_it_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_that_the_memory_cannot_hold_are_refused_before_one_is_made(tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"^sequence_length is 2,000,000,000: a row of so many tokens takes over \d+\.\d GB to train on\. "
+        r"\d+\.\d GB are free\. Shorten the rows: --sequence-length\.$",
+    ):
+        pretrain(
+            settings(tiny_shards, tmp_path / "run", params="1M", model=None, device="cpu", sequence_length=2 * 10**9)
+        )
+
+
 def test_a_checkpoint_that_the_memory_cannot_hold_is_refused_before_it_is_read(
     tiny_shards: Path, tiny_chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

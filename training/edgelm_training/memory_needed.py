@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from edgelm.config import ModelConfig
 from edgelm.errors import OutOfMemoryError
 from edgelm.memory.available_memory import available_memory
 from edgelm_training.device import choose_device
 from edgelm_training.distributed import launched_workers
 from edgelm_training.train_config import TrainConfig
 
+# Of a number that stays until the backward pass: in bfloat16, as all precisions keep it at least.
+_KEPT = 2
 FROZEN = 4  # bytes of a parameter: float32 weights
 LEARNING = 12  # and as many gradients, and the one or two averages of an optimizer (Muon's, AdamW's)
 
@@ -20,9 +23,7 @@ def check_memory(params: int, config: TrainConfig, way_out: str, *, bytes_each: 
     Raises:
         OutOfMemoryError: it does not fit.
     """
-    if config.parallel == "fsdp" or choose_device(config, launched_workers().local_rank).device.type != "cpu":
-        return
-    free, what = available_memory(with_swap=True), "its weights"
+    free, what = _free(config), "its weights"
     if bytes_each > FROZEN:
         what += ", their gradients and what the optimizer keeps of them"
     if free is not None and bytes_each * params > free:
@@ -30,3 +31,26 @@ def check_memory(params: int, config: TrainConfig, way_out: str, *, bytes_each: 
             f"A model of {params:,} parameters takes {bytes_each * params / 1e9:.1f} GB to train: {what}. "
             f"{free / 1e9:.1f} GB are free. {way_out}"
         )
+
+
+def check_row_memory(model: ModelConfig, length: int, config: TrainConfig) -> None:
+    """Check that a row of `length` tokens fits the memory, as rows are never split: what enters each layer, the logits
+    and their gradient. That is the least, and a small part of what is kept without --activation-checkpointing.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    free = _free(config)
+    needed = _KEPT * length * (model.num_hidden_layers * model.hidden_size + 2 * model.vocab_size)
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"sequence_length is {length:,}: a row of so many tokens takes over {needed / 1e9:.1f} GB to train on. "
+            f"{free / 1e9:.1f} GB are free. Shorten the rows: --sequence-length."
+        )
+
+
+def _free(config: TrainConfig) -> int | None:
+    """Return the memory that is free where a run will fill it; None where nobody knows."""
+    if config.parallel == "fsdp" or choose_device(config, launched_workers().local_rank).device.type != "cpu":
+        return None
+    return available_memory(with_swap=True)

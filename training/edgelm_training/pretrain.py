@@ -23,7 +23,7 @@ from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, wri
 from edgelm_training.distillation import text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.fake_quantization import quantized_precision, train_for
-from edgelm_training.memory_needed import check_memory
+from edgelm_training.memory_needed import check_memory, check_row_memory
 from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
@@ -117,10 +117,12 @@ def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
                 f"init is {config.init!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}."
             )
         _check_fit(model.config, config, shards)
+        check_row_memory(model.config, _row_length(config, model.config), config)
         return model
     model_config = _model_config(config, shards)
     _check_fit(model_config, config, shards)
     check_memory(model_config.count_parameters(), config, "Train a smaller one: --params.")
+    check_row_memory(model_config, _row_length(config, model_config), config)
     return Transformer(model_config)
 
 
@@ -167,18 +169,22 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
         )
 
 
+def _row_length(config: PretrainConfig, model: ModelConfig) -> int:
+    if config.sequence_length is not None:
+        return config.sequence_length
+    context = model.max_position_embeddings
+    return context if config.init is None else min(context, usual_context(model.count_parameters()))
+
+
 def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
     """Return the config with the model it has, and with the numbers that the scaling rules choose."""
-    params, length, goes_on = model.count_parameters(), model.max_position_embeddings, config.init is not None
-    if goes_on:
-        length = min(length, usual_context(params))
-    length = config.sequence_length or length
+    params, length = model.count_parameters(), _row_length(config, model)
     budget = training_budget(
         params,
         length,
         max_steps=config.max_steps,
         global_batch_size=rows_of_step(config, launched_workers().world_size),
-        goes_on_with=shards.num_tokens if goes_on else None,
+        goes_on_with=None if config.init is None else shards.num_tokens,
     )
     return replace(
         config,
