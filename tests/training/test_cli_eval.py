@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.cli import progress
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
@@ -141,6 +142,15 @@ def test_each_token_is_scored_once_with_enough_before_it(length: int, stride: in
         scored += range(part.first, part.stop)
 
     assert scored == list(range(1, length))
+
+
+def test_a_terminal_is_told_that_the_texts_are_read(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 MB take half a minute before the first window."""
+    monkeypatch.setattr(progress, "is_terminal", lambda _: True)
+    monkeypatch.setattr(progress, "can_redraw", lambda _: False)
+    lines = run(tiny_model_path(), "--data", text).stderr.splitlines()
+    assert lines[:2] == ["Loading …", "Reading …"]
+    assert lines[-1] == "score: 100 %"
 
 
 def test_every_window_begins_as_a_text_does(monkeypatch: pytest.MonkeyPatch) -> None:

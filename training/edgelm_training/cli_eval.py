@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from typing import TYPE_CHECKING
@@ -92,8 +93,14 @@ def eval_(
         split=split,
         max_tokens=max_tokens,
     )
-    with wrong_usage(), progress_line() as progress:  # whether a window fits the model's context
-        measured = measure_perplexity(scorer, documents, config, progress=progress)
+    with wrong_usage(), progress_line() as progress, contextlib.ExitStack() as reading:
+        reading.enter_context(status("Reading"))  # until the first window is scored
+
+        def scored(label: str, done: int, total: int | None) -> None:
+            reading.close()
+            progress(label, done, total)
+
+        measured = measure_perplexity(scorer, documents, config, progress=scored)
     _print(scorer, measured, as_json)
 
 
