@@ -17,6 +17,8 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, precision_n
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
 from edgelm.errors import ExportError
+from edgelm.runtime import binding
+from edgelm.runtime.stop_switch import StoppedError
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
@@ -193,6 +195,31 @@ def test_texts_of_a_model_whose_experts_are_gathered_too_are_not_scored_in_piece
     monkeypatch.setattr(session, "_forward_in_pieces", None)
     ids = range(2 * SHORTLISTED_POSITIONS)
     assert len(session.forward(ids, session.new_cache(), all_logits=True)) == len(ids)
+
+
+def test_a_text_with_states_whose_scoring_is_stopped_between_pieces_leaves_the_cache_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config_with(FEATURES["linear attention"]))
+    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
+    session = edgelm.load(tmp_path / "package").session
+    monkeypatch.setattr(session._graph, "facts", dataclasses.replace(session._graph.facts, has_shortlist=True))
+    ids, cache = range(3 * SHORTLISTED_POSITIONS), session.new_cache()
+    session.forward(ids[:9], cache)
+    before, run, runs = [state.copy() for state in cache.other_buffers], binding.Graph._run, []
+
+    def stopped(graph: object, bound: object, stop: object) -> None:
+        runs.append(stop)
+        if len(runs) == 3:
+            raise StoppedError
+        run(graph, bound, stop)
+
+    monkeypatch.setattr(binding.Graph, "_run", stopped)
+    with pytest.raises(StoppedError):
+        session.forward(ids, cache, all_logits=True)
+    assert list(cache.token_ids) == list(ids[:9])
+    for state, kept in zip(cache.other_buffers, before, strict=True):
+        assert np.array_equal(state, kept)
 
 
 def test_a_layer_that_is_given_a_shortlist_is_8_bits_where_others_are_calibrated_too(tmp_path: Path) -> None:

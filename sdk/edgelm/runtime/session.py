@@ -306,6 +306,7 @@ class DecoderSession(Returned):
         self, size: int, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
     ) -> NDArray[np.float32]:
         before = cache.length
+        cache.take_snapshot(is_passing=True)  # to go back to, where a piece is stopped
         pieces = (token_ids[start : start + size] for start in range(0, len(token_ids), size))
         try:
             rows = [self._forward(piece, cache, all_logits, stop).copy() for piece in pieces]
