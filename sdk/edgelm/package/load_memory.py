@@ -23,7 +23,9 @@ def memory_to_load(manifest: Manifest, config: ModelConfig, *, prefill_graph: bo
     """Estimate the bytes that a load on a CPU takes at its peak, without what memory maps of files.
 
     Rows of tables stay in the file. SmolLM2-135M in int8 (139 MB of weights): 209 MB; its load was killed where it
-    could have 205 MB, and went through with 215. prefill_graph: whether one that reads prompts is loaded too.
+    could have 205 MB, and went through with 215. What of a head is read for a shortlist alone stays there too, and is
+    counted, half a byte a weight: no manifest says whether a head has one. prefill_graph: whether one that reads
+    prompts is loaded too.
     """
     tensors = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
     in_file = sum(entry.size for entry in manifest.files if entry.path == DATA_FILE)
