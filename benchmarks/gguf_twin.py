@@ -54,7 +54,7 @@ def write_first(checkpoint: Path, target: Path) -> None:
             add(key, value)
         writer.add_vocab_size(config.vocab_size)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")  # splits text as ours do: digits one by one, the rest as GPT-2
+        writer.add_tokenizer_pre("smollm")  # splits English as ours do: digits one by one, the rest as GPT-2
         writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
         writer.add_token_types(kinds)
         writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])

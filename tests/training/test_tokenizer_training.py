@@ -74,6 +74,23 @@ def test_frequent_words_become_tokens_and_digits_stay_single(tok: Path) -> None:
     assert len(ours.encode("1984")) == 4
 
 
+def test_where_no_spaces_are_a_token_is_no_sentence(corpus: Path) -> None:
+    notice = "本网站所有内容未经许可不得转载违者必究欢迎关注我们的公众号获取更多信息"
+    (corpus / "a.txt").write_text(f"{notice}\n" * 20)
+    train_tokenizer([corpus / "a.txt"], "tok", TokenizerConfig(vocab_size=600))
+    ours = Tokenizer.load("tok")
+    assert len(ours.encode(notice)) > 3
+    ids = set(range(ours.vocab_size)) - ours.control_token_ids
+    assert max(len(ours.token_bytes(id_)) for id_ in ids) <= 32
+
+
+@pytest.mark.parametrize("word", ["ที่นี่", "हिन्दी", "e\u0301te\u0301"], ids=["Thai", "Hindi", "not composed"])
+def test_marks_stay_with_their_letters(corpus: Path, word: str) -> None:
+    (corpus / "a.txt").write_text(f"{word} {word} " * 20)
+    train_tokenizer([corpus / "a.txt"], "tok", TokenizerConfig(vocab_size=300))
+    assert len(Tokenizer.load("tok").encode(f" {word}")) == 1
+
+
 def test_the_chat_template_renders_as_in_transformers_and_marks_what_the_assistant_says(tok: Path) -> None:
     ours, template = Tokenizer.load(tok), ChatTemplate.load(tok)
     assert template is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
@@ -24,6 +24,11 @@ PADDING = "<|pad|>"
 CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
 # Four times the largest in use. The trainer sets memory aside for all of them, and without it ends the process.
 _LARGEST_VOCABULARY = 1 << 20
+# As GPT-2 splits, but that a mark stays with its letter: else Thai, Hindi and what is not composed break at each vowel
+# or accent, and no token can hold a word.
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+# Bytes. Where no spaces stand between words, a token would become as long as the longest text that comes twice.
+_LONGEST_TOKEN = 32
 _LOOKS_SECONDS = 0.1
 _LONGEST_WAIT = 1.0
 
@@ -135,7 +140,11 @@ def train_tokenizer(
 def _trained(texts: _Texts, config: TokenizerConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -143,6 +152,7 @@ def _trained(texts: _Texts, config: TokenizerConfig) -> Tokenizer:
         special_tokens=[*CONTROL_TOKENS, *config.control_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        max_token_length=_LONGEST_TOKEN,
     )
     _beside_this_thread(lambda: tokenizer.train_from_iterator(iter(texts), trainer), texts)
     return tokenizer
