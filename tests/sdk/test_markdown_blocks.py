@@ -28,6 +28,11 @@ def blocks_of(text: str) -> list[str]:
         ("```\n```py\n\nx\n", ["```\n```py\n\nx\n"]),  # one with a language does not
         ("```x``` is\n\nb\n", ["```x``` is\n\n", "b\n"]),
         ("a\n\n    indented code\n\nb\n", ["a\n\n    indented code\n\n", "b\n"]),
+        (
+            "\u3000\u3000第一段。\n\n\u3000\u3000第二段。\n",
+            ["\u3000\u3000第一段。\n\n", "\u3000\u3000第二段。\n"],
+        ),  # no indent
+        ("一\n\u3000\n二\n", ["一\n\u3000\n二\n"]),  # nor an empty line
         ("", [""]),
     ],
 )

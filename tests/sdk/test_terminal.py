@@ -118,6 +118,20 @@ def test_markdown_is_drawn(screen):
     assert " 2 two" in shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("**注意：**请勿关闭。", "注意：请勿关闭。"),
+        ("これは**「重要」**です。", "これは「重要」です。"),
+        ("**한국어(Korean)**는 *「말」*이다.", "한국어(Korean)는 「말」이다."),
+        ("他说：**“你好”**，然后~~（删）~~走了。", "他说：“你好”，然后（删）走了。"),
+        ("**a:**b 变量_甲_乙 中 * 3 * 中", "**a:**b 变量_甲_乙 中 * 3 * 中"),
+    ],
+)
+def test_emphasis_needs_no_spaces_around_it_where_words_have_none(screen, text, shown):
+    assert show(screen, text).strip() == shown
+
+
 def test_where_a_link_leads_is_shown(screen):
     shown = show(screen, "See [the sea](https://example.org/deep) today.")
     assert shown.strip() == "See the sea (https://example.org/deep) today."

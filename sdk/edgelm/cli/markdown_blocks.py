@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_INDENT = " \t"  # of Markdown: the ideographic spaces that begin a paragraph of Chinese are text
 _FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})")  # with more backticks behind them, three are code in a line
 
 
@@ -30,12 +31,12 @@ class MarkdownBlocks:
         *lines, self._rest = (self._rest + text).split("\n")
         blocks = []
         for line in lines:
-            begins_block = self._after_empty_line and not self._fence and bool(line) and not line[0].isspace()
+            begins_block = self._after_empty_line and not self._fence and bool(line) and line[0] not in _INDENT
             if begins_block:
                 blocks.append(self._lines)
                 self._lines = ""
             self._lines += f"{line}\n"
-            self._after_empty_line = not line.strip()
+            self._after_empty_line = not line.strip(_INDENT)
             self._follow_fence(line)
         return blocks
 

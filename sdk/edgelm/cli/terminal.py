@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import click
-from markdown_it import MarkdownIt
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -30,6 +29,7 @@ from rich.text import Text
 from edgelm.cli.chat_commands import Suggestion
 from edgelm.cli.conversation import QUOTES, Thought
 from edgelm.cli.markdown_blocks import MarkdownBlocks
+from edgelm.cli.markdown_parser import PARSER
 from edgelm.cli.output import clean_text, is_dumb, printable
 from edgelm.cli.thinking import LABEL
 from edgelm.cli.typed_history import TypedHistory
@@ -46,8 +46,6 @@ _AS_SHELLS_HAVE_IT = "\x1b[?2004l\x1b[?25h"
 _REDRAW_SECONDS = 0.1
 # The line between a table's head and its rows.
 _BELOW_HEAD = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)+\s*(:?-+:?\s*)?")
-# Without HTML and link definitions nothing of an answer is invisible: rich draws neither.
-_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
 
 _Draw = Callable[[str], Markdown | Text]  # how a block is shown
 
@@ -201,7 +199,7 @@ def _last_lines(text: str, count: int) -> str:
 
 def _markdown(text: str) -> Markdown:
     markdown = Markdown("", hyperlinks=False)
-    markdown.parsed = _PARSER.parse(text)
+    markdown.parsed = PARSER.parse(text)
     return markdown
 
 
