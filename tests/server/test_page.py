@@ -229,46 +229,6 @@ def test_hostile_markdown_runs_nothing_and_loads_nothing(open_page: Callable[...
         assert {url.split("/")[2] for url in requested} == {f"{server.host}:{server.port}"}
 
 
-def test_markdown_of_any_depth_is_shown(page: Page) -> None:
-    shown = page.evaluate("""async () => {
-        const { MarkdownView } = await import("/page/markdown.js");
-        const target = document.createElement("div");
-        document.body.append(target);
-        const view = new MarkdownView(target);
-        return [">".repeat(50), ">".repeat(20000), "> as before"].map((text) => {
-            view.show(text);
-            return [target.children.length, target.firstChild.tagName, target.textContent.length];
-        });
-    }""")
-    assert shown == [[1, "BLOCKQUOTE", 0], [1, "P", 20000], [1, "BLOCKQUOTE", 9]]
-    # Lists begin where the answer says, and columns stand as it says.
-    page.evaluate("""async () => {
-        const { MarkdownView } = await import("/page/markdown.js");
-        const answer = document.createElement("div");
-        answer.className = "answer";
-        document.getElementById("thread").replaceChildren(answer);
-        new MarkdownView(answer).show("0. zero\\n\\n| a | b |\\n|---|--:|\\n| 1 | 2 |");
-    }""")
-    assert page.locator("#thread ol").get_attribute("start") == "0"
-    cells = page.locator("#thread :is(td, th)").all()
-    aligned = [cell.evaluate("cell => getComputedStyle(cell).textAlign").removeprefix("-webkit-") for cell in cells]
-    assert aligned == ["start", "right", "start", "right"]
-
-
-def test_a_paragraph_that_is_no_prose_is_shown_as_it_is_written(page: Page) -> None:
-    """Pairing the marks of one takes seconds for each of the page's frames."""
-    shown = page.evaluate("""async () => {
-        const { MarkdownView } = await import("/page/markdown.js");
-        const answer = document.createElement("div");
-        document.querySelector("#thread").append(answer);
-        const texts = ["*a* _".repeat(2000), "*b* " + "c ".repeat(1500), "*a_".repeat(200)];
-        new MarkdownView(answer).show(texts.join("\\n\\n"));
-        const [first, , last] = answer.children;
-        return [first.textContent, last.textContent, answer.querySelectorAll("em").length];
-    }""")
-    assert shown == ["*a* _" * 2000, "*a_" * 200, 1]
-
-
 def test_a_block_of_code_is_copied_as_it_stands(open_page: Callable[..., Page]) -> None:
     code = "if one < 2:\n    print('<b>')"
     with EdgelmServer((TINY,), prelude=scripted(f"Look:\n\n```python\n{code}\n```\n")) as server:

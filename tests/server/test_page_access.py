@@ -433,7 +433,7 @@ def test_colours_of_its_own_are_seen_with_those_that_a_person_has_chosen(
 
 
 def test_what_is_written_from_right_to_left_is_shown_so(page: Page) -> None:
-    arabic, block = "\u0645\u0631\u062d\u0628\u0627!", "- \u0645\u0631\u062d\u0628\u0627\n\n      code"
+    arabic, block = "\u0645\u0631\u062d\u0628\u0627!", "- \u0645\u0631\u062d\u0628\u0627 `ls /`\n\n      code"
     event = json.dumps({"choices": [{"index": 0, "delta": {"content": f"{arabic}\n\n{block}\n\nThe sea"}}]})
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {event}\n\ndata: [DONE]\n\n"))
     ask(page, arabic)
@@ -441,6 +441,9 @@ def test_what_is_written_from_right_to_left_is_shown_so(page: Page) -> None:
     direction = "nodes => nodes.map(node => getComputedStyle(node).direction)"
     assert page.locator(".answer p").evaluate_all(direction) == ["rtl", "rtl", "ltr"]
     assert page.locator(".answer ul, .answer li, .answer .code").evaluate_all(direction) == ["rtl", "rtl", "ltr"]
+    in_the_line = page.locator(".answer li :not(pre) > code")
+    assert in_the_line.evaluate_all(direction) == ["ltr"]
+    expect(in_the_line).to_have_css("unicode-bidi", "isolate")
     assert page.locator(".message.user .text").evaluate("node => getComputedStyle(node).unicodeBidi") == "plaintext"
     page.fill("#question", arabic)
     assert page.locator("#question, #conversations .open").evaluate_all(direction) == ["rtl", "rtl"]

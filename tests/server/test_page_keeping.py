@@ -19,6 +19,19 @@ for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
 """
 
 
+def test_a_search_finds_what_reads_alike(page: Page) -> None:
+    accents, syllables, widths = (
+        ("cafe\u0301", "CAF\u00c9"),
+        ("\u1112\u1161\u11ab", "\ud55c"),
+        ("ﾃｽﾄ ＡＢＣ", "テスト\u3000abc"),
+    )
+    found = """async (pairs) => {
+        const { matches } = await import("/page/conversations.js");
+        return pairs.map(([said, sought]) => matches({ title: said, nodes: {} }, sought));
+    }"""
+    assert page.evaluate(found, [accents, syllables, widths, ("cafe", "caf\u00e9")]) == [True, True, True, False]
+
+
 @slowly
 def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())

@@ -125,8 +125,13 @@ export function choose(conversation, node) {
 }
 
 export function matches(conversation, words) {
-  const text = [conversation.title, ...Object.values(conversation.nodes).map((node) => node.text)].join("\n").toLowerCase();
-  return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  const text = folded([conversation.title, ...Object.values(conversation.nodes).map((node) => node.text)].join("\n"));
+  return folded(words).split(/\s+/).every((word) => text.includes(word));
+}
+
+/** One writing of what reads alike: letters and their accents together (macOS parts them), each width of a letter as one. */
+function folded(text) {
+  return text.normalize("NFKC").toLowerCase();
 }
 
 export function exported(conversations) {

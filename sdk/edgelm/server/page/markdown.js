@@ -3,6 +3,7 @@
 
 import { Lexer } from "./vendor/marked.esm.js";
 import { arrange, button, copy, element } from "./dom.js";
+import { UnspacedTokenizer } from "./emphasis.js";
 
 const LONGEST_RUN = 4096; // characters
 const MOST_MARKS = 256; // of emphasis
@@ -34,7 +35,7 @@ export class MarkdownView {
 
   parsed(text) {
     try {
-      const tokens = new BoundedLexer({ gfm: true }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
+      const tokens = new BoundedLexer({ gfm: true, tokenizer: new UnspacedTokenizer() }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
       return tokens.map((token, index) => {
         const shown = this.blocks[index];
         return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
@@ -125,7 +126,7 @@ const INLINE = {
   strong: (token) => element("strong", {}, ...inline(token.tokens)),
   em: (token) => element("em", {}, ...inline(token.tokens)),
   del: (token) => element("del", {}, ...inline(token.tokens)),
-  codespan: (token) => element("code", {}, token.text),
+  codespan: (token) => element("code", { dir: "ltr" }, token.text),
   br: () => element("br"),
   checkbox: (token) => element("input", { type: "checkbox", checked: token.checked, disabled: true, "aria-label": "Done" }),
   escape: (token) => document.createTextNode(token.text),

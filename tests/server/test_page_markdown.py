@@ -1,0 +1,64 @@
+"""What the page makes of the Markdown that a model writes."""
+
+from __future__ import annotations
+
+from chat_page import Page
+
+
+def test_markdown_of_any_depth_is_shown(page: Page) -> None:
+    shown = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const target = document.createElement("div");
+        document.body.append(target);
+        const view = new MarkdownView(target);
+        return [">".repeat(50), ">".repeat(20000), "> as before"].map((text) => {
+            view.show(text);
+            return [target.children.length, target.firstChild.tagName, target.textContent.length];
+        });
+    }""")
+    assert shown == [[1, "BLOCKQUOTE", 0], [1, "P", 20000], [1, "BLOCKQUOTE", 9]]
+    # Lists begin where the answer says, and columns stand as it says.
+    page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const answer = document.createElement("div");
+        answer.className = "answer";
+        document.getElementById("thread").replaceChildren(answer);
+        new MarkdownView(answer).show("0. zero\\n\\n| a | b |\\n|---|--:|\\n| 1 | 2 |");
+    }""")
+    assert page.locator("#thread ol").get_attribute("start") == "0"
+    cells = page.locator("#thread :is(td, th)").all()
+    aligned = [cell.evaluate("cell => getComputedStyle(cell).textAlign").removeprefix("-webkit-") for cell in cells]
+    assert aligned == ["start", "right", "start", "right"]
+
+
+def test_a_paragraph_that_is_no_prose_is_shown_as_it_is_written(page: Page) -> None:
+    """Pairing the marks of one takes seconds for each of the page's frames."""
+    shown = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const answer = document.createElement("div");
+        document.querySelector("#thread").append(answer);
+        const texts = ["*a* _".repeat(2000), "*b* " + "c ".repeat(1500), "*a_".repeat(200)];
+        new MarkdownView(answer).show(texts.join("\\n\\n"));
+        const [first, , last] = answer.children;
+        return [first.textContent, last.textContent, answer.querySelectorAll("em").length];
+    }""")
+    assert shown == ["*a* _" * 2000, "*a_" * 200, 1]
+
+
+def test_emphasis_needs_no_spaces_around_it_where_words_have_none(page: Page) -> None:
+    shown = {
+        "**注意：**请勿关闭。": "<strong>注意：</strong>请勿关闭。",
+        "これは**「重要」**です。": "これは<strong>「重要」</strong>です。",
+        "**한국어(Korean)**는 *「말」*이다.": "<strong>한국어(Korean)</strong>는 <em>「말」</em>이다.",
+        "说：**“好，*（世*界）”**，~~（删）~~走": "说：<strong>“好，<em>（世</em>界）”</strong>，<del>（删）</del>走",
+        "**a:**b 变量_甲_乙 中 * 3 * 中": "**a:**b 变量_甲_乙 中 * 3 * 中",
+    }
+    html = """async (texts) => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        return texts.map((text) => {
+            const answer = document.createElement("div");
+            new MarkdownView(answer).show(text);
+            return answer.firstChild.innerHTML;
+        });
+    }"""
+    assert page.evaluate(html, list(shown)) == list(shown.values())
