@@ -280,7 +280,8 @@ def _package_name(source: Path, library: Library) -> str:
     """Return a source's name in the library, or make one of any other file's or folder's: `.2-1B` of it is no suffix.
 
     Raises:
-        click.UsageError: it has no letter or digit that such a name may have.
+        click.UsageError: it has no letter or digit that such a name may have, or others: without them, models that have
+            little else in common would have one name, and one place.
     """
     sources = library.root / "sources"
     if sources in source.parents:
@@ -289,10 +290,14 @@ def _package_name(source: Path, library: Library) -> str:
     title = name_of_whole(path.name)
     if path.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION
         title = path.parents[1].name.rpartition("--")[2]
-    plain = unicodedata.normalize("NFKD", title.lower().removesuffix(".gguf")).encode("ascii", "ignore").decode()
+    whole = unicodedata.normalize("NFKD", title.lower().removesuffix(".gguf"))
+    plain = whole.encode("ascii", "ignore").decode()
     name = re.sub(r"[^a-z0-9._+-]+", "-", plain)[:_NAME_LENGTH].strip("-._+")
-    if not name:
-        raise click.UsageError(f"{title!r} gives no name for the package. Choose its folder with -o.")
+    if not name or any(character.isalnum() and not character.isascii() for character in whole):
+        raise click.UsageError(
+            f"{title!r} gives no name for the package, which has letters from a to z. Choose its folder with -o, or "
+            "rename the source."
+        )
     return name
 
 

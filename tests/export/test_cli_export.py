@@ -63,11 +63,14 @@ def test_a_package_is_named_like_its_source_dots_and_all(tmp_path, monkeypatch, 
     assert tmp_path in exported[0][0].resolve().parents
 
 
-def test_a_source_whose_name_has_no_letter_for_a_package_needs_one(tmp_path, exported):
-    (tmp_path / "模型").mkdir()
-    result = export(str(tmp_path / "模型"))
+@pytest.mark.parametrize("source", ["模型", "千问-7B", "Straße"])
+def test_a_source_whose_name_has_other_letters_than_a_package_needs_one(tmp_path, exported, source):
+    (tmp_path / source).mkdir()
+    result = export(str(tmp_path / source))
     assert result.exit_code == 2
-    assert "'模型' gives no name for the package. Choose its folder with -o." in result.stderr
+    assert f"{source!r} gives no name for the package, which has letters from a to z. Choose its folder with -o" in (
+        result.stderr
+    )
     assert exported == []
 
 
