@@ -182,6 +182,15 @@ def test_a_batch_is_answered_in_the_order_of_its_prompts_as_each_alone(model: La
     assert model.generate_batch([]) == []
 
 
+def test_each_prompt_of_a_batch_is_made_ready_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To encode it, and to compile what it is held to, may take longer than to answer."""
+    asked: list[object] = []
+    answer = LanguageModel.answer
+    monkeypatch.setattr(LanguageModel, "answer", lambda self, *prompt: asked.append(prompt) or answer(self, *prompt))
+    model.generate_batch(["A", "B", "C"], GenerationConfig(max_new_tokens=1))
+    assert [prompt for prompt, _ in asked] == ["A", "B", "C"]
+
+
 def test_a_batch_needs_a_config_for_each_prompt_and_good_prompts(model: LanguageModel) -> None:
     with pytest.raises(edgelm.ConfigError, match="There are 1 configs for 2 prompts; give one, or one for each"):
         model.generate_batch(["a", "b"], [GenerationConfig()])

@@ -182,7 +182,15 @@ class Engine:
             raise ConfigError(f"priority is {priority!r}; it must be a whole number.")
         if deadline is not None and (not is_number(deadline) or not deadline <= math.inf):
             raise ConfigError(f"deadline is {deadline!r}; it must be a number of seconds.")
-        answer = self._model.answer(prompt, config)
+        return self._queue(self._model.answer(prompt, config), priority, deadline, take)
+
+    def _queue(
+        self,
+        answer: Answer,
+        priority: int = 0,
+        deadline: float | None = None,
+        take: Callable[[Chunk], Chunk] | None = None,
+    ) -> Generation:
         self._check_memory(len(answer.prompt_ids), answer.config)
         seconds = math.inf if deadline is None else max(0.0, min(deadline, threading.TIMEOUT_MAX))
         request = Request(
@@ -246,13 +254,13 @@ def generate_batch(
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
     asked = list(zip(prompts, configs, strict=True))
     # Refuses a bad one before the others are begun.
-    fits = [_fits_a_row(model.answer(prompt, own), model.config) for prompt, own in asked]
+    answers = [model.answer(prompt, own) for prompt, own in asked]
     options = EngineOptions(max_batch=max_batch, max_queue=len(prompts))
-    together = [i for i, fits_a_row in enumerate(fits) if fits_a_row]
+    together = [i for i, answer in enumerate(answers) if _fits_a_row(answer, model.config)]
     done: dict[int, Completion] = {}
     if together:
         with Engine(model, options) as engine:
-            generations = {i: engine.submit(*asked[i]) for i in together}
+            generations = {i: engine._queue(answers[i]) for i in together}
             done = {i: join(generation) for i, generation in generations.items()}
     return [done[i] if i in done else model.generate(*asked[i]) for i in range(len(asked))]
 
