@@ -2,9 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from click.testing import CliRunner
+from llm.cli import cli
 
 home = Path(os.environ["HOME"]) / "llm"
 home.mkdir()
@@ -21,11 +22,12 @@ entry = {
 (home / "keys.json").write_text(json.dumps({"edgelm": os.environ["OPENAI_API_KEY"]}))
 
 
+os.environ["LLM_USER_PATH"] = str(home)
+
+
 def llm(*arguments):
-    command = [str(Path(sys.executable).with_name("llm")), *arguments]
-    environment = os.environ | {"LLM_USER_PATH": str(home)}
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
     return result.stdout.strip()
 
 
