@@ -412,7 +412,7 @@ def test_it_says_on_which_machine_the_model_runs(
 
 
 def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: Callable[..., Page]) -> None:
-    with EdgelmServer((TINY,), prelude=scripted("A line.\n\n" * 24, seconds_per_token=0.02)) as server:
+    with EdgelmServer((TINY,), prelude=scripted("A\n\n" * 24, seconds_per_token=0.03)) as server:
         page = open_page(server, viewport={"width": 800, "height": 360})
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)

@@ -178,6 +178,7 @@ def test_an_answer_that_is_made_again_streams_though_its_tokens_were_shown(open_
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".answer")).to_contain_text("The sea")
         expect(page.locator("#stop")).to_be_visible()  # while it is still on its way
+        page.press("#question", "Escape")
         done(page)
         expect(page.locator(".token").first).to_be_visible()
 
