@@ -28,4 +28,4 @@ def export_unchecked(
 ) -> Manifest:
     """Export a package, and leave it to the test to compare it with its source or with an oracle."""
     with patch.object(exporter, "measure_quality", return_value=_UNKNOWN):
-        return exporter.export_package(checkpoint, folder, precision, name="tiny", calibration=calibration)
+        return exporter.export_package(checkpoint, folder, precision, calibration=calibration)

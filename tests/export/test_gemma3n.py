@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gemma3n import modeling_gemma3n
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm import GenerationConfig, SessionOptions
@@ -32,7 +32,6 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma3n import GEMMA3N as ROW
 from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -71,11 +70,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, save_model: SaveM
 def test_a_quantized_package_stays_near_its_source(
     precision: str, bound: float, checkpoint: HuggingFaceCheckpoint, tmp_path: Path
 ) -> None:
-    chosen = dataclasses.replace(PRECISIONS[precision.split(",")[0]], perplexity_bound=10.0)
-    options = None
+    chosen, options = PRECISIONS[precision.split(",")[0]], None
     if "calibrated" in precision:
         chosen, options = chosen.calibrated(), CalibrationOptions(max_tokens=128)
-    export_package(checkpoint, tmp_path / "package", chosen, name="tiny", calibration=options)
+    export_unchecked(checkpoint, tmp_path / "package", chosen, calibration=options)
     assert distance_to_source(tmp_path / "package", checkpoint, IDS) < bound
     with PackageCheckpoint(tmp_path / "package") as package:
         kept = {package.stored_type(name) for name in checkpoint.config.tensor_shapes() if ".altup." in name}
@@ -85,7 +83,7 @@ def test_a_quantized_package_stays_near_its_source(
 def test_batches_guesses_and_reused_beginnings_give_the_answers_of_each_alone(
     checkpoint: HuggingFaceCheckpoint, tmp_path: Path
 ) -> None:
-    export_package(checkpoint, tmp_path / "package", "int8", name="tiny")
+    export_unchecked(checkpoint, tmp_path / "package", "int8")
     model = edgelm.load(tmp_path / "package", SessionOptions(threads=1))
     greedy = GenerationConfig(max_new_tokens=20, temperature=0.0, ignore_eos=True)
     prompts = [IDS, IDS[:40], [*IDS[:32], *IDS[50:60]]]
@@ -102,14 +100,14 @@ def test_batches_guesses_and_reused_beginnings_give_the_answers_of_each_alone(
 
 def test_keys_and_values_are_kept_in_int8(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     chosen = PRECISIONS["int8"].with_int8_cache().for_model(checkpoint.config)
-    export_package(checkpoint, tmp_path / "package", dataclasses.replace(chosen, perplexity_bound=10.0), name="tiny")
+    export_unchecked(checkpoint, tmp_path / "package", chosen)
     assert ModelConfig.load(tmp_path / "package").kv_cache == "int8"
     assert distance_to_source(tmp_path / "package", checkpoint, IDS) < 0.1  # Seen: 0.044.
 
 
 def test_an_adapter_gives_the_logits_of_peft(tmp_path: Path, save_model: SaveModel) -> None:
     model = save_model("gemma3n_text", tmp_path / "hf", **GEMMA3N)
-    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
     modules = [f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")]
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules)).eval()
     for name, parameter in adapted.named_parameters():
@@ -131,7 +129,7 @@ def test_an_adapter_gives_the_logits_of_peft(tmp_path: Path, save_model: SaveMod
 
 def test_an_adapter_of_what_corrects_streams_is_refused(tmp_path: Path, save_model: SaveModel) -> None:
     model = save_model("gemma3n_text", tmp_path / "hf", **GEMMA3N)
-    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
     get_peft_model(model, LoraConfig(r=2, target_modules=["modality_router"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(
         CheckpointError, match=r"0\.altup\.modality_router: what predicts and corrects residual streams"
@@ -146,12 +144,7 @@ def test_the_grids_of_a_file_are_kept_those_of_stacked_matrices_too(
     model = save_model("gemma3n_text", tmp_path / "hf", **GEMMA3N)
     path = write_gguf(tmp_path / "tiny.gguf", model, quantization, architecture="gemma3n")
     with GGUFCheckpoint(path) as checkpoint:
-        export_package(
-            checkpoint,
-            tmp_path / "package",
-            dataclasses.replace(PRECISIONS["keep"], perplexity_bound=10.0),
-            name="tiny",
-        )
+        export_unchecked(checkpoint, tmp_path / "package", "keep")
         with PackageCheckpoint(tmp_path / "package") as package:
             for name in ("model.altup_projections.1.weight", "model.layers.4.laurel.linear_right.weight"):
                 assert package.stored_type(name) == f"INT{quantization[1]}"
@@ -185,7 +178,7 @@ def test_every_matrix_on_a_grid_has_a_cost_of_its_own(tmp_path: Path, save_model
 def test_what_is_not_written_for_several_streams_says_so(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     precision = PRECISIONS["int8"].with_prefill_graph()
     with pytest.raises(ExportError, match="A gemma3n_text model has several residual streams, and no prefill graph"):
-        export_package(checkpoint, tmp_path / "package", precision, name="tiny")
+        export_unchecked(checkpoint, tmp_path / "package", precision)
     with pytest.raises(ExportError, match="A gemma3n_text model cannot be rotated"):
         RotatedCheckpoint(checkpoint)
 
@@ -216,7 +209,7 @@ def test_a_scale_of_what_gates_features_is_passed_over_where_it_has_no_effect(
         expected_TV = model(torch.tensor([IDS])).logits[0].numpy()
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
-    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(checkpoint, tmp_path / "package", "fp32")
     np.testing.assert_allclose(logits_of(tmp_path / "package", IDS), expected_TV, rtol=0, atol=1e-4)
 
 

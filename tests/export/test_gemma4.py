@@ -24,6 +24,7 @@ from model_features import FEATURES, config_with
 from package_logits import distance, distance_to_source, logits_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
+from unchecked_export import export_unchecked
 
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
@@ -34,7 +35,6 @@ from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import write_checkpoint
@@ -92,11 +92,10 @@ def test_a_quantized_package_stays_near_its_source(
     path = tmp_path / "hf/model.safetensors"
     # Scores of heads of such a norm are as large as their size: with its square root, each token looks at one alone.
     save_file({name: x * (0.2 if "q_norm" in name else 1) for name, x in load_file(path).items()}, path)
-    chosen = dataclasses.replace(PRECISIONS[precision.split(",")[0]], perplexity_bound=10.0)
-    options = None
+    chosen, options = PRECISIONS[precision.split(",")[0]], None
     if "calibrated" in precision:
         chosen, options = chosen.calibrated(), CalibrationOptions(max_tokens=128)
-    export_package(checkpoint, tmp_path / "package", chosen, name="tiny", calibration=options)
+    export_unchecked(checkpoint, tmp_path / "package", chosen, calibration=options)
     assert distance_to_source(tmp_path / "package", checkpoint, IDS) < bound
     # What layers keep differs, of which onnxruntime-genai has no description.
     assert not (tmp_path / "package/genai_config.json").exists()
@@ -116,8 +115,7 @@ def test_the_factors_of_experts_go_into_the_grid_that_a_file_has(
     path = write_gguf(tmp_path / "tiny.gguf", model, quantization, architecture="gemma4")
     with GGUFCheckpoint(path) as checkpoint:
         (expected_TV,) = reference_logits(checkpoint, [IDS])
-        chosen = dataclasses.replace(PRECISIONS["keep"], perplexity_bound=10.0)
-        export_package(checkpoint, tmp_path / "package", chosen, name="tiny")
+        export_unchecked(checkpoint, tmp_path / "package", "keep")
     off = distance(logits_of(tmp_path / "package", IDS), expected_TV)
     # The operator rounds activations to 8 bits in its products. Measured: 0.028, and 7e-7 in F32.
     assert off < bound
@@ -125,7 +123,7 @@ def test_the_factors_of_experts_go_into_the_grid_that_a_file_has(
 
 def test_features_of_layers_are_looked_up_in_a_table_that_stays_packed(tmp_path: Path, save_model: SaveModel) -> None:
     save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
-    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int8", name="tiny")
+    export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int8")
     graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
     table = "model.embed_tokens_per_layer.weight"
     assert [node.op_type for node in graph.node if table in node.input] == ["GatherBlockQuantized"]
@@ -139,14 +137,14 @@ def test_a_table_with_zero_points_in_its_file_is_kept_in_8_bits(
     model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
     path = write_gguf(tmp_path / "tiny.gguf", model, "Q4_1", architecture="gemma4")
     with GGUFCheckpoint(path) as checkpoint:
-        export_package(checkpoint, tmp_path / "package", "keep", name="tiny")
+        export_unchecked(checkpoint, tmp_path / "package", "keep")
     graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
     lookups = [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
     assert [next(each.i for each in node.attribute if each.name == "bits") for node in lookups] == [8, 8]
 
 
 def in_one_scheme(scheme: str) -> Precision:
-    return Precision(name=scheme, rules=(Rule(pattern=".", scheme=scheme),), perplexity_bound=10.0)
+    return Precision(name=scheme, rules=(Rule(pattern=".", scheme=scheme),))
 
 
 @pytest.mark.parametrize(
@@ -169,14 +167,13 @@ def test_a_table_of_features_is_never_read_as_a_whole(
     if source.endswith("package"):
         path = tmp_path / "package"
         stored = "fp32" if source == "fp32 package" else in_one_scheme("int6-block32-rounded")
-        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, stored, name="tiny")
+        export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), path, stored)
     with open_checkpoint(path) as checkpoint:
         whole, read, blocks = checkpoint.tensor(PER_LAYER_EMBEDDING), checkpoint.tensor, checkpoint.quantized_blocks
-        chosen = dataclasses.replace(PRECISIONS[precision], perplexity_bound=10.0)
         stored = []
         for weights in (whole.size, 50 * whole.shape[1]):  # at once, and in portions of 50 rows
             monkeypatch.setattr(portions, "_WEIGHTS_AT_ONCE", weights)
-            export_package(checkpoint, tmp_path / f"{weights}", chosen, name="tiny")
+            export_unchecked(checkpoint, tmp_path / f"{weights}", precision)
             stored.append((tmp_path / f"{weights}/model.onnx.data").read_bytes())
 
             def refused(name: str) -> np.ndarray:
@@ -226,7 +223,7 @@ def test_rows_of_a_packed_table_are_read_without_the_others(source: str, tmp_pat
         precision = in_one_scheme(f"{source[:4]}-block32-rounded")
         precision = precision.with_standard_operators() if "standard" in source else precision
         path = tmp_path / "package"
-        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, precision, name="tiny")
+        export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), path, precision)
     with open_checkpoint(path) as checkpoint:
         whole = checkpoint.tensor(PER_LAYER_EMBEDDING)
         tracemalloc.start()
@@ -239,7 +236,7 @@ def test_rows_of_a_packed_table_are_read_without_the_others(source: str, tmp_pat
 
 def test_a_base_whose_keys_are_values_takes_no_adapter(tmp_path: Path, save_model: SaveModel) -> None:
     save_model("gemma4_text", tmp_path / "hf", **KEYS_AS_VALUES)
-    export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
     with pytest.raises(ExportError, match="is a model whose keys are values too, which takes no adapters beside it"):
         export_adapter(tmp_path / "adapter", tmp_path / "package", tmp_path / "exported")
 
@@ -247,7 +244,7 @@ def test_a_base_whose_keys_are_values_takes_no_adapter(tmp_path: Path, save_mode
 def test_a_graph_and_a_config_of_other_heads_are_refused(tmp_path: Path) -> None:
     config = config_with(FEATURES["keys and values of earlier layers, with wider feed-forwards"])
     folder = make_checkpoint(tmp_path / "checkpoint", config)
-    export_package(HuggingFaceCheckpoint(folder), tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(HuggingFaceCheckpoint(folder), tmp_path / "package", "fp32")
     path = tmp_path / "package"
     others = {
         "has layers with different kv heads, and the model's config has others": {

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
+from unchecked_export import export_unchecked
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
@@ -66,7 +67,7 @@ def exported(
     tmp_path: Path, config: ModelConfig, precision: str | Precision
 ) -> tuple[HuggingFaceCheckpoint, PackageCheckpoint]:
     source = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
-    export_package(source, tmp_path / "package", precision)
+    export_unchecked(source, tmp_path / "package", precision)
     checkpoint = open_checkpoint(tmp_path / "package")
     assert isinstance(checkpoint, PackageCheckpoint)
     return source, checkpoint

@@ -14,11 +14,11 @@ from family_models import GEMMA4, GEMMA4_EXPERTS, QWEN3_5, QWEN3_5_MOE, randomiz
 from mlx_folder import pack_folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from unchecked_export import export_unchecked
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.reference import reference_logits
@@ -308,7 +308,7 @@ def test_the_text_part_gives_the_logits_of_transformers(
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
-    export_package(checkpoint, tmp_path / "package", "fp32", name="tiny")
+    export_unchecked(checkpoint, tmp_path / "package", "fp32")
     session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
     logits_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
