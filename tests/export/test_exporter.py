@@ -1,8 +1,8 @@
 import json
 import os
 import re
-import subprocess
-import sys
+import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from forked_processes import exit_status, fork
 from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -107,11 +108,8 @@ def test_every_file_of_the_package_is_in_the_manifest(checkpoint: HuggingFaceChe
 
 @pytest.mark.parametrize("name", ["model.onnx.data", "tokenizer.json", "config.json", "model.onnx"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_package_is_refused_by_file(
-    checkpoint: HuggingFaceCheckpoint, name: str, damage: str, tmp_path: Path
-) -> None:
-    export_package(checkpoint, tmp_path / "package")
-    path = tmp_path / "package" / name
+def test_a_damaged_package_is_refused_by_file(name: str, damage: str, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_model_path(), tmp_path / "package") / name
     content = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
@@ -225,15 +223,13 @@ def test_a_full_disk_leaves_the_old_package(tmp_path: Path) -> None:
     folder, target = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "package"
     export_package(HuggingFaceCheckpoint(folder), target)
     before = state_of(target)
-    program = (
-        "import resource, signal, sys; from pathlib import Path; from edgelm_export.exporter import export_package; "
-        "from edgelm_export.huggingface import HuggingFaceCheckpoint; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
-        "export_package(HuggingFaceCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), 'fp32')"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(folder), str(target)], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "File too large" in done.stderr
+
+    def export() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        with pytest.raises(ExportError, match=rf"^{target} cannot be written: \[Errno 27\] File too large"):
+            export_package(HuggingFaceCheckpoint(folder), target, "fp32")
+
+    assert exit_status(fork(export)) == 0
     assert state_of(target) == before
 
 
