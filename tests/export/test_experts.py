@@ -116,8 +116,10 @@ def float_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("float_activations")
-@pytest.mark.parametrize("features", [{}, CLAMPED], ids=["plain", "clamped"])
-@pytest.mark.parametrize("case", GRIDS)
+@pytest.mark.parametrize(
+    ("case", "features"),
+    [*((case, {}) for case in GRIDS), *((case, CLAMPED) for case in ("int8", "int4 asymmetric", "fp16"))],
+)
 def test_experts_are_stored_on_one_grid_a_layer(case: str, features: dict[str, Any], tmp_path: Path) -> None:
     precision, expected, bound = GRIDS[case]
     checkpoint = checkpoint_with(tmp_path, **features)
