@@ -98,10 +98,9 @@ def test_a_source_that_is_nowhere_is_an_error_that_names_it(tmp_path: Path) -> N
 
 
 def test_the_installed_command_reports_an_error_in_one_line_and_has_examples_in_its_help(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from edgelm.cli.main import main; main()", "import"]
-    failed = subprocess.run([*command, "./no.gguf", "-o", str(tmp_path / "c")], capture_output=True, text=True)
+    command = [sys.executable, "-c", "from edgelm.cli.main import main; main()", "import", "./no.gguf"]
+    failed = subprocess.run([*command, "-o", str(tmp_path / "c")], capture_output=True, text=True)
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert failed.stderr == "error: There is no file or folder no.gguf.\n"
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "edgelm import model.gguf -o ckpt/" in shown
+    assert "edgelm import model.gguf -o ckpt/" in CliRunner().invoke(main, ["import", "--help"]).stdout

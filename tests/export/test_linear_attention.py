@@ -201,9 +201,9 @@ def test_requests_together_have_the_tokens_that_they_have_alone(model: LanguageM
     prompts = [IDS[: int(length)] for length in random.integers(1, 600, 7)]
     prompts += [[*IDS[:200], *IDS[600 : 600 + int(length)]] for length in random.integers(1, 300, 5)]
     configs = [
-        GREEDY.replace(max_new_tokens=int(random.integers(1, 70)), **({"num_beams": 2} if i % 5 == 4 else {}))
+        GREEDY.replace(max_new_tokens=int(random.integers(1, 40)), **({"num_beams": 2} if i % 5 == 4 else {}))
         if i % 2
-        else GREEDY.replace(temperature=0.8, seed=i)
+        else GREEDY.replace(max_new_tokens=20, temperature=0.8, seed=i)
         for i in range(len(prompts))
     ]
     expected = [alone(model, prompt, config) for prompt, config in zip(prompts, configs, strict=True)]
