@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -156,10 +157,16 @@ def written(name: str) -> str:
     return WRITTEN[name].replace("OSLO", oslo)
 
 
+@functools.cache
+def tiny_tokenizer() -> Tokenizer:
+    """Return one for all constraints, which keep what they make of a tokenizer as long as it lives."""
+    return Tokenizer.load(tiny_model_path())
+
+
 def accepts(constraint: Constraint | None, text: str) -> bool:
     """Say whether a model that is held to the constraint may write this, and nothing after it."""
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
+    tokenizer = tiny_tokenizer()
     matcher = constraint.compile(tokenizer, end_ids=[2])
     for id_ in tokenizer.encode(text):
         logits_V = np.zeros(tokenizer.vocab_size, np.float32)

@@ -29,9 +29,9 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_two_processes_give_the_losses_of_one(
     name: str, tiny_chat_model: Path, tiny_chats: Path, tiny_preferences: Path, tmp_path: Path
 ) -> None:
-    way = WAYS[name]
+    way = WAYS[name] | {"save_every": 3, "eval_every": 3}
     data = tiny_preferences if way["method"] == "dpo" else tiny_chats
-    values = finetune_settings(tiny_chat_model, data, tmp_path / "run", max_steps=4, micro_batch_size=1) | way
+    values = finetune_settings(tiny_chat_model, data, tmp_path / "run", max_steps=3, micro_batch_size=1) | way
     assert run_processes(lambda: finetune(values) and None, 2) == [0, 0]
     finetune(values | {"output": str(tmp_path / "one"), "parallel": "auto"})
 

@@ -46,7 +46,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def one_process(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one") / "run"
-    pretrain(settings(tiny_shards, run))
+    pretrain(settings(tiny_shards, run, save_every=4))
     return run
 
 
@@ -67,7 +67,7 @@ def test_two_processes_give_the_losses_of_one(
     parallel: str, one_process: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert train_together(2, settings(tiny_shards, run, parallel=parallel, micro_batch_size=1)) == [0, 0]
+    assert train_together(2, settings(tiny_shards, run, parallel=parallel, micro_batch_size=1, save_every=4)) == [0, 0]
 
     assert losses(run) == pytest.approx(losses(one_process), abs=TOLERANCE)
     assert validation_losses(run) == pytest.approx(validation_losses(one_process), abs=TOLERANCE)
@@ -106,7 +106,7 @@ def test_a_run_of_four_with_shards_goes_on_as_two_and_ends_as_one(
     one_process: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert train_together(4, settings(tiny_shards, run, parallel="fsdp"), stop_at=3) == [0] * 4
+    assert train_together(4, settings(tiny_shards, run, parallel="fsdp", save_every=4), stop_at=3) == [0] * 4
     assert train_together(2, {"output": str(run), "parallel": "ddp"}, resume=True, stop_at=5) == [0] * 2
     assert [entry["step"] for entry in loss_log(run)][-1] == 5
 
@@ -127,7 +127,7 @@ def test_each_step_of_each_process_draws_other_random_numbers_and_another_seed_o
         return forward(model, *inputs)
 
     monkeypatch.setattr(Transformer, "forward", noting)
-    changes = {"max_steps": 3, "sample_every": 0, "eval_every": 0}
+    changes = {"max_steps": 3, "save_every": 3, "sample_every": 0, "eval_every": 0}
     assert train_together(2, settings(tiny_shards, tmp_path / "two", **changes)) == [0, 0]
     pretrain(settings(tiny_shards, tmp_path / "one", seed=1, **changes))
 
@@ -332,7 +332,7 @@ def test_quantization_aware_training_is_the_same_with_two_processes(
 ) -> None:
     recipe = tmp_path / "int4.toml"
     recipe.write_text('[[rules]]\npattern = "."\nscheme = "int4-block16"\n')
-    changes = {"qat": str(recipe), "micro_batch_size": 2, "max_steps": 4}
+    changes = {"qat": str(recipe), "micro_batch_size": 2, "max_steps": 4, "save_every": 4, "sample_every": 0}
     together = settings(tiny_shards, tmp_path / "two", parallel=parallel, **changes)
     assert run_processes(lambda: pretrain(together) and None, 2) == [0, 0]
     pretrain(settings(tiny_shards, tmp_path / "one", **changes))

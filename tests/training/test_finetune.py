@@ -75,8 +75,8 @@ class Notes(SilentReporter):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(name: str, settings: Any, tmp_path: Path) -> None:
-    finetune(settings(name, "whole"))
-    stop_at(3, lambda reporter: finetune(settings(name, "resumed"), reporter=reporter))
+    finetune(settings(name, "whole", save_every=4))
+    stop_at(3, lambda reporter: finetune(settings(name, "resumed", save_every=4), reporter=reporter))
 
     assert finetune({"output": str(tmp_path / "resumed")}, resume=True).step == 8
 
