@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgelm.architecture.hf_families import FAMILIES, rope_settings
+from edgelm.architecture.hf_families import FAMILIES, rope_settings, same
 from edgelm.config import SECTION, ModelConfig
+
+_SAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rope_theta", "hidden_act", "mlp_bias", "attention_bias", "tie_word_embeddings",
+)  # fmt: skip
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -22,13 +27,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     values = {
         "architectures": [family.architecture],
         "model_type": model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        **same(config, *_SAME),
         # What "dynamic" scales is, in transformers, the context beyond this one.
         "max_position_embeddings": (
             scaling.original_max_position_embeddings
@@ -36,13 +35,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
             else config.max_position_embeddings
         ),
         "rms_norm_eps": config.norm_eps,
-        # The names of transformers 4, which 5 and most other programs read too.
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope_settings(config),
-        "hidden_act": config.hidden_act,
-        "mlp_bias": config.mlp_bias,
-        "attention_bias": config.attention_bias,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        "rope_scaling": rope_settings(config),  # the name of transformers 4, which 5 and most other programs read too
         **token_ids(config),
         "pad_token_id": None,  # some families' own is outside a smaller vocabulary
         **family.keys(config),

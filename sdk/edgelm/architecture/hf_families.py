@@ -74,6 +74,11 @@ def rope_settings(config: ModelConfig) -> dict[str, Any] | None:
     return {"rope_type": scaling.rope_type, **settings} if settings else None
 
 
+def same(config: ModelConfig, *names: str) -> dict[str, Any]:
+    """Return what config.json calls as we do."""
+    return {name: getattr(config, name) for name in sorted(names)}  # a set has another order in each process
+
+
 def _one_switch(config: ModelConfig) -> bool:
     """Tell whether the biases of attention are all there or all not, as families with one switch for them have it."""
     return config.attention_bias == config.attention_output_bias
@@ -113,10 +118,8 @@ def _smollm3(config: ModelConfig) -> dict[str, Any]:
 
 def _granite(config: ModelConfig) -> dict[str, Any]:
     return {
+        **same(config, *_MULTIPLIERS),
         "attention_multiplier": config.attention_scale,
-        "embedding_multiplier": config.embedding_multiplier,
-        "residual_multiplier": config.residual_multiplier,
-        "logits_scaling": config.logits_scaling,
     }
 
 
@@ -140,8 +143,7 @@ def _gemma(config: ModelConfig) -> dict[str, Any]:
     return {
         "hidden_activation": config.hidden_act,
         "query_pre_attn_scalar": round(config.attention_scale**-2),
-        "attn_logit_softcapping": config.attn_logit_softcapping,
-        "final_logit_softcapping": config.final_logit_softcapping,
+        **same(config, "attn_logit_softcapping", "final_logit_softcapping"),
         **_windows(config),
     }
 
@@ -160,14 +162,9 @@ def _gemma4(config: ModelConfig) -> dict[str, Any]:
     return {
         **_olmo3(config),
         "hidden_activation": config.hidden_act,
-        "final_logit_softcapping": config.final_logit_softcapping,
+        **same(config, "final_logit_softcapping", *_OF_GEMMA4),
         "global_head_dim": config.global_head_dim or config.head_dim,
-        "num_global_key_value_heads": config.num_global_key_value_heads,
-        "attention_k_eq_v": config.attention_k_eq_v,
-        "num_kv_shared_layers": config.num_kv_shared_layers,
-        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
         "vocab_size_per_layer_input": config.vocab_size,
-        "use_double_wide_mlp": config.use_double_wide_mlp,
     }
 
 
@@ -185,13 +182,8 @@ def _gemma3n(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": config.hidden_act,
         "intermediate_size": [config.intermediate_size] * config.num_hidden_layers,  # as transformers writes it
         "activation_sparsity_pattern": [float(share) for share in shares],
-        "final_logit_softcapping": config.final_logit_softcapping,
-        "num_kv_shared_layers": config.num_kv_shared_layers,
-        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        **same(config, "final_logit_softcapping", "altup_correct_scale", *_OF_GEMMA3N),
         "vocab_size_per_layer_input": config.per_layer_rows,
-        "altup_num_inputs": config.altup_num_inputs,
-        "altup_correct_scale": config.altup_correct_scale,
-        "laurel_rank": config.laurel_rank,
     }
 
 
@@ -209,11 +201,7 @@ def _turns_in_windows(config: ModelConfig) -> bool:
 
 
 def _expert_keys(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "num_experts": config.num_experts,
-        "num_experts_per_tok": config.num_experts_per_tok,
-        "norm_topk_prob": config.norm_topk_prob,
-    }
+    return same(config, "num_experts", "num_experts_per_tok", "norm_topk_prob")
 
 
 def _has_large_experts(config: ModelConfig) -> bool:
@@ -264,14 +252,15 @@ _GEMMA = {"norm": "rms_offset", "norm_placement": "both"}
 _GEMMA_FREE = _WINDOWS | {"embedding_multiplier", "attention_multiplier", "final_logit_softcapping"}
 # transformers reads the soft-cap of attention in Gemma 3, and has no effect of it.
 _GEMMA3_FREE = _GEMMA_FREE | _OF_ATTENTION | {"rope_local_theta"}
-_GEMMA3N_FREE = _GEMMA3_FREE | {
-    "activation_sparsity_pattern", "num_kv_shared_layers", "hidden_size_per_layer_input",
-    "vocab_size_per_layer_input", "altup_num_inputs", "laurel_rank",
-}  # fmt: skip
-_GEMMA4_FREE = _GEMMA3_FREE | {
-    "global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers",
-    "hidden_size_per_layer_input", "use_double_wide_mlp",
-}  # fmt: skip
+_OF_GEMMA3N = frozenset({"num_kv_shared_layers", "hidden_size_per_layer_input", "altup_num_inputs", "laurel_rank"})
+_GEMMA3N_FREE = _GEMMA3_FREE | _OF_GEMMA3N | {"activation_sparsity_pattern", "vocab_size_per_layer_input"}
+_OF_GEMMA4 = frozenset(
+    {
+        "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers", "hidden_size_per_layer_input",
+        "use_double_wide_mlp",
+    }
+)  # fmt: skip
+_GEMMA4_FREE = _GEMMA3_FREE | _OF_GEMMA4 | {"global_head_dim"}
 
 # transformers' model_type -> the features that the family has beyond those of all.
 FAMILIES: dict[str, Family] = {
