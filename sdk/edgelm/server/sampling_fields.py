@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgelm.generation_config import OF_CHANCE, GenerationConfig
+from edgelm.generation_config import OF_CHANCE, RANGES, GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import Schema, listing, number, whole
 
@@ -19,23 +19,16 @@ STOPS: Schema = listing(_STOP, most=MAX_STOPS)
 
 # LM Studio and llama.cpp write -1 for as many as fit.
 MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
+_AS_OURS = (
+    "top_p", "min_p", "top_n_sigma", "mirostat_tau", "mirostat_eta", "xtc_probability", "xtc_threshold",
+    "dry_multiplier", "dry_base", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 SAMPLING: dict[str, Schema] = {
+    **{name: number(*RANGES[name]) for name in _AS_OURS},
     "temperature": number(0, 2),
-    "top_p": number(0, 1),
     "top_k": whole(-1),
-    "min_p": number(0, 1),
-    "typical_p": {"type": "number", "minimum": 0.001, "maximum": 1},
-    "top_n_sigma": number(0, 100),
-    "mirostat_tau": number(0, 100),
-    "mirostat_eta": number(0, 1),
-    "xtc_probability": number(0, 1),
-    "xtc_threshold": number(0.001, 1),
-    "dry_multiplier": number(0, 100),
-    "dry_base": number(1, 4),
+    "typical_p": number(0.001, 1),
     "dry_allowed_length": whole(1, 1000),
-    "repetition_penalty": number(0.01, 100),
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
     "logit_bias": {
         "type": "object",
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},
