@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgelm.batching.generation import Generation
-from edgelm.completion import FinishReason, Timings, Usage
+from edgelm.completion import FinishReason
 from edgelm.decoding.answer import Answer
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVRow
@@ -51,6 +51,12 @@ class Request:
         return most_rows(self.answer.config)
 
     @property
+    def own_row(self) -> KVRow:
+        """What it is computed in, while it is at work."""
+        assert self.row is not None
+        return self.row
+
+    @property
     def is_over(self) -> bool:
         """Whether nobody wants the rest."""
         return self.generation.cancelled or time.monotonic() > self.expires
@@ -80,18 +86,8 @@ class Request:
         now = time.perf_counter()
         started = now if self.started is None else self.started
         prefilled = now if self.prefilled is None else self.prefilled
-        prompt_tokens, generated = len(self.answer.prompt_ids), self.answer.generated
-        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=generated, cached_tokens=self.cached_tokens)
-        timings = Timings(
-            queued_seconds=started - self.submitted,
-            prefill_seconds=prefilled - started,
-            decode_seconds=now - prefilled,
-            prefill_tokens=self.prefill_tokens,
-            decode_tokens=max(0, generated - 1),  # the first token comes with the prefill
-            drafted_tokens=self.answer.drafted,
-            accepted_tokens=self.answer.accepted,
-        )
-        self.generation.put(self.answer.chunk(text, reason, usage, timings))
+        seconds = started - self.submitted, prefilled - started, now - prefilled
+        self.generation.put(self.answer.last_chunk(text, reason, self.cached_tokens, self.prefill_tokens, seconds))
 
 
 def most_rows(config: GenerationConfig) -> int:

@@ -154,8 +154,7 @@ class RunningBatch:
         elif self._batch.active:
             self._step_rows()
         for request in self._decoding.values():
-            assert request.row is not None
-            self._prefixes.slide(request.row, self._computed_together(request))
+            self._prefixes.slide(request.own_row, self._computed_together(request))
 
     def _step_rows(self) -> None:
         """Compute the next token of every answer, and of every beam of a search."""
@@ -163,8 +162,7 @@ class RunningBatch:
         searches = [search for _, search in self._searching.values()]
         next_ids: dict[KVRow, int] = {beam.row: beam.token_ids[-1] for search in searches for beam in search.beams}
         for request in self._decoding.values():
-            assert request.row is not None
-            next_ids[request.row] = request.next_call[0]
+            next_ids[request.own_row] = request.next_call[0]
         if not (rows := self._batch.rows[: self._batch.active]):
             return
         bound, started = len(self._batch.bindings), time.perf_counter()
@@ -177,8 +175,7 @@ class RunningBatch:
         behind = iter(logits_NV[len(rows) :])  # none where the system has not the memory for guesses
         guessed = {row: [*zip(guesses.get(row, ()), behind, strict=False)] for row in rows}
         for request in list(self._decoding.values()):
-            assert request.row is not None
-            self._take_step(request, logits_of[request.row], guessed[request.row])
+            self._take_step(request, logits_of[request.own_row], guessed[request.own_row])
         for request, search in list(self._searching.values()):
             self._search(request, search, np.stack([logits_of[beam.row] for beam in search.beams]))
 
@@ -193,7 +190,6 @@ class RunningBatch:
         room = self._max_tokens - self.tokens
         for request in guessing:
             longest = min(room, longest_row(self._session.config) - request.length)
-            assert request.row is not None
             assert request.answer.speculator is not None
             try:
                 guess, plan = request.answer.speculator.guess_beside(
@@ -206,7 +202,7 @@ class RunningBatch:
             except Exception as error:  # of its draft
                 self._fail_one(request, error)
             else:
-                guesses[request.row] = guess
+                guesses[request.own_row] = guess
                 room -= len(guess)
         return guesses
 
@@ -214,8 +210,7 @@ class RunningBatch:
         self, request: Request, logits_V: NDArray[np.float32], guessed: Sequence[tuple[int, NDArray[np.float32]]]
     ) -> None:
         """Choose the next token of an answer, and those after it while they are the guessed ones; wrong ones leave."""
-        row = request.row
-        assert row is not None
+        row = request.own_row
         row.truncate(row.length - len(guessed))
         request.computed += 1
         self._advance(request, logits_V)
@@ -228,12 +223,11 @@ class RunningBatch:
 
     def _search(self, request: Request, search: BeamSearch, logits_BV: NDArray[np.float32]) -> None:
         """Go on with a search, or begin it behind its prompt; its answer comes as a whole."""
-        assert request.row is not None
         try:
             if search.beams:
                 is_over = search.advance(logits_BV)
             else:
-                is_over = search.begin(logits_BV[0], request.row, request.answer.sampler)
+                is_over = search.begin(logits_BV[0], request.own_row, request.answer.sampler)
             request.length += 1
             if is_over and not any(self._take(request, *token) for token in search.answer):
                 self._finish(request, request.answer.rest(), "length")
@@ -246,8 +240,7 @@ class RunningBatch:
 
     def _fill(self) -> None:
         request = self._next_to_fill()
-        row, prompt_ids = request.row, request.prompt_ids
-        assert row is not None
+        row, prompt_ids = request.own_row, request.prompt_ids
         try:
             together = computed_together(self._session, row, prompt_ids)
             # Before each piece: another request with the same beginning may have computed it meanwhile.
@@ -294,8 +287,7 @@ class RunningBatch:
 
     def _computed_together(self, request: Request) -> int:
         """Count the tokens of a request's prompt that the prefix cache may take for a prompt's."""
-        assert request.row is not None
-        return len(computed_together(self._session, request.row, request.prompt_ids))
+        return len(computed_together(self._session, request.own_row, request.prompt_ids))
 
     def _next_to_fill(self) -> Request:
         """Choose whose prompt goes on: each in turn, but every other time one that a single piece completes."""
@@ -310,9 +302,8 @@ class RunningBatch:
 
     def _compute_alone(self, request: Request) -> None:
         """Compute a token, and with it those that a constraint forced after it."""
-        assert request.row is not None
         call = request.next_call
-        rows_TV = self._session.forward(call, request.row, all_logits=True)
+        rows_TV = self._session.forward(call, request.own_row, all_logits=True)
         request.computed += 1
         if request.computed > request.taken:
             request.taken = request.computed
@@ -327,8 +318,7 @@ class RunningBatch:
 
     def _speculate(self, request: Request) -> None:
         """Compute the next token of the only request, and tokens guessed after it, in one call."""
-        row, speculator = request.row, request.answer.speculator
-        assert row is not None
+        row, speculator = request.own_row, request.answer.speculator
         assert speculator is not None
         length = row.length + 1  # with the tokens that are chosen for sure
         room = min(longest_row(self._session.config), self._max_tokens) - request.length
@@ -346,7 +336,6 @@ class RunningBatch:
 
     def _advance(self, request: Request, logits_V: NDArray[np.float32]) -> None:
         """Choose the next token of an answer, unless it is catching up with what it had before it lost its row."""
-        assert request.row is not None
         if request.computed < len(request.calls):
             return
         room = longest_row(self._session.config) - request.length
@@ -367,8 +356,7 @@ class RunningBatch:
 
     def _shift(self, request: Request, id_: int, keep: int) -> None:
         """Let a request whose context is full fill its row anew, with what is left of its text."""
-        assert request.row is not None
-        text = [*request.row.token_ids[: request.length], id_]
+        text = [*request.own_row.token_ids[: request.length], id_]
         self._remove(request)
         request.begin_with(fitted(text, keep, longest_row(self._session.config)))
         self.add(request)

@@ -142,7 +142,6 @@ class Answer:
         together = computed_together(session, cache, self.prompt_ids)
         self._computed_together = len(together)
         cached = prefixes.fill(cache, together)
-        prompt_tokens = len(self.source_ids) + len(self.prompt_ids)
         waited = 0.0  # while the consumer had the last chunk
         text, reason = "", None
         try:
@@ -171,19 +170,8 @@ class Answer:
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"
-        yield self.chunk(
-            text,
-            reason,
-            Usage(prompt_tokens=prompt_tokens, completion_tokens=self.generated, cached_tokens=cached),
-            Timings(
-                prefill_seconds=prefilled - started,
-                decode_seconds=time.perf_counter() - prefilled - waited,
-                prefill_tokens=max(0, prompt_tokens - cached - unread),
-                decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
-                drafted_tokens=self.drafted,
-                accepted_tokens=self.accepted,
-            ),
-        )
+        seconds = 0.0, prefilled - started, time.perf_counter() - prefilled - waited
+        yield self.last_chunk(text, reason, cached, max(0, self._prompt_tokens - cached - unread), seconds)
 
     def _new_decoder(self, *, skip: int = 0) -> StreamDecoder:
         return StreamDecoder(
@@ -271,20 +259,31 @@ class Answer:
             return text + self.rest(), "length"
         return text, None
 
-    @property
-    def drafted(self) -> int:
-        """How many tokens were guessed ahead."""
-        return 0 if self.speculator is None else self.speculator.drafted
-
-    @property
-    def accepted(self) -> int:
-        """How many of them were right."""
-        return 0 if self.speculator is None else self.speculator.accepted
-
     def rest(self) -> str:
         """Return what was held back: half a character, or the beginning of a stop."""
         text, stopped = self._stops.push(self._decoder.flush())
         return text if stopped else text + self._stops.flush()
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return len(self.source_ids) + len(self.prompt_ids)
+
+    def last_chunk(
+        self, text: str, reason: FinishReason, cached: int, prefilled: int, seconds: tuple[float, float, float]
+    ) -> Chunk:
+        """Make the last chunk; cached, prefilled: tokens of the prompt. seconds: queued, of the prompt, of the rest."""
+        queued, prefill_seconds, decode_seconds = seconds
+        timings = Timings(
+            queued_seconds=queued,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=decode_seconds,
+            prefill_tokens=prefilled,
+            decode_tokens=max(0, self.generated - 1),  # the first token comes with the prefill
+            drafted_tokens=0 if self.speculator is None else self.speculator.drafted,
+            accepted_tokens=0 if self.speculator is None else self.speculator.accepted,
+        )
+        usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self.generated, cached_tokens=cached)
+        return self.chunk(text, reason, usage, timings)
 
     def chunk(
         self,
@@ -293,7 +292,7 @@ class Answer:
         usage: Usage | None = None,
         timings: Timings | None = None,
     ) -> Chunk:
-        """Make a chunk of `text` and the tokens since the last chunk."""
+        """Make a chunk of `text` and the tokens since the chunk before."""
         ids, self._ids = tuple(self._ids), []
         logprobs, self._logprobs = tuple(self._logprobs), []
         return Chunk(
