@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, ToolCall, ToolCallDelta
 from edgelm.server.answers import Answers, Job
-from edgelm.server.api_error import ApiError, as_api_error, client_left
+from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.request_body import finite_json
@@ -67,22 +67,17 @@ async def deliver(
         cleanup.enter_context(served)
         jobs, writer = await asyncio.to_thread(prepare, served)
         if scoring is not None:
-            scored = _scored(served, scoring(served.model))
-            if await unless_disconnected(call.request.receive, scored) is None:
-                raise client_left()
+            await unless_disconnected(call.request.receive, _scored(served, scoring(served.model)))
         answers = Answers(served, jobs, call.caller, call.deadline, call.metrics)
         cleanup.callback(answers.cancel)
         await asyncio.to_thread(answers.start)
         if streaming:
             later = cleanup.pop_all()  # the response does it, at its end
             return StreamAnswer(_until_error(writer, answers), later.close, writer.media_type)
-        completions = await unless_disconnected(call.request.receive, answers.completions())
-        if completions is None:
-            raise client_left()
-        return JsonAnswer(writer.whole(completions))
+        return JsonAnswer(writer.whole(await unless_disconnected(call.request.receive, answers.completions())))
 
 
-async def _scored(served: LoadedModel, texts: Iterator[bool]) -> bool:
+async def _scored(served: LoadedModel, texts: Iterator[bool]) -> None:
     """Score texts in threads, each in a turn of its own; one that is begun is waited for, whoever leaves."""
     more = True
     while more:
@@ -92,7 +87,6 @@ async def _scored(served: LoadedModel, texts: Iterator[bool]) -> bool:
                 more = await asyncio.shield(text)
             finally:
                 await asyncio.wait({text})
-    return True
 
 
 async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[Job]], *, model: str | None) -> int:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from edgelm.embedding import DEFAULT_POOLING, Pooling, embed
 from edgelm.errors import TokenizerError
-from edgelm.server.api_error import ApiError, client_left
+from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import KEEP_ALIVE, acquire
 from edgelm.server.openai_completions import texts_or_ids, token_ids
@@ -137,9 +137,6 @@ async def _embed(
                     found.append(await asyncio.to_thread(written, index))
             return found
 
-        result = await unless_disconnected(call.request.receive, rows())
-        if result is None:
-            raise client_left()
-        return result, sum(map(len, inputs))
+        return await unless_disconnected(call.request.receive, rows()), sum(map(len, inputs))
     finally:
         served.release()

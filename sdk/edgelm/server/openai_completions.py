@@ -245,29 +245,23 @@ class CompletionWriter:
         return TokenPlaces(decoder=decoder, end=0 if echo is None else len(echo.text))
 
     def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob], places: TokenPlaces) -> dict[str, Any]:
-        names: list[str] = []
-        values: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
+        rows: list[tuple[str, float | None, dict[str, float] | None]] = []
         offsets = [places.take(token.id) for token in tokens]
         if echo is not None:
             echoed = TokenPlaces(decoder=StreamDecoder(self.tokenizer, visible=self.tokenizer.control_tokens))
             offsets = [*map(echoed.take, echo.ids), *offsets]
-            names.append(self._name(echo.ids[0]))
-            values.append(None)
-            tops.append(None)
+            rows.append((self._name(echo.ids[0]), None, None))
             tokens = (*echo.logprobs, *tokens)
         for token in tokens:
-            names.append(self._name(token.id))
-            values.append(finite(token.logprob))
             # Of two tokens with one name, the likelier one counts; the token itself is always among them.
             top: dict[str, float] = {}
             for other in (*token.alternatives, token):
                 top.setdefault(self._name(other.id), finite(other.logprob))
-            tops.append(top)
+            rows.append((self._name(token.id), finite(token.logprob), top))
         return {
-            "tokens": names,
-            "token_logprobs": values,
-            "top_logprobs": tops if self.logprobs else None,
+            "tokens": [name for name, _, _ in rows],
+            "token_logprobs": [value for _, value, _ in rows],
+            "top_logprobs": [top for _, _, top in rows] if self.logprobs else None,
             "text_offset": offsets,
         }
 

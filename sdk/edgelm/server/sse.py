@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from edgelm.server.api_error import ApiError, client_left
 
 KEEPALIVE = b": keepalive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -61,7 +64,8 @@ class StreamAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the pieces."""
         try:
-            await unless_disconnected(receive, self._send(send))
+            with contextlib.suppress(ApiError):  # which nobody is there to read
+                await unless_disconnected(receive, self._send(send))
         finally:
             self._close()
 
@@ -79,12 +83,18 @@ class StreamAnswer(Response):
 
 
 async def unless_disconnected(receive: Receive, work: Any) -> Any:
-    """Await `work`, and return its result; when the client leaves before, cancel it and return None."""
+    """Await `work`, and return its result; when the client leaves before, cancel it.
+
+    Raises:
+        ApiError: the client has left.
+    """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if not working.done():
+            raise client_left()
+        return working.result()
     finally:
         working.cancel()
         leaving.cancel()
