@@ -17,8 +17,6 @@ METHODS = ("rounded", "searched", "hqq", "gptq", SHORTLIST)
 # (docs/results/quantization.md). 6 and 5 bits are computed with as 8.
 _ALL_SIZES = (16, 32, 64, 128, 256)
 BLOCK_SIZES = {8: _ALL_SIZES, 6: _ALL_SIZES, 5: _ALL_SIZES, 4: _ALL_SIZES, 2: (32, 64, 128)}
-# Nearly lossless at 8 bits, where a search gains nothing; below, each block's grid is worth a search.
-_DEFAULT_METHODS = {8: "rounded", 6: "searched", 5: "searched", 4: "searched", 2: "searched"}
 _NAME = re.compile(r"int(\d+)-block(\d+)(-asymmetric)?(?:-([a-z]+))?")
 
 
@@ -77,12 +75,9 @@ def parse_scheme(name: str) -> Scheme | str:
             f"int4-block32-asymmetric-gptq; methods: {', '.join(METHODS)}."
         )
     bits = int(match[1])
-    return Scheme(
-        bits=bits,
-        block_size=int(match[2]),
-        symmetric=match[3] is None,
-        method=match[4] or _DEFAULT_METHODS.get(bits, "rounded"),
-    )
+    # Nearly lossless at 8 bits, where a search gains nothing; below, each block's grid is worth a search.
+    method = match[4] or ("rounded" if bits == 8 else "searched")
+    return Scheme(bits=bits, block_size=int(match[2]), symmetric=match[3] is None, method=method)
 
 
 def _listed(values: Iterable[int]) -> str:

@@ -44,7 +44,7 @@ class Upload:
     kept_card: bool
 
 
-def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upload:
+def upload(folder: Path, repo: str, options: UploadOptions) -> Upload:
     """Upload the package at `folder` to ORG/REPO as one commit, with a card; the repository is made if it is missing.
 
     Raises:
@@ -53,7 +53,6 @@ def upload(folder: Path, repo: str, options: UploadOptions | None = None) -> Upl
             reached or refuses.
         ConfigError: the file with the token cannot be read.
     """
-    options = options or UploadOptions()
     manifest = Manifest.load(folder)
     manifest.check_files(folder)
     token = hub_token(options.token_file)

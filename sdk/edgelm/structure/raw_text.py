@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
+from edgelm.structure.schema_gaps import takes
 from edgelm.structure.tagged_values import parts_of
 
 # What a schema says that forbids no value.
@@ -128,7 +128,7 @@ class RawText:
             return []
         if len(pattern) <= _LONGEST_PATTERN and counted <= _MOST_COUNTED:
             match = "|".join(map(_whole, _alternatives(pattern)))
-            if _compiles(match):
+            if takes(lambda matcher: str(matcher.grammar_from_lark(f"start: TEXT\nTEXT: /{match}/"))):
                 return [match]
         if self.strict:
             raise unenforceable(self.tool, f"the pattern {pattern!r} cannot be enforced in a text without quotes")
@@ -160,11 +160,3 @@ def _whole(alternative: str) -> str:
 def regex(text: str) -> str:
     """Return a regular expression, between slashes, that matches a text alone."""
     return "".join(_SPELLED.get(char) or re.escape(char) for char in text)
-
-
-def _compiles(regex: str) -> bool:
-    if importlib.util.find_spec("llguidance") is None:
-        return True  # which the matcher says
-    from llguidance import LLMatcher
-
-    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: /{regex}/"))

@@ -109,12 +109,17 @@ def _describes_in_several_places(schema: Mapping[str, Any]) -> bool:
 
 def _reads(pattern: Any) -> bool:
     """Say whether llguidance can read a pattern: of JavaScript's it has no look-around and no backreferences."""
-    if not isinstance(pattern, str) or importlib.util.find_spec("llguidance") is None:
-        return True  # which the matcher says
+    schema = json.dumps({"type": "string", "pattern": pattern}) if isinstance(pattern, str) else ""
+    return not schema or takes(lambda matcher: matcher.grammar_from_json_schema(schema))
+
+
+def takes(grammar: Callable[[Any], str]) -> bool:
+    """Say whether llguidance takes a grammar, made by its LLMatcher; where it is missing, the matcher says that."""
+    if importlib.util.find_spec("llguidance") is None:
+        return True
     from llguidance import LLMatcher
 
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
-    return not LLMatcher.validate_grammar(grammar)
+    return not LLMatcher.validate_grammar(grammar(LLMatcher))
 
 
 def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:

@@ -325,14 +325,12 @@ def _errors(what: str, *, quoting: bool = True) -> Iterator[None]:
         yield
     except TokenizerError:
         raise
-    except Exception as error:
-        if not quoting:
-            raise TokenizerError(f"{what}: {type(error).__name__}.") from None
-        raise TokenizerError(f"{what}: {type(error).__name__}: {error}.") from error
     except BaseException as error:
-        # A panic of the Rust library is a BaseException, and pyo3 offers no class to catch it by.
-        if type(error).__name__ != "PanicException":
+        problem = type(error).__name__
+        if problem == "PanicException":  # of the Rust library, a BaseException; pyo3 offers no class to catch it by
+            problem = "the tokenizers library gave up"
+        elif not isinstance(error, Exception):
             raise
-        if not quoting:
-            raise TokenizerError(f"{what}: the tokenizers library gave up.") from None
-        raise TokenizerError(f"{what}: the tokenizers library gave up: {error}.") from error
+        if quoting:
+            raise TokenizerError(f"{what}: {problem}: {error}.") from error
+        raise TokenizerError(f"{what}: {problem}.") from None
