@@ -22,7 +22,7 @@ class CheckedCheckpoint(CheckpointView):
         super().__init__(checkpoint)
         self._progress, self._label = progress, label
         self._unread = dict.fromkeys(checkpoint.config.tensor_shapes())  # in their order
-        self._total, self._read = len(self._unread), 0
+        self._total = len(self._unread)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor.
@@ -31,7 +31,7 @@ class CheckedCheckpoint(CheckpointView):
             CheckpointError: it has NaN or infinite values.
         """
         tensor = self._checkpoint.tensor(name)
-        self._check(name, tensor)
+        self._note(name, tensor)
         return tensor
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
@@ -52,8 +52,7 @@ class CheckedCheckpoint(CheckpointView):
         """
         blocks = self._checkpoint.quantized_blocks(name, rows)
         if blocks is not None:
-            check = self._check if rows == ALL_ROWS else self._note
-            check(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
+            self._note(name, blocks.scales if blocks.offsets is None else blocks.scales + blocks.offsets)
         return blocks
 
     def refuse_unread(self) -> None:
@@ -72,14 +71,11 @@ class CheckedCheckpoint(CheckpointView):
                 "edgelm_export/decoder.py and reference.py too (docs/architecture.md)."
             )
 
-    def _check(self, name: str, values: NDArray[np.float32]) -> None:
-        self._note(name, values)
-        self._read += 1
-        if self._progress is not None:
-            self._progress(self._label, min(self._read, self._total), self._total)
-
     def _note(self, name: str, values: NDArray[np.float32]) -> None:
-        self._unread.pop(name, None)
+        if name in self._unread:  # of a table the first of its rows count
+            del self._unread[name]
+            if self._progress is not None:
+                self._progress(self._label, self._total - len(self._unread), self._total)
         # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
         if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
             raise CheckpointError(

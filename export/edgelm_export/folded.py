@@ -16,7 +16,7 @@ from edgelm.layer_features import NORM_PLACEMENTS
 from edgelm.multipliers import Multipliers
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.tensor_map import GATHERED, is_of_norm
+from edgelm_export.tensor_map import GATHERED, HEAD, is_of_norm
 
 # GroupQueryAttention turns heads by tables whose width is a multiple of 8, that is 16 dimensions.
 ROTARY_MULTIPLE = 16
@@ -116,7 +116,7 @@ class FoldedCheckpoint(CheckpointView):
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, with its factors inside."""
-        if name in GATHERED:  # which has none
+        if name in GATHERED or (name == HEAD and self._factor(name) is None):  # which has none
             return self._checkpoint.rows(name, first, end)
         return self.tensor(name)[first:end]
 

@@ -224,8 +224,12 @@ class HuggingFaceCheckpoint:
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, widened exactly to float32."""
-        part = self._parts[name]
-        return self._read(part.source, slice(first, end)) if part.is_whole else self.tensor(name)[first:end]
+        part, before = self._parts[name], 0
+        if isinstance(part.rows, slice):
+            part, before = dataclasses.replace(part, rows=None), part.rows.start or 0
+        if not part.is_whole:
+            return self.tensor(name)[first:end]
+        return self._read(part.source, slice(before + first, before + end))
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a packed matrix, or some of its rows, on its own grid, where its groups are MatMulNBits' blocks."""

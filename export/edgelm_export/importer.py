@@ -17,10 +17,11 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.huggingface import WEIGHTS_FILE
+from edgelm_export.quantize.keep import FLOAT_TYPES
 from edgelm_export.quantize.portions import portions_of
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import GATHERED, HEAD, PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 
@@ -67,8 +68,10 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path, *, progress: Progress
 
 
 def _portions(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
-    """Read a tensor; a table of layers' features, which is larger than all others, some rows at a time."""
-    if name != PER_LAYER_EMBEDDING:
+    """Read a tensor; tables of tokens, which are larger than all others, some rows at a time."""
+    is_table = name == HEAD or name in GATHERED
+    # What is packed otherwise would be unpacked as a whole for each of its portions.
+    if not is_table or (name != PER_LAYER_EMBEDDING and checkpoint.stored_type(name) not in FLOAT_TYPES):
         yield checkpoint.tensor(name)
         return
     for rows in portions_of(checkpoint.config.tensor_shapes()[name]):

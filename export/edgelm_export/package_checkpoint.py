@@ -190,7 +190,7 @@ class _StoredTensors:
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor, widened or dequantized to float32."""
-        stored, rows = self._place(name)
+        stored, _ = self._place(name)
         if stored in self._grids:
             packed = self._packed(name)
             # Scales that float32 just holds make weights that it does not.
@@ -198,28 +198,32 @@ class _StoredTensors:
                 weight = unpack(packed)
                 is_divided = name == head_name(self.config) and HEAD_FACTORS in self._initializers
                 return weight * self._head_factors() if is_divided else weight
+        return np.ascontiguousarray(self._floats(name), np.float32)
+
+    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
+        """Read some rows of a matrix, widened or dequantized to float32."""
+        stored, _ = self._place(name)
+        if stored not in self._grids:
+            return np.ascontiguousarray(self._floats(name)[first:end], np.float32)
+        if name != PER_LAYER_EMBEDDING:
+            return self.tensor(name)[first:end]
+        with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
+            return unpack(self._packed(name, slice(first, end)))
+
+    def _floats(self, name: str) -> NDArray[Any]:
+        """Map a tensor that is on no grid into memory, as it is stored."""
+        stored, rows = self._place(name)
         with self._laid_out(name):
             array = self._array(stored)
             is_matrix = array.ndim == 2 and name.endswith(".weight")
             if is_matrix and isinstance(rows, slice) and name not in _GATHERED:
                 array = array.T
-            found = np.ascontiguousarray(array[rows], np.float32)
+            found: NDArray[Any] = array[rows]
         if found.shape != self._shapes[name]:
             raise CheckpointError(
                 f"{self._folder} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
             )
         return found
-
-    def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
-        """Read some rows of a matrix, widened or dequantized to float32."""
-        stored, _ = self._place(name)
-        if name != PER_LAYER_EMBEDDING:
-            return self.tensor(name)[first:end]
-        if stored not in self._grids:
-            with self._laid_out(name):
-                return np.ascontiguousarray(self._array(stored)[first:end], np.float32)
-        with self._laid_out(name), np.errstate(over="raise", invalid="raise"):
-            return unpack(self._packed(name, slice(first, end)))
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix, or some of its rows, on its grid, where it is on one; two planes together are none."""

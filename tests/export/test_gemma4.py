@@ -37,7 +37,6 @@ from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.importer import write_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import Precision, Rule, portions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
@@ -191,25 +190,6 @@ def test_a_table_of_features_is_never_read_as_a_whole(
             is_exact = precision == "keep" and source in ("folder", "Q8_0", "fp32 package", "int6 package")
             assert np.array_equal(package.tensor(PER_LAYER_EMBEDDING), whole) or not is_exact
         np.testing.assert_array_equal(checkpoint.rows(PER_LAYER_EMBEDDING, 7, 9), whole[7:9])
-
-
-def test_a_table_of_features_is_imported_some_rows_at_a_time(
-    tmp_path: Path, save_model: SaveModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
-    checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
-    whole, read = checkpoint.tensor(PER_LAYER_EMBEDDING), checkpoint.tensor
-
-    def refused(name: str) -> np.ndarray:
-        assert name != PER_LAYER_EMBEDDING
-        return read(name)
-
-    monkeypatch.setattr(checkpoint, "tensor", refused)
-    monkeypatch.setattr(portions, "_WEIGHTS_AT_ONCE", 50 * whole.shape[1])
-
-    write_checkpoint(checkpoint, tmp_path / "imported")
-
-    np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path / "imported").tensor(PER_LAYER_EMBEDDING), whole)
 
 
 @pytest.mark.parametrize("source", ["mlx", "int8", "int6", "int8 in operators of the standard"])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_models import GEMMA4
 from forked_processes import exit_status, fork
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,10 +24,15 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.importer import import_checkpoint
+from edgelm_export.importer import import_checkpoint, write_checkpoint
+from edgelm_export.quantize import portions
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.sources import open_checkpoint
+from edgelm_export.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 
+SaveModel = Callable[..., torch.nn.Module]
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -59,6 +65,35 @@ def test_a_hugging_face_folder_keeps_its_values_its_type_and_its_config(
     theirs = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert {key: value for key, value in config.items() if key != "edgelm"} == theirs
     assert ModelConfig.load(tmp_path / "ours") == HuggingFaceCheckpoint(tmp_path / "hf").config
+
+
+@pytest.mark.parametrize("source", ["gemma4", "llama", "GGUF", "package"])
+def test_tables_of_tokens_are_imported_some_rows_at_a_time(
+    source: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "hf"
+    features = GEMMA4 if source == "gemma4" else {"tie_word_embeddings": False}
+    model = save_model("gemma4_text" if source == "gemma4" else "llama", path, dtype=torch.bfloat16, **features)
+    if source == "GGUF":
+        path = write_gguf(tmp_path / "tiny.gguf", model, "BF16")
+    if source == "package":
+        path = tmp_path / "package"
+        export_package(HuggingFaceCheckpoint(tmp_path / "hf"), path, "bf16")
+    with open_checkpoint(path) as checkpoint:
+        tables = {EMBEDDING, PER_LAYER_EMBEDDING if source == "gemma4" else HEAD}
+        expected, read, steps = {name: checkpoint.tensor(name) for name in tables}, checkpoint.tensor, list[int]()
+
+        def refused(name: str) -> np.ndarray:
+            assert name not in tables
+            return read(name)
+
+        monkeypatch.setattr(checkpoint, "tensor", refused)
+        monkeypatch.setattr(portions, "_WEIGHTS_AT_ONCE", 1000)
+        write_checkpoint(checkpoint, tmp_path / "ours", progress=lambda *step: steps.append(step[1]))
+    assert steps == list(range(1, len(checkpoint.config.tensor_shapes()) + 1))
+    with open_checkpoint(tmp_path / "ours") as imported:
+        for name in tables:
+            np.testing.assert_array_equal(imported.tensor(name), expected[name])
 
 
 def test_16_bit_gguf_weights_keep_their_type_and_quantized_ones_become_float32(
