@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from metaspace_tokenizer import write_metaspace
 
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
@@ -197,6 +198,39 @@ def test_tokenizers_that_put_a_space_before_a_text_match_from_the_first_characte
         assert accepts(Constraint.choices([text]), tokenizer, text)
     assert not accepts(Constraint.choices(["hi"]), tokenizer, " hi")
     assert tokenizer.encode_continuation("hi") != tokenizer.encode("hi")
+
+
+def answer_under(constraint: Constraint, tokenizer: Tokenizer) -> str:
+    """Return what is written by what must come, and of what may come the first."""
+    matcher, ids = constraint.compile(tokenizer), list[int]()
+    while not matcher.is_complete:
+        row = np.zeros(tokenizer.vocab_size, np.float32)
+        matcher.mask(row)
+        ids.append((matcher.forced() or [int(row.argmax())])[0])
+        matcher.advance(ids[-1])
+    return b"".join(map(tokenizer.token_bytes, ids)).decode()
+
+
+@pytest.mark.parametrize("text", ["hi", "  hi  sea", "ｈｉ ①", "漢字\x02", '{"名前": "ﾃｽﾄ"}'])
+def test_a_text_that_the_tokenizer_would_change_is_written_as_it_stands(tmp_path: Path, text: str) -> None:
+    path = write_metaspace(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    as_sentencepiece_does = [
+        {"type": "Nmt"}, {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]  # fmt: skip
+    content["normalizer"]["normalizers"][:0] = as_sentencepiece_does
+    path.write_text(json.dumps(content))
+    assert answer_under(Constraint.choices([text]), Tokenizer.load(tmp_path)) == text
+
+
+def test_a_vocabulary_that_cannot_write_what_must_come_is_named(tmp_path: Path) -> None:
+    path = write_metaspace(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["byte_fallback"] = False
+    content["decoder"]["decoders"] = [step for step in content["decoder"]["decoders"] if step["type"] != "ByteFallback"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="followed: no token of this model's vocabulary continues it"):
+        answer_under(Constraint.choices(["h漢"]), Tokenizer.load(tmp_path))
 
 
 def test_a_control_token_is_no_text(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import threading
@@ -193,6 +194,8 @@ class ConstraintMatcher:
             error = (
                 "too much may come at one place. Of an object with hundreds of properties, require all, or have fewer"
             )
+        if error.startswith(_NOTHING_CAN_COME):
+            error = "no token of this model's vocabulary continues it"
         raise ConfigError(f"The constraint cannot be followed: {error}.")
 
 
@@ -243,7 +246,9 @@ def _lark_of_gbnf(grammar: str) -> str:
 class _Vocabulary:
     """What llguidance asks of a tokenizer: each token's bytes, which are control tokens, and how a text is encoded.
 
-    It has one token more than the tokenizer, as its end token: the model's own depend on the request.
+    It takes tokens for what they say. So a text that the tokenizer would write otherwise (ｆ as f, two spaces as one)
+    is made of the longest tokens that say it, as far as there are some. There is one token more than the tokenizer has,
+    as the end token: the model's own depend on the request.
     """
 
     is_tokenizer_wrapper = True
@@ -260,7 +265,28 @@ class _Vocabulary:
     def __call__(self, text: str) -> list[int]:
         tokenizer = self._tokenizer()
         assert tokenizer is not None  # every matcher holds it
-        return tokenizer.encode_continuation(text)
+        ids, data = tokenizer.encode_continuation(text), text.encode("utf-8")
+        return ids if b"".join(map(tokenizer.token_bytes, ids)) == data else self._longest_tokens(data)
+
+    def _longest_tokens(self, data: bytes) -> list[int]:
+        ids: list[int] = []
+        while data:
+            lengths = range(min(len(data), self._longest), 0, -1)
+            length = next((length for length in lengths if data[:length] in self._id_of_bytes), 0)
+            if not length:
+                break
+            ids.append(self._id_of_bytes[data[:length]])
+            data = data[length:]
+        return ids
+
+    @functools.cached_property
+    def _id_of_bytes(self) -> dict[bytes, int]:
+        shut_out = set(self.special_token_ids)
+        return {data: id_ for id_, data in enumerate(self.tokens) if data and id_ not in shut_out}
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._id_of_bytes), default=0)
 
 
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()

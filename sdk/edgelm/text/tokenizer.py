@@ -28,7 +28,7 @@ _HTML = re.compile(
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_BOUNDARY = "\x02"
+_BOUNDARY = "\ue002"  # a private-use character: no normalizer takes it away, as SentencePiece's does control characters
 # Characters. `encode` holds Python's lock until it is done, 4 s for a megabyte, in which no other thread does anything;
 # `encode_batch_fast` gives it away, and starts threads of its own, which short texts do not need.
 _LONG = 1 << 14
@@ -203,7 +203,7 @@ class Tokenizer:
         """
         if not self.strips_leading_space:
             return self.encode(text)
-        # A control character that nothing merges with takes the space before it.
+        # A character that nothing merges with takes the space before it.
         before = len(self.encode(_BOUNDARY))
         return self.encode(_BOUNDARY + text)[before:]
 
