@@ -355,6 +355,14 @@ def test_the_lines_of_tokens_fit_the_terminal(monkeypatch, width):
     assert lines[0].endswith("…")
 
 
+def test_characters_that_take_two_columns_fit_the_terminal_and_are_shown_as_they_are(monkeypatch):
+    wcswidth = pytest.importorskip("wcwidth").wcswidth
+    monkeypatch.setenv("COLUMNS", "80")
+    chat = converse("很长的问题" * 20, "/tokens", "/set stop 。")
+    assert wcswidth(chat.screen.notes[-2].splitlines()[0]) == 79  # the column that is left has no room for another
+    assert chat.screen.notes[-1] == 'stop = ["。"]'
+
+
 def test_another_model_goes_on_with_the_conversation_and_the_settings():
     chat = converse("/system Be kind.", "Hello", "/set temperature 0.5", "/model other", "And you?", "/model")
     assert chat.screen.answers == ["The sea is blue.", "I am another."]

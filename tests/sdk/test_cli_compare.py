@@ -63,6 +63,15 @@ def test_the_columns_stand_below_each_other_whatever_a_recipe_is_called(packages
     assert len(set(map(len, lines))) == 1
 
 
+def test_the_columns_stand_below_each_other_whatever_script_a_name_is_in(packages: list[str]) -> None:
+    wcswidth = pytest.importorskip("wcwidth").wcswidth
+    manifest = Manifest.load(Path(packages[1]))
+    for name in ("模型-ｱＡ", "e\u0301te\u0301-\u1112\u1161\u11ab", "الـنموذج"):
+        dataclasses.replace(manifest, name=name).save(Path(packages[1]))
+        lines = compare(*packages, "--rounds", "0").stdout.splitlines()
+        assert len(set(map(wcswidth, lines))) == 1
+
+
 def test_packages_of_one_name_are_told_apart_by_their_folders(packages: list[str], tmp_path: Path) -> None:
     manifest = Manifest.load(Path(packages[1]))
     dataclasses.replace(manifest, name="tiny-random").save(Path(packages[1]))

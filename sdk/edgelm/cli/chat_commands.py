@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
+from edgelm.cli.columns import columns, cut_to, padded
 from edgelm.cli.output import counted, printable, timing_line
 from edgelm.cli.thinking import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
@@ -158,7 +159,9 @@ def _set(chat: Conversation, argument: str) -> None:
         except RecursionError as error:
             raise ConfigError(f"/set {name} takes no value that is nested so deeply.") from error
     shown = (name,) if name else SETTINGS
-    chat.screen.note("\n".join(f"{setting} = {json.dumps(_setting(chat, setting))}" for setting in shown))
+    chat.screen.note(
+        "\n".join(f"{setting} = {json.dumps(_setting(chat, setting), ensure_ascii=False)}" for setting in shown)
+    )
 
 
 def _setting(chat: Conversation, name: str) -> object:
@@ -214,9 +217,10 @@ def _sessions(chat: Conversation, _argument: str) -> None:
     if not sessions:
         chat.screen.note("No sessions are saved yet.")
         return
-    width = max(len(session.name) for session in sessions)
+    width = max(columns(session.name) for session in sessions)
     lines = [
-        f"{'*' if session.name == chat.kept.name else ' '} {session.name:<{width}}  {session.saved:%Y-%m-%d %H:%M}  "
+        f"{'*' if session.name == chat.kept.name else ' '} {padded(session.name, width)}  "
+        f"{session.saved:%Y-%m-%d %H:%M}  "
         + (f"{session.messages} messages with {session.model}" if session.problem is None else "(broken)")
         for session in sessions
     ]
@@ -337,7 +341,7 @@ def _tokens(chat: Conversation, _argument: str) -> None:
 def _preview(text: str) -> str:
     length = max(1, min(_PREVIEW_LENGTH, shutil.get_terminal_size().columns - _BEFORE_PREVIEW))
     line = " ".join(printable(text[: 2 * length]).split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
+    return line if columns(line) <= length else f"{cut_to(line, length - 1)}…"
 
 
 def _stats(chat: Conversation, _argument: str) -> None:

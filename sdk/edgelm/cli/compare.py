@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from edgelm.cli.columns import columns, padded
 from edgelm.cli.generation_options import complete_model, threads_option
 from edgelm.cli.output import one_line, print_json
 from edgelm.cli.picture_file import picture_option
@@ -131,8 +132,8 @@ def _with_speeds(folders: Sequence[Path], rows: Sequence[_Row], threads: int | N
 
 
 def _print_table(rows: Sequence[_Row]) -> None:
-    width = max(len(one_line(row.name)) for row in rows)
-    second = max(len(one_line(text)) for text in ("precision", *(row.precision for row in rows)))
+    width = max(columns(one_line(row.name)) for row in rows)
+    second = max(columns(one_line(text)) for text in ("precision", *(row.precision for row in rows)))
     head = f"{'':<{width}}  {'precision':<{second}} {'MB':>8}{'prompt/s':>10}{'answer/s':>10}{'perplexity':>12}"
     click.echo(f"{head}{'over source':>13}{'KL, nats':>10}{'top-1':>8}")
     for row in rows:
@@ -140,7 +141,8 @@ def _print_table(rows: Sequence[_Row]) -> None:
             f"{'-' if speed is None else f'{speed:.0f}':>10}" for speed in (row.prompt_speed, row.answer_speed)
         )
         click.echo(
-            f"{one_line(row.name):<{width}}  {one_line(row.precision):<{second}} {row.bytes / 1e6:>8.1f}{speeds}"
+            f"{padded(one_line(row.name), width)}  {padded(one_line(row.precision), second)} "
+            f"{row.bytes / 1e6:>8.1f}{speeds}"
             f"{row.perplexity:>12.3f}{row.perplexity_over_source - 1:>+z13.1%}{row.mean_kl_divergence:>10.4f}"
             f"{row.top1_agreement:>8.1%}"
         )

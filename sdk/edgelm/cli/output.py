@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import click
 
+from edgelm.cli.columns import columns, padded
 from edgelm.completion import Timings, Usage
 from edgelm.errors import ConfigError
 
@@ -137,9 +138,9 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below the titles of their columns."""
     table = [titles, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*table, strict=True)]
     for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        click.echo("  ".join(padded(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

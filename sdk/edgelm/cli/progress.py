@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgelm.cli.columns import columns, cut_to
 from edgelm.cli.output import can_redraw, columns_of_stderr, is_terminal, one_line, redraw_line
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ class ProgressLine:
         if self._bar is None or label != self._label:
             self.close()
             self._label = label
-            columns = columns_of_stderr()
-            shown = one_line(label)[: max(columns - _AROUND - 1, 1)]
-            width = max(min(_BAR, columns - _AROUND - len(shown)), 1)
+            room = columns_of_stderr() - _AROUND
+            shown = cut_to(one_line(label), max(room - 1, 1))
+            width = max(min(_BAR, room - columns(shown)), 1)
             self._bar = click.progressbar(length=total, label=shown, width=width, file=sys.stderr)
             self._bar.render_progress()
             self._before, self._began = done, time.time()
