@@ -99,6 +99,17 @@ def test_utf16_that_is_piped_in_is_no_prompt(says_sea, encoding):
     assert "error: What is piped in is no text in UTF-8: it has the character NUL." in result.stderr
 
 
+def test_a_text_in_an_older_encoding_is_read_with_a_remark(says_sea):
+    whole, broken = (
+        run(TINY, stdin="海是蓝色的。\n天空也是。"),
+        run(TINY, stdin="海是蓝色的。\n天空也是。".encode("gbk")),
+    )
+    assert "\ufffd" in says_sea[1][-1]["content"]
+    assert "UTF-8" not in whole.stderr
+    assert broken.stderr.count("What is piped in is not all UTF-8") == 1
+    assert "iconv -f GBK -t UTF-8" in broken.stderr
+
+
 def test_an_argument_that_is_not_utf8_is_repaired(says_sea):
     run(TINY, "caf\udce9", "--system", "th\udce9")
     assert [message["content"] for message in says_sea[0]] == ["th�", "caf�"]

@@ -295,7 +295,10 @@ def main(require_signature: str | None) -> None:
     # error. On Windows that is a code page of 256 characters for all but a console, so what goes into a file or a pipe
     # is UTF-8 there too.
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8-sig", errors="replace")
+        on_terminal = sys.stdin.isatty()
+        sys.stdin.reconfigure(
+            encoding=None if on_terminal else "utf-8-sig", errors="replace" if on_terminal else "surrogateescape"
+        )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             in_code_page = sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ

@@ -60,9 +60,12 @@ def redraw_line(text: str = "") -> None:
 def piped_lines() -> Iterator[str]:
     """Yield the lines of standard input; none where it is closed, or open for writing alone, as nohup leaves it.
 
+    Bytes that are not UTF-8 become U+FFFD, with a remark at the first: of a text in GBK or Shift JIS nothing is left.
+
     Raises:
         ConfigError: it has the character NUL, which is in no text.
     """
+    is_whole = True
     try:
         for line in sys.stdin or ():
             if "\0" in line:
@@ -70,7 +73,15 @@ def piped_lines() -> Iterator[str]:
                     "What is piped in is no text in UTF-8: it has the character NUL. It is a binary file, or text in "
                     "UTF-16, which becomes UTF-8 with iconv -f UTF-16 -t UTF-8."
                 )
-            yield line
+            text = clean_text(line)
+            if is_whole and text != line:
+                is_whole = False
+                click.echo(
+                    "What is piped in is not all UTF-8: the model reads \ufffd for the rest. Text in an older encoding "
+                    "becomes UTF-8 with iconv, such as iconv -f GBK -t UTF-8.",
+                    err=True,
+                )
+            yield text
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
