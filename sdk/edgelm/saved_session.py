@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -32,9 +33,9 @@ _KINDS: dict[str, Any] = {
     "model": str, "fingerprint": str, "system": (str, type(None)), "messages": list, "tokens": int
 }  # fmt: skip
 _MAX_BYTES = 1 << 28  # of a conversation
-_NAMING_WORDS, _NAMING_LENGTH = 6, 40
+_NAMING_WORDS, _NAMING_LENGTH, _NAMING_BYTES = 6, 40, 60  # twenty characters of Chinese, which take forty columns
 _NAMED = 10  # of the sessions that there are, how many an error names
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_MOST_NAME_BYTES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,12 @@ class SavedSessions:
     def new_name(self, text: str) -> str:
         """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`.
 
-        Letters lose their accents; a text without letters from a to z gives `chat`.
+        Letters from a to z lose their accents; a text without letters and digits gives `chat`.
 
         Raises:
             ConfigError: the disk cannot be read.
         """
-        apart = unicodedata.normalize("NFKD", text[:_NAMING_LENGTH].casefold())
-        plain = "".join(character for character in apart if not unicodedata.combining(character))
-        base = "-".join(re.findall(r"[a-z0-9]+", plain[:_NAMING_LENGTH])[:_NAMING_WORDS]) or "chat"
+        base = _first_words(text) or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
         with _reaching(self.root, "read"):
             return next(name for name in names if is_plain_name(name) and not (self.root / name).exists())
@@ -122,7 +121,7 @@ class SavedSessions:
         """
         with _reaching(self.root, "read"):
             entries = list(self.root.iterdir()) if self.root.exists() else []
-            folders = [path for path in entries if path.is_dir() and _NAME.fullmatch(path.name)]
+            folders = [path for path in entries if path.is_dir() and _is_name(path.name)]
             folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
         return [folder.name for folder in folders]
 
@@ -271,11 +270,39 @@ def _describe(folder: Path) -> SavedSession:
 
 
 def _check_name(name: str) -> str:
-    if not (isinstance(name, str) and _NAME.fullmatch(name) and is_plain_name(name)):
+    if not isinstance(name, str) or not _is_name(name):
         raise ConfigError(
-            f"{name!r} is not a name for a session: use up to 100 letters from a to z, digits, and . _ - between them, "
-            "and none that is a device of Windows."
+            f"{name!r} is not a name for a session: use letters, digits, and . _ - between them, up to "
+            f"{_MOST_NAME_BYTES} bytes in UTF-8, and no name of a device of Windows."
         )
+    return name
+
+
+def _is_name(name: str) -> bool:
+    return (
+        is_plain_name(name)
+        and len(name.encode()) <= _MOST_NAME_BYTES
+        and name[0].isalnum()
+        and all(_is_letter(character) or character in "._-" for character in name)
+    )
+
+
+def _is_letter(character: str) -> bool:
+    """Tell a letter, a digit, or a mark that stands by one."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def _first_words(text: str) -> str:
+    """Join the first words of a text by hyphens, as far as a folder's name has room; "" where there are none."""
+    apart = unicodedata.normalize("NFD", text[:_NAMING_LENGTH].casefold())
+    plain = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", apart)[:_NAMING_LENGTH])
+    spaced = "".join(character if _is_letter(character) else " " for character in plain)
+    words = [word for word in spaced.split() if word[0].isalnum()]  # no mark that is left of an emoji
+    name = "-".join(words[:_NAMING_WORDS]).encode("utf-8")[:_NAMING_BYTES].decode("utf-8", "ignore").rstrip("-")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # a system whose names of files have other characters
+        return ""
     return name
 
 

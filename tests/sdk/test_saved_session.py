@@ -225,9 +225,11 @@ def test_of_many_sessions_an_error_names_a_few(own_library: Path) -> None:
     assert len(str(raised.value)) < 250
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 101, "a b", "con", "Com1.x", 5])
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", ".hidden", "x" * 101, "海" * 34, "a b", "\u0e48a", "a\u202eb", "con", "Com1.x", 5]
+)
 def test_a_name_that_could_leave_the_folder_is_refused(session: ChatSession, name: Any) -> None:
-    with pytest.raises(edgelm.ConfigError, match="is not a name for a session: use up to 100 letters"):
+    with pytest.raises(edgelm.ConfigError, match="is not a name for a session: use letters, digits, and"):
         SavedSessions().save(name, session)
 
 
@@ -360,12 +362,27 @@ def test_another_model_goes_on_with_the_text_where_it_is_let(session: ChatSessio
 def test_a_new_name_is_made_of_the_first_words(session: ChatSession) -> None:
     saved = SavedSessions()
     assert saved.new_name("Why is the sea blue, and the sky too?") == "why-is-the-sea-blue-and"
-    assert saved.new_name("漢字") == "chat"
+    assert saved.new_name("为什么海是蓝色的？") == "为什么海是蓝色的"
+    assert saved.new_name("海" * 100) == "海" * 20
+    assert saved.new_name("Почему море синее, а?") == "почему-море-синее-а"
+    assert saved.new_name("ทำไม ที่นี่!") == "ทำไม-ที่นี่"
+    assert saved.new_name("\u1112\u1161\u11ab\u1100\u1173\u11af ガ") == "한글-ガ"  # as macOS parts them
+    assert saved.new_name("☀️ 👍🏽!") == "chat"
     assert saved.new_name("Écris-moi un poème sur la fête") == "ecris-moi-un-poeme-sur-la"
     assert saved.new_name("e\u0301t\u00e9 stra\u00dfe \u0130stanbul") == "ete-strasse-istanbul"
-    assert saved.new_name("㏂" * 40) == "a-m-a-m-a-m"
+    assert saved.new_name("ﬃ" * 40) == ("ffi" * 14)[:40]
     assert saved.new_name("a" * 500) == "a" * 40
     assert saved.new_name("Con?") == "con-2"  # Windows has no folder of the other name
     saved.save("chat", session)
     assert saved.new_name("") == "chat-2"
     assert saved.describe("chat").messages == 2
+    for text in ("为什么海是蓝色的？", "ทำไมที่นี่", "हिन्दी में क्यों"):
+        name = saved.new_name(text)
+        saved.save(name, session)
+        assert (saved.describe(name).messages, saved.names().count(name)) == (2, 1)
+
+
+def test_a_new_name_is_one_that_the_disk_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda name: name.encode("latin-1"))
+    assert SavedSessions().new_name("漢字") == "chat"
+    assert SavedSessions().new_name("sea") == "sea"
