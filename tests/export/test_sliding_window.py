@@ -241,13 +241,13 @@ def test_rows_of_a_batch_and_beams_answer_as_alone(
         return logits_BV
 
     model.prefixes = PrefixCache(model.config, 0)
-    prompts = [IDS[:length] for length in (500, 7, 350, 130)]
+    prompts, config = [IDS[:length] for length in (500, 7, 350, 130)], ANSWER.replace(max_new_tokens=72)
     beams = ANSWER.replace(num_beams=3, max_new_tokens=16)
     with keeping_all():
-        expected = [alone(model, ids) for ids in prompts]
+        expected = [alone(model, ids, config) for ids in prompts]
         searched = alone(model, IDS, beams)
     monkeypatch.setattr(model.session, "forward_rows", recorded)
-    answers = model.generate_batch([*prompts, *prompts], ANSWER, max_batch=3)  # rows end, move and are used again
+    answers = model.generate_batch([*prompts, *prompts], config, max_batch=3)  # rows end, move and are used again
     assert [(answer.token_ids, answer.logprobs) for answer in answers] == [*expected, *expected]
     assert max(held) <= WINDOW + 2 * 128
     assert said(model, IDS, beams, model.session.new_cache()) == searched
