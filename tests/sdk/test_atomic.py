@@ -374,13 +374,13 @@ def test_two_threads_that_write_one_folder_do_not_disturb_each_other(tmp_path: P
             with atomic.replace_folder(target) as staging:
                 (staging / "config.json").write_text("first")
                 first_writes.set()
-                second_is_done.wait(10)
+                second_is_done.wait()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=first)
+    thread = threading.Thread(target=first, daemon=True)
     thread.start()
-    first_writes.wait(10)
+    first_writes.wait()
     with atomic.replace_folder(target) as staging:
         (staging / "config.json").write_text("second")
     assert content(target) == {"config.json": "second"}

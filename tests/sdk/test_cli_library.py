@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -216,9 +215,8 @@ def test_rm_asks_on_a_terminal(library, answer, code, left):
     main_end, terminal = pty.openpty()
     script = "from edgelm.cli.main import main; main(prog_name='edgelm')"
     process = subprocess.Popen([sys.executable, "-c", script, "rm", "tiny"], stdin=terminal, stderr=subprocess.PIPE)
-    time.sleep(0.1)
     os.write(main_end, answer)
-    _, asked = process.communicate(timeout=20)
+    _, asked = process.communicate()
     os.close(terminal)
     os.close(main_end)
     assert b"Remove tiny from the library? [y/N]" in asked
@@ -235,7 +233,7 @@ def test_rm_says_for_whom_it_waits(library):
         assert process.stderr is not None
         assert process.stderr.readline() == f"Waiting for process {os.getpid()}, which works on tiny …\n"
         assert "tiny" in library.packages()
-    assert process.communicate(timeout=20)[1] == "Removed tiny.\n"
+    assert process.communicate()[1] == "Removed tiny.\n"
 
 
 def test_show_commands_no_terminal(library):

@@ -394,7 +394,7 @@ def test_a_short_prompt_does_not_wait_for_a_piece_of_a_long_one(
     config = GenerationConfig(max_new_tokens=4, ignore_eos=True)
     with Engine(model) as engine:
         long = engine.submit([7, 8, 9] * 300, config)
-        assert began.wait(10)
+        assert began.wait()
         short = join(engine.submit("Hi", config))
         completion = join(long)
     assert stopped == [128]
@@ -417,7 +417,7 @@ def test_cancelling_stops_the_piece_of_a_prompt(model: LanguageModel, monkeypatc
     monkeypatch.setattr(model.session, "forward", wait_to_be_stopped)
     with Engine(model) as engine:
         generation = engine.submit([5, 6] * 150)
-        assert second.wait(10)
+        assert second.wait()
         generation.cancel()
         completion = join(generation)
     assert completion.finish_reason == "cancelled"

@@ -350,8 +350,8 @@ def test_the_real_model_reads_prompts_to_one_result_and_within_two_percent(smoll
     assert quality is not None
     after, source_after = quality.after_prefill or (0.0, 1.0)
     assert after == pytest.approx(source_after, rel=0.02)  # 0.0102 measured
-    session, ids = smollm2.session, smollm2.tokenizer.encode(verification_text())[:600]
-    for length in (33, 258, 600):
+    session, ids = smollm2.session, smollm2.tokenizer.encode(verification_text())[:258]
+    for length in (33, 258):
         fresh, pieces, reused = session.new_cache(), session.new_cache(), session.new_cache()
         fresh_V = prefill(session, ids[:length], fresh).copy()
         pieces_V = None

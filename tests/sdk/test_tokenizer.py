@@ -59,7 +59,10 @@ def test_others_run_while_a_long_text_is_encoded_which_has_the_ids_of_the_origin
     sys.setswitchinterval(100)  # seconds: who holds Python's lock keeps it unless it is given away
     try:
         begins.set()
-        ids = tokenizer.encode(text)
+        for _ in range(100):  # of a busy machine's cores one may be free for the other only by and by
+            ids = tokenizer.encode(text)
+            if has_run.is_set():
+                break
         assert has_run.is_set()
     finally:
         sys.setswitchinterval(interval)

@@ -65,7 +65,7 @@ class Runner:
         return Outcome(returncode=returncode, stdout=stdout, stderr=stderr)
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ main()
     assert process.stdout.readline() == "begun\n"
     assert leftovers(tmp_path)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
 
     assert process.returncode == 143, errors
     assert leftovers(tmp_path) == []
