@@ -88,6 +88,10 @@ def _heads_divide(config: ModelConfig) -> bool:
     return config.hidden_size % config.num_attention_heads == 0
 
 
+def _has_plain_heads(config: ModelConfig) -> bool:
+    return _one_switch(config) and _heads_divide(config)
+
+
 def _heads_cover(config: ModelConfig) -> bool:
     return config.hidden_size == config.num_attention_heads * config.head_dim
 
@@ -264,203 +268,130 @@ _GEMMA4_FREE = _GEMMA3_FREE | _OF_GEMMA4 | {"global_head_dim"}
 
 # transformers' model_type -> the features that the family has beyond those of all.
 FAMILIES: dict[str, Family] = {
-    "llama": Family(architecture="LlamaForCausalLM", free=_BIASES, fits=lambda c: _one_switch(c) and _heads_divide(c)),
+    "llama": Family(architecture="LlamaForCausalLM", free=_BIASES, fits=_has_plain_heads),
     "qwen2": Family(
-        architecture="Qwen2ForCausalLM", fixed={"attention_bias": True}, free=_WINDOWS, keys=_switched_windows
+        architecture="Qwen2ForCausalLM", fixed={"attention_bias": True}, free=_WINDOWS, keys=_switched_windows,
     ),
     "mistral": Family(
-        architecture="MistralForCausalLM",
-        free=frozenset({"sliding_window"}),
-        keys=lambda c: {"sliding_window": c.sliding_window},
+        architecture="MistralForCausalLM", free=frozenset({"sliding_window"}),
+        keys=lambda c: same(c, "sliding_window"),
     ),
     "ministral": Family(architecture="MinistralForCausalLM", free=_WINDOWS, keys=_windows),
     "ministral3": Family(
-        architecture="Ministral3ForCausalLM",
-        free=frozenset({"llama_4_scaling_beta", "sliding_window"}),
-        fits=lambda c: c.llama_4_scaling_beta is not None and c.rope_scaling.rope_type == "yarn",
-        keys=_growing_queries,
+        architecture="Ministral3ForCausalLM", free=frozenset({"llama_4_scaling_beta", "sliding_window"}),
+        fits=lambda c: c.llama_4_scaling_beta is not None and c.rope_scaling.rope_type == "yarn", keys=_growing_queries,
     ),
     "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        fixed={"qk_norm": True},
-        free=_WINDOWS | _OF_ATTENTION,
-        fits=_one_switch,
+        architecture="Qwen3ForCausalLM", fixed={"qk_norm": True}, free=_WINDOWS | _OF_ATTENTION, fits=_one_switch,
         keys=_switched_windows,
     ),
     "qwen3_moe": Family(
-        architecture="Qwen3MoeForCausalLM",
-        fixed={"qk_norm": True},
+        architecture="Qwen3MoeForCausalLM", fixed={"qk_norm": True},
         free=_EXPERTS | _OF_ATTENTION | {"layers_without_experts", "sliding_window"},
-        fits=lambda c: _one_switch(c) and c.num_experts > 0,
-        keys=_qwen3_moe,
+        fits=lambda c: _one_switch(c) and c.num_experts > 0, keys=_qwen3_moe,
     ),
     "glm4_moe": Family(
-        architecture="Glm4MoeForCausalLM",
-        fixed=_SIGMOIDS,
-        free=_SHARED_EXPERTS | {"qk_norm", "attention_bias", "partial_rotary_factor"},
-        fits=_has_shared_experts,
-        keys=lambda c: {
-            **_shared_expert_keys(c),
-            "use_qk_norm": c.qk_norm,
-            "partial_rotary_factor": c.partial_rotary_factor,
-        },
+        architecture="Glm4MoeForCausalLM", fixed=_SIGMOIDS,
+        free=_SHARED_EXPERTS | {"qk_norm", "attention_bias", "partial_rotary_factor"}, fits=_has_shared_experts,
+        keys=lambda c: {**_shared_expert_keys(c), "use_qk_norm": c.qk_norm, **same(c, "partial_rotary_factor")},
     ),
     "dots1": Family(
-        architecture="Dots1ForCausalLM",
-        fixed=_SIGMOIDS | {"qk_norm": True},
-        free=_SHARED_EXPERTS | _WINDOWS | _OF_ATTENTION,
-        fits=lambda c: _one_switch(c) and _has_shared_experts(c),
+        architecture="Dots1ForCausalLM", fixed=_SIGMOIDS | {"qk_norm": True},
+        free=_SHARED_EXPERTS | _WINDOWS | _OF_ATTENTION, fits=lambda c: _one_switch(c) and _has_shared_experts(c),
         keys=lambda c: {**_shared_expert_keys(c), **_windows(c)},
     ),
     "olmoe": Family(
-        architecture="OlmoeForCausalLM",
-        fixed={"qk_norm": True, "qk_norm_scope": "projection"},
-        free=_EXPERTS | _OF_ATTENTION,
-        fits=lambda c: _one_switch(c) and _heads_cover(c) and _has_large_experts(c),
+        architecture="OlmoeForCausalLM", fixed={"qk_norm": True, "qk_norm_scope": "projection"},
+        free=_EXPERTS | _OF_ATTENTION, fits=lambda c: _one_switch(c) and _heads_cover(c) and _has_large_experts(c),
         keys=_expert_keys,
     ),
     "flex_olmo": Family(
-        architecture="FlexOlmoForCausalLM",
-        fixed=_OLMO2,
-        free=_EXPERTS | _OF_ATTENTION,
-        fits=lambda c: _one_switch(c) and _heads_divide(c) and _has_large_experts(c),
-        keys=_expert_keys,
+        architecture="FlexOlmoForCausalLM", fixed=_OLMO2, free=_EXPERTS | _OF_ATTENTION,
+        fits=lambda c: _has_plain_heads(c) and _has_large_experts(c), keys=_expert_keys,
     ),
     "mellum": Family(
-        architecture="MellumForCausalLM",
-        fixed={"qk_norm": True},
+        architecture="MellumForCausalLM", fixed={"qk_norm": True},
         free=_EXPERTS | _WINDOWS | _OF_ATTENTION | {"layers_without_experts", "rope_local_theta"},
-        fits=lambda c: _one_switch(c) and c.num_experts > 0 and c.rope_local_theta is not None,
-        keys=_mellum,
+        fits=lambda c: _one_switch(c) and c.num_experts > 0 and c.rope_local_theta is not None, keys=_mellum,
         absent=frozenset({"rope_scaling"}),
     ),
     "smollm3": Family(
-        architecture="SmolLM3ForCausalLM",
-        free=_BIASES | _WINDOWS | {"layers_without_rope"},
-        fits=lambda c: _one_switch(c) and _heads_cover(c),
-        keys=_smollm3,
+        architecture="SmolLM3ForCausalLM", free=_BIASES | _WINDOWS | {"layers_without_rope"},
+        fits=lambda c: _one_switch(c) and _heads_cover(c), keys=_smollm3,
     ),
     "granite": Family(
-        architecture="GraniteForCausalLM",
-        free=_BIASES | _MULTIPLIERS,
-        fits=lambda c: _one_switch(c) and _heads_divide(c),
-        keys=_granite,
+        architecture="GraniteForCausalLM", free=_BIASES | _MULTIPLIERS, fits=_has_plain_heads, keys=_granite,
     ),
     "granite_swa": Family(
-        architecture="GraniteSWAForCausalLM",
-        fixed={"attention_sinks": True},
+        architecture="GraniteSWAForCausalLM", fixed={"attention_sinks": True},
         free=_BIASES | _WINDOWS | _MULTIPLIERS | {"rope_local_theta", "layers_without_rope"},
-        fits=lambda c: _one_switch(c) and _heads_divide(c) and (c.rope_local_theta is None or not rope_settings(c)),
+        fits=lambda c: _has_plain_heads(c) and (c.rope_local_theta is None or not rope_settings(c)),
         keys=_granite_swa,
     ),
-    "olmo2": Family(
-        architecture="Olmo2ForCausalLM",
-        fixed=_OLMO2,
-        free=_OF_ATTENTION,
-        fits=lambda c: _one_switch(c) and _heads_divide(c),
-    ),
+    "olmo2": Family(architecture="Olmo2ForCausalLM", fixed=_OLMO2, free=_OF_ATTENTION, fits=_has_plain_heads),
     "olmo3": Family(
-        architecture="Olmo3ForCausalLM",
-        fixed=_OLMO2,
-        free=_WINDOWS | _OF_ATTENTION | {"rope_local_theta"},
-        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.rope_local_theta is not None,
-        keys=_olmo3,
+        architecture="Olmo3ForCausalLM", fixed=_OLMO2, free=_WINDOWS | _OF_ATTENTION | {"rope_local_theta"},
+        fits=lambda c: _has_plain_heads(c) and c.rope_local_theta is not None, keys=_olmo3,
     ),
     "exaone4": Family(
-        architecture="Exaone4ForCausalLM",
-        fixed={"norm_placement": "post", "qk_norm": True},
-        free=_WINDOWS | {"layers_without_rope"},
-        fits=_turns_in_windows,
-        keys=_windows,
+        architecture="Exaone4ForCausalLM", fixed={"norm_placement": "post", "qk_norm": True},
+        free=_WINDOWS | {"layers_without_rope"}, fits=_turns_in_windows, keys=_windows,
     ),
     "bitnet": Family(
-        architecture="BitNetForCausalLM",
-        fixed={"sub_norms": True},
-        free=_OF_ATTENTION,
+        architecture="BitNetForCausalLM", fixed={"sub_norms": True}, free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_cover(c),
     ),
-    "seed_oss": Family(
-        architecture="SeedOssForCausalLM",
-        free=_BIASES,
-        # Which drops out a tenth while it trains, if it is not told otherwise.
+    "seed_oss": Family(  # which drops out a tenth while it trains, if it is not told otherwise
+        architecture="SeedOssForCausalLM", free=_BIASES,
         keys=lambda c: {
-            "attention_out_bias": c.attention_output_bias,
-            "attention_dropout": 0.0,
-            "residual_dropout": 0.0,
+            "attention_out_bias": c.attention_output_bias, "attention_dropout": 0.0, "residual_dropout": 0.0,
         },
     ),
-    "arcee": Family(
-        architecture="ArceeForCausalLM",
-        fixed={"mlp_gated": False},
-        free=_BIASES,
-        fits=lambda c: _one_switch(c) and _heads_divide(c),
-    ),
+    "arcee": Family(architecture="ArceeForCausalLM", fixed={"mlp_gated": False}, free=_BIASES, fits=_has_plain_heads),
     "gemma": Family(
-        architecture="GemmaForCausalLM",
-        fixed={"norm": "rms_offset"},
-        free=_OF_ATTENTION | {"embedding_multiplier"},
-        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.embedding_multiplier == c.hidden_size**0.5,
+        architecture="GemmaForCausalLM", fixed={"norm": "rms_offset"}, free=_OF_ATTENTION | {"embedding_multiplier"},
+        fits=lambda c: _has_plain_heads(c) and c.embedding_multiplier == c.hidden_size**0.5,
     ),
     "gemma2": Family(
-        architecture="Gemma2ForCausalLM",
-        fixed=_GEMMA,
-        free=_GEMMA_FREE | _OF_ATTENTION | {"attn_logit_softcapping"},
-        fits=lambda c: _is_gemma(c) and _heads_divide(c),
-        keys=_gemma,
+        architecture="Gemma2ForCausalLM", fixed=_GEMMA, free=_GEMMA_FREE | _OF_ATTENTION | {"attn_logit_softcapping"},
+        fits=lambda c: _is_gemma(c) and _heads_divide(c), keys=_gemma,
     ),
     "gemma3_text": Family(
-        architecture="Gemma3ForCausalLM",
-        fixed=_GEMMA | {"qk_norm": True},
-        free=_GEMMA3_FREE,
+        architecture="Gemma3ForCausalLM", fixed=_GEMMA | {"qk_norm": True}, free=_GEMMA3_FREE,
         fits=lambda c: _is_gemma(c) and c.rope_local_theta is not None,
         keys=lambda c: {**_gemma(c), "rope_local_base_freq": c.rope_local_theta},
     ),
     "nemotron": Family(
-        architecture="NemotronForCausalLM",
-        fixed={"norm": "layer_offset", "mlp_gated": False},
-        free=_BIASES | {"partial_rotary_factor"},
-        fits=_one_switch,
-        keys=lambda c: {"norm_eps": c.norm_eps, "partial_rotary_factor": c.partial_rotary_factor},
+        architecture="NemotronForCausalLM", fixed={"norm": "layer_offset", "mlp_gated": False},
+        free=_BIASES | {"partial_rotary_factor"}, fits=_one_switch,
+        keys=lambda c: same(c, "norm_eps", "partial_rotary_factor"),
     ),
     "jais2": Family(
-        architecture="Jais2ForCausalLM",
-        fixed={"norm": "layer", "mlp_gated": False},
-        free=_BIASES,
-        fits=lambda c: _one_switch(c) and _heads_divide(c),
-        keys=lambda c: {"layer_norm_eps": c.norm_eps},
+        architecture="Jais2ForCausalLM", fixed={"norm": "layer", "mlp_gated": False}, free=_BIASES,
+        fits=_has_plain_heads, keys=lambda c: {"layer_norm_eps": c.norm_eps},
     ),
     "olmo": Family(
-        architecture="OlmoForCausalLM",
-        fixed={"norm": "layer_plain"},
-        free=_OF_ATTENTION,
-        fits=lambda c: _one_switch(c) and _heads_divide(c) and c.norm_eps == 1e-5,
+        architecture="OlmoForCausalLM", fixed={"norm": "layer_plain"}, free=_OF_ATTENTION,
+        fits=lambda c: _has_plain_heads(c) and c.norm_eps == 1e-5,
     ),
+    # Of these two, rope_scaling would take the place of rope_parameters.
     "gemma3n_text": Family(
         architecture="Gemma3nForCausalLM",
         fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "altup_correct_scale": True},
-        free=_GEMMA3N_FREE,
-        fits=_is_gemma3n,
-        keys=_gemma3n,
-        absent=frozenset({"rope_scaling"}),  # as of Gemma 4
+        free=_GEMMA3N_FREE, fits=_is_gemma3n, keys=_gemma3n, absent=frozenset({"rope_scaling"}),
     ),
     "gemma4_text": Family(
         architecture="Gemma4ForCausalLM",
-        fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True},
-        free=_GEMMA4_FREE,
-        fits=_is_gemma4,
-        keys=_gemma4,
-        absent=frozenset({"rope_scaling"}),  # it would take the place of rope_parameters
+        fixed={"norm_placement": "both", "qk_norm": True, "v_norm": True, "layer_scalar": True}, free=_GEMMA4_FREE,
+        fits=_is_gemma4, keys=_gemma4, absent=frozenset({"rope_scaling"}),
     ),
     "stablelm": Family(
-        architecture="StableLmForCausalLM",
-        fixed={"norm": "layer"},
+        architecture="StableLmForCausalLM", fixed={"norm": "layer"},
         free=frozenset({"attention_bias", "parallel_residual", "norm_placement", "partial_rotary_factor"}),
         fits=lambda c: _heads_cover(c) and c.norm_placement == ("shared" if c.parallel_residual else "pre"),
         keys=lambda c: {
-            "layer_norm_eps": c.norm_eps,
-            "use_qkv_bias": c.attention_bias,
-            "use_parallel_residual": c.parallel_residual,
-            "partial_rotary_factor": c.partial_rotary_factor,
+            "layer_norm_eps": c.norm_eps, "use_qkv_bias": c.attention_bias,
+            "use_parallel_residual": c.parallel_residual, **same(c, "partial_rotary_factor"),
         },
     ),
-}
+}  # fmt: skip

@@ -22,6 +22,8 @@ from edgelm.package.graph_file import PREFILL_DATA_FILE, PREFILL_FILE
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import open_package
 
+_FACTS = ("license", "terms", "size", "precision", "context_length", "is_run", "description")  # of a known model
+
 
 @click.command("list")
 @click.option("--available", is_flag=True, help="List the models that `edgelm pull` knows by name.")
@@ -60,17 +62,7 @@ def _here(library: Library) -> list[dict[str, Any]]:
 def _available(library: Library) -> list[dict[str, Any]]:
     present = {*library.packages(), *library.sources()}
     return [
-        {
-            "name": name,
-            "license": model.license,
-            "terms": model.terms,
-            "size": model.size,
-            "precision": model.precision,
-            "context_length": model.context_length,
-            "is_run": model.is_run,
-            "is_here": name in present,
-            "description": model.description,
-        }
+        {"name": name, **{fact: getattr(model, fact) for fact in _FACTS}, "is_here": name in present}
         for name, model in CATALOGUE.items()
     ]
 

@@ -103,11 +103,8 @@ class ChatTemplate:
     def takes_system(self) -> bool:
         """Whether a conversation may begin with a system message, and it is written; Gemma 2's may not."""
         word = secrets.token_hex(8)
-        try:
-            rendered = self.render([Message(role="system", content=word), Message(role="user", content="a")])
-        except ChatTemplateError:
-            return False
-        return word in rendered
+        turns = [Message(role="system", content=word), Message(role="user", content="a")]
+        return self._says(word, turns) is True
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -133,10 +130,14 @@ class ChatTemplate:
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": word, "name": "f", "tool_call_id": "123456789"},
         ]
+        return self._says(word, turns, tools=[tool]) is not False  # where it refuses, it says why of a conversation
+
+    def _says(self, word: str, turns: Sequence[Message], **variables: object) -> bool | None:
+        """Tell whether a word of a conversation is written; None: the template refuses that."""
         try:
-            return word in self.render(turns, variables={"tools": [tool]})
-        except ChatTemplateError:  # which says it about the conversation itself
-            return True
+            return word in self.render(turns, variables=variables)
+        except ChatTemplateError:
+            return None
 
     def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
         """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
