@@ -127,7 +127,7 @@ def test_related_sentences_find_each_other(smollm2_package):
 
 def test_who_embeds_one_text_does_not_wait_for_all_of_who_embeds_many(tiny, monkeypatch):
     embedded = []
-    served = SimpleNamespace(model=tiny, scoring=asyncio.Lock(), release=lambda: None)
+    served = SimpleNamespace(model=tiny, scoring=asyncio.Lock())
 
     def noting(_model, ids, _pooling):
         embedded.append(ids)
@@ -141,7 +141,7 @@ def test_who_embeds_one_text_does_not_wait_for_all_of_who_embeds_many(tiny, monk
     async def ask(texts):
         request = SimpleNamespace(receive=staying)
         call = SimpleNamespace(body={"input": texts}, request=request, check_reading=lambda _: None)
-        await embeddings._embed(call, served, "input", embeddings._numbers, truncating=False)
+        await embeddings._embed(call, served, "input", lambda _, vector: vector.tolist(), truncating=False)
 
     async def both():
         await asyncio.gather(ask([[1]] * 4), ask([[2]]))

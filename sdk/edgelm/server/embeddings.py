@@ -81,7 +81,7 @@ async def _embed_if_asked(
 ) -> tuple[Sequence[bytes], int]:
     """Do what `_embed` does; of no text there is no vector, as clients of Ollama load a model so."""
     if call.body.get(field):
-        return await _embed(call, served, field, _numbers, truncating=truncating)
+        return await _embed(call, served, field, lambda _index, vector: vector.tolist(), truncating=truncating)
     served.release()
     return [], 0
 
@@ -90,10 +90,6 @@ def _answer(fields: Mapping[str, Any], name: str, rows: Sequence[bytes]) -> Resp
     """Return an answer whose field `name` is a list that is JSON already."""
     data = b'%s,"%s":[%s]}' % (to_json(fields)[:-1], name.encode(), b",".join(rows))
     return Response(data, media_type=JsonAnswer.media_type)
-
-
-def _numbers(_index: int, vector: NDArray[np.float32]) -> object:
-    return vector.tolist()
 
 
 async def _embed(
