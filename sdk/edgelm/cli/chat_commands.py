@@ -27,21 +27,9 @@ if TYPE_CHECKING:
 
 # Of GenerationConfig, what can be typed as one number or one text; and `think`.
 SETTINGS = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "adapter",
-    "context_shift",
-    "think",
-)
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "stop", "adapter", "context_shift", "think",
+)  # fmt: skip
 _PREVIEW_LENGTH = 60
 _BEFORE_PREVIEW = 24  # characters of a line of /tokens
 _LARGEST_CHAT = 1 << 26  # bytes: some fifty of the largest files that a message takes

@@ -29,31 +29,16 @@ HUB_PREFIX = "hf:"
 _REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))?(?:@(?P<revision>.+))?", re.ASCII)
 # Everything that the importer reads, and nothing else: no pickle ever comes onto the disk.
 _TEXT_FILES = (
-    "config.json",
-    "hf_quant_config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "*.safetensors.index.json",
-)
+    "config.json", "hf_quant_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "*.safetensors.index.json",
+)  # fmt: skip
 # The one folder whose files are the importer's too: templates with names, such as tool_use.jinja.
 _NAMED_TEMPLATES = "additional_chat_templates"
 # What a tokenizer is rebuilt from, where there is no tokenizer.json.
 _TOKENIZER_FILES = (
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
-    "tekken.json",
-    "tiktoken.model",
-    "*.tiktoken",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "tiktoken.model",
+    "*.tiktoken", "vocab.json", "merges.txt", "added_tokens.json",
+)  # fmt: skip
 _GGUF_MAGIC = b"GGUF"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MOST_BYTES = 1 << 50  # of one file: a petabyte

@@ -15,18 +15,10 @@ GENAI_CONFIG, HF_CONFIG = "genai_config.json", "config.json"
 # Where Optimum and onnx-community put a graph, and its names there; the first that exists is taken.
 _SUBFOLDER = "onnx"
 _NAMES = (
-    "model.onnx",
-    "decoder_model_merged.onnx",
-    "model_quantized.onnx",
-    "model_int8.onnx",
-    "model_uint8.onnx",
-    "model_q4.onnx",
-    "model_bnb4.onnx",
-    "model_fp16.onnx",
-    "model_q4f16.onnx",
-    "decoder_model_merged_quantized.onnx",
+    "model.onnx", "decoder_model_merged.onnx", "model_quantized.onnx", "model_int8.onnx", "model_uint8.onnx",
+    "model_q4.onnx", "model_bnb4.onnx", "model_fp16.onnx", "model_q4f16.onnx", "decoder_model_merged_quantized.onnx",
     "decoder_with_past_model.onnx",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

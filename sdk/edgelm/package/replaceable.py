@@ -15,15 +15,9 @@ from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
 
 _CHECKPOINT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error_class: type[EdgeLMError]) -> None:
