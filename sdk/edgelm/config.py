@@ -15,7 +15,7 @@ from edgelm.files.regular_file import read_json_object
 from edgelm.layer_checks import check_layers, refuse_features
 from edgelm.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
 from edgelm.multipliers import Multipliers
-from edgelm.number_bounds import FLOAT32_END, MOST
+from edgelm.number_bounds import FLOAT32_END, MOST, check_count
 from edgelm.position_checks import check_positions
 from edgelm.rope_scaling import RopeScaling
 from edgelm.shell_word import shell_word
@@ -92,13 +92,7 @@ class ModelConfig(LayerFeatures):
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings",
         ):  # fmt: skip
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{field} is {value!r}; it must be a whole number of 1 or more.")
-            if value > MOST:
-                raise ConfigError(f"{field} is a number of {value.bit_length()} bits; it must be {MOST} or less.")
-        if self.num_hidden_layers > MAX_LAYERS:
-            raise ConfigError(f"num_hidden_layers is {self.num_hidden_layers}; at most {MAX_LAYERS} are supported.")
+            check_count(self, field, 1, MAX_LAYERS if field == "num_hidden_layers" else MOST)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "

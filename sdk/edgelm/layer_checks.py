@@ -8,7 +8,7 @@ from functools import partial
 from edgelm.errors import ConfigError
 from edgelm.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
 from edgelm.model_fields import ModelFields
-from edgelm.number_bounds import MOST, is_count
+from edgelm.number_bounds import MOST, check_count, is_count
 
 _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have
 _MAX_EXPERTS, _MAX_EXPERTS_IN_ALL = 4096, 1 << 16  # each makes names of tensors; in use are up to 512, and 48,000
@@ -65,18 +65,11 @@ def refuse_features(config: LayerFeatures, names: Iterable[str], kind: str) -> N
         raise ConfigError(f"{name} is {getattr(config, name)!r:.80}, which no model with {kind} has.")
 
 
-def _check_whole(config: LayerFeatures, name: str, least: int, most: int) -> None:
-    value = getattr(config, name)
-    if not is_count(value, least, most):
-        raise ConfigError(f"{name} is {value!r:.60}; it must be a whole number from {least} to {most}.")
-
-
 def _check_kinds(config: LayerFeatures) -> None:
     """Check which kind each layer is of, and what layers are named to lack."""
-    for field, least in (("sliding_window", 1), ("conv_L_cache", 2)):
-        size = getattr(config, field)
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < least):
-            raise ConfigError(f"{field} is {size!r}; it must be a whole number of {least} or more.")
+    for field, least, most in (("sliding_window", 1, MOST), ("conv_L_cache", 2, MAX_CONV)):
+        if getattr(config, field) is not None:
+            check_count(config, field, least, most)
     if config.layer_types and len(config.layer_types) != config.num_hidden_layers:
         raise ConfigError(
             f"layer_types has {len(config.layer_types)} entries; the model has {config.num_hidden_layers} layers."
@@ -90,8 +83,6 @@ def _check_kinds(config: LayerFeatures) -> None:
     if not config.attention_layers:
         kinds = " and ".join(map(repr, sorted(set(config.layer_types))))
         raise ConfigError(f"layer_types has {kinds} alone; one layer with attention to all tokens is needed.")
-    if (config.conv_L_cache or 0) > MAX_CONV:
-        raise ConfigError(f"conv_L_cache is {config.conv_L_cache}; at most {MAX_CONV} are supported.")
     for field in LAYERS_WITHOUT:
         for layer in getattr(config, field):
             if not is_count(layer, 0, config.num_hidden_layers - 1):
@@ -116,9 +107,9 @@ def _check_linear_attention(config: LayerFeatures) -> None:
             kind = config.kind(config.state_layers[0])
             raise ConfigError(f"layer_types has {kind!r}, which needs a {name}.")
         if size is not None:
-            _check_whole(config, name, least, most)
+            check_count(config, name, least, most)
     if config.mamba_dt_rank is not None:
-        _check_whole(config, "mamba_dt_rank", 1, _MAX_LINEAR)
+        check_count(config, "mamba_dt_rank", 1, _MAX_LINEAR)
     one = (config.linear_num_key_heads, config.linear_value_head_dim)
     kinds = {config.kind(layer) for layer in config.state_layers}
     if "mamba" in kinds and (kinds != {"mamba"} or config.mamba_dt_rank is None or one != (1, 1)):
@@ -153,9 +144,7 @@ def _check_experts(config: LayerFeatures) -> None:
         ("shared_expert_intermediate_size", 1),
     ):
         if getattr(config, field) is not None:
-            _check_whole(config, field, least, MOST)
-    if config.num_experts > _MAX_EXPERTS:
-        raise ConfigError(f"num_experts is {config.num_experts}; at most {_MAX_EXPERTS} are supported.")
+            check_count(config, field, least, _MAX_EXPERTS if field == "num_experts" else MOST)
     if config.num_experts * config.num_hidden_layers > _MAX_EXPERTS_IN_ALL:
         raise ConfigError(
             f"num_experts is {config.num_experts} and num_hidden_layers {config.num_hidden_layers}; at most "
@@ -196,7 +185,7 @@ def _check_latent_attention(config: LayerFeatures) -> None:
         if size is not None and rank is None:
             raise ConfigError(f"{name} is {size!r:.60}, which needs a kv_lora_rank.")
         if size is not None or needed:
-            _check_whole(config, name, 1, MOST)
+            check_count(config, name, 1, MOST)
     if rank is None:
         return
     heads, multiplier = config.num_key_value_heads, config.attention_multiplier
@@ -224,7 +213,7 @@ def _check_streams(config: LayerFeatures) -> None:
     if config.vocab_size_per_layer_input is not None:
         fields["vocab_size_per_layer_input"] = (1, MOST)
     for name, (least, most) in fields.items():
-        _check_whole(config, name, least, most)
+        check_count(config, name, least, most)
     pattern, layers = config.activation_sparsity_pattern, config.num_hidden_layers
     if pattern and (config.num_experts or not config.mlp_gated):
         raise ConfigError("activation_sparsity_pattern is set, which is for gated feed-forwards without experts.")
@@ -252,9 +241,9 @@ def _check_own_features(config: LayerFeatures) -> None:
     """Check the fields that tell layers apart."""
     for name in ("global_head_dim", "num_global_attention_heads", "num_global_key_value_heads"):
         if getattr(config, name) is not None:
-            _check_whole(config, name, 1, MOST)
+            check_count(config, name, 1, MOST)
     for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
-        _check_whole(config, name, 0, MOST)
+        check_count(config, name, 0, MOST)
     names = [
         f"num_{kind}" if getattr(config, f"num_global_{kind}") is None else f"num_global_{kind}"
         for kind in ("attention_heads", "key_value_heads")

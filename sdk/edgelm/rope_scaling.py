@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
-from edgelm.number_bounds import MOST, is_count, is_positive
+from edgelm.number_bounds import check_count, is_positive
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
@@ -63,10 +63,7 @@ class RopeScaling:
 
     def _check_context(self) -> None:
         original = self.original_max_position_embeddings
-        if not is_count(original, 0):
-            raise ConfigError(
-                f"original_max_position_embeddings is {original!r:.60}; it must be a whole number from 0 to {MOST}."
-            )
+        check_count(self, "original_max_position_embeddings", 0)
         if self.rope_type not in ("default", "linear", "proportional") and original < 1:
             raise ConfigError(f"rope_type {self.rope_type!r} needs original_max_position_embeddings.")
         # What attention is sharpened by is divided by the logarithm of it.

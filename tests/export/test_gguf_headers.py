@@ -373,7 +373,7 @@ def test_an_apertus_has_the_factors_of_its_activation_for_each_layer(factors: ob
                 "attention.key_length": 0, "attention.layer_norm_rms_epsilon": 0.0,
                 "attention.layer_norm_epsilon": 1e-5,
             },
-            "head_dim is 0; it must be a whole number of 1 or more",
+            "head_dim is 0; it must be a whole number from 1",
         ),
         ("exaone4", {"block_count": 2**31}, "num_hidden_layers is 2147483648; it must be from 1 to 4096"),
         (

@@ -29,15 +29,22 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size is 0; it must be a whole number of 1 or more."),
-        ({"hidden_size": -1}, "hidden_size is -1; it must be a whole number of 1 or more."),
-        ({"intermediate_size": 1.5}, "intermediate_size is 1.5; it must be a whole number of 1 or more."),
-        ({"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number of 1 or more."),
-        ({"num_attention_heads": "4"}, "num_attention_heads is '4'; it must be a whole number of 1 or more."),
-        ({"num_key_value_heads": None}, "num_key_value_heads is None; it must be a whole number of 1 or more."),
-        ({"head_dim": 10**400}, "head_dim is a number of 1329 bits; it must be 2147483647 or less."),
-        ({"head_dim": 0}, "head_dim is 0; it must be a whole number of 1 or more."),
-        ({"max_position_embeddings": 0}, "max_position_embeddings is 0; it must be a whole number of 1 or more."),
+        ({"vocab_size": 0}, "vocab_size is 0; it must be a whole number from 1 to 2147483647."),
+        ({"hidden_size": -1}, "hidden_size is -1; it must be a whole number from 1 to 2147483647."),
+        ({"intermediate_size": 1.5}, "intermediate_size is 1.5; it must be a whole number from 1 to 2147483647."),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number from 1 to 4096."),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4'; it must be a whole number from 1 to 2147483647."),
+        ({"num_key_value_heads": None}, "num_key_value_heads is None; it must be a whole number from 1 to 2147483647."),
+        ({"head_dim": 10**400}, "head_dim is a number of 1329 bits; it must be a whole number from 1 to 2147483647."),
+        (
+            {"laurel_rank": 10**5000},
+            "laurel_rank is a number of 16610 bits; it must be a whole number from 0 to 2147483647.",
+        ),
+        ({"head_dim": 0}, "head_dim is 0; it must be a whole number from 1 to 2147483647."),
+        (
+            {"max_position_embeddings": 0},
+            "max_position_embeddings is 0; it must be a whole number from 1 to 2147483647.",
+        ),
         (
             {"num_key_value_heads": 3},
             "num_attention_heads (4) is not a multiple of num_key_value_heads (3).",
@@ -51,7 +58,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"norm_placement": "shared"}, "norm_placement is 'shared', which needs parallel_residual."),
         ({"scoring_func": "tanh"}, "scoring_func is 'tanh'; supported: softmax, sigmoid, sparsemixer."),
         ({"qk_norm_scope": "layer"}, "qk_norm_scope is 'layer'; supported: head, turned_head, own_head, projection."),
-        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more."),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number from 1 to 2147483647."),
         ({"layer_types": ("full_attention",)}, "layer_types has 1 entries; the model has 2 layers."),
         (
             {"layer_types": ("full_attention", "chunked_attention")},
@@ -70,8 +77,8 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layer_types": ("conv", "conv"), "conv_L_cache": 3},
             "layer_types has 'conv' alone; one layer with attention to all tokens is needed.",
         ),
-        ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number of 2 or more."),
-        ({"conv_L_cache": 65}, "conv_L_cache is 65; at most 64 are supported."),
+        ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be a whole number from 2 to 64."),
+        ({"conv_L_cache": 65}, "conv_L_cache is 65; it must be a whole number from 2 to 64."),
         (
             {"layer_types": ("linear_attention", "full_attention")},
             "layer_types has 'linear_attention', which needs a linear_num_key_heads.",
@@ -249,11 +256,14 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"layer_types": ("full_attention", "feed_forward"), "layers_without_feed_forward": (0, 1)},
             "layers_without_feed_forward has 1, of which layer_types says 'feed_forward'.",
         ),
-        ({"num_experts": -1}, "num_experts is -1; it must be a whole number from 0 to 2147483647."),
-        ({"num_experts": "four"}, "num_experts is 'four'; it must be a whole number from 0 to 2147483647."),
+        ({"num_experts": -1}, "num_experts is -1; it must be a whole number from 0 to 4096."),
+        ({"num_experts": "four"}, "num_experts is 'four'; it must be a whole number from 0 to 4096."),
         ({"num_experts": 4}, "num_experts_per_tok is 0; it must be a whole number from 1 to 2147483647."),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok is 3; the model has 2 experts."),
-        ({"num_experts": 5000, "num_experts_per_tok": 1}, "num_experts is 5000; at most 4096 are supported."),
+        (
+            {"num_experts": 5000, "num_experts_per_tok": 1},
+            "num_experts is 5000; it must be a whole number from 0 to 4096.",
+        ),
         ({"n_group": 0}, "n_group is 0; it must be a whole number from 1 to 2147483647."),
         ({"topk_group": 0.5}, "topk_group is 0.5; it must be a whole number from 1 to 2147483647."),
         *(
@@ -268,7 +278,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
             {"residual_multiplier": 10**400},
             f"residual_multiplier is 1{'0' * 59}; it must be a number above 0.",
         ),
-        ({"num_hidden_layers": 4097}, "num_hidden_layers is 4097; at most 4096 are supported."),
+        ({"num_hidden_layers": 4097}, "num_hidden_layers is 4097; it must be a whole number from 1 to 4096."),
         (
             {"num_experts": 4096, "num_experts_per_tok": 1, "num_hidden_layers": 17},
             "num_experts is 4096 and num_hidden_layers 17; at most 65536 experts in all layers are supported.",
@@ -276,7 +286,7 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; it must be a whole number from 1 to 2147483647."),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 10**100},
-            f"moe_intermediate_size is 1{'0' * 59}; it must be a whole number from 1 to 2147483647.",
+            "moe_intermediate_size is a number of 333 bits; it must be a whole number from 1 to 2147483647.",
         ),
         (
             {"num_experts": 2, "num_experts_per_tok": 1, "hidden_act": "xielu"},

@@ -38,7 +38,8 @@ LONGROPE: dict[str, Any] = {
         ({"rope_type": "linear", "factor": "4"}, "The rope factor is '4'; it must be a number of 1.0 or more."),
         (
             YARN | {"original_max_position_embeddings": 10**400},
-            f"original_max_position_embeddings is 1{'0' * 59}; it must be a whole number from 0 to 2147483647.",
+            "original_max_position_embeddings is a number of 1329 bits; it must be a whole number from 0 to "
+            "2147483647.",
         ),
         (
             YARN | {"original_max_position_embeddings": 1.5},
