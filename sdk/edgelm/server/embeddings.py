@@ -48,31 +48,31 @@ OLLAMA_ONE_BODY = record({**_OLLAMA_COMMON, "prompt": TEXT}, required=("model",)
 
 async def create_embeddings(call: Call) -> Response:
     """Turn texts into vectors."""
-    served = await call.model(call.body.get("model"))
     as_text = call.body.get("encoding_format") == "base64"
 
     def row(index: int, vector: NDArray[np.float32]) -> object:
         numbers = base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist()
         return {"object": "embedding", "index": index, "embedding": numbers}
 
-    rows, tokens = await _embed(call, served, "input", row, truncating=False)
+    with await call.model(call.body.get("model")) as served:
+        rows, tokens = await _embed(call, served, "input", row, truncating=False)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return _answer({"object": "list", "model": served.name, "usage": usage}, "data", rows)
 
 
 async def ollama_embed(call: Call) -> Response:
     """Turn texts into vectors; what does not fit the context is cut off, unless the request says otherwise."""
-    served = await acquire(call)
-    load_seconds = call.seconds
-    rows, tokens = await _embed_if_asked(call, served, "input", truncating=call.body.get("truncate", True))
+    with await acquire(call) as served:
+        load_seconds = call.seconds
+        rows, tokens = await _embed_if_asked(call, served, "input", truncating=call.body.get("truncate", True))
     times = {"total_duration": int(call.seconds * 1e9), "load_duration": int(load_seconds * 1e9)}
     return _answer({"model": served.name, **times, "prompt_eval_count": tokens}, "embeddings", rows)
 
 
 async def ollama_embed_one(call: Call) -> Response:
     """Turn one text into a vector, in the older form of /api/embed."""
-    served = await acquire(call)
-    rows, _ = await _embed_if_asked(call, served, "prompt", truncating=True)
+    with await acquire(call) as served:
+        rows, _ = await _embed_if_asked(call, served, "prompt", truncating=True)
     return Response(b'{"embedding":%s}' % (rows[0] if rows else b"[]"), media_type=JsonAnswer.media_type)
 
 
@@ -80,10 +80,9 @@ async def _embed_if_asked(
     call: Call, served: LoadedModel, field: str, *, truncating: bool
 ) -> tuple[Sequence[bytes], int]:
     """Do what `_embed` does; of no text there is no vector, as clients of Ollama load a model so."""
-    if call.body.get(field):
-        return await _embed(call, served, field, lambda _index, vector: vector.tolist(), truncating=truncating)
-    served.release()
-    return [], 0
+    if not call.body.get(field):
+        return [], 0
+    return await _embed(call, served, field, lambda _index, vector: vector.tolist(), truncating=truncating)
 
 
 def _answer(fields: Mapping[str, Any], name: str, rows: Sequence[bytes]) -> Response:
@@ -100,39 +99,36 @@ async def _embed(
     *,
     truncating: bool,
 ) -> tuple[Sequence[bytes], int]:
-    """Return the rows of the texts in this field, as JSON, and how many tokens were read; the model is released.
+    """Return the rows of the texts in this field, as JSON, and how many tokens were read.
 
     row: what an answer has of a text's place and its vector.
     """
-    try:
-        language_model = served.model
-        inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body[field], field)
-        pooling: Pooling = call.body.get("pooling", DEFAULT_POOLING)
-        limit, vocab_size = language_model.context_length, language_model.config.vocab_size
-        if truncating:
-            inputs = [ids[:limit] for ids in inputs]
-        for ids in inputs:
-            if max(ids, default=0) >= vocab_size:
-                raise TokenizerError(f"The input has token id {max(ids)}; the model's are 0 to {vocab_size - 1}.")
+    language_model = served.model
+    inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body[field], field)
+    pooling: Pooling = call.body.get("pooling", DEFAULT_POOLING)
+    limit, vocab_size = language_model.context_length, language_model.config.vocab_size
+    if truncating:
+        inputs = [ids[:limit] for ids in inputs]
+    for ids in inputs:
+        if max(ids, default=0) >= vocab_size:
+            raise TokenizerError(f"The input has token id {max(ids)}; the model's are 0 to {vocab_size - 1}.")
 
-        def written(index: int) -> bytes:
-            vector = embed(language_model, inputs[index], pooling)
-            size = len(vector)
-            if (wanted := call.body.get("dimensions", size)) != size:
-                raise ApiError(400, f"dimensions is {wanted}; this model's embeddings have {size}.", param="dimensions")
-            # Here: the JSON of 2,048 vectors of 768 takes 2 s, in which the event loop would read no other request.
-            return to_json(row(index, vector))
+    def written(index: int) -> bytes:
+        vector = embed(language_model, inputs[index], pooling)
+        size = len(vector)
+        if (wanted := call.body.get("dimensions", size)) != size:
+            raise ApiError(400, f"dimensions is {wanted}; this model's embeddings have {size}.", param="dimensions")
+        # Here: the JSON of 2,048 vectors of 768 takes 2 s, in which the event loop would read no other request.
+        return to_json(row(index, vector))
 
-        async def rows() -> list[bytes]:
-            # One after the other, and beside the engine: a step of its own would delay every running answer. Requests
-            # take turns text by text: who has one does not wait for 2,048.
-            found = []
-            for index in range(len(inputs)):
-                async with served.scoring:
-                    call.check_reading(field)
-                    found.append(await asyncio.to_thread(written, index))
-            return found
+    async def rows() -> list[bytes]:
+        # One after the other, and beside the engine: a step of its own would delay every running answer. Requests
+        # take turns text by text: who has one does not wait for 2,048.
+        found = []
+        for index in range(len(inputs)):
+            async with served.scoring:
+                call.check_reading(field)
+                found.append(await asyncio.to_thread(written, index))
+        return found
 
-        return await unless_disconnected(call.request.receive, rows()), sum(map(len, inputs))
-    finally:
-        served.release()
+    return await unless_disconnected(call.request.receive, rows()), sum(map(len, inputs))
