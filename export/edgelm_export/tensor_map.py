@@ -112,9 +112,9 @@ class TensorLayout:
     """How a source names and stores the tensors of a family.
 
     names: canonical stems (a name without its `.weight` or `.bias`) or whole names, with `{i}` for the layer and `{e}`
-    for the expert, head or stream, to the source's; None where it has the canonical ones. Stems with one and the same
-    source are parts of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or
-    heads') tensors behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
+    for the expert, head or stream, to the source's, where it has others. Stems with one and the same source are parts
+    of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or heads') tensors
+    behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
     row. prefix: what names begin with, but not in folders of the family's bare model. ignored: names of a source
     that hold no weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose
     weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head:
@@ -132,7 +132,7 @@ class TensorLayout:
     the config's there may be layers for other uses, which are passed over.
     """
 
-    names: Mapping[str, str] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
     ignored: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
@@ -158,22 +158,14 @@ class TensorLayout:
     @property
     def is_canonical(self) -> bool:
         """Whether the source's tensors are ours under our names."""
-        renamed = any(name != source for name, source in (self.names or {}).items())
+        renamed = any(name != source for name, source in self.names.items())
         return not (renamed or self.transposed or self.row_orders or self.norms_plus_one)
 
     def source_name(self, name: str) -> str:
-        """Translate a canonical name.
-
-        Raises:
-            CheckpointError: the table has no such name.
-        """
-        if self.names is None:
-            return name
+        """Translate a canonical name."""
         pattern, layer, expert = pattern_of(name)
         stem, _, suffix = pattern.rpartition(".")
-        if pattern not in self.names and stem not in self.names:
-            raise CheckpointError(f"The architecture's table of names lacks {stem}, which its config asks for.")
-        source = self.names[pattern] if pattern in self.names else f"{self.names[stem]}.{suffix}"
+        source = self.names[pattern] if pattern in self.names else f"{self.names.get(stem, stem)}.{suffix}"
         return source.replace("{i}", layer).replace("{e}", expert)
 
 

@@ -145,7 +145,7 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_
     ("model_type", "changes", "message"),
     [
         ("youtu", {"attention_bias": True}, "attention_bias is true; latent attention with biases is not supported"),
-        ("youtu", {"rope_interleave": False}, "rope_interleave is false; supported is true"),
+        ("youtu", {"rope_interleave": False}, "rope_interleave is False; supported is True"),
         ("youtu", {"kv_lora_rank": 0}, "kv_lora_rank is 0; it must be from 1 to"),
         (
             "youtu",
@@ -158,7 +158,7 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_
             EXPERTS | {"topk_method": "group_limited_greedy", "n_group": 2},
             "topk_method is 'group_limited_greedy' and n_group 2; supported is 'greedy'",
         ),
-        ("deepseek_v3", EXPERTS | {"rope_interleave": False}, "rope_interleave is false; supported is true"),
+        ("deepseek_v3", EXPERTS | {"rope_interleave": False}, "rope_interleave is False; supported is True"),
         (
             "deepseek_v2",
             EXPERTS | {"topk_method": "noaux_tc"},

@@ -102,11 +102,6 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
     )
 
 
-def test_a_tensor_that_the_rows_table_does_not_know_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match=r"table of names lacks model.embed_positions"):
-        LLAMA.gguf.layout.source_name("model.embed_positions.weight")
-
-
 def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
     config = ModelConfig(
         model_type="llama", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4_096,

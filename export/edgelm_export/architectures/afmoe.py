@@ -6,39 +6,17 @@ Three in four layers attend in a window; those that see all do not turn their he
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-# DeepSeek-V3's names for the same, by this family's.
-_RENAMED = {
-    "num_experts": "n_routed_experts",
-    "num_shared_experts": "n_shared_experts",
-    "num_dense_layers": "first_k_dense_replace",
-    "route_scale": "routed_scaling_factor",
-}
-# What the models' own code lets a config say, and transformers does not read.
-_FIXED: Mapping[str, Any] = {
-    "attention_bias": False,
-    "route_norm": True,
-    "score_func": "sigmoid",
-    "n_group": 1,
-    "topk_group": 1,
-    "num_expert_groups": 1,
-    "num_limited_groups": 1,
-}
 _MLP = "model.layers.{i}.mlp"
 _NAMES = {
-    **sigmoid_experts.NAMES,
-    **{name: name for name in llama.GGUF_QK_NORMS},
-    "model.layers.{i}.self_attn.gate_proj": "model.layers.{i}.self_attn.gate_proj",
     "model.layers.{i}.pre_feedforward_layernorm": "model.layers.{i}.pre_mlp_layernorm",
     "model.layers.{i}.post_feedforward_layernorm": "model.layers.{i}.post_mlp_layernorm",
     f"{_MLP}.gate": f"{_MLP}.router.gate",
@@ -53,26 +31,16 @@ _GGUF_NAMES = (
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    for key, supported in _FIXED.items():
-        if values.get(key, supported) != supported:
-            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     every = hf_values.bounded(values, "global_attn_every_n_layers")
     kinds = hf_values.layer_types(values) or hf_values.last_sees_all(layers, every)
-    window = hf_values.optional_whole_number(values, "sliding_window")
-    if window is None and "sliding_attention" in kinds:
-        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
     config = llama.to_model_config(values)
-    renamed = {theirs: values[ours] for ours, theirs in _RENAMED.items()}
     return dataclasses.replace(
         config,
-        norm_placement="both",
-        qk_norm=True,
-        attention_output_gate=True,
         embedding_multiplier=config.hidden_size**0.5 if hf_values.flag(values, "mup_enabled") else 1.0,
-        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
-        **hf_values.windows(values, window, kinds),
-        **sigmoid_experts.fields({**values, **renamed, "norm_topk_prob": True}, layers),
+        layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
+        **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
+        **sigmoid_experts.fields({**values, "norm_topk_prob": True}, layers),
     )
 
 
@@ -83,7 +51,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return {
         **values,
         **routed,
-        **{ours: routed[theirs] for ours, theirs in _RENAMED.items()},
         "route_norm": routed["norm_topk_prob"],
         "sliding_window": whole_number(header.metadata, "afmoe.attention.sliding_window"),
         "mup_enabled": True,  # as llama.cpp computes
@@ -97,15 +64,31 @@ AFMOE = Architecture(
         "max_position_embeddings": 16384,
         "rms_norm_eps": 1e-5,
         "moe_intermediate_size": 1408,
-        "num_dense_layers": 1,
-        "num_experts": 64,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 64,
         "num_experts_per_tok": 6,
-        "num_shared_experts": 2,
-        "route_scale": 1.0,
+        "n_shared_experts": 2,
         "global_attn_every_n_layers": 4,
         "sliding_window": 1024,
     },
+    # What the models' own code lets a config say, and transformers does not read.
+    fixed={
+        "attention_bias": False,
+        "route_norm": True,
+        "score_func": "sigmoid",
+        "n_group": 1,
+        "topk_group": 1,
+        "num_expert_groups": 1,
+        "num_limited_groups": 1,
+    },
+    renamed={
+        "n_routed_experts": "num_experts",
+        "n_shared_experts": "num_shared_experts",
+        "first_k_dense_replace": "num_dense_layers",
+        "routed_scaling_factor": "route_scale",
+    },
     read_config=_to_model_config,
+    features={"norm_placement": "both", "qk_norm": True, "attention_output_gate": True},
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_NAMES | experts.mlx_names(f"{_MLP}.experts")),
     gguf=GGUFFamily(

@@ -35,8 +35,6 @@ _DEFAULTS: Mapping[str, Any] = {
 _ALPHAS = ("model.layers.{i}.mlp.act_fn.alpha_p", "model.layers.{i}.mlp.act_fn.alpha_n")
 _CONSTANTS = frozenset({"model.layers.{i}.mlp.act_fn.beta", "model.layers.{i}.mlp.act_fn.eps"})
 _NAMES = {
-    **{name: name for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS},
-    **{name: name for name in _ALPHAS},
     "model.layers.{i}.input_layernorm": "model.layers.{i}.attention_layernorm",
     "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.feedforward_layernorm",
 }
@@ -46,7 +44,7 @@ _GGUF_ALPHAS = {name: f"blk.{{i}}.xielu.{name.rpartition('.')[2]}" for name in _
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_parameters"] = _LLAMA3
-    return dataclasses.replace(llama.to_model_config(values), qk_norm=True, mlp_gated=False, mlp_bias=False)
+    return llama.to_model_config(values)
 
 
 def _to_model_config_1p5(values: dict[str, Any]) -> ModelConfig:
@@ -80,6 +78,7 @@ APERTUS = Architecture(
     model_type="apertus",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features={"qk_norm": True, "mlp_gated": False, "mlp_bias": False},
     layout=TensorLayout(names=_NAMES, ignored=_CONSTANTS, ones_elsewhere=frozenset(_ALPHAS)),
     gguf=GGUFFamily(
         architecture="apertus",

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    return dataclasses.replace(llama.to_model_config(values), mlp_gated=False)
-
 
 ARCEE = Architecture(
     model_type="arcee",
@@ -24,7 +15,8 @@ ARCEE = Architecture(
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },
-    read_config=_to_model_config,
+    read_config=llama.to_model_config,
+    features={"mlp_gated": False},
     gguf=GGUFFamily(
         architecture="arcee",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "arcee"),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
 from edgelm_export.tensor_map import CANONICAL, TensorLayout, pattern_of
 
 
@@ -54,8 +55,10 @@ class Architecture:
     """One row of `ARCHITECTURES`.
 
     defaults: what transformers, or the models' code, takes where config.json has no such key. null_keys: those whose
-    null is a value, in a family where that of others means the key's absence; None where no null does. read_config:
-    makes the features, for `to_model_config`, of a dict of its own with config.json's values over the defaults.
+    null is a value, in a family where that of others means the key's absence; None where no null does. fixed: what
+    config.json may say of a key, if anything. renamed: keys to those that config.json may have in their place, which
+    count. read_config: makes the features, for `to_model_config`, of a dict of its own: config.json's values over the
+    defaults, under the keys that are so renamed. features: fields of ModelConfig that the whole family has alike.
     layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
     that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor.
     is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know the family.
@@ -64,7 +67,10 @@ class Architecture:
     model_type: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     null_keys: frozenset[str] | None = None
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read_config: Callable[[dict[str, Any]], ModelConfig]
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
     mlx: TensorLayout | None = None
@@ -81,7 +87,20 @@ class Architecture:
         """
         if (kept := self.null_keys) is not None:
             values = {key: value for key, value in values.items() if value is not None or key in kept}
-        return dataclasses.replace(self.read_config({**self.defaults, **values}), model_type=self.model_type)
+        for key, supported in self.fixed.items():
+            if values.get(key, supported) != supported:
+                raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
+        values = {**self.defaults, **values}
+        renamed = {ours: theirs for ours, theirs in self.renamed.items() if theirs in values}
+        values |= {ours: values[theirs] for ours, theirs in renamed.items()}
+        try:
+            config = self.read_config(values)
+        except CheckpointError as error:
+            problem = str(error)
+            for ours, theirs in renamed.items():
+                problem = problem.replace(f"config.json: {ours} is", f"config.json: {theirs} is")
+            raise CheckpointError(problem) from error
+        return dataclasses.replace(config, model_type=self.model_type, **self.features)
 
     def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
         """Return the layout of the tensors of one model, whose names in safetensors are `present`."""
@@ -91,7 +110,7 @@ class Architecture:
         return self.layout if self.layout_of is None else self.layout_of(config)
 
     def _has_names_of(self, other: TensorLayout, present: Collection[str]) -> bool:
-        names = other.names or {}
-        own = set(names.values()) - set((self.layout.names or {name: name for name in names}).values())
+        names = self.layout.names.keys() | other.names.keys()
+        own = {other.names.get(name, name) for name in names} - {self.layout.names.get(name, name) for name in names}
         patterns = {pattern_of(name)[0] for name in present}
         return not own.isdisjoint(patterns | {pattern.rpartition(".")[0] for pattern in patterns})

@@ -13,7 +13,7 @@ from edgelm_export.tensor_map import TensorLayout
 
 # What follows attention, or Mamba 2, is called otherwise than in a Llama, as in Falcon-H1.
 NAMES = {
-    **{name: name.replace(".mlp.", ".feed_forward.") for name in llama.GGUF_NAMES},
+    **{name: name.replace(".mlp.", ".feed_forward.") for name in llama.GGUF_NAMES if ".mlp." in name},
     "model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_ff_layernorm",
     "model.norm": "model.final_layernorm",
     **mamba2.names(mamba2.LAYER),

@@ -20,13 +20,11 @@ from edgelm_export.tensor_map import TensorLayout
 
 
 def _stack_names(name: str, placement: str) -> dict[str, str]:
-    layer, parts = f"model.{name}.layers.{{i}}", ("q_proj", "k_proj", "v_proj")
+    layer = f"model.{name}.layers.{{i}}"
     of_attention, of_feed_forward = filter(None, NORM_PLACEMENTS[placement])
     names = {
-        f"model.{name}.embed_positions": f"model.{name}.embed_positions",
         f"model.{name}.embed_norm": f"model.{name}.layernorm_embedding",
         f"model.{name}.norm": f"model.{name}.layer_norm",
-        **{f"{layer}.self_attn.{part}": f"{layer}.self_attn.{part}" for part in parts},
         f"{layer}.self_attn.o_proj": f"{layer}.self_attn.out_proj",
         f"{layer}.{of_attention}": f"{layer}.self_attn_layer_norm",
         f"{layer}.mlp.up_proj": f"{layer}.fc1",
@@ -37,7 +35,6 @@ def _stack_names(name: str, placement: str) -> dict[str, str]:
         return names
     (of_cross_attention,) = filter(None, CROSS_NORMS[placement])
     return names | {
-        **{f"{layer}.encoder_attn.{part}": f"{layer}.encoder_attn.{part}" for part in parts},
         f"{layer}.encoder_attn.o_proj": f"{layer}.encoder_attn.out_proj",
         f"{layer}.{of_cross_attention}": f"{layer}.encoder_attn_layer_norm",
     }
@@ -49,7 +46,6 @@ def _names(placement: str) -> dict[str, str]:
         "model.embed_tokens": "model.shared",
         **_stack_names("encoder", placement),
         **_stack_names("decoder", placement),
-        "lm_head.weight": "lm_head.weight",
         "lm_head.bias": "final_logits_bias",
     }
 
@@ -205,7 +201,7 @@ BLENDERBOT_SMALL = dataclasses.replace(
         **{f"{stack}_layers": 8 for stack in ("encoder", "decoder")},
         **{f"{stack}_ffn_dim": 2048 for stack in ("encoder", "decoder")},
     },
-    read_config=lambda values: dataclasses.replace(_to_model_config(values), embedding_norm_first=True),
+    features={"embedding_norm_first": True},
     layout=dataclasses.replace(BART.layout, rows_before={}),
 )
 MARIAN = dataclasses.replace(

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    return dataclasses.replace(llama.to_model_config(values), sub_norms=True, mlp_bias=False)
-
 
 # llama.cpp's "bitnet" is another model, with silu; the 2B's files have a type of tensor that it does not know.
 BITNET = Architecture(
@@ -25,6 +16,7 @@ BITNET = Architecture(
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },
-    read_config=_to_model_config,
+    read_config=llama.to_model_config,
+    features={"sub_norms": True, "mlp_bias": False},
     gguf=None,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -13,61 +11,58 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
-# What transformers takes where config.json has no such key; of the context it knows no end, the models were trained on
-# this one.
-_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 250880,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "layer_norm_epsilon": 1e-5,
-    "seq_length": 2048,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# Older names, which the published models have.
-_OLDER = {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 _FUSED = "transformer.h.{i}.self_attention.query_key_value"
 _NAMES = falcon.NAMES | {"model.embed_norm": "transformer.word_embeddings_layernorm"}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    present = {key: value for key, value in values.items() if value is not None}
-    present = {ours: present[older] for ours, older in _OLDER.items() if older in present} | present
-    values = {**_DEFAULTS, **present}
     if hf_values.flag(values, "apply_residual_connection_post_layernorm"):
         raise CheckpointError(
             "config.json: apply_residual_connection_post_layernorm is true; supported is a residual stream that no "
             "norm is before."
         )
-    sizes = {
-        "intermediate_size": 4 * hf_values.whole_number(values, "hidden_size"),
-        "max_position_embeddings": hf_values.whole_number(values, "seq_length"),
-        "rms_norm_eps": values["layer_norm_epsilon"],
-        "hidden_act": "gelu_pytorch_tanh",
-    }
-    config = llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
-    return dataclasses.replace(
-        config,
-        norm="layer",
-        embedding_norm=True,
-        position="alibi",
-        mlp_gated=False,
-        mlp_bias=True,
-        attention_bias=True,
-        attention_output_bias=True,
-    )
+    sizes = {"intermediate_size": 4 * hf_values.whole_number(values, "hidden_size"), "hidden_act": "gelu_pytorch_tanh"}
+    return llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "bloom", norm="layer")
-    return values | {"layer_norm_epsilon": values["rms_norm_eps"], "seq_length": values["max_position_embeddings"]}
+    return values | {"seq_length": values["max_position_embeddings"]}
 
 
 BLOOM = Architecture(
     model_type="bloom",
+    # Of the context transformers knows no end, the models were trained on this one.
+    defaults={
+        "vocab_size": 250880,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "seq_length": 2048,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    null_keys=frozenset(),
+    # The first three are older names, which the published models have.
+    renamed={
+        "hidden_size": "n_embed",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "max_position_embeddings": "seq_length",
+    },
     read_config=_to_model_config,
+    features={
+        "norm": "layer",
+        "embedding_norm": True,
+        "position": "alibi",
+        "mlp_gated": False,
+        "mlp_bias": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
     layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
     gguf=GGUFFamily(
         architecture="bloom",

@@ -21,6 +21,7 @@ from edgelm_export.text_part import plain_rope
 
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
     "logit_scale": 0.0625,
     "tie_word_embeddings": True,
     "bos_token_id": 5,
@@ -28,26 +29,19 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _BASE = 10000.0
 _PATTERN = 4  # of these, the last layer sees all
-_NAMES = {
-    name: source for name, source in llama.GGUF_NAMES.items() if name != "model.layers.{i}.post_attention_layernorm"
-}
+_RENAMED: Mapping[str, str] = {"rms_norm_eps": "layer_norm_eps"}
+_FEATURES: Mapping[str, Any] = {
+    "norm": "layer_no_bias", "norm_placement": "shared", "parallel_residual": True, "mlp_bias": False,
+}  # fmt: skip
 _HEAD_NORMS = tuple(llama.GGUF_QK_NORMS)
 _ROW_ORDERS = llama.GGUF_ROW_ORDERS | dict.fromkeys(_HEAD_NORMS, "pairs")
 
 
 def _read(values: Mapping[str, Any]) -> ModelConfig:
-    config = llama.to_model_config({**values, "rms_norm_eps": hf_values.number(values, "layer_norm_eps", 1e-5)})
     scale = hf_values.number(values, "logit_scale", 0.0625)
     if not scale > 0:
         raise CheckpointError(f"config.json: logit_scale is {scale}; it must be above 0.")
-    return dataclasses.replace(
-        config,
-        norm="layer_no_bias",
-        norm_placement="shared",
-        parallel_residual=True,
-        mlp_bias=False,
-        logits_scaling=1 / scale,
-    )
+    return dataclasses.replace(llama.to_model_config(values), logits_scaling=1 / scale)
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -60,13 +54,10 @@ def _to_model_config_2(values: dict[str, Any]) -> ModelConfig:
     config = _read(values)
     step = hf_values.bounded({"sliding_window_pattern": _PATTERN} | dict(values), "sliding_window_pattern")
     kinds = hf_values.layer_types(values) or hf_values.last_sees_all(config.num_hidden_layers, step)
-    window = hf_values.optional_whole_number(values, "sliding_window")
-    if window is None and "sliding_attention" in kinds:
-        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
     return dataclasses.replace(
         config,
-        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
-        **hf_values.windows(values, window, kinds),
+        layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
+        **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
     )
 
 
@@ -106,23 +97,22 @@ def _gguf_to_hf_config_2(header: GGUFHeader) -> dict[str, Any]:
 
 def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, architecture, keys=frozenset({"logit_scale", *keys}), norm="layer")
-    return values | {
-        "layer_norm_eps": values["rms_norm_eps"],
-        "logit_scale": float32_number(header.metadata, f"{architecture}.logit_scale"),
-    }
+    return values | {"logit_scale": float32_number(header.metadata, f"{architecture}.logit_scale")}
 
 
 # Both transformers and llama.cpp turn neighbouring dimensions of a head.
 COHERE = Architecture(
     model_type="cohere",
     defaults={**_DEFAULTS, "rope_theta": 5e5},
+    renamed=_RENAMED,
     read_config=_to_model_config,
+    features=_FEATURES,
     layout=TensorLayout(row_orders=_ROW_ORDERS, vectors_in_rows=frozenset(f"{name}.weight" for name in _HEAD_NORMS)),
     gguf=GGUFFamily(
         architecture="command-r",
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
-            names=_NAMES | llama.GGUF_QK_NORMS,
+            names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS,
             row_orders=_ROW_ORDERS,
             vectors_in_rows=frozenset(f"{name}.weight" for name in llama.GGUF_QK_NORMS.values()),
         ),
@@ -131,17 +121,23 @@ COHERE = Architecture(
 COHERE2 = Architecture(
     model_type="cohere2",
     defaults={**_DEFAULTS, "sliding_window": 4096},
+    renamed=_RENAMED,
     read_config=_to_model_config_2,
+    features=_FEATURES,
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="cohere2",
         to_hf_config=_gguf_to_hf_config_2,
-        layout=TensorLayout(names=_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS),
+        layout=TensorLayout(
+            names=llama.GGUF_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS
+        ),
     ),
 )
 COHERE_COMPASS = Architecture(
     model_type="cohere_compass_text",
     defaults={**_DEFAULTS, "logit_scale": None, "sliding_window": 4096},
+    renamed=_RENAMED,
     read_config=_to_compass_config,
+    features=_FEATURES,
     gguf=None,
 )

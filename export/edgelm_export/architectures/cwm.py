@@ -24,14 +24,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if "rope_scaling" not in values and "rope_parameters" not in values:
         values["rope_parameters"] = _ROPE
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
-    kinds = ["sliding_attention" if layer % _PATTERN else "full_attention" for layer in range(layers)]
     window = hf_values.optional_whole_number(values, "sliding_window") or None
-    return dataclasses.replace(
-        llama.to_model_config(values),
-        attention_bias=False,
-        attention_output_bias=False,
-        **hf_values.windows(values, window, kinds),
-    )
+    windows = hf_values.windows(values, window, hf_values.first_sees_all(layers, _PATTERN))
+    return dataclasses.replace(llama.to_model_config(values), **windows)
 
 
 # llama.cpp's converter does not know it.
@@ -50,5 +45,6 @@ CWM = dataclasses.replace(
     },
     null_keys=frozenset({"sliding_window"}),
     read_config=_to_model_config,
+    features={"attention_bias": False, "attention_output_bias": False},
     gguf=None,
 )

@@ -26,7 +26,7 @@ _V2_DEFAULTS: dict[str, Any] = {
 _V3_DEFAULTS: dict[str, Any] = _V2_DEFAULTS | {
     "n_routed_experts": 256, "n_shared_experts": 1, "moe_intermediate_size": 2048, "num_experts_per_tok": 8,
     "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
-    "max_position_embeddings": 4096, "rope_interleave": True, "bos_token_id": 0, "eos_token_id": 1,
+    "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 _GLM_DEFAULTS: dict[str, Any] = _V3_DEFAULTS | {
     "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256, "n_routed_experts": 64,
@@ -34,8 +34,7 @@ _GLM_DEFAULTS: dict[str, Any] = _V3_DEFAULTS | {
     "topk_group": 1, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "first_k_dense_replace": 1,
 }  # fmt: skip
 _YOUTU_DEFAULTS: dict[str, Any] = _V2_DEFAULTS | {
-    "max_position_embeddings": 131072, "tie_word_embeddings": True, "rope_interleave": True, "bos_token_id": 128000,
-    "eos_token_id": 128001,
+    "max_position_embeddings": 131072, "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001,
 }  # fmt: skip
 _MINICPM3_DEFAULTS: dict[str, Any] = {
     "kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12,
@@ -46,11 +45,7 @@ _MINICPM3_DEFAULTS: dict[str, Any] = {
 _ATTENTION = "model.layers.{i}.self_attn"
 _HEADS = [f"{_ATTENTION}.heads.{{e}}.{part}_b_proj" for part in "kv"]
 _OWN = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm")
-_NAMES = {
-    **{name: name for name in experts.GGUF_NAMES},
-    **{f"{_ATTENTION}.{name}": f"{_ATTENTION}.{name}" for name in _OWN},
-    **dict.fromkeys(_HEADS, f"{_ATTENTION}.kv_b_proj"),
-}
+_NAMES = dict.fromkeys(_HEADS, f"{_ATTENTION}.kv_b_proj")
 # mlx-lm has the experts of a layer in one tensor a projection, and in its newer models the matrices of heads too.
 _MLX_NAMES = _NAMES | experts.mlx_names("model.layers.{i}.mlp.switch_mlp")
 _MLX_APART = {name: f"{_ATTENTION}.{own}" for name, own in zip(_HEADS, ("embed_q", "unembed_out"), strict=True)}
@@ -67,6 +62,7 @@ _PAIRS = {
     f"{_ATTENTION}.kv_a_proj_with_mqa": "pairs behind latent vectors",
 }
 # Neighbouring dimensions turn together; MiniCPM 3's are those of two halves.
+_PAIRS_TURN = {"rope_interleave": True}
 _LAYOUT = TensorLayout(
     names=_NAMES,
     by_latent_head=frozenset({f"{_ATTENTION}.kv_b_proj"}),
@@ -112,11 +108,6 @@ def latent_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _refuse_halves(values: Mapping[str, Any]) -> None:
-    if not hf_values.flag(values, "rope_interleave"):
-        raise CheckpointError("config.json: rope_interleave is false; supported is true.")
-
-
 def _growth_of_scores(values: Mapping[str, Any]) -> float:
     """Return what yarn's scale of all dimensions multiplies the scores by."""
     settings = values.get("rope_scaling") or values.get("rope_parameters") or {}
@@ -129,13 +120,11 @@ def _growth_of_scores(values: Mapping[str, Any]) -> float:
 
 def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     size, shared = (hf_values.whole_number(values, key) for key in ("moe_intermediate_size", "n_shared_experts"))
-    dense = values.get("mlp_layer_types")
+    dense = hf_values.layer_types(values, "mlp_layer_types")
     if dense is None:
-        first = hf_values.whole_number(values, "first_k_dense_replace")
-        without = tuple(range(min(max(first, 0), layers)))
-    elif isinstance(dense, list) and len(dense) == layers and set(dense) <= {"dense", "sparse"}:
-        without = tuple(layer for layer, kind in enumerate(dense) if kind == "dense")
-    else:
+        first = min(max(hf_values.whole_number(values, "first_k_dense_replace"), 0), layers)
+        dense = ["dense"] * first + ["sparse"] * (layers - first)
+    if len(dense) != layers or not set(dense) <= {"dense", "sparse"}:
         raise CheckpointError(
             f"config.json: mlp_layer_types is {dense!r:.200}; it must say 'dense' or 'sparse' of each of {layers} "
             "layers."
@@ -144,7 +133,7 @@ def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
         "moe_intermediate_size": size,
         "shared_expert_intermediate_size": size * shared or None,
         "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
-        "layers_without_experts": without,
+        "layers_without_experts": hf_values.layers_of(dense, "dense"),
         "n_group": hf_values.bounded(values, "n_group"),
         "topk_group": hf_values.bounded(values, "topk_group"),
         **experts.expert_fields(values, "n_routed_experts"),
@@ -166,7 +155,6 @@ def _to_v2_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
-    _refuse_halves(values)
     config = latent_config(values)
     return dataclasses.replace(
         config,
@@ -175,11 +163,6 @@ def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
         expert_choice_bias=True,
         **_expert_fields(values, config.num_hidden_layers),
     )
-
-
-def _to_youtu_config(values: dict[str, Any]) -> ModelConfig:
-    _refuse_halves(values)
-    return latent_config(values)
 
 
 def _to_minicpm3_config(values: dict[str, Any]) -> ModelConfig:
@@ -243,7 +226,6 @@ def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
         "norm_topk_prob": is_normed,
         "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
         "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
-        "rope_interleave": True,
     }
 
 
@@ -261,6 +243,7 @@ DEEPSEEK_V2 = Architecture(
 DEEPSEEK_V3 = Architecture(
     model_type="deepseek_v3",
     defaults=_V3_DEFAULTS,
+    fixed=_PAIRS_TURN,
     read_config=_to_v3_config,
     layout=_LAYOUT,
     mlx=_MLX_APART_LAYOUT,
@@ -270,7 +253,8 @@ GLM4_MOE_LITE = dataclasses.replace(DEEPSEEK_V3, model_type="glm4_moe_lite", def
 YOUTU = Architecture(
     model_type="youtu",
     defaults=_YOUTU_DEFAULTS,
-    read_config=_to_youtu_config,
+    fixed=_PAIRS_TURN,
+    read_config=latent_config,
     layout=_LAYOUT,
     gguf=GGUFFamily(
         architecture="deepseek2",

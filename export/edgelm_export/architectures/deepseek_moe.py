@@ -11,20 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_DEFAULTS: Mapping[str, Any] = {
-    "moe_intermediate_size": 1407,
-    "first_k_dense_replace": 0,
-    "moe_layer_freq": 1,
-    "norm_topk_prob": False,
-    "bos_token_id": 100000,
-    "eos_token_id": 100001,
-}
 _LING_DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 16384,
     "rms_norm_eps": 1e-5,
@@ -32,25 +23,13 @@ _LING_DEFAULTS: Mapping[str, Any] = {
     "first_k_dense_replace": 0,
     "norm_topk_prob": True,
 }
-_LING_2_DEFAULTS: Mapping[str, Any] = {
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "partial_rotary_factor": 0.5,
-    "use_qk_norm": True,
-    "first_k_dense_replace": 0,
-    "num_shared_experts": 0,
-    "norm_topk_prob": True,
-    "moe_router_enable_expert_bias": True,
-}
-# What a config may say beside that.
-_FIXED: Mapping[str, Any] = {"scoring_func": "softmax", "moe_layer_freq": 1}
 _LING_FIXED: dict[str, Any] = {"norm_head": False, "use_bias": False, "use_qkv_bias": False}
-_LING_2_FIXED: Mapping[str, Any] = _LING_FIXED | {"moe_router_enable_expert_bias": True, "score_function": "sigmoid"}
+# DeepSeek's names for what Ling calls otherwise.
+AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.query_key_value"
 LING_NAMES = {
-    **{name: name for name in experts.GGUF_NAMES},
     "model.embed_tokens": "model.word_embeddings",
     **{f"{_LAYER}.self_attn.{part}_proj": _FUSED for part in "qkv"},
     f"{_LAYER}.self_attn.o_proj": f"{_LAYER}.attention.dense",
@@ -64,14 +43,7 @@ _GGUF_KEYS = experts.GGUF_KEYS | {
 }  # fmt: skip
 
 
-def _refuse_others(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for key, supported in fixed.items():
-        if values.get(key, supported) != supported:
-            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
-
-
-def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, shared_key: str) -> ModelConfig:
-    _refuse_others(values, fixed)
+def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, "mlp_bias": False})
     size = hf_values.whole_number(values, "moe_intermediate_size", config.intermediate_size)
     dense = hf_values.whole_number(values, "first_k_dense_replace")
@@ -79,52 +51,40 @@ def _read(values: Mapping[str, Any], fixed: Mapping[str, Any], count_key: str, s
         config,
         layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
         moe_intermediate_size=size,
-        shared_expert_intermediate_size=size * hf_values.whole_number(values, shared_key, 0) or None,
+        shared_expert_intermediate_size=size * hf_values.whole_number(values, "n_shared_experts", 0) or None,
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
-        **experts.expert_fields(values, count_key),
+        **experts.expert_fields(values, "n_routed_experts"),
     )
 
 
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    return _read(values, _FIXED, "n_routed_experts", "n_shared_experts")
-
-
 def _to_ling_2_config(values: dict[str, Any]) -> ModelConfig:
-    _refuse_others(values, _LING_2_FIXED)
     config = llama.to_model_config({**values, "mlp_bias": False}, partial=1.0)
-    named = {key: values[own] for key, own in AS_DEEPSEEK.items() if own in values}
     return dataclasses.replace(
         config,
         qk_norm=hf_values.flag(values, "use_qk_norm"),
-        **sigmoid_experts.fields({**values, **named}, config.num_hidden_layers),
+        **sigmoid_experts.fields(values, config.num_hidden_layers),
     )
 
 
 def _to_ling_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("score_function") == "sigmoid":
         return LING_2.to_model_config(values)
-    return _read({**_LING_DEFAULTS, **values}, _LING_FIXED, "num_experts", "num_shared_experts")
-
-
-# DeepSeek's names for what Ling calls otherwise.
-AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    return _to_model_config({**_LING_DEFAULTS, **values})
 
 
 def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "bailingmoe2", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
-    found = sigmoid_experts.gguf_values(header, "bailingmoe2")
-    named = {own: found.pop(key) for key, own in AS_DEEPSEEK.items()}
-    return {**values, **found, **named}
+    return values | sigmoid_experts.gguf_values(header, "bailingmoe2")
 
 
-def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str) -> dict[str, Any]:
+def _gguf_values(header: GGUFHeader, name: str) -> dict[str, Any]:
     values, metadata = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS), header.metadata
     experts.check_gguf_scoring(header, name, experts.GGUF_SOFTMAX)
     return {
         **values,
-        **experts.gguf_expert_values(header, name, count_key),
+        **experts.gguf_expert_values(header, name, "n_routed_experts"),
         "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
-        shared_key: whole_number(metadata, f"{name}.expert_shared_count", 0),
+        "n_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
         "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
         "norm_topk_prob": metadata.get(f"{name}.expert_weights_norm", False),
     }
@@ -132,19 +92,29 @@ def _gguf_values(header: GGUFHeader, name: str, count_key: str, shared_key: str)
 
 DEEPSEEK_MOE = Architecture(
     model_type="deepseek",
-    defaults=_DEFAULTS,
+    defaults={
+        "moe_intermediate_size": 1407,
+        "first_k_dense_replace": 0,
+        "moe_layer_freq": 1,
+        "norm_topk_prob": False,
+        "bos_token_id": 100000,
+        "eos_token_id": 100001,
+    },
+    fixed={"scoring_func": "softmax", "moe_layer_freq": 1},
     read_config=_to_model_config,
     mlx=TensorLayout(names=experts.MLX_NAMES),
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="deepseek",
-        to_hf_config=lambda header: _gguf_values(header, "deepseek", "n_routed_experts", "n_shared_experts"),
+        to_hf_config=lambda header: _gguf_values(header, "deepseek"),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),
 )
 LING = Architecture(
     model_type="bailing_moe",
+    fixed=_LING_FIXED,
+    renamed=AS_DEEPSEEK,
     read_config=_to_ling_config,
     layout=TensorLayout(names=LING_NAMES),
     mlx=TensorLayout(
@@ -155,14 +125,24 @@ LING = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe",
-        to_hf_config=lambda header: _gguf_values(header, "bailingmoe", "num_experts", "num_shared_experts"),
+        to_hf_config=lambda header: _gguf_values(header, "bailingmoe"),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),
 )
 LING_2 = Architecture(
     model_type="bailing_moe_v2",
-    defaults=_LING_2_DEFAULTS,
+    defaults={
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "partial_rotary_factor": 0.5,
+        "use_qk_norm": True,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 0,
+        "norm_topk_prob": True,
+    },
+    fixed=_LING_FIXED | {"moe_router_enable_expert_bias": True, "score_function": "sigmoid"},
+    renamed=AS_DEEPSEEK,
     read_config=_to_ling_2_config,
     layout=TensorLayout(names=LING_NAMES, has_more_layers=True),
     is_in_transformers=False,

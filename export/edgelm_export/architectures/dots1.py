@@ -19,7 +19,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     kinds = ["sliding_attention" if window is not None and layer >= first else "full_attention" for layer in layers]
     return dataclasses.replace(
         config,
-        qk_norm=True,
         **hf_values.windows(values, window, kinds),
         **sigmoid_experts.fields(values, config.num_hidden_layers),
     )
@@ -27,11 +26,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "dots1", keys=sigmoid_experts.GGUF_KEYS)
-    return {
-        **values,
-        **sigmoid_experts.gguf_values(header, "dots1"),
-        "sliding_window": None,
-    }
+    return values | sigmoid_experts.gguf_values(header, "dots1") | {"sliding_window": None}
 
 
 DOTS1 = Architecture(
@@ -44,7 +39,8 @@ DOTS1 = Architecture(
         "max_window_layers": 62,
     },
     read_config=_to_model_config,
-    mlx=TensorLayout(names=experts.MLX_NAMES | experts.mlx_names("model.layers.{i}.mlp.experts")),
+    features={"qk_norm": True},
+    mlx=TensorLayout(names=experts.mlx_names("model.layers.{i}.mlp.experts")),
     gguf=GGUFFamily(
         architecture="dots1",
         to_hf_config=_gguf_to_hf_config,

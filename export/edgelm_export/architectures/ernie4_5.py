@@ -37,7 +37,7 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
     "moe_layer_end_index": -1,
     "moe_layer_interval": 1,
 }
-_MOE_NAMES = {name: name for name in experts.GGUF_NAMES} | {
+_MOE_NAMES = {
     "model.layers.{i}.mlp.gate.e_score_correction_bias": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias"
 }
 # A layer that guesses one more token ahead, which llama.cpp and transformers leave out too.
@@ -45,7 +45,7 @@ _GUESSING = frozenset(
     {
         *(
             name.replace("model.layers.", "model.mtp_block.") + f".{kind}"
-            for name in llama.NAMES
+            for name in llama.GGUF_NAMES
             for kind in ("weight", "bias")
             if name.startswith("model.layers.")
         ),
@@ -69,7 +69,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
-    values["num_experts_per_tok"] = values.get("moe_k", values["num_experts_per_tok"])
     if hf_values.flag(values, "use_bias"):
         raise CheckpointError(
             "config.json: use_bias is true; experts that have no biases beside others are not supported."
@@ -84,13 +83,9 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     )
     return dataclasses.replace(
         config,
-        mlp_bias=False,
-        attention_bias=False,
-        attention_output_bias=False,
         layers_without_experts=tuple(i for i in layers if i not in having),
         moe_intermediate_size=size,
         shared_expert_intermediate_size=size * shared or None,
-        expert_choice_bias=True,
         **experts.expert_fields(values, "moe_num_experts"),
     )
 
@@ -115,7 +110,7 @@ ERNIE4_5 = Architecture(
     model_type="ernie4_5",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
-    layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="ernie4_5",
         to_hf_config=_gguf_to_hf_config,
@@ -125,7 +120,14 @@ ERNIE4_5 = Architecture(
 ERNIE4_5_MOE = Architecture(
     model_type="ernie4_5_moe",
     defaults=_MOE_DEFAULTS,
+    renamed={"num_experts_per_tok": "moe_k"},
     read_config=_to_moe_config,
+    features={
+        "mlp_bias": False,
+        "attention_bias": False,
+        "attention_output_bias": False,
+        "expert_choice_bias": True,
+    },
     layout=TensorLayout(
         names=_MOE_NAMES,
         ignored=_GUESSING,

@@ -25,13 +25,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-_DEFAULTS_3: Mapping[str, Any] = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 4096,
-    "rope_theta": 5e5,
-    "bos_token_id": 1,
-    "eos_token_id": 361,
-}
 _PATTERN = 4  # of these, the last layer sees all
 _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its number of layers
 
@@ -48,19 +41,7 @@ _NAMES_3 = {
     "model.layers.{i}.mlp.up_proj": f"{_LAYER}.mlp.c_fc_1",
     "model.layers.{i}.mlp.down_proj": f"{_LAYER}.mlp.c_proj",
     "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
 }
-# As the models' own code called them, before transformers knew the family.
-_OLDER_KEYS = {
-    "num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act",
-}  # fmt: skip
-
-
-def _to_model_config_3(values: dict[str, Any]) -> ModelConfig:
-    older = {key: values[name] for name, key in _OLDER_KEYS.items() if name in values}
-    present = {key: value for key, value in values.items() if value is not None}
-    values = {**_DEFAULTS_3, "rms_norm_eps": 1e-5, **older, **present}
-    return llama.to_model_config(values)
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -72,17 +53,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     step = hf_values.bounded({"sliding_window_pattern": pattern}, "sliding_window_pattern")
     windows = hf_values.windows(values, window, hf_values.last_sees_all(layers, step))
     kinds = list(windows.get("layer_types") or ["sliding_attention" if windows else "full_attention"] * layers)
-    sees_all = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
-    return dataclasses.replace(
-        llama.to_model_config(values),
-        norm_placement="post",
-        qk_norm=True,
-        mlp_bias=False,
-        attention_bias=False,
-        attention_output_bias=False,
-        layers_without_rope=() if window is None else sees_all,
-        **windows,
-    )
+    without_rope = () if window is None else hf_values.layers_of(kinds, "full_attention")
+    return dataclasses.replace(llama.to_model_config(values), layers_without_rope=without_rope, **windows)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -98,7 +70,22 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 EXAONE = Architecture(
     model_type="exaone",
-    read_config=_to_model_config_3,
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "bos_token_id": 1,
+        "eos_token_id": 361,
+    },
+    null_keys=frozenset(),
+    # As the models' own code called them, before transformers knew the family.
+    renamed={
+        "num_hidden_layers": "num_layers",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "hidden_act": "activation_function",
+    },
+    read_config=llama.to_model_config,
     layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
     gguf=GGUFFamily(
         architecture="exaone",
@@ -113,6 +100,13 @@ EXAONE4 = Architecture(
     model_type="exaone4",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features={
+        "norm_placement": "post",
+        "qk_norm": True,
+        "mlp_bias": False,
+        "attention_bias": False,
+        "attention_output_bias": False,
+    },
     gguf=GGUFFamily(
         architecture="exaone4",
         to_hf_config=_gguf_to_hf_config,

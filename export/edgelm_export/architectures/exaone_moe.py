@@ -11,24 +11,16 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_RENAMED = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
 _MLP = "model.layers.{i}.mlp"
-_BIAS = f"{_MLP}.gate.e_score_correction_bias"
-_NAMES = {
-    **sigmoid_experts.NAMES,
-    **{name: name for name in llama.GGUF_QK_NORMS},
-    _BIAS: f"{_MLP}.e_score_correction_bias",
-}
+_NAMES = {f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.e_score_correction_bias"}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = exaone.EXAONE4.to_model_config(values)
-    renamed = {theirs: values[ours] for ours, theirs in _RENAMED.items()}
-    fields = sigmoid_experts.fields({**values, **renamed}, config.num_hidden_layers)
-    listed = values.get("mlp_layer_types")
-    if listed is not None:
-        kinds = hf_values.layer_types({"layer_types": listed}) or []
-        fields["layers_without_experts"] = tuple(i for i, kind in enumerate(kinds) if kind == "dense")
+    fields = sigmoid_experts.fields(values, config.num_hidden_layers)
+    kinds = hf_values.layer_types(values, "mlp_layer_types")
+    if kinds is not None:
+        fields["layers_without_experts"] = hf_values.layers_of(kinds, "dense")
     return dataclasses.replace(config, norm_placement="pre", **fields)
 
 
@@ -44,7 +36,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return {
         **values,
         **routed,
-        **{ours: routed[theirs] for ours, theirs in _RENAMED.items()},
         "sliding_window": whole_number(header.metadata, f"{name}.attention.sliding_window"),
         "layer_types": kinds,
     }
@@ -57,12 +48,13 @@ EXAONE_MOE = Architecture(
         "eos_token_id": 53,
         "first_k_dense_replace": 1,
         "moe_intermediate_size": 1024,
-        "num_experts": 64,
+        "n_routed_experts": 64,
         "num_experts_per_tok": 8,
-        "num_shared_experts": 1,
+        "n_shared_experts": 1,
         "norm_topk_prob": True,
         "routed_scaling_factor": 2.5,
     },
+    renamed={"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"},
     read_config=_to_model_config,
     # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
     layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),

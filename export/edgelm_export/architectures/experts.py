@@ -10,7 +10,6 @@ from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.architectures.llama import GGUF_NAMES as _DENSE_NAMES
-from edgelm_export.architectures.llama import GGUF_QK_NORMS as _GGUF_QK_NORMS
 
 # In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
 GGUF_NAMES = _DENSE_NAMES | {
@@ -36,8 +35,7 @@ def mlx_names(stack: str) -> dict[str, str]:
     }
 
 
-# As Qwen3-MoE and OLMoE have them; the other names are ours.
-MLX_NAMES = {name: name for name in GGUF_NAMES | _GGUF_QK_NORMS} | mlx_names("model.layers.{i}.mlp.switch_mlp")
+MLX_NAMES = mlx_names("model.layers.{i}.mlp.switch_mlp")  # as most families have them
 
 
 def guessing_names(names: Collection[str]) -> frozenset[str]:
@@ -80,13 +78,7 @@ def sparse_layers(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 def shared_expert_names(mlp: str) -> dict[str, str]:
     """Return how Qwen's families name the one feed-forward beside the experts that every token goes through."""
-    parts = [f"{part}_proj" for part in ("gate", "up", "down")]
-    return {
-        f"{mlp}.gate": f"{mlp}.gate",
-        f"{mlp}.shared_expert_gate": f"{mlp}.shared_expert_gate",
-        **{f"{mlp}.experts.{{e}}.{part}": f"{mlp}.experts.{{e}}.{part}" for part in parts},
-        **{f"{mlp}.shared_experts.{part}": f"{mlp}.shared_expert.{part}" for part in parts},
-    }
+    return {f"{mlp}.shared_experts.{part}_proj": f"{mlp}.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
 
 
 def gguf_expert_values(

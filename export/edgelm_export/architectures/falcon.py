@@ -27,7 +27,6 @@ NAMES = {
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",
     "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.dense_4h_to_h",
     "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
 }
 _LAYOUT = TensorLayout(names=NAMES, by_group=frozenset({_FUSED}))
 _TWO_NORMS = dataclasses.replace(
@@ -38,7 +37,6 @@ _TWO_NORMS = dataclasses.replace(
         "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.ln_mlp",
     },
 )
-_GGUF_NAMES = {name: source for name, source in (llama.GGUF_NAMES | GGUF_FUSED).items() if "post_attention" not in name}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -53,18 +51,14 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
             "intermediate_size": hf_values.whole_number(values, "ffn_hidden_size", 4 * size),
             "num_key_value_heads": 1 if is_shared else hf_values.whole_number(values, "num_kv_heads", heads),
             "head_dim": None,
-            "rms_norm_eps": values["layer_norm_epsilon"],
-            "hidden_act": values["activation"],
         }
     )
     falls: dict[str, Any] = {"position": "alibi", "alibi_multiplier": config.attention_scale}
     return dataclasses.replace(
         config,
         **(falls if hf_values.flag(values, "alibi") else {}),
-        norm="layer",
         norm_placement="shared" if in_parallel and not (is_newer and norms == 2) else "pre",
         parallel_residual=in_parallel,
-        mlp_gated=False,
         mlp_bias=has_biases,
         attention_bias=has_biases,
         attention_output_bias=has_biases,
@@ -79,8 +73,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "falcon", keys=frozenset({"tensor_data_layout"}), norm="layer")
     return {
         **values,
-        "layer_norm_epsilon": values["rms_norm_eps"],
-        "activation": "gelu",
         "ffn_hidden_size": values["intermediate_size"],
         "num_kv_heads": values["num_key_value_heads"],
         # One norm a layer, and as many key heads as the file says.
@@ -93,20 +85,23 @@ FALCON = Architecture(
     model_type="falcon",
     defaults={
         "max_position_embeddings": 2048,
-        "layer_norm_epsilon": 1e-5,
-        "activation": "gelu",
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "gelu",
         "multi_query": True,
         "parallel_attn": True,
         "tie_word_embeddings": True,
         "bos_token_id": 11,
         "eos_token_id": 11,
     },
+    renamed={"rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation"},
     read_config=_to_model_config,
+    features={"norm": "layer", "mlp_gated": False},
     layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(
         architecture="falcon",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=_GGUF_NAMES),  # llama.cpp's converter has taken queries, keys and values apart
+        # llama.cpp's converter has taken queries, keys and values apart.
+        layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED),
     ),
 )

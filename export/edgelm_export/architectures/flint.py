@@ -11,7 +11,6 @@ from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
 _NAMES = {
-    **{name: name for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS},
     **experts.shared_expert_names("model.layers.{i}.mlp"),
     "model.layers.{i}.self_attn.sinks": "model.layers.{i}.self_attn.softmax_offset",
 }
@@ -24,11 +23,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     kinds = hf_values.layer_types(values) or usual
     return dataclasses.replace(
         llama.to_model_config(values),
-        mlp_bias=False,
-        qk_norm=True,
-        attention_sinks=True,
-        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
-        scoring_func="sigmoid",
+        layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
@@ -59,6 +54,7 @@ FLINT = Architecture(
     },
     null_keys=frozenset(),
     read_config=_to_model_config,
+    features={"mlp_bias": False, "qk_norm": True, "attention_sinks": True, "scoring_func": "sigmoid"},
     layout=TensorLayout(names=_NAMES),
     gguf=None,
 )

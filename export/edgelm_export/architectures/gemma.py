@@ -28,12 +28,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if values["hidden_act"] == "gelu":  # so the first release says, and means the tanh form
         values["hidden_act"] = "gelu_pytorch_tanh"
     config = llama.to_model_config(values)
-    return dataclasses.replace(
-        config,
-        norm="rms_offset",
-        mlp_bias=False,
-        embedding_multiplier=config.hidden_size**0.5,
-    )
+    return dataclasses.replace(config, embedding_multiplier=config.hidden_size**0.5)
 
 
 GEMMA = Architecture(
@@ -48,6 +43,7 @@ GEMMA = Architecture(
         "eos_token_id": 1,
     },
     read_config=_to_model_config,
+    features={"norm": "rms_offset", "mlp_bias": False},
     gguf=GGUFFamily(
         architecture="gemma",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "gemma"),

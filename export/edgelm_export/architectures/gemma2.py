@@ -35,7 +35,6 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     gemma.refuse_sight_of_later_tokens(values)
     config = llama.to_model_config(values)
     window = hf_values.optional_whole_number(values, "sliding_window")
-    alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,
         norm="rms_offset",
@@ -46,7 +45,7 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         attention_multiplier=hf_values.bounded(values, "query_pre_attn_scalar") ** -0.5,
         attn_logit_softcapping=hf_values.optional_number(values, "attn_logit_softcapping"),
         final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
-        **hf_values.windows(values, window, alternating),
+        **hf_values.windows(values, window, hf_values.last_sees_all(config.num_hidden_layers, 2)),
     )
 
 
@@ -60,10 +59,6 @@ def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys:
         "query_pre_attn_scalar": scalar,
         "sliding_window": whole_number(header.metadata, f"{architecture}.attention.sliding_window"),
     }
-
-
-def _to_vault_config(values: dict[str, Any]) -> ModelConfig:
-    return dataclasses.replace(to_model_config(values), norm_placement="pre")
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -98,9 +93,9 @@ GEMMA2 = Architecture(
 VAULTGEMMA = dataclasses.replace(
     GEMMA2,
     model_type="vaultgemma",
-    read_config=_to_vault_config,
+    features={"norm_placement": "pre"},
     layout=TensorLayout(
-        names=llama.NAMES | {"model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"}
+        names={"model.layers.{i}.post_attention_layernorm": "model.layers.{i}.pre_feedforward_layernorm"}
     ),
     gguf=None,
 )

@@ -41,11 +41,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         values["layer_types"] = hf_values.last_sees_all(layers, pattern)
     # transformers reads a soft-cap of attention here, and computes without it.
     config = gemma2.to_model_config(values | {"attn_logit_softcapping": None})
-    return dataclasses.replace(
-        config,
-        qk_norm=True,
-        rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4),
-    )
+    return dataclasses.replace(config, rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4))
 
 
 def rotations(values: Mapping[str, Any], theta: float, local_theta: float) -> dict[str, Any]:
@@ -85,6 +81,7 @@ GEMMA3 = Architecture(
     model_type="gemma3_text",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features={"qk_norm": True},
     gguf=GGUFFamily(
         architecture="gemma3",
         to_hf_config=_gguf_to_hf_config,

@@ -91,15 +91,10 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     return dataclasses.replace(
         config,
-        norm_placement="both",
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
-        mlp_bias=False,
         activation_sparsity_pattern=_shares(values, layers),
         embedding_multiplier=config.hidden_size**0.5,
-        attention_multiplier=1.0,
         final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
-        qk_norm=True,
-        v_norm=True,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4),
         layer_types=tuple(hf_values.layer_types(values) or hf_values.last_sees_all(layers, _PATTERN)),
         sliding_window=hf_values.bounded(values, "sliding_window"),
@@ -191,6 +186,13 @@ GEMMA3N = Architecture(
     defaults=_DEFAULTS,
     null_keys=frozenset({"bos_token_id", "eos_token_id", "final_logit_softcapping"}),
     read_config=_to_model_config,
+    features={
+        "norm_placement": "both",
+        "mlp_bias": False,
+        "attention_multiplier": 1.0,
+        "qk_norm": True,
+        "v_norm": True,
+    },
     layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(

@@ -36,7 +36,7 @@ _GGUF_NAMES = (
 _MLP = "model.layers.{i}.mlp"
 _PARTS = ("gate", "up", "down")
 # With experts, the feed-forward is the one beside them.
-_EXPERT_NAMES = {name: name for name in _GGUF_NAMES} | {
+_EXPERT_NAMES = {
     f"{_MLP}.gate": "model.layers.{i}.router.proj",
     f"{_MLP}.gate.per_expert_scale": "model.layers.{i}.router.per_expert_scale",
     f"{_MLP}.router_norm.weight": "model.layers.{i}.router.scale",
@@ -90,13 +90,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         config,
         norm_placement="both",
         hidden_act=hf_values.activation(values, "gelu_pytorch_tanh", "hidden_activation"),
-        mlp_bias=False,
         embedding_multiplier=config.hidden_size**0.5,
         attention_multiplier=1.0,
         final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
-        qk_norm=True,
-        v_norm=True,
-        layer_scalar=True,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4),
         layer_types=tuple(kinds),
         sliding_window=hf_values.bounded(values, "sliding_window"),
@@ -295,6 +291,7 @@ GEMMA4 = Architecture(
     },
     null_keys=frozenset({"bos_token_id", "eos_token_id"}),
     read_config=_to_model_config,
+    features={"mlp_bias": False, "qk_norm": True, "v_norm": True, "layer_scalar": True},
     layout=_LAYOUT,
     layout_of=lambda config: _EXPERT_LAYOUT if config.num_experts else _LAYOUT,
     gguf=GGUFFamily(

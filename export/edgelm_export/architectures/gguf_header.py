@@ -62,7 +62,7 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     if SECTIONS in {key.removeprefix(f"{family.architecture}.") for key in header.metadata}:
         orders = {name: order for name, order in layout.row_orders.items() if order != "pairs"}
         layout = dataclasses.replace(layout, row_orders=orders)
-    names = layout.names or {}
+    names = layout.names
     if "blk.0.attn_kv_b.weight" in header.shapes:
         heads = dict.fromkeys((name for name in names if ".heads." in name), "blk.{i}.attn_kv_b")
         return dataclasses.replace(layout, names={**names, **heads})

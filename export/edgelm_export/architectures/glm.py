@@ -6,26 +6,15 @@ GLM-4-0414 (model_type glm4) also norms what attention and feed-forward add.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
 from edgelm_export.tensor_map import TensorLayout
 
-_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1.5625e-07,
-    "attention_bias": True,
-    "eos_token_id": [151329, 151336, 151338],
-}
-_PART = 0.5  # of a head, that turns
 _NAMES = {
-    **llama.NAMES,
     "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
 }
@@ -39,15 +28,6 @@ _GGUF_NAMES = llama.GGUF_NAMES | _GGUF_GATE
 _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values, partial=_PART)
-    return dataclasses.replace(config, mlp_bias=False, attention_output_bias=False)
-
-
-def _to_model_config_4(values: dict[str, Any]) -> ModelConfig:
-    return dataclasses.replace(_to_model_config(values), norm_placement="both")
-
-
 def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
     keys = frozenset({gguf_header.SECTIONS})  # of a text part, whose positions have three numbers, the same
     values = gguf_header.to_hf_config(header, architecture, keys=keys, turns_a_part=True)
@@ -57,9 +37,17 @@ def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
 
 GLM = Architecture(
     model_type="glm",
-    defaults=_DEFAULTS,
+    defaults={
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1.5625e-07,
+        "attention_bias": True,
+        "eos_token_id": [151329, 151336, 151338],
+    },
     null_keys=frozenset(),
-    read_config=_to_model_config,
+    read_config=partial(llama.to_model_config, partial=0.5),
+    features={"mlp_bias": False, "attention_output_bias": False},
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="chatglm",  # as its first version was called
@@ -67,11 +55,10 @@ GLM = Architecture(
         layout=TensorLayout(names=_GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )
-GLM4 = Architecture(
+GLM4 = dataclasses.replace(
+    GLM,
     model_type="glm4",
-    defaults=_DEFAULTS,
-    null_keys=frozenset(),
-    read_config=_to_model_config_4,
+    features={**GLM.features, "norm_placement": "both"},
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="glm4",

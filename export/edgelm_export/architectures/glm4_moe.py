@@ -22,7 +22,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values, partial=_PART)
     return dataclasses.replace(
         config,
-        attention_output_bias=False,
         qk_norm=hf_values.flag(values, "use_qk_norm"),
         **sigmoid_experts.fields(values, config.num_hidden_layers),
     )
@@ -31,11 +30,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = sigmoid_experts.GGUF_KEYS | {gguf_header.SECTIONS}  # of GLM-4.5V, whose three are the same for a text
     values = gguf_header.to_hf_config(header, "glm4moe", keys=keys, turns_a_part=True)
-    return {
-        **values,
-        **sigmoid_experts.gguf_values(header, "glm4moe"),
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes,
-    }
+    has_norms = {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
+    return values | sigmoid_experts.gguf_values(header, "glm4moe") | has_norms
 
 
 # Layers that guess further tokens stand behind the others, in both formats.
@@ -53,6 +49,7 @@ GLM4_MOE = Architecture(
         "norm_topk_prob": True,
     },
     read_config=_to_model_config,
+    features={"attention_output_bias": False},
     layout=TensorLayout(has_more_layers=True),
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
-
-# Llama's names for the same numbers.
-_RENAMED = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "intermediate_size": "n_inner",
-    "rms_norm_eps": "layer_norm_epsilon",
-    "hidden_act": "activation_function",
-}
-# Features that have no place in ModelConfig, and the value that turns each off.
-_NEUTRAL = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 _BLOCK = "transformer.h.{i}"
 NAMES = {
@@ -38,7 +23,6 @@ NAMES = {
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.c_fc",
     "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.c_proj",
     "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
 }
 GGUF_NAMES = llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_positions": "position_embd"}
 # The causal mask, which older versions of transformers stored.
@@ -46,42 +30,41 @@ MASKS = frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"})
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    for key, neutral in _NEUTRAL.items():
-        if values.get(key, neutral) != neutral:
-            raise CheckpointError(f"config.json: {key} is {values[key]!r}; supported is {neutral!r} alone.")
-    renamed = {key: values.get(old) for key, old in _RENAMED.items()}
-    renamed["intermediate_size"] = hf_values.whole_number(
-        values, "n_inner", 4 * hf_values.whole_number(values, "n_embd")
-    )
-    config = llama.to_model_config(values | renamed | {"num_key_value_heads": None, "head_dim": None})
-    return dataclasses.replace(
-        config,
-        norm="layer",
-        position="learned",
-        mlp_gated=False,
-        mlp_bias=True,
-        attention_bias=True,
-        attention_output_bias=True,
-    )
-
-
-def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
-    """Make config.json's values of a header, under GPT-2's names."""
-    values = gguf_header.to_hf_config(header, architecture, norm="layer")
-    return values | {old: values[key] for key, old in _RENAMED.items() if key in values}
+    usual = 4 * hf_values.whole_number(values, "hidden_size")
+    sizes = {"intermediate_size": hf_values.whole_number(values, "intermediate_size", usual)}
+    return llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
 
 
 GPT2 = Architecture(
     model_type="gpt2",
     defaults={
-        "n_positions": 1024,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 1024,
+        "hidden_act": "gelu_new",
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
         "bos_token_id": 50256,
         "eos_token_id": 50256,
     },
+    # Features that have no place in ModelConfig.
+    fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    renamed={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "hidden_act": "activation_function",
+    },
     read_config=_to_model_config,
+    features={
+        "norm": "layer",
+        "position": "learned",
+        "mlp_gated": False,
+        "mlp_bias": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
     layout=TensorLayout(
         names=NAMES,
         prefix="transformer.",
@@ -91,7 +74,7 @@ GPT2 = Architecture(
     mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in NAMES.items()}),
     gguf=GGUFFamily(
         architecture="gpt2",
-        to_hf_config=lambda header: gguf_values(header, "gpt2"),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "gpt2", norm="layer"),
         layout=TensorLayout(names=GGUF_NAMES),
     ),
 )

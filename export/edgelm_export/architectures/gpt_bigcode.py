@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gpt2, hf_values
+from edgelm_export.architectures import gguf_header, gpt2, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
@@ -21,12 +21,12 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     # The converter writes models with one key head alone.
-    return gpt2.gguf_values(header, "starcoder") | {"multi_query": True}
+    return gguf_header.to_hf_config(header, "starcoder", norm="layer") | {"multi_query": True}
 
 
 GPT_BIGCODE = Architecture(
     model_type="gpt_bigcode",
-    defaults={"activation_function": "gelu_pytorch_tanh", "multi_query": True},
+    defaults={"hidden_act": "gelu_pytorch_tanh", "multi_query": True},
     read_config=_to_model_config,
     layout=TensorLayout(names=gpt2.NAMES, by_group=frozenset({_FUSED}), ignored=gpt2.MASKS),
     gguf=GGUFFamily(

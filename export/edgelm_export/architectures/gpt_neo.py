@@ -25,33 +25,20 @@ _NAMES = {
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.c_fc",
     "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.c_proj",
     "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
 }
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     size = hf_values.whole_number(values, "hidden_size")
-    heads = hf_values.whole_number(values, "num_heads", values.get("num_attention_heads"))
-    renamed = {
-        "num_hidden_layers": hf_values.whole_number(values, "num_layers", values.get("num_hidden_layers")),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
+    sizes = {
+        "num_key_value_heads": None,
         "head_dim": None,
         "intermediate_size": hf_values.whole_number(values, "intermediate_size", 4 * size),
-        "hidden_act": values["activation_function"],
-        "rms_norm_eps": values["layer_norm_epsilon"],
     }
-    config = llama.to_model_config(values | renamed)
+    config = llama.to_model_config(values | sizes)
     kinds = _kinds(values, config.num_hidden_layers)
     return dataclasses.replace(
         config,
-        norm="layer",
-        position="learned",
-        mlp_gated=False,
-        mlp_bias=True,
-        attention_bias=False,
-        attention_output_bias=True,
-        attention_multiplier=1.0,
         **hf_values.windows({}, hf_values.whole_number(values, "window_size"), kinds),
     )
 
@@ -85,13 +72,28 @@ GPT_NEO = Architecture(
         "max_position_embeddings": 2048,
         "attention_types": [[["global", "local"], 12]],
         "window_size": 256,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
+        "hidden_act": "gelu_new",
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
         "bos_token_id": 50256,
         "eos_token_id": 50256,
     },
+    renamed={
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "hidden_act": "activation_function",
+    },
     read_config=_to_model_config,
+    features={
+        "norm": "layer",
+        "position": "learned",
+        "mlp_gated": False,
+        "mlp_bias": True,
+        "attention_bias": False,
+        "attention_output_bias": True,
+        "attention_multiplier": 1.0,
+    },
     layout=TensorLayout(
         names=_NAMES,
         # The causal mask, which older versions of transformers stored.

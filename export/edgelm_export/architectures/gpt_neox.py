@@ -33,30 +33,14 @@ _MLX_NAMES["lm_head"] = "model.embed_out"
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    renamed = {
-        "rms_norm_eps": values["layer_norm_eps"],
-        "rope_theta": values["rotary_emb_base"],
-        "partial_rotary_factor": values["rotary_pct"],
-        "num_key_value_heads": None,
-        "head_dim": None,
-    }
-    config = llama.to_model_config(values | renamed, partial=0.25)
-    return dataclasses.replace(
-        config,
-        norm="layer",
-        parallel_residual=hf_values.flag(values, "use_parallel_residual"),
-        mlp_gated=False,
-        mlp_bias=True,
-    )
+    config = llama.to_model_config({**values, "num_key_value_heads": None, "head_dim": None}, partial=0.25)
+    return dataclasses.replace(config, parallel_residual=hf_values.flag(values, "use_parallel_residual"))
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = frozenset({"use_parallel_residual"})
     values = gguf_header.to_hf_config(header, "gptneox", keys=keys, norm="layer", turns_a_part=True)
     return values | {
-        "layer_norm_eps": values["rms_norm_eps"],
-        "rotary_emb_base": values["rope_theta"],
-        "rotary_pct": values["partial_rotary_factor"],
         "use_parallel_residual": bool(header.metadata.get("gptneox.use_parallel_residual", True)),
         "attention_bias": "blk.0.attn_qkv.bias" in header.shapes,
     }
@@ -67,15 +51,21 @@ GPT_NEOX = Architecture(
     defaults={
         "max_position_embeddings": 2048,
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
+        "rms_norm_eps": 1e-5,
         "use_parallel_residual": True,
         "attention_bias": True,
-        "rotary_emb_base": 10000.0,
-        "rotary_pct": 0.25,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
         "bos_token_id": 0,
         "eos_token_id": 2,
     },
+    renamed={
+        "rms_norm_eps": "layer_norm_eps",
+        "rope_theta": "rotary_emb_base",
+        "partial_rotary_factor": "rotary_pct",
+    },
     read_config=_to_model_config,
+    features={"norm": "layer", "mlp_gated": False, "mlp_bias": True},
     layout=TensorLayout(
         names=_NAMES,
         # The causal mask, which older versions of transformers stored.

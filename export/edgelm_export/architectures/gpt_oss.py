@@ -16,11 +16,10 @@ _YARN: Mapping[str, Any] = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
-_EXPERT = "model.layers.{i}.mlp.experts"
+_EXPERT, _ROUTER = "model.layers.{i}.mlp.experts", "model.layers.{i}.mlp.gate"
 # One tensor a layer holds all gates and ups, [E, in, 2 * out], whose columns alternate between them.
-_NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
-    "model.layers.{i}.self_attn.sinks": "model.layers.{i}.self_attn.sinks",
-    "model.layers.{i}.mlp.gate": "model.layers.{i}.mlp.router",
+_NAMES = {
+    _ROUTER: "model.layers.{i}.mlp.router",
     f"{_EXPERT}.{{e}}.gate_proj.weight": f"{_EXPERT}.gate_up_proj",
     f"{_EXPERT}.{{e}}.up_proj.weight": f"{_EXPERT}.gate_up_proj",
     f"{_EXPERT}.{{e}}.down_proj.weight": f"{_EXPERT}.down_proj",
@@ -39,14 +38,11 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         values["rope_scaling"] = dict(_YARN)
     config = llama.to_model_config(values | {"mlp_bias": True})
     window = hf_values.optional_whole_number(values, "sliding_window")
-    alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_hidden_layers)]
     return dataclasses.replace(
         config,
-        attention_sinks=True,
-        router_bias=True,
         swiglu_alpha=hf_values.number(values, "swiglu_alpha", 1.702),
         swiglu_limit=hf_values.number(values, "swiglu_limit", 7.0),
-        **hf_values.windows(values, window, alternating),
+        **hf_values.windows(values, window, hf_values.last_sees_all(config.num_hidden_layers, 2)),
         **experts.expert_fields(values, "num_local_experts"),
     )
 
@@ -79,14 +75,13 @@ GPT_OSS = Architecture(
         "attention_bias": True,
     },
     read_config=_to_model_config,
+    features={"attention_sinks": True, "router_bias": True},
     layout=TensorLayout(
         names=_NAMES,
         transposed=frozenset({f"{_EXPERT}.gate_up_proj", f"{_EXPERT}.down_proj"}),
         interleaved=frozenset({f"{_EXPERT}.gate_up_proj", f"{_EXPERT}.gate_up_proj_bias"}),
     ),
-    mlx=TensorLayout(
-        names={name: source for name, source in _NAMES.items() if ".experts." not in name} | experts.mlx_names(_EXPERT)
-    ),
+    mlx=TensorLayout(names={_ROUTER: _NAMES[_ROUTER], **experts.mlx_names(_EXPERT)}),
     gguf=GGUFFamily(
         architecture="gpt-oss",
         to_hf_config=_gguf_to_hf_config,

@@ -19,7 +19,6 @@ NAMES = {
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.fc_in",
     "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.fc_out",
     "model.norm": "transformer.ln_f",
-    "lm_head": "lm_head",
 }
 
 
@@ -31,18 +30,20 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         config,
         position="rope",
         partial_rotary_factor=hf_values.bounded(values, "rotary_dim") / config.head_dim,
-        norm_placement="shared",
-        parallel_residual=True,
-        attention_bias=False,
-        attention_output_bias=False,
-        lm_head_bias=True,
     )
 
 
 GPTJ = Architecture(
     model_type="gptj",
-    defaults={"n_positions": 2048, "rotary_dim": 64, "tie_word_embeddings": False},
+    defaults={"max_position_embeddings": 2048, "rotary_dim": 64, "tie_word_embeddings": False},
     read_config=_to_model_config,
+    features={
+        "norm_placement": "shared",
+        "parallel_residual": True,
+        "attention_bias": False,
+        "attention_output_bias": False,
+        "lm_head_bias": True,
+    },
     layout=TensorLayout(names=NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
     gguf=None,  # llama.cpp has its name alone
 )

@@ -24,7 +24,7 @@ _MULTIPLIERS = {
 }
 _MOE = "model.layers.{i}.block_sparse_moe"
 _SHARED = "model.layers.{i}.shared_mlp"
-_OTHER_NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
+_OTHER_NAMES = {
     "model.layers.{i}.mlp.gate": f"{_MOE}.router.layer",
     "model.layers.{i}.mlp.shared_experts.gate_proj": f"{_SHARED}.input_linear",
     "model.layers.{i}.mlp.shared_experts.up_proj": f"{_SHARED}.input_linear",

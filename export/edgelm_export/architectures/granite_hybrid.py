@@ -11,20 +11,14 @@ from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_DENSE = ("gate_proj", "up_proj", "down_proj")
 # Without experts, what they share is all there is.
 _NAMES = (
     granite.NAMES
     | mamba2.names(mamba2.LAYER)
     | {
         f"model.layers.{{i}}.mlp.{part}": granite.NAMES[f"model.layers.{{i}}.mlp.shared_experts.{part}"]
-        for part in _DENSE
+        for part in ("gate_proj", "up_proj", "down_proj")
     }
-)
-_MLX_NAMES = (
-    granite.MLX_NAMES
-    | mamba2.names(mamba2.LAYER)
-    | {f"model.layers.{{i}}.mlp.{part}": f"model.layers.{{i}}.mlp.{part}" for part in _DENSE}
 )
 
 
@@ -41,7 +35,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         layers_without_rope=() if turns else tuple(range(config.num_hidden_layers)),
-        mlp_bias=False,
         **({"layer_types": kinds, **mamba2.fields(values)} if "mamba2" in kinds else {}),
     )
 
@@ -78,8 +71,12 @@ GRANITE_HYBRID = dataclasses.replace(
         "mamba_expand": 2,
     },
     read_config=_to_model_config,
+    features={"mlp_bias": False},
     layout=TensorLayout(names=_NAMES),
-    mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.mamba.conv1d.weight"})),
+    mlx=TensorLayout(
+        names=granite.MLX_NAMES | mamba2.names(mamba2.LAYER),
+        ones_elsewhere=frozenset({"model.layers.{i}.mamba.conv1d.weight"}),
+    ),
     gguf=GGUFFamily(
         architecture="granitehybrid",
         to_hf_config=_gguf_to_hf_config,

@@ -31,7 +31,6 @@ _MOE = "model.layers.{i}.block_sparse_moe"
 _EXPERT = "model.layers.{i}.mlp.experts.{e}"
 # All experts of a layer are one tensor.
 _NAMES = granite.NAMES | {
-    _SINKS: _SINKS,
     "model.layers.{i}.mlp.gate": f"{_MOE}.router",
     f"{_EXPERT}.gate_proj.weight": f"{_MOE}.experts.gate_up_proj",
     f"{_EXPERT}.up_proj.weight": f"{_MOE}.experts.gate_up_proj",
@@ -49,13 +48,11 @@ _GGUF_KEYS = frozenset(f"attention.{key}" for key in ("sliding_window", "sliding
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
-    kinds = ["sliding_attention" if layer % _PATTERN else "full_attention" for layer in range(layers)]
-    kinds = hf_values.layer_types(values) or kinds
+    kinds = hf_values.layer_types(values) or hf_values.first_sees_all(layers, _PATTERN)
     window = hf_values.optional_whole_number(values, "sliding_window")
     config = granite.GRANITE.to_model_config(values)
     return dataclasses.replace(
         config,
-        attention_sinks=True,
         **_rotations(values.get("layer_rope_theta"), kinds, config),
         **hf_values.windows(values, window, kinds),
     )
@@ -122,6 +119,7 @@ GRANITE_SWA = Architecture(
     model_type="granite_swa",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features={"attention_sinks": True},
     gguf=GGUFFamily(
         architecture="granite_swa",
         to_hf_config=_gguf_values,
@@ -132,6 +130,7 @@ GRANITE_MOE_SWA = Architecture(
     model_type="granitemoe_swa",
     defaults={"sliding_window": _DEFAULTS["sliding_window"]},  # others are those of Granite 3
     read_config=_to_moe_config,
+    features={"attention_sinks": True},
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="granite_swa",

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values)
-    return dataclasses.replace(config, attention_output_bias=False)
-
 
 HELIUM = Architecture(
     model_type="helium",
@@ -27,7 +17,8 @@ HELIUM = Architecture(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    read_config=_to_model_config,
-    layout=TensorLayout(names=llama.NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+    read_config=llama.to_model_config,
+    features={"attention_output_bias": False},
+    layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=None,
 )

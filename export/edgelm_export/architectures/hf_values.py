@@ -110,12 +110,34 @@ def last_sees_all(layers: int, pattern: int, others: str = "sliding_attention") 
     return [others if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
 
 
-def layer_types(values: Mapping[str, Any]) -> list[str] | None:
+def first_sees_all(layers: int, pattern: int) -> list[str]:
+    """Return the kinds of layers of which, of each `pattern`, the first sees all; the others attend in a window."""
+    return ["sliding_attention" if layer % pattern else "full_attention" for layer in range(layers)]
+
+
+def layer_types(values: Mapping[str, Any], key: str = "layer_types") -> list[str] | None:
     """Read the kinds of layers; None and absence mean None."""
-    listed = values.get("layer_types")
+    listed = values.get(key)
     if listed is not None and (not isinstance(listed, list) or not all(isinstance(kind, str) for kind in listed)):
-        raise CheckpointError(f"config.json: layer_types is {listed!r}; it must be a list of names.")
+        raise CheckpointError(f"config.json: {key} is {listed!r}; it must be a list of names.")
     return listed
+
+
+def layers_of(kinds: Sequence[str], kind: str) -> tuple[int, ...]:
+    """Return the layers of one kind, by their numbers."""
+    return tuple(layer for layer, each in enumerate(kinds) if each == kind)
+
+
+def window_of(values: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
+    """Read the window of a family whose layers say by their kinds which of them attend in it.
+
+    Raises:
+        CheckpointError: some do, and `sliding_window` is null.
+    """
+    window = optional_whole_number(values, "sliding_window")
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
+    return window
 
 
 def layers_without_rope(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -17,41 +17,27 @@ from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "use_qk_norm": True, "bos_token_id": 1, "eos_token_id": 2}
+_FEATURES: Mapping[str, Any] = {"mlp_bias": False, "qk_norm_scope": "turned_head"}
 _LARGEST_ALPHA = 1_000_000  # in use is 1000
-_NAMES = llama.NAMES | {
+_NAMES = {
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.query_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.key_layernorm",
 }
 _MLP = "model.layers.{i}.mlp"
-_PARTS = ("gate_proj", "up_proj", "down_proj")
 _MOE_NAMES = {
-    **{name: source for name, source in _NAMES.items() if ".mlp." not in name},
+    **_NAMES,
     f"{_MLP}.gate": f"{_MLP}.gate.wg",
-    **{f"{_MLP}.experts.{{e}}.{part}": f"{_MLP}.experts.{{e}}.{part}" for part in _PARTS},
-    **{f"{_MLP}.shared_experts.{part}": f"{_MLP}.shared_mlp.{part}" for part in _PARTS},
+    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
-# What the models' own code lets a config say, and transformers does not read.
-_FIXED: Mapping[str, Any] = {"use_cla": False, "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True}
-# What most families call them, which transformers reads too.
-_OTHER_KEYS = {"num_local_experts": "num_experts", "num_experts_per_tok": "moe_topk"}
 _GGUF_MOE_KEYS = experts.GGUF_KEYS | {"expert_shared_count", "expert_shared_feed_forward_length"}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, **_stretched_base(values)})
-    return dataclasses.replace(
-        config,
-        mlp_bias=False,
-        qk_norm=hf_values.flag(values, "use_qk_norm"),
-        qk_norm_scope="turned_head",
-    )
+    return dataclasses.replace(config, qk_norm=hf_values.flag(values, "use_qk_norm"))
 
 
 def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
-    values = {**{key: values[name] for name, key in _OTHER_KEYS.items() if name in values}, **values}
-    for key, supported in _FIXED.items():
-        if values.get(key, supported) != supported:
-            raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
     # All but the first may be a list of each layer's.
     sizes = {"intermediate_size": hf_values.whole_number(values, "intermediate_size"), "num_experts": 1, "moe_topk": 1}
     sizes |= {"moe_intermediate_size": sizes["intermediate_size"], "num_shared_expert": 1}
@@ -106,6 +92,7 @@ HUNYUAN = Architecture(
     model_type="hunyuan_v1_dense",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features=_FEATURES,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="hunyuan-dense",
@@ -117,7 +104,12 @@ HUNYUAN = Architecture(
 HUNYUAN_MOE = Architecture(
     model_type="hunyuan_v1_moe",
     defaults=_DEFAULTS,
+    # What the models' own code lets a config say, and transformers does not read.
+    fixed={"use_cla": False, "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True},
+    # What most families call them, which transformers reads too.
+    renamed={"num_experts": "num_local_experts", "moe_topk": "num_experts_per_tok"},
     read_config=_to_moe_config,
+    features=_FEATURES,
     layout=TensorLayout(names=_MOE_NAMES),
     mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),
     gguf=GGUFFamily(

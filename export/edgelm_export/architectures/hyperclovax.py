@@ -7,13 +7,12 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import granite, hf_values, llama
+from edgelm_export.architectures import granite, hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
 _LAYER = "model.layers.{i}"
 _NAMES = {
-    **llama.NAMES,
     f"{_LAYER}.post_attention_layernorm": f"{_LAYER}.post_norm1",
     f"{_LAYER}.pre_feedforward_layernorm": f"{_LAYER}.post_attention_layernorm",
     f"{_LAYER}.post_feedforward_layernorm": f"{_LAYER}.post_norm2",
@@ -38,6 +37,6 @@ HYPERCLOVAX = Architecture(
     read_config=_to_model_config,
     layout=TensorLayout(names=_NAMES),
     # Without norms behind the parts it is a Granite.
-    layout_of=lambda config: TensorLayout(names=_NAMES if config.norm_placement == "both" else None),
+    layout_of=lambda config: TensorLayout(names=_NAMES if config.norm_placement == "both" else {}),
     gguf=None,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
@@ -20,23 +19,21 @@ _NAMES = {
     f"{_LAYER}.mlp.gate_proj": f"{_LAYER}.feed_forward.w1",
     f"{_LAYER}.mlp.up_proj": f"{_LAYER}.feed_forward.w3",
     f"{_LAYER}.mlp.down_proj": f"{_LAYER}.feed_forward.w2",
-    "model.norm": "model.norm",
     "lm_head": "output",
 }
 
 
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    return llama.to_model_config({**values, "attention_bias": values["bias"], "mlp_bias": False})
-
-
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return gguf_header.to_hf_config(header, "internlm2") | {"bias": "blk.0.attn_output.bias" in header.shapes}
+    has_biases = "blk.0.attn_output.bias" in header.shapes
+    return gguf_header.to_hf_config(header, "internlm2") | {"attention_bias": has_biases}
 
 
 INTERNLM2 = Architecture(
     model_type="internlm2",
-    defaults={"bias": True, "bos_token_id": 1, "eos_token_id": 2},
-    read_config=_to_model_config,
+    defaults={"attention_bias": True, "bos_token_id": 1, "eos_token_id": 2},
+    renamed={"attention_bias": "bias"},
+    read_config=llama.to_model_config,
+    features={"mlp_bias": False},
     layout=TensorLayout(names=_NAMES, by_group=frozenset({_FUSED})),
     is_in_transformers=False,
     gguf=GGUFFamily(

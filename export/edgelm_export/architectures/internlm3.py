@@ -10,8 +10,6 @@ from edgelm_export.architectures import hf_values, llama
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    # As the model's own code has them: of queries, keys and values, and of all else.
-    values = {"attention_bias": values.get("qkv_bias"), "mlp_bias": values.get("bias"), **values}
     return dataclasses.replace(llama.to_model_config(values), attention_output_bias=hf_values.flag(values, "mlp_bias"))
 
 
@@ -27,5 +25,7 @@ INTERNLM3 = dataclasses.replace(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    # As the model's own code has them: of queries, keys and values, and of all else.
+    renamed={"attention_bias": "qkv_bias", "mlp_bias": "bias"},
     read_config=_to_model_config,
 )

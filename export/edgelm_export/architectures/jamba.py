@@ -28,7 +28,6 @@ _EXPERTS = {
 _NAMES = {
     **{name: source for name, source in bamba.NAMES.items() if ".mamba." not in name},
     **_EXPERTS,
-    **{name: name for name in _PARTS},
     f"{_LAYER}.dt_bias": f"{_LAYER}.dt_proj.bias",
     **{f"{_LAYER}.in_proj_{part}": f"{_LAYER}.in_proj" for part in ("x", "z")},
 }
@@ -56,7 +55,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     }
     return dataclasses.replace(
         config,
-        position="none",
         layer_types=kinds,
         **(_fields(values) if "mamba" in kinds else {}),
         **(chosen if having and chosen["num_experts"] > 1 else {}),
@@ -126,6 +124,7 @@ JAMBA = Architecture(
         "mamba_dt_rank": "auto",
     },
     read_config=_to_model_config,
+    features={"position": "none"},
     layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({f"{_LAYER}.conv1d.weight"})),  # so mlx-lm has them
     gguf=GGUFFamily(
         architecture="jamba",

@@ -24,7 +24,7 @@ _GGUF_KEYS = sigmoid_experts.GGUF_KEYS | {
 _GATE = "model.layers.{i}.self_attn.gate_proj"
 _CHOICE_BIAS = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 _NAMES = {
-    **{name: name.replace("shared_experts", "shared_expert") for name in experts.GGUF_NAMES | llama.GGUF_QK_NORMS},
+    **experts.shared_expert_names("model.layers.{i}.mlp"),
     _CHOICE_BIAS: "model.layers.{i}.mlp.experts.e_score_correction_bias",
     _GATE: "model.layers.{i}.self_attn.g_proj",
 }
@@ -51,23 +51,18 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     heads, own = _heads(values, kinds, bool(windows))
     # How much turns stands by kind of layer alone.
     config = llama.to_model_config({**values, "num_attention_heads": heads, "partial_rotary_factor": None}, partial=1.0)
-    listed = hf_values.layer_types({"layer_types": values.get("mlp_layer_types")}) or ["dense"]
+    listed = hf_values.layer_types(values, "mlp_layer_types") or ["dense"]
     return dataclasses.replace(
         config,
-        mlp_bias=False,
-        qk_norm=True,
         num_global_attention_heads=own,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
         local_partial_rotary_factor=part if windows else None,
         attention_output_gate=True,
-        attention_gate_act="softplus",
         attention_gate_per_head=_GATES[values["gating"]],
-        layers_without_experts=tuple(layer for layer, kind in enumerate(listed) if kind == "dense"),
+        layers_without_experts=hf_values.layers_of(listed, "dense"),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
-        scoring_func="sigmoid",
         routed_scaling_factor=hf_values.number(values, "moe_routed_scaling_factor", 1.0),
-        expert_choice_bias=True,
         **windows,
         **experts.expert_fields(values, "num_experts"),
     )
@@ -105,7 +100,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     )
     routed, head_dim = sigmoid_experts.gguf_values(header, "laguna"), values["head_dim"]
     window = whole_number(metadata, "laguna.attention.sliding_window", 0)
-    kinds = ["sliding_attention" if window and layer % _PATTERN else "full_attention" for layer in range(len(heads))]
+    kinds = hf_values.first_sees_all(len(heads), _PATTERN if window else 1)
     if window and isinstance(metadata.get(f"laguna.{WINDOW_PATTERN}"), list):
         kinds = window_kinds(metadata, "laguna")
     dense = min(routed["first_k_dense_replace"], len(heads))
@@ -153,6 +148,13 @@ LAGUNA = Architecture(
     },
     null_keys=frozenset(),
     read_config=_to_model_config,
+    features={
+        "mlp_bias": False,
+        "qk_norm": True,
+        "attention_gate_act": "softplus",
+        "scoring_func": "sigmoid",
+        "expert_choice_bias": True,
+    },
     layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=_MLX_NAMES),
     gguf=GGUFFamily(

@@ -15,7 +15,7 @@ _KINDS = ("linear_attention", "sliding_attention", "linear_attention", "full_att
 _ATTENTION = qwen3_5.LINEAR_ATTENTION
 _FUSED = {f"{_ATTENTION}.in_proj_{part}": f"{_ATTENTION}.in_proj" for part in ("qkv", "z", "b", "a")}
 _OWN = _FUSED | {f"{_ATTENTION}.norm": f"{_ATTENTION}.out_norm"}
-_NAMES = {name: source for name, source in qwen3_5.MOE_NAMES.items() if "gate_proj" not in name or "mlp" in name}
+_NAMES = experts.shared_expert_names("model.layers.{i}.mlp")
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -27,11 +27,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     size, shared = (hf_values.whole_number(values, f"{kind}_intermediate_size") for kind in ("moe", "shared_expert"))
     return dataclasses.replace(
         llama.to_model_config({**values, "intermediate_size": size}),
-        mlp_bias=False,
-        qk_norm=True,
         layer_types=tuple(kinds),
         sliding_window=hf_values.whole_number(values, "sliding_window"),
-        layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention"),
+        layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
         moe_intermediate_size=size,
         shared_expert_intermediate_size=shared,
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
@@ -65,6 +63,7 @@ LARA_MINI = Architecture(
         "eos_token_id": 151643,
     },
     read_config=_to_model_config,
+    features={"mlp_bias": False, "qk_norm": True},
     layout=TensorLayout(names=_NAMES | _OWN),
     stacked=TensorLayout(names=_NAMES | qwen3_5.STACKS | _OWN),
     gguf=None,

@@ -19,6 +19,8 @@ from edgelm_export.tensor_map import TensorLayout
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 128_000,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "rope_theta": 1e6,
@@ -33,14 +35,13 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
     "norm_topk_prob": True,
     "use_expert_bias": True,
 }
+_RENAMED: Mapping[str, str] = {"rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embedding"}
+_FEATURES: Mapping[str, Any] = {
+    "mlp_bias": False, "attention_bias": False, "attention_output_bias": False, "qk_norm": True,
+}  # fmt: skip
 _LARGEST_MULTIPLIER = 1000  # in use is 1
 _NAMES = {
-    "model.embed_tokens": "model.embed_tokens",
     "model.layers.{i}.input_layernorm": "model.layers.{i}.operator_norm",
-    "model.layers.{i}.conv.in_proj": "model.layers.{i}.conv.in_proj",
-    "model.layers.{i}.conv.conv": "model.layers.{i}.conv.conv",
-    "model.layers.{i}.conv.out_proj": "model.layers.{i}.conv.out_proj",
-    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"},
     "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.out_proj",
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.q_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.k_layernorm",
@@ -49,7 +50,6 @@ _NAMES = {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.feed_forward.w3",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.feed_forward.w2",
     "model.norm": "model.embedding_norm",
-    "lm_head": "lm_head",
 }
 _EXPERT = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 _MOE_NAMES = _NAMES | {
@@ -88,7 +88,6 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
         config,
         layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
-        scoring_func="sigmoid",
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         routed_scaling_factor=hf_values.number(values, "routed_scaling_factor", 1.0),
         expert_choice_bias=hf_values.flag(values, "use_expert_bias"),
@@ -97,15 +96,9 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _read(values: Mapping[str, Any]) -> ModelConfig:
-    values = {"tie_word_embeddings": values.get("tie_embedding", True), **values}
-    values["rms_norm_eps"] = hf_values.number(values, "norm_eps", 1e-5)
     kinds = hf_values.layer_types(values) or _kinds_by_number(values)
     return dataclasses.replace(
         llama.to_model_config(values),
-        mlp_bias=False,
-        attention_bias=False,
-        attention_output_bias=False,
-        qk_norm=True,
         layer_types=tuple(kinds),
         conv_L_cache=hf_values.whole_number(values, "conv_L_cache", 3),
         conv_bias=hf_values.flag(values, "conv_bias"),
@@ -157,7 +150,6 @@ def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = f
     values = gguf_header.to_hf_config(header, architecture, keys=keys | {"shortconv.l_cache"})
     return {
         **values,
-        "norm_eps": values["rms_norm_eps"],
         "conv_L_cache": whole_number(header.metadata, f"{architecture}.shortconv.l_cache"),
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),
         "layer_types": ["full_attention" if number else "conv" for number in listed],
@@ -167,7 +159,9 @@ def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = f
 LFM2 = Architecture(
     model_type="lfm2",
     defaults=_DEFAULTS,
+    renamed=_RENAMED,
     read_config=_to_model_config,
+    features=_FEATURES,
     layout=TensorLayout(names=_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     gguf=GGUFFamily(
         architecture="lfm2",
@@ -178,7 +172,9 @@ LFM2 = Architecture(
 LFM2_MOE = Architecture(
     model_type="lfm2_moe",
     defaults=_MOE_DEFAULTS,
+    renamed=_RENAMED,
     read_config=_to_moe_config,
+    features={**_FEATURES, "scoring_func": "sigmoid"},
     layout=TensorLayout(names=_MOE_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     mlx=TensorLayout(names=_MLX_NAMES, ones_elsewhere=frozenset({"model.layers.{i}.conv.conv.weight"})),
     gguf=GGUFFamily(

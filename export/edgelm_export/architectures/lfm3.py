@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma3, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
@@ -16,21 +15,14 @@ _ROPE: Mapping[str, Any] = {"rope_type": "proportional", "rope_theta": 1e6, "par
 
 _LAYER = "model.layers.{i}"
 _NAMES = {
-    "model.embed_tokens": "model.embed_tokens",
     f"{_LAYER}.input_layernorm": f"{_LAYER}.operator_norm",
     f"{_LAYER}.post_attention_layernorm": f"{_LAYER}.post_operator_norm",
-    **{f"{_LAYER}.conv.{part}": f"{_LAYER}.conv.{part}" for part in ("in_proj", "conv", "out_proj")},
-    **{
-        f"{_LAYER}.self_attn.{part}": f"{_LAYER}.self_attn.{part}"
-        for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "gate_proj")
-    },
     f"{_LAYER}.pre_feedforward_layernorm": f"{_LAYER}.ffn_norm",
     f"{_LAYER}.mlp.gate_proj": f"{_LAYER}.feed_forward.w1",
     f"{_LAYER}.mlp.up_proj": f"{_LAYER}.feed_forward.w3",
     f"{_LAYER}.mlp.down_proj": f"{_LAYER}.feed_forward.w2",
     f"{_LAYER}.post_feedforward_layernorm": f"{_LAYER}.post_ffn_norm",
     "model.norm": "model.embedding_norm",
-    "lm_head": "lm_head",
 }
 _LAYOUT = TensorLayout(names=_NAMES, ones_elsewhere=frozenset({f"{_LAYER}.conv.conv.weight"}))
 _BEFORE_ALONE = dataclasses.replace(
@@ -39,19 +31,16 @@ _BEFORE_ALONE = dataclasses.replace(
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    if hf_values.flag(values, "attention_bias"):
-        raise CheckpointError("config.json: attention_bias is True; supported is False.")
     if not values.get("rope_parameters"):
         values["rope_parameters"] = {"full_attention": _ROPE}
     values |= gemma3.rotations(values, _ROPE["rope_theta"], values["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or _kinds(layers)
     has_windows, is_gated = "sliding_attention" in kinds, hf_values.flag(values, "use_attention_gate")
-    config = llama.to_model_config({**values, "rms_norm_eps": values["norm_eps"], "mlp_bias": False})
+    config = llama.to_model_config({**values, "mlp_bias": False})
     return dataclasses.replace(
         config,
         norm_placement="both" if hf_values.flag(values, "use_sandwich_norm") else "pre",
-        qk_norm=True,
         attention_output_gate=is_gated,
         attention_gate_per_head=is_gated,
         layer_types=tuple(kinds),
@@ -75,7 +64,7 @@ LFM3 = Architecture(
         "num_key_value_heads": 4,
         "head_dim": 128,
         "max_position_embeddings": 128_000,
-        "norm_eps": 1e-5,
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
         "conv_L_cache": 7,
         "sliding_window": 256,
@@ -85,7 +74,10 @@ LFM3 = Architecture(
         "bos_token_id": 124_894,
         "eos_token_id": 124_900,
     },
+    fixed={"attention_bias": False},
+    renamed={"rms_norm_eps": "norm_eps"},
     read_config=_to_model_config,
+    features={"qk_norm": True},
     layout=_LAYOUT,
     layout_of=lambda config: _LAYOUT if config.norm_placement == "both" else _BEFORE_ALONE,
     gguf=None,

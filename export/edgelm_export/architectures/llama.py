@@ -32,7 +32,6 @@ GGUF_NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-NAMES = {name: name for name in GGUF_NAMES}  # as in safetensors: where a family has others, it begins from these
 GGUF_QK_NORMS = {
     "model.layers.{i}.self_attn.q_norm": "blk.{i}.attn_q_norm",
     "model.layers.{i}.self_attn.k_norm": "blk.{i}.attn_k_norm",

@@ -15,7 +15,6 @@ from edgelm_export.tensor_map import TensorLayout
 
 LAYER = "model.layers.{i}.mamba"
 _PROJECTED = ("in_proj_z", "in_proj_xbc", "in_proj_dt")  # the order of their rows in one matrix
-_PARTS = ("conv1d", "norm", "out_proj", "A_log", "D", "dt_bias")
 _GGUF_PARTS = {
     "conv1d": "ssm_conv1d", "norm": "ssm_norm", "out_proj": "ssm_out", "A_log": "ssm_a", "D": "ssm_d",
     "dt_bias": "ssm_dt.bias",
@@ -45,7 +44,7 @@ _NO_LIMITS = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])
 def names(layer: str) -> dict[str, str]:
     """Return what the tensors of a layer of Mamba 2 are called where the layer is called `layer`."""
     joined = {f"{LAYER}.{part}": f"{layer}.in_proj" for part in _PROJECTED}
-    return joined | {f"{LAYER}.{part}": f"{layer}.{part}" for part in _PARTS}
+    return joined | {f"{LAYER}.{part}": f"{layer}.{part}" for part in _GGUF_PARTS}
 
 
 def kinds_of(listed: list[str]) -> tuple[str, ...]:

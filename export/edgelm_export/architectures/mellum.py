@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
@@ -35,20 +34,16 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or ["full_attention"] * layers
-    window = hf_values.optional_whole_number(values, "sliding_window")
-    if window is None and "sliding_attention" in kinds:
-        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
-    listed = hf_values.layer_types({"layer_types": values.get("mlp_layer_types")}) or []
-    windows = hf_values.windows(values, window, kinds)
+    listed = hf_values.layer_types(values, "mlp_layer_types") or []
+    windows = hf_values.windows(values, hf_values.window_of(values, kinds), kinds)
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
-        qk_norm=True,
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
-        layers_without_experts=tuple(layer for layer, kind in enumerate(listed) if kind == "dense"),
+        layers_without_experts=hf_values.layers_of(listed, "dense"),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **windows,
-        **experts.expert_fields(values, "num_local_experts" if "num_local_experts" in values else "num_experts"),
+        **experts.expert_fields(values, "num_experts"),
     )
 
 
@@ -80,7 +75,9 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 MELLUM = Architecture(
     model_type="mellum",
     defaults=_DEFAULTS,
+    renamed={"num_experts": "num_local_experts"},
     read_config=_to_model_config,
+    features={"qk_norm": True},
     # transformers leaves the layer that guesses one more token ahead out too.
     layout=TensorLayout(ignored=experts.guessing_names(experts.GGUF_NAMES | llama.GGUF_QK_NORMS)),
     mlx=TensorLayout(names=experts.MLX_NAMES),

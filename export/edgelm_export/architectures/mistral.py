@@ -40,15 +40,9 @@ _GGUF_GROWTH = "rope.scaling.yarn_log_multiplier"  # where both have it, attenti
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values)
     window = hf_values.optional_whole_number(values, "sliding_window")
-    return dataclasses.replace(
-        config,
-        **hf_values.windows(values, window, ["sliding_attention"]),
-        attention_bias=False,
-        attention_output_bias=False,
-        mlp_bias=False,
-    )
+    windows = hf_values.windows(values, window, ["sliding_attention"])
+    return dataclasses.replace(llama.to_model_config(values), **windows)
 
 
 def _to_ministral3(values: dict[str, Any]) -> ModelConfig:
@@ -75,7 +69,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 # llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
-MISTRAL = dataclasses.replace(llama.LLAMA, model_type="mistral", defaults=_DEFAULTS, read_config=_to_model_config)
+MISTRAL = dataclasses.replace(
+    llama.LLAMA,
+    model_type="mistral",
+    defaults=_DEFAULTS,
+    read_config=_to_model_config,
+    features={"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+)
 MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral")
 MINISTRAL3 = Architecture(
     model_type="ministral3",
@@ -87,6 +87,7 @@ MINISTRAL3 = Architecture(
         "sliding_window": None,
     },
     read_config=_to_ministral3,
+    features=MISTRAL.features,
     gguf=GGUFFamily(
         architecture="mistral3",
         to_hf_config=_gguf_to_hf_config,

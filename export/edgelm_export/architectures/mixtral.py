@@ -10,7 +10,7 @@ from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-NAMES = {name: name for name in llama.GGUF_NAMES if ".mlp." not in name} | {
+NAMES = {
     "model.layers.{i}.mlp.gate": "model.layers.{i}.block_sparse_moe.gate",
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w1",
     "model.layers.{i}.mlp.experts.{e}.up_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w3",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgelm_export.architectures.llama import LLAMA, NAMES
+from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.tensor_map import TensorLayout
 
 MLLAMA = dataclasses.replace(
@@ -18,6 +18,6 @@ MLLAMA = dataclasses.replace(
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },
-    layout=TensorLayout(names=NAMES, rows_behind=frozenset({"model.embed_tokens"})),
+    layout=TensorLayout(rows_behind=frozenset({"model.embed_tokens"})),
     gguf=None,
 )

@@ -41,25 +41,13 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, theta, local_theta)
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "global_attn_every_n_layers")
-    kinds = ["sliding_attention" if layer % pattern else "full_attention" for layer in range(layers)]
-    config = llama.to_model_config(
-        {
-            **values,
-            "num_key_value_heads": None,
-            "head_dim": None,
-            "rms_norm_eps": values["norm_eps"],
-            "hidden_act": values["hidden_activation"],
-        }
-    )
+    kinds = hf_values.first_sees_all(layers, pattern)
     windows = hf_values.windows(values, hf_values.bounded(values, "local_attention") // 2, kinds)
     return dataclasses.replace(
-        config,
+        llama.to_model_config({**values, "num_key_value_heads": None, "head_dim": None}),
         **windows,
         norm="layer" if hf_values.flag(values, "norm_bias") else "layer_no_bias",
-        embedding_norm=True,
-        layers_without_input_norm=(0,),
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
-        head_transform=True,
         lm_head_bias=hf_values.flag(values, "decoder_bias"),
     )
 
@@ -72,7 +60,7 @@ def _refuse_others(values: Mapping[str, Any]) -> None:
     """
     others = {
         "classifier_bias": hf_values.flag(values, "classifier_bias"),
-        "classifier_activation": values["classifier_activation"] != values["hidden_activation"],
+        "classifier_activation": values["classifier_activation"] != values["hidden_act"],
         "rope_scaling": values.get("rope_scaling") is not None,
     }
     for key, is_other in others.items():
@@ -91,10 +79,10 @@ MODERNBERT_DECODER = Architecture(
         "intermediate_size": 1152,
         "num_hidden_layers": 22,
         "num_attention_heads": 12,
-        "hidden_activation": "gelu",
+        "hidden_act": "gelu",
         "classifier_activation": "gelu",
         "max_position_embeddings": 8192,
-        "norm_eps": 1e-5,
+        "rms_norm_eps": 1e-5,
         "decoder_bias": True,
         "local_attention": 128,
         "global_attn_every_n_layers": 3,
@@ -104,7 +92,9 @@ MODERNBERT_DECODER = Architecture(
         "bos_token_id": 50281,
         "eos_token_id": 50282,
     },
+    renamed={"rms_norm_eps": "norm_eps", "hidden_act": "hidden_activation"},
     read_config=_to_model_config,
+    features={"embedding_norm": True, "layers_without_input_norm": (0,), "head_transform": True},
     layout=TensorLayout(names=_NAMES),
     gguf=None,
 )

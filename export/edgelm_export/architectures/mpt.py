@@ -15,7 +15,6 @@ from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
 # Features that have no place in ModelConfig, and the value that turns each off.
-_NEUTRAL: Mapping[str, Any] = {"no_bias": True, "logit_scale": None}
 _NEUTRAL_OF_ATTENTION: Mapping[str, Any] = {
     "attn_type": "multihead_attention", "clip_qkv": None, "prefix_lm": False, "qk_ln": False, "alibi": True,
     "alibi_bias_max": 8,
@@ -31,7 +30,6 @@ _NAMES = {
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.ffn.up_proj",
     "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.ffn.down_proj",
     "model.norm": "transformer.norm_f",
-    "lm_head": "lm_head",
 }
 
 
@@ -39,42 +37,20 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     attention = values.get("attn_config", {})
     if not isinstance(attention, Mapping):
         raise CheckpointError(f"config.json: attn_config is {attention!r}; it must be an object.")
-    for name, given, neutral in (("", values, _NEUTRAL), ("attn_config.", attention, _NEUTRAL_OF_ATTENTION)):
-        for key, value in neutral.items():
-            if given.get(key, value) != value:
-                raise CheckpointError(f"config.json: {name}{key} is {given[key]!r}; supported is {value!r} alone.")
-    size = hf_values.whole_number(values, "d_model")
-    renamed = {
-        "hidden_size": size,
-        "intermediate_size": hf_values.whole_number(values, "expansion_ratio") * size,
-        "num_hidden_layers": values["n_layers"],
-        "num_attention_heads": values["n_heads"],
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "max_position_embeddings": values["max_seq_len"],
-        "rms_norm_eps": values["layer_norm_epsilon"],
-        "hidden_act": "gelu",
-    }
-    config = llama.to_model_config(values | renamed)
-    return dataclasses.replace(
-        config,
-        norm="layer_no_bias",
-        position="alibi",
-        mlp_gated=False,
-        attention_multiplier=hf_values.optional_number(attention, "softmax_scale"),
-    )
+    for key, value in _NEUTRAL_OF_ATTENTION.items():
+        if attention.get(key, value) != value:
+            raise CheckpointError(f"config.json: attn_config.{key} is {attention[key]!r}; supported is {value!r}.")
+    fixed = {"num_key_value_heads": None, "head_dim": None, "hidden_act": "gelu"}
+    size = hf_values.whole_number(values, "expansion_ratio") * hf_values.whole_number(values, "hidden_size")
+    config = llama.to_model_config(values | fixed | {"intermediate_size": size})
+    return dataclasses.replace(config, attention_multiplier=hf_values.optional_number(attention, "softmax_scale"))
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "mpt", keys=frozenset({_ALIBI}), norm="layer")
     steepest, size = float32_number(header.metadata, f"mpt.{_ALIBI}", 0.0), values["hidden_size"]
     return values | {
-        "d_model": size,
-        "n_heads": values["num_attention_heads"],
-        "n_layers": values["num_hidden_layers"],
         "expansion_ratio": values["intermediate_size"] // max(size, 1),
-        "max_seq_len": values["max_position_embeddings"],
-        "layer_norm_epsilon": values["rms_norm_eps"],
         "attn_config": {"alibi": steepest > 0, "alibi_bias_max": steepest},
     }
 
@@ -83,16 +59,25 @@ MPT = Architecture(
     model_type="mpt",
     defaults={
         "vocab_size": 50368,
-        "d_model": 2048,
-        "n_heads": 16,
-        "n_layers": 24,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
         "expansion_ratio": 4,
-        "max_seq_len": 2048,
-        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     },
     null_keys=frozenset(),
+    fixed={"no_bias": True, "logit_scale": None},
+    renamed={
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "max_position_embeddings": "max_seq_len",
+        "rms_norm_eps": "layer_norm_epsilon",
+    },
     read_config=_to_model_config,
+    features={"norm": "layer_no_bias", "position": "alibi", "mlp_gated": False},
     layout=TensorLayout(names=_NAMES, prefix="transformer."),
     gguf=GGUFFamily(
         architecture="mpt", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED)

@@ -11,7 +11,7 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
-_NAMES = llama.NAMES | {
+_NAMES = {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.fc2",
 }
@@ -25,14 +25,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
             "supported: default."
         )
     return dataclasses.replace(
-        config,
-        norm="rms_plain",
-        embedding_norm=True,
-        mlp_gated=False,
-        mlp_bias=False,
-        # It norms after the rotation, which changes no length: without weights, that is to norm before it.
-        qk_norm=True,
-        final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping"),
+        config, final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping")
     )
 
 
@@ -45,6 +38,14 @@ NANOCHAT = Architecture(
         "eos_token_id": 1,
     },
     read_config=_to_model_config,
+    features={
+        "norm": "rms_plain",
+        "embedding_norm": True,
+        "mlp_gated": False,
+        "mlp_bias": False,
+        # It norms after the rotation, which changes no length: without weights, that is to norm before it.
+        "qk_norm": True,
+    },
     layout=TensorLayout(
         names=_NAMES,
         row_orders={f"model.layers.{{i}}.self_attn.{part}_proj": "swapped halves" for part in "qk"},

@@ -24,7 +24,6 @@ _OF_MAMBA = {
     "mamba_d_conv": "conv_kernel",
     "mamba_conv_bias": "use_conv_bias",
     "mamba_proj_bias": "use_bias",
-    "time_step_limit": "time_step_limit",
 }
 _MARKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 _BLOCK, _MIXER = "backbone.layers.{i}", "backbone.layers.{i}.mixer"
@@ -32,7 +31,6 @@ _MLP = "model.layers.{i}.mlp"
 _NAMES = {
     "model.embed_tokens": "backbone.embeddings",
     "model.norm": "backbone.norm_f",
-    "lm_head": "lm_head",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.norm",
     "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.norm",
     **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_MIXER}.{part}_proj" for part in "qkvo"},
@@ -59,20 +57,12 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     listed = _kinds(values)
     kinds = mamba2.kinds_of(listed)
     _refuse_what_is_not_read(values, listed)
-    values |= {ours: values[theirs] for ours, theirs in _OF_MAMBA.items() if theirs in values}
     # A feed-forward without a gate, as Llama's reader calls its parts.
-    values |= {"num_hidden_layers": len(kinds), "rms_norm_eps": values["layer_norm_epsilon"]}
+    values |= {"num_hidden_layers": len(kinds)}
     has_experts = "moe" in listed
     size = "moe_intermediate_size" if has_experts and "mlp" not in listed else "intermediate_size"
-    config = llama.to_model_config(
-        {**values, "hidden_act": values["mlp_hidden_act"], "intermediate_size": values[size]}
-    )
     return dataclasses.replace(
-        config,
-        position="none",
-        attention_bias=False,  # whatever a config says
-        attention_output_bias=False,
-        mlp_gated=False,
+        llama.to_model_config({**values, "intermediate_size": values[size]}),
         layer_types=kinds,
         layers_without_feed_forward=tuple(i for i, kind in enumerate(kinds) if kind != "feed_forward"),
         **(mamba2.fields(values) if "mamba2" in kinds else {}),
@@ -85,7 +75,7 @@ def _kinds(values: Mapping[str, Any]) -> list[str]:
     listed, pattern = values.get("layers_block_type"), values.get("hybrid_override_pattern")
     if listed is None and isinstance(pattern, str):
         listed = [_MARKS.get(mark, mark) for mark in pattern]
-    kinds = hf_values.layer_types({"layer_types": listed})
+    kinds = hf_values.layer_types({"layers_block_type": listed}, "layers_block_type")
     if not kinds:
         raise CheckpointError(
             "config.json: it has neither layers_block_type nor hybrid_override_pattern, which say what a block has."
@@ -102,7 +92,7 @@ def _refuse_what_is_not_read(values: Mapping[str, Any], kinds: list[str]) -> Non
 
 def _expert_fields(values: Mapping[str, Any], kinds: list[str]) -> dict[str, Any]:
     return {
-        "layers_without_experts": tuple(i for i, kind in enumerate(kinds) if kind == "mlp"),
+        "layers_without_experts": hf_values.layers_of(kinds, "mlp"),
         "moe_intermediate_size": hf_values.whole_number(values, "moe_intermediate_size"),
         "shared_expert_intermediate_size": hf_values.whole_number(values, "moe_shared_expert_intermediate_size"),
         "scoring_func": "sigmoid",
@@ -131,9 +121,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         }
     return {
         **values,
-        **{_OF_MAMBA[key]: value for key, value in of_mamba.items()},
+        **of_mamba,
         **routed,
-        "layer_norm_epsilon": values["rms_norm_eps"],
         "layers_block_type": [of_block if size else kind for size, kind in zip(sizes, mixing, strict=True)],
     }
 
@@ -145,8 +134,8 @@ NEMOTRON_H = Architecture(
         "head_dim": 128,
         "max_position_embeddings": 4096,
         "intermediate_size": 21504,
-        "layer_norm_epsilon": 1e-5,
-        "mlp_hidden_act": "relu2",
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "relu2",
         "bos_token_id": 1,
         "eos_token_id": 2,
         "n_routed_experts": 8,
@@ -155,13 +144,20 @@ NEMOTRON_H = Architecture(
         "moe_intermediate_size": 7688,
         "moe_shared_expert_intermediate_size": 7688,
         "norm_topk_prob": True,
-        "mamba_num_heads": 128,
-        "mamba_head_dim": 64,
-        "n_groups": 8,
-        "ssm_state_size": 128,
-        "conv_kernel": 4,
+        "mamba_n_heads": 128,
+        "mamba_d_head": 64,
+        "mamba_n_groups": 8,
+        "mamba_d_state": 128,
+        "mamba_d_conv": 4,
     },
+    renamed={**_OF_MAMBA, "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "mlp_hidden_act"},
     read_config=_to_model_config,
+    features={
+        "position": "none",
+        "attention_bias": False,  # whatever a config says
+        "attention_output_bias": False,
+        "mlp_gated": False,
+    },
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="nemotron_h",

@@ -5,10 +5,8 @@ Its row reads GGUF files of OLMo 3 too, which llama.cpp tells apart by their win
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
@@ -19,11 +17,6 @@ from edgelm_export.tensor_map import TensorLayout
 _WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
 # llama.cpp's converter writes config.json's attention_factor there, which is the whole; llama.cpp multiplies by it.
 _ATTENTION = "olmo2.rope.scaling.attn_factor"
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values)
-    return dataclasses.replace(config, norm_placement="post", qk_norm=True, qk_norm_scope="projection", mlp_bias=False)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -52,7 +45,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 OLMO2 = Architecture(
     model_type="olmo2",
     defaults={"rms_norm_eps": 1e-5, "eos_token_id": 50279},
-    read_config=_to_model_config,
+    read_config=llama.to_model_config,
+    features={"norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection", "mlp_bias": False},
     gguf=GGUFFamily(
         architecture="olmo2",
         to_hf_config=_gguf_to_hf_config,

@@ -13,15 +13,9 @@ from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
 _EVERY = 4  # the last layer of so many has attention, where config.json says nothing of them
-_EPSILON = 1e-5  # of the norm behind linear attention; in no config
 _LINEAR = qwen3_5.LINEAR_ATTENTION
-_RENAMED = {"in_proj_z": "g_proj", "in_proj_b": "b_proj", "in_proj_a": "a_proj", "norm": "o_norm", "out_proj": "o_proj"}
-_NAMES = {
-    **{name: name for name in llama.GGUF_NAMES | llama.GGUF_QK_NORMS},
-    "model.layers.{i}.post_feedforward_layernorm": "model.layers.{i}.post_feedforward_layernorm",
-    **{f"{_LINEAR}.{part}": f"{_LINEAR}.{part}" for part in ("in_proj_qkv", "conv1d", "A_log", "dt_bias")},
-    **{f"{_LINEAR}.{ours}": f"{_LINEAR}.{theirs}" for ours, theirs in _RENAMED.items()},
-}
+_PARTS = {"in_proj_z": "g_proj", "in_proj_b": "b_proj", "in_proj_a": "a_proj", "norm": "o_norm", "out_proj": "o_proj"}
+_NAMES = {f"{_LINEAR}.{ours}": f"{_LINEAR}.{theirs}" for ours, theirs in _PARTS.items()}
 # transformers reads these names too, and writes them, the last one also for the norm behind attention. It writes three
 # parts of a convolution, whatever rows each has.
 _ASSEMBLED = {
@@ -45,13 +39,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         position="rope" if turns else "none",
-        norm_placement="post",
-        linear_norm_placement="pre",
-        linear_norm_eps=_EPSILON,
         linear_allow_neg_eigval=hf_values.flag(values, "linear_allow_neg_eigval"),
-        mlp_bias=False,
-        qk_norm=True,
-        qk_norm_scope="projection",
         layer_types=tuple(hf_values.layer_types(values) or by_number),
         **_sizes(values, config),
     )
@@ -81,6 +69,14 @@ OLMO_HYBRID = Architecture(
         "linear_allow_neg_eigval": True,
     },
     read_config=_to_model_config,
+    features={
+        "norm_placement": "post",
+        "linear_norm_placement": "pre",
+        "linear_norm_eps": 1e-5,  # of the norm behind linear attention; in no config
+        "mlp_bias": False,
+        "qk_norm": True,
+        "qk_norm_scope": "projection",
+    },
     layout=TensorLayout(names=_NAMES, assembled=_ASSEMBLED),
     gguf=None,
 )

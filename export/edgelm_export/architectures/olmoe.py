@@ -13,13 +13,10 @@ from edgelm_export.tensor_map import TensorLayout
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     olmo.refuse_clipping(values)
-    count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
-        qk_norm=True,
-        qk_norm_scope="projection",
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
-        **experts.expert_fields(values, count_key),
+        **experts.expert_fields(values, "num_experts"),
     )
 
 
@@ -38,7 +35,9 @@ OLMOE = Architecture(
         "num_experts_per_tok": 8,
         "eos_token_id": 50279,
     },
+    renamed={"num_experts": "num_local_experts"},
     read_config=_to_model_config,
+    features={"qk_norm": True, "qk_norm_scope": "projection"},
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="olmoe",

@@ -22,7 +22,6 @@ _NAMES = {
     f"{_LAYER}.mlp.up_proj": f"{_THEIRS}.fc1",
     f"{_LAYER}.mlp.down_proj": f"{_THEIRS}.fc2",
     "model.norm": "model.decoder.final_layer_norm",
-    "lm_head": "lm_head",
 }
 _BEHIND = {
     f"{_LAYER}.post_attention_layernorm": f"{_THEIRS}.self_attn_layer_norm",
@@ -38,24 +37,13 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"config.json: word_embed_proj_dim is {width!r:.60} (OPT 350M); supported is the hidden_size, {size}."
         )
-    config = llama.to_model_config(
-        {
-            **values,
-            "intermediate_size": values["ffn_dim"],
-            "num_key_value_heads": None,
-            "head_dim": None,
-            "hidden_act": values["activation_function"],
-            "rms_norm_eps": 1e-5,
-        }
-    )
+    config = llama.to_model_config({**values, "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-5})
     has_biases, is_before = (hf_values.flag(values, key) for key in ("enable_bias", "do_layer_norm_before"))
     return dataclasses.replace(
         config,
         norm="layer" if hf_values.flag(values, "layer_norm_elementwise_affine") else "layer_plain",
         norm_placement="pre" if is_before else "residual",
         final_norm=is_before and not hf_values.flag(values, "_remove_final_layer_norm"),
-        position="learned",
-        mlp_gated=False,
         mlp_bias=has_biases,
         attention_bias=has_biases,
         attention_output_bias=has_biases,
@@ -65,8 +53,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 OPT = Architecture(
     model_type="opt",
     defaults={
-        "ffn_dim": 3072,
-        "activation_function": "relu",
+        "intermediate_size": 3072,
+        "hidden_act": "relu",
         "do_layer_norm_before": True,
         "enable_bias": True,
         "layer_norm_elementwise_affine": True,
@@ -74,7 +62,9 @@ OPT = Architecture(
         "bos_token_id": 2,
         "eos_token_id": 2,
     },
+    renamed={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
     read_config=_to_model_config,
+    features={"position": "learned", "mlp_gated": False},
     layout=_LAYOUT,
     layout_of=lambda config: (
         _LAYOUT if config.norm_placement == "pre" else dataclasses.replace(_LAYOUT, names=_NAMES | _BEHIND)

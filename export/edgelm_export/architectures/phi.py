@@ -7,10 +7,10 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
-_NAMES = llama.NAMES | {
+_NAMES = {
     "model.layers.{i}.self_attn.o_proj": "model.layers.{i}.self_attn.dense",
     "model.layers.{i}.self_attn.q_norm": "model.layers.{i}.self_attn.q_layernorm",
     "model.layers.{i}.self_attn.k_norm": "model.layers.{i}.self_attn.k_layernorm",
@@ -21,24 +21,8 @@ _NAMES = llama.NAMES | {
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.5)
-    return dataclasses.replace(
-        config,
-        norm="layer",
-        norm_placement="shared",
-        parallel_residual=True,
-        mlp_gated=False,
-        mlp_bias=True,
-        attention_bias=True,
-        attention_output_bias=True,
-        qk_norm=hf_values.flag(values, "qk_layernorm"),
-        lm_head_bias=True,
-    )
-
-
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "phi2", norm="layer", turns_a_part=True)
-    return values | {"layer_norm_eps": values["rms_norm_eps"]}
+    config = llama.to_model_config(values, partial=0.5)
+    return dataclasses.replace(config, qk_norm=hf_values.flag(values, "qk_layernorm"))
 
 
 PHI = Architecture(
@@ -46,11 +30,26 @@ PHI = Architecture(
     defaults={
         "max_position_embeddings": 2048,
         "hidden_act": "gelu_new",
-        "layer_norm_eps": 1e-5,
+        "rms_norm_eps": 1e-5,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    renamed={"rms_norm_eps": "layer_norm_eps"},
     read_config=_to_model_config,
+    features={
+        "norm": "layer",
+        "norm_placement": "shared",
+        "parallel_residual": True,
+        "mlp_gated": False,
+        "mlp_bias": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "lm_head_bias": True,
+    },
     layout=TensorLayout(names=_NAMES),
-    gguf=GGUFFamily(architecture="phi2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)),
+    gguf=GGUFFamily(
+        architecture="phi2",
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "phi2", norm="layer", turns_a_part=True),
+        layout=TensorLayout(names=llama.GGUF_NAMES),
+    ),
 )

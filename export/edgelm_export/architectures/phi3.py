@@ -15,10 +15,8 @@ from edgelm_export.tensor_map import TensorLayout
 # Older names of LongRoPE.
 _LONGROPE_NAMES = ("su", "yarn")
 
-_NAMES = llama.NAMES | {
-    "model.layers.{i}.self_attn.q_proj": "model.layers.{i}.self_attn.qkv_proj",
-    "model.layers.{i}.self_attn.k_proj": "model.layers.{i}.self_attn.qkv_proj",
-    "model.layers.{i}.self_attn.v_proj": "model.layers.{i}.self_attn.qkv_proj",
+_NAMES = {
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": "model.layers.{i}.self_attn.qkv_proj" for part in "qkv"},
     "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
 }
@@ -37,13 +35,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         if isinstance(values.get(key), Mapping):
             values[key] = with_longrope(values[key])
     config = llama.to_model_config(values, partial=1.0)
-    return dataclasses.replace(
-        config,
-        attention_bias=False,
-        attention_output_bias=False,
-        mlp_bias=False,
-        sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
-    )
+    return dataclasses.replace(config, sliding_window=hf_values.optional_whole_number(values, "sliding_window"))
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -72,6 +64,7 @@ PHI3 = Architecture(
         "eos_token_id": 32000,
     },
     read_config=_to_model_config,
+    features={"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="phi3",

@@ -26,11 +26,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, "mlp_bias": False})
     return dataclasses.replace(
         config,
-        norm="layer",
         lm_head_bias=hf_values.flag(values, "lm_head_bias"),
         sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
-        scoring_func="sparsemixer",
-        norm_topk_prob=False,
         **experts.expert_fields(values, "num_local_experts"),
     )
 
@@ -60,6 +57,7 @@ PHIMOE = Architecture(
         "eos_token_id": 2,
     },
     read_config=_to_model_config,
+    features={"norm": "layer", "scoring_func": "sparsemixer", "norm_topk_prob": False},
     layout=TensorLayout(names=mixtral.NAMES),
     mlx=TensorLayout(names=mixtral.MLX_NAMES),
     gguf=None,

@@ -11,21 +11,17 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
+def to_model_config(values: dict[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Llama with Qwen's switch of windows."""
     config = llama.to_model_config(values)
-    return dataclasses.replace(
-        config,
-        attention_bias=True,
-        attention_output_bias=False,
-        mlp_bias=False,
-        **hf_values.switched_windows(values, layers=config.num_hidden_layers),
-    )
+    return dataclasses.replace(config, **hf_values.switched_windows(values, layers=config.num_hidden_layers))
 
 
 QWEN2 = Architecture(
     model_type="qwen2",
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
-    read_config=_to_model_config,
+    read_config=to_model_config,
+    features={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
     gguf=GGUFFamily(
         architecture="qwen2",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen2"),

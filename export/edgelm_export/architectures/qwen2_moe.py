@@ -24,11 +24,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         attention_bias=hf_values.flag(values, "qkv_bias"),
-        attention_output_bias=False,
-        mlp_bias=False,
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
-        shared_expert_gate=True,
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **hf_values.windows(values, window, kinds),
         **experts.sparse_layers(values, config.num_hidden_layers),
@@ -62,7 +59,8 @@ QWEN2_MOE = Architecture(
         "num_experts_per_tok": 4,
     },
     read_config=_to_model_config,
-    layout=TensorLayout(names=llama.NAMES | experts.shared_expert_names("model.layers.{i}.mlp")),
+    features={"attention_output_bias": False, "mlp_bias": False, "shared_expert_gate": True},
+    layout=TensorLayout(names=experts.shared_expert_names("model.layers.{i}.mlp")),
     gguf=GGUFFamily(
         architecture="qwen2moe",
         to_hf_config=_gguf_to_hf_config,

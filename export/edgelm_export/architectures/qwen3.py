@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import gguf_header, llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values)
-    return dataclasses.replace(
-        config,
-        mlp_bias=False,
-        qk_norm=True,
-        **hf_values.switched_windows(values, layers=config.num_hidden_layers),
-    )
-
 
 QWEN3 = Architecture(
     model_type="qwen3",
     defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
-    read_config=_to_model_config,
+    read_config=qwen2.to_model_config,
+    features={"mlp_bias": False, "qk_norm": True},
     gguf=GGUFFamily(
         architecture="qwen3",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen3"),

@@ -36,18 +36,15 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
     "moe_intermediate_size": 512,
     "shared_expert_intermediate_size": 512,
 }
+_FEATURES: Mapping[str, Any] = {
+    "norm": "rms_offset", "mlp_bias": False, "qk_norm": True, "attention_output_gate": True,
+}  # fmt: skip
 _PARTIAL = 0.25
 _LINEAR = tuple(key for key in _DEFAULTS if key.startswith("linear_"))
 
 ATTENTION = "model.layers.{i}.self_attn"
 LINEAR_ATTENTION = "model.layers.{i}.linear_attn"
-_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
-_NAMES = {
-    **llama.NAMES,
-    **{name: name for name in llama.GGUF_QK_NORMS},
-    f"{ATTENTION}.gate_proj": f"{ATTENTION}.q_proj",
-    **{f"{LINEAR_ATTENTION}.{part}": f"{LINEAR_ATTENTION}.{part}" for part in (*_PROJECTIONS, "A_log", "dt_bias")},
-}
+_NAMES = {f"{ATTENTION}.gate_proj": f"{ATTENTION}.q_proj"}
 _MLP = "model.layers.{i}.mlp"
 MOE_NAMES = _NAMES | experts.shared_expert_names(_MLP)
 STACKS = {
@@ -85,17 +82,13 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         values["rope_parameters"] = plain_rope(settings)
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     every = hf_values.bounded(values, "full_attention_interval")
-    by_number = ["full_attention" if (layer + 1) % every == 0 else "linear_attention" for layer in range(layers)]
+    by_number = hf_values.last_sees_all(layers, every, "linear_attention")
     linear: dict[str, Any] = {key: hf_values.whole_number(values, key) for key in _LINEAR}
     config = llama.to_model_config(values, partial=_PARTIAL)
     if config.hidden_act != "silu":  # the convolution of linear attention has it too
         raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
         config,
-        norm="rms_offset",
-        mlp_bias=False,
-        qk_norm=True,
-        attention_output_gate=True,
         layer_types=tuple(hf_values.layer_types(values) or by_number),
         **linear,
     )
@@ -107,7 +100,6 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
         _to_model_config({**values, "intermediate_size": size}),
         moe_intermediate_size=size,
         shared_expert_intermediate_size=shared,
-        shared_expert_gate=True,
         **experts.expert_fields(values, "num_experts"),
     )
 
@@ -164,6 +156,7 @@ QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
+    features=_FEATURES,
     layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
     gguf=GGUFFamily(
         architecture="qwen35",
@@ -175,6 +168,7 @@ QWEN3_5_MOE = Architecture(
     model_type="qwen3_5_moe_text",
     defaults=_MOE_DEFAULTS,
     read_config=_to_moe_config,
+    features={**_FEATURES, "shared_expert_gate": True},
     layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
     stacked=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES | STACKS),
     gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),

@@ -14,7 +14,7 @@ from edgelm_export.tensor_map import TensorLayout
 _EXPERTS = "model.layers.{i}.mlp.experts"
 # Those of Qwen3-VL are stacks of [in, out], with gates and ups in one.
 _STACKS = (f"{_EXPERTS}.gate_up_proj", f"{_EXPERTS}.down_proj")
-_STACKED_NAMES = {name: name for name in experts.GGUF_NAMES | llama.GGUF_QK_NORMS} | {
+_STACKED_NAMES = {
     f"{_EXPERTS}.{{e}}.gate_proj.weight": _STACKS[0],
     f"{_EXPERTS}.{{e}}.up_proj.weight": _STACKS[0],
     f"{_EXPERTS}.{{e}}.down_proj.weight": _STACKS[1],
@@ -22,18 +22,15 @@ _STACKED_NAMES = {name: name for name in experts.GGUF_NAMES | llama.GGUF_QK_NORM
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    # Newer versions of transformers write the number of experts under another name.
-    count_key = "num_local_experts" if "num_local_experts" in values else "num_experts"
     config = llama.to_model_config(values | {"mlp_bias": False})
     window = hf_values.whole_number(values, "sliding_window", 4096) if values.get("use_sliding_window") else None
     return dataclasses.replace(
         config,
-        qk_norm=True,
         sliding_window=window,
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.sparse_layers(values, config.num_hidden_layers),
-        **experts.expert_fields(values, count_key),
+        **experts.expert_fields(values, "num_experts"),
     )
 
 
@@ -56,7 +53,9 @@ QWEN3_MOE = Architecture(
         "num_experts": 128,
         "num_experts_per_tok": 8,
     },
+    renamed={"num_experts": "num_local_experts"},  # as newer versions of transformers write it
     read_config=_to_model_config,
+    features={"qk_norm": True},
     mlx=TensorLayout(names=experts.MLX_NAMES),
     stacked=TensorLayout(names=_STACKED_NAMES, transposed=frozenset(_STACKS)),
     gguf=GGUFFamily(

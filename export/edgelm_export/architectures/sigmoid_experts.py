@@ -13,7 +13,6 @@ from edgelm_export.architectures import experts, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
 
-NAMES = {name: name for name in experts.GGUF_NAMES}
 GGUF_KEYS = experts.GGUF_KEYS | {
     "expert_shared_count", "expert_shared_feed_forward_length", "leading_dense_block_count", "expert_weights_norm",
     "expert_weights_scale", "expert_gating_func", "expert_group_count", "expert_group_used_count",

@@ -14,16 +14,12 @@ _MOST_HEADS = 1024  # each makes names of tensors; in use are 32
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values | {"rms_norm_eps": values["layer_norm_eps"]}, partial=0.25)
+    config = llama.to_model_config(values, partial=0.25)
     parallel, has_norms = (hf_values.flag(values, key) for key in ("use_parallel_residual", "qk_layernorm"))
     return dataclasses.replace(
         config,
-        norm="layer",
         norm_placement="shared" if parallel else "pre",
         parallel_residual=parallel,
-        attention_bias=hf_values.flag(values, "use_qkv_bias"),
-        attention_output_bias=False,
-        mlp_bias=False,
         qk_norm=has_norms,
         qk_norm_scope="own_head" if has_norms else "head",
     )
@@ -33,7 +29,7 @@ def _layout(config: ModelConfig) -> TensorLayout:
     """Return the layout of a folder, where each head's norm is a tensor by itself."""
     if not config.qk_norm:
         return TensorLayout()
-    names, assembled = dict(llama.NAMES), {}
+    names, assembled = {}, {}
     for part, count in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
         stem = f"model.layers.{{i}}.self_attn.{part}_layernorm"
         names[f"model.layers.{{i}}.self_attn.{part}_norm"] = stem
@@ -47,8 +43,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "stablelm", keys=keys, norm="layer", turns_a_part=True)
     return {
         **values,
-        "layer_norm_eps": values["rms_norm_eps"],
-        "use_qkv_bias": "blk.0.attn_q.bias" in header.shapes,
         "qk_layernorm": "blk.0.attn_q_norm.weight" in header.shapes,
         # llama.cpp tells the two forms apart by the second norm, which a shared one leaves out.
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in header.shapes,
@@ -60,11 +54,13 @@ STABLELM = Architecture(
     defaults={
         "num_key_value_heads": 32,
         "max_position_embeddings": 4096,
-        "layer_norm_eps": 1e-5,
+        "rms_norm_eps": 1e-5,
         "bos_token_id": 0,
         "eos_token_id": 0,
     },
+    renamed={"rms_norm_eps": "layer_norm_eps", "attention_bias": "use_qkv_bias"},
     read_config=_to_model_config,
+    features={"norm": "layer", "attention_output_bias": False, "mlp_bias": False},
     layout_of=_layout,
     gguf=GGUFFamily(
         architecture="stablelm",

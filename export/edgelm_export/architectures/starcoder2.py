@@ -10,19 +10,17 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-_NAMES = llama.NAMES | {
+_NAMES = {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.c_fc",
     "model.layers.{i}.mlp.down_proj": "model.layers.{i}.mlp.c_proj",
 }
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values | {"rms_norm_eps": values["norm_epsilon"]})
+    config = llama.to_model_config(values)
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         config,
-        norm="layer",
-        mlp_gated=False,
         mlp_bias=has_biases,
         attention_bias=has_biases,
         attention_output_bias=has_biases,
@@ -32,10 +30,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gguf_header.to_hf_config(header, "starcoder2", norm="layer")
-    return values | {
-        "norm_epsilon": values["rms_norm_eps"],
-        "use_bias": "blk.0.attn_q.bias" in header.shapes,
-    }
+    return values | {"use_bias": values["attention_bias"]}
 
 
 STARCODER2 = Architecture(
@@ -43,7 +38,7 @@ STARCODER2 = Architecture(
     defaults={
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
-        "norm_epsilon": 1e-5,
+        "rms_norm_eps": 1e-5,
         "hidden_act": "gelu_pytorch_tanh",
         "use_bias": True,
         "sliding_window": None,
@@ -51,7 +46,9 @@ STARCODER2 = Architecture(
         "bos_token_id": 50256,
         "eos_token_id": 50256,
     },
+    renamed={"rms_norm_eps": "norm_epsilon"},
     read_config=_to_model_config,
+    features={"norm": "layer", "mlp_gated": False},
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="starcoder2", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES)

@@ -47,7 +47,7 @@ _IGNORED = frozenset({"decoder.block.{i}.layer.1.EncDecAttention.relative_attent
 def _layout(config: ModelConfig) -> TensorLayout:
     """Name the tensors; the first matrix of a feed-forward is called otherwise where a gate stands beside it."""
     inner = {"gate_proj": "wi_0", "up_proj": "wi_1"} if config.mlp_gated else {"up_proj": "wi"}
-    names = {"model.embed_tokens": "shared", **_CROSS, "lm_head": "lm_head"}
+    names = {"model.embed_tokens": "shared", **_CROSS}
     for name, part in _FEED_FORWARDS.items():
         names |= _stack(name, part)
         dense = f"{name}.block.{{i}}.layer.{part}.DenseReluDense"

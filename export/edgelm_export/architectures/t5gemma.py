@@ -29,19 +29,13 @@ def _stack_names(name: str) -> dict[str, str]:
     layer = f"model.{name}.layers.{{i}}"
     return {
         f"{layer}.input_layernorm": f"{layer}.pre_self_attn_layernorm",
-        **{f"{layer}.self_attn.{part}_proj": f"{layer}.self_attn.{part}_proj" for part in "qkvo"},
         f"{layer}.post_attention_layernorm": f"{layer}.post_self_attn_layernorm",
-        f"{layer}.pre_feedforward_layernorm": f"{layer}.pre_feedforward_layernorm",
-        **{f"{layer}.mlp.{part}_proj": f"{layer}.mlp.{part}_proj" for part in ("gate", "up", "down")},
-        f"{layer}.post_feedforward_layernorm": f"{layer}.post_feedforward_layernorm",
-        f"model.{name}.norm": f"model.{name}.norm",
     }
 
 
 _LAYER = "model.decoder.layers.{i}"
 _NAMES = {
     "model.embed_tokens": "model.decoder.embed_tokens",
-    "model.encoder.embed_tokens": "model.encoder.embed_tokens",
     **_stack_names("encoder"),
     **_stack_names("decoder"),
     f"{_LAYER}.pre_cross_attention_layernorm": f"{_LAYER}.pre_cross_attn_layernorm",
