@@ -9,10 +9,10 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import WINDOW
 from edgelm_export.tensor_map import TensorLayout
 
 _MLP = "model.layers.{i}.mlp"
@@ -45,16 +45,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = sigmoid_experts.GGUF_KEYS | {"attention.sliding_window"}
-    values = gguf_header.to_hf_config(header, "afmoe", keys=keys)
-    routed = sigmoid_experts.gguf_values(header, "afmoe")
-    return {
-        **values,
-        **routed,
-        "route_norm": routed["norm_topk_prob"],
-        "sliding_window": whole_number(header.metadata, "afmoe.attention.sliding_window"),
-        "mup_enabled": True,  # as llama.cpp computes
-    }
+    values = sigmoid_experts.gguf_values(header, "afmoe", WINDOW)
+    return {**values, "route_norm": values["norm_topk_prob"], "mup_enabled": True}  # as llama.cpp computes
 
 
 AFMOE = Architecture(

@@ -7,7 +7,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import falcon, gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
@@ -23,11 +23,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         )
     sizes = {"intermediate_size": 4 * hf_values.whole_number(values, "hidden_size"), "hidden_act": "gelu_pytorch_tanh"}
     return llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
-
-
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "bloom", norm="layer")
-    return values | {"seq_length": values["max_position_embeddings"]}
 
 
 BLOOM = Architecture(
@@ -66,7 +61,9 @@ BLOOM = Architecture(
     layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
     gguf=GGUFFamily(
         architecture="bloom",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(
+            header, "bloom", {"context_length": "seq_length"}, norm="layer"
+        ),
         layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_norm": "token_embd_norm"}),
     ),
 )

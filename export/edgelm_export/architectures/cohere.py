@@ -15,7 +15,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, WINDOW, GGUFKeys, float32_number
 from edgelm_export.tensor_map import TensorLayout
 from edgelm_export.text_part import plain_rope
 
@@ -90,13 +90,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return _gguf_values(header, "command-r") | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 
-def _gguf_to_hf_config_2(header: GGUFHeader) -> dict[str, Any]:
-    window = whole_number(header.metadata, "cohere2.attention.sliding_window")
-    return _gguf_values(header, "cohere2", "attention.sliding_window") | {"sliding_window": window}
-
-
-def _gguf_values(header: GGUFHeader, architecture: str, *keys: str) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, architecture, keys=frozenset({"logit_scale", *keys}), norm="layer")
+def _gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, architecture, {"logit_scale": None, **keys}, norm="layer")
     return values | {"logit_scale": float32_number(header.metadata, f"{architecture}.logit_scale")}
 
 
@@ -127,7 +122,7 @@ COHERE2 = Architecture(
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="cohere2",
-        to_hf_config=_gguf_to_hf_config_2,
+        to_hf_config=lambda header: _gguf_values(header, "cohere2", WINDOW),
         layout=TensorLayout(
             names=llama.GGUF_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS
         ),

@@ -13,9 +13,9 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, float32_number, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _V2_DEFAULTS: dict[str, Any] = {
@@ -76,11 +76,13 @@ _GGUF_LAYOUT = TensorLayout(
     by_latent_head=frozenset({"blk.{i}.attn_kv_b"}),
     row_orders=_PAIRS,
 )
-_GGUF_KEYS = experts.GGUF_KEYS | {
-    "attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla",
-    "expert_shared_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func", "expert_group_count",
-    "expert_group_used_count", "leading_dense_block_count", "rope.scaling.yarn_log_multiplier",
-}  # fmt: skip
+_GGUF_EXPERTS = sigmoid_experts.GGUF_ROUTED | sigmoid_experts.GGUF_DENSE
+_GGUF_KEYS: GGUFKeys = dict.fromkeys(
+    (
+        "attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla",
+        "rope.scaling.yarn_log_multiplier", *_GGUF_EXPERTS,
+    )
+)  # fmt: skip
 _GLM_VOCABULARY = 154880  # whose first files do not say how they weigh experts
 
 
@@ -179,7 +181,7 @@ def _to_minicpm3_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
+def _gguf_latent_values(header: GGUFHeader, name: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a file of either kind: one head of keys for all queries, or the older one with the
     size of each query's.
     """
@@ -194,7 +196,8 @@ def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
     value = whole_number(metadata, f"{prefix}value_length{mla}", width // max(heads, 1))
     kept = {f"{prefix}{part}_length": rank + turning for part in ("key", "value")}
     as_one_head = {**metadata, **kept, f"{prefix}head_count_kv": 1, f"{name}.rope.dimension_count": rank + turning}
-    values = gguf_header.to_hf_config(dataclasses.replace(header, metadata=as_one_head), name, keys=_GGUF_KEYS)
+    header = dataclasses.replace(header, metadata=as_one_head)
+    values = gguf_header.to_hf_config(header, name, {**_GGUF_KEYS, **keys})
     grown = f"{name}.rope.scaling.yarn_log_multiplier"
     if values["rope_scaling"] and grown in metadata:
         scale = 10 * float32_number(metadata, grown)  # a tenth of it is in the file
@@ -206,27 +209,15 @@ def _gguf_latent_values(header: GGUFHeader, name: str) -> dict[str, Any]:
 
 def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
     metadata, name = header.metadata, "deepseek2"
-    values = _gguf_latent_values(header, name)
+    values = _gguf_latent_values(header, name, _GGUF_EXPERTS)
     unsaid = experts.GGUF_SIGMOID if values["vocab_size"] == _GLM_VOCABULARY else experts.GGUF_SOFTMAX
     scoring = whole_number(metadata, f"{name}.expert_gating_func", unsaid)
     if scoring not in (experts.GGUF_SOFTMAX, experts.GGUF_SIGMOID):
         raise CheckpointError(f"GGUF metadata: {name}.expert_gating_func is {scoring}; supported are 1 and 2.")
-    is_normed = bool(metadata.get(f"{name}.expert_weights_norm", False))
-    if is_normed and scoring == experts.GGUF_SOFTMAX:
+    if values["norm_topk_prob"] and scoring == experts.GGUF_SOFTMAX:
         raise CheckpointError(f"GGUF metadata: {name}.expert_weights_norm is true, which DeepSeek V2 does not know.")
-    scale = f"{name}.expert_weights_scale"
-    return {
-        "model_type": "deepseek_v3" if scoring == experts.GGUF_SIGMOID else "deepseek_v2",
-        **values,
-        **experts.gguf_expert_values(header, name, "n_routed_experts"),
-        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
-        "n_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
-        "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
-        "routed_scaling_factor": float32_number(metadata, scale) if scale in metadata else 1.0,
-        "norm_topk_prob": is_normed,
-        "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
-        "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
-    }
+    kind = "deepseek_v3" if scoring == experts.GGUF_SIGMOID else "deepseek_v2"
+    return {"model_type": kind, **values}
 
 
 DEEPSEEK_V2 = Architecture(

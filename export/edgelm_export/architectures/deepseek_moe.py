@@ -13,7 +13,6 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _LING_DEFAULTS: Mapping[str, Any] = {
@@ -37,10 +36,13 @@ LING_NAMES = {
     f"{_LAYER}.self_attn.k_norm": f"{_LAYER}.attention.key_layernorm",
     f"{_LAYER}.mlp.gate.e_score_correction_bias": f"{_LAYER}.mlp.gate.expert_bias",
 }
-_GGUF_KEYS = experts.GGUF_KEYS | {
-    "leading_dense_block_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm",
-    "expert_gating_func",
-}  # fmt: skip
+_GGUF_KEYS = experts.gguf_keys("n_routed_experts") | {
+    "expert_shared_count": ("n_shared_experts", 0),
+    "leading_dense_block_count": ("first_k_dense_replace", 0),
+    "expert_weights_norm": ("norm_topk_prob", False),
+    "expert_weights_scale": None,
+    "expert_gating_func": None,
+}
 
 
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -72,22 +74,9 @@ def _to_ling_config(values: dict[str, Any]) -> ModelConfig:
     return _to_model_config({**_LING_DEFAULTS, **values})
 
 
-def _ling_2_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "bailingmoe2", keys=sigmoid_experts.GGUF_KEYS, turns_a_part=True)
-    return values | sigmoid_experts.gguf_values(header, "bailingmoe2")
-
-
 def _gguf_values(header: GGUFHeader, name: str) -> dict[str, Any]:
-    values, metadata = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS), header.metadata
     experts.check_gguf_scoring(header, name, experts.GGUF_SOFTMAX)
-    return {
-        **values,
-        **experts.gguf_expert_values(header, name, "n_routed_experts"),
-        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
-        "n_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
-        "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
-        "norm_topk_prob": metadata.get(f"{name}.expert_weights_norm", False),
-    }
+    return gguf_header.to_hf_config(header, name, _GGUF_KEYS)
 
 
 DEEPSEEK_MOE = Architecture(
@@ -148,7 +137,7 @@ LING_2 = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe2",
-        to_hf_config=_ling_2_gguf_to_hf_config,
+        to_hf_config=lambda header: sigmoid_experts.gguf_values(header, "bailingmoe2", turns_a_part=True),
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
         has_experts=True,
     ),

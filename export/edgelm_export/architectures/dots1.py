@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 
@@ -24,11 +24,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "dots1", keys=sigmoid_experts.GGUF_KEYS)
-    return values | sigmoid_experts.gguf_values(header, "dots1") | {"sliding_window": None}
-
-
 DOTS1 = Architecture(
     model_type="dots1",
     # Of experts, transformers takes none.
@@ -43,7 +38,7 @@ DOTS1 = Architecture(
     mlx=TensorLayout(names=experts.mlx_names("model.layers.{i}.mlp.experts")),
     gguf=GGUFFamily(
         architecture="dots1",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: sigmoid_experts.gguf_values(header, "dots1") | {"sliding_window": None},
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),

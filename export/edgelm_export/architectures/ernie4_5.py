@@ -13,7 +13,6 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -52,10 +51,12 @@ _GUESSING = frozenset(
         *(f"model.mtp_{part}.{{i}}.weight" for part in ("emb_norm", "hidden_norm", "linear_proj")),
     }
 )
-_GGUF_MOE_KEYS = experts.GGUF_KEYS | {
-    "interleave_moe_layer_step", "leading_dense_block_count", "expert_shared_count",
-    "expert_shared_feed_forward_length",
-}  # fmt: skip
+_GGUF_MOE_KEYS = experts.gguf_keys("moe_num_experts") | {
+    "expert_shared_count": ("moe_num_shared_experts", 0),
+    "leading_dense_block_count": ("moe_layer_start_index", 0),
+    "interleave_moe_layer_step": ("moe_layer_interval", 1),
+    "expert_shared_feed_forward_length": None,
+}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -88,18 +89,6 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
         shared_expert_intermediate_size=size * shared or None,
         **experts.expert_fields(values, "moe_num_experts"),
     )
-
-
-def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    metadata, name = header.metadata, "ernie4_5-moe"
-    return {
-        **gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS),
-        **experts.gguf_expert_values(header, name, "moe_num_experts"),
-        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
-        "moe_num_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
-        "moe_layer_start_index": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
-        "moe_layer_interval": whole_number(metadata, f"{name}.interleave_moe_layer_step", 1),
-    }
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -136,7 +125,7 @@ ERNIE4_5_MOE = Architecture(
     ),
     gguf=GGUFFamily(
         architecture="ernie4_5-moe",
-        to_hf_config=_moe_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "ernie4_5-moe", _GGUF_MOE_KEYS),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),

@@ -14,6 +14,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -28,7 +29,6 @@ _DEFAULTS: Mapping[str, Any] = {
 _PATTERN = 4  # of these, the last layer sees all
 _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its number of layers
 
-GGUF_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 
 _LAYER = "transformer.h.{i}"
 _NAMES_3 = {
@@ -58,7 +58,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = llama.gguf_values(header, "exaone4", GGUF_WINDOW_KEYS)
+    values = llama.gguf_values(header, "exaone4", {"attention.sliding_window": None, WINDOW_PATTERN: None})
     layers = values["num_hidden_layers"]
     has_windows = layers == _LAYERS_OF_32B
     return {

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import exaone, experts, gguf_header, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures import exaone, experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN
 from edgelm_export.tensor_map import TensorLayout
 
 _MLP = "model.layers.{i}.mlp"
@@ -26,19 +26,13 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "exaone-moe"
-    values = gguf_header.to_hf_config(header, name, keys=sigmoid_experts.GGUF_KEYS | exaone.GGUF_WINDOW_KEYS)
-    routed = sigmoid_experts.gguf_values(header, name)
-    pattern = header.metadata.get(f"{name}.attention.sliding_window_pattern")
+    values = sigmoid_experts.gguf_values(header, name, {**WINDOW, WINDOW_PATTERN: None})
+    pattern = header.metadata.get(f"{name}.{WINDOW_PATTERN}")
     kinds = None
     if isinstance(pattern, list):
-        layers = max(routed["num_hidden_layers"], 0)
+        layers = max(values["num_hidden_layers"], 0)
         kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
-    return {
-        **values,
-        **routed,
-        "sliding_window": whole_number(header.metadata, f"{name}.attention.sliding_window"),
-        "layer_types": kinds,
-    }
+    return values | {"layer_types": kinds}
 
 
 EXAONE_MOE = Architecture(

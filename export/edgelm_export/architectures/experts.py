@@ -24,7 +24,6 @@ GGUF_NAMES = _DENSE_NAMES | {
         for part in ("gate", "up", "down")
     },
 }
-GGUF_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
 GGUF_SOFTMAX, GGUF_SIGMOID = 1, 2  # of expert_gating_func
 
 
@@ -81,14 +80,11 @@ def shared_expert_names(mlp: str) -> dict[str, str]:
     return {f"{mlp}.shared_experts.{part}_proj": f"{mlp}.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
 
 
-def gguf_expert_values(
-    header: GGUFHeader, architecture: str, count_key: str, chosen_key: str = "num_experts_per_tok"
-) -> dict[str, Any]:
-    """Make config.json's values for experts of a GGUF file's metadata."""
-    return {
-        count_key: whole_number(header.metadata, f"{architecture}.expert_count"),
-        chosen_key: whole_number(header.metadata, f"{architecture}.expert_used_count"),
-    }
+def gguf_keys(
+    count: str, chosen: str = "num_experts_per_tok", size: str | None = "moe_intermediate_size"
+) -> dict[str, str | tuple[str, bool | int | float] | None]:
+    """Return llama.cpp's keys for experts with what config.json calls them; size: None where the family has no such."""
+    return {"expert_count": count, "expert_used_count": chosen, "expert_feed_forward_length": size}
 
 
 def check_gguf_scoring(header: GGUFHeader, architecture: str, expected: int = GGUF_SIGMOID) -> None:

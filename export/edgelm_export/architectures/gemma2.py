@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gemma, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import WINDOW, GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 GGUF_NAMES = {
@@ -21,7 +21,6 @@ GGUF_NAMES = {
     "model.layers.{i}.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
     "model.layers.{i}.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
 }
-_GGUF_KEYS = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"})
 # The 27B model alone scales scores by hidden_size / heads; llama.cpp too knows it by its number of layers.
 _LAYERS_OF_27B = 46
 
@@ -49,23 +48,18 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys: frozenset[str]) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys: GGUFKeys) -> dict[str, Any]:
     """Make the values of config.json that Gemma 2 and 3 share; llama.cpp leaves the scale of scores to its reader."""
-    values = gguf_header.to_hf_config(header, architecture, keys=keys)
+    values = gguf_header.to_hf_config(header, architecture, {**WINDOW, **keys})
     scalar = values["head_dim"]
     if values["num_hidden_layers"] == layers_of_27b:
         scalar = values["hidden_size"] // values["num_attention_heads"]
-    return values | {
-        "query_pre_attn_scalar": scalar,
-        "sliding_window": whole_number(header.metadata, f"{architecture}.attention.sliding_window"),
-    }
+    return values | {"query_pre_attn_scalar": scalar}
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_values(header, "gemma2", _LAYERS_OF_27B, _GGUF_KEYS)
-    for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
-        values[key] = float32_number(header.metadata, f"gemma2.{key}", default)
-    return values
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    return gguf_values(header, "gemma2", _LAYERS_OF_27B, {key: (key, default) for key, default in caps.items()})
 
 
 GEMMA2 = Architecture(

@@ -10,7 +10,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number
+from edgelm_export.architectures.gguf_values import GGUFKeys, float32_number
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -29,7 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 1,
 }
-_GGUF_KEYS = frozenset({"attention.sliding_window", "rope.freq_base_swa", "final_logit_softcapping"})
+_GGUF_KEYS: GGUFKeys = {"rope.freq_base_swa": ("rope_local_base_freq", 1e4), "final_logit_softcapping": None}
 _LAYERS_OF_27B = 62
 
 
@@ -71,7 +71,6 @@ def rotations(values: Mapping[str, Any], theta: float, local_theta: float) -> di
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = gemma2.gguf_values(header, "gemma3", _LAYERS_OF_27B, _GGUF_KEYS)
-    values["rope_local_base_freq"] = float32_number(header.metadata, "gemma3.rope.freq_base_swa", 1e4)
     if "gemma3.final_logit_softcapping" in header.metadata:
         values["final_logit_softcapping"] = float32_number(header.metadata, "gemma3.final_logit_softcapping")
     return values

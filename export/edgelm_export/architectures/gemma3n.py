@@ -12,7 +12,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma2, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
+from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN, GGUFKeys, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -66,13 +66,18 @@ _GGUF_NAMES = (
         f"{_LAYER}.altup.correction_coefs": "blk.{i}.altup_correct_coef",
     }
 )
-_GGUF_KEYS = frozenset(
-    {
-        "attention.shared_kv_layers", "attention.sliding_window", "attention.sliding_window_pattern",
-        "embedding_length_per_layer_input", "rope.freq_base_swa", "final_logit_softcapping", "altup.active_idx",
-        "altup.num_inputs", "activation_sparsity_scale",
-    }
-)  # fmt: skip
+_GGUF_KEYS: GGUFKeys = {
+    **WINDOW,
+    WINDOW_PATTERN: None,
+    "attention.shared_kv_layers": ("num_kv_shared_layers", 0),
+    "rope.freq_base": ("rope_theta", 1e6),
+    "rope.freq_base_swa": ("rope_local_base_freq", 1e4),
+    "final_logit_softcapping": ("final_logit_softcapping", 30.0),
+    "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+    "altup.active_idx": ("altup_active_idx", 0),
+    "altup.num_inputs": ("altup_num_inputs", 4),
+    "activation_sparsity_scale": None,
+}
 # What a source may have of layers that look at the keys and values of others.
 _UNUSED = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
 _GGUF_UNUSED = ("attn_k", "attn_v", "attn_k_norm")
@@ -138,23 +143,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if isinstance(sizes, array):  # of each layer
         size = _one_size(sizes.tolist())
         header = dataclasses.replace(header, metadata={**metadata, "gemma3n.feed_forward_length": size})
-    values = gguf_header.to_hf_config(header, "gemma3n", keys=_GGUF_KEYS)
-    values["rope_theta"] = float32_number(metadata, "gemma3n.rope.freq_base", 1e6)
-    cap, table, left = "gemma3n.final_logit_softcapping", "per_layer_token_embd.weight", "blk.0.laurel_l.weight"
+    values = gguf_header.to_hf_config(header, "gemma3n", _GGUF_KEYS)
+    table, left = "per_layer_token_embd.weight", "blk.0.laurel_l.weight"
     for name in (table, left):
         if not header.shapes.get(name):
             raise CheckpointError(f"The GGUF file has no tensor {name}: it is not a whole Gemma 3n.")
     return {
         **values,
         "layer_types": window_kinds(metadata, "gemma3n") if f"gemma3n.{WINDOW_PATTERN}" in metadata else None,
-        "sliding_window": whole_number(metadata, "gemma3n.attention.sliding_window"),
-        "num_kv_shared_layers": whole_number(metadata, "gemma3n.attention.shared_kv_layers", 0),
-        "rope_local_base_freq": float32_number(metadata, "gemma3n.rope.freq_base_swa", 1e4),
-        "final_logit_softcapping": float32_number(metadata, cap, 30.0),
-        "hidden_size_per_layer_input": whole_number(metadata, "gemma3n.embedding_length_per_layer_input"),
         "vocab_size_per_layer_input": header.shapes[table][0],
-        "altup_active_idx": whole_number(metadata, "gemma3n.altup.active_idx", 0),
-        "altup_num_inputs": whole_number(metadata, "gemma3n.altup.num_inputs", 4),
         "altup_correct_scale": True,
         "laurel_rank": header.shapes[left][0],
         "activation_sparsity_pattern": _gguf_shares(header),

@@ -16,7 +16,14 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma, gemma2, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number, window_kinds
+from edgelm_export.architectures.gguf_values import (
+    WINDOW,
+    WINDOW_PATTERN,
+    GGUFKeys,
+    float32_number,
+    whole_number,
+    window_kinds,
+)
 from edgelm_export.tensor_map import TensorLayout
 
 _PATTERN = 6
@@ -60,13 +67,17 @@ _GGUF_EXPERT_NAMES = {
     f"{_MLP}.post_experts_norm": "blk.{i}.post_ffw_norm_2",
     f"{_MLP}.post_shared_experts_norm": "blk.{i}.post_ffw_norm_1",
 }
-_GGUF_KEYS = experts.GGUF_KEYS | frozenset(
-    {
-        "attention.shared_kv_layers", "attention.sliding_window", "attention.sliding_window_pattern",
-        "attention.key_length_swa", "attention.value_length_swa", "embedding_length_per_layer_input",
-        "rope.freq_base_swa", "rope.dimension_count_swa", "final_logit_softcapping",
-    }
-)  # fmt: skip
+_GGUF_EXPERTS = experts.gguf_keys("num_experts", "top_k_experts")
+_GGUF_KEYS: GGUFKeys = {
+    **WINDOW,
+    "embedding_length_per_layer_input": ("hidden_size_per_layer_input", 0),
+    **dict.fromkeys(
+        (
+            "attention.shared_kv_layers", WINDOW_PATTERN, "attention.key_length_swa", "attention.value_length_swa",
+            "rope.freq_base_swa", "rope.dimension_count_swa", "final_logit_softcapping", *_GGUF_EXPERTS,
+        )
+    ),
+}  # fmt: skip
 _STILL = np.float32(1e30)
 _ROPE_TYPES = ("default", "proportional")
 # What a folder has of layers that look at the keys and values of others.
@@ -187,8 +198,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         own = min(max(len(kinds) - shared, 0), len(kinds))
         is_wide = sizes.tolist() == [sizes[0]] * own + [2 * sizes[0]] * (len(kinds) - own) and own < len(kinds)
         header = _with(header, "feed_forward_length", sizes[0] if is_wide else sizes)
-    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), "gemma4", keys=_GGUF_KEYS)
-    metadata, width = header.metadata, whole_number(header.metadata, "gemma4.embedding_length_per_layer_input", 0)
+    has_experts = whole_number(header.metadata, "gemma4.expert_count", 0)
+    keys = {**_GGUF_KEYS, **(_GGUF_EXPERTS if has_experts else {})}
+    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), "gemma4", keys)
+    metadata = header.metadata
     head_dim = whole_number(metadata, "gemma4.attention.key_length_swa", values["head_dim"])
     for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
         if whole_number(metadata, f"gemma4.{key}", head_dim) != head_dim:
@@ -206,28 +219,16 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "global_head_dim": values["head_dim"],
         "num_global_key_value_heads": None if heads[0] == heads[1] else heads[1],
         "layer_types": kinds,
-        "sliding_window": whole_number(metadata, "gemma4.attention.sliding_window"),
         "attention_k_eq_v": f"blk.{first}.attn_v.weight" not in header.shapes,
         "num_kv_shared_layers": shared,
         "use_double_wide_mlp": is_wide,
-        "hidden_size_per_layer_input": width,
         "vocab_size_per_layer_input": values["vocab_size"],
         "final_logit_softcapping": float32_number(metadata, cap) if cap in metadata else None,
         "rope_parameters": {
             "full_attention": {"rope_theta": theta, **_gguf_rotation(header, values["head_dim"])},
             "sliding_attention": {"rope_theta": local_theta, "rope_type": "default"},
         },
-        **_gguf_experts(header),
-    }
-
-
-def _gguf_experts(header: GGUFHeader) -> dict[str, Any]:
-    if not whole_number(header.metadata, "gemma4.expert_count", 0):
-        return {}
-    return {
-        "enable_moe_block": True,
-        **experts.gguf_expert_values(header, "gemma4", "num_experts", "top_k_experts"),
-        "moe_intermediate_size": whole_number(header.metadata, "gemma4.expert_feed_forward_length"),
+        "enable_moe_block": bool(has_experts),
     }
 
 

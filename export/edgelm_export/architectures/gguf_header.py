@@ -11,7 +11,10 @@ from edgelm.config import MAX_LAYERS
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (
+    NO_KEYS,
+    GGUFKeys,
     float32_number,
+    named_values,
     refuse_unknown_keys,
     rope_scaling,
     token_id_values,
@@ -102,15 +105,15 @@ def by_layer(
 def to_hf_config(
     header: GGUFHeader,
     architecture: str,
+    keys: GGUFKeys = NO_KEYS,
     *,
-    keys: frozenset[str] = frozenset(),
     norm: str = "rms",
     turns_a_part: bool = False,
 ) -> dict[str, Any]:
     """Make the values of config.json that all families share, in Llama's terms.
 
-    architecture: the prefix of the metadata's keys. keys: those that the family reads beside the shared ones. norm:
-    "rms" or "layer". turns_a_part: a head may turn in its first part alone.
+    architecture: the prefix of the metadata's keys. keys: those of the family, which count before the shared ones.
+    norm: "rms" or "layer". turns_a_part: a head may turn in its first part alone.
 
     Raises:
         CheckpointError: the metadata lacks a value, or asks for a feature that is not supported.
@@ -118,7 +121,7 @@ def to_hf_config(
     metadata, shapes, prefix = header.metadata, header.shapes, f"{architecture}."
     epsilon = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[norm]
     # A converter may write both epsilons of a config that has one; llama.cpp reads that of the family's norm.
-    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys))
+    refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys.keys()))
     if not shapes.get("token_embd.weight"):
         raise CheckpointError("The GGUF file has no tensor token_embd.weight: it is not a whole model.")
     hidden_size = whole_number(metadata, f"{prefix}embedding_length")
@@ -150,7 +153,8 @@ def to_hf_config(
         "tie_word_embeddings": "output.weight" not in shapes,
         **token_id_values(metadata),
     }
-    return config | ({"partial_rotary_factor": rotated / max(head_dim, 1)} if turns_a_part else {})
+    config |= {"partial_rotary_factor": rotated / max(head_dim, 1)} if turns_a_part else {}
+    return config | named_values(metadata, prefix, keys)
 
 
 def _longrope(header: GGUFHeader) -> dict[str, Any] | None:

@@ -13,6 +13,11 @@ from edgelm.number_bounds import FLOAT32_END
 from edgelm_export.gguf import GGUFStrings
 
 WINDOW_PATTERN = "attention.sliding_window_pattern"
+# Keys of a family's metadata, without its prefix, to what config.json calls them: a whole number that a file must have;
+# with a value of the same type for files that lack it; or None, if it is read elsewhere or has no effect.
+GGUFKeys = Mapping[str, str | tuple[str, bool | int | float] | None]
+NO_KEYS: GGUFKeys = {}
+WINDOW: GGUFKeys = {"attention.sliding_window": "sliding_window"}
 _ROPE_TYPES = ("none", "linear", "yarn")
 # End of text, of a turn, and of a message that calls a tool: llama.cpp ends a generation at each.
 _END_TOKENS = ("eos", "eot", "eom")
@@ -57,6 +62,31 @@ def float32_number(metadata: Mapping[str, Any], key: str, default: float | None 
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number.")
     return float(str(np.float32(value)))
+
+
+def named_values(metadata: Mapping[str, Any], prefix: str, keys: GGUFKeys) -> dict[str, Any]:
+    """Make config.json's values of those keys that it calls by a name."""
+    values: dict[str, Any] = {}
+    for key, named in keys.items():
+        if named is None:
+            continue
+        key, (name, default) = f"{prefix}{key}", (named, None) if isinstance(named, str) else named
+        if isinstance(default, bool):
+            values[name] = metadata.get(key, default)
+        elif isinstance(default, float):
+            values[name] = float32_number(metadata, key, default)
+        else:
+            values[name] = whole_number(metadata, key, default)
+    return values
+
+
+def rope_by_kind(values: dict[str, Any], metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Return `values` with rope apart for layers that see all tokens and those with a window, which scale none."""
+    values, theta = dict(values), values["rope_theta"]
+    every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {"rope_type": "default"})}
+    local = float32_number(metadata, f"{architecture}.rope.freq_base_swa", theta)
+    kinds = {"full_attention": every, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
+    return {**values, "rope_parameters": kinds}
 
 
 def window_kinds(metadata: Mapping[str, Any], architecture: str) -> list[str]:

@@ -29,8 +29,8 @@ _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
 def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
-    keys = frozenset({gguf_header.SECTIONS})  # of a text part, whose positions have three numbers, the same
-    values = gguf_header.to_hf_config(header, architecture, keys=keys, turns_a_part=True)
+    keys = {gguf_header.SECTIONS: None}  # of a text part, whose positions have three numbers, the same
+    values = gguf_header.to_hf_config(header, architecture, keys, turns_a_part=True)
     has_biases = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & header.shapes.keys())
     return {**values, "attention_bias": has_biases}
 

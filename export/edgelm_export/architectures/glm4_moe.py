@@ -28,10 +28,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = sigmoid_experts.GGUF_KEYS | {gguf_header.SECTIONS}  # of GLM-4.5V, whose three are the same for a text
-    values = gguf_header.to_hf_config(header, "glm4moe", keys=keys, turns_a_part=True)
-    has_norms = {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
-    return values | sigmoid_experts.gguf_values(header, "glm4moe") | has_norms
+    keys = {gguf_header.SECTIONS: None}  # of GLM-4.5V, whose three are the same for a text
+    values = sigmoid_experts.gguf_values(header, "glm4moe", keys, turns_a_part=True)
+    return values | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 
 # Layers that guess further tokens stand behind the others, in both formats.

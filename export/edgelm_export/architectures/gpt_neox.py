@@ -8,6 +8,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import GGUFKeys
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
 
@@ -38,12 +39,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = frozenset({"use_parallel_residual"})
-    values = gguf_header.to_hf_config(header, "gptneox", keys=keys, norm="layer", turns_a_part=True)
-    return values | {
-        "use_parallel_residual": bool(header.metadata.get("gptneox.use_parallel_residual", True)),
-        "attention_bias": "blk.0.attn_qkv.bias" in header.shapes,
-    }
+    keys: GGUFKeys = {"use_parallel_residual": ("use_parallel_residual", True)}
+    values = gguf_header.to_hf_config(header, "gptneox", keys, norm="layer", turns_a_part=True)
+    return values | {"attention_bias": "blk.0.attn_qkv.bias" in header.shapes}
 
 
 GPT_NEOX = Architecture(

@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import WINDOW
 from edgelm_export.tensor_map import TensorLayout
 
 _YARN: Mapping[str, Any] = {
@@ -48,15 +48,11 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "gpt-oss", keys=experts.GGUF_KEYS | {"attention.sliding_window"})
-    values |= experts.gguf_expert_values(header, "gpt-oss", "num_local_experts")
-    scaling = values["rope_scaling"]
-    return {
-        **values,
-        "rope_scaling": scaling | {"truncate": False} if scaling and scaling["rope_type"] == "yarn" else scaling,
-        "intermediate_size": whole_number(header.metadata, "gpt-oss.expert_feed_forward_length"),
-        "sliding_window": whole_number(header.metadata, "gpt-oss.attention.sliding_window"),
-    }
+    keys = {**WINDOW, **experts.gguf_keys("num_local_experts", size="intermediate_size")}
+    values = gguf_header.to_hf_config(header, "gpt-oss", keys)
+    if (scaling := values["rope_scaling"]) and scaling["rope_type"] == "yarn":
+        scaling["truncate"] = False
+    return values
 
 
 GPT_OSS = Architecture(

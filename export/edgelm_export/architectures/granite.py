@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, float32_number
 from edgelm_export.tensor_map import TensorLayout
 
 # llama.cpp's names for them.
@@ -21,6 +21,9 @@ _MULTIPLIERS = {
     "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
+}
+GGUF_MOE_KEYS = experts.gguf_keys("num_local_experts", size=None) | {
+    "expert_shared_feed_forward_length": ("shared_intermediate_size", 0)
 }
 _MOE = "model.layers.{i}.block_sparse_moe"
 _SHARED = "model.layers.{i}.shared_mlp"
@@ -66,20 +69,13 @@ def _to_moe_shared_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    key = "expert_shared_feed_forward_length"
-    values = gguf_values(header, "granitemoe", experts.GGUF_KEYS | {key})
-    shared = whole_number(header.metadata, f"granitemoe.{key}", 0)
-    return {
-        "model_type": "granitemoeshared" if shared else "granitemoe",
-        **values,
-        **experts.gguf_expert_values(header, "granitemoe", "num_local_experts"),
-        "shared_intermediate_size": shared,
-    }
+    values = gguf_values(header, "granitemoe", GGUF_MOE_KEYS)
+    return {"model_type": "granitemoeshared" if values["shared_intermediate_size"] else "granitemoe", **values}
 
 
-def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a header, with the multipliers."""
-    values = gguf_header.to_hf_config(header, architecture, keys=keys | frozenset(_MULTIPLIERS.values()))
+    values = gguf_header.to_hf_config(header, architecture, {**dict.fromkeys(_MULTIPLIERS.values()), **keys})
     for key, name in _MULTIPLIERS.items():
         default = max(values["head_dim"], 1) ** -0.5 if key == "attention_multiplier" else 1.0
         values[key] = float32_number(header.metadata, f"{architecture}.{name}", default)

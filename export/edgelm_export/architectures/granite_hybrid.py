@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, granite, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 # Without experts, what they share is all there is.
@@ -42,18 +42,17 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "granitehybrid"
     header, layers = mamba2.gguf_values(header, name)
-    metadata, shared = header.metadata, f"{name}.expert_shared_feed_forward_length"
-    has_experts = f"{name}.expert_count" in metadata
-    keys = mamba2.GGUF_KEYS | experts.GGUF_KEYS | {shared.removeprefix(f"{name}.")}
-    values = granite.gguf_values(header, name, keys)
-    counts = experts.gguf_expert_values(header, name, "num_local_experts") if has_experts else {"num_local_experts": 0}
-    size = whole_number(metadata, shared, 0) if has_experts else values["intermediate_size"]
+    keys: GGUFKeys = granite.GGUF_MOE_KEYS
+    if f"{name}.expert_count" not in header.metadata:
+        keys = dict.fromkeys(keys)
+    values = granite.gguf_values(header, name, {**mamba2.GGUF_KEYS, **keys})
+    turns = header.metadata.get(f"{name}.rope.scaling.finetuned") is not False
     return {
+        "num_local_experts": 0,
+        "shared_intermediate_size": values["intermediate_size"],
         **values,
         **layers,
-        **counts,
-        "shared_intermediate_size": size,
-        "position_embedding_type": None if metadata.get(f"{name}.rope.scaling.finetuned") is False else "rope",
+        "position_embedding_type": "rope" if turns else None,
     }
 
 

@@ -13,7 +13,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, granite, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, WINDOW, WINDOW_PATTERN, GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -43,7 +43,7 @@ _GGUF_NAMES = (
     | {f"{_EXPERT}.{part}_proj": "blk.{i}.ffn_gate_up_exps" for part in ("gate", "up")}
     | {f"model.layers.{{i}}.mlp.shared_experts.{part}_proj": "blk.{i}.ffn_up_shexp" for part in ("gate", "up")}
 )
-_GGUF_KEYS = frozenset(f"attention.{key}" for key in ("sliding_window", "sliding_window_pattern", "rope_pattern"))
+_GGUF_KEYS: GGUFKeys = {**WINDOW, WINDOW_PATTERN: None, "attention.rope_pattern": None}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -89,8 +89,8 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(_to_model_config(values), **granite.expert_fields(values))
 
 
-def _gguf_values(header: GGUFHeader, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
-    values, metadata = granite.gguf_values(header, "granite_swa", keys | _GGUF_KEYS), header.metadata
+def _gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    values, metadata = granite.gguf_values(header, "granite_swa", {**keys, **_GGUF_KEYS}), header.metadata
     patterns = {}
     for key, yes, no in (
         ("sliding_window_pattern", "sliding_attention", "full_attention"),
@@ -100,18 +100,8 @@ def _gguf_values(header: GGUFHeader, keys: frozenset[str] = frozenset()) -> dict
         patterns[key] = [yes if is_one else no for is_one in listed] if isinstance(listed, list) else None
     return {
         **values,
-        "sliding_window": whole_number(metadata, "granite_swa.attention.sliding_window"),
         "layer_types": patterns["sliding_window_pattern"],
         "layer_rope_theta": patterns["rope_pattern"],
-    }
-
-
-def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    key = "expert_shared_feed_forward_length"
-    return {
-        **_gguf_values(header, experts.GGUF_KEYS | {key}),
-        **experts.gguf_expert_values(header, "granite_swa", "num_local_experts"),
-        "shared_intermediate_size": whole_number(header.metadata, f"granite_swa.{key}", 0),
     }
 
 
@@ -134,7 +124,7 @@ GRANITE_MOE_SWA = Architecture(
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="granite_swa",
-        to_hf_config=_moe_gguf_to_hf_config,
+        to_hf_config=lambda header: _gguf_values(header, granite.GGUF_MOE_KEYS),
         layout=TensorLayout(names=_GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),

@@ -12,8 +12,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "use_qk_norm": True, "bos_token_id": 1, "eos_token_id": 2}
@@ -29,7 +28,10 @@ _MOE_NAMES = {
     f"{_MLP}.gate": f"{_MLP}.gate.wg",
     **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
-_GGUF_MOE_KEYS = experts.GGUF_KEYS | {"expert_shared_count", "expert_shared_feed_forward_length"}
+_GGUF_MOE_KEYS = experts.gguf_keys("num_experts", "moe_topk") | {
+    "expert_shared_count": ("num_shared_expert", 1),
+    "expert_shared_feed_forward_length": None,
+}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -77,17 +79,6 @@ def _stretched_base(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": None, "rope_parameters": {"rope_theta": theta * alpha ** (head_dim / (head_dim - 2))}}
 
 
-def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    name = "hunyuan-moe"
-    values = gguf_header.to_hf_config(header, name, keys=_GGUF_MOE_KEYS)
-    return {
-        **values,
-        **experts.gguf_expert_values(header, name, "num_experts", "moe_topk"),
-        "moe_intermediate_size": whole_number(header.metadata, f"{name}.expert_feed_forward_length"),
-        "num_shared_expert": whole_number(header.metadata, f"{name}.expert_shared_count", 1),
-    }
-
-
 HUNYUAN = Architecture(
     model_type="hunyuan_v1_dense",
     defaults=_DEFAULTS,
@@ -114,7 +105,7 @@ HUNYUAN_MOE = Architecture(
     mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),
     gguf=GGUFFamily(
         architecture="hunyuan-moe",
-        to_hf_config=_moe_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "hunyuan-moe", _GGUF_MOE_KEYS),
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),

@@ -11,7 +11,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import bamba, experts, gguf_header, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import GGUFKeys, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _LAYER = mamba2.LAYER
@@ -37,9 +37,15 @@ _GGUF_NAMES = {
     f"{_LAYER}.dt_bias": "blk.{i}.ssm_dt.bias",
     **{f"{_LAYER}.in_proj_{part}": "blk.{i}.ssm_in" for part in ("x", "z")},
 }
-_GGUF_SIZES = {
-    "ssm.conv_kernel": "mamba_d_conv", "ssm.state_size": "mamba_d_state", "ssm.time_step_rank": "mamba_dt_rank",
-}  # fmt: skip
+_GGUF_KEYS: GGUFKeys = {
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.time_step_rank": "mamba_dt_rank",
+    "ssm.inner_size": None,
+    "expert_count": None,
+    "expert_used_count": ("num_experts_per_tok", 1),
+    "expert_feed_forward_length": None,
+}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -89,18 +95,15 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     header, heads = gguf_header.by_layer(header, "jamba")
-    keys = experts.GGUF_KEYS | {*_GGUF_SIZES, "ssm.inner_size"}
-    values = gguf_header.to_hf_config(header, "jamba", keys=keys)
+    values = gguf_header.to_hf_config(header, "jamba", _GGUF_KEYS)
     inner = whole_number(header.metadata, "jamba.ssm.inner_size")
     count = whole_number(header.metadata, "jamba.expert_count", 0)
     return {
         **values,
-        **{field: whole_number(header.metadata, f"jamba.{key}") for key, field in _GGUF_SIZES.items()},
         "mamba_expand": inner // max(values["hidden_size"], 1),
         "attn_layers": [layer for layer, count in enumerate(heads) if count],
         "expert_layers": [layer for layer in range(len(heads)) if f"blk.{layer}.ffn_gate_inp.weight" in header.shapes],
         "num_experts": max(count, 1),
-        "num_experts_per_tok": whole_number(header.metadata, "jamba.expert_used_count", 1),
     }
 
 

@@ -12,15 +12,18 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, whole_number, window_kinds
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, GGUFKeys, float32_number, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 _GATES = {True: True, "per-head": True, "per-element": False}  # whether there is one for each head
 _UNSUPPORTED = ("attention_bias", "moe_apply_router_weight_on_input", "moe_router_logit_softcapping")
 _PATTERN = 4  # of these, the first layer of a GGUF file sees all
-_GGUF_KEYS = sigmoid_experts.GGUF_KEYS | {
-    "attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa", "rope.dimension_count_swa",
-}  # fmt: skip
+_GGUF_KEYS: GGUFKeys = {
+    **experts.gguf_keys("num_experts"),
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_scale": ("moe_routed_scaling_factor", 1.0),
+    **dict.fromkeys(("attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa", "rope.dimension_count_swa")),
+}
 _GATE = "model.layers.{i}.self_attn.gate_proj"
 _CHOICE_BIAS = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 _NAMES = {
@@ -95,15 +98,14 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     key = "laguna.attention.head_count"
     header, heads = gguf_header.by_layer(header, "laguna", "attention.head_count")
     metadata = {**header.metadata, key: heads[0] if heads else 0}
-    values = gguf_header.to_hf_config(
-        dataclasses.replace(header, metadata=metadata), "laguna", keys=_GGUF_KEYS, turns_a_part=True
-    )
-    routed, head_dim = sigmoid_experts.gguf_values(header, "laguna"), values["head_dim"]
+    header = dataclasses.replace(header, metadata=metadata)
+    values = sigmoid_experts.gguf_values(header, "laguna", _GGUF_KEYS, turns_a_part=True)
+    head_dim = values["head_dim"]
     window = whole_number(metadata, "laguna.attention.sliding_window", 0)
     kinds = hf_values.first_sees_all(len(heads), _PATTERN if window else 1)
     if window and isinstance(metadata.get(f"laguna.{WINDOW_PATTERN}"), list):
         kinds = window_kinds(metadata, "laguna")
-    dense = min(routed["first_k_dense_replace"], len(heads))
+    dense = min(values["first_k_dense_replace"], len(heads))
     every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {})}
     turning = whole_number(metadata, "laguna.rope.dimension_count_swa", head_dim)
     local = {
@@ -120,11 +122,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "rope_parameters": {"full_attention": every, "sliding_attention": local},
         "gating": "per-head" if gates == values["num_attention_heads"] else "per-element",
         "mlp_layer_types": ["dense"] * dense + ["sparse"] * (len(heads) - dense),
-        "num_experts": routed["n_routed_experts"],
-        "num_experts_per_tok": routed["num_experts_per_tok"],
-        "moe_intermediate_size": routed["moe_intermediate_size"],
-        "shared_expert_intermediate_size": whole_number(metadata, "laguna.expert_shared_feed_forward_length"),
-        "moe_routed_scaling_factor": routed["routed_scaling_factor"],
     }
 
 

@@ -13,7 +13,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -135,22 +135,16 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = _gguf_values(header, "lfm2moe", experts.GGUF_KEYS | {"leading_dense_block_count", "expert_gating_func"})
     experts.check_gguf_scoring(header, "lfm2moe")
-    return {
-        **values,
-        **experts.gguf_expert_values(header, "lfm2moe", "num_experts"),
-        "moe_intermediate_size": whole_number(header.metadata, "lfm2moe.expert_feed_forward_length"),
-        "num_dense_layers": whole_number(header.metadata, "lfm2moe.leading_dense_block_count", 0),
-    }
+    keys = {"leading_dense_block_count": ("num_dense_layers", 0), "expert_gating_func": None}
+    return _gguf_values(header, "lfm2moe", experts.gguf_keys("num_experts") | keys)
 
 
-def _gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+def _gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     header, listed = gguf_header.by_layer(header, architecture)
-    values = gguf_header.to_hf_config(header, architecture, keys=keys | {"shortconv.l_cache"})
+    values = gguf_header.to_hf_config(header, architecture, {"shortconv.l_cache": "conv_L_cache", **keys})
     return {
         **values,
-        "conv_L_cache": whole_number(header.metadata, f"{architecture}.shortconv.l_cache"),
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),
         "layer_types": ["full_attention" if number else "conv" for number in listed],
     }

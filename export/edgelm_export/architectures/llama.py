@@ -16,6 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 GGUF_NAMES = {
@@ -65,9 +66,9 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
     )
 
 
-def gguf_values(header: GGUFHeader, architecture: str, keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a header, with the settings that Llama 3's factors come from."""
-    values = gguf_header.to_hf_config(header, architecture, keys=keys)
+    values = gguf_header.to_hf_config(header, architecture, keys)
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
         values["rope_scaling"] = _llama3_scaling(factors, values["rope_theta"], values["head_dim"])

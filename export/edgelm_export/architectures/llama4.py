@@ -12,7 +12,7 @@ from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.tensor_map import TensorLayout
 
-_GGUF_KEYS = frozenset({"attention.sliding_window", "expert_feed_forward_length", "expert_used_count"})
+_GGUF_KEYS = dict.fromkeys(("attention.sliding_window", "expert_feed_forward_length", "expert_used_count"))
 _STRETCHED = ("yarn", "longrope")  # whose factor of attention a norm behind the rotation takes back
 _NAMES = {
     f"model.layers.{{i}}.mlp.{part}_proj": f"model.layers.{{i}}.feed_forward.{part}_proj"

@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import GGUFKeys, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 LAYER = "model.layers.{i}.mamba"
@@ -23,13 +23,13 @@ GGUF_NAMES = {
     **{f"{LAYER}.{part}": "blk.{i}.ssm_in" for part in _PROJECTED},
     **{f"{LAYER}.{part}": f"blk.{{i}}.{name}" for part, name in _GGUF_PARTS.items()},
 }
-_GGUF_SIZES = {
+GGUF_KEYS: GGUFKeys = {
     "ssm.conv_kernel": "mamba_d_conv",
     "ssm.group_count": "mamba_n_groups",
     "ssm.time_step_rank": "mamba_n_heads",
     "ssm.state_size": "mamba_d_state",
+    "ssm.inner_size": None,
 }
-GGUF_KEYS = frozenset({*_GGUF_SIZES, "ssm.inner_size"})
 # As transformers 4 and 5 call the kinds of layers; Nemotron-H has feed-forwards by themselves.
 _KINDS = {
     "attention": "full_attention", "full_attention": "full_attention", "mamba": "mamba2", "linear_attention": "mamba2",
@@ -102,15 +102,16 @@ def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> Tens
 
 
 def gguf_values(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, dict[str, Any]]:
-    """Make config.json's values for layers of Mamba 2, which have no heads of keys and values there.
+    """Make what `GGUF_KEYS` do not name of config.json's values for layers of Mamba 2, which have no heads of keys and
+    values there.
 
     Returns the header with one number of such heads, that of the layers which have some, and the values.
     """
     header, listed = gguf_header.by_layer(header, architecture)
-    sizes = {field: whole_number(header.metadata, f"{architecture}.{name}") for name, field in _GGUF_SIZES.items()}
-    inner = whole_number(header.metadata, f"{architecture}.ssm.inner_size")
+    inner, heads = (
+        whole_number(header.metadata, f"{architecture}.ssm.{key}") for key in ("inner_size", "time_step_rank")
+    )
     return header, {
-        **sizes,
-        "mamba_d_head": inner // max(sizes["mamba_n_heads"], 1),
+        "mamba_d_head": inner // max(heads, 1),
         "layer_types": ["full_attention" if count else "mamba" for count in listed],
     }

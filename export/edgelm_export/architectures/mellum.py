@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, GGUFKeys, rope_by_kind, whole_number, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -24,9 +24,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 5e5,
     "rope_local_base_freq": 1e4,
 }
-_GGUF_KEYS = experts.GGUF_KEYS | {
-    "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa",
-}  # fmt: skip
+_GGUF_KEYS: GGUFKeys = {
+    **experts.gguf_keys("num_experts"),
+    **dict.fromkeys(("attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa")),
+}
 _PATTERN = 4  # of these, the last layer sees all, where a file does not list them
 
 
@@ -49,27 +50,14 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     metadata = header.metadata
-    values = gguf_header.to_hf_config(header, "mellum", keys=_GGUF_KEYS)
-    theta = values.pop("rope_theta")
-    local = float32_number(metadata, "mellum.rope.freq_base_swa", theta)
-    every = {"rope_theta": theta, **(values.pop("rope_scaling") or {"rope_type": "default"})}
+    values = gguf_header.to_hf_config(header, "mellum", _GGUF_KEYS)
     window = whole_number(metadata, "mellum.attention.sliding_window", 0)
     layers = max(min(values["num_hidden_layers"], MAX_LAYERS), 0)
-    pattern = metadata.get("mellum.attention.sliding_window_pattern")
     kinds = hf_values.last_sees_all(layers, _PATTERN)
-    if isinstance(pattern, list):
-        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
-    return {
-        **values,
-        **experts.gguf_expert_values(header, "mellum", "num_experts"),
-        "moe_intermediate_size": whole_number(metadata, "mellum.expert_feed_forward_length"),
-        "sliding_window": window or None,
-        "layer_types": kinds if window else None,
-        "rope_parameters": {
-            "full_attention": every,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
-    }
+    if isinstance(metadata.get(f"mellum.{WINDOW_PATTERN}"), list):
+        kinds = window_kinds(metadata, "mellum")
+    values |= {"sliding_window": window or None, "layer_types": kinds if window else None}
+    return rope_by_kind(values, metadata, "mellum")
 
 
 MELLUM = Architecture(

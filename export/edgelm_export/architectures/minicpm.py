@@ -17,7 +17,7 @@ from edgelm_export.tensor_map import TensorLayout
 
 # Of files that are older than their keys, as llama.cpp takes them.
 _GGUF_DEFAULTS = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256.0}
-_GGUF_KEYS = frozenset({"embedding_scale", "residual_scale", "logit_scale"})
+_GGUF_KEYS = dict.fromkeys(("embedding_scale", "residual_scale", "logit_scale"))
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -45,7 +45,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "minicpm", keys=_GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, "minicpm", _GGUF_KEYS)
     layers, size = values["num_hidden_layers"], values["hidden_size"]
     return {
         **values,

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 NAMES = {
@@ -17,6 +17,7 @@ NAMES = {
     "model.layers.{i}.mlp.experts.{e}.down_proj": "model.layers.{i}.block_sparse_moe.experts.{e}.w2",
 }
 MLX_NAMES = NAMES | experts.mlx_names("model.layers.{i}.block_sparse_moe.switch_mlp")
+_GGUF_KEYS = experts.gguf_keys("num_local_experts", size=None)
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -26,12 +27,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
         **experts.expert_fields(values, "num_local_experts"),
     )
-
-
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "llama", keys=experts.GGUF_KEYS)
-    values |= experts.gguf_expert_values(header, "llama", "num_local_experts")
-    return values
 
 
 MIXTRAL = Architecture(
@@ -51,7 +46,7 @@ MIXTRAL = Architecture(
     mlx=TensorLayout(names=MLX_NAMES),
     gguf=GGUFFamily(
         architecture="llama",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, "llama", _GGUF_KEYS),
         layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),

@@ -13,7 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, mamba2, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 
 _OF_MAMBA = {
@@ -45,12 +45,9 @@ _NAMES = {
 _GGUF_NAMES = (
     experts.GGUF_NAMES | mamba2.GGUF_NAMES | {"model.layers.{i}.post_attention_layernorm": "blk.{i}.attn_norm"}
 )
-_GGUF_KEYS = (
-    mamba2.GGUF_KEYS
-    | experts.GGUF_KEYS
-    | {"expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_norm", "expert_weights_scale",
-       "expert_gating_func", "expert_group_count", "expert_group_used_count"}
-)  # fmt: skip
+_GGUF_EXPERTS = sigmoid_experts.GGUF_ROUTED | {
+    "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size"
+}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -113,16 +110,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     of_block = "moe" if has_experts else "mlp"
     # Files have both epsilons, or the one alone that a config of this family has.
     norm = "rms" if f"{name}.attention.layer_norm_rms_epsilon" in metadata else "layer"
-    values = gguf_header.to_hf_config(header, name, keys=_GGUF_KEYS, norm=norm)
-    routed = {}
+    keys: GGUFKeys = dict.fromkeys(_GGUF_EXPERTS)
     if has_experts:
-        routed = sigmoid_experts.gguf_values(header, name) | {
-            "moe_shared_expert_intermediate_size": whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),
-        }
+        experts.check_gguf_scoring(header, name)
+        keys = _GGUF_EXPERTS
     return {
-        **values,
+        **gguf_header.to_hf_config(header, name, {**mamba2.GGUF_KEYS, **keys}, norm=norm),
         **of_mamba,
-        **routed,
         "layers_block_type": [of_block if size else kind for size, kind in zip(sizes, mixing, strict=True)],
     }
 

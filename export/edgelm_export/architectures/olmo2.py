@@ -10,17 +10,17 @@ from typing import Any
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, rope_by_kind, whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 # OLMo 3's.
-_WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
+_WINDOW_KEYS = dict.fromkeys(("attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa"))
 # llama.cpp's converter writes config.json's attention_factor there, which is the whole; llama.cpp multiplies by it.
 _ATTENTION = "olmo2.rope.scaling.attn_factor"
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "olmo2", keys=_WINDOW_KEYS)
+    values = gguf_header.to_hf_config(header, "olmo2", _WINDOW_KEYS)
     if values["rope_scaling"] and _ATTENTION in header.metadata:
         factor = float32_number(header.metadata, _ATTENTION)
         values["rope_scaling"] = {**values["rope_scaling"], "attention_factor": factor}
@@ -28,18 +28,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if not window:
         return values
     # llama.cpp takes the pattern of the published models, whatever the file has for it.
-    theta = values.pop("rope_theta")
-    local = float32_number(header.metadata, "olmo2.rope.freq_base_swa", theta)
-    every = {"rope_theta": theta, **(values.pop("rope_scaling") or {"rope_type": "default"})}
-    return {
-        "model_type": "olmo3",
-        **values,
-        "sliding_window": window,
-        "rope_parameters": {
-            "full_attention": every,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
-    }
+    values |= {"model_type": "olmo3", "sliding_window": window}
+    return rope_by_kind(values, header.metadata, "olmo2")
 
 
 OLMO2 = Architecture(

@@ -21,9 +21,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "olmoe", keys=experts.GGUF_KEYS)
-    values |= experts.gguf_expert_values(header, "olmoe", "num_experts")
-    return {**values, "norm_topk_prob": False}
+    keys = experts.gguf_keys("num_experts", size=None)
+    return gguf_header.to_hf_config(header, "olmoe", keys) | {"norm_topk_prob": False}
 
 
 OLMOE = Architecture(

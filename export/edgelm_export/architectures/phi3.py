@@ -21,7 +21,7 @@ _NAMES = {
     "model.layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.gate_up_proj",
 }
 GGUF_FUSED = {f"model.layers.{{i}}.self_attn.{part}_proj": "blk.{i}.attn_qkv" for part in "qkv"}
-_GGUF_KEYS = frozenset({"attention.sliding_window", "rope.scaling.attn_factor"})
+_GGUF_KEYS = {"attention.sliding_window": None}
 
 
 def with_longrope(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -39,7 +39,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "phi3", keys=_GGUF_KEYS, turns_a_part=True)
+    values = gguf_header.to_hf_config(header, "phi3", _GGUF_KEYS, turns_a_part=True)
     context = values["max_position_embeddings"]
     original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
     if header.rope_factors and "phi3.rope.scaling.attn_factor" in header.metadata:

@@ -8,10 +8,9 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
-_SIZES = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
+GGUF_KEYS = experts.gguf_keys("num_experts") | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -34,17 +33,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = experts.GGUF_KEYS | {_SIZES["shared_expert"]}
-    values = gguf_header.to_hf_config(header, "qwen2moe", keys=keys)
-    sizes = {
-        f"{kind}_intermediate_size": whole_number(header.metadata, f"qwen2moe.{key}") for kind, key in _SIZES.items()
-    }
-    return {
-        **values,
-        **experts.gguf_expert_values(header, "qwen2moe", "num_experts"),
-        **sizes,
-        "norm_topk_prob": False,  # llama.cpp leaves it to its reader
-    }
+    values = gguf_header.to_hf_config(header, "qwen2moe", GGUF_KEYS)
+    return values | {"norm_topk_prob": False}  # llama.cpp leaves it to its reader
 
 
 QWEN2_MOE = Architecture(

@@ -11,9 +11,9 @@ from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2_moe
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
 from edgelm_export.tensor_map import TensorLayout
 from edgelm_export.text_part import plain_rope
 
@@ -64,16 +64,17 @@ GGUF_NAMES = {
 }
 _BY_VALUE_HEAD = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "A_log", "dt_bias")
 # The metadata of the linear layers, and what each says.
-_GGUF_KEYS = {
+_GGUF_KEYS: GGUFKeys = {
     "ssm.conv_kernel": "linear_conv_kernel_dim",
     "ssm.group_count": "linear_num_key_heads",
     "ssm.time_step_rank": "linear_num_value_heads",
     "ssm.state_size": "linear_key_head_dim",
+    "ssm.inner_size": None,
+    "full_attention_interval": ("full_attention_interval", 4),
+    "attention.recurrent_layers": None,
+    gguf_header.SECTIONS: None,
+    "nextn_predict_layers": None,
 }
-_GGUF_OTHER_KEYS = frozenset(
-    {"ssm.inner_size", "full_attention_interval", "attention.recurrent_layers", "rope.dimension_sections",
-     "nextn_predict_layers"}
-)  # fmt: skip
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -104,23 +105,19 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: frozenset[str] = frozenset()) -> dict[str, Any]:
-    metadata, keys = header.metadata, frozenset(_GGUF_KEYS) | _GGUF_OTHER_KEYS | keys
-    values = gguf_header.to_hf_config(header, name, keys=keys, turns_a_part=True)
-    linear = {field: whole_number(metadata, f"{name}.{key}") for key, field in _GGUF_KEYS.items()}
+def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    metadata = header.metadata
+    values = gguf_header.to_hf_config(header, name, {**_GGUF_KEYS, **keys}, turns_a_part=True)
     # Layers that predict further tokens stand behind the others, and count.
     layers = values["num_hidden_layers"] - whole_number(metadata, f"{name}.nextn_predict_layers", 0)
-    every = whole_number(metadata, f"{name}.full_attention_interval", 4)
     listed = metadata.get(f"{name}.attention.recurrent_layers")
     kinds = None
     if isinstance(listed, list):
         kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed[: max(layers, 0)]]
     return {
         **values,
-        **linear,
-        "linear_value_head_dim": linear["linear_key_head_dim"],
+        "linear_value_head_dim": values["linear_key_head_dim"],
         "num_hidden_layers": layers,
-        "full_attention_interval": every,
         "layer_types": kinds,
         "attention_bias": any(name.endswith("attn_k.bias") for name in header.shapes),
     }
@@ -128,16 +125,10 @@ def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: frozenset
 
 def moe_gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35moe") -> dict[str, Any]:
     """Make config.json's values of a header; name: what llama.cpp calls the family."""
-    sizes = {"moe": "expert_feed_forward_length", "shared_expert": "expert_shared_feed_forward_length"}
     # Files with experts may leave out how long a feed-forward without them would be.
     metadata = {f"{name}.feed_forward_length": 0, **header.metadata}
     header = dataclasses.replace(header, metadata=metadata)
-    values = _gguf_to_hf_config(header, name, experts.GGUF_KEYS | {sizes["shared_expert"]})
-    return {
-        **values,
-        **experts.gguf_expert_values(header, name, "num_experts"),
-        **{f"{kind}_intermediate_size": whole_number(header.metadata, f"{name}.{key}") for kind, key in sizes.items()},
-    }
+    return _gguf_to_hf_config(header, name, qwen2_moe.GGUF_KEYS)
 
 
 GGUF_LAYOUT = TensorLayout(

@@ -8,7 +8,6 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _EXPERTS = "model.layers.{i}.mlp.experts"
@@ -35,13 +34,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "qwen3moe", keys=experts.GGUF_KEYS)
-    values |= experts.gguf_expert_values(header, "qwen3moe", "num_experts")
-    return {
-        **values,
-        "moe_intermediate_size": whole_number(header.metadata, "qwen3moe.expert_feed_forward_length"),
-        "norm_topk_prob": True,  # llama.cpp leaves it to its reader
-    }
+    values = gguf_header.to_hf_config(header, "qwen3moe", experts.gguf_keys("num_experts"))
+    return values | {"norm_topk_prob": True}  # llama.cpp leaves it to its reader
 
 
 QWEN3_MOE = Architecture(

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm_export.architectures import experts, hf_values
+from edgelm_export.architectures import experts, gguf_header, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
-from edgelm_export.architectures.gguf_values import float32_number, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
 
-GGUF_KEYS = experts.GGUF_KEYS | {
-    "expert_shared_count", "expert_shared_feed_forward_length", "leading_dense_block_count", "expert_weights_norm",
-    "expert_weights_scale", "expert_gating_func", "expert_group_count", "expert_group_used_count",
-    "nextn_predict_layers",
-}  # fmt: skip
+GGUF_ROUTED = experts.gguf_keys("n_routed_experts") | {
+    "expert_shared_count": ("n_shared_experts", 0),
+    "expert_weights_norm": ("norm_topk_prob", False),
+    "expert_weights_scale": ("routed_scaling_factor", 1.0),
+    "expert_group_count": ("n_group", 1),
+    "expert_group_used_count": ("topk_group", 1),
+    "expert_gating_func": None,
+}
+GGUF_DENSE = {"leading_dense_block_count": ("first_k_dense_replace", 0)}
+_GGUF_KEYS = GGUF_ROUTED | GGUF_DENSE | {"expert_shared_feed_forward_length": None, "nextn_predict_layers": None}
 _GROUPS = ("n_group", "topk_group")
 
 
@@ -45,19 +50,11 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     }
 
 
-def gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
-    """Make the same values of a GGUF file's metadata; `num_hidden_layers` without those that guess further tokens."""
+def gguf_values(
+    header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS, *, turns_a_part: bool = False
+) -> dict[str, Any]:
+    """Make config.json's values of a header; `num_hidden_layers` without those that guess further tokens."""
     experts.check_gguf_scoring(header, architecture)
-    metadata, name = header.metadata, architecture
-    layers = whole_number(metadata, f"{name}.block_count")
-    return {
-        **experts.gguf_expert_values(header, name, "n_routed_experts"),
-        "num_hidden_layers": layers - whole_number(metadata, f"{name}.nextn_predict_layers", 0),
-        "moe_intermediate_size": whole_number(metadata, f"{name}.expert_feed_forward_length"),
-        "n_shared_experts": whole_number(metadata, f"{name}.expert_shared_count", 0),
-        "first_k_dense_replace": whole_number(metadata, f"{name}.leading_dense_block_count", 0),
-        "norm_topk_prob": metadata.get(f"{name}.expert_weights_norm", False),
-        "routed_scaling_factor": float32_number(metadata, f"{name}.expert_weights_scale", 1.0),
-        "n_group": whole_number(metadata, f"{name}.expert_group_count", 1),
-        "topk_group": whole_number(metadata, f"{name}.expert_group_used_count", 1),
-    }
+    values = gguf_header.to_hf_config(header, architecture, {**_GGUF_KEYS, **keys}, turns_a_part=turns_a_part)
+    values["num_hidden_layers"] -= whole_number(header.metadata, f"{architecture}.nextn_predict_layers", 0)
+    return values

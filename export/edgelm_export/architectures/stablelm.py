@@ -39,8 +39,8 @@ def _layout(config: ModelConfig) -> TensorLayout:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = frozenset({"use_parallel_residual"})
-    values = gguf_header.to_hf_config(header, "stablelm", keys=keys, norm="layer", turns_a_part=True)
+    keys = {"use_parallel_residual": None}
+    values = gguf_header.to_hf_config(header, "stablelm", keys, norm="layer", turns_a_part=True)
     return {
         **values,
         "qk_layernorm": "blk.0.attn_q_norm.weight" in header.shapes,

@@ -122,7 +122,7 @@ _GGUF_NAMES = {
     **{f"model.decoder.layers.{{i}}.encoder_attn.{part}_proj": f"dec.blk.{{i}}.cross_attn_{part}" for part in "qkvo"},
     "lm_head": "output",
 }
-_GGUF_KEYS = frozenset({"decoder_block_count", "decoder_start_token_id", "attention.relative_buckets_count"})
+_GGUF_KEYS = dict.fromkeys(("decoder_block_count", "decoder_start_token_id", "attention.relative_buckets_count"))
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     128 on all are in one bucket.
     """
     metadata = header.metadata
-    values = gguf_header.to_hf_config(header, "t5", keys=_GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, "t5", _GGUF_KEYS)
     layers = values["num_hidden_layers"]
     return {
         "model_type": "umt5" if any(name.endswith(".blk.1.attn_rel_b.weight") for name in header.shapes) else "t5",
