@@ -16,48 +16,14 @@ from edgelm.errors import CheckpointError
 # The model_types whose text part sees text alone as a model of text does.
 _WHOLE = frozenset(
     {
-        "apertus1p5",
-        "aya_vision",
-        "cohere2_vision",
-        "cohere_compass",
-        "deepseek_vl",
-        "exaone4_5",
-        "gemma3",
-        "gemma3n",
-        "gemma4",
-        "gemma4_unified",
-        "glm46v",
-        "glm4v",
-        "glm4v_moe",
-        "granite4_vision",
-        "idefics2",
-        "idefics3",
-        "internvl",
-        "lfm2_vl",
-        "lfm3_vl",
-        "llava",
-        "llava_next",
-        "llava_onevision",
-        "minicpmv4_6",
-        "minicpmv4_7",
-        "mllama",
-        "phi4_multimodal",
-        "phi4mm",
-        "mistral3",
-        "qwen2_vl",
-        "qwen2_5_omni",
-        "qwen2_5_omni_thinker",
-        "qwen2_5_vl",
-        "qwen3_omni_moe",
-        "qwen3_omni_moe_thinker",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "smolvlm",
-        "video_llama_3",
+        "apertus1p5", "aya_vision", "cohere2_vision", "cohere_compass", "deepseek_vl", "exaone4_5", "gemma3", "gemma3n",
+        "gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "granite4_vision", "idefics2", "idefics3",
+        "internvl", "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7",
+        "mllama", "phi4_multimodal", "phi4mm", "mistral3", "qwen2_vl", "qwen2_5_omni", "qwen2_5_omni_thinker",
+        "qwen2_5_vl", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe",
+        "smolvlm", "video_llama_3",
     }
-)
+)  # fmt: skip
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
@@ -98,30 +64,12 @@ _OTHER_PARTS = tuple(
     f"{before}{part}"
     for before in ("", "model.", "thinker.")
     for part in (
-        "vision_tower.",
-        "vision_tokenizer.",
-        "vision_model.",
-        "vision_embedder.",
-        "visual.",
-        "multi_modal_projector.",
-        "projector.",
-        "connector.",
-        "aligner.",
-        "merger.",
-        "layerwise_projectors.",
-        "spatial_projectors.",
-        "image_newline",
-        "audio_tower.",
-        "audio_tokenizer.",
-        "embed_vision.",
-        "embed_audio.",
-        "embed_tokens_extend.",
-        "talker.",
-        "token2wav.",
-        "code2wav.",
-        "mtp.",
+        "vision_tower.", "vision_tokenizer.", "vision_model.", "vision_embedder.", "visual.", "multi_modal_projector.",
+        "projector.", "connector.", "aligner.", "merger.", "layerwise_projectors.", "spatial_projectors.",
+        "image_newline", "audio_tower.", "audio_tokenizer.", "embed_vision.", "embed_audio.", "embed_tokens_extend.",
+        "talker.", "token2wav.", "code2wav.", "mtp.",
     )
-)
+)  # fmt: skip
 _SENSES = ("vision_config", "audio_config")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

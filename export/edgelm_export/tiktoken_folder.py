@@ -25,9 +25,7 @@ from edgelm_export.tokenizer_json import TOKENIZER_CONFIG
 TIKTOKEN_FILES = ("tiktoken.model", "*.tiktoken")
 _MAX_FILE_BYTES = 8 << 20  # Kimi K2's has 2.8 MB
 MAX_TOKENS, MAX_TOKEN_BYTES = 1 << 18, 512  # 163,584 in Kimi K2's
-_MAX_BYTES = (
-    4 << 20
-)  # of all tokens together, each of which is looked at in all its halves; Kimi K2's whole file has 2.8 MB
+_MAX_BYTES = 4 << 20  # of all tokens together, each of which is looked at in all its halves
 _MAX_MERGES = 1 << 19  # 294,166 in Qwen's, of 151,643 tokens
 _EXTRA = tuple(f"<|extra_{number}|>" for number in range(205))
 
