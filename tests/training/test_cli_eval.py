@@ -22,6 +22,7 @@ from edgelm.cli import progress
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
+from edgelm.shell_word import shell_word
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.verification_text import verification_text
@@ -351,9 +352,10 @@ def test_what_is_no_model_is_named(tmp_path: Path, text: Path) -> None:
         assert wanted in run(tmp_path / "run", "--data", text).stderr
     (tmp_path / "run/best/adapter_config.json").write_text("{}")
     assert "Merge it into its base first: edgelm merge" in run(tmp_path / "run", "--data", text).stderr
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    assert "Merge it into its base first: edgelm merge" in run(tmp_path / "adapter", "--data", text).stderr
+    (tmp_path / "my adapter").mkdir()
+    (tmp_path / "my adapter/adapter_config.json").write_text("{}")
+    message = f"Merge it into its base first: edgelm merge {shell_word(tmp_path / 'my adapter')} -o merged/"
+    assert message in run(tmp_path / "my adapter", "--data", text).stderr
     assert "There is no checkpoint or package at" in run(tmp_path / "none", "--data", text).stderr
     assert "'~nosuchuser/x' is no path: " in run("~nosuchuser/x", "--data", text).stderr
 

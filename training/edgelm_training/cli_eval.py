@@ -20,6 +20,7 @@ from edgelm.library.library import Library, is_path
 from edgelm.package.adapter import is_trained_adapter
 from edgelm.package.foreign_graph import find_foreign_graph
 from edgelm.package.manifest import FILE_NAME
+from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:
     from edgelm_training.perplexity import Perplexity, Scorer
@@ -122,7 +123,7 @@ def _open(model: str, device: str, threads: int | None) -> Scorer:
     if is_trained_adapter(folder):
         raise ModelNotFoundError(
             f"{model} holds an adapter, which is no model by itself. Merge it into its base first: edgelm merge "
-            f"{model} -o merged/"
+            f"{shell_word(model)} -o merged/"
         )
     checkpoint = checkpoint_of_run(folder)
     if checkpoint is not None:
