@@ -226,7 +226,8 @@ class HuggingFaceCheckpoint:
         """Read some rows of a matrix, widened exactly to float32."""
         part, before = self._parts[name], 0
         if isinstance(part.rows, slice):
-            part, before = dataclasses.replace(part, rows=None), part.rows.start or 0
+            before = part.rows.start or 0
+            part = dataclasses.replace(part, rows=None)
         if not part.is_whole:
             return self.tensor(name)[first:end]
         return self._read(part.source, slice(before + first, before + end))
