@@ -41,6 +41,7 @@ from edgelm_export.checkpoint_folder import (
 )
 from edgelm_export.float4_format import Float4Matrix
 from edgelm_export.float8_format import FLOAT8, ScaledMatrix
+from edgelm_export.hqq_format import HQQMatrix
 from edgelm_export.mlx_format import MLXMatrix
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
 from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
@@ -328,7 +329,7 @@ class HuggingFaceCheckpoint:
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
             for matrix in self._packed.values()
-            if isinstance(matrix, (Float4Matrix, FourBitMatrix, PackedMatrix, ScaledMatrix, TorchAOMatrix))
+            if isinstance(matrix, (Float4Matrix, FourBitMatrix, HQQMatrix, PackedMatrix, ScaledMatrix, TorchAOMatrix))
             for name, types in matrix.stored_types.items()
             if name in self._stored and self._stored[name].dtype not in types
         ]

@@ -22,6 +22,7 @@ from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float4_format import Float4Matrix, float4_matrices
 from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_kinds, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
+from edgelm_export.hqq_format import HQQMatrix, hqq_matrices
 from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
 from edgelm_export.mxfp4 import MXFP4Stack
 from edgelm_export.torchao_format import TorchAOMatrix, torchao_matrices
@@ -88,7 +89,9 @@ class _Format:
 
 
 # A matrix of any format.
-Packed = PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix | TorchAOMatrix
+Packed = (
+    PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix | HQQMatrix | TorchAOMatrix
+)
 
 
 def packed_matrices(
@@ -115,6 +118,8 @@ def packed_matrices(
         return ternary_matrices(config, present, where)
     if method == "bitsandbytes" and config.get("load_in_4bit"):
         return four_bit_matrices(present, read, where)
+    if method == "hqq":
+        return hqq_matrices(present, read, where)
     if mixes_kinds(config):
         floats = float4_matrices(present, where)
         rest = without_parts(present, floats)
@@ -143,7 +148,7 @@ def _unsupported(config: Mapping[str, Any], row: _Format | None, where: object) 
         "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
         "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
         "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
-        "bitnet, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
+        "bitnet, hqq, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
         "GGUF file."
     )
 

@@ -388,8 +388,8 @@ def test_tensors_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any,
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quant_method 'gptq', bits 3"),
         (
-            {"quantization_config": {"quant_method": "hqq", "quant_config": {}}},
-            "quant_method 'hqq'",
+            {"quantization_config": {"quant_method": "vptq", "config_for_layers": {}}},
+            "quant_method 'vptq'",
         ),
         (
             {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},

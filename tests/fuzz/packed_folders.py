@@ -105,6 +105,15 @@ def _torchao(N: int, K: int) -> Tensors:
     return {f"_weight_{part}": each for part, each in (parts | {"zero_point": parts["scale"].astype(np.int8)}).items()}
 
 
+def _hqq(N: int, K: int) -> Tensors:
+    groups = N * K // _GROUP
+    return {
+        "W_q": _zeros((groups // 2, _GROUP), np.uint8), "packing": np.frombuffer(b"4bit_u8", np.uint8),
+        "scale": _zeros((groups, 1), np.float16), "zero": _zeros((groups, 1), np.float16),
+        "shape": np.array((N, K), np.int64), "axis": np.array(1, np.int32),
+    }  # fmt: skip
+
+
 def _ternary(N: int, K: int) -> Tensors:
     return {"weight": _zeros((N // 4, K), np.uint8), "weight_scale": np.ones(1, np.float32)}
 
@@ -139,6 +148,7 @@ _FORMATS: Sequence[tuple[Mapping[str, Any], Callable[[int, int], Tensors]]] = (
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, _four_bits),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, _eight_bits),
     ({"quant_method": "torchao", "quant_type": {"default": _TORCHAO}}, _torchao),
+    ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "axis": 1}}}, _hqq),
     ({"quant_method": "bitnet", "linear_class": "bitlinear"}, _ternary),
     ({"bits": 4, "group_size": 32, "mode": "affine"}, _mlx(4, 32, np.float16, "biases")),
     ({"bits": 4, "group_size": 16, "mode": "nvfp4"}, _mlx(4, 16, np.uint8)),
