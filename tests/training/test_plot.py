@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib import font_manager
 
 from edgelm.cli.main import main
 from edgelm_training.plot import draw_text, read_curves
@@ -91,6 +93,25 @@ def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path)
 
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / name}\n")
     assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_run_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "a$_{$\U0010fffd"  # no formula, and a character that no font has
+    run.rename(name)
+    with warnings.catch_warnings(action="error"):
+        result = plot(name, "-o", "loss.png")
+    assert (result.exit_code, result.stdout) == (0, "loss.png\n")
+    assert result.stderr.startswith("No font of this machine has \U0010fffd: boxes stand in their place.")
+
+
+def test_a_picture_takes_a_font_that_has_the_characters(run: Path, tmp_path: Path) -> None:
+    symbols = next(font for font in font_manager.fontManager.ttflist if font.name == "STIXGeneral")
+    own = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    only_there = chr(min(font_manager.get_font(symbols.fname).get_charmap().keys() - own.keys()))
+    with warnings.catch_warnings(action="error"):
+        result = plot(run.rename(tmp_path / only_there), "-o", tmp_path / "loss.png")
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_a_picture_is_drawn_as_always_in_a_folder_with_settings_of_matplotlib(run: Path, tmp_path: Path) -> None:

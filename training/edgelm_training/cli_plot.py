@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.cli.output import printable
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.plot import draw_picture, draw_text
 
@@ -31,5 +32,11 @@ def plot(runs: tuple[Path, ...], output: Path | None) -> None:
         click.echo(draw_text(runs, width=min(100, shutil.get_terminal_size().columns)))
     else:
         with wrong_usage():  # the file's suffix
-            draw_picture(runs, output)
+            lacking = draw_picture(runs, output)
+        if lacking:
+            click.echo(
+                f"No font of this machine has {printable(lacking)}: boxes stand in their place. Install one that "
+                "has, such as Noto Sans CJK, or rename the runs.",
+                err=True,
+            )
         click.echo(str(output))

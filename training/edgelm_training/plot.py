@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ _MARKS = "•+x*o#"
 _COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 # A log has one loss a step, and steps differ; a mean over this part of a run shows where it goes.
 _SMOOTHED_PART = 0.02
+# matplotlib's own, and what it draws boxes with
+_FONT, _BOXES = "DejaVu Sans", "Last Resort"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,11 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def draw_picture(runs: Sequence[str | Path], output: Path) -> None:
+def draw_picture(runs: Sequence[str | Path], output: Path) -> str:
     """Draw the panels one above the other, a color for each run; validation losses are dashed.
 
-    The suffix of `output` chooses the format: .png, .svg, .pdf.
+    The suffix of `output` chooses the format: .png, .svg, .pdf. Return what boxes stand for: the characters in
+    the names of the runs that neither matplotlib's font has nor another of this machine.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -66,9 +70,28 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> None:
         ) from error
     from matplotlib import style
 
+    fonts, lacking = _fonts_for("".join(map(str, runs)))
     # A matplotlibrc in the working folder, which may be anybody's, could have LaTeX run for each word.
-    with style.context("default"):
+    with style.context(["default", {"font.family": fonts, "text.parse_math": False}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         _draw(runs, output)
+    return lacking
+
+
+def _fonts_for(text: str) -> tuple[list[str], str]:
+    """Return the fonts for a text, and those of its characters that they lack."""
+    from matplotlib import font_manager, ft2font
+
+    def lacking(path: str, characters: set[int]) -> set[int]:
+        try:
+            return characters - ft2font.FT2Font(path).get_charmap().keys()
+        except (OSError, RuntimeError):  # a file of this machine that is no whole font
+            return characters
+
+    missing = lacking(font_manager.findfont(_FONT), set(map(ord, text)))
+    others = (font for font in font_manager.fontManager.ttflist if missing and not font.name.startswith(_BOXES))
+    found = next((font.name for font in others if not lacking(font.fname, missing)), None)
+    return ([_FONT], "".join(map(chr, sorted(missing)))) if found is None else ([_FONT, found], "")
 
 
 def _draw(runs: Sequence[str | Path], output: Path) -> None:
