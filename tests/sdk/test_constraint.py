@@ -187,6 +187,12 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_masked_there(tokenizer: Tok
     matcher.mask(row[:300])
 
 
+def test_gbnf_may_name_any_character(tokenizer: Tokenizer) -> None:
+    gbnf = Constraint.gbnf(r'root ::= [\U0001F600-\U0001F64F] "\u4f60\U0001F600\U00000022\\U0001F600" [一-龥]')
+    assert accepts(gbnf, tokenizer, '🙏你😀"\\U0001F600好')
+    assert not accepts(gbnf, tokenizer, '☺你😀"\\U0001F600好')
+
+
 def test_a_choice_may_have_any_character(tokenizer: Tokenizer) -> None:
     for text in ('"', "\\", "/", "\n", "\x00", "\x1f", "\x7f", "\x80", "\u2028", "\ufeff", "😀"):
         assert accepts(Constraint.choices([text]), tokenizer, text), ascii(text)
