@@ -21,3 +21,5 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
         monkeypatch.setattr(constants, name, value)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "")  # which edgelm sets: undone behind the test,
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")  # and not there before it

@@ -64,6 +64,7 @@ def test_a_pushed_package_comes_back_as_it_was(hub, package, tmp_path):
     assert hub.repositories["org/Tiny"].keys() == contents(package).keys() | {"README.md"}
     assert len(hub.commits) == 1
     assert hub.private == {"org/Tiny": False}
+    assert not any("torch" in headers["user-agent"] for _, headers in hub.headers_seen)
 
     before = contents(package)
     Library().remove("tiny")
