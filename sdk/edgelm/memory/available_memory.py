@@ -8,27 +8,17 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from edgelm.files.control_groups import own_groups
 
 _MEMORY_INFO = Path("/proc/meminfo")
 _OWN_PAGES = Path("/proc/self/statm")
-
-
-class _GroupFiles(NamedTuple):
-    """In which files of a control group's own its memory is bounded."""
-
-    limit: str
-    used: str
-    prefix: str  # in memory.stat, of what a group has together with those inside of it
-
-
 _NO_LIMIT = 1 << 60  # as v1 writes it: 2 ** 63, in whole pages
-# By the version of control groups. Source: the Linux kernel's cgroup v1 and v2.
-_FILES: Mapping[int, _GroupFiles] = {
-    1: _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    2: _GroupFiles("memory.max", "memory.current", ""),
+# By the version of control groups: the files of a group that have its limit, and what it uses; and what stands in
+# memory.stat before what it has together with those inside of it. Source: the Linux kernel's cgroup v1 and v2.
+_FILES: Mapping[int, tuple[str, str, str]] = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
 }
 
 
@@ -63,17 +53,14 @@ def memory_limit() -> int | None:
 def _limits() -> Iterator[tuple[int, int]]:
     """Yield limits, and what is used of each; memory of a control group that holds files is given back."""
     for folder, version in own_groups("memory"):
+        limit_file, used_file, prefix = _FILES[version]
         with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
-            yield from _limit_of_group(folder, _FILES[version])
+            limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
+            stat = (folder / "memory.stat").read_text()
+            cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+            if limit < _NO_LIMIT:
+                yield limit, used - sum(map(int, cached))
     yield from _limit_of_address_space()
-
-
-def _limit_of_group(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:
-    limit = int((folder / files.limit).read_text())
-    if limit < _NO_LIMIT:
-        stat = (folder / "memory.stat").read_text()
-        cached = re.findall(rf"^{files.prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
-        yield limit, int((folder / files.used).read_text()) - sum(map(int, cached))
 
 
 def _limit_of_address_space() -> Iterator[tuple[int, int]]:
