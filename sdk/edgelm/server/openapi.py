@@ -28,7 +28,6 @@ _ERRORS: Mapping[str, Schema] = {
     "ollama": _object({"error": TEXT}),
     "anthropic": _object({"type": TEXT, "error": _object({"type": TEXT, "message": TEXT})}),
 }
-_STREAMS = {"/api/": "application/x-ndjson", "/v1/": "text/event-stream"}
 _REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
 
@@ -88,9 +87,8 @@ def _content(row: Endpoint) -> dict[str, Any]:
         return {row.media: {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": published(row.answers)}}
     if row.body is not None and "stream" in row.body["properties"]:
-        content[next(media for start, media in _STREAMS.items() if row.path.startswith(start))] = {
-            "schema": {"type": "string"}
-        }
+        stream = "application/x-ndjson" if protocol_of(row.path) == "ollama" else "text/event-stream"
+        content[stream] = {"schema": {"type": "string"}}
     return content
 
 
