@@ -28,7 +28,7 @@ from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
-from edgelm_export.bitsandbytes_format import FourBitMatrix
+from edgelm_export.bitnet_format import TernaryMatrix
 from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks, Read
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
@@ -39,16 +39,13 @@ from edgelm_export.checkpoint_folder import (
     read_json_object,
     read_text_files,
 )
-from edgelm_export.float4_format import Float4Matrix
-from edgelm_export.float8_format import FLOAT8, ScaledMatrix
-from edgelm_export.hqq_format import HQQMatrix
+from edgelm_export.float8_format import FLOAT8
 from edgelm_export.mlx_format import MLXMatrix
 from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
-from edgelm_export.packed_formats import Packed, PackedMatrix, packed_matrices, without_parts
+from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
-from edgelm_export.torchao_format import TorchAOMatrix
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -329,7 +326,7 @@ class HuggingFaceCheckpoint:
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
             for matrix in self._packed.values()
-            if isinstance(matrix, (Float4Matrix, FourBitMatrix, HQQMatrix, PackedMatrix, ScaledMatrix, TorchAOMatrix))
+            if not isinstance(matrix, (MLXMatrix, TernaryMatrix))
             for name, types in matrix.stored_types.items()
             if name in self._stored and self._stored[name].dtype not in types
         ]

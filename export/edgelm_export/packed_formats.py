@@ -24,6 +24,7 @@ from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_
 from edgelm_export.grid_of_groups import Grid
 from edgelm_export.hqq_format import HQQMatrix, hqq_matrices
 from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
+from edgelm_export.modelopt_format import ModelOptMatrix, modelopt_matrices
 from edgelm_export.mxfp4 import MXFP4Stack
 from edgelm_export.torchao_format import TorchAOMatrix, torchao_matrices
 
@@ -90,7 +91,15 @@ class _Format:
 
 # A matrix of any format.
 Packed = (
-    PackedMatrix | MLXMatrix | TernaryMatrix | ScaledMatrix | FourBitMatrix | Float4Matrix | HQQMatrix | TorchAOMatrix
+    PackedMatrix
+    | MLXMatrix
+    | TernaryMatrix
+    | ScaledMatrix
+    | FourBitMatrix
+    | Float4Matrix
+    | HQQMatrix
+    | ModelOptMatrix
+    | TorchAOMatrix
 )
 
 
@@ -125,10 +134,10 @@ def packed_matrices(
         rest = without_parts(present, floats)
         integers = _integers("compressed-tensors", config, rest, read, where)
         return {**floats, **(scaled_matrices(config, rest, where) or {}), **integers}
-    is_torchao = method == "torchao"
-    scaled = (torchao_matrices if is_torchao else scaled_matrices)(config, present, where)
-    if scaled is not None:
-        return scaled
+    for find in (torchao_matrices if method == "torchao" else scaled_matrices, modelopt_matrices):
+        found = find(config, present, where)
+        if found is not None:
+            return found
     format_name = method if isinstance(method, str) else ""
     row = FORMATS.get(format_name)
     if row is None or _bits(config) not in row.bits or _layout(row, config) not in row.layouts:
@@ -146,10 +155,9 @@ def _unsupported(config: Mapping[str, Any], row: _Format | None, where: object) 
         f"{where}: the weights are quantized ({told or 'quantization_config'}), in a way that is not supported. "
         "Supported: gptq in 2, 4 and 8 bits, awq in 4, auto-round in the packing of either, compressed-tensors "
         "pack-quantized in 4 and 8, its float-quantized and int-quantized in 8, its nvfp4-pack-quantized, "
-        "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, "
-        "MXFP8 and MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, "
-        "bitnet, hqq, torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a "
-        "GGUF file."
+        "mxfp4-pack-quantized, mxfp8-quantized and mixed-precision, modelopt's NVFP4, MXFP4, FP8, MXFP8, W4A16_AWQ and "
+        "MIXED_PRECISION, quark's fp8_e4m3 and fp4, fp8, fbgemm_fp8, bitsandbytes in 4 and 8, mxfp4, bitnet, hqq, "
+        "torchao's int8, intx and float8, and mlx-lm's modes. Take the model's unquantized folder, or a GGUF file."
     )
 
 

@@ -184,8 +184,8 @@ def test_settings_that_lie_beside_config_json_are_read_too(save_llama: Any, tmp_
     told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(told))
     np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight"), wanted[f"{STEM}.weight"])
-    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A16_AWQ"}}))
-    with pytest.raises(CheckpointError, match=r"quantized \(quant_method 'modelopt', quant_algo 'W4A16_AWQ'\)"):
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
+    with pytest.raises(CheckpointError, match=r"quantized \(quant_method 'modelopt', quant_algo 'W4A8_AWQ'\)"):
         HuggingFaceCheckpoint(tmp_path)
 
 

@@ -105,6 +105,11 @@ def _torchao(N: int, K: int) -> Tensors:
     return {f"_weight_{part}": each for part, each in (parts | {"zero_point": parts["scale"].astype(np.int8)}).items()}
 
 
+def _modelopt(N: int, K: int) -> Tensors:
+    scales = {"weight_scale": _zeros((N, K // _GROUP), np.float32), "pre_quant_scale": _zeros((K,), np.float16)}
+    return {"weight": _zeros((N // 2, K), np.uint8), **scales}
+
+
 def _hqq(N: int, K: int) -> Tensors:
     groups = N * K // _GROUP
     return {
@@ -148,6 +153,7 @@ _FORMATS: Sequence[tuple[Mapping[str, Any], Callable[[int, int], Tensors]]] = (
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, _four_bits),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, _eight_bits),
     ({"quant_method": "torchao", "quant_type": {"default": _TORCHAO}}, _torchao),
+    ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, _modelopt),
     ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "axis": 1}}}, _hqq),
     ({"quant_method": "bitnet", "linear_class": "bitlinear"}, _ternary),
     ({"bits": 4, "group_size": 32, "mode": "affine"}, _mlx(4, 32, np.float16, "biases")),
