@@ -112,7 +112,7 @@ def test_an_answer_is_made_though_its_engine_is_dropped(model: LanguageModel) ->
 
 
 def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    submit, submitted, goes_on = Engine.submit, [0], threading.Event()
+    submit, submitted, goes_on = Engine._queue, [0], threading.Event()
 
     def counting(engine: Engine, *arguments: Any) -> Generation:
         submitted[0] += 1
@@ -129,7 +129,7 @@ def test_a_batch_may_have_more_prompts_than_a_queue(monkeypatch: pytest.MonkeyPa
         goes_on.wait()
         return int(logits_V.argmax())
 
-    monkeypatch.setattr(Engine, "submit", counting)
+    monkeypatch.setattr(Engine, "_queue", counting)
     config = GenerationConfig(sampler=wait, max_new_tokens=1)
     assert len(scripted_model("Fine.").generate_batch(["x"] * 80, config, max_batch=2)) == 80
 
