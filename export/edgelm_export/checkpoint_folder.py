@@ -113,7 +113,7 @@ def parse_json_object(text: str, path: Path) -> dict[str, Any]:
     try:
         values = regular_file.bounded_json(text, _MORE_VALUES.get(path.name, regular_file.MAX_JSON_VALUES))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON that is read: {error}.") from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a JSON object.")
     return values

@@ -197,8 +197,8 @@ def test_a_weight_file_that_breaks_after_it_was_opened_is_refused_by_name(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"config.json is not JSON"),
-        ("[" * 100_000, r"config.json is not JSON"),
+        ("{", r"config.json cannot be read as JSON"),
+        ("[" * 100_000, r"config.json cannot be read as JSON"),
         ("[]", r"config.json holds a list; it must be a JSON object"),
         ("\udcff", r"config.json cannot be read"),
     ],
@@ -397,7 +397,7 @@ def test_a_template_for_tools_in_the_hubs_cache_may_be_a_link(tmp_path: Path, sa
 def test_a_folder_without_a_tokenizer_says_how_to_make_one(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be read as JSON"):
         _ = HuggingFaceCheckpoint(tmp_path).text_files
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(

@@ -196,7 +196,7 @@ def test_what_would_take_too_much_is_refused(
 ) -> None:
     write(tmp_path, tekken(ranks))
     monkeypatch.setitem(checkpoint_folder._MORE_VALUES, "tekken.json", 1000)
-    with pytest.raises(CheckpointError, match=r"tekken\.json cannot be read: .* and at most 1000 are read"):
+    with pytest.raises(CheckpointError, match=r"tekken\.json cannot be read as JSON: .* and at most 1000 are read"):
         read_text_files(tmp_path)
     monkeypatch.setitem(checkpoint_folder._LARGER, "tekken.json", 1000)
     with pytest.raises(CheckpointError, match=r"tekken\.json cannot be read: it has \d+ bytes, and at most 1000"):

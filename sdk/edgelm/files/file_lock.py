@@ -95,4 +95,8 @@ else:
     def _was_deleted(file: FileIO, path: Path) -> bool:
         """Tell whether the name is another file's, or nobody's; by both signs, as disks of others may lack one."""
         opened = os.fstat(file.fileno())
-        return opened.st_nlink == 0 and not (path.exists() and os.path.samestat(opened, path.stat()))
+        if opened.st_nlink:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            return not os.path.samestat(opened, path.stat())
+        return True
