@@ -17,7 +17,10 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, precision_n
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
 from edgelm.errors import ExportError
+from edgelm.memory.kv_cache import BLOCK
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime import binding
+from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
@@ -197,13 +200,39 @@ def test_texts_of_a_model_whose_experts_are_gathered_too_are_not_scored_in_piece
     assert len(session.forward(ids, session.new_cache(), all_logits=True)) == len(ids)
 
 
-def test_a_text_with_states_whose_scoring_is_stopped_between_pieces_leaves_the_cache_as_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def with_states(tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
+    """A session whose texts have states, and which scores them in pieces."""
+    folder = tmp_path_factory.mktemp("states")
+    checkpoint = make_checkpoint(folder / "checkpoint", config_with(FEATURES["linear attention"]))
+    export_package(HuggingFaceCheckpoint(checkpoint), folder / "package", "fp32")
+    session = edgelm.load(folder / "package").session
+    session._graph.facts = dataclasses.replace(session._graph.facts, has_shortlist=True)
+    return session
+
+
+def test_a_text_with_states_that_is_scored_in_pieces_is_kept_for_others_by_whole_blocks(
+    with_states: DecoderSession,
 ) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", config_with(FEATURES["linear attention"]))
-    export_package(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
-    session = edgelm.load(tmp_path / "package").session
-    monkeypatch.setattr(session._graph, "facts", dataclasses.replace(session._graph.facts, has_shortlist=True))
+    """In an answer a form may make a text of this length come, behind any number of tokens."""
+    ids, cache, prefixes = range(4 * BLOCK), with_states.new_cache(), PrefixCache(with_states.config)
+    with_states.forward(ids[:BLOCK], cache)
+    cache.take_snapshot()
+    with_states.forward(ids[BLOCK : BLOCK + 9], cache)
+    with_states.forward(ids[BLOCK + 9 : -9], cache, all_logits=True)
+    prefixes.keep(cache, BLOCK)
+
+    other = with_states.new_cache()
+    assert prefixes.fill(other, ids) == BLOCK
+    alone = with_states.new_cache()
+    with_states.forward(ids[:BLOCK], alone)
+    assert np.array_equal(with_states.forward(ids[BLOCK:], other), with_states.forward(ids[BLOCK:], alone))
+
+
+def test_a_text_with_states_whose_scoring_is_stopped_between_pieces_leaves_the_cache_as_before(
+    with_states: DecoderSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = with_states
     ids, cache = range(3 * SHORTLISTED_POSITIONS), session.new_cache()
     session.forward(ids[:9], cache)
     before, run, runs = [state.copy() for state in cache.other_buffers], binding.Graph._run, []
@@ -218,6 +247,7 @@ def test_a_text_with_states_whose_scoring_is_stopped_between_pieces_leaves_the_c
     with pytest.raises(StoppedError):
         session.forward(ids, cache, all_logits=True)
     assert list(cache.token_ids) == list(ids[:9])
+    assert not cache.snapshots.states
     for state, kept in zip(cache.other_buffers, before, strict=True):
         assert np.array_equal(state, kept)
 

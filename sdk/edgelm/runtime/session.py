@@ -305,7 +305,8 @@ class DecoderSession(Returned):
     def _forward_in_pieces(
         self, size: int, token_ids: Sequence[int], cache: KVCache, all_logits: bool, stop: StopSwitch | None
     ) -> NDArray[np.float32]:
-        before = cache.length
+        before, kept = cache.length, cache.snapshots
+        cache.snapshots = kept.copy()
         cache.take_snapshot(is_passing=True)  # to go back to, where a piece is stopped
         pieces = (token_ids[start : start + size] for start in range(0, len(token_ids), size))
         try:
@@ -313,6 +314,9 @@ class DecoderSession(Returned):
         except BaseException:
             cache.truncate(before)
             raise
+        finally:  # it may lie within a block of the prefix cache, which has states of whole ones
+            kept.forget_after(cache.length)
+            cache.snapshots = kept
         return np.concatenate(rows if all_logits else rows[-1:])
 
     def forward_hidden(self, token_ids: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
