@@ -67,8 +67,9 @@ def test_what_stopped_calibrations_have_left_can_be_removed(library):
     refused = CliRunner().invoke(main, [*clear, "holidays"])
     assert (refused.exit_code, "--calibration is not of a session; leave the names out." in refused.stderr) == (2, True)
 
+    (library.calibration_path / ".DS_Store").touch()  # of macOS' file manager
     assert CliRunner().invoke(main, clear).stderr == "Freed 0.4 kB.\n"
-    assert list(library.calibration_path.iterdir()) == []
+    assert [path.name for path in library.calibration_path.iterdir()] == [".DS_Store"]
     assert (library.root / "sessions/holidays/cache.npz").is_file()
     assert CliRunner().invoke(main, clear).exit_code == 0  # again, of nothing
 

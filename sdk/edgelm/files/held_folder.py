@@ -38,6 +38,10 @@ def held_folder(folder: Path) -> Iterator[bool]:
 
 
 def holdable_folders(parent: Path) -> list[Path]:
-    """List the folders in `parent` that were or are held, also those of which the lock alone is there."""
+    """List the folders in `parent` that were or are held, also those of which the lock alone is there.
+
+    Other files, such as a file manager's, are none.
+    """
     entries = parent.iterdir() if parent.is_dir() else ()
-    return sorted({path.with_name(path.name.removesuffix(_LOCK)) for path in entries})
+    held = (path for path in entries if path.is_dir() or path.suffix == _LOCK)
+    return sorted({path.with_name(path.name.removesuffix(_LOCK)) for path in held})
