@@ -36,6 +36,9 @@ _MAX_BYTES = 1 << 28  # of a conversation
 _NAMING_WORDS, _NAMING_LENGTH, _NAMING_BYTES = 6, 40, 60  # twenty characters of Chinese, which take forty columns
 _NAMED = 10  # of the sessions that there are, how many an error names
 _MOST_NAME_BYTES = 100
+_MOST_PARTS = 4  # of a letter with its marks
+# Accents of Latin letters, and the marks that say how an emoji is drawn.
+_LEFT_OUT = re.compile("(?<=[a-z])[\u0300-\u036f]+|[\ufe0e\ufe0f\u20e3]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,10 +297,11 @@ def _is_letter(character: str) -> bool:
 
 def _first_words(text: str) -> str:
     """Join the first words of a text by hyphens, as far as a folder's name has room; "" where there are none."""
-    apart = unicodedata.normalize("NFD", text[:_NAMING_LENGTH].casefold())
-    plain = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", apart)[:_NAMING_LENGTH])
+    apart = unicodedata.normalize("NFD", text[: _MOST_PARTS * _NAMING_LENGTH].casefold())
+    # Cut when it is put together again: a syllable of Korean is no half of itself.
+    plain = unicodedata.normalize("NFC", _LEFT_OUT.sub("", apart))[:_NAMING_LENGTH]
     spaced = "".join(character if _is_letter(character) else " " for character in plain)
-    words = [word for word in spaced.split() if word[0].isalnum()]  # no mark that is left of an emoji
+    words = [word for word in spaced.split() if word[0].isalnum()]
     name = "-".join(words[:_NAMING_WORDS]).encode("utf-8")[:_NAMING_BYTES].decode("utf-8", "ignore").rstrip("-")
     try:
         os.fsencode(name)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,10 @@ def test_a_new_name_is_made_of_the_first_words(session: ChatSession) -> None:
     assert saved.new_name("Почему море синее, а?") == "почему-море-синее-а"
     assert saved.new_name("ทำไม ที่นี่!") == "ทำไม-ที่นี่"
     assert saved.new_name("\u1112\u1161\u11ab\u1100\u1173\u11af ガ") == "한글-ガ"  # as macOS parts them
+    assert saved.new_name("바다는" * 20) == "바다는" * 6 + "바다"  # each syllable whole, of up to three letters
+    assert saved.new_name(unicodedata.normalize("NFD", "색" * 50)) == "색" * 20
     assert saved.new_name("☀️ 👍🏽!") == "chat"
+    assert saved.new_name("❤️sea 1️⃣") == "sea-1"
     assert saved.new_name("Écris-moi un poème sur la fête") == "ecris-moi-un-poeme-sur-la"
     assert saved.new_name("e\u0301t\u00e9 stra\u00dfe \u0130stanbul") == "ete-strasse-istanbul"
     assert saved.new_name("ﬃ" * 40) == ("ffi" * 14)[:40]
