@@ -51,6 +51,7 @@ def test_emphasis_needs_no_spaces_around_it_where_words_have_none(page: Page) ->
         "これは**「重要」**です。": "これは<strong>「重要」</strong>です。",
         "**한국어(Korean)**는 *「말」*이다.": "<strong>한국어(Korean)</strong>는 <em>「말」</em>이다.",
         "说：**“好，*（世*界）”**，~~（删）~~走": "说：<strong>“好，<em>（世</em>界）”</strong>，<del>（删）</del>走",
+        "_a_**甲** __b__*乙*": "<em>a</em><strong>甲</strong> <strong>b</strong><em>乙</em>",
         "**a:**b 变量_甲_乙 中 * 3 * 中": "**a:**b 变量_甲_乙 中 * 3 * 中",
     }
     html = """async (texts) => {

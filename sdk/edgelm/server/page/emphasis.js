@@ -14,6 +14,7 @@ const NOTHING_INSIDE = { inlineTokens: () => [] };
 
 export class UnspacedTokenizer extends Tokenizer {
   emStrong(source, masked, before) {
+    if (source[0] === "_") return super.emStrong(source, masked, before); // which is part of words in these scripts too
     return this.lenient(super.emStrong, source, masked, before);
   }
 
