@@ -10,7 +10,8 @@ from typing import Any
 from edgelm.server.api_error import ApiError
 
 # A JSON Schema, of the keywords that `check` knows: type, enum, minimum, maximum, minLength, maxLength, items,
-# minItems, maxItems, properties, required, additionalProperties, anyOf.
+# minItems, maxItems, properties, required, additionalProperties, anyOf; propertyNames is published alone, and what it
+# says is checked by whoever reads the field.
 Schema = Mapping[str, Any]
 
 TEXT: Schema = {"type": "string"}
