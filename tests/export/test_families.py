@@ -128,22 +128,9 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, 
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
 
 
-# A row for each kind of layer, of experts and of tensors that are put together.
-_LEARNING = (
-    "llama", "gemma2", "gemma3n_text", "gemma4_text with experts", "phi3", "olmo2", "granite", "granitemoe",
-    "granitemoehybrid with Mamba", "lfm2_moe", "qwen3_5 with experts", "qwen3_next", "olmo_hybrid", "gpt_oss",
-    "minicpm", "internlm2", "bailing_moe, the second", "glm4", "nanochat", "seed_oss", "llama4", "smollm3", "mixtral",
-    "phimoe", "laguna", "apertus", "afmoe", "lara_mini", "flint", "deepseek_v3", "minicpm3", "jamba", "falcon_h1",
-    "nemotron_h with experts", "cohere2", "opt", "bloom", "gpt2", "gpt_neox", "falcon",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("family", _LEARNING, indirect=True)
+@pytest.mark.parametrize("family", MODELS, indirect=True)
 def test_gradients_are_those_of_transformers(family: Family) -> None:
-    """A folder with the gradients in the place of the weights is read as any other: parts, orders and all.
-
-    Where logits are alike, PyTorch gives gradients that are: what could lose one is a layer of its own kind.
-    """
+    """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
     model = copy.deepcopy(family.model)  # its weights become the gradients
     # transformers gives the embedding of a padding token no gradient.
     ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
