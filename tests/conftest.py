@@ -220,12 +220,14 @@ def chromium() -> str:
     """
     import debian_packages
 
-    name = "chromium-headless-shell"
-    if not shutil.which(name):
-        debian_packages.install(name)
-    found = next(filter(None, map(shutil.which, (name, "chromium", "chromium-browser", "google-chrome"))), None)
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    if not shutil.which(names[0]):
+        debian_packages.install(names[0])
+    if not any(map(shutil.which, names)):  # a release of Debian without the shell
+        debian_packages.install(names[1])
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        pytest.skip(f"needs Chromium: apt-get install {name}")
+        pytest.skip(f"needs Chromium: apt-get install {' or '.join(names[:2])}")
     return found
 
 
