@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_client import use_hub
 from loopback_server import LoopbackServer
 
 from edgelm.errors import DownloadError
@@ -67,11 +68,9 @@ def answering(answer: bytes, endless: bytes = b"") -> Iterator[str]:
 
 
 @pytest.fixture
-def hub(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> LoopbackServer:
-    """Stand in for the hub; its client reads HF_ENDPOINT when it is imported, and never again."""
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+def hub(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackServer:
+    """Stand in for the hub."""
+    use_hub(monkeypatch, server.url, tmp_path / "hf")
     return server
 
 
@@ -130,7 +129,7 @@ def test_what_a_hub_says_of_a_repository_is_read_within_bounds(
     head: bytes, block: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answering(head, block) as url:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url.removesuffix("/model.bin"))
+        use_hub(monkeypatch, url.removesuffix("/model.bin"), tmp_path / "hf")
         with pytest.raises(DownloadError, match=reason) as caught:
             HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
     assert f"Cannot ask the hub about a/b at {url.removesuffix('/model.bin')}/api/models/a/b?" in str(caught.value)
