@@ -194,16 +194,19 @@ def test_what_is_typed_pasted_and_edited_is_the_message(tmp_path: Path, monkeypa
 
 
 def test_ctrl_c_stops_no_more_than_answers_however_often_it_comes():
-    chat = scripted_chat(LONG, "--max-new-tokens", "100")  # an answer that none of them meets ends by itself
+    chat = scripted_chat(LONG)
     chat.type("Count.\r")
     chat.wait_for("word3")
     chat.type("\x03")
-    chat.wait_for("cancelled")
+    assert "word119" not in chat.wait_for("cancelled")
     chat.wait_for_prompt()
     chat.type("\x03")  # at the prompt it only clears the line
     chat.wait_for_prompt()
     chat.type("/stats\r")
     chat.wait_for("turns    2 messages")
+    chat.wait_for_prompt()
+    chat.type("/set max_new_tokens 100\r")  # an answer that none of the next meets ends by itself
+    chat.wait_for("max_new_tokens = 100")
     chat.wait_for_prompt()
     for _ in range(4):
         chat.type("Count.\r")
