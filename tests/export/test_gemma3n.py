@@ -32,6 +32,7 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma3n import GEMMA3N as ROW
 from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
@@ -209,7 +210,7 @@ def test_a_scale_of_what_gates_features_is_passed_over_where_it_has_no_effect(
         expected_TV = model(torch.tensor([IDS])).logits[0].numpy()
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
-    export_unchecked(checkpoint, tmp_path / "package", "fp32")
+    export_package(checkpoint, tmp_path / "package", "fp32")
     np.testing.assert_allclose(logits_of(tmp_path / "package", IDS), expected_TV, rtol=0, atol=1e-4)
 
 
