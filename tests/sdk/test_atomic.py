@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -223,6 +224,22 @@ def test_an_error_inside_the_block_leaves_the_old_folder(tmp_path: Path, error: 
 
     assert content(target) == OLD
     assert names(tmp_path) == ["package"]
+
+
+def test_a_signal_that_comes_as_soon_as_the_staging_folder_is_there_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def interrupted(path: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(path, *arguments, **options)
+        if path.parent == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.replace_folder(tmp_path / "package"):
+        pytest.fail("the block has begun")
+    assert names(tmp_path) == []
 
 
 def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
