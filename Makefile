@@ -11,7 +11,8 @@ PIP := pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 # Files of tests go to one process more than there are cores (tests/conftest.py), long ones first: a file's tests share what they set up.
 # Where a process is killed, the run ends: xdist begins another, and then waits for ever for the one that is gone.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# -rs: at its end it says what was skipped, and what that needs.
+PYTEST := $(BIN)/python -m pytest -rs -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: chat test test-offline test-gpu lint bench docs fuzz soak wheel lock locked clean
 
