@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,10 @@ class ModelOptMatrix:
     shape: tuple[int, int]
     has_channels: bool
 
-    type: ClassVar[str] = "MODELOPT-4bit"
+    @property
+    def type(self) -> str:
+        """What the matrix is stored as; with scales of its inputs by another name, as it is on no grid then."""
+        return f"MODELOPT-4bit{' with scales of inputs' if self.has_channels else ''}"
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -66,6 +66,14 @@ def test_integers_are_kept(save_llama: Any, tmp_path: Path) -> None:
     assert manifest.notes == ("Every matrix keeps the grid of its source, or stays in F32.",)
 
 
+def test_that_matrices_whose_inputs_have_scales_move_to_8_bits_is_said(save_llama: Any, tmp_path: Path) -> None:
+    save_llama(tmp_path / "source", intermediate_size=128)
+    quantize_folder(tmp_path / "source", *CHANNELS)
+    manifest = export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
+    moved = "MODELOPT-4bit with scales of inputs"
+    assert manifest.notes == (f"Stored in 8 bits, since no fast operator has their grids: {moved}.",)
+
+
 BROKEN: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
     "scales of others": ("weight_scale", lambda scales: scales[:-1], r"weight_scale \[127, 2\]"),
     "groups that divide no row": (
