@@ -291,6 +291,7 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             r"word_embed_proj_dim is 32 \(OPT 350M\); supported is the hidden_size, 64",
         ),
         ("gpt2", {"n_embd": "64"}, "n_embd is '64'"),
+        ("xglm", {"activation_function": "mish"}, "config.json: activation_function 'mish' is not supported"),
         ("codegen", {"n_head": 6, "n_embd": 96, "rotary_dim": 8}, "n_head is 6; of CodeGen it must be a multiple of 4"),
         ("iquestcoder", {"use_sliding_window": True}, "of IQuest-Coder, windows are not supported"),
         (

@@ -98,7 +98,7 @@ class Architecture:
         except CheckpointError as error:
             problem = str(error)
             for ours, theirs in renamed.items():
-                problem = problem.replace(f"config.json: {ours} is", f"config.json: {theirs} is")
+                problem = problem.replace(f"config.json: {ours} ", f"config.json: {theirs} ")
             raise CheckpointError(problem) from error
         return dataclasses.replace(config, model_type=self.model_type, **self.features)
 
