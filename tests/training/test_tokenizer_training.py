@@ -84,8 +84,12 @@ def test_where_no_spaces_are_a_token_is_no_sentence(corpus: Path) -> None:
     assert max(len(ours.token_bytes(id_)) for id_ in ids) <= 32
 
 
-@pytest.mark.parametrize("word", ["ที่นี่", "हिन्दी", "e\u0301te\u0301"], ids=["Thai", "Hindi", "not composed"])
-def test_marks_stay_with_their_letters(corpus: Path, word: str) -> None:
+@pytest.mark.parametrize(
+    "word",
+    ["ที่นี่", "हिन्दी", "e\u0301te\u0301", "\u2764\ufe0f", "\U0001f3f3\ufe0f\u200d\U0001f308"],
+    ids=["Thai", "Hindi", "not composed", "emoji", "emoji of several"],
+)
+def test_marks_stay_with_their_letters_and_symbols(corpus: Path, word: str) -> None:
     (corpus / "a.txt").write_text(f"{word} {word} " * 20)
     train_tokenizer([corpus / "a.txt"], "tok", TokenizerConfig(vocab_size=300))
     assert len(Tokenizer.load("tok").encode(f" {word}")) == 1

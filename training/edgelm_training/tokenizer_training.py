@@ -25,8 +25,8 @@ CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
 # Four times the largest in use. The trainer sets memory aside for all of them, and without it ends the process.
 _LARGEST_VOCABULARY = 1 << 20
 # As GPT-2 splits, but that a mark stays with its letter: else Thai, Hindi and what is not composed break at each vowel
-# or accent, and no token can hold a word.
-_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+# or accent, and no token can hold a word. Behind a symbol it stays with that: many emojis end with one.
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Bytes. Where no spaces stand between words, a token would become as long as the longest text that comes twice.
 _LONGEST_TOKEN = 32
 _LOOKS_SECONDS = 0.1
