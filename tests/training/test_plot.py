@@ -109,9 +109,12 @@ def test_a_picture_takes_a_font_that_has_the_characters(run: Path, tmp_path: Pat
     symbols = next(font for font in font_manager.fontManager.ttflist if font.name == "STIXGeneral")
     own = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     only_there = chr(min(font_manager.get_font(symbols.fname).get_charmap().keys() - own.keys()))
+    of_none = "\U0010fffd"
     with warnings.catch_warnings(action="error"):
         result = plot(run.rename(tmp_path / only_there), "-o", tmp_path / "loss.png")
+        beside = plot((tmp_path / only_there).rename(tmp_path / f"{only_there}{of_none}"), "-o", tmp_path / "loss.png")
     assert (result.exit_code, result.stderr) == (0, "")
+    assert beside.stderr.startswith(f"No font of this machine has {of_none}: boxes stand in their place.")
 
 
 def test_a_picture_is_drawn_as_always_in_a_folder_with_settings_of_matplotlib(run: Path, tmp_path: Path) -> None:

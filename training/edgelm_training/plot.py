@@ -79,7 +79,9 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> str:
 
 
 def _fonts_for(text: str) -> tuple[list[str], str]:
-    """Return the fonts for a text, and those of its characters that they lack."""
+    """Return the fonts for a text, and those of its characters that none has: where one has all that matplotlib's own
+    lacks, that one, else each that has some of it.
+    """
     from matplotlib import font_manager, ft2font
 
     def lacking(path: str, characters: set[int]) -> set[int]:
@@ -88,10 +90,15 @@ def _fonts_for(text: str) -> tuple[list[str], str]:
         except (OSError, RuntimeError):  # a file of this machine that is no whole font
             return characters
 
-    missing = lacking(font_manager.findfont(_FONT), set(map(ord, text)))
-    others = (font for font in font_manager.fontManager.ttflist if missing and not font.name.startswith(_BOXES))
-    found = next((font.name for font in others if not lacking(font.fname, missing)), None)
-    return ([_FONT], "".join(map(chr, sorted(missing)))) if found is None else ([_FONT, found], "")
+    fonts, missing = [_FONT], lacking(font_manager.findfont(_FONT), set(map(ord, text)))
+    others = [font for font in font_manager.fontManager.ttflist if missing and not font.name.startswith(_BOXES)]
+    with_all = next((font for font in others if not lacking(font.fname, missing)), None)
+    for font in others if with_all is None else [with_all]:
+        rest = lacking(font.fname, missing)
+        if rest != missing:
+            fonts.append(font.name)
+            missing = rest
+    return fonts, "".join(map(chr, sorted(missing)))
 
 
 def _draw(runs: Sequence[str | Path], output: Path) -> None:
