@@ -77,7 +77,9 @@ class CheckedCheckpoint(CheckpointView):
             if self._progress is not None:
                 self._progress(self._label, self._total - len(self._unread), self._total)
         # One pass without a temporary. The sum of finite weights may overflow in float32, and does not in float64.
-        if not (np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))):
+        with np.errstate(all="ignore"):
+            is_finite = np.isfinite(np.sum(values)) or np.isfinite(np.sum(values, dtype=np.float64))
+        if not is_finite:
             raise CheckpointError(
                 f"{self.path} is damaged: {name} has NaN or infinite values. Download the model again; of a run of "
                 "training, take an earlier checkpoint."

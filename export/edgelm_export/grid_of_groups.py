@@ -30,7 +30,8 @@ class Grid:
     def weight(self) -> NDArray[np.float32]:
         """Return the matrix in float32."""
         weight: NDArray[np.float32] = (self.values - self.zeros[:, self.groups]).astype(np.float32)
-        weight *= self.scales[:, self.groups]
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by its name
+            weight *= self.scales[:, self.groups]
         return weight
 
     def blocks(self) -> QuantizedBlocks | None:

@@ -81,13 +81,15 @@ class HQQMatrix:
         if not (np.abs(zeros - whole) <= 0.5).all():
             return None
         middle = 1 << (bits - 1)
+        with np.errstate(all="ignore"):  # as above
+            offsets = None if (zeros == whole).all() else (whole - zeros) * scales
         return QuantizedBlocks(
             bits=bits,
             block_size=size,
             values=(self._values(read) - middle).astype(np.int8).reshape(N, -1, size),
             scales=scales,
             zero_points=None if (whole == middle).all() else (whole - middle).astype(np.int8),
-            offsets=None if (zeros == whole).all() else (whole - zeros) * scales,
+            offsets=offsets,
         )
 
     def _values(self, read: Read) -> NDArray[np.int32]:

@@ -90,6 +90,23 @@ def test_groups_of_rows_stay_in_4_bits(save_llama: Any, tmp_path: Path) -> None:
     assert manifest.notes == ("Every matrix keeps the grid of its source, or stays in F32.",)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["keep", "fp32"])
+def test_a_scale_that_is_not_finite_is_refused_without_a_warning(
+    save_llama: Any, tmp_path: Path, precision: str
+) -> None:
+    def damaged(scales: torch.Tensor) -> torch.Tensor:
+        scales[0, 0] = torch.inf
+        return scales
+
+    save_llama(tmp_path / "source", intermediate_size=128)
+    quantize_folder(tmp_path / "source", "4bit_u8", 1, 32)
+    change_tensor(tmp_path / "source", f"{STEM}.scale", damaged)
+    change_tensor(tmp_path / "source", f"{STEM}.zero", lambda zero: torch.cat((zero[:1].round(), zero[1:])))
+    with pytest.raises(CheckpointError, match=f"{STEM}.weight has NaN or infinite values"):
+        export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", precision)
+
+
 BROKEN: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None], str]] = {
     "no scale": ("scale", lambda _: None, "scale is missing"),
     "zero points of others": ("zero", lambda zero: zero[:-1], r"zero is \[255, 1\]"),

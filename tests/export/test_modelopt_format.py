@@ -74,6 +74,22 @@ def test_that_matrices_whose_inputs_have_scales_move_to_8_bits_is_said(save_llam
     assert manifest.notes == (f"Stored in 8 bits, since no fast operator has their grids: {moved}.",)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["keep", "fp32"])
+def test_a_scale_that_is_not_finite_is_refused_without_a_warning(
+    save_llama: Any, tmp_path: Path, precision: str
+) -> None:
+    def damaged(scales: torch.Tensor) -> torch.Tensor:
+        scales[0, 0] = torch.inf
+        return scales
+
+    save_llama(tmp_path / "source", intermediate_size=128)
+    quantize_folder(tmp_path / "source")
+    change_tensor(tmp_path / "source", f"{STEM}.weight_scale", damaged)
+    with pytest.raises(CheckpointError, match=f"{STEM}.weight has NaN or infinite values"):
+        export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", precision)
+
+
 BROKEN: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
     "scales of others": ("weight_scale", lambda scales: scales[:-1], r"weight_scale \[127, 2\]"),
     "groups that divide no row": (
