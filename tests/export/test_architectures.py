@@ -385,6 +385,13 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
             3,
         ),
         (
+            "hunyuan_v1_moe",
+            {"num_experts": 6, "moe_topk": 3, "num_experts_per_tok": None, "num_key_value_heads": 4},
+            "num_experts_per_tok",
+            3,
+        ),
+        ("cohere", {"layer_norm_eps": None, "num_key_value_heads": 4}, "norm_eps", 1e-5),
+        (
             "sarvam_moe",
             {"num_experts": 6, "num_shared_experts": 2, "num_experts_per_tok": 2},
             "shared_expert_intermediate_size",

@@ -57,11 +57,12 @@ class Architecture:
     defaults: what transformers, or the models' code, takes where config.json has no such key. null_keys: those whose
     null is a value, in a family where that of others means the key's absence; None where no null does. fixed: what
     config.json may say of a key, if anything. renamed: keys to those that config.json may have in their place, which
-    count. read_config: makes the features, for `to_model_config`, of a dict of its own: config.json's values over the
-    defaults, under the keys that are so renamed. features: fields of ModelConfig that the whole family has alike.
-    layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx: the same in folders
-    that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are one tensor.
-    is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know the family.
+    count where they are not null. read_config: makes the features, for `to_model_config`, of a dict of its own:
+    config.json's values over the defaults, under the keys that are so renamed. features: fields of ModelConfig that the
+    whole family has alike. layout: of the tensors in safetensors. layout_of: the same where it depends on the config.
+    mlx: the same in folders that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer
+    are one tensor. is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not
+    know the family.
     """
 
     model_type: str
@@ -92,7 +93,9 @@ class Architecture:
                 raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
         values = {**self.defaults, **values}
         renamed = {ours: theirs for ours, theirs in self.renamed.items() if theirs in values}
-        values |= {ours: values[theirs] for ours, theirs in renamed.items()}
+        for ours, theirs in renamed.items():
+            if values[theirs] is not None or ours not in values:
+                values[ours] = values[theirs]
         try:
             config = self.read_config(values)
         except CheckpointError as error:
