@@ -42,10 +42,6 @@ def test_a_multiplier_of_scores_that_is_no_gemmas_is_a_granites(scale: float) ->
         ),
         ({"head_dim": 0}, "head_dim is 0; it must be a whole number from 1 to 2147483647."),
         (
-            {"max_position_embeddings": 0},
-            "max_position_embeddings is 0; it must be a whole number from 1 to 2147483647.",
-        ),
-        (
             {"num_key_value_heads": 3},
             "num_attention_heads (4) is not a multiple of num_key_value_heads (3).",
         ),
