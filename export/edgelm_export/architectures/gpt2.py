@@ -31,7 +31,8 @@ MASKS = frozenset({f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"})
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     usual = 4 * hf_values.whole_number(values, "hidden_size")
-    sizes = {"intermediate_size": hf_values.whole_number(values, "intermediate_size", usual)}
+    key = "n_inner" if "n_inner" in values else "intermediate_size"  # null is the usual size, whatever else is there
+    sizes = {"intermediate_size": hf_values.whole_number(values, key, usual)}
     return llama.to_model_config({**values, **sizes, "num_key_value_heads": None, "head_dim": None})
 
 
@@ -52,7 +53,6 @@ GPT2 = Architecture(
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
         "max_position_embeddings": "n_positions",
-        "intermediate_size": "n_inner",
         "rms_norm_eps": "layer_norm_epsilon",
         "hidden_act": "activation_function",
     },
