@@ -416,3 +416,33 @@ def test_of_two_control_tokens_that_begin_alike_the_longer_one_counts(tmp_path: 
     rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
     rust.add_special_tokens(["ab", "abc"])
     assert Tokenizer.load(save(tmp_path, rust)).split("cabcab") == ["c", 4, "", 3, ""]
+
+
+@pytest.mark.parametrize(
+    ("names", "merges", "options"),
+    [
+        (["a", "##b", "ab"], [("a", "##b")], {"continuing_subword_prefix": "##"}),
+        (["a", "b", "b</w>", "ab</w>"], [("a", "b</w>")], {"end_of_word_suffix": "</w>"}),
+        (["a", "b", "<0xC3>", "<0xA9>", "?"], [], {"byte_fallback": True, "unk_token": "?"}),
+        (["a", "b", "?"], [], {"fuse_unk": True, "unk_token": "?"}),
+        (["a", "b", "?"], [], {"unk_token": "?"}),
+        (["a", "b", "ab", "aab"], [("a", "b")], {"ignore_merges": True}),
+        (["a", " ", "b", "a ", "a b", "#version", "#versiona"], [("a", " "), ("a ", "b"), ("#version", "a")], {}),
+    ],
+)
+def test_every_setting_of_byte_pairs_counts_as_in_the_original(
+    names: list[str], merges: list[tuple[str, str]], options: dict[str, Any], tmp_path: Path
+) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges, **options))
+    rust.add_tokens([tokenizers.AddedToken("#version", lstrip=True)])
+    tokenizer = Tokenizer.load(save(tmp_path, rust))
+    for text in ("ab", "aab", "a b", "aéé日b", "a  #versiona"):
+        assert tokenizer.encode(text) == rust.encode(text).ids
+
+
+def test_merges_as_lines_of_an_old_file_are_those_of_the_original(tmp_path: Path) -> None:
+    spec = json.loads(tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
+    spec["model"]["merges"] = ["#version: 0.2", "a b"]
+    spec["decoder"] = json.loads(decoders.Metaspace().__getstate__())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    assert Tokenizer.load(tmp_path).encode("ab") == tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("ab").ids
