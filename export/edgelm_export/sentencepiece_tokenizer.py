@@ -188,12 +188,16 @@ def _bpe(model: SentencePieceModel, names: Sequence[str | None]) -> Iterator[str
     yield f'{_json(settings)[:-1]}, "vocab": {{'
     yield ", ".join(entries)
     yield '}, "merges": ['
-    quoted = list(map(encode_basestring, pieces))
+    # A pair as one text is read in half the time, where that text says which pair it is and is taken for no comment.
+    as_text = not any(" " in piece or piece.startswith("#version") for piece in pieces)
+    before, between, behind = ('"', " ", '"') if as_text else ('["', '", "', '"]')
+    written = [encode_basestring(piece)[1:-1] for piece in pieces]
     for first in range(0, len(pairs_P), _AT_ONCE):
         parts = pairs_P[first : first + _AT_ONCE]
         lefts, rights = (parts >> 20 & 0xFFFFF).tolist(), (parts & 0xFFFFF).tolist()
         yield ", " if first else ""
-        yield ", ".join([f"[{quoted[left]}, {quoted[right]}]" for left, right in zip(lefts, rights, strict=True)])
+        pairs = [f"{written[left]}{between}{written[right]}" for left, right in zip(lefts, rights, strict=True)]
+        yield before + f"{behind}, {before}".join(pairs) + behind
     yield "]}"
 
 

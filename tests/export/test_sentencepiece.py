@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer as Tokenizers
 from transformers import AutoTokenizer
 
 from edgelm import CheckpointError
@@ -337,8 +338,8 @@ def test_a_piece_twice_is_refused() -> None:
     assert sentencepiece_json(dataclasses.replace(model, types=bytes([1, 1, PieceType.UNUSED])))
 
 
-def merges_of(model: SentencePieceModel) -> list[list[str]]:
-    merges: list[list[str]] = json.loads(sentencepiece_json(model))["model"]["merges"]
+def merges_of(model: SentencePieceModel) -> list[str]:
+    merges: list[str] = json.loads(sentencepiece_json(model))["model"]["merges"]
     return merges
 
 
@@ -396,7 +397,15 @@ def test_the_pairs_are_all_ways_to_cut_a_piece_in_two_pieces() -> None:
         if {text[:place], text[place:]} <= ids.keys()
     ]
     assert len(every) > 500
-    assert merges == [[texts[left], texts[right]] for _, (_, left), (_, right) in sorted(every)]
+    assert merges == [f"{texts[left]} {texts[right]}" for _, (_, left), (_, right) in sorted(every)]
+
+
+@pytest.mark.parametrize("text", ["a b", "#versions"])
+def test_a_pair_is_no_text_where_that_would_be_read_as_another_or_a_comment(text: str) -> None:
+    model = model_of(dict.fromkeys(["<unk>", "c", text, f"{text}c"], PieceType.NORMAL))
+    spec = sentencepiece_json(model)
+    assert json.loads(spec)["model"]["merges"] == [[text, "c"]]
+    assert Tokenizers.from_str(spec).get_vocab_size() == 4
 
 
 def test_unused_pieces_have_no_token(tmp_path: Path) -> None:
