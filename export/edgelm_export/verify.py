@@ -15,7 +15,6 @@ from edgelm.decoding.generate import prefill
 from edgelm.errors import VerificationError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.malloc import map_arrays_from, return_freed_memory
-from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.manifest import Quality
 from edgelm.runtime.session import DecoderSession
 from edgelm.text.tokenizer import Tokenizer
@@ -56,7 +55,6 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
         has_prefill_graph = session.has_prefill_graph
         for read, ids in zip(sources, windows, strict=True):
             _keep_logits(session, ids, read, kept)
-            give_back_mapped_files(folder)  # rows of the embedding, and the pages around them
         chosen = _greedy(session, prompt, sources[0])
         del session
         map_arrays_from(MATRIX_BYTES)

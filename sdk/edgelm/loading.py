@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
+_LARGE_TOKENIZER = 1 << 23
 
 
 def load(
@@ -65,6 +66,8 @@ def load(
         # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
         hashes = [worker.submit(check_hash, folder, entry) for entry in large]
         tokenizer = worker.submit(_load_tokenizer, folder)
+        if _reads_tokenizer_first(folder):
+            wait([tokenizer])
         try:
             session = DecoderSession(
                 folder,
@@ -83,6 +86,17 @@ def load(
             generation_config=package.generation_config(),
             manifest=package.manifest,
         )
+
+
+def _reads_tokenizer_first(folder: Path) -> bool:
+    """Tell whether a session waits for the tokenizer, because what reading it takes would be much on top of its own.
+
+    That is 14 times the file: Gemma's 15 MB take 220 MB, of which 85 stay.
+    """
+    try:
+        return (folder / "tokenizer.json").stat().st_size > _LARGE_TOKENIZER
+    except OSError:  # reading it says what is wrong
+        return False
 
 
 def _check_memory(manifest: Manifest, config: ModelConfig, *, prefill_graph: bool) -> None:

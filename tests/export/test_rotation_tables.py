@@ -1,7 +1,10 @@
-"""The tables of rotations that ONNX Runtime makes of a graph's frequencies when it loads the graph."""
+"""The tables of rotations: ONNX Runtime makes them of a graph's frequencies when it loads the graph, and edgelm, on the
+CPU, as far as texts reach.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +20,10 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositio
 
 from edgelm.architecture.rope import cos_sin_tables, sinusoidal_table
 from edgelm.config import ModelConfig
-from edgelm.errors import ExportError
+from edgelm.errors import ExportError, PackageError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.session import DecoderSession
+from edgelm.runtime.tables import Tables, with_tables
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
@@ -81,6 +85,68 @@ def test_a_loaded_graph_has_the_tables_as_constants(name: str, standard: bool, t
             # Another cosine of the same float32 angle: 1.2e-7 seen. Angles that differ in the last bit give 0.008.
             np.testing.assert_allclose(table, expected, rtol=0, atol=3e-7)
     assert {"Cos", "Sin"} <= {node.op_type for node in stored.graph.node}
+
+
+def given_tables(folder: Path, config: ModelConfig, *, standard: bool = False) -> tuple[onnx.GraphProto, Tables]:
+    write_graph(folder, config, standard=standard)
+    graph, tables = with_tables((folder / "model.onnx").read_bytes(), folder / "model.onnx")
+    return onnx.load_from_string(graph).graph, tables
+
+
+def arrays_of(tables: Tables) -> dict[str, NDArray[np.float32]]:
+    return {name: value.numpy() for name, value in tables.values(onnxruntime).items() if ".angles." in name}
+
+
+@pytest.mark.parametrize(
+    ("name", "standard"),
+    [*((name, False) for name in ROTATIONS), ("tiny", True), ("rope dynamic, beyond the original context", True)],
+)
+def test_tables_of_ours_have_the_rows_that_texts_have_reached(name: str, standard: bool, tmp_path: Path) -> None:
+    config = config_with(ROTATIONS[name] | {"max_position_embeddings": 2048})
+    graph, tables = given_tables(tmp_path, config, standard=standard)
+    assert not {"Cos", "Sin"} & {node.op_type for node in graph.node}
+    tables.reach(300)
+    tables.reach(200)
+    given, kinds = arrays_of(tables), {config.rope_kind(i) for i in range(config.num_hidden_layers)} - {None}
+    assert given.keys() <= {tensor.name for tensor in graph.initializer}
+    assert len(given) == 2 * len(kinds)
+    for kind in kinds:
+        for function, expected in zip(("cos", "sin"), padded_tables(config, kind or ""), strict=True):
+            (table,) = (table for name, table in given.items() if f".{kind}.angles.{function}" in name)
+            rows, wanted = (array.reshape(-1, 2048, array.shape[-1]) for array in (table, expected))
+            np.testing.assert_array_equal(rows[:, :300], wanted[:, :300])
+            assert not rows[:, 512:].any()  # nor any memory, then
+
+
+def test_many_threads_reach_at_once(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_position_embeddings=2000)
+    _, tables = given_tables(tmp_path, config)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(tables.reach, range(0, 4000, 50)))
+    for table, expected in zip(arrays_of(tables).values(), padded_tables(config, "global"), strict=True):
+        np.testing.assert_array_equal(table, expected)
+
+
+@pytest.mark.parametrize("change", ["no frequencies", "another range", "too long"])
+def test_tables_that_are_made_in_another_way_stay(change: str, tmp_path: Path) -> None:
+    model = write_graph(tmp_path, CONFIG)
+    if change == "no frequencies":
+        next(t for t in model.graph.initializer if t.name.endswith(".frequencies")).name = "model.rope.global.others"
+    else:
+        positions = next(node for node in model.graph.node if node.output[0].endswith(".positions"))
+        positions.input[1] = "input_ids" if change == "another range" else "constant.float32.1e9"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(1e9), "constant.float32.1e9"))
+    changed = model.SerializeToString()
+    graph, tables = with_tables(changed, tmp_path / "model.onnx")
+    assert (graph, tables.values(onnxruntime)) == (changed, {})
+
+
+def test_frequencies_of_another_size_are_an_error(tmp_path: Path) -> None:
+    model = write_graph(tmp_path, CONFIG)
+    frequencies = next(t for t in model.graph.initializer if t.name.endswith(".frequencies"))
+    frequencies.raw_data = frequencies.raw_data[:-4]
+    with pytest.raises(PackageError, match=r"model\.onnx has frequencies that cannot be read \(cannot reshape"):
+        with_tables(model.SerializeToString(), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", ["tiny", "rope yarn", "rope longrope, beyond the original context"])

@@ -20,6 +20,7 @@ from edgelm.package.onnx_walk import walk_onnx
 from edgelm.package.peft_format import in_pairs
 from edgelm.runtime.adapter_graph import products_of
 from edgelm.runtime.joined_planes import join_planes
+from edgelm.runtime.tables import with_tables
 from edgelm.text.chat_template import ChatTemplate
 
 MESSAGES = [
@@ -68,6 +69,7 @@ def _read_graph(folder: Path) -> None:
     path = folder / "model.onnx"
     graph = path.read_bytes()
     walk_onnx(graph, path, {"model.onnx.data": (folder / "model.onnx.data").stat().st_size})
+    with_tables(graph, path)
     join_planes(graph, path, 1 << 20)
     products_of(graph, path)
 

@@ -23,6 +23,7 @@ from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
 from edgelm.runtime.onnx_runtime import raise_as_ours, takes_empty_matrices
 from edgelm.runtime.states import States
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
+from edgelm.runtime.tables import Tables
 
 _FATAL_ONLY = 4
 _CPU = "cpu"
@@ -31,11 +32,21 @@ _CPU = "cpu"
 class Graph:
     """A graph in ONNX Runtime, and how to call it. device: where its keys and values lie, "cpu" or "cuda".
 
-    adapters: those that a call can choose from; the session has places for them.
+    tables: what the session was given. adapters: those that a call can choose from; the session has
+    places for them.
     """
 
-    def __init__(self, runtime: Any, session: Any, facts: DecoderGraph, config: ModelConfig, device: str) -> None:
-        self.runtime, self.session, self.facts, self.config, self.device = runtime, session, facts, config, device
+    def __init__(
+        self,
+        runtime: Any,
+        session: Any,
+        tables: Tables,
+        facts: DecoderGraph,
+        config: ModelConfig,
+        device: str,
+    ) -> None:
+        self.runtime, self.session, self.tables, self.facts = runtime, session, tables, facts
+        self.config, self.device = config, device
         self.adapters = AdapterBank()
 
     def value(self, array: NDArray[Any]) -> Any:
@@ -51,6 +62,7 @@ class Graph:
             ProviderError: ONNX Runtime fails at it.
             StoppedError: `stop` was pressed.
         """
+        self.tables.reach(max(lengths))
         for other in others:
             other.read(lengths)
         self._run(binding, stop)
@@ -169,6 +181,7 @@ class InPlaceBinding(Binding):
         learned = bank.inputs(self._ranks, fewest_rows=int(not takes_empty_matrices(graph.runtime))) | self._gates
         self._learned_values = {name: graph.value(array) for name, array in learned.items()}
         rows, _, capacity, _ = buffers[0].shape
+        graph.tables.reach(capacity)
         self._kept = buffers[len(graph.facts.past) :]
         self._mask_BS = np.zeros((rows, capacity), graph.facts.inputs.get("attention_mask", np.int64))
         self._mask, self._marked = graph.value(self._mask_BS), [0] * rows

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import OutOfMemoryError, ProviderError
-from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.package.graph_file import files_of_tensors
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
 from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.runtime.session_options import SessionOptions
+from edgelm.runtime.tables import Tables, with_tables
 from edgelm.shared_use import NATIVE_CALLS
 
 # How long a thread looks for work: longer than what lies between two steps, and no longer, as it keeps a core from the
@@ -66,11 +66,18 @@ def _provider_of(runtime: Any, name: str) -> Provider:
     return provider
 
 
-def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, multiplies_integers: bool = False) -> Any:
+def start(
+    runtime: Any,
+    graph: bytes,
+    path: Path,
+    options: SessionOptions,
+    *,
+    multiplies_integers: bool = False,
+) -> tuple[Any, Tables]:
     """Give a graph to ONNX Runtime, and check that what was asked for computes it.
 
     path: where the graph was read; its weights lie beside it. multiplies_integers: whether the graph itself does, by
-    u8 x s8. Returns an `onnxruntime.InferenceSession`.
+    u8 x s8. Returns an `onnxruntime.InferenceSession`, and the tables that it uses as long as it lives.
 
     Raises:
         ProviderError: the provider is not here, does not start, or leaves work to the CPU; or the graph is refused.
@@ -79,9 +86,14 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     provider = _provider_of(runtime, options.provider)
     most = _largest_constant(path.parent)
     settings = _settings(runtime, path, options, most)
+    # A device copies what it is given.
+    graph, tables = with_tables(graph, path) if options.provider == CPU else (graph, Tables())
     graph, weights = join_planes(graph, path, most)
     values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
     settings.add_external_initializers([*weights], values)
+    shared = tables.values(runtime)
+    for name, value in shared.items():
+        settings.add_initializer(name, value)
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):
         # AVX2 adds two products of u8 x s8 in 16 bits, and what is larger is cut off in silence. So the weights become
         # u8 when they are loaded, whose products are exact; with VNNI that would only be slower (0.72-0.75 x).
@@ -93,7 +105,8 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
             runtime.preload_dlls()
     wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
-        with _quiet(runtime) if options.provider != CPU else contextlib.nullcontext(), NATIVE_CALLS:
+        quiet = _quiet(runtime) if options.provider != CPU else contextlib.nullcontext()
+        with quiet, tables.kept_small(), NATIVE_CALLS:
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         if _NO_MEMORY in str(error):
@@ -115,8 +128,7 @@ def start(runtime: Any, graph: bytes, path: Path, options: SessionOptions, *, mu
     _sessions.add(session)
     if options.provider != CPU:
         _check_assignment(session, path, options.provider)
-    give_back_mapped_files(path.parent)  # SmolLM2-135M in int8: 36 MB (docs/results/graph-and-settings.md)
-    return session
+    return session, tables
 
 
 def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constant: int) -> Any:

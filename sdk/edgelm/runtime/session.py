@@ -19,7 +19,6 @@ from edgelm.memory.holders import Holders
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.malloc import Returned
-from edgelm.memory.mapped_files import give_back_mapped_files
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import Adapter, AdapterManifest
 from edgelm.package.graph_file import (
@@ -45,6 +44,7 @@ from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.single_steps import SingleSteps
 from edgelm.runtime.source_encoder import SourceEncoder
 from edgelm.runtime.stop_switch import StopSwitch
+from edgelm.runtime.tables import Tables
 from edgelm.shared_use import SharedUse, end_with_program
 
 # One matrix product over 128 tokens beats 128 products over one; larger chunks lose that to attention, which computes
@@ -85,7 +85,7 @@ class DecoderSession(Returned):
         self._runtime = onnx_runtime.import_onnxruntime()
         self._process = os.getpid()
         graph, facts = self._read(path)
-        session = onnx_runtime.start(self._runtime, graph, path, options)
+        session, tables = onnx_runtime.start(self._runtime, graph, path, options)
         inputs, outputs = _values_of(session)
         decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=foreign_graph is not None)
         decoder = dataclasses.replace(decoder, shares_cache=provider.shares_cache and decoder.shares_cache)
@@ -97,13 +97,13 @@ class DecoderSession(Returned):
                 "provider='cpu'."
             )
         self.config = decoder.fitted(config, path)
-        self._graph = Graph(self._runtime, session, decoder, self.config, provider.device)
+        self._graph = Graph(self._runtime, session, tables, decoder, self.config, provider.device)
         self._encoder: SourceEncoder | None = None
         if config.encoder is not None:
             encoder_path = folder / ENCODER_FILE
             encoder, _ = self._read(encoder_path)
-            started = onnx_runtime.start(self._runtime, encoder, encoder_path, options)
-            self._encoder = SourceEncoder(started, encoder_path, decoder.cross, provider.device)
+            session, tables = onnx_runtime.start(self._runtime, encoder, encoder_path, options)
+            self._encoder = SourceEncoder(session, tables, encoder_path, decoder.cross, provider.device)
         self._single_steps: SingleSteps | None = None
         plain = self._encoder is None and foreign_graph is None
         if works_in_place(self._graph) and options.provider == CPU and plain:
@@ -114,9 +114,11 @@ class DecoderSession(Returned):
         prefill_path = folder / PREFILL_FILE
         if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
             prefill, _ = self._read(prefill_path)
-            started = onnx_runtime.start(self._runtime, prefill, prefill_path, options, multiplies_integers=True)
-            check_prefill_graph(prefill_path, *_values_of(started), inputs, outputs)
-            self._prefill = Graph(self._runtime, started, decoder, self.config, provider.device)
+            session, tables = onnx_runtime.start(
+                self._runtime, prefill, prefill_path, options, multiplies_integers=True
+            )
+            check_prefill_graph(prefill_path, *_values_of(session), inputs, outputs)
+            self._prefill = Graph(self._runtime, session, tables, decoder, self.config, provider.device)
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
         end_with_program(self._use, self)
@@ -242,11 +244,14 @@ class DecoderSession(Returned):
                 before, after = self._graph_for(old), self._graph_for(new)
                 self._graph.session = None
                 try:
-                    self._graph.session = onnx_runtime.start(self._runtime, after, self._path, self._options)
+                    self._graph.session, self._graph.tables = self._started(after)
                 except BaseException:
-                    self._graph.session = onnx_runtime.start(self._runtime, before, self._path, self._options)
+                    self._graph.session, self._graph.tables = self._started(before)
                     raise
             self._graph.adapters = new
+
+    def _started(self, graph: bytes) -> tuple[Any, Tables]:
+        return onnx_runtime.start(self._runtime, graph, self._path, self._options)
 
     def _graph_for(self, bank: AdapterBank) -> bytes:
         """Return the graph for some adapters; the package is checked again, since its weights are read again."""
@@ -370,7 +375,8 @@ class DecoderSession(Returned):
         if length > cache.capacity:
             if cache.is_outgrown_by(length):
                 self._recompute(cache, length)
-            give_back_mapped_files(self._path.parent)  # of the embedding, what the tokens until now have read
+            for graph in filter(None, (self._graph, self._prefill)):
+                graph.tables.give_back()  # of the embedding, what the tokens until now have read
             cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
 
     def _bound(self, cache: KVCache, length: int) -> Binding:

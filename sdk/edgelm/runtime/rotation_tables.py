@@ -1,0 +1,142 @@
+"""RotationTables: cosines and sines of positions, made as far as texts reach.
+
+A graph makes them of its frequencies when it is loaded, for its whole context (export/edgelm_export/stack.py): 67 MB
+for Gemma 3 270M. On a CPU it gets tables of ours in their place, whose rows are made when a text comes to them: a page
+that nothing was written to takes no memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.architecture.rope import LARGEST_TABLE
+from edgelm.errors import OutOfMemoryError
+from edgelm.runtime.graph_parts import GraphParts, Node, StoredTensor
+
+# What the nodes give that make tables; the last are the tables.
+_MAKER = re.compile(r"(model\.rope\.[a-z]+)\.(positions|column|products|angles(\.(cos|sin)(\.scaled)?)?)")
+_MARK, _CONSTANT = b"model.rope.", b"constant.float32."  # in the names of the nodes and tensors to look at
+_ROWS = 256  # made at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """The tables of one kind of layer, [G * C, R/2] by name, and what their rows are made of.
+
+    frequencies: [G, 1 or C, R/2], radians for each position; of LongRoPE two tables, one behind the other. factors:
+    [R/2] or [1], which multiply cosines and sines.
+    """
+
+    frequencies: NDArray[np.float32]
+    factors: NDArray[np.float32]
+    tables: Mapping[str, NDArray[np.float32]]
+
+    def make(self, first: int, last: int) -> None:
+        """Make the rows of some positions, as far as there are so many."""
+        groups, own, width = self.frequencies.shape
+        for name, table in self.tables.items():
+            rows_GTR = table.reshape(groups, -1, width)[:, first:last]
+            positions_T1 = np.arange(first, first + rows_GTR.shape[1], dtype=np.float32)[:, None]
+            angles_GTR = positions_T1 * (self.frequencies if own == 1 else self.frequencies[:, first:last])
+            np.multiply((np.cos if ".cos" in name else np.sin)(angles_GTR), self.factors, out=rows_GTR)
+
+
+class RotationTables:
+    """The tables that a graph is given, float32 [G * C, R/2] each; none where it makes its own.
+
+    tables: by the names that its attention has for them. They have to live as long as the session does.
+    """
+
+    def __init__(self, kinds: Sequence[_Kind] = ()) -> None:
+        self.tables = {name: table for kind in kinds for name, table in kind.tables.items()}
+        self._kinds = kinds
+        self._made = 0 if kinds else sys.maxsize
+        self._lock = threading.Lock()
+
+    def reach(self, length: int) -> None:
+        """Make what is missing for texts of so many tokens."""
+        if length <= self._made:
+            return
+        with self._lock:
+            last = -(-length // _ROWS) * _ROWS
+            for kind in self._kinds:
+                kind.make(self._made, last)
+            self._made = max(self._made, last)
+
+
+def rotation_tables(parts: GraphParts) -> tuple[RotationTables, set[int]]:
+    """Return the tables of positions that a graph can be given, and its parts that make its own.
+
+    Raises:
+        PackageError: the frequencies cannot be read.
+        OutOfMemoryError: there is no room for the tables' addresses.
+    """
+    makers, taken, numbers = dict[str, Node](), set[str](), dict[str, int]()
+    for i, node in parts.nodes(_MARK):
+        if _MAKER.fullmatch(node.name):
+            makers[node.name], numbers[node.name] = node, i
+        else:
+            taken.update(node.inputs)
+    names: dict[str, list[str]] = {}  # of tables, by the kind of layer
+    for name in sorted(taken & makers.keys()):
+        names.setdefault(name.partition(".angles")[0], []).append(name)
+    if not names:
+        return RotationTables(), set()
+    tensors = dict[str, StoredTensor]()
+    for i, tensor in parts.tensors(_MARK, _CONSTANT):
+        tensors[tensor.name], numbers[tensor.name] = tensor, i
+    try:
+        kinds = [_kind(kind, tables, makers, tensors, parts.folder) for kind, tables in names.items()]
+    except (OSError, ValueError) as error:
+        raise parts.error(f"has frequencies that cannot be read ({error})") from error
+    found = [kind for kind in kinds if kind]
+    if len(found) < len(names):  # it makes them in another way
+        return RotationTables(), set()
+    ours = tuple(f"{kind}." for kind in names)
+    return RotationTables(found), {i for name, i in numbers.items() if name.startswith(ours)}
+
+
+def _kind(
+    kind: str,
+    names: Sequence[str],
+    makers: Mapping[str, Node],
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+) -> _Kind | None:
+    """Map the tables of one kind of layer, as long as the range of their positions; None where they are others."""
+    positions, stored = makers.get(f"{kind}.positions"), tensors.get(f"{kind}.frequencies")
+    end = None if positions is None or len(positions.inputs) != 3 else tensors.get(positions.inputs[1])
+    factors = tensors.get(f"{kind}.attention_factors")
+    if stored is None or end is None or len(stored.dims) != 3:
+        return None
+    length, (groups, own, width) = int(end.read(folder, np.float32).item()), stored.dims
+    shape = (groups * length, width)
+    if own not in (1, length) or not 0 < 4 * math.prod(shape) <= LARGEST_TABLE:
+        return None
+    return _Kind(
+        frequencies=stored.read(folder, np.float32),
+        factors=np.ones(1, np.float32) if factors is None else factors.read(folder, np.float32),
+        tables={name: _untouched(shape) for name in names},
+    )
+
+
+def _untouched(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return an array of zeros whose pages take no memory until they are written."""
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    try:
+        return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape), **private), np.float32).reshape(shape)
+    except OSError as error:
+        raise OutOfMemoryError(
+            f"There is no memory left for a table of {shape[0]} positions ({error}). Free memory, or take a smaller "
+            "model."
+        ) from error
