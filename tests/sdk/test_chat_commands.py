@@ -15,7 +15,7 @@ from edgelm.chat_session import ChatSession
 from edgelm.cli.chat_commands import ALIASES, COMMANDS, SETTINGS, suggestions
 from edgelm.cli.conversation import Conversation, unquoted
 from edgelm.cli.kept_session import KeptSession
-from edgelm.generation_config import GenerationConfig
+from edgelm.generation_config import RANGES, GenerationConfig
 from edgelm.testing import scripted_model, tiny_model_path
 
 
@@ -105,6 +105,20 @@ def test_set_changes_and_shows_settings():
     assert len(chat.screen.notes[-1].splitlines()) == len(SETTINGS)
 
 
+def test_every_number_of_a_config_that_an_answer_shows_can_be_set():
+    assert set(RANGES) - {"logprobs"} <= set(SETTINGS)
+    chat = converse("/set num_beams 1", "/set top_n_sigma 1.5", temperature=0.0, num_beams=4)
+    assert chat.screen.notes[1:] == ["num_beams = 1", "top_n_sigma = 1.5"]
+    assert chat.config() == GenerationConfig(top_n_sigma=1.5)
+
+
+def test_a_setting_that_another_one_shuts_out_is_refused_and_the_chat_goes_on():
+    chat = converse("/set mirostat_tau 5", "/set temperature 0", "Hello", "/set mirostat_tau 0", temperature=0.7)
+    assert [warning.partition(",")[0] for warning in chat.screen.warnings] == ["error: mirostat_tau is 5"]
+    assert chat.config() == GenerationConfig(temperature=0.7)
+    assert chat.screen.answers == ["The sea is blue."]
+
+
 def test_null_takes_a_setting_back():
     chat = converse("/set stop END", "/set seed 3", "/set stop null", "/set seed null")
     assert chat.config() == GenerationConfig()
@@ -126,7 +140,7 @@ def test_set_reaches_the_answer():
         ("/load  ", "/load needs FILE."),
         ("/retry in French", "/retry stands alone. Nothing was done; say the rest as a message of its own."),
         ("/quit smoking: how?", "/quit stands alone. "),
-        ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, temperature"),
+        ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, context_shift, temperature"),
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set top_k many", "top_k is 'many'; it must be a number"),
         ("/set seed [1]", "seed is [1]; it must be a number"),
@@ -415,7 +429,7 @@ def test_what_is_typed_is_completed(tmp_path, own_library):
     assert texts("hello") == texts("/nothing x") == texts("/help x") == []
     assert sorted(texts("/resume hel")) == ["/resume hello", "/resume help"]
     assert texts("/model s") == ["/model small"]
-    assert texts("/set top") == ["/set top_k", "/set top_p"]
+    assert texts("/set top_") == ["/set top_k", "/set top_p", "/set top_n_sigma"]
     assert texts(f"/file {tmp_path}/n") == [f"/file {tmp_path}/notes.txt"]
     assert texts(f"/load {tmp_path}/m") == [f"/load {tmp_path}/more/"]
     assert texts(f"/file {tmp_path}/") == [f"/file {tmp_path}/{name}" for name in ("more/", "notes.txt")]

@@ -18,6 +18,7 @@ from edgelm.cli.thinking import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_text
+from edgelm.generation_config import RANGES
 from edgelm.library.library import Library
 from edgelm.saved_session import SavedSessions
 from edgelm.text.thinking import switches_thinking
@@ -25,11 +26,8 @@ from edgelm.text.thinking import switches_thinking
 if TYPE_CHECKING:
     from edgelm.cli.conversation import Conversation
 
-# Of GenerationConfig, what can be typed as one number or one text; and `think`.
-SETTINGS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "stop", "adapter", "context_shift", "think",
-)  # fmt: skip
+# Of GenerationConfig, each number but the one that the chat shows nothing of, and two texts; and `think`.
+SETTINGS = (*(name for name in RANGES if name != "logprobs"), "stop", "adapter", "think")
 _PREVIEW_LENGTH = 60
 _BEFORE_PREVIEW = 24  # characters of a line of /tokens
 _LARGEST_CHAT = 1 << 26  # bytes: some fifty of the largest files that a message takes
@@ -160,7 +158,7 @@ def _change(chat: Conversation, name: str, value: Any) -> None:
     """Keep a setting, once nothing speaks against it."""
     if name != "think":
         value = () if name == "stop" and value is None else value  # null takes it back, as it does a seed
-        chat.config().replace(**{name: value})
+        chat.model.generation_config.replace(**{**chat.settings, name: value})
         if name == "adapter" and value is not None:
             chat.model.adapted(value)  # none of another name is loaded
         chat.settings[name] = value
