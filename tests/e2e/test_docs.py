@@ -17,6 +17,11 @@ import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.cli.main import COMMAND_GROUP, EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, main
 from edgelm.files.regular_file import MAX_TOML_BYTES
+from edgelm.runtime.providers import PROVIDERS
+from edgelm.server.routes import ROUTES
+from edgelm.server.sampling_fields import SAMPLING
+from edgelm.structure.tool_formats import FORMATS
+from edgelm_export.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +88,42 @@ def test_the_guide_names_every_setting_of_a_generation_with_its_default() -> Non
         for field in fields(edgelm.GenerationConfig)
     }
     assert told == expected
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table behind some words of a page."""
+    table = re.search(r"(?:^\|.*\n)+", (ROOT / page).read_text().partition(heading)[2], re.MULTILINE)
+    assert table is not None
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in table[0].splitlines()[2:]]
+
+
+def test_the_guide_to_the_server_names_every_endpoint_and_what_a_request_may_say_of_sampling() -> None:
+    table = rows("docs/guides/server.md", "## What it answers")
+    told = {path for paths, _ in table for path in re.findall(r"`(?:[A-Z]+ )?(/\S+)`", paths)}
+    assert told == {row.path.replace("{model}", "{id}") for row in ROUTES if row.media == "text/plain"}
+    of_openai = {"temperature", "top_p", "presence_penalty", "frequency_penalty"}
+    assert SAMPLING.keys() - of_openai <= set(re.findall(r"`(\w+)`", table[0][1]))
+
+
+def test_the_guide_to_tools_has_a_row_for_each_format() -> None:
+    told = [name.strip() for name, *_ in rows("docs/guides/tools.md", "## Formats")]
+    assert sorted(told) == sorted(row.name for row in FORMATS)
+
+
+def test_the_guide_to_devices_has_a_row_for_each_provider() -> None:
+    told = [name.strip(" `") for name, *_ in rows("docs/guides/devices.md", "## The providers")]
+    assert sorted(told) == sorted(PROVIDERS)
+
+
+def test_the_page_of_models_has_every_family_and_the_first_pages_count_them() -> None:
+    table = rows("docs/models.md", "# Models")
+    types, names = ({name for row in table for name in re.findall(r"`([\w.-]+)`", row[cell])} for cell in (1, 3))
+    assert types == ARCHITECTURES.keys()
+    known = [row.gguf for row in ARCHITECTURES.values() if row.gguf is not None]
+    assert names == {name for gguf in known for name in (gguf.architecture, *gguf.also_called)}
+    assert f"[{len(types)} families](docs/models.md)" in (ROOT / "README.md").read_text()
+    counted = f"- {len(types)} families from Hugging Face folders, and {len(known)} of them from GGUF files too"
+    assert counted in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_guide_names_the_largest_config_file() -> None:

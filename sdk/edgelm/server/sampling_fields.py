@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgelm.generation_config import OF_CHANCE, RANGES, GenerationConfig
+from edgelm.generation_config import OF_CHANCE, RANGES, WHOLE, GenerationConfig
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import Schema, listing, number, whole
 
@@ -21,14 +21,13 @@ STOPS: Schema = listing(_STOP, most=MAX_STOPS)
 MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
 _AS_OURS = (
     "top_p", "min_p", "top_n_sigma", "mirostat_tau", "mirostat_eta", "xtc_probability", "xtc_threshold",
-    "dry_multiplier", "dry_base", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
 SAMPLING: dict[str, Schema] = {
-    **{name: number(*RANGES[name]) for name in _AS_OURS},
+    **{name: whole(*map(int, RANGES[name])) if name in WHOLE else number(*RANGES[name]) for name in _AS_OURS},
     "temperature": number(0, 2),
     "top_k": whole(-1),
     "typical_p": number(0.001, 1),
-    "dry_allowed_length": whole(1, 1000),
     "logit_bias": {
         "type": "object",
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},
