@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.architecture.quantization_recipe import MIXED, OPERATOR_SETS, STANDARD, read_recipe
+from edgelm.architecture.quantization_recipe import MIXED, OPERATOR_SETS, QUANTIZED, STANDARD, read_recipe
 from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal, print_json, print_rows
 from edgelm.cli.picture_file import PictureFile
@@ -211,8 +211,8 @@ def recipe_of(
     recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
     if calibrate and not recipe.calibrates:
         raise refused(
-            f"There is nothing in {recipe.name} to calibrate: --calibrate is for int8, int8-wide, int4, int2 and "
-            "mixed, and for recipes with schemes that end in -gptq.",
+            f"There is nothing in {recipe.name} to calibrate: --calibrate is for {', '.join(QUANTIZED)} and mixed, "
+            "and for recipes with schemes that end in -gptq.",
             "calibrate", "precision", "recipe",
         )  # fmt: skip
     try:

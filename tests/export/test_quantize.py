@@ -8,11 +8,13 @@ import onnxruntime
 import pytest
 
 from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermost_grid
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_recipe import TRANSFORMS
+from edgelm.architecture.quantization_scheme import METHODS, Scheme, parse_scheme
 from edgelm.errors import ExportError
 from edgelm_export.graph import MICROSOFT, OPSETS
+from edgelm_export.quantize.folding import CHOOSERS
 from edgelm_export.quantize.gptq import quantize_gptq
-from edgelm_export.quantize.grid import hqq_grid, quantize_alone
+from edgelm_export.quantize.grid import GRIDS, hqq_grid, quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
 from edgelm_export.quantize.statistics import InputStatistics
@@ -286,6 +288,11 @@ def test_stacked_weights_are_the_stacked_rows() -> None:
 def test_a_scheme_that_there_is_not_is_refused_with_those_that_there_are(name: str, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         parse_scheme(name)
+
+
+def test_every_method_and_transform_that_a_recipe_may_name_has_a_row() -> None:
+    assert set(METHODS) == {*GRIDS, "gptq"}  # which runs the model: quantize/gptq.py
+    assert set(TRANSFORMS) == {*CHOOSERS, "rotate"}  # which reads no text: quantize/rotation.py
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("F16", np.float16), ("BF16", ml_dtypes.bfloat16), ("F32", np.float32)])

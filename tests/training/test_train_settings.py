@@ -16,7 +16,7 @@ from edgelm_training.pretrain import pretrain
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.schedule import SCHEDULES, Schedule
 from edgelm_training.setting_options import given_settings
-from edgelm_training.settings import checked_settings, read_settings, to_toml, value_type
+from edgelm_training.settings import checked_settings, read_settings, setting, to_toml, value_type
 from edgelm_training.train_config import TrainConfig
 
 
@@ -186,6 +186,16 @@ def test_every_number_has_a_range() -> None:
         for value in values:
             with pytest.raises(ConfigError, match=rf"^{name} is {value}; it must be"):
                 TrainConfig(**{name: value})
+
+
+def test_a_setting_of_a_recipe_is_one_of_its_choices() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class OwnConfig(TrainConfig):
+        mean: str = setting("none", "Of the weights.", choices=("none", "moving"))
+
+    assert OwnConfig(mean="moving").mean == "moving"
+    with pytest.raises(ConfigError, match=r"mean is 'movin'; it must be one of none, moving\."):
+        OwnConfig(mean="movin")
 
 
 def test_a_warm_up_longer_than_the_run_is_an_error() -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from edgelm.architecture.block_grid import Array, in_blocks, outermost_grid, searched_grid
-from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, integer_scheme_for, read_recipe
+from edgelm.architecture.quantization_recipe import PRECISIONS, QUANTIZED, Precision, integer_scheme_for, read_recipe
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
 from edgelm_training.model import Transformer
@@ -51,10 +51,9 @@ def quantized_precision(name: str) -> Precision:
     if precision is None and Path(name).suffix in (".toml", ".json"):
         precision = read_recipe(Path(name))
     if precision is None or not precision.schemes or precision.transforms:
-        known = ", ".join(known for known, preset in PRECISIONS.items() if preset.schemes)
         raise SettingError(
-            f"qat is {name!r}; it must be one of {known}, or a recipe file (.toml, .json) with integers and without "
-            "transforms, which would move the weights off their grid."
+            f"qat is {name!r}; it must be one of {', '.join(QUANTIZED)}, or a recipe file (.toml, .json) with "
+            "integers and without transforms, which would move the weights off their grid."
         )
     return precision
 

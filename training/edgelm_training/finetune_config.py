@@ -75,8 +75,6 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise SettingError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise SettingError(f"epochs is {self.epochs}; it must be more than 0, and finite.")
         if not 0 <= self.validation_fraction < 1:

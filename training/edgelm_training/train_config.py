@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from edgelm.architecture.quantization_recipe import QUANTIZED
 from edgelm_training.schedule import SCHEDULES
 from edgelm_training.settings import SettingError, setting
 
@@ -56,7 +57,7 @@ class TrainConfig:
 
     qat: str | None = setting(
         None,
-        "Quantization-aware: for this precision of `edgelm export` (int8, int8-wide, int4, int2), or a recipe file.",
+        f"Quantization-aware: for this precision of `edgelm export` ({', '.join(QUANTIZED)}), or a recipe file.",
     )
     teacher: str | None = setting(None, "Learn the next-token probabilities of this checkpoint folder (distillation).")
     teacher_weight: float = setting(1.0, "Share of the teacher in the loss; the rest is the text's own.")
@@ -90,10 +91,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise SettingError(f"{name} is {value}; it must be {_range(low, high)}.")
-        for name, allowed in (
-            ("schedule", tuple(SCHEDULES)), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("parallel", PARALLEL)
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
+        for name, allowed in ((field.name, field.metadata.get("choices")) for field in fields(self)):
+            if allowed and getattr(self, name) not in allowed:
                 raise SettingError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         if not self.output:
             raise SettingError("output is empty; name the folder of the run.")

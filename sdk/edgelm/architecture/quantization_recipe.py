@@ -319,6 +319,7 @@ _PRESETS = (
     Precision(name="keep", rules=(Rule(pattern=".", scheme=KEEP),), perplexity_bound=1.03),
 )
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in _PRESETS}
+QUANTIZED = tuple(name for name, precision in PRECISIONS.items() if precision.schemes)  # those with integers of ours
 MIXED = "mixed"  # widths by the layers' sensitivity, for a size or a loss that is named with it
 DEFAULT_PRECISION = "int8"  # nearly lossless, and the fastest at that quality (docs/results/smollm2-135m.md)
 
