@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,8 @@ from edgelm.cli.main import main
 from edgelm.cli.start import with_home
 from edgelm.errors import DownloadError
 
-COMMANDS = (
-    "alias", "bench", "cache", "chat", "compare", "config", "data", "distill", "doctor", "du", "eval", "export",
-    "finetune", "import", "inspect", "list", "merge", "plot", "pull", "push", "quantize", "rm", "run", "serve", "show",
-    "sign", "tokenizer", "train", "verify",
-)  # fmt: skip
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+COMMANDS = sorted(PROJECT["entry-points"][main_module.COMMAND_GROUP])
 
 
 class FakePackage:
