@@ -1,4 +1,4 @@
-"""Tensor types of GGUF that look their weights up in tables: ggml's IQ types, and its ternary ones.
+"""Tensor types of GGUF that look their weights up in tables: ggml's IQ types, its ternary ones, and that of one bit.
 
 A code stands for one, 4 or 8 weights. The tables, in data/codebooks.npz, are those of ggml-common.h (MIT licence, the
 ggml authors). Each type gives whole numbers int8 [N, G, L] and scales float32 [N, G, 1]: weight = scale * value.
@@ -161,6 +161,11 @@ def _tq1_0(blocks: Blocks) -> tuple[Values, Weights]:
     return _grouped(digits.astype(np.int8) - np.int8(1), np.repeat(half(blocks, 52), 2, axis=1))
 
 
+def _q1_0(blocks: Blocks) -> tuple[Values, Weights]:
+    """Read d f16, 16 bytes of one bit a weight, the lowest first: a set bit is a plus."""
+    return _grouped(in_turn(blocks[:, 2:], 1).view(np.int8) * np.int8(2) - np.int8(1), half(blocks, 0))
+
+
 # What a type's blocks uint8 [N, bytes] hold.
 VALUES_AND_SCALES: Mapping[str, Callable[[Blocks], tuple[Values, Weights]]] = {
     "IQ1_S": _iq1_s,
@@ -174,4 +179,5 @@ VALUES_AND_SCALES: Mapping[str, Callable[[Blocks], tuple[Values, Weights]]] = {
     "IQ4_XS": _iq4_xs,
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
+    "Q1_0": _q1_0,
 }

@@ -63,7 +63,7 @@ def integer_blocks(
     type: str,  # noqa: A002
     shape: tuple[int, ...],
 ) -> QuantizedBlocks | None:
-    """Return a tensor on its own grid of 4 or 8 bits in blocks of 32 or 16, or None for a type that has another.
+    """Return a tensor on its own grid of 4 or 8 bits in blocks of 16, 32 or 128, or None for a type that has another.
 
     The sixteen values of MXFP4 and NVFP4, doubled, are whole numbers up to 12, and what the IQ types look up is whole
     too: they take 8 bits. The scales of Q4_K, products of two numbers, are rounded to float16; those of the IQ types
@@ -273,14 +273,15 @@ def _nvfp4(blocks: Blocks) -> Weights:
     return (scales * values).reshape(-1, 64)
 
 
-# Types whose weights are scale * value: the bits of a value, values, and scales. Of those in tables, the ones that have
-# a scale for 32 weights: 8 bits in blocks of 16 are slow.
+# Of the types in tables, those that have a scale for 32 weights or more: 8 bits in blocks of 16 are slow.
+_IN_8_BITS = ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0")
+# Types whose weights are scale * value: the bits of a value, values, and scales.
 _SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], tuple[Values, Weights]]]] = {
     "Q4_0": (4, _q4_0_symmetric),
     "Q8_0": (8, _q8_0_symmetric),
     "MXFP4": (8, _mxfp4_symmetric),
     "NVFP4": (8, _nvfp4_symmetric),
-    **{name: (8, VALUES_AND_SCALES[name]) for name in ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS")},
+    **{name: (8, VALUES_AND_SCALES[name]) for name in _IN_8_BITS},
 }
 # Types whose weights are scale * value + lowest: values of 4 bits, scales, and the lowest.
 _LEVELS: Mapping[str, Callable[[Blocks], tuple[Blocks, Weights, Weights]]] = {
@@ -325,6 +326,7 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     35: _looked_up("TQ2_0", 66),
     39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_mxfp4),
     40: TensorType(name="NVFP4", block_size=64, block_bytes=36, unpack=_nvfp4),
+    41: _looked_up("Q1_0", 18, block_size=128),
 }
 
 # What a refused type is called: people know a file by these names, not by the ids.

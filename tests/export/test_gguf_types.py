@@ -26,6 +26,7 @@ SCALES_AT = {
     **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), (0,)),
     "TQ1_0": (52,),
     "TQ2_0": (64,),
+    "Q1_0": (0,),
 }
 WITH_EVERY_SCALE = ("F16", "Q4_1", "IQ1_M")
 QUANTIZABLE = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -49,6 +50,16 @@ def random_blocks(tensor_type: TensorType) -> NDArray[np.uint8]:
     return blocks.reshape(2, -1)
 
 
+def unpacked(blocks: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    """Unpack rows of blocks as the gguf package does; it has the size of Q1_0 alone, a sign of each weight."""
+    if name != "Q1_0":
+        return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+    block = blocks.reshape(-1, 18)
+    scales = block[:, :2].copy().view(np.float16).astype(np.float32)
+    signs = np.unpackbits(block[:, 2:], axis=1, bitorder="little")
+    return np.where(signs, scales, -scales).reshape(len(blocks), -1)
+
+
 def bits(weights: NDArray[np.float32]) -> NDArray[np.uint32]:
     return weights.view(np.uint32)
 
@@ -57,7 +68,7 @@ def bits(weights: NDArray[np.float32]) -> NDArray[np.uint32]:
 @types
 def test_scales_and_random_weights_unpack_bit_for_bit_as_in_the_gguf_package(tensor_type: TensorType) -> None:
     blocks = random_blocks(tensor_type)
-    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[tensor_type.name])
+    expected = unpacked(blocks, tensor_type.name)
     found = dequantize(blocks.ravel(), tensor_type.name, expected.shape)
     assert found.dtype == np.float32
     assert found.shape == expected.shape
@@ -82,6 +93,7 @@ def test_ids_and_block_sizes_are_those_of_ggml() -> None:
         assert tuple(gguf.GGML_QUANT_SIZES[kind]) == (tensor_type.block_size, tensor_type.block_bytes)
     for type_id, name in UNSUPPORTED_TYPE_NAMES.items():
         assert gguf.GGMLQuantizationType(type_id).name == name
+    assert not TENSOR_TYPES.keys() & UNSUPPORTED_TYPE_NAMES.keys()
 
 
 @types
@@ -110,6 +122,7 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
         ("IQ3_S", 8, -15, 15),
         ("IQ4_NL", 8, -127, 113),
         ("IQ4_XS", 8, -127, 113),
+        ("Q1_0", 8, -1, 1),
     ],
 )
 def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, high: int) -> None:
@@ -118,7 +131,7 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
     shape = (2, 32, 32 * tensor_type.block_size)
     grid = integer_blocks(data, name, shape)
     assert grid is not None
-    size = 16 if name == "NVFP4" else 32
+    size = {"NVFP4": 16, "Q1_0": 128}.get(name, 32)
     assert (grid.bits, grid.block_size) == (width, size)
     assert grid.values.shape == (2 * 32, 32 * tensor_type.block_size // size, size)
     assert grid.scales.shape == (2 * 32, 32 * tensor_type.block_size // size)
@@ -133,7 +146,7 @@ def test_other_types_have_no_grid_of_4_or_8_bits(tensor_type: TensorType) -> Non
     data = np.zeros(tensor_type.block_bytes, np.uint8)
     grid = integer_blocks(data, tensor_type.name, (1, tensor_type.block_size))
     has_one = {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4", "NVFP4"}
-    has_one |= {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
+    has_one |= {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0"}
     assert (grid is not None) == (tensor_type.name in has_one)
 
 
