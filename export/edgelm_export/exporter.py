@@ -53,6 +53,7 @@ from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
 
+_DECODERS = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
 _LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes, and steps wait for memory
 
 
@@ -198,8 +199,7 @@ def _write_checked_graph(
 def _write_graphs(
     checkpoint: CheckedCheckpoint, precision: Precision, folder: Path, text: CalibrationText, progress: Progress
 ) -> None:
-    decoders = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
-    build = decoders[precision.operators]
+    build = _DECODERS[precision.operators]
     (folder / PREFILL_FILE).unlink(missing_ok=True)  # of another attempt
     with ExternalData(folder / DATA_FILE) as data:
         if checkpoint.config.encoder is not None:

@@ -130,6 +130,18 @@ def test_the_guide_names_the_largest_config_file() -> None:
     assert f"The file may have {MAX_TOML_BYTES >> 10} KiB." in (ROOT / "docs/guides/configuration.md").read_text()
 
 
+def test_each_table_that_a_new_thing_needs_a_row_in_is_in_a_file_named_beside_it() -> None:
+    folders = ("sdk", "export", "training", "tests", "benchmarks")
+    python = {path: path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    for thing, where in rows("docs/architecture.md", "## One place for each new thing"):
+        files = ["/" + name.rpartition("…")[2].lstrip("/") for name in re.findall(r"`([\w/…-]+\.py)`", where)]
+        beside = {name: [text for path, text in python.items() if str(path).endswith(name)] for name in files}
+        assert [name for name, texts in beside.items() if not texts] == [], thing
+        for table in re.findall(r"`(_?[A-Z][A-Z0-9_]+)`", where):
+            assigned = re.compile(rf"^{table}\b", re.MULTILINE)
+            assert any(assigned.search(text) for texts in beside.values() for text in texts), f"{thing}: {table}"
+
+
 @pytest.mark.parametrize("folder", ["export/edgelm_export", "training/edgelm_training"])
 def test_each_file_has_a_place_in_the_plan_of_the_house(folder: str) -> None:
     page = (ROOT / "docs/architecture.md").read_text()

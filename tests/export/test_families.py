@@ -177,6 +177,8 @@ NOT_IN_TRANSFORMERS = {
 @pytest.mark.parametrize("family", sorted(MODELS.keys() - NOT_IN_TRANSFORMERS), indirect=True)
 def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(family: Family, tmp_path: Path) -> None:
     ids, expected_TV = random_ids(), family.logits_TV
+    written = json.loads((family.imported / "config.json").read_text())["model_type"]
+    assert written != "edgelm", "no row of hf_families.py has this config: add one, or name it in STORED_OTHERWISE"
     imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
     # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite, a Seed-OSS as a Qwen2; a Sarvam as a GLM-4.5; a
