@@ -79,6 +79,14 @@ def test_each_row_says_what_it_is_and_how_to_get_it(name: str) -> None:
     assert name == "cpu" or provider.execution_providers[-1] == "CPUExecutionProvider"
 
 
+def test_directml_runs_nodes_in_turn_and_without_a_memory_pattern() -> None:
+    runtime = onnx_runtime.import_onnxruntime()
+    for name in PROVIDERS:
+        settings = onnx_runtime._settings(runtime, tiny_model_path() / "model.onnx", SessionOptions(provider=name), 1)
+        assert settings.execution_mode == runtime.ExecutionMode.ORT_SEQUENTIAL  # its default too
+        assert settings.enable_mem_pattern == (name != "directml")
+
+
 @pytest.mark.parametrize("name", sorted(PROVIDERS.keys() - {"cpu"}))
 def test_a_provider_that_is_not_here_is_an_error_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     runtime = _Runtime(get_available_providers=lambda: ["CPUExecutionProvider"])

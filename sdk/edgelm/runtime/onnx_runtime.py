@@ -145,7 +145,7 @@ def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constan
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(largest_constant))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
-    if options.provider == "directml":  # its documentation asks for both
+    if provider_named(options.provider).is_sequential:
         settings.enable_mem_pattern, settings.execution_mode = False, runtime.ExecutionMode.ORT_SEQUENTIAL
     return settings
 

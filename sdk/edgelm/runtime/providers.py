@@ -23,7 +23,8 @@ class Provider:
     execution_providers: in ONNX Runtime's words, the one meant and those it hands over to what it cannot compute.
     options: of the first. device: where keys and values lie, in ONNX Runtime's words; "cpu": in the cache's own
     buffers. shares_cache: whether past and present may be the same memory. cache_types: of the keys and values that its
-    attention computes with; empty where any do. precision: of the graph that suits it. install: the way to get it.
+    attention computes with; empty where any do. is_sequential: whether its documentation asks for nodes in turn and for
+    no memory pattern. precision: of the graph that suits it. install: the way to get it.
     """
 
     execution_providers: tuple[str, ...]
@@ -33,6 +34,7 @@ class Provider:
     device: str = CPU
     shares_cache: bool = True
     cache_types: tuple[str, ...] = ()
+    is_sequential: bool = False
 
     @property
     def name(self) -> str:
@@ -72,6 +74,7 @@ PROVIDERS: Mapping[str, Provider] = {
     "directml": Provider(
         execution_providers=("DmlExecutionProvider", "CPUExecutionProvider"),
         device="dml",
+        is_sequential=True,
         install="pip uninstall -y onnxruntime  and  pip install onnxruntime-directml  (Windows 10 and newer)",
         precision="int4 or fp16, with float16 keys and values",
     ),
