@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from edgelm.number_bounds import is_positive
 from edgelm_training.settings import SettingError, setting
 from edgelm_training.train_config import TrainConfig
 
@@ -81,8 +82,9 @@ class FinetuneConfig(TrainConfig):
             raise SettingError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
         if self.rank < (0 if self.method == "dpo" else 1):
             raise SettingError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
-        if self.alpha is not None and not self.alpha > 0:
-            raise SettingError(f"alpha is {self.alpha}; it must be more than 0.")
+        for name in ("alpha", "dpo_beta"):
+            if (factor := getattr(self, name)) is not None and not is_positive(factor):
+                raise SettingError(f"{name} is {factor}; it must be more than 0, and a number that float32 holds.")
         if self.qat is not None and self.has_adapter:
             raise SettingError(f"qat is {self.qat!r}, for which the whole model must learn: use --method sft.")
         if self.teacher is not None and METHODS[self.method].preferences:
@@ -91,8 +93,6 @@ class FinetuneConfig(TrainConfig):
             )
         if not 0 <= self.dropout < 1:
             raise SettingError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
-        if not self.dpo_beta > 0:
-            raise SettingError(f"dpo_beta is {self.dpo_beta}; it must be more than 0.")
 
     def idle(self) -> dict[str, str]:
         """Name the settings that change nothing beside these others, each with what it is for."""
