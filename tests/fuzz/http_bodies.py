@@ -13,6 +13,7 @@ from typing import Any
 
 from fuzz.mutations import mutate_json
 
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.api_error import ApiError
 from edgelm.server.app import ServerApp
 from edgelm.server.model_pool import ModelPool
@@ -143,7 +144,9 @@ def send(request: Path) -> None:
 def _server() -> tuple[ThreadPoolExecutor, asyncio.AbstractEventLoop, ServerApp]:
     loop = asyncio.new_event_loop()
     loop.set_default_executor(ThreadPoolExecutor(1))  # each thread takes address space, which is limited
-    options = ServerOptions(keep_alive=None, threads=1, limits=RequestLimits(request_seconds=0.05))
+    options = ServerOptions(
+        keep_alive=None, runtime=SessionOptions(threads=1), limits=RequestLimits(request_seconds=0.05)
+    )
     return ThreadPoolExecutor(1), loop, ServerApp(ModelPool((str(tiny_model_path()),), options), options)
 
 

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 import pytest
 from edgelm_server import TINY
 
+from edgelm import loading
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError, OutOfMemoryError, PackageError, QueueFullError
 from edgelm.files.atomic import replace_folder
 from edgelm.library.library import Library
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.server import model_pool
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.model_pool import ModelPool
@@ -64,6 +66,20 @@ def test_the_defaults_are_those_that_security_md_names():
     assert (limits.header_seconds, limits.body_seconds, limits.write_stall_seconds) == (10, 30, 30)
     assert limits.request_seconds == 600
     assert (options.host, options.api_keys, options.cors_origins) == ("127.0.0.1", (), ())
+
+
+def test_models_are_loaded_with_the_session_options_of_the_server(monkeypatch):
+    runtime = SessionOptions(threads=2, provider_options={"a": "b"}, prefill_graph=False)
+    loaded = []
+
+    def load(_folder, options):
+        loaded.append(options)
+        raise PackageError("once is enough")
+
+    monkeypatch.setattr(loading, "load", load)
+    with pytest.raises(PackageError):
+        model_pool._load(TINY, {}, ServerOptions(runtime=runtime))
+    assert loaded == [runtime]
 
 
 def test_a_limit_of_nothing_is_refused():

@@ -22,6 +22,7 @@ from edgelm.errors import ConfigError
 from edgelm.files.folders import data_folder
 from edgelm.generation_config import PROMPT_LOOKUP
 from edgelm.library.catalogue import CATALOGUE
+from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.options import RequestLimits, ServerOptions, is_loopback
 
 _DEFAULTS = ServerOptions()
@@ -131,7 +132,7 @@ def serve(
             speculation=speculation,
             context_shift=context_shift,
             adapters=adapters,
-            **runtime,
+            runtime=SessionOptions(**runtime),
         )
     logging.basicConfig(
         stream=sys.stderr,

@@ -22,7 +22,6 @@ from edgelm.package.load_memory import memory_to_load
 from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
-from edgelm.runtime.session_options import SessionOptions
 from edgelm.server.api_error import ApiError
 from edgelm.server.turns import Turns
 from edgelm.shell_word import shell_word
@@ -274,7 +273,7 @@ class ModelPool:
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: _state(path) for path in files}
                 # Of a graph that another program wrote, the estimate counts the less, or nothing.
-                reads_prompts = self._options.prefill_graph
+                reads_prompts = self._options.runtime.prefill_graph
                 needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
                 await self._make_room(int(needed * _ROOM_FOR_ANSWERS))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
@@ -388,9 +387,7 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
     # Imported here, in the thread that loads: it brings ONNX Runtime.
     from edgelm.loading import load
 
-    model = load(
-        folder, SessionOptions(threads=options.threads, provider=options.provider, prefill_graph=options.prefill_graph)
-    )
+    model = load(folder, options.runtime)
     for name, adapter in adapters.items():
         try:
             model.load_adapter(adapter, name)

@@ -25,7 +25,7 @@ from edgelm.server.keep_alive import KEEP_ALIVE, acquire, seconds_of
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import SAMPLING, generation_config
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
 from edgelm.text.fill_in_middle import fill_in_ids
@@ -39,7 +39,7 @@ _SAME_NAMES = (
 # Ollama's name of a setting -> ours, and what it may be.
 _OPTIONS: Mapping[str, tuple[str, Schema]] = {
     **{name: (name, SAMPLING[name]) for name in _SAME_NAMES},
-    "repeat_penalty": ("repetition_penalty", number(0.01, 100)),
+    "repeat_penalty": ("repetition_penalty", SAMPLING["repetition_penalty"]),
 }
 # 0 is off, 2 is Mirostat 2.0; the other two count with it alone, and have these values where they are not given.
 _MIROSTAT: Mapping[str, Schema] = {

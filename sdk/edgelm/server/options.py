@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgelm.errors import ConfigError
-from edgelm.runtime.providers import CPU
+from edgelm.runtime.session_options import SessionOptions
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:]+\](:[0-9]+)?")
@@ -39,9 +39,9 @@ class ServerOptions:
 
     api_keys: whoever has one of them is answered; without any, whoever reaches the address is. allowed_hosts: values of
     the Host header, besides the address itself. cors_origins: web pages' origins that may call. keep_alive: seconds
-    after which an unused model is unloaded, None for never. threads, provider, prefill_graph: as in SessionOptions.
-    max_batch: answers computed at once, of one model. max_queue: requests that may wait besides. speculation,
-    context_shift: as in GenerationConfig, for every request (models with linear attention or Mamba 2 get no guesses).
+    after which an unused model is unloaded, None for never. runtime: of every model. max_batch: answers computed at
+    once, of one model. max_queue: requests that may wait besides. speculation, context_shift: as in GenerationConfig,
+    for every request (models with linear attention or Mamba 2 get no guesses).
 
     adapters: their names (None: as they call themselves) and folders, each offered beside its package.
 
@@ -55,9 +55,7 @@ class ServerOptions:
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     keep_alive: float | None = 300.0
-    threads: int | None = None
-    provider: str = CPU
-    prefill_graph: bool = True
+    runtime: SessionOptions = field(default_factory=SessionOptions)
     max_batch: int = 8
     max_queue: int = 64
     adapters: tuple[tuple[str | None, Path], ...] = ()

@@ -49,7 +49,7 @@ def serve(
         ModelNotFoundError, PackageError: as ModelPool.
         ProviderError: ONNX Runtime is not installed, or has not the provider.
     """
-    require_provider(options.provider)
+    require_provider(options.runtime.provider)
     pool = ModelPool(models, options)
     app = ServerApp(pool, options)
     limits = _within_open_files(options.limits)
