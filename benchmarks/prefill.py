@@ -1,6 +1,7 @@
 """How fast prompts are read: edgelm without and with the prefill graph, and OpenVINO GenAI where it is installed.
 
-OpenVINO GenAI needs an environment of its own: python -m venv VENV && VENV/bin/pip install openvino-genai
+python benchmarks/prefill.py > docs/results/prefill.md
+python benchmarks/prefill.py --openvino VENV/bin/python   # python -m venv VENV && VENV/bin/pip install openvino-genai
 """
 
 from __future__ import annotations
