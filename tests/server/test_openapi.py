@@ -10,6 +10,7 @@ import pytest
 from edgelm_server import TINY, EdgelmServer
 
 from edgelm.server.routes import ROUTES
+from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 
 BRIEF = (TINY, "--timeout", "0.1")  # most of what is sent has no limit of tokens
 
@@ -33,6 +34,13 @@ def test_what_is_refused_and_what_is_ignored_is_in_the_description(described):
     assert schema["required"] == ["messages"]
     assert schema["properties"]["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_no_field_that_chooses_tokens_is_refused_or_passed_over_too():
+    assert [name for name in (*HARMLESS, *REFUSED) if name in SAMPLING] == []
+    bodies = {row.path: row.body for row in ROUTES if row.body is not None}
+    both = {path: body["properties"].keys() & body["x-refused"].keys() for path, body in bodies.items()}
+    assert {path: fields for path, fields in both.items() if fields} == {}
 
 
 def test_refusals_are_described_in_the_form_of_each_protocol(described):
