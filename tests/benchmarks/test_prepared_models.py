@@ -12,6 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer as TokenizerOfFile
 
+import prepare
+from contestants import CONTESTANTS
 from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
@@ -21,9 +23,21 @@ from edgelm_training.checkpoint import save_checkpoint
 from edgelm_training.model import Transformer
 from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 from gguf_twin import write_first, write_twin
+from models import MODELS
 from prepare import size_on_disk
 from weights import weight_bytes
 from workload import PERPLEXITY_TOKENS, QUICK, read_text
+
+
+def test_each_contestant_has_a_worker_a_peer_and_what_makes_its_model() -> None:
+    names = {contestant.name for contestant in CONTESTANTS}
+    workers = {path.stem for path in (Path(prepare.__file__).parent / "workers").glob("*.py")}
+    for row in CONTESTANTS:
+        assert row.engine in workers, row.name
+        assert row.baseline in {None, *names}, row.name
+        assert row.model in prepare._MAKERS, row.name
+        assert row.scored_model in {None, *prepare._MAKERS}, row.name
+    assert all(names.issuperset(model.left_out) for model in MODELS.values())
 
 
 def test_a_step_reads_what_is_multiplied_and_not_what_is_looked_up(tmp_path: Path) -> None:
