@@ -275,7 +275,7 @@ class DecoderStack(Stack):
         if self.config.keys_of(i) == i:
             qkv = self.projections.fused(hidden, [f"{name}.{part}_proj" for part in "qkv"], f"{name}.qkv_proj")
         else:
-            qkv = [self.projections.linear(hidden, f"{name}.q_proj"), *self.no_keys_and_values(hidden, i)]
+            qkv = [self.projections.linear(hidden, f"{name}.q_proj"), *self.no_keys_and_values(i)]
         if self.config.qk_norm or self.config.v_norm:
             qkv = self.normed_heads(qkv, i, name)
         if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
@@ -325,7 +325,7 @@ class DecoderStack(Stack):
         """Return the positions [B, T] of the new tokens, or [1] of the first."""
         return self.positions()
 
-    def no_keys_and_values(self, hidden: str, i: int) -> list[str]:
+    def no_keys_and_values(self, i: int) -> list[str]:
         """Return keys and values of no tokens [B, 0, K * H], for a layer that looks at those of another."""
         graph, width = self.graph, self.config.kv_heads(i) * self.config.head_size(i)
         name = f"no_keys.{width}"

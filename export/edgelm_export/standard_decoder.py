@@ -156,7 +156,7 @@ class _StandardDecoderStack(DecoderStack):
         cut = [half, half, H - 2 * half] if 2 * half < H else [half, half]
         return rotate(self.graph, heads_BTNH, cos_BT1R, sin_BT1R, cut, name)
 
-    def no_keys_and_values(self, hidden: str, i: int) -> list[str]:
+    def no_keys_and_values(self, i: int) -> list[str]:
         """Return nothing: a layer that looks at the keys and values of another reads what that gives."""
         return ["", ""]
 

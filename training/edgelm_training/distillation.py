@@ -36,7 +36,7 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
     flops = flops_per_token(model.config, length)
     if config.teacher is None:
         return partial(next_token_loss, z_loss=config.z_loss), flops
-    teacher = _load_teacher(config, model, tokenizer_folder)
+    teacher = _load_teacher(config, tokenizer_folder)
     loss = partial(
         distillation_loss,
         teacher=teacher,
@@ -48,7 +48,7 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
     return loss, flops + flops_per_token(teacher.config, length) / 3
 
 
-def _load_teacher(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -> Transformer:
+def _load_teacher(config: TrainConfig, tokenizer_folder: Path) -> Transformer:
     assert config.teacher is not None  # the caller has looked
     teacher = load_checkpoint(config.teacher).requires_grad_(False).eval()
     ours, theirs = tokenizer_folder / TOKENIZER_FILE, Path(config.teacher) / TOKENIZER_FILE
