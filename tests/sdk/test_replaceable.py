@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from edgelm.errors import ExportError
 from edgelm.package.manifest import FileEntry, Manifest
-from edgelm.package.replaceable import why_not_a_checkpoint, why_not_a_package
+from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint, why_not_a_package
 from edgelm.testing import tiny_model_path
 
 
@@ -37,6 +38,16 @@ def test_each_kind_may_be_replaced_by_its_own_only(package: Path, checkpoint: Pa
     assert why_not_a_checkpoint(checkpoint) is None
     assert why_not_a_package(checkpoint) == "it exists and is not a model package"
     assert why_not_a_checkpoint(package) == "it holds edgelm.json, which is no part of a checkpoint"
+
+
+def test_nothing_is_written_into_a_package_which_would_not_load_any_more(package: Path) -> None:
+    for inside in (package / "int4", package / "models" / "int4"):
+        with pytest.raises(
+            ExportError, match=f"{inside} is not written: {package} is a model package, .* Choose another"
+        ):
+            refuse_to_replace(inside, why_not_a_package, ExportError)
+    refuse_to_replace(package / ".." / "int4", why_not_a_package, ExportError)
+    refuse_to_replace(package, why_not_a_package, ExportError)
 
 
 def test_what_a_file_manager_leaves_keeps_nothing_from_being_replaced(package: Path, checkpoint: Path) -> None:
