@@ -142,6 +142,8 @@ def test_set_reaches_the_answer():
         ("/quit smoking: how?", "/quit stands alone. "),
         ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, context_shift, temperature"),
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
+        ("/set stop", "/set stop needs a value; it is [] now."),
+        ("/set seed", "/set seed needs a value; it is null now."),
         ("/set top_k many", "top_k is 'many'; it must be a number"),
         ("/set seed [1]", "seed is [1]; it must be a number"),
         ("/set adapter poet", "tiny-random has no adapter 'poet'; loaded: none. Load it: load_adapter, --adapter."),

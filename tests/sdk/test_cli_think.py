@@ -106,7 +106,7 @@ def test_a_word_is_no_way_to_switch():
     screen = converse("/set think high", "/set think", "/set think 1", model=thinking_model(), think=True)
     assert [warning.removeprefix("error: ") for warning in screen.warnings] == [
         "think is 'high'; it must be true, false or null.",
-        "/set think needs a value; it is True now.",
+        "/set think needs a value; it is true now.",
         "think is 1; it must be true, false or null.",
     ]
 

@@ -138,20 +138,20 @@ def _set(chat: Conversation, argument: str) -> None:
     if name and name not in SETTINGS:
         raise ConfigError(f"There is no setting {name!r}; there are {', '.join(SETTINGS)}.")
     if name and not text.strip():
-        raise ConfigError(f"/set {name} needs a value; it is {_setting(chat, name)!r} now.")
+        raise ConfigError(f"/set {name} needs a value; it is {_shown(chat, name)} now.")
     if name:
         try:
             _change(chat, name, _parse_value(text.strip()))
         except RecursionError as error:
             raise ConfigError(f"/set {name} takes no value that is nested so deeply.") from error
     shown = (name,) if name else SETTINGS
-    chat.screen.note(
-        "\n".join(f"{setting} = {json.dumps(_setting(chat, setting), ensure_ascii=False)}" for setting in shown)
-    )
+    chat.screen.note("\n".join(f"{setting} = {_shown(chat, setting)}" for setting in shown))
 
 
-def _setting(chat: Conversation, name: str) -> object:
-    return chat.think if name == "think" else getattr(chat.config(), name)
+def _shown(chat: Conversation, name: str) -> str:
+    """Write a setting as `/set` reads it."""
+    value = chat.think if name == "think" else getattr(chat.config(), name)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _change(chat: Conversation, name: str, value: Any) -> None:
