@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelm.arguments import as_path
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import read_json_object
 from edgelm.layer_checks import check_layers, refuse_features
@@ -261,7 +262,7 @@ class ModelConfig(LayerFeatures):
             ConfigError: config.json is missing, is not JSON, has no section of ours (a folder that edgelm did not
                 write: `edgelm import` makes one of it), or was changed beside it.
         """
-        path = Path(folder) / "config.json"
+        path = as_path(folder) / "config.json"
         try:
             values = read_json_object(path)
         except (OSError, ValueError) as error:

@@ -41,7 +41,7 @@ def embed(
         ConfigError: there is no such pooling, or the package has not what it is made of.
         ContextLengthError: the text has no tokens, or does not fit the model's context.
     """
-    if pooling not in _POOLINGS:
+    if pooling not in tuple(_POOLINGS):
         raise ConfigError(f"pooling is {pooling!r}; it must be one of {', '.join(get_args(Pooling))}.")
     if not token_ids:
         raise ContextLengthError("The text has no tokens; an embedding needs one at least.")

@@ -143,7 +143,7 @@ class LanguageModel(Returned):
         return model
 
     def _check_adapter(self, name: str | None) -> None:
-        if name is not None and name not in self.adapters:
+        if name is not None and name not in tuple(self.adapters):
             here = ", ".join(self.adapters) or "none"
             raise ConfigError(f"{self.name} has no adapter {name!r}; loaded: {here}. Load it: load_adapter, --adapter.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -175,6 +176,13 @@ def test_a_model_of_a_relative_path_takes_adapters_when_the_program_works_elsewh
     monkeypatch.chdir(tmp_path / "elsewhere")
     model.load_adapter(write_tiny_adapter(tmp_path / "adapter"))
     assert list(model.adapters) == ["mine"]
+
+
+@pytest.mark.parametrize("use", [edgelm.LanguageModel.adapted, edgelm.LanguageModel.unload_adapter])
+@pytest.mark.parametrize("name", ["other", ["mine"]])
+def test_what_names_no_loaded_adapter_is_refused(use, name) -> None:
+    with pytest.raises(edgelm.ConfigError, match=f"adapter {re.escape(repr(name))}.*oaded: none"):
+        use(edgelm.load(tiny_model_path()), name)
 
 
 def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:

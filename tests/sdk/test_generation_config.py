@@ -94,7 +94,7 @@ def test_a_no_is_not_taken_for_true_elsewhere_either(name: str, takes: Callable[
         takes("no")
 
 
-@pytest.mark.parametrize("read", [GenerationConfig.load, edgelm.Tokenizer.load])
+@pytest.mark.parametrize("read", [GenerationConfig.load, edgelm.ModelConfig.load, edgelm.Tokenizer.load])
 def test_a_folder_that_is_no_path_is_an_error(read: Callable[[Any], object]) -> None:
     with pytest.raises(ConfigError, match="None is no path"):
         read(None)

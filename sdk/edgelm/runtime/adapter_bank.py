@@ -133,7 +133,7 @@ class AdapterBank:
         return {gate_name(P): np.repeat(gate_BR, P, axis=1)[:, None] for P in parts}
 
     def _place(self, name: str) -> range:
-        if name not in self.ranks:
+        if name not in tuple(self.ranks):  # a list that stands in its place has no hash
             raise ConfigError(f"No adapter {name!r} is loaded. Loaded: {', '.join(self.ranks) or 'none'}.")
         return self.ranks[name]
 
