@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import sha256_of
 from edgelm_export.architectures import architecture_of
+from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.bitnet_format import TernaryMatrix
@@ -111,7 +113,8 @@ class HuggingFaceCheckpoint:
                 self.config = config_of_section(values, folder)
             else:
                 architecture = architecture_of(values, folder)
-                config = self._with_end_tokens(architecture.to_model_config({**values, **self._answer_values()}))
+                values_of_family = {**values, **self._answer_values()}
+                config = self._with_end_tokens(self._config_of(architecture, values_of_family))
                 # transformers 5 says of each T5 that its head is tied, and writes the heads that are not.
                 is_tied = values.get("tie_word_embeddings") is True and HEAD not in shapes
                 self.config = dataclasses.replace(config, tie_word_embeddings=config.tie_word_embeddings or is_tied)
@@ -131,6 +134,12 @@ class HuggingFaceCheckpoint:
         self._refuse_other_types()
         self._refuse_untied_head(layout.source_name(HEAD))
         self._refuse_other_embeddings(layout.copies)
+
+    def _config_of(self, architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
+        try:
+            return architecture.to_model_config(values)
+        except CheckpointError as error:  # which begins with the name of the file, and knows no folder
+            raise CheckpointError(f"{self._folder}{os.sep}{error}") from error
 
     def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:
         """Find the matrices that are quantized, and return the shapes of all tensors as if none were."""

@@ -167,7 +167,10 @@ def test_unknown_models_are_refused(tmp_path: Path, save_llama: SaveLlama) -> No
     change_json(tmp_path / "config.json", model_type="ctrl")
     with pytest.raises(CheckpointError, match=r"model_type 'ctrl' is not supported; supported: .*llama"):
         HuggingFaceCheckpoint(tmp_path)
-    change_json(tmp_path / "config.json", model_type="llama", num_key_value_heads=3)
+    change_json(tmp_path / "config.json", model_type="llama", hidden_act="mish")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}/config.json: hidden_act 'mish' is not"):
+        HuggingFaceCheckpoint(tmp_path)
+    change_json(tmp_path / "config.json", hidden_act="silu", num_key_value_heads=3)
     with pytest.raises(CheckpointError, match=r"config.json: num_attention_heads \(4\) is not a multiple"):
         HuggingFaceCheckpoint(tmp_path)
 
