@@ -242,6 +242,26 @@ def test_a_signal_that_comes_as_soon_as_the_staging_folder_is_there_leaves_none(
     assert names(tmp_path) == []
 
 
+def test_a_signal_that_comes_while_an_old_folder_is_deleted_leaves_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    target = tmp_path / "package"
+    fill(target, OLD)
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic.replace_folder(target) as staging:
+        (staging / "config.json").write_text("new")
+    assert (content(target), names(tmp_path)) == ({"config.json": "new"}, ["package"])
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.remove_folder(target)
+    assert names(tmp_path) == []
+
+
 def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "package"
     fill(target, OLD)

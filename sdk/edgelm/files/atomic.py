@@ -123,7 +123,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
             _swap(staging, target)
             fsync_path(target.parent)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            _delete(staging)
 
 
 def remove_folder(path: Path) -> None:
@@ -139,7 +139,16 @@ def remove_folder(path: Path) -> None:
         return
     aside = path.with_name(f"{_REMOVED}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder that nobody names any more, also where a signal comes meanwhile: large files take their time."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # Ctrl-C or SIGTERM; a second one is heard at once
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -213,7 +222,7 @@ def _swap(staging: Path, target: Path) -> None:
     except BaseException:
         rename(old, target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _delete(old)
 
 
 def _exchange(a: Path, b: Path) -> bool:
