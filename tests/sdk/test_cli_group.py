@@ -428,9 +428,10 @@ def test_a_file_that_fails_is_named(monkeypatch):
     assert (result.exit_code, result.stderr) == (1, "error: [Errno 13] Permission denied: 'a file'.\n")
 
 
-def test_an_interrupt_while_an_extension_module_is_imported_ends_with_130(monkeypatch):
+@pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_while_an_extension_module_is_imported_ends_with_its_code(monkeypatch, ending, code):
     error = ImportError("initialization failed")
-    error.__cause__ = KeyboardInterrupt()
+    error.__cause__ = ending
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
     result = CliRunner().invoke(main, ["fail"])
-    assert (result.exit_code, result.output) == (130, "")
+    assert (result.exit_code, result.output) == (code, "")

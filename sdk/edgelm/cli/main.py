@@ -127,10 +127,10 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except click.Abort as error:
-            if not _has_cause(error, KeyboardInterrupt):  # the answer was no, or there was none
+            if (ending := _ending_behind(error)) is None:  # the answer was no, or there was none
                 raise
             click.echo("Aborted!", err=True)
-            raise SystemExit(EXIT_INTERRUPTED) from None
+            raise ending from None
         except OSError as error:
             if error.filename is not None:
                 raise ReportedError(f"{error}.") from error
@@ -140,9 +140,9 @@ class LazyGroup(click.Group):
                 raise SystemExit(EXIT_CLOSED_PIPE) from None
             raise ReportedError(f"Cannot write the output: {error}.") from error
         except ImportError as error:
-            # An extension module that is being imported makes an ImportError of Ctrl-C.
-            if _has_cause(error, KeyboardInterrupt):
-                raise SystemExit(EXIT_INTERRUPTED) from None
+            # An extension module that is being imported makes an ImportError of Ctrl-C, and of SIGTERM.
+            if (ending := _ending_behind(error)) is not None:
+                raise ending from None
             called = _entry_points(context).get(context.invoked_subcommand or "")
             if isinstance(error, ModuleNotFoundError) and called is not None:  # commands import late what is slow
                 extra = _missing_extra(called, error)
@@ -163,10 +163,11 @@ def _discard_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None and not isinstance(error, kind):
+def _ending_behind(error: BaseException | None) -> SystemExit | None:
+    """Return how a signal ends the command that an error was made of, or None."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return SystemExit(EXIT_INTERRUPTED) if isinstance(error, KeyboardInterrupt) else error
 
 
 def _entry_points(context: click.Context) -> dict[str, metadata.EntryPoint]:
@@ -211,7 +212,7 @@ def _not_loaded(entry_point: metadata.EntryPoint, error: Exception) -> Exception
     extra = _missing_extra(entry_point, error) if isinstance(error, ModuleNotFoundError) else None
     if extra is not None:
         return extra
-    if owner == "edgelm" or _has_cause(error, KeyboardInterrupt):
+    if owner == "edgelm" or _ending_behind(error) is not None:
         raise error
     return ConfigError(
         f"The command {entry_point.name!r} of {owner} cannot be imported ({type(error).__name__}: {error}). Install a "
