@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,6 +104,7 @@ def export_mixed(
                     path.replace(staging / path.name)
                 folder.rmdir()
                 return manifest, walk_frontier(choices)
+            _refuse_the_nearest(point, choices, budget, over)
             if budget.size is not None:
                 aim -= size_of_graph(manifest) - budget.size
             else:
@@ -132,6 +134,7 @@ def _aim_that_fits(
         size = written_size(checkpoint, precision, folder, report)
         if size <= budget.size:
             break
+        _refuse_the_nearest(point, choices, budget, size / budget.size)
         aim = budget.size - (size - point.size)  # what is no matrix stays as it is
     return aim
 
@@ -168,8 +171,12 @@ def _measured_choices(
         report("sizes", len(shares), len(groups))
         shares[name] = _choices(checked, names, schemes[name])
     report("sizes", len(groups), len(groups))
-    if budget.size is not None:  # sizes are known soon, and to measure sensitivity takes minutes
-        _chosen(shares, budget, budget.size)
+    smallest = walk_frontier(shares)[0].size
+    if budget.size is not None and smallest > budget.size:  # known soon, and to measure sensitivity takes minutes
+        raise ExportError(
+            f"No mix fits {budget.size / 1e6:.6g} MB: the smallest has {smallest / 1e6:.2f} MB of matrices. Give it "
+            "more, or take int2."
+        )
     sample, left = [], _MEASURED_TOKENS
     for ids in sequences:
         if left > 1:
@@ -214,23 +221,26 @@ def _choices(checkpoint: Checkpoint, group: list[str], schemes: Sequence[str]) -
 
 
 def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float) -> Point:
+    """Return what an aim is best spent on; where none is within it, the mix nearest to the budget."""
     if budget.size is not None:
-        point = walk_frontier(choices, within=aim)[-1]
-        if point.size > aim:
-            others = f", and what else there is has {(budget.size - aim) / 1e6:.2f} MB" if aim != budget.size else ""
-            raise ExportError(
-                f"No mix fits {budget.size / 1e6:.6g} MB: the smallest has {point.size / 1e6:.2f} MB of matrices"
-                f"{others}. Give it more, or take int2."
-            )
-        return point
+        return walk_frontier(choices, within=aim)[-1]
     points = walk_frontier(choices)
-    for point in points:
-        if point.divergence <= aim:
-            return point
-    raise ExportError(
-        f"No mix keeps the divergence at {budget.divergence}: 8 bits everywhere are predicted at "
-        f"{points[-1].divergence:.2g}. Allow more, or export to fp16."
-    )
+    return next((point for point in points if point.divergence <= aim), points[-1])
+
+
+def _refuse_the_nearest(point: Point, choices: Mapping[str, Sequence[Choice]], budget: Budget, over: float) -> None:
+    """Refuse a budget that its nearest mix misses, which takes `over` times as much: any other would miss it too."""
+    points = walk_frontier(choices)
+    if budget.size is not None and point.size == points[0].size:
+        megabytes = math.ceil(over * budget.size / 1e4) / 100  # not rounded to what is too little again
+        raise ExportError(
+            f"No mix fits {budget.size / 1e6:.6g} MB: the smallest has {megabytes} MB. Give it more, or take int2."
+        )
+    if budget.divergence is not None and point.schemes == points[-1].schemes:
+        raise ExportError(
+            f"No mix keeps the divergence at {budget.divergence}: 8 bits everywhere have "
+            f"{over * budget.divergence:.2g}. Allow more, or export to fp16."
+        )
 
 
 def _precision(point: Point, *, calibrated: bool) -> Precision:
