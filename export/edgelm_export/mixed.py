@@ -24,10 +24,10 @@ from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.tensor_map import GATHERED
 from edgelm_export.text_tools import text_tools
 
-# The first is what sensitivity is measured with. The embedding is gathered from a symmetric grid.
+# The first is what sensitivity is measured with. Embeddings are gathered from symmetric grids.
 _SCHEMES = (
     "int4-block64-asymmetric",
     "int4-block32-asymmetric",
@@ -192,7 +192,7 @@ def _measured_choices(
 
 
 def _schemes_for(group: list[str], is_large: bool) -> list[str]:
-    names = _EMBEDDING_SCHEMES if EMBEDDING in group else _SCHEMES
+    names = _SCHEMES if GATHERED.keys().isdisjoint(group) else _EMBEDDING_SCHEMES
     return [name for name in names if not (is_large and name.startswith(_JOINED))]
 
 
@@ -244,8 +244,8 @@ def _refuse_the_nearest(point: Point, choices: Mapping[str, Sequence[Choice]], b
 
 
 def _precision(point: Point, *, calibrated: bool) -> Precision:
-    """Write a point as a recipe: a rule for each group that differs from the most common scheme."""
-    counts = [*point.schemes.values()]
+    """Write a point as a recipe: a rule for each group that differs from the most common scheme of what multiplies."""
+    counts = [scheme for group, scheme in point.schemes.items() if f"{group}.weight" not in GATHERED]
     usual = max(sorted(set(counts)), key=counts.count)
     rules = [Rule(pattern=_pattern(group), scheme=scheme) for group, scheme in point.schemes.items() if scheme != usual]
     precision = Precision(name=MIXED, rules=(*rules, Rule(pattern=".", scheme=usual)))

@@ -208,6 +208,18 @@ def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -
     assert manifest.quality.mean_kl_divergence <= 0.01
 
 
+@pytest.mark.parametrize("calibration", [None, CalibrationOptions(max_tokens=64)])
+def test_embeddings_of_layers_are_mixed_on_the_grids_that_rows_are_gathered_from(
+    calibration: CalibrationOptions | None, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, hidden_size_per_layer_input=16)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    budget = Budget(divergence=0.1)
+    manifest, points = export_mixed(checkpoint, tmp_path / "package", budget, calibration=calibration)
+    assert {point.schemes["model.embed_tokens_per_layer"] for point in points} <= set(mixed._EMBEDDING_SCHEMES)
+    assert min(re.findall(r"int\d", row["scheme"])[0] for row in manifest.recipe if "embed" in row["pattern"]) < "int8"
+
+
 def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
