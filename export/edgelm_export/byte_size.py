@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, ClassVar
 
@@ -19,4 +20,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # click before 8.4 t
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B?)", str(value).upper())
         if match is None or match[2] not in self._units:
             self.fail(f"{value!r} is no size; write it as 90MB or 1.5GB.", param, context)
-        return int(float(match[1]) * self._units[match[2]])
+        size = float(match[1]) * self._units[match[2]]
+        if math.isinf(size):
+            self.fail(f"{value!r} is more than any disk holds; write a size as 90MB or 1.5GB.", param, context)
+        return int(size)

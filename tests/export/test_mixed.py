@@ -377,6 +377,7 @@ def test_the_command_prints_and_draws_the_frontier(folder: Path, tmp_path: Path)
         (["--max-kl", "0.1"], "--target-size, --max-kl and --frontier are for --precision mixed."),
         (["--frontier", "f.svg"], "--target-size, --max-kl and --frontier are for --precision mixed."),
         (["--precision", "mixed", "--target-size", "many"], "'many' is no size; write it as 90MB or 1.5GB."),
+        (["--precision", "mixed", "--target-size", f"{'9' * 400}MB"], "9MB' is more than any disk holds; write a size"),
     ],
 )
 def test_budgets_that_make_no_sense_are_wrong_usage(

@@ -72,6 +72,18 @@ def test_the_bound_counts_no_rows_of_tables_and_of_experts_those_that_a_step_cho
     assert speed._step_bytes(manifest, with_experts, 0) == 4 * (with_experts.count_parameters() - passed_over)
 
 
+@pytest.mark.parametrize("command", ["bench", "compare"])
+def test_a_picture_is_not_put_into_a_package_which_would_not_load_with_it(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+    done = CliRunner().invoke(main, [command, str(package), "-o", str(package / "speed.svg")])
+    assert done.exit_code == 2
+    assert "package' is a model package, which holds nothing else. Draw beside it." in done.stderr
+    assert not (package / "speed.svg").exists()
+
+
 def test_the_table_names_what_was_measured() -> None:
     done = CliRunner().invoke(main, ["bench", str(tiny_model_path()), "--rounds", "1"], catch_exceptions=False)
     assert done.exit_code == 0
