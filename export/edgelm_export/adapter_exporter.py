@@ -33,6 +33,7 @@ from edgelm.package.peft_format import (
     CONFIG_FILE,
     check_matrices,
     check_order_of_rows,
+    does_not_fit,
     in_pairs,
     read_peft_config,
     scale_of,
@@ -280,7 +281,7 @@ def _check_layers(trained: _Trained, config: ModelConfig) -> None:
         elif not 1 <= len(a) <= MAX_RANK:
             faults.append(f"{layer}: rank {len(a)}, and ranks are 1 to {MAX_RANK}")
     if faults:
-        raise CheckpointError(f"The adapter in {trained.folder} does not fit the package:\n  " + "\n  ".join(faults))
+        raise CheckpointError(does_not_fit(trained.folder, "package", faults))
 
 
 def _folded(trained: _Trained, checkpoint: Checkpoint, scales: ChannelScales) -> dict[str, Array]:

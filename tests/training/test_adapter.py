@@ -244,7 +244,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no object": (lambda adapter: (adapter / "adapter_config.json").write_text("[]"), "it is no JSON object"),
     "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "Cannot read .* Copy it again"),
     "cut": (lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\x10"), "Cannot read .* Copy it"),
-    "DoRA": (with_setting("use_dora", True), "has use_dora = True; only plain LoRA adapters can be read"),
+    "DoRA": (with_setting("use_dora", True), "has use_dora = True; only plain LoRA adapters can be read: merge it"),
     "PiSSA": (with_setting("init_lora_weights", "pissa_niter_4"), "'pissa_niter_4': the adapter learned beside other"),
     "OLoRA": (with_setting("init_lora_weights", "olora"), "has init_lora_weights = 'olora': the adapter learned"),
     "another kind": (with_setting("peft_type", "IA3"), "has peft_type = 'IA3'; only plain LoRA"),
@@ -252,7 +252,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an endless alpha": (with_setting("lora_alpha", 10**400), "has lora_alpha = 1000.*; it must be a number that"),
     "no partner": (without("q_proj.lora_B.weight"), "unpaired or unknown: .*q_proj.lora_B.weight"),
     "nothing in it": (without(".weight"), "is no plain LoRA adapter; unpaired or unknown: all of it"),
-    "no such layer": (in_place_of("q_proj", "c_attn"), r"layers\.0\.self_attn\.c_attn: there is no such layer"),
+    "no such layer": (in_place_of("q_proj", "c_attn"), r"\.c_attn: there is no such layer\nName the model that it"),
     "another shape": (
         in_place_of("self_attn.o_proj", "mlp.up_proj"),
         r"up_proj: it is \[64, 32\], the adapter's A and",

@@ -27,6 +27,7 @@ from edgelm.package.peft_format import (
     PREFIX,
     WEIGHTS_FILE,
     check_matrices,
+    does_not_fit,
     in_pairs,
     read_peft_config,
     scale_of,
@@ -155,4 +156,4 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
     if adapter.base.grid not in (None, GRID_NAME):
         faults.append(f"its base is on the grid {adapter.base.grid!r}; this version knows {GRID_NAME}")
     if faults:
-        raise CheckpointError(f"The adapter in {adapter.folder} does not fit the model:\n  " + "\n  ".join(faults))
+        raise CheckpointError(does_not_fit(adapter.folder, "model", faults))

@@ -22,6 +22,10 @@ PREFIX = "base_model.model."
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _BASE = "base_model_name_or_path"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+MERGE_WHERE_TRAINED = (
+    "merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or train it "
+    "with edgelm finetune."
+)
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
@@ -73,7 +77,9 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         _refuse_other_weights(folder)
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
-            raise CheckpointError(f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read.")
+            raise CheckpointError(
+                f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read: {MERGE_WHERE_TRAINED}"
+            )
     if not isinstance(values.get(_BASE), str | None):
         raise CheckpointError(f"{path} has {_BASE} = {values[_BASE]!r:.60}; it must be a text, or null.")
     if values.get(_INIT) not in _INITS:
@@ -129,6 +135,15 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
     return {layer.removeprefix(PREFIX): (tensors[layer + _A], tensors[layer + _B]) for layer in layers}
 
 
+def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
+    """Say in what an adapter does not fit a `model` or a `package`, and what to do."""
+    listed = "".join(f"\n  {fault}" for fault in faults)
+    return (
+        f"The adapter in {folder} does not fit the {what}:{listed}\nName the {what} that it was trained for. If it is "
+        f"that one, and was published with other names than edgelm has, {MERGE_WHERE_TRAINED}"
+    )
+
+
 def check_order_of_rows(model_type: str, base_name: str | None, layers: Iterable[str], folder: Path) -> None:
     """Make sure that the rows of an adapter that PEFT trained are in edgelm's order.
 
@@ -142,9 +157,8 @@ def check_order_of_rows(model_type: str, base_name: str | None, layers: Iterable
     if found and not _is_ours(base_name):
         raise CheckpointError(
             f"The adapter in {folder} was trained on {base_name or 'a model that it does not name'}. In the folders "
-            f"that a {model_type} is published in, the rows of {' and '.join(found)} stand otherwise than in edgelm. "
-            "Merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or "
-            "train it with edgelm finetune."
+            f"that a {model_type} is published in, the rows of {' and '.join(found)} stand otherwise than in edgelm: "
+            f"{MERGE_WHERE_TRAINED}"
         )
 
 
