@@ -70,8 +70,8 @@ def test_a_recipe_file_is_read_in_its_order(tmp_path: Path) -> None:
 
 
 def test_a_json_recipe_is_named_for_its_file_and_has_a_bound(tmp_path: Path) -> None:
-    (tmp_path / "small.json").write_text(json.dumps({"rules": [{"pattern": ".", "scheme": "int8-block32"}]}))
-    recipe = read_recipe(tmp_path / "small.json")
+    (tmp_path / "small.JSON").write_text(json.dumps({"rules": [{"pattern": ".", "scheme": "int8-block32"}]}))
+    recipe = read_recipe(tmp_path / "small.JSON")
     assert (recipe.name, recipe.perplexity_bound, recipe.needs_calibration) == ("small", 1.5, False)
 
 

@@ -343,7 +343,7 @@ def read_recipe(path: Path) -> Precision:
     """
     try:
         text = read_text(path, MAX_TOML_BYTES)
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path} cannot be read as a recipe: {error}.") from error
     try:
