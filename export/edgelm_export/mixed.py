@@ -43,6 +43,7 @@ _MEASURED_TOKENS = 256
 _SAMPLED_ROWS = 256  # of a matrix, for the ratio of two schemes' errors
 _TRIES = 4  # to keep to a budget
 _MARGIN = 0.9
+_FILLED = 0.98  # of a size: what is left is not worth another trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +127,20 @@ def _aim_that_fits(
     Trials are written, by rounding: as many bytes as what is searched for or calibrated, in a fraction of its time.
     """
     assert budget.size is not None  # the caller has looked
-    aim = budget.size
+    aim, sizes = float(budget.size), dict[int, int]()
     for _ in range(_TRIES):
         point = _chosen(choices, budget, aim)
+        if point.size in sizes:
+            break
         rounded = {group: f"{scheme}-rounded" for group, scheme in point.schemes.items()}
         precision = _precision(replace(point, schemes=rounded), calibrated=False)
-        size = written_size(checkpoint, precision, folder, report)
-        if size <= budget.size:
+        size = sizes[point.size] = written_size(checkpoint, precision, folder, report)
+        if _FILLED * budget.size < size <= budget.size:
             break
-        _refuse_the_nearest(point, choices, budget, size / budget.size)
-        aim = budget.size - (size - point.size)  # what is no matrix stays as it is
-    return aim
+        if size > budget.size:
+            _refuse_the_nearest(point, choices, budget, size / budget.size)
+        aim = budget.size - (size - point.size)  # what is no matrix takes about as much beside the next mix
+    return max((point for point, size in sizes.items() if size <= budget.size), default=aim)
 
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:

@@ -294,6 +294,14 @@ def test_the_smallest_mix_is_found_in_a_size_that_it_fills(folder: Path, tmp_pat
     assert mixed.size_of_graph(manifest) == size
 
 
+def test_a_size_that_a_first_trial_misses_by_far_is_filled_all_the_same(tmp_path: Path) -> None:
+    config = dataclasses.replace(WIDE, num_hidden_layers=6)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    wanted = 220_000  # the smallest mix has 182,055
+    manifest, _ = export_mixed(checkpoint, tmp_path / "package", Budget(size=wanted))
+    assert 0.92 * wanted < mixed.size_of_graph(manifest) <= wanted
+
+
 def test_8_bits_everywhere_are_tried_before_a_divergence_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
