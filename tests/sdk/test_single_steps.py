@@ -175,17 +175,17 @@ def test_one_thread_gives_the_same_bits() -> None:
     check_bits(load(tiny_model_path(), threads=1), 1)
 
 
-@pytest.fixture
-def soft_capped(tmp_path: Path) -> DecoderSession:
-    config = dataclasses.replace(CONFIG, attn_logit_softcapping=20.0)
+@pytest.fixture(params=[("attn_logit_softcapping", 20.0), ("attention_sinks", True)], ids=lambda field: str(field[0]))
+def row_by_row(request: pytest.FixtureRequest, tmp_path: Path) -> DecoderSession:
+    config = dataclasses.replace(CONFIG, **dict([request.param]))
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
     export_package(checkpoint, tmp_path / "package", "fp32")
     return load(tmp_path / "package")
 
 
-def test_where_rows_may_not_see_each_other_tokens_are_stepped_alone(soft_capped: DecoderSession) -> None:
-    assert soft_capped.most_single_steps() == 1
-    check_bits(soft_capped, 3)
+def test_where_rows_may_not_see_each_other_tokens_are_stepped_alone(row_by_row: DecoderSession) -> None:
+    assert row_by_row.most_single_steps() == 1
+    check_bits(row_by_row, 3)
     threads = load(tiny_model_path(), threads=3)  # more than its heads: a token alone is split among them
     assert threads.most_single_steps() == 1
 

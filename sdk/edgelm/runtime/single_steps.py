@@ -64,12 +64,14 @@ class SingleSteps:
         self._config, self._bind = config, bind
         self._mirrors: weakref.WeakKeyDictionary[KVCache, _Mirror] = weakref.WeakKeyDictionary()
         self._probing = threading.Lock()
-        # Soft-capped scores are computed row after row, keys and values included. A convolution of a row, and what
-        # keeps a state, read what the row before it gives. With more threads than heads, a row alone is split among
-        # them. What experts are weighted by, where their operator does not make it, is one vector of all rows, whose
-        # end is computed by other instructions.
+        # Scores that are soft-capped or have sinks are computed row after row, keys and values included, by threads
+        # that do not wait for each other: it is chance whether a row finds those of the rows before it. A convolution
+        # of a row, and what keeps a state, read what the row before it gives. With more threads than heads, a row alone
+        # is split among them. What experts are weighted by, where their operator does not make it, is one vector of all
+        # rows, whose end is computed by other instructions.
         self._is_possible = (
             config.attn_logit_softcapping is None
+            and not config.attention_sinks
             and not (config.conv_channels or config.state_layers or _routes_itself(config))
             and threads <= min(map(config.query_heads, config.attention_layers))
             and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
