@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from constraint_texts import accepts
 from metaspace_tokenizer import write_metaspace
 
 from edgelm.decoding.sampling import Sampler
@@ -45,18 +46,6 @@ def tokenizer() -> Tokenizer:
 
 def constrained(constraint: Constraint, **settings: Any) -> GenerationConfig:
     return GenerationConfig(constraint=constraint, **{"max_new_tokens": 200, **settings})
-
-
-def accepts(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
-    """Tell whether a constraint lets a text be the whole answer: through the masks, one token at a time."""
-    matcher = constraint.compile(tokenizer, end_ids=[2])
-    for id_ in [*tokenizer.encode_continuation(text), 2]:
-        row = np.zeros(tokenizer.vocab_size, np.float32)
-        matcher.mask(row)
-        if row[id_] < 0:
-            return False
-        matcher.advance(id_)
-    return True
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.5, "top_k": 9, "seed": 4}])

@@ -6,11 +6,12 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any, TypeGuard
+from decimal import Decimal
+from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
+from edgelm.structure.schema_numbers import close_bounds, drop_numbers, refuse_values
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
@@ -22,13 +23,6 @@ _PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "depende
 # Objects of llguidance 1.9 with a thousand such properties take 0.1 s, and it refuses them then; multiples of 100,000
 # states 0.5 s. Both grow with the square.
 _MOST_OPTIONAL, _MOST_MULTIPLES, _MOST_DIGITS = 1_000, 100_000, 30
-_BOUNDS = {
-    "minimum": ROUND_CEILING,
-    "maximum": ROUND_FLOOR,
-    "exclusiveMinimum": ROUND_CEILING,
-    "exclusiveMaximum": ROUND_FLOOR,
-}
-
 _DATE = (
     r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # Python knows no year 0
     r"-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
@@ -45,8 +39,9 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
     strict: whether what it cannot enforce is an error; else that is left out, and objects are closed.
 
     Raises:
-        ConfigError: `minProperties` needs more than that; what `multipleOf` asks for, or properties that may be left
-            out, would take llguidance minutes; or references lead deeper than it follows them.
+        ConfigError: a number has more digits than llguidance reads; `minProperties` needs more than it can; what
+            `multipleOf` asks for, or properties that may be left out, would take it minutes; or references lead deeper
+            than it follows them.
     """
     if not strict:
         schema = _close_objects(_loosen(schema))
@@ -57,16 +52,17 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     closed = _with_parts(schema, _closed)
-    for close in (_close_bounds, _close_format, _refuse_count, _refuse_optional):
+    for close in (refuse_values, close_bounds, _close_format, _refuse_count, _refuse_optional):
         close(closed)
     return closed
 
 
 def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema without what llguidance's option `lenient` does not pass over: patterns that it cannot read, and
-    counts of properties that `close_gaps` refuses.
+    numbers and counts of properties that `close_gaps` refuses.
     """
     loose = _with_parts(schema, _loosen)
+    drop_numbers(loose)
     if "pattern" in loose and not _reads(loose["pattern"]):
         del loose["pattern"]
     if isinstance(named := loose.get("patternProperties"), dict):
@@ -145,28 +141,6 @@ def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]],
         else:  # under any other name may stand what a "$ref" names, such as the "components" of OpenAPI
             result[key] = value if key in _VALUES or key.startswith("x-") else changed(value)
     return result
-
-
-def _close_bounds(schema: dict[str, Any]) -> None:
-    """Round a bound of 15 digits inwards, as llguidance rounds it anyhow; exclude the 0 that it sees in (0, 0.5]."""
-    if schema.get("type") == "integer":
-        return
-    for keyword, rounding in _BOUNDS.items():
-        bound = schema.get(keyword)
-        if isinstance(bound, float) and abs(bound) < 1e9:
-            exact = Context(prec=14, rounding=rounding).plus(Decimal(repr(float(bound))))
-            schema[keyword] = float(exact.quantize(Decimal("1e-12"), rounding))
-    least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if _is_whole(least) and least >= 0:
-        del schema["exclusiveMinimum"]
-        schema["minimum"] = max(least + 1e-12 * max(1, least), schema.get("minimum", least))
-    if _is_whole(most) and most <= 0:
-        del schema["exclusiveMaximum"]
-        schema["maximum"] = min(most - 1e-12 * max(1, -most), schema.get("maximum", most))
-
-
-def _is_whole(bound: Any) -> TypeGuard[float]:
-    return isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound % 1 == 0 and abs(bound) < 1e9
 
 
 def _close_format(schema: dict[str, Any]) -> None:

@@ -1,0 +1,127 @@
+"""Schema numbers: those in a JSON schema that llguidance, whose numbers are floats of 64 bits, takes for others."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any, TypeGuard
+
+from edgelm.errors import ConfigError
+
+_DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiveMaximum": True}  # which way is inwards
+_EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
+_LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
+_MOST = 1e308  # llguidance refuses what is no float
+
+
+def close_bounds(schema: dict[str, Any]) -> None:
+    """Round bounds inwards that llguidance would round anyhow; exclude the 0 that it sees in (0, 0.5].
+
+    Raises:
+        ConfigError: all integers that a bound leaves are beyond those of llguidance.
+    """
+    if _has_integers_alone(schema):
+        for keyword, bound in _large_bounds(schema):
+            last = _inwards(keyword, bound)
+            if _is_beyond(last):
+                raise ConfigError(
+                    f"The JSON schema cannot be enforced: {keyword} is {bound}, and integers are followed up to 64 "
+                    "bits. Ask for a string of digits, or leave it out."
+                )
+            schema[keyword] = int(last)
+        return
+    for keyword, down in _DOWN.items():
+        limit = schema.get(keyword)
+        if not _is_number(limit) or (isinstance(limit, int) and abs(limit) < 1e9) or not abs(limit) <= _MOST:
+            continue
+        rounding = ROUND_FLOOR if down else ROUND_CEILING
+        exact = Decimal(limit if isinstance(limit, int) else repr(float(limit)))
+        if abs(limit) < 1e9:
+            inner = Context(prec=14, rounding=rounding).plus(exact).quantize(Decimal("1e-12"), rounding)
+        else:
+            inner = Context(prec=15, rounding=rounding).plus(exact)
+        if inner != exact:
+            schema[keyword] = float(inner)
+    least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if _is_whole(least) and least >= 0:
+        del schema["exclusiveMinimum"]
+        schema["minimum"] = max(least + 1e-12 * max(1, least), schema.get("minimum", least))
+    if _is_whole(most) and most <= 0:
+        del schema["exclusiveMaximum"]
+        schema["maximum"] = min(most - 1e-12 * max(1, -most), schema.get("maximum", most))
+
+
+def refuse_values(schema: dict[str, Any]) -> None:
+    """Refuse a `const` or `enum` with a number in it that would be written as another one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for keyword in ("const", "enum"):
+        for number in _unheld(schema.get(keyword)):
+            raise ConfigError(
+                f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(number)}, which has more digits than "
+                "a float of 64 bits. Take a string in its place."
+            )
+
+
+def drop_numbers(schema: dict[str, Any]) -> None:
+    """Leave out what `close_bounds` and `refuse_values` refuse."""
+    for keyword in ("const", "enum"):
+        if _unheld(schema.get(keyword)):
+            del schema[keyword]
+    for keyword, bound in _large_bounds(schema) if _has_integers_alone(schema) else ():
+        if _is_beyond(_inwards(keyword, bound)):
+            del schema[keyword]
+
+
+def _has_integers_alone(schema: Mapping[str, Any]) -> bool:
+    types = schema.get("type")
+    return types == "integer" or (isinstance(types, (list, tuple)) and "integer" in types and "number" not in types)
+
+
+def _large_bounds(schema: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """List the bounds that llguidance may round; below, it counts by itself."""
+    bounds = [(keyword, schema.get(keyword)) for keyword in _DOWN]
+    return [
+        (keyword, bound) for keyword, bound in bounds if _is_number(bound) and _EVERY_INTEGER <= abs(bound) <= _MOST
+    ]
+
+
+def _inwards(keyword: str, bound: float) -> float:
+    """Return the first float that a bound of integers allows, and llguidance reads."""
+    inner, down = float(bound), _DOWN[keyword]
+    if keyword.startswith("exclusive") or (inner > bound if down else inner < bound):
+        inner = math.nextafter(inner, -math.inf if down else math.inf)
+    return min(inner, _LAST_INTEGER) if down else max(inner, -_LAST_INTEGER)
+
+
+def _is_beyond(inner: float) -> bool:
+    return abs(inner) > _LAST_INTEGER
+
+
+def _unheld(value: Any) -> list[float]:
+    """List the numbers in a value that llguidance reads as others, or may."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for part in value for number in _unheld(part)]
+    return [value] if _is_number(value) and not _is_held(value) else []
+
+
+def _is_held(number: float) -> bool:
+    if math.isinf(number) or math.isnan(number):  # which is no JSON, and is refused as such
+        return True
+    if number == int(number):
+        return abs(number) <= _LAST_INTEGER and int(float(number)) == number
+    return int("".join(map(str, Decimal(repr(float(number))).as_tuple().digits))) <= _EVERY_INTEGER
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(bound: Any) -> TypeGuard[float]:
+    return _is_number(bound) and bound % 1 == 0 and abs(bound) < 1e9

@@ -1,0 +1,65 @@
+"""Numbers in JSON schemas that have more digits than a float: written as they are, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from constraint_texts import accepts
+
+from edgelm.errors import ConfigError
+from edgelm.structure.constraint import Constraint
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+
+BITS_64 = {"minimum": -(2**63), "maximum": 2**63 - 1}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(tiny_model_path())
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"type": "integer", **BITS_64}, [0, -(10**18), 10**18], [2**63, -(2**63) - 1]),
+        ({"type": ["integer", "null"], **BITS_64}, [None, 12], [2**63]),
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, [2**62], [-1, 2**64]),
+        ({"type": "integer", "minimum": 2**53 + 1, "maximum": 2**60}, [2**53 + 2, 2**60], [2**53, 2**60 + 1]),
+        ({"type": "integer", "exclusiveMinimum": 2**59}, [2**60], [2**59]),
+        ({"type": "integer", "maximum": -(2**53) - 1, "minimum": -(10**30)}, [-(2**53) - 2], [-(2**53)]),
+        ({"type": "number", "minimum": 2**53 + 1, "maximum": 10**16}, [9.5e15], [2**53]),
+        ({"type": "number", "maximum": 1234567890.1234567}, [1234567890.0], [1234567890.1235]),
+        ({"enum": [10**18, 2**53, 0.5, 1e-7]}, [10**18, 2**53, 0.5], [10**18 + 1]),
+    ],
+)  # fmt: skip
+def test_bounds_beyond_what_a_float_counts_are_kept(
+    tokenizer: Tokenizer, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
+) -> None:
+    validator = jsonschema.Draft202012Validator(schema)
+    constraint = Constraint.json_schema(schema)
+    for value in valid + invalid:
+        assert validator.is_valid(value) == (value in valid)
+        text = json.dumps(value) if not isinstance(value, float) else f"{value:f}".rstrip("0").rstrip(".")
+        assert accepts(constraint, tokenizer, text) == (value in valid)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"enum": [1, 1234567890123456789]}, "enum has 1234567890123456789, which has more digits than"),
+        ({"properties": {"a": {"const": {"id": [2**53 + 1]}}}}, "const has 9007199254740993, which has more digits"),
+        ({"const": 123456789.12345679}, "const has 123456789.12345679, which has more digits than"),
+        ({"type": "integer", "minimum": 10**19}, "minimum is 10000000000000000000, and integers are followed up to"),
+        ({"type": "integer", "exclusiveMaximum": -(2**63)}, "exclusiveMaximum is -9223372036854775808, and integers"),
+    ],
+)
+def test_numbers_that_would_be_others_are_refused_or_passed_over(
+    tokenizer: Tokenizer, schema: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Constraint.json_schema(schema)
+    Constraint.json_schema(schema, strict=False).compile(tokenizer)
