@@ -48,7 +48,8 @@ class PrefixCache:
     max_bytes: of keys and values; the blocks that were used longest ago go first, and 0 keeps nothing. answers: whether
     to keep what was computed for an answer too, which saves its prefill when the conversation goes on. A token computed
     alone differs by about 1e-6 from the same one computed with others, so what follows a kept answer may part, at near
-    ties, from what follows a recomputed one; with `answers=False` reuse changes no bit.
+    ties, from what follows a recomputed one; with `answers=False` reuse changes no bit, but with some experts
+    (docs/guides/engine.md).
 
     Safe to share between threads. Each model has its own, as another one computes other keys and values of the same
     tokens. Copying 256 tokens takes milliseconds where computing them takes a quarter of a second
