@@ -237,6 +237,8 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
             "rope.scaling.original_context_length is missing",
         ),
+        ({"tokenizer.ggml.eos_token_id": array("i", [2, 3])}, r"eos_token_id is \[2, 3\]; supported is one"),
+        ({"tokenizer.ggml.eot_token_id": [[True]]}, r"eot_token_id is \[\[True\]\]; supported is one"),
     ],
 )
 def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(
@@ -381,6 +383,8 @@ def test_an_apertus_has_the_factors_of_its_activation_for_each_layer(factors: ob
             {"block_count": 5000, "feed_forward_length": array("i", [96] * 5000)},
             "nemotron_h.block_count is 5000; at most 4096 are supported",
         ),
+        ("minicpm", {"residual_scale": 3.3e38}, r"scale_depth is 4\.6.*e\+38; it must be a number"),
+        ("minicpm", {"logit_scale": 1e-45}, "dim_model_base is .*; it must be a number"),
     ],
 )  # fmt: skip
 def test_sizes_that_no_model_has_are_refused_before_anything_is_made_of_them(

@@ -20,10 +20,11 @@ SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_TOKEN_IDS = {f"tokenizer.ggml.{role}_token_id": id_ for id_, role in enumerate(("bos", "eos", "eot", "padding"))}
 
 
 def metadata_of_families(_folder: Path) -> list[bytes]:
-    """Return what llama.cpp's converter writes of each family, of the keys that begin with its name."""
+    """Return what llama.cpp's converter writes of each family: the keys that begin with its name, and token ids."""
     import gguf
     from gguf_converter import add_config
     from gguf_models import GGUF_MODELS, GGUF_PAIRS
@@ -36,7 +37,8 @@ def metadata_of_families(_folder: Path) -> list[bytes]:
     for architecture, model in models:
         writer = gguf.GGUFWriter(None, architecture)
         add_config(writer, model, architecture)
-        seeds.append(json.dumps({key: value.value for key, value in writer.kv_data[0].items()}).encode())
+        values = {key: value.value for key, value in writer.kv_data[0].items()}
+        seeds.append(json.dumps(values | _TOKEN_IDS).encode())
     return seeds
 
 

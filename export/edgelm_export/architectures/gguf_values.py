@@ -159,13 +159,18 @@ def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     src/llama-vocab.cpp, `special_eog_ids`.
     """
     named, none = _named_ends(metadata.get("tokenizer.ggml.tokens"))
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS]
+    ends = [_token_id(metadata, name) for name in _END_TOKENS]
     ends = [id_ for id_ in dict.fromkeys([*ends, *named]) if id_ is not None and id_ not in none]
     return {
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "bos_token_id": _token_id(metadata, "bos"),
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
+        "pad_token_id": _token_id(metadata, "padding"),
     }
+
+
+def _token_id(metadata: Mapping[str, Any], role: str) -> int | None:
+    key = f"tokenizer.ggml.{role}_token_id"
+    return whole_number(metadata, key) if key in metadata else None
 
 
 def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:

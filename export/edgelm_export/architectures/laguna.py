@@ -105,7 +105,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     kinds = hf_values.first_sees_all(len(heads), _PATTERN if window else 1)
     if window and isinstance(metadata.get(f"laguna.{WINDOW_PATTERN}"), list):
         kinds = window_kinds(metadata, "laguna")
-    dense = min(values["first_k_dense_replace"], len(heads))
+    dense = values["first_k_dense_replace"]
     every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {})}
     turning = whole_number(metadata, "laguna.rope.dimension_count_swa", head_dim)
     local = {
@@ -121,7 +121,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "sliding_window": window or None,
         "rope_parameters": {"full_attention": every, "sliding_attention": local},
         "gating": "per-head" if gates == values["num_attention_heads"] else "per-element",
-        "mlp_layer_types": ["dense"] * dense + ["sparse"] * (len(heads) - dense),
+        "mlp_layer_types": ["dense" if layer < dense else "sparse" for layer in range(len(heads))],
     }
 
 

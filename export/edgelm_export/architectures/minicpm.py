@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
@@ -64,7 +62,7 @@ def _multipliers(metadata: Mapping[str, Any], layers: int, size: int) -> dict[st
     scale = float32_number(metadata, "minicpm.logit_scale", 0.0)
     if scale:
         found["dim_model_base"] = size / scale
-    return {key: float(str(np.float32(value))) for key, value in found.items()}
+    return {key: float32_number(found, key) for key in found}
 
 
 MINICPM = Architecture(
