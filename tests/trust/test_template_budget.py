@@ -22,6 +22,14 @@ LONG = "{% set long = ('ab<' * 100000) %}"
 BOMBS = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "loops that skip all": "{% for a in range(9999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
+    "a loop of many statements": "{% for i in range(9999) %}" + "{% set x = [i, i] %}" * 300 + "{% endfor %}",
+    "a loop of many attributes": "{% set ns = namespace(x=1) %}"
+    "{% for i in range(9999) %}" + "{% set ns.x = ns.x %}" * 99 + "{% endfor %}",
+    "a loop of many elements": "{% for i in range(9999) %}" + "{% set x = messages[0] %}" * 99 + "{% endfor %}",
+    "a loop of many names without a value": "{% for i in range(9999) %}" + "{% set x = y %}" * 99 + "{% endfor %}",
+    "a loop of many blocks": "{% for i in range(9999) %}"
+    + "".join(f"{{% block b{i} %}}{{% endblock %}}" for i in range(99))
+    + "{% endfor %}",
     "long range as a list": "{% for a in range(9999) %}{% set x = range(99999) | list %}{% endfor %}",
     "product": "{{ 'x' * 10 ** 9 }}",
     "product, reversed": "{{ 10 ** 9 * 'x' }}",

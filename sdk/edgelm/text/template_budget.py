@@ -1,10 +1,10 @@
 """The budget of a chat template: a program from outside that may neither loop for ever nor fill the memory.
 
 jinja2's sandbox keeps a template away from Python, but not from `'x' * 10**9`, from doubling a text forty times, or
-from a macro that calls itself twice. Here each iteration, call, filter and text costs units of a budget that grows with
-the conversation (`template_sandbox`), and what can leap (products, powers, padding, replacing) is paid before it is
-computed (`template_prices`). So a template ends after a number of steps, which is the same on every machine, and not
-after a time.
+from a macro that calls itself twice. Here each attribute, call, filter and text costs units of a budget that grows with
+the conversation, and each iteration the more, the more is in its body (`template_sandbox`). What can leap (products,
+powers, padding, replacing) is paid before it is computed (`template_prices`). So a template ends after a number of
+steps, which is the same on every machine, and not after a time.
 
 A unit is one step, one element of a list, or 64 characters: read, made or written.
 """

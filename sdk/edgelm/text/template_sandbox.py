@@ -13,7 +13,7 @@ import jinja2.nodes as nodes
 import jinja2.sandbox
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext, Macro, markup_join, str_join
-from jinja2.utils import missing
+from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
 
 from edgelm.errors import ChatTemplateError
@@ -39,6 +39,7 @@ _METHODS: Mapping[type, frozenset[str]] = {
 _LEFT_OUT = ("batch", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr")
 # Nodes of a template's tree, which are what compiling it takes time for: in templates in use, 0.6 for a word or mark.
 MAX_NODES = 5 << 9
+_NODES_OF_UNIT = 8  # of what has no price of its own, such as names, lists and conditions
 _BODIES, _BODY = (nodes.For, nodes.Macro, nodes.CallBlock), 7  # each of these takes as much time as seven others
 # Filters whose cost does not depend on what is inside of their value.
 _SHALLOW = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
@@ -110,18 +111,29 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super()._generate(metered, *args, **options)
 
     def look_up(self, value: Any, name: str) -> Any:
-        """Return a variable's value."""
-        return self.undefined(name=name) if value is missing else value
+        """Return a variable's value; to make one of what has none takes as long as a step."""
+        if value is not missing:
+            return value
+        spend(1)
+        return self.undefined(name=name)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Allow the methods of plain values that conversations need."""
+        if isinstance(obj, (Namespace, LoopContext)):  # of which jinja2's own check says the same, 3 microseconds later
+            return not attr.startswith("_")
         for kind, names in _METHODS.items():
             if isinstance(obj, kind):
                 return attr in names
         return type(obj).__module__ != "builtins" and super().is_safe_attribute(obj, attr, value)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Look up an attribute, or an element of that name."""
+        spend(1)
+        return super().getattr(obj, attribute)
+
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Look up an element; hashing a tuple reads it to its depths."""
+        spend(1)
         return super().getitem(obj, pay(argument) if isinstance(argument, tuple) else argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -213,12 +225,21 @@ def _metered_test(test: Callable[..., Any]) -> Callable[..., Any]:
 class _Meter(NodeTransformer):
     """Put the price of each step into a parsed template."""
 
+    def __init__(self) -> None:
+        self._nodes = 0  # of the body that is gone through, without the bodies inside of it
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        self._nodes += 1
+        return super().visit(node, *args, **kwargs)
+
     def _body(self, node: Any) -> Any:
+        outer, self._nodes = self._nodes, 0
         self.generic_visit(node)
-        node.body.insert(0, _step(1, node.lineno))
+        node.body.insert(0, _step(1 + self._nodes // _NODES_OF_UNIT, node.lineno))
+        self._nodes = outer + _BODY
         return node
 
-    visit_Macro = visit_CallBlock = _body  # jinja2 finds them by these names
+    visit_Macro = visit_CallBlock = visit_Block = _body  # jinja2 finds them by these names
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         if node.test is not None:
