@@ -407,6 +407,21 @@ def test_a_text_full_of_commas_and_quotes_counts_as_one_value(serving):
     assert serving.post(CHAT, body).status == 200
 
 
+def test_what_long_texts_took_goes_back_to_the_system():
+    with EdgelmServer((TINY, "--quiet")) as server, ThreadPoolExecutor(4) as clients:
+        assert server.post(CHAT, {"messages": HELLO, "max_tokens": 2}).status == 200
+        before = server.memory
+        body = {"prompt": "a" * 1_000_000, "max_tokens": 1}
+        replies = list(clients.map(lambda _: server.post("/v1/completions", body), range(4)))
+
+        assert {reply.status for reply in replies} == {400}
+        deadline = time.monotonic() + 10  # it goes back behind the answers
+        while server.memory > before + 200e6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # 76 to 107 MB measured; 291 MB where the allocator keeps it for each thread, and more the next time.
+        assert server.memory < before + 200e6
+
+
 def test_max_tokens_of_a_billion_is_the_context(serving):
     reply = serving.post(CHAT, {"messages": HELLO, "max_tokens": 10**9, "logit_bias": {"65": 100}})
     assert reply.status == 200

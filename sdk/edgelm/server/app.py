@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,13 +18,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from edgelm.memory.malloc import return_freed_memory
 from edgelm.server import guard
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.endpoint import Call, Endpoint
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
-from edgelm.server.request_body import read_json
+from edgelm.server.request_body import LARGE_BYTES, read_json
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
 
@@ -60,7 +63,13 @@ class ServerApp:
             return
         scope = _in_origin_form(scope)
         started = time.monotonic()
-        status = 500
+        status, received = 500, 0
+
+        async def counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -70,7 +79,7 @@ class ServerApp:
 
         self.metrics.running += 1
         try:
-            await self._guarded(scope, receive, noting)
+            await self._guarded(scope, counting, noting)
         finally:
             self.metrics.running -= 1
             seconds = time.monotonic() - started
@@ -81,6 +90,8 @@ class ServerApp:
             # A page asks for its files each time that it is opened: nobody reads so many lines.
             level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
             logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
+            if received > LARGE_BYTES:
+                await asyncio.to_thread(_return_memory)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -134,6 +145,15 @@ class ServerApp:
                 key=key,
             )
         )
+
+
+def _return_memory() -> None:
+    """Give back what a large body took: 100 MB for each thread that made tokens of a megabyte, else kept for the next.
+
+    An error that passed from one thread to another can hold it in a cycle.
+    """
+    gc.collect()
+    return_freed_memory()
 
 
 def _in_origin_form(scope: Scope) -> Scope:
