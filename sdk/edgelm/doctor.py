@@ -188,7 +188,8 @@ def _check_packages() -> Iterator[_Row]:
             slow = [found for graph in graph_files(manifest) for found in slow_operators(folder / graph)]
         except EdgeLMError as error:
             broken += 1
-            yield "error", f"{name}: {error}", f"edgelm rm {name}  , and pull or export it again"
+            # Not by `edgelm rm`, which removes the source too, of which it could be exported again.
+            yield "error", f"{name}: {error}", f"If that does not help: remove {folder}, and pull or export it again."
             continue
         for found in slow:
             yield "warning", f"{name}: {found}", _EXPORT_AGAIN

@@ -132,7 +132,7 @@ def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library:
     assert code == 1
     (row,) = findings["packages"]
     assert row["found"].startswith("broken: ")
-    assert "edgelm rm broken" in row["fix"]
+    assert f"remove {library / 'models' / 'broken'}, and pull or export it again" in row["fix"]
     (tmp_path / "file").write_text("in the way")
     code, findings = examine(tmp_path / "file")
     assert code == 1
