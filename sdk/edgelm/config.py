@@ -252,7 +252,10 @@ class ModelConfig(LayerFeatures):
                 fields["encoder"] = cls.from_dict({**encoder, "encoder": None})
             return cls(**fields)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"The {SECTION!r} section of config.json does not fit this version: {error}.") from error
+            raise ConfigError(
+                f"The {SECTION!r} section of config.json does not fit this version: {error}. If a newer edgelm wrote "
+                "it, update this one; if not, import or export the model again."
+            ) from error
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelConfig:

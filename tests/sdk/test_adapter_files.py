@@ -56,7 +56,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mistyped": (shutil.rmtree, r"There is no adapter at .*\. Check the path\."),
     "not exported": (lambda folder: (folder / "adapter.json").unlink(), r"has no adapter\.json, so it is no exported"),
     "no JSON": (lambda folder: (folder / "adapter.json").write_text("["), r"describes no adapter: .* Export or copy"),
-    "later version": (edit_manifest('"schema_version": 1', '"schema_version": 2'), "has schema_version 2, and this"),
+    "later version": (
+        edit_manifest('"schema_version": 1', '"schema_version": 2'),
+        r"adapter\.json has schema_version 2; this edgelm reads 1\. Update edgelm\.",
+    ),
+    "no whole version": (
+        edit_manifest('"schema_version": 1', '"schema_version": true'),
+        "schema_version True; this",
+    ),
+    "later field": (edit_manifest('"rank"', '"dora": true, "rank"'), "'dora'. If a newer edgelm wrote it, update this"),
     "no name": (edit_manifest('"name": "mine"', '"name": 3'), "describes no adapter: name is 3"),
     "no rank": (edit_manifest('"rank": 2', '"rank": 0'), "describes no adapter: rank is 0; it must be a number from 1"),
     "other file": (

@@ -4,10 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_adapter import describe, write_tiny_adapter
 
 from edgelm.errors import ExportError
 from edgelm.package.manifest import FileEntry, Manifest
-from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint, why_not_a_package
+from edgelm.package.replaceable import (
+    refuse_to_replace,
+    why_not_a_checkpoint,
+    why_not_a_package,
+    why_not_an_adapter,
+)
 from edgelm.testing import tiny_model_path
 
 
@@ -88,4 +94,14 @@ def test_a_config_without_our_section_is_somebody_elses(tmp_path: Path, content:
 def test_a_file_named_as_a_manifest_makes_no_package(tmp_path: Path) -> None:
     (tmp_path / "edgelm.json").write_text(json.dumps({}))
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert why_not_a_package(tmp_path) == "it exists and is not a model package"
+    assert why_not_a_package(tmp_path) is not None
+
+
+def test_what_a_newer_edgelm_has_written_is_not_replaced_and_the_reason_says_so(package: Path, tmp_path: Path) -> None:
+    manifest = json.loads((package / "edgelm.json").read_text()) | {"schema_version": 2}
+    (package / "edgelm.json").write_text(json.dumps(manifest))
+    reason = "has schema_version 2; this edgelm reads 1. Update edgelm"
+    assert why_not_a_package(package) == f"what it holds is unknown, since {package / 'edgelm.json'} {reason}"
+    adapter = write_tiny_adapter(tmp_path / "adapter")
+    describe(adapter, schema_version=2)
+    assert why_not_an_adapter(adapter) == f"what it holds is unknown, since {adapter / 'adapter.json'} {reason}"

@@ -22,6 +22,7 @@ from edgelm.files.regular_file import parse_json, read_regular
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
+from edgelm.files.schema_version import other_version
 from edgelm.package.manifest import FileEntry, Manifest, read_checked, require
 from edgelm.package.peft_format import CONFIG_FILE, MatrixPairs, in_pairs
 from edgelm.shell_word import shell_word
@@ -84,12 +85,18 @@ class AdapterManifest:
             )
         try:
             values = parse_json(read_regular(path, _MAX_MANIFEST_BYTES))
-            if values["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"it has schema_version {values['schema_version']!r}, and this edgelm reads 1")
+        except ValueError as error:
+            raise PackageError(f"{path} describes no adapter: {error}. Export or copy the adapter again.") from error
+        if other := other_version(values, SCHEMA_VERSION, "Export the adapter again"):
+            raise PackageError(f"{path} {other}")
+        try:
             lists = {name: tuple(values[name]) for name in ("target_modules", "notes")}
             return cls(**values | lists | {"file": FileEntry(**values["file"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise PackageError(f"{path} describes no adapter: {error}. Export or copy the adapter again.") from error
+        except (TypeError, KeyError) as error:
+            raise PackageError(
+                f"{path} describes no adapter: {error}. If a newer edgelm wrote it, update this one; if not, export or "
+                "copy the adapter again."
+            ) from error
 
 
 def is_adapter(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from edgelm.errors import PackageError
 from edgelm.files import atomic
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.regular_file import open_regular, parse_json, read_regular
+from edgelm.files.schema_version import other_version
 from edgelm.number_bounds import MOST
 
 FILE_NAME = "edgelm.json"
@@ -164,11 +165,8 @@ class Manifest:
             values = parse_json(content)
         except ValueError as error:
             raise PackageError(f"Cannot read {path}: {error}. Export or download the package again.") from error
-        found = values.get("schema_version") if isinstance(values, dict) else None
-        if type(found) is not int or found != SCHEMA_VERSION:
-            newer = type(found) is int and found > SCHEMA_VERSION
-            way_out = "Update edgelm" if newer else "Export or download the package again"
-            raise PackageError(f"{path} has schema_version {found!r}; this edgelm reads {SCHEMA_VERSION}. {way_out}.")
+        if other := other_version(values, SCHEMA_VERSION, "Export or download the package again"):
+            raise PackageError(f"{path} {other}")
         own_hash = values.pop(_OWN_HASH, None)
         try:
             values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
@@ -179,7 +177,10 @@ class Manifest:
                 _check_figures(values["quality"])
             manifest = cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
-            raise PackageError(f"{path} does not fit schema version {SCHEMA_VERSION}: {error}.") from error
+            raise PackageError(
+                f"{path} does not fit schema version {SCHEMA_VERSION}: {error}. If a newer edgelm wrote it, update "
+                "this one; if not, export or download the package again."
+            ) from error
         _check_own_hash(path, content, own_hash)
         return manifest
 

@@ -11,8 +11,8 @@ from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, PackageError
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.regular_file import read_json_object
-from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest
-from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest
+from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, is_adapter
+from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, has_manifest
 
 _CHECKPOINT_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
@@ -54,8 +54,8 @@ def why_not_a_package(folder: Path) -> str | None:
         return None
     try:
         listed = [glob.escape(entry.path) for entry in Manifest.load(folder).files]
-    except PackageError:
-        return "it exists and is not a model package"
+    except PackageError as error:
+        return _unknown(error) if has_manifest(folder) else "it exists and is not a model package"
     return _foreign_entry(folder, [FILE_NAME, SIGNATURE_NAME, *listed], "this package")
 
 
@@ -65,9 +65,14 @@ def why_not_an_adapter(folder: Path) -> str | None:
         return None
     try:
         AdapterManifest.load(folder)
-    except PackageError:
-        return "it exists and is not an exported adapter"
+    except PackageError as error:
+        return _unknown(error) if is_adapter(folder) else "it exists and is not an exported adapter"
     return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE, SIGNATURE_NAME], "an adapter")
+
+
+def _unknown(error: PackageError) -> str:
+    """Say why what a newer edgelm may have written, or what is broken, is left alone."""
+    return f"what it holds is unknown, since {str(error).rstrip('.')}"
 
 
 def _is_free(folder: Path) -> bool:
