@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm.arguments import as_path, did_you_mean
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
-from edgelm.files import atomic
+from edgelm.files import atomic, schema_version
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
 from edgelm.files.regular_file import read_text
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from edgelm.memory.kv_cache import KVCache
 
 CONVERSATION_FILE, CACHE_FILE = "conversation.json", "cache.npz"
+SCHEMA_VERSION = 1
 _KINDS: dict[str, Any] = {
     "model": str, "fingerprint": str, "system": (str, type(None)), "messages": list, "tokens": int
 }  # fmt: skip
+_FIELDS = {*_KINDS, "adapter", schema_version.KEY}
+_TURN_FIELDS = {"role", "content"}
 _MAX_BYTES = 1 << 28  # of a conversation
 _NAMING_WORDS, _NAMING_LENGTH, _NAMING_BYTES = 6, 40, 60  # twenty characters of Chinese, which take forty columns
 _NAMED = 10  # of the sessions that there are, how many an error names
@@ -194,6 +197,7 @@ def write(
     # With one that has computed nothing yet, which may be gone by now, it is as with none.
     adapter = model.adapters[cache.adapter].file.sha256 if cache.adapter is not None and cache.length else None
     conversation = {
+        schema_version.KEY: SCHEMA_VERSION,
         "model": model.name,
         "fingerprint": model.fingerprint,
         "adapter": adapter,  # what the cache was computed with
@@ -241,11 +245,21 @@ def _read_conversation(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSATION_FILE
     try:
         values = json.loads(read_text(path, _MAX_BYTES, encoding="utf-8"))
+        values = {schema_version.KEY: SCHEMA_VERSION} | values  # the first that were saved have no number
+        if other := schema_version.other_version(values, SCHEMA_VERSION, "Begin a new session"):
+            raise PackageError(f"The saved session {path} {other}")
         wrong = [name for name, kind in _KINDS.items() if not isinstance(values[name], kind)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PackageError(f"Cannot read the saved session {path}: {error}.") from error
     if wrong:
         raise PackageError(f"The saved session {path} has a {wrong[0]} that does not fit: {values[wrong[0]]!r:.200}.")
+    turns = [turn for turn in values["messages"] if isinstance(turn, dict)]
+    if unknown := sorted((set(values) - _FIELDS).union(*(set(turn) - _TURN_FIELDS for turn in turns))):
+        # The next turn writes the file anew, without what this version does not know.
+        raise PackageError(
+            f"The saved session {path} has {unknown[0]!r:.80}, which this edgelm does not know. If a newer one wrote "
+            "it, update this one; if not, remove that from the file."
+        )
     return dict(values)
 
 

@@ -160,6 +160,37 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
         ChatSession.load(fresh_model(), tmp_path / "chat")
 
 
+@pytest.mark.parametrize(
+    ("change", "way_out"),
+    [
+        ({"schema_version": 2}, r"has schema_version 2; this edgelm reads 1\. Update edgelm\."),
+        ({"schema_version": 0}, r"has schema_version 0; this edgelm reads 1\. Begin a new session\."),
+        ({"branches": []}, "has 'branches', which this edgelm does not know. If a newer one wrote it, update this one"),
+        (
+            {"messages": [{"role": "user", "content": "x", "images": []}]},
+            "has 'images', which this edgelm does not know",
+        ),
+    ],
+)
+def test_a_session_that_a_newer_edgelm_has_saved_is_refused_before_it_is_written_anew(
+    session: ChatSession, tmp_path: Path, change: dict[str, Any], way_out: str
+) -> None:
+    session.save(tmp_path / "chat", with_cache=False)
+    path = tmp_path / "chat" / "conversation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(edgelm.PackageError, match=rf"The saved session .*conversation\.json {way_out}"):
+        ChatSession.load(session.model, tmp_path / "chat")
+
+
+def test_a_session_from_before_they_had_a_number_goes_on(session: ChatSession, tmp_path: Path) -> None:
+    session.save(tmp_path / "chat", with_cache=False)
+    path = tmp_path / "chat" / "conversation.json"
+    values = json.loads(path.read_text())
+    assert values.pop("schema_version") == 1
+    path.write_text(json.dumps(values))
+    assert ChatSession.load(session.model, tmp_path / "chat").messages == session.messages
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
 @pytest.mark.parametrize("name", ["conversation.json", "cache.npz"])
 def test_a_pipe_in_a_session_is_not_waited_for(session: ChatSession, tmp_path: Path, name: str) -> None:
