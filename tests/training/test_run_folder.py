@@ -206,6 +206,38 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(damage: str, run: Path) -
     assert [entry["step"] for entry in read_log(run / "log.jsonl") if "loss" in entry] == list(range(1, 10))
 
 
+def test_a_run_whose_checkpoints_are_all_broken_does_not_begin_anew_over_them(run: Path) -> None:
+    states = sorted((run / "checkpoints").glob("step-*/trainer/state.json"))
+    for state in states:
+        state.write_text("{")
+    with pytest.raises(TrainingError, match=r"No checkpoint in .* is whole: in step-00000008, trainer/state\.json is"):
+        pretrain({"output": str(run), "max_steps": 9}, resume=True)
+    assert [state.read_text() for state in states] == ["{", "{"]
+
+    shutil.rmtree(run / "checkpoints")
+    assert pretrain({"output": str(run), "max_steps": 2}, resume=True).step == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "way_out"), [(2, r"Update edgelm\."), (0, r"Remove .*step-00000008 to go on from another\.")]
+)
+def test_a_checkpoint_of_another_version_is_not_passed_over(version: int, way_out: str, run: Path) -> None:
+    state = run / "checkpoints/step-00000008/trainer/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"schema_version": version}))
+    with pytest.raises(
+        TrainingError, match=rf"state\.json has schema_version {version}; this edgelm reads 1\. {way_out}"
+    ):
+        pretrain({"output": str(run), "max_steps": 9}, resume=True)
+
+
+def test_a_checkpoint_from_before_they_had_a_number_is_gone_on_with(run: Path) -> None:
+    state = run / "checkpoints/step-00000008/trainer/state.json"
+    values = json.loads(state.read_text())
+    assert values.pop("schema_version") == 1
+    state.write_text(json.dumps(values))
+    assert steps(RunFolder(run)) == [6, 8]
+
+
 def test_a_checkpoint_that_cannot_be_read_is_an_error(run: Path) -> None:
     tensors = next((run / "latest" / "trainer").glob("*.safetensors"))
     tensors.write_bytes(b"\xff" * tensors.stat().st_size)

@@ -24,11 +24,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
 from edgelm.errors import TrainingError
-from edgelm.files import atomic
+from edgelm.files import atomic, schema_version
 from edgelm_training import optimizer as optimizer_state
 from edgelm_training.distributed import Workers, whole
 from edgelm_training.recipe import Recipe
-from edgelm_training.run_folder import STATE_FILE, TRAINER_FOLDER, RunFolder, SavedStep
+from edgelm_training.run_folder import STATE_FILE, STATE_VERSION, TRAINER_FOLDER, RunFolder, SavedStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: 
             _write_tensors(state.tensors(), folder / TRAINER_FOLDER, workers)
             if workers.is_main:
                 files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-                text = json.dumps(numbers | {"scaler": state.scaler.state_dict(), "files": files}, indent=2)
+                values = {schema_version.KEY: STATE_VERSION} | numbers
+                text = json.dumps(values | {"scaler": state.scaler.state_dict(), "files": files}, indent=2)
                 (folder / TRAINER_FOLDER / STATE_FILE).write_text(text + "\n", encoding="utf-8", newline="\n")
     except (OSError, SafetensorError, CheckpointException) as error:
         newest = run.newest()

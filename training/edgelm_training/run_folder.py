@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import TrainingError
-from edgelm.files import atomic
+from edgelm.files import atomic, schema_version
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.run_checkpoint import BEST, LATEST
@@ -31,7 +31,9 @@ LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 TRAINER_FOLDER = "trainer"
 STATE_FILE = "state.json"
+STATE_VERSION = 1
 _LOCK_FILE = ".lock"
+_STEP = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +104,37 @@ class RunFolder:
         return self.path / CHECKPOINTS / f"step-{step:08d}"
 
     def checkpoints(self) -> list[SavedStep]:
-        """Return the whole checkpoints, the oldest first; what is not whole is passed over."""
+        """Return the whole checkpoints, the oldest first; what is not whole is passed over.
+
+        Raises:
+            TrainingError: another version of edgelm has saved one.
+        """
+        found = [_saved_step(path) for path in self._step_folders()]
+        return sorted((saved for saved in found if saved is not None), key=lambda saved: saved.step)
+
+    def _step_folders(self) -> list[Path]:
         folder = self.path / CHECKPOINTS
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        found = [_saved_step(path) for path in paths]
-        return sorted((saved for saved in found if saved is not None), key=lambda saved: saved.step)
+        return [path for path in paths if _STEP.fullmatch(path.name)]
 
     def newest(self) -> SavedStep | None:
         """Return the newest whole checkpoint."""
         return next(reversed(self.checkpoints()), None)
+
+    def to_go_on_from(self) -> SavedStep | None:
+        """Return the newest whole checkpoint; None: none was saved yet.
+
+        Raises:
+            TrainingError: there are some, and none is whole: the run would begin anew, and save its own over them.
+        """
+        newest, folders = self.newest(), self._step_folders()
+        if newest is None and folders:
+            raise TrainingError(
+                f"No checkpoint in {self.path / CHECKPOINTS} is whole: in {folders[-1].name}, "
+                f"{TRAINER_FOLDER}/{STATE_FILE} is broken, or a file that it lists is missing or cut off. Copy them "
+                f"again; or remove the folder {CHECKPOINTS}, and the run begins anew."
+            )
+        return newest
 
     def best(self) -> SavedStep | None:
         """Return the whole checkpoint of the lowest validation loss, if any was measured."""
@@ -146,15 +170,15 @@ class RunFolder:
 
 def _saved_step(path: Path) -> SavedStep | None:
     """Read a checkpoint's state, and check that the files it lists are there in full."""
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    if match is None:
-        return None
+    file = path / TRAINER_FOLDER / STATE_FILE
     try:
-        state = json.loads((path / TRAINER_FOLDER / STATE_FILE).read_text(encoding="utf-8"))
+        state = {schema_version.KEY: STATE_VERSION} | json.loads(file.read_text(encoding="utf-8"))  # once it had none
+        if other := schema_version.other_version(state, STATE_VERSION, f"Remove {path} to go on from another"):
+            raise TrainingError(f"{file} {other}")
         sizes: dict[str, int] = state["files"]
         whole = all((path / name).stat().st_size == size for name, size in sizes.items())
         loss = state.get("validation_loss")
-        is_own = isinstance(state["step"], int) and state["step"] == int(match[1])
+        is_own = isinstance(state["step"], int) and state["step"] == int(path.name.removeprefix("step-"))
         is_own = is_own and (loss is None or isinstance(loss, float))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

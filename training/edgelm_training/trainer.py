@@ -119,9 +119,10 @@ class Trainer:
         """Go on from the run's newest checkpoint, where it has one.
 
         Raises:
-            TrainingError: the data is not that of the checkpoint, or the checkpoint does not fit the model.
+            TrainingError: the data is not that of the checkpoint, or the checkpoint does not fit the model; or another
+                edgelm has saved it, or none is whole.
         """
-        saved = self.workers.on_main(self.run.newest)
+        saved = self.workers.on_main(self.run.to_go_on_from)
         if saved is None:
             return
         if saved.state["data_fingerprint"] != self.recipe.data_fingerprint:
