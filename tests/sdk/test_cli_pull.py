@@ -196,6 +196,18 @@ def under_terms(monkeypatch: pytest.MonkeyPatch) -> list[FetchOptions]:
     return fetched
 
 
+def test_a_package_that_cannot_be_read_is_an_error_that_says_how_to_pull_it_anew(library, exports):
+    package = Path(shutil.copytree(tiny_model_path(), library.package_path("small")))
+    (package / "edgelm.json").write_text('{"schema_version": 2}')
+    for arguments in (["small"], ["small", "--precision", "int8"]):
+        result = pull(*arguments)
+        assert result.exit_code == 1
+        assert "this edgelm reads 1. Update edgelm. To pull it anew, remove " in result.stderr
+    shutil.rmtree(package)
+    assert pull("small").exit_code == 0
+    assert len(exports) == 1
+
+
 def test_terms_must_be_agreed_to_before_the_download(own_library, exports, under_terms):
     result = pull("gemma-3-270m")
     assert result.exit_code == 2

@@ -12,7 +12,7 @@ from edgelm.architecture.quantization_recipe import DEFAULT_PRECISION, MIXED
 from edgelm.cli.output import ask, say_waiting
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused, wrong_usage
-from edgelm.errors import ConfigError, MissingExtraError
+from edgelm.errors import ConfigError, MissingExtraError, PackageError
 from edgelm.library import sources
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
@@ -133,7 +133,16 @@ def _say(text: str) -> None:
 
 
 def _command(library: Library, name: str) -> str:
-    return Manifest.load(library.package_path(name)).command(name)
+    return _manifest(library, name).command(name)
+
+
+def _manifest(library: Library, name: str) -> Manifest:
+    """Read the manifest of a package, in whose place none is pulled where it cannot be read."""
+    folder = library.package_path(name)
+    try:
+        return Manifest.load(folder)
+    except PackageError as error:
+        raise PackageError(f"{error} To pull it anew, remove {folder} first.") from error
 
 
 def _reference(model: str, library: Library) -> str:
@@ -149,7 +158,7 @@ def _package_of(library: Library, name: str, precision: str | None) -> str | Non
     for package in (name, f"{name}-{precision}"):
         if not library.has_package(package):
             continue
-        if precision in (None, Manifest.load(library.package_path(package)).precision):
+        if precision in (None, _manifest(library, package).precision):
             return package
     return None
 
