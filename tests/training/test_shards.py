@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow
@@ -26,7 +27,7 @@ from tokenizers.processors import TemplateProcessing
 from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.files.file_lock import file_lock
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training import process_pool, shard_writer
+from edgelm_training import piece, process_pool, shard_writer
 from edgelm_training.corpus import find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
@@ -376,6 +377,23 @@ def test_a_full_disk_leaves_the_old_shards_and_the_next_call_goes_on(tok: Path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert contents(Path("shards")) == before
     assert contents(prepare(tok)) != before
+
+
+def test_pieces_that_another_version_has_left_are_made_again(
+    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
+    expected = contents(prepare(tok, "expected"))
+    with monkeypatch.context() as patch:
+        patch.setattr(piece, "_FORMAT", 1, raising=False)
+        patch.setattr(shard_writer, "_balance", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tok)
+    left = list(Path(".shards.partial").glob("[0-9a-f]*.json"))
+    for path in left:
+        path.write_text('{"parts": {}}')
+    assert left
+    assert contents(prepare(tok)) == expected
 
 
 def test_two_processes_with_one_output_take_turns(tok: Path, corpus: Path) -> None:

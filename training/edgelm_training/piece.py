@@ -24,6 +24,7 @@ from edgelm_training.shards import LINE_BITS, SPLITS, TOKENIZER_FILES, VERSION
 
 # Documents that are encoded at once: enough for the library to work at its pace, few enough to stop soon.
 _BATCH = 16
+_FORMAT = 2  # of a piece on the disk; those of another are made again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Piece:
     def name(self) -> str:
         """A hash of all that decides what the piece holds: what has this name need not be made again."""
         content = {
-            "version": VERSION,
+            "version": [VERSION, _FORMAT],
             "spans": [(part.number, part.sha256, part.file.kind, asdict(part.span)) for part in self.spans],
             "tokens": asdict(self.tokens),
             "documents": asdict(self.documents),
@@ -174,7 +175,7 @@ def _load(piece: Piece, values: dict[str, Any]) -> WrittenPiece:
         size=piece.size,
         splits=splits,
         broken=values["broken"],
-        separators=values.get("separators", 0),  # a piece of an earlier version has no count
+        separators=values["separators"],
         lowest=lowest,
     )
 
