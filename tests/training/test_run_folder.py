@@ -342,10 +342,20 @@ def test_what_the_steps_behind_were_made_with_cannot_change(run: Path) -> None:
     changes = {"seed": 3, "sequence_length": 16, "global_batch_size": 8, "optimizer": "muon", "qat": "int8"}
     changes |= {"params": "15M", "model": {"hidden_size": 32, "intermediate_size": 65}, "init": "ckpt"}
     for name, value in changes.items():
-        with pytest.raises(TrainingError, match=rf"{name} is .*; the run in .* began with .*, and cannot change it"):
+        with pytest.raises(TrainingError, match=rf"^{name}.* is .*; the run in .* began with .*, and cannot change it"):
             pretrain({"output": str(run), name: value}, resume=True)
+    with pytest.raises(TrainingError, match=r"^model\.intermediate_size is 65; the run in .* began with 64, and cannot"):
+        pretrain({"output": str(run), "model": changes["model"]}, resume=True)
     same = {"output": str(run), "seed": 0, "global_batch_size": 4, "model": {"hidden_size": 32}}
     assert pretrain(same, resume=True).step == 8
+
+
+def test_the_table_of_a_model_that_a_run_began_with_goes_on_with_it(run: Path) -> None:
+    table = {"rope_scaling": {"rope_type": "default"}, "layers_without_rope": ()}
+
+    assert pretrain({"output": str(run), "model": table}, resume=True).step == 8
+    with pytest.raises(TrainingError, match=r"^model\.rope_scaling\.factor is 2\.0; the run in .* began with 1\.0"):
+        pretrain({"output": str(run), "model": {"rope_scaling": {"factor": 2.0}}}, resume=True)
 
 
 def test_a_run_whose_settings_are_broken_cannot_go_on(run: Path) -> None:

@@ -120,11 +120,11 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
         raise TrainingError(
             f"{error} The run cannot go on without its settings, nor by another command than the one that began it."
         ) from error
-    for name in fixed:
-        if name in settings and not _agrees(settings[name], getattr(own, name)):
+    for name in (name for name in fixed if name in settings):
+        for field, given, began in _differences(name, settings[name], getattr(own, name)):
             raise TrainingError(
-                f"{name} is {settings[name]!r}; the run in {run.path} began with {getattr(own, name)!r}, and cannot "
-                "change it. Leave it out, or begin another run: -o FOLDER."
+                f"{field} is {given!r}; the run in {run.path} began with {began!r}, and cannot change it. Leave it out, "
+                "or begin another run: -o FOLDER."
             )
     if own.max_steps is not None and own.warmup_steps == warmup_or_usual(None, own.max_steps):
         own = replace(own, warmup_steps=None)  # nobody set it; another length of the run has another
@@ -132,7 +132,10 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
     return replace(own, **changes)
 
 
-def _agrees(given: Any, own: Any) -> bool:
+def _differences(name: str, given: Any, own: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield where a setting, of a table a field that was given, is another than the run's own: its name and both."""
     if isinstance(given, Mapping) and isinstance(own, Mapping):
-        return all(own.get(key) == value for key, value in given.items())
-    return bool(given == own)
+        for key, value in given.items():
+            yield from _differences(f"{name}.{key}", value, own.get(key))
+    elif given != own and not (isinstance(given, tuple) and list(given) == own):  # TOML has lists
+        yield name, given, own
