@@ -365,6 +365,17 @@ def test_a_run_whose_settings_are_broken_cannot_go_on(run: Path) -> None:
         pretrain({"output": str(run)}, resume=True)
 
 
+def test_a_full_disk_before_the_first_step_leaves_no_folder_of_a_run(tiny_shards: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"^Cannot write .*/run/config\.toml: File too large\. Make room, or"):
+            pretrain(settings(tiny_shards, tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_while_saving_leaves_the_older_checkpoints(run: Path) -> None:
     before = sorted(path.name for path in (run / "checkpoints").iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 
 from edgelm.errors import ConfigError, OutOfMemoryError, TrainingError
-from edgelm.files import atomic
 from edgelm_training.device import choose_device
 from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
 from edgelm_training.recipe import Recipe
@@ -73,7 +72,7 @@ def execute_run(
             # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
             trainer.restore()
             if not trainer.is_done:
-                workers.on_main(lambda: atomic.write_text(run.config_file, to_toml(config)))
+                workers.on_main(lambda: run.write_config(to_toml(config)))
             return trainer.train()
 
 

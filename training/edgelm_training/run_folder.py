@@ -99,6 +99,19 @@ class RunFolder:
                 if [entry.name for entry in entries_of(self.path)] == [_LOCK_FILE]:
                     shutil.rmtree(self.path, ignore_errors=True)  # Windows keeps the lock file, which is open
 
+    def write_config(self, text: str) -> None:
+        """Write the settings of the run.
+
+        Raises:
+            TrainingError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            atomic.write_text(self.config_file, text)
+        except OSError as error:
+            raise TrainingError(
+                f"Cannot write {self.config_file}: {error.strerror}. Make room, or choose another folder (-o)."
+            ) from error
+
     def checkpoint_path(self, step: int) -> Path:
         """Return where the checkpoint of a step is."""
         return self.path / CHECKPOINTS / f"step-{step:08d}"
