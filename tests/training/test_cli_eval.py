@@ -392,6 +392,17 @@ def test_a_device_for_a_package_is_refused_and_not_passed_over(text: Path) -> No
     assert "--device cuda is for checkpoints; a package is scored on the CPU." in result.stderr
 
 
+def test_what_is_of_texts_alone_or_of_shards_alone_is_refused_with_the_other(text: Path, tiny_shards: Path) -> None:
+    for data, options, message in (
+        (text, ("--split", "train"), f"split is 'train', and {text} is no folder of shards. Leave it out."),
+        (tiny_shards, ("--split-on", ""), "split_on is '', and the documents of shards are cut already. Leave it out."),
+        (tiny_shards, ("--field", "story"), "field is 'story', and the documents of shards are cut already."),
+    ):
+        result = run(tiny_model_path(), "--data", data, *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_a_split_without_documents_is_refused(
     tiny_shards: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

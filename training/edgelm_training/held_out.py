@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.errors import DataError
+from edgelm.errors import ConfigError, DataError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.corpus import SourceFile, find_files, whole_span
 from edgelm_training.documents import LONGEST_DOCUMENT, DocumentConfig, DocumentReader
@@ -30,17 +30,18 @@ def held_out_documents(
     *,
     field: str = "text",
     split_on: str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     max_tokens: int | None = None,
 ) -> Iterator[HeldOut]:
     """Read the documents of files, folders and globs (as `edgelm data prepare` does), or of folders of shards.
 
     A text begins with the tokens that its tokenizer puts before every text; without any, its first token is given. Of
-    shards, `split` is read, with the tokens that begin and end its documents. What is named twice is read once.
+    shards, `split` is read (None: validation), with the tokens that begin and end its documents. What is named twice is
+    read once.
     max_tokens: of each document's text no more are needed, and what stands far behind them is left out.
 
     Raises:
-        ConfigError: the field, or the line between texts, has nothing to be read from.
+        ConfigError: the field, the line between texts, or the split has nothing to be read from.
         DataError: a path does not exist or cannot be read, or shards were made with another tokenizer than `model` has.
     """
     leading = list(tokenizer.leading_ids)
@@ -50,12 +51,18 @@ def held_out_documents(
     sources: dict[Path, Shards | SourceFile] = {}  # all of them found before the first is read
     for path in paths:
         if is_shards(path):
-            sources.setdefault(Path(path).resolve(), Shards.open(path, split))
+            sources.setdefault(Path(path).resolve(), Shards.open(path, split or "validation"))
         else:
             for file in find_files([path]):
                 sources.setdefault(file.path.resolve(), file)
-    if files := [source for source in sources.values() if isinstance(source, SourceFile)]:
+    files = [source for source in sources.values() if isinstance(source, SourceFile)]
+    if files:
         config.check_fits(files)
+    elif split_on is not None or field != DocumentConfig.field:
+        name, value = ("field", field) if split_on is None else ("split_on", split_on)
+        raise ConfigError(f"{name} is {value!r}, and the documents of shards are cut already. Leave it out.")
+    if split is not None and len(files) == len(sources):
+        raise ConfigError(f"split is {split!r}, and {paths[0]} is no folder of shards. Leave it out.")
     for source in sources.values():
         if isinstance(source, Shards):
             yield from _of_shards(source, model)
