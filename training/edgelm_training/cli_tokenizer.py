@@ -44,7 +44,7 @@ def tokenizer() -> None:
     "--field", default=DocumentConfig.field, show_default=True, metavar="NAME",
     help="The key (JSONL) or column (Parquet) with the text.",
 )  # fmt: skip
-@click.option("--skip-broken", is_flag=True, help="Leave out what cannot be read, instead of stopping.")
+@click.option("--skip-broken", is_flag=True, help="Leave out broken lines (of a text file: the document).")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def train(
     paths: tuple[str, ...],
