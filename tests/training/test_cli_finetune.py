@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
 from edgelm.cli.main import main
-from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, _LONGEST_ROW
+from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, _LONGEST_ROW, build_recipe
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.settings import read_settings, to_toml
+from edgelm_training.train_log import SilentReporter
 
 
 def edgelm(*arguments: str | Path) -> Result:
@@ -47,6 +48,17 @@ def test_a_model_and_its_data_make_a_run(tiny_chat_model: Path, tiny_chats: Path
     again = edgelm(tiny_chat_model, "--data", tiny_chats, "-o", run)
     assert again.stderr.startswith(f"error: {run} already holds a run, saved at step 2.")
     assert edgelm("-o", run, "--resume", "--max-steps", "3").exit_code == 0
+
+
+def test_what_is_read_is_said_before_it_is_read(tiny_chat_model: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.working = reporter.note = said.append  # type: ignore[method-assign, assignment]
+
+    build_recipe(FinetuneConfig(**finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run")), reporter)
+
+    kinds = ["Reading the model", "Reading the data", "conversations to train on", "Reading the model", "parameters"]
+    assert [kind in line for kind, line in zip(kinds, said, strict=True)] == [True] * 5
 
 
 def test_help_says_what_is_chosen_where_nothing_is_set() -> None:

@@ -102,11 +102,14 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
         DataError: the data is missing or broken; the message begins with file and line.
         TrainingError: the model is not the one that the run began with.
     """
+    reporter.working("Reading the model")
     model_config, config = _base_config(config)
     _check_memory(config, model_config.count_parameters())
+    reporter.working("Reading the data")
     training, validation, config = _load_data(config, model_config)
     config = _with_defaults(config, training)
     _note_data(config, training, validation, _context(model_config), reporter)
+    reporter.working("Reading the model")
     model, lora = _make_model(config)
     model.config = model_config
     model.activation_checkpointing = config.activation_checkpointing

@@ -70,11 +70,14 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
         quantized_precision(config.qat)  # a typo shows before a model is read or made, not after it
     shards = Shards.open(config.data)
     torch.manual_seed(config.seed)
+    reporter.working("Making the model" if config.init is None else "Reading the model")
     model = _make_model(config, shards)
     model.activation_checkpointing = config.activation_checkpointing
     config = _with_budget(config, model.config, shards)
     _note_budget(config, model.config, shards, reporter)
     for_export = train_for(model, config.qat)
+    if config.teacher is not None:
+        reporter.working("Reading the teacher")
     loss, flops = text_loss(config, model, shards.folder)
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
     validation = Shards.open(shards.folder, "validation")
