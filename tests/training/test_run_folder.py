@@ -344,7 +344,9 @@ def test_what_the_steps_behind_were_made_with_cannot_change(run: Path) -> None:
     for name, value in changes.items():
         with pytest.raises(TrainingError, match=rf"^{name}.* is .*; the run in .* began with .*, and cannot change it"):
             pretrain({"output": str(run), name: value}, resume=True)
-    with pytest.raises(TrainingError, match=r"^model\.intermediate_size is 65; the run in .* began with 64, and cannot"):
+    with pytest.raises(
+        TrainingError, match=r"^model\.intermediate_size is 65; the run in .* began with 64, and cannot"
+    ):
         pretrain({"output": str(run), "model": changes["model"]}, resume=True)
     same = {"output": str(run), "seed": 0, "global_batch_size": 4, "model": {"hidden_size": 32}}
     assert pretrain(same, resume=True).step == 8

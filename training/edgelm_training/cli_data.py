@@ -70,7 +70,9 @@ def data() -> None:
 )  # fmt: skip
 @click.option("--end-token", metavar="TOKEN", help="The token that ends a document.  [default: the eos_token]")
 @click.option("--workers", type=int, metavar="N", help="Processes.  [default: one for each core]")
-@click.option("--skip-broken", is_flag=True, help="Leave out broken lines (of a text file: the document), and count them.")
+@click.option(
+    "--skip-broken", is_flag=True, help="Leave out broken lines (of a text file: the document), and count them."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def prepare(
     paths: tuple[str, ...],

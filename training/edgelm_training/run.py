@@ -122,8 +122,8 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
     for name in (name for name in fixed if name in settings):
         for field, given, began in _differences(name, settings[name], getattr(own, name)):
             raise TrainingError(
-                f"{field} is {given!r}; the run in {run.path} began with {began!r}, and cannot change it. Leave it out, "
-                "or begin another run: -o FOLDER."
+                f"{field} is {given!r}; the run in {run.path} began with {began!r}, and cannot change it. "
+                "Leave it out, or begin another run: -o FOLDER."
             )
     if own.max_steps is not None and own.warmup_steps == warmup_or_usual(None, own.max_steps):
         own = replace(own, warmup_steps=None)  # nobody set it; another length of the run has another
