@@ -87,7 +87,8 @@ class Stack(ABC):
         """Make the tables [C, R/2] of the positions and their frequencies, all of them constants.
 
         So ONNX Runtime makes them once, when it loads the graph, and no file holds them: for a context of 32,768 and
-        heads of 256 they are 34 MB (docs/results/graph-and-settings.md).
+        heads of 256 they are 34 MB (docs/results/graph-and-settings.md). edgelm's runtime knows them by these names,
+        and gives tables of its own in their place (edgelm/runtime/rotation_tables.py).
         """
         graph, config, name = self.graph, self.config, f"model.rope.{kind}"
         length = config.max_position_embeddings
