@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-
-from edgelm.memory.returned_memory import CAN_RETURN
 
 
 class MappedTable:
@@ -34,5 +33,7 @@ class MappedTable:
 
     def give_back(self) -> None:
         """Give its memory back; what is read again comes from the file, mostly from the system's cache."""
-        if CAN_RETURN:
+        if sys.platform.startswith(
+            "linux"
+        ):  # elsewhere the same advice leaves the pages where they are, or there is none
             self._memory.madvise(mmap.MADV_DONTNEED)

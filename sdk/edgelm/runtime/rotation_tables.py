@@ -132,9 +132,13 @@ def _kind(
 
 def _untouched(shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return an array of zeros whose pages take no memory until they are written."""
-    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    size = 4 * math.prod(shape)
     try:
-        return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape), **private), np.float32).reshape(shape)
+        if sys.platform == "win32":
+            memory = mmap.mmap(-1, size)
+        else:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(memory, np.float32).reshape(shape)
     except OSError as error:
         raise OutOfMemoryError(
             f"There is no memory left for a table of {shape[0]} positions ({error}). Free memory, or take a smaller "
