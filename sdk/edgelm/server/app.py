@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,13 +24,16 @@ from edgelm.server.endpoint import Call, Endpoint
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
-from edgelm.server.request_body import LARGE_BYTES, read_json
+from edgelm.server.request_body import read_json
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
 
 logger = logging.getLogger("edgelm.server")
 
 _PAGE_FILES = "/page/"
+# Bytes of a body. Of a larger one, what it took goes back behind the answer: for each thread that made tokens of a
+# megabyte 100 MB, which the allocator would keep for the next time.
+_KEPT = 1 << 17
 _SAFETY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
@@ -90,8 +92,8 @@ class ServerApp:
             # A page asks for its files each time that it is opened: nobody reads so many lines.
             level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
             logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
-            if received > LARGE_BYTES:
-                await asyncio.to_thread(_return_memory)
+            if received > _KEPT:
+                await asyncio.to_thread(return_freed_memory)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -145,15 +147,6 @@ class ServerApp:
                 key=key,
             )
         )
-
-
-def _return_memory() -> None:
-    """Give back what a large body took: 100 MB for each thread that made tokens of a megabyte, else kept for the next.
-
-    An error that passed from one thread to another can hold it in a cycle.
-    """
-    gc.collect()
-    return_freed_memory()
 
 
 def _in_origin_form(scope: Scope) -> Scope:

@@ -18,7 +18,7 @@ from edgelm.server.schema import Schema, check
 # A client that sends too much reads the refusal only after it has sent all; up to this much is taken and thrown away.
 _DRAINED_BYTES = 16 << 20
 # Checking a megabyte takes 0.2 s: too long for the event loop.
-LARGE_BYTES = 1 << 15
+_LARGE_BYTES = 1 << 15
 # A prompt of token ids may be as long as a context; a body of a megabyte holds some 160,000. Each value is an object of
 # Python's, lists the dearest of them.
 _MAX_VALUES = 5 << 15
@@ -42,7 +42,7 @@ async def read_json(request: Request, limits: RequestLimits, schema: Schema) -> 
         raise ApiError(408, f"The body took more than {limits.body_seconds:g} s.", headers=_CLOSE) from None
     except ClientDisconnect:
         raise client_left() from None
-    if len(body) > LARGE_BYTES:
+    if len(body) > _LARGE_BYTES:
         return await asyncio.to_thread(_checked, body, limits.json_nesting, schema)
     return _checked(body, limits.json_nesting, schema)
 
