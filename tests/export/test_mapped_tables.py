@@ -57,7 +57,7 @@ def test_no_more_is_in_memory_than_the_rows_of_the_newest_tokens(folder: Path) -
 def test_rows_are_those_that_onnx_runtime_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = DecoderSession(folder, CONFIG_OF_MANY)
     ours = session.forward(IDS, session.new_cache())
-    monkeypatch.setattr(onnx_runtime, "with_tables", lambda graph, _: (graph, Tables()))
+    monkeypatch.setattr(onnx_runtime, "with_tables", lambda graph, *_: (graph, Tables()))
     session = DecoderSession(folder, CONFIG_OF_MANY)
     np.testing.assert_allclose(ours, session.forward(IDS, session.new_cache()), atol=1e-5)
 
@@ -66,11 +66,11 @@ def test_a_small_table_stays_with_onnx_runtime(tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
     with ExternalData(tmp_path / "model.onnx.data") as data:
         model = build_decoder(checkpoint, PRECISIONS["fp32"], data)
-    _, tables = with_tables(model.SerializeToString(), tmp_path / "model.onnx")
+    _, tables = with_tables(model.SerializeToString(), tmp_path / "model.onnx", onnxruntime)
     assert not [name for name in tables.values(onnxruntime) if "embed" in name]
 
 
 def test_a_file_that_ends_before_its_table_is_an_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx.data").write_bytes(b"short")
     with pytest.raises(PackageError, match=r"model\.onnx has a table that cannot be mapped \(.*size"):
-        with_tables((folder / "model.onnx").read_bytes(), tmp_path / "model.onnx")
+        with_tables((folder / "model.onnx").read_bytes(), tmp_path / "model.onnx", onnxruntime)

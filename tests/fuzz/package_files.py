@@ -69,7 +69,7 @@ def _read_graph(folder: Path) -> None:
     path = folder / "model.onnx"
     graph = path.read_bytes()
     walk_onnx(graph, path, {"model.onnx.data": (folder / "model.onnx.data").stat().st_size})
-    with_tables(graph, path)
+    with_tables(graph, path, None)
     join_planes(graph, path, 1 << 20)
     products_of(graph, path)
 

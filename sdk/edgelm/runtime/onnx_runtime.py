@@ -87,7 +87,7 @@ def start(
     most = _largest_constant(path.parent)
     settings = _settings(runtime, path, options, most)
     # A device copies what it is given.
-    graph, tables = with_tables(graph, path) if options.provider == CPU else (graph, Tables())
+    graph, tables = with_tables(graph, path, runtime) if options.provider == CPU else (graph, Tables())
     graph, weights = join_planes(graph, path, most)
     values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
     settings.add_external_initializers([*weights], values)

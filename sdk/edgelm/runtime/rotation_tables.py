@@ -15,18 +15,49 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import OutOfMemoryError
-from edgelm.runtime.graph_parts import GraphParts, Node, StoredTensor
+from edgelm.files.protobuf_wire import message_field, number_field, text_field
+from edgelm.runtime.graph_parts import FLOAT32, GraphParts, Node, StoredTensor
 
 # What the nodes give that make tables; the last are the tables.
 _MAKER = re.compile(r"(model\.rope\.[a-z]+)\.(positions|column|products|angles(\.(cos|sin)(\.scaled)?)?)")
 _MARK, _CONSTANT = b"model.rope.", b"constant.float32."  # in the names of the nodes and tensors to look at
 _ROWS = 256  # made at once
+_VECTOR = 64  # numbers: twice the longest vector that ONNX Runtime computes with
+
+
+class _Turns:
+    """Cosines and sines as ONNX Runtime computes them; numpy's differ in the last bit."""
+
+    def __init__(self, runtime: Any) -> None:
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = 1  # no threads of its own, which a fork would not have
+        self._session = runtime.InferenceSession(_turns_graph(), options, providers=["CPUExecutionProvider"])
+
+    def of(self, angles: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        """Return the `cos` or `sin` of angles, of any shape."""
+        # In whole vectors of the processor's, as all of a table but its end: what is left over is computed another way.
+        padded = np.zeros(-(-angles.size // _VECTOR) * _VECTOR, np.float32)
+        padded[: angles.size] = angles.ravel()
+        turns: NDArray[np.float32] = self._session.run([name], {"angles": padded})[0]
+        return turns[: angles.size].reshape(angles.shape)
+
+
+def _turns_graph() -> bytes:
+    """Write the model that has these two operators. Source: the messages of onnx/onnx.proto3."""
+    shape = message_field(2, message_field(1, text_field(2, "count")))  # TypeProto.Tensor.shape, one dimension
+    type_ = message_field(2, message_field(1, number_field(1, FLOAT32) + shape))  # ValueInfoProto.type
+    graph = text_field(2, "turns") + message_field(11, text_field(1, "angles") + type_)
+    for name in ("cos", "sin"):
+        graph += message_field(1, text_field(1, "angles") + text_field(2, name) + text_field(4, name.title()))
+        graph += message_field(12, text_field(1, name) + type_)
+    return number_field(1, 10) + message_field(7, graph) + message_field(8, number_field(2, 21))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +72,27 @@ class _Kind:
     factors: NDArray[np.float32]
     tables: Mapping[str, NDArray[np.float32]]
 
-    def make(self, first: int, last: int) -> None:
+    def make(self, turns: _Turns, first: int, last: int) -> None:
         """Make the rows of some positions, as far as there are so many."""
         groups, own, width = self.frequencies.shape
         for name, table in self.tables.items():
             rows_GTR = table.reshape(groups, -1, width)[:, first:last]
             positions_T1 = np.arange(first, first + rows_GTR.shape[1], dtype=np.float32)[:, None]
             angles_GTR = positions_T1 * (self.frequencies if own == 1 else self.frequencies[:, first:last])
-            np.multiply((np.cos if ".cos" in name else np.sin)(angles_GTR), self.factors, out=rows_GTR)
+            np.multiply(turns.of(angles_GTR, "cos" if ".cos" in name else "sin"), self.factors, out=rows_GTR)
 
 
 class RotationTables:
     """The tables that a graph is given, float32 [G * C, R/2] each; none where it makes its own.
 
-    tables: by the names that its attention has for them. They have to live as long as the session does.
+    runtime: ONNX Runtime, whose cosines and sines they are to the last bit, so that a package answers here as it does
+    in any other program. tables: by the names that its attention has for them. They have to live as long as the session
+    does.
     """
 
-    def __init__(self, kinds: Sequence[_Kind] = ()) -> None:
+    def __init__(self, runtime: Any = None, kinds: Sequence[_Kind] = ()) -> None:
         self.tables = {name: table for kind in kinds for name, table in kind.tables.items()}
+        self._runtime = runtime
         self._kinds = kinds
         self._made = 0 if kinds else sys.maxsize
         self._lock = threading.Lock()
@@ -69,12 +103,13 @@ class RotationTables:
             return
         with self._lock:
             last = -(-length // _ROWS) * _ROWS
+            turns = _Turns(self._runtime)
             for kind in self._kinds:
-                kind.make(self._made, last)
+                kind.make(turns, self._made, last)
             self._made = max(self._made, last)
 
 
-def rotation_tables(parts: GraphParts) -> tuple[RotationTables, set[int]]:
+def rotation_tables(parts: GraphParts, runtime: Any) -> tuple[RotationTables, set[int]]:
     """Return the tables of positions that a graph can be given, and its parts that make its own.
 
     Raises:
@@ -103,7 +138,7 @@ def rotation_tables(parts: GraphParts) -> tuple[RotationTables, set[int]]:
     if len(found) < len(names):  # it makes them in another way
         return RotationTables(), set()
     ours = tuple(f"{kind}." for kind in names)
-    return RotationTables(found), {i for name, i in numbers.items() if name.startswith(ours)}
+    return RotationTables(runtime, found), {i for name, i in numbers.items() if name.startswith(ours)}
 
 
 def _kind(

@@ -77,10 +77,10 @@ class Tables:
             self.give_back()
 
 
-def with_tables(graph: bytes, path: Path) -> tuple[bytes, Tables]:
+def with_tables(graph: bytes, path: Path, runtime: Any) -> tuple[bytes, Tables]:
     """Return a graph that can be given tables, and those.
 
-    graph: the content of `path`, as it was walked; what it has in files lies beside that.
+    graph: the content of `path`, as it was walked; what it has in files lies beside that. runtime: ONNX Runtime.
 
     Raises:
         PackageError: a table cannot be read.
@@ -89,7 +89,7 @@ def with_tables(graph: bytes, path: Path) -> tuple[bytes, Tables]:
     if _MARK not in graph:  # no model of text
         return graph, Tables()
     parts = GraphParts(graph, path)
-    rotations, makers = rotation_tables(parts)
+    rotations, makers = rotation_tables(parts, runtime)
     given = {name: (FLOAT32, table.shape) for name, table in rotations.tables.items()}
     return parts.rebuilt(makers, given) if makers else graph, Tables(rotations, _mapped(parts))
 
