@@ -243,6 +243,9 @@ def test_a_recipe_file_says_what_to_train_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="without transforms"):
         quantized_precision(str(path))
 
+    (tmp_path / "mine.JSON").write_text('{"rules": [{"pattern": ".", "scheme": "int4-block32"}]}')
+    assert quantized_precision(str(tmp_path / "mine.JSON")).schemes == [scheme_named("int4-block32")]
+
 
 def test_factors_that_the_exporter_folds_in_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"residual_multiplier is 0\.5: the exporter folds it"):

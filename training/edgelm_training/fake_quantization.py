@@ -48,7 +48,7 @@ def quantized_precision(name: str) -> Precision:
     """
     preset = PRECISIONS.get(name)
     precision = preset and dataclasses.replace(preset, transforms=())
-    if precision is None and Path(name).suffix in (".toml", ".json"):
+    if precision is None and Path(name).suffix.lower() in (".toml", ".json"):
         precision = read_recipe(Path(name))
     if precision is None or not precision.schemes or precision.transforms:
         raise SettingError(
