@@ -55,10 +55,12 @@ def test_what_is_read_is_said_before_it_is_read(tiny_chat_model: Path, tiny_chat
     reporter = SilentReporter()
     reporter.working = reporter.note = said.append  # type: ignore[method-assign, assignment]
 
-    build_recipe(FinetuneConfig(**finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run")), reporter)
+    settings = finetune_settings(tiny_chat_model, tiny_chats, tmp_path / "run") | {"teacher": str(tiny_chat_model)}
+    build_recipe(FinetuneConfig(**settings), reporter)
 
     kinds = ["Reading the model", "Reading the data", "conversations to train on", "Reading the model", "parameters"]
-    assert [kind in line for kind, line in zip(kinds, said, strict=True)] == [True] * 5
+    kinds += ["Reading the teacher"]
+    assert [kind in line for kind, line in zip(kinds, said, strict=True)] == [True] * 6
 
 
 def test_help_says_what_is_chosen_where_nothing_is_set() -> None:

@@ -116,6 +116,8 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     if lora is not None:
         _note_parameters(model, reporter)
     method = METHODS[config.method]
+    if config.teacher is not None:
+        reporter.working("Reading the teacher")
     loss, flops = _loss(config, model)
     for_export = train_for(model, config.qat)
     recipe = Recipe(
