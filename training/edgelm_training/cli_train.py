@@ -53,7 +53,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what every command that trains can be told of its run."""
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
     resume = click.option(
-        "--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where there is none."
+        "--resume", is_flag=True, help="Go on from the newest whole checkpoint; begin where none was saved."
     )
     return resume(as_json(command))
 

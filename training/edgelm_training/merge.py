@@ -48,6 +48,7 @@ def merge_adapter(
     Raises:
         ConfigError: dtype is unknown, no base is known, or it is the output too.
         CheckpointError: there is no adapter, it belongs to another base, it does not fit, or the output is refused.
+        TrainingError: another version of edgelm has saved a checkpoint of the run.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
@@ -81,6 +82,7 @@ def adapter_folder(folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        TrainingError: another version of edgelm has saved a checkpoint of the run.
     """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG_FILE).is_file():

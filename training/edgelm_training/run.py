@@ -39,7 +39,7 @@ def execute_run(
 
     settings: those that the user gave. When resuming they change the run's own, but for those in FIXED and in `fixed`.
     build: turns the config into one in which every setting has its value, and the recipe.
-    resume: go on from the newest whole checkpoint; a run that has none begins. Implied where torchrun starts the
+    resume: go on from the newest whole checkpoint; a run that saved none begins. Implied where torchrun starts the
     processes again after a loss.
 
     Raises:
