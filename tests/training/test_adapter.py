@@ -260,7 +260,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two ranks": (of_two_ranks, r"q_proj: it is \[.*\], the adapter's A and B are \[4, 32\] and \[\d+, 3\]"),
     "no matrix": (with_tensor(torch.ones(32)), r"q_proj\.lora_A\.weight is F32 \[32\]; read are matrices with a row"),
     "no rank": (with_tensor(torch.ones(0, 32)), r"q_proj\.lora_A\.weight is F32 \[0, 32\]; read are matrices"),
-    "another grid": (of_another_grid, "its base is on the grid 'nf4'; this version knows int4-block64"),
+    "another grid": (of_another_grid, "its base is on the grid 'nf4'; this version knows int4-block64: update"),
 }
 
 

@@ -154,6 +154,6 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
         elif shape != wanted or a.shape[0] != b.shape[1]:
             faults.append(f"{name}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}")
     if adapter.base.grid not in (None, GRID_NAME):
-        faults.append(f"its base is on the grid {adapter.base.grid!r}; this version knows {GRID_NAME}")
+        faults.append(f"its base is on the grid {adapter.base.grid!r}; this version knows {GRID_NAME}: update edgelm")
     if faults:
         raise CheckpointError(does_not_fit(adapter.folder, "model", faults))
