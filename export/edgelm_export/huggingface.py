@@ -314,9 +314,10 @@ class HuggingFaceCheckpoint:
 
     def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
         """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""
-        if not (self._folder / "generation_config.json").exists():
+        path = self._folder / "generation_config.json"
+        if not path.exists():
             return config
-        more = token_ids(read_json_object(self._folder, "generation_config.json"), "eos_token_id")
+        more = token_ids(read_json_object(self._folder, path.name), "eos_token_id", str(path))
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
     def _whole(self, name: str, shape: tuple[int, ...]) -> _StoredTensor:

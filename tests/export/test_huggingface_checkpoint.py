@@ -92,6 +92,10 @@ def test_the_ends_in_generation_config_are_end_tokens_too(tmp_path: Path, save_l
     change_json(tmp_path / "generation_config.json", eos_token_id=[0, 2])
     assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == (2, 0)
 
+    change_json(tmp_path / "generation_config.json", eos_token_id="</s>")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}/generation_config.json: eos_token_id is"):
+        HuggingFaceCheckpoint(tmp_path)
+
 
 def test_the_section_of_edgelm_decides_where_it_is_there(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path)

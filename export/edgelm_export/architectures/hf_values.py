@@ -94,12 +94,12 @@ def activation(values: Mapping[str, Any], default: str, key: str = "hidden_act")
     return _ACTIVATION_NAMES[name]
 
 
-def token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """Read a token id, a list of them, or none."""
+def token_ids(values: Mapping[str, Any], key: str, file: str = "config.json") -> tuple[int, ...]:
+    """Read a token id, a list of them, or none; `file` is what an error names."""
     value = values.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(not isinstance(id_, int) or isinstance(id_, bool) for id_ in ids):
-        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a token id or a list of them.")
+        raise CheckpointError(f"{file}: {key} is {value!r}; it must be a token id or a list of them.")
     return tuple(dict.fromkeys(ids))
 
 
