@@ -127,7 +127,8 @@ def _aim_that_fits(
     Trials are written, by rounding: as many bytes as what is searched for or calibrated, in a fraction of its time.
     """
     assert budget.size is not None  # the caller has looked
-    aim, sizes = float(budget.size), dict[int, int]()
+    aim = float(budget.size)
+    sizes: dict[int, int] = {}  # of graph and weights, by that of the matrices alone
     for _ in range(_TRIES):
         point = _chosen(choices, budget, aim)
         if point.size in sizes:
@@ -140,7 +141,7 @@ def _aim_that_fits(
         if size > budget.size:
             _refuse_the_nearest(point, choices, budget, size / budget.size)
         aim = budget.size - (size - point.size)  # what is no matrix takes about as much beside the next mix
-    return max((point for point, size in sizes.items() if size <= budget.size), default=aim)
+    return max((matrices for matrices, size in sizes.items() if size <= budget.size), default=aim)
 
 
 def _share_of_budget(manifest: Manifest, budget: Budget) -> float:
