@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgelm.errors import ConfigError
 
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
-FLOAT32_END = 2.0**128
+FLOAT32_END = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
 _MOST_SHOWN = 64  # bits: Python does not write a number of more than some thousand digits
 
 

@@ -221,7 +221,8 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
         ({"llama.layers": array("i")}, "features that are not supported: llama.layers = array"),
         ({"llama.rope.freq_base": True}, "rope.freq_base is True; it must be a number"),
         ({"llama.rope.freq_base": float("inf")}, "rope.freq_base is inf; it must be a number"),
-        ({"llama.rope.freq_base": 1e308}, r"rope.freq_base is 1e\+308; it must be a number"),
+        ({"llama.rope.freq_base": 1e308}, r"rope.freq_base is 1e\+308; it must be a number that float32 holds"),
+        ({"llama.rope.freq_base": 3.4028236e38}, r"rope.freq_base is 3\.4028236e\+38; it must be a number"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
         ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
@@ -237,8 +238,8 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
             "rope.scaling.original_context_length is missing",
         ),
-        ({"tokenizer.ggml.eos_token_id": array("i", [2, 3])}, r"eos_token_id is \[2, 3\]; supported is one"),
-        ({"tokenizer.ggml.eot_token_id": [[True]]}, r"eot_token_id is \[\[True\]\]; supported is one"),
+        ({"tokenizer.ggml.eos_token_id": array("i", [2, 3])}, r"eos_token_id is \[2, 3\]; it must be the id of one"),
+        ({"tokenizer.ggml.eot_token_id": [[True]]}, r"eot_token_id is \[\[True\]\]; it must be the id"),
     ],
 )
 def test_a_gguf_header_with_a_value_or_feature_that_is_not_supported_is_refused(

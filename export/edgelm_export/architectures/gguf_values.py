@@ -60,7 +60,7 @@ def float32_number(metadata: Mapping[str, Any], key: str, default: float | None 
     value = metadata.get(key, default)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < FLOAT32_END:
         shown = "missing" if value is None else f"{str(value)[:100]}"
-        raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number.")
+        raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number that float32 holds.")
     return float(str(np.float32(value)))
 
 
@@ -170,7 +170,11 @@ def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _token_id(metadata: Mapping[str, Any], role: str) -> int | None:
     key = f"tokenizer.ggml.{role}_token_id"
-    return whole_number(metadata, key) if key in metadata else None
+    value = metadata.get(key)
+    if not isinstance(value, int | None) or isinstance(value, bool):
+        shown = value.tolist() if isinstance(value, array) else value
+        raise CheckpointError(f"GGUF metadata: {key} is {str(shown)[:100]}; it must be the id of one token.")
+    return value
 
 
 def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
