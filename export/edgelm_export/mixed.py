@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import MIXED
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
@@ -24,7 +25,8 @@ from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
-from edgelm_export.tensor_map import GATHERED
+from edgelm_export.reference import looked_up
+from edgelm_export.tensor_map import GATHERED, PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
 
 # The first is what sensitivity is measured with. Embeddings are gathered from symmetric grids.
@@ -210,19 +212,26 @@ def _choices(checkpoint: Checkpoint, group: list[str], schemes: Sequence[str]) -
 
     The divergence is a second-order effect of the error, so that it goes with its square.
     """
-    ladder = _parsed(schemes)
+    ladder, shapes = _parsed(schemes), checkpoint.config.tensor_shapes()
     errors, sizes = np.zeros(len(ladder)), np.zeros(len(ladder))
     for name in group:
-        weight = checkpoint.tensor(name)
-        rows = weight[:: -(-len(weight) // _SAMPLED_ROWS)]
+        rows = _sampled_rows(checkpoint, name, shapes[name][0])
         for i, scheme in enumerate(ladder):
             packed = quantize_alone(rows, scheme)
             errors[i] += np.square(unpack(packed) - rows).sum()
-            sizes[i] += packed.nbytes * len(weight) / len(rows)
+            sizes[i] += packed.nbytes * shapes[name][0] / len(rows)
     return [
         Choice(scheme=name, size=int(size), divergence=float(error / (errors[0] or 1.0)))
         for name, size, error in zip(schemes, sizes, errors, strict=True)
     ]
+
+
+def _sampled_rows(checkpoint: Checkpoint, name: str, count: int) -> NDArray[np.float32]:
+    """Return some of the `count` rows of a matrix, evenly apart; a table of layers' features is not read as a whole."""
+    step = -(-count // _SAMPLED_ROWS)
+    if name == PER_LAYER_EMBEDDING:
+        return looked_up(checkpoint, name, [range(0, count, step)])[0]
+    return checkpoint.tensor(name)[::step]
 
 
 def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float) -> Point:

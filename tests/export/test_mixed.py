@@ -31,6 +31,7 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
 from edgelm_export.reference import reference_logits
+from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
 
 WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 
@@ -210,14 +211,22 @@ def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("calibration", [None, CalibrationOptions(max_tokens=64)])
 def test_embeddings_of_layers_are_mixed_on_the_grids_that_rows_are_gathered_from(
-    calibration: CalibrationOptions | None, tmp_path: Path
+    calibration: CalibrationOptions | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read, tensor = set[str](), HuggingFaceCheckpoint.tensor
+
+    def seen(self: HuggingFaceCheckpoint, name: str) -> Any:
+        read.add(name)
+        return tensor(self, name)
+
+    monkeypatch.setattr(HuggingFaceCheckpoint, "tensor", seen)
     config = dataclasses.replace(CONFIG, hidden_size_per_layer_input=16)
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
     budget = Budget(divergence=0.1)
     manifest, points = export_mixed(checkpoint, tmp_path / "package", budget, calibration=calibration)
     assert {point.schemes["model.embed_tokens_per_layer"] for point in points} <= set(mixed._EMBEDDING_SCHEMES)
     assert min(re.findall(r"int\d", row["scheme"])[0] for row in manifest.recipe if "embed" in row["pattern"]) < "int8"
+    assert read == set(config.tensor_shapes()) - {PER_LAYER_EMBEDDING}  # of Gemma 4 E2B it would be 9 GB in float32
 
 
 def test_a_package_over_its_budget_is_made_again_and_its_bars_say_so(
