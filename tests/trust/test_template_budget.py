@@ -30,6 +30,14 @@ BOMBS = {
     "a loop of many blocks": "{% for i in range(9999) %}"
     + "".join(f"{{% block b{i} %}}{{% endblock %}}" for i in range(99))
     + "{% endfor %}",
+    **{
+        f"a loop of many {name} that are kept": "{% set ns = namespace(x=[]) %}"
+        "{% for i in range(99999) %}{% set ns.x = [ns.x" + f", {kept}" * 99 + "] %}{% endfor %}"
+        for name, kept in {"lists": "[]", "dicts": "{1: 1}", "methods": "''.format", "names": "i.y"}.items()
+    },
+    "a loop of a long branch": "{% for i in range(99999) %}{% if true %}"
+    + "{% set x = i %}" * 300
+    + "{% endif %}{% endfor %}",
     "long range as a list": "{% for a in range(9999) %}{% set x = range(99999) | list %}{% endfor %}",
     "product": "{{ 'x' * 10 ** 9 }}",
     "product, reversed": "{{ 10 ** 9 * 'x' }}",
@@ -280,6 +288,31 @@ TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set system = messages[0
 {{ rest | map(attribute='role') | unique | list | join(', ') }} {{ [3, 1, 2] | sum(start=1) }} {{ 7.5 | round(1) }}
 {%- for part in [1, [2, [3]]] recursive %}{% if part is iterable %}{{ loop(part) }}
 {% else %}{{ part }}{% endif %}{% endfor %}"""
+
+# Gemma 4's template looks behind each message for the one that counts, and so goes through all of them; GPT-OSS's looks
+# before each call of a tool whether the answer has come. Neither can leave its loop.
+SCANS = {
+    "behind": "{% for m in messages %}{% set found = namespace(role=none) %}"
+    "{% for j in range(loop.index0 - 1, -1, -1) %}{% if not found.role %}{% if messages[j]['role'] != 'tool' %}"
+    "{% set found.role = messages[j]['role'] %}"
+    + "{% set x = [messages[j], [j], 'x'] %}" * 9
+    + "{% endif %}{% endif %}{% endfor %}{{ found.role }}{{ m['content'] | trim }}{% endfor %}",
+    "before": "{% for m in messages %}{{ m.content }}{% if 'calls' in m %}{% set answer = namespace(is_there=false) %}"
+    "{% for later in messages[loop.index:] %}{% if later.role == 'user' and 'calls' not in later %}"
+    "{% set answer.is_there = true %}{% endif %}{% endfor %}{{ answer.is_there }}{% endif %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_template_may_go_through_all_messages_for_each_of_a_thousand(name: str) -> None:
+    calls = [{"id": "call", "type": "function", "function": {"name": "f", "arguments": {"path": "a"}}}]
+    messages = [
+        message
+        for i in range(500)
+        for message in ({"role": "user", "content": f"{i} "}, {"role": "assistant", "content": "b", "calls": calls})
+    ]
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(SCANS[name])
+    assert ChatTemplate(SCANS[name]).render(messages) == plain.render(messages=messages)
 
 
 @pytest.mark.parametrize(("turns", "characters"), [(1, 10), (2000, 200), (3, 1_000_000), (15, 100_000)])

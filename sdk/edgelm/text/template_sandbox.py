@@ -17,11 +17,12 @@ from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
 
 from edgelm.errors import ChatTemplateError
-from edgelm.text.template_budget import pay, pay_result, spend
+from edgelm.text.template_budget import STEPS_OF_UNIT, pay, pay_result, spend, step
 from edgelm.text.template_prices import FILTER_PRICES, pay_method, pay_operator
 
 # The names of these filters are no words of the language: only the compiler can write them.
 _STEP, _PAY, _PASS, _SLICE, _JOIN = "edgelm step", "edgelm pay", "edgelm pass", "edgelm slice", "edgelm join"
+_SEARCH = "edgelm search"
 
 _TEXT_METHODS = """
 capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric
@@ -39,7 +40,10 @@ _METHODS: Mapping[type, frozenset[str]] = {
 _LEFT_OUT = ("batch", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr")
 # Nodes of a template's tree, which are what compiling it takes time for: in templates in use, 0.6 for a word or mark.
 MAX_NODES = 5 << 9
-_NODES_OF_UNIT = 8  # of what has no price of its own, such as names, lists and conditions
+_NODES_OF_STEP = 8  # of what has no price of its own, such as names and conditions
+_STEP_NODES = 3  # of which a step is made
+# As so many nodes counts what takes memory that a template can keep: 60 bytes, and 170 more of a dictionary with a key.
+_WEIGHTS: Mapping[type[nodes.Node], int] = {nodes.List: 4, nodes.Tuple: 4, nodes.Dict: 4, nodes.Pair: 12}
 _BODIES, _BODY = (nodes.For, nodes.Macro, nodes.CallBlock), 7  # each of these takes as much time as seven others
 # Filters whose cost does not depend on what is inside of their value.
 _SHALLOW = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
@@ -99,12 +103,14 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             "even": lambda value: _remainder(value, 2) == 0,
             "odd": lambda value: _remainder(value, 2) == 1,
         }
-        self.filters |= {_STEP: spend, _PAY: pay, _PASS: _pass, _SLICE: pay_result, _JOIN: _join}
+        self.filters |= {_STEP: step, _PAY: pay, _PASS: _pass, _SLICE: pay_result, _JOIN: _join, _SEARCH: _search}
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        metered = _Meter().visit(source)
+        meter = _Meter()
+        metered = meter.visit(source)
         every = _nodes_of(metered)
-        if sum(_BODY if isinstance(node, _BODIES) else 1 for node in every) > MAX_NODES:
+        size = sum(_BODY if isinstance(node, _BODIES) else 1 for node in every) - _STEP_NODES * meter.branches
+        if size > MAX_NODES:
             raise ChatTemplateError(f"The chat template has more than {MAX_NODES} expressions and statements.")
         # The compiler looks for three kinds of nodes, and goes through the tree for each.
         vars(metered)["find_all"] = lambda kind: (node for node in every if isinstance(node, kind))
@@ -128,13 +134,11 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Look up an attribute, or an element of that name."""
-        spend(1)
-        return super().getattr(obj, attribute)
+        return _found(super().getattr(obj, attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Look up an element; hashing a tuple reads it to its depths."""
-        spend(1)
-        return super().getitem(obj, pay(argument) if isinstance(argument, tuple) else argument)
+        return _found(super().getitem(obj, pay(argument) if isinstance(argument, tuple) else argument))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Pay for the result before it is computed."""
@@ -182,6 +186,23 @@ def _join(context: nodes.EvalContext, parts: list[Any]) -> str:
     return markup_join(parts) if context.autoescape else str_join(parts)
 
 
+def _found(value: Any) -> Any:
+    """Pay for what was looked up: more for a method, or for what stands for nothing, which are made for this."""
+    if callable(value):
+        spend(3 if hasattr(value, "__wrapped__") else 1)  # a function of the sandbox's around `format`: 500 bytes
+    else:
+        step(1)
+    return value
+
+
+def _search(container: Any) -> Any:
+    """Pay for going through what `in` searches; a key of a dictionary is found without that."""
+    if isinstance(container, dict):
+        step(1)
+        return container
+    return pay(container)
+
+
 def _remainder(value: Any, number: Any) -> Any:
     pay_operator("%", value, number)  # which formats, where the value is a text
     return value % number
@@ -226,16 +247,18 @@ class _Meter(NodeTransformer):
     """Put the price of each step into a parsed template."""
 
     def __init__(self) -> None:
-        self._nodes = 0  # of the body that is gone through, without the bodies inside of it
+        self.branches = 0  # that have a step of their own
+        self._nodes = 0  # of the body that is gone through, without the bodies and branches inside of it
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        self._nodes += 1
+        self._nodes += _WEIGHTS.get(type(node), 1)
         return super().visit(node, *args, **kwargs)
 
-    def _body(self, node: Any) -> Any:
-        outer, self._nodes = self._nodes, 0
+    def _body(self, node: Any, once: int = 0) -> Any:
+        """Put a price on each run of a body; `once` of the nodes belong to what is around it."""
+        outer, self._nodes = self._nodes + once, -once
         self.generic_visit(node)
-        node.body.insert(0, _step(1 + self._nodes // _NODES_OF_UNIT, node.lineno))
+        node.body.insert(0, _step(max(1, self._nodes // _NODES_OF_STEP), node.lineno))
         self._nodes = outer + _BODY
         return node
 
@@ -244,13 +267,31 @@ class _Meter(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         if node.test is not None:
             node.test = _through(_PASS, node.test)
-        result: nodes.Node = self._body(node)
+        result: nodes.Node = self._body(node, once=len(_nodes_of(node.iter)))
         return result
+
+    def visit_If(self, node: nodes.If) -> nodes.Node:  # noqa: N802
+        node.test = self.visit(node.test)
+        node.body = self._branch(node.body)
+        node.elif_ = [self.visit(branch) for branch in node.elif_]
+        node.else_ = self._branch(node.else_)
+        return node
+
+    def _branch(self, statements: list[nodes.Node]) -> list[nodes.Node]:
+        """Let whole steps of a branch be paid where it is taken, and what is left with the statement around it."""
+        outer, self._nodes = self._nodes, 0
+        metered = [node for statement in statements for node in self.visit_list(statement)]
+        steps, left = divmod(self._nodes, _NODES_OF_STEP)
+        self._nodes = outer + left
+        if steps == 0:
+            return metered
+        self.branches += 1
+        return [_step(steps, statements[0].lineno), *metered]
 
     def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802
         self.generic_visit(node)
         characters = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
-        return [_step(characters >> 6, node.lineno), node] if characters >> 6 else [node]
+        return [_step((characters >> 6) * STEPS_OF_UNIT, node.lineno), node] if characters >> 6 else [node]
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -268,7 +309,7 @@ class _Meter(NodeTransformer):
         if searches or not all(_is_small(left) or _is_small(right) for left, right in itertools.pairwise(operands)):
             node.expr = _through(_PAY, node.expr)
             for operand in node.ops:
-                operand.expr = _through(_PAY, operand.expr)
+                operand.expr = _through(_SEARCH if operand.op in ("in", "notin") else _PAY, operand.expr)
         return node
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
@@ -278,8 +319,8 @@ class _Meter(NodeTransformer):
         return node
 
 
-def _step(units: int, line: int) -> nodes.Node:
-    return nodes.ExprStmt(_through(_STEP, nodes.Const(units, lineno=line)), lineno=line)
+def _step(steps: int, line: int) -> nodes.Node:
+    return nodes.ExprStmt(_through(_STEP, nodes.Const(steps, lineno=line)), lineno=line)
 
 
 def _through(filter_: str, node: Any) -> nodes.Filter:
