@@ -132,10 +132,10 @@ def test_the_guide_names_the_largest_config_file() -> None:
 
 def test_each_table_that_a_new_thing_needs_a_row_in_is_in_a_file_named_beside_it() -> None:
     folders = ("sdk", "export", "training", "tests", "benchmarks")
-    python = {path: path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    python = {path.as_posix(): path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
     for thing, where in rows("docs/architecture.md", "## One place for each new thing"):
         files = ["/" + name.rpartition("…")[2].lstrip("/") for name in re.findall(r"`([\w/…-]+\.py)`", where)]
-        beside = {name: [text for path, text in python.items() if str(path).endswith(name)] for name in files}
+        beside = {name: [text for path, text in python.items() if path.endswith(name)] for name in files}
         assert [name for name, texts in beside.items() if not texts] == [], thing
         for table in re.findall(r"`(_?[A-Z][A-Z0-9_]+)`", where):
             assigned = re.compile(rf"^{table}\b", re.MULTILINE)
