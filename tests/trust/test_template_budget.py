@@ -185,6 +185,7 @@ for name, source in json.load(sys.stdin).items():
     ("source", "problem"),
     [
         ("{{ 'x' * 10 ** 9 }}", "takes more steps, or makes longer texts, than any conversation of this size needs"),
+        ("{{ 'x' * 10 ** 9 }}", "where it goes through all messages for each of them, fewer help"),
         ("{{ 9 ** 99999 }}", "computes a number of more than 4096 bits"),
         ("{{ '%9999d' % 1 }}", "formats with a width of four digits or more: '%9999d'"),
         ("{{ [[1]] | sum(start=[]) }}", "adds up other things than numbers"),

@@ -87,7 +87,8 @@ def step(steps: int) -> None:
     budget.steps_left -= steps
     if budget.steps_left < 0:
         raise BudgetExceededError(
-            "it takes more steps, or makes longer texts, than any conversation of this size needs"
+            "it takes more steps, or makes longer texts, than any conversation of this size needs; where it goes "
+            "through all messages for each of them, fewer help"
         )
 
 
