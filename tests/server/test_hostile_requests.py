@@ -16,14 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
 from starlette.requests import Request
-from starlette.types import Message
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.app import ServerApp
-from edgelm.server.model_pool import ModelPool
-from edgelm.server.options import RequestLimits, ServerOptions
+from edgelm.server.options import RequestLimits
 from edgelm.server.request_body import read_json
-from edgelm.testing import tiny_model_path
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -409,33 +405,6 @@ def test_a_text_full_of_commas_and_quotes_counts_as_one_value(serving):
     text = r"[1,2],{\"a\":3}\\" * 20_000  # in JSON: its quotes and its last backslash are escaped
     body = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1,"metadata":{"a":"%s"}}' % text.encode()
     assert serving.post(CHAT, body).status == 200
-
-
-@pytest.mark.parametrize(("characters", "returned"), [(200_000, [()]), (2_000, [])])
-def test_what_a_long_text_took_goes_back_behind_its_answer(
-    characters: int, returned: list[tuple[()]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given_back: list[tuple[()]] = []
-    monkeypatch.setattr("edgelm.server.app.return_freed_memory", lambda *arguments: given_back.append(arguments))
-    app = ServerApp(ModelPool((str(tiny_model_path()),), options := ServerOptions()), options)
-    body = json.dumps({"prompt": "a" * characters, "model": "no such model"}).encode()
-    address = ("127.0.0.1", 8080)
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
-        "query_string": b"", "root_path": "", "headers": [(b"host", b"127.0.0.1:8080")], "server": address,
-        "client": None, "scheme": "http",
-    }  # fmt: skip
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    assert sent[0]["status"] == 404
-    assert given_back == returned
 
 
 def test_max_tokens_of_a_billion_is_the_context(serving):
