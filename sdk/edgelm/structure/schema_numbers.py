@@ -63,7 +63,7 @@ def refuse_values(schema: dict[str, Any]) -> None:
         for number in _unheld(schema.get(keyword)):
             raise ConfigError(
                 f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(number)}, which has more digits than "
-                "a float of 64 bits. Take a string in its place."
+                "are followed. Take a string in its place."
             )
 
 
@@ -112,7 +112,7 @@ def _unheld(value: Any) -> list[float]:
 
 
 def _is_held(number: float) -> bool:
-    if math.isinf(number) or math.isnan(number):  # which is no JSON, and is refused as such
+    if isinstance(number, float) and not math.isfinite(number):  # which is no JSON, and is refused as such
         return True
     if number == int(number):
         return abs(number) <= _LAST_INTEGER and int(float(number)) == number
