@@ -15,7 +15,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
 
 from edgelm.architecture.rope import cos_sin_tables, sinusoidal_table
@@ -132,11 +132,17 @@ def test_many_threads_reach_at_once(tmp_path: Path) -> None:
         np.testing.assert_array_equal(table, expected)
 
 
-@pytest.mark.parametrize("change", ["no frequencies", "another range", "too long"])
+@pytest.mark.parametrize("change", ["no frequencies", "other numbers", "widened", "another range", "too long"])
 def test_tables_that_are_made_in_another_way_stay(change: str, tmp_path: Path) -> None:
     model = write_graph(tmp_path, CONFIG)
+    frequencies = next(t for t in model.graph.initializer if t.name.endswith(".frequencies"))
     if change == "no frequencies":
-        next(t for t in model.graph.initializer if t.name.endswith(".frequencies")).name = "model.rope.global.others"
+        frequencies.name = "model.rope.global.others"
+    elif change == "other numbers":
+        frequencies.CopyFrom(numpy_helper.from_array(np.ones(frequencies.dims, np.float16), frequencies.name))
+    elif change == "widened":  # which ONNX Runtime does when it loads the graph
+        table = next(node for node in model.graph.node if node.op_type == "Cos").output[0]
+        model.graph.node.append(helper.make_node("Cast", [table], ["widened"], to=onnx.TensorProto.DOUBLE))
     else:
         positions = next(node for node in model.graph.node if node.output[0].endswith(".positions"))
         positions.input[1] = "input_ids" if change == "another range" else "constant.float32.1e9"
@@ -144,6 +150,15 @@ def test_tables_that_are_made_in_another_way_stay(change: str, tmp_path: Path) -
     changed = model.SerializeToString()
     graph, tables = with_tables(changed, tmp_path / "model.onnx", onnxruntime)
     assert (graph, tables.values(onnxruntime)) == (changed, {})
+
+
+def test_positions_without_an_end_are_an_error(tmp_path: Path) -> None:
+    model = write_graph(tmp_path, CONFIG)
+    positions = next(node for node in model.graph.node if node.output[0].endswith(".positions"))
+    end = next(t for t in model.graph.initializer if t.name == positions.input[1])
+    end.CopyFrom(numpy_helper.from_array(np.float32(np.inf), end.name))
+    with pytest.raises(PackageError, match=r"model\.onnx has frequencies that cannot be read \(cannot convert float"):
+        with_tables(model.SerializeToString(), tmp_path / "model.onnx", onnxruntime)
 
 
 def test_frequencies_of_another_size_are_an_error(tmp_path: Path) -> None:

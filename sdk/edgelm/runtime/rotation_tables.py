@@ -28,6 +28,9 @@ from edgelm.runtime.graph_parts import FLOAT32, GraphParts, Node, StoredTensor
 # What the nodes give that make tables; the last are the tables.
 _MAKER = re.compile(r"(model\.rope\.[a-z]+)\.(positions|column|products|angles(\.(cos|sin)(\.scaled)?)?)")
 _MARK, _CONSTANT = b"model.rope.", b"constant.float32."  # in the names of the nodes and tensors to look at
+# What takes tables beside what depends on the text. Of constants alone (a Cast, where a graph was converted), ONNX
+# Runtime computes when it loads the graph, and reads what stands for a table in the graph.
+_READERS = {"GroupQueryAttention", "RotaryEmbedding", "Gather"}
 _ROWS = 256  # made at once
 _VECTOR = 64  # numbers: twice the longest vector that ONNX Runtime computes with
 
@@ -117,22 +120,23 @@ def rotation_tables(parts: GraphParts, runtime: Any) -> tuple[RotationTables, se
         OutOfMemoryError: there is no room for the tables' addresses.
     """
     makers, taken, numbers = dict[str, Node](), set[str](), dict[str, int]()
+    taken_otherwise = set[str]()
     for i, node in parts.nodes(_MARK):
         if _MAKER.fullmatch(node.name):
             makers[node.name], numbers[node.name] = node, i
         else:
-            taken.update(node.inputs)
+            (taken if node.operator in _READERS else taken_otherwise).update(node.inputs)
     names: dict[str, list[str]] = {}  # of tables, by the kind of layer
     for name in sorted(taken & makers.keys()):
         names.setdefault(name.partition(".angles")[0], []).append(name)
-    if not names:
+    if not names or taken_otherwise & makers.keys():
         return RotationTables(), set()
     tensors = dict[str, StoredTensor]()
     for i, tensor in parts.tensors(_MARK, _CONSTANT):
         tensors[tensor.name], numbers[tensor.name] = tensor, i
     try:
         kinds = [_kind(kind, tables, makers, tensors, parts.folder) for kind, tables in names.items()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:  # the last of an end that is infinite
         raise parts.error(f"has frequencies that cannot be read ({error})") from error
     found = [kind for kind in kinds if kind]
     if len(found) < len(names):  # it makes them in another way
@@ -152,7 +156,9 @@ def _kind(
     positions, stored = makers.get(f"{kind}.positions"), tensors.get(f"{kind}.frequencies")
     end = None if positions is None or len(positions.inputs) != 3 else tensors.get(positions.inputs[1])
     factors = tensors.get(f"{kind}.attention_factors")
-    if stored is None or end is None or len(stored.dims) != 3:
+    if stored is None or end is None or end.dims or len(stored.dims) != 3:
+        return None
+    if any(tensor.type_ != FLOAT32 for tensor in (stored, end, factors or stored)):
         return None
     length, (groups, own, width) = int(end.read(folder, np.float32).item()), stored.dims
     shape = (groups * length, width)
