@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -52,6 +53,14 @@ def test_no_more_is_in_memory_than_the_rows_of_the_newest_tokens(folder: Path) -
     assert resident(folder) > 3 << 10
     session.forward([IDS[0]] * cache.capacity, cache)  # which grows
     assert resident(folder) < 3 << 10  # the row's page may have 2 MB
+
+
+def test_an_encoder_gives_back_what_it_read_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, given_back = DecoderSession(folder, CONFIG_OF_MANY), list[str]()
+    tables = SimpleNamespace(give_back=lambda: given_back.append("of the encoder"))
+    monkeypatch.setattr(session, "_encoder", SimpleNamespace(tables=tables, encode=lambda _: []))
+    session.forward(IDS, session.new_cache())
+    assert given_back == ["of the encoder"]
 
 
 def test_rows_are_those_that_onnx_runtime_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,8 +375,9 @@ class DecoderSession(Returned):
         if length > cache.capacity:
             if cache.is_outgrown_by(length):
                 self._recompute(cache, length)
-            for graph in filter(None, (self._graph, self._prefill)):
-                graph.tables.give_back()  # of the embedding, what the tokens until now have read
+            for graph in (self._graph, self._prefill, self._encoder):
+                if graph is not None:
+                    graph.tables.give_back()  # of the embedding, what the tokens until now have read
             cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
 
     def _bound(self, cache: KVCache, length: int) -> Binding:

@@ -30,7 +30,7 @@ class SourceEncoder:
                 f"{path} gives {len(given)} outputs, and not what the decoder beside it takes. Export the package "
                 "again."
             )
-        self._session, self._tables, self._outputs, self._device = session, tables, outputs, device
+        self._session, self.tables, self._outputs, self._device = session, tables, outputs, device
 
     def encode(self, source_ids: Sequence[int]) -> list[Any]:
         """Return the keys and values [1, N, S, H] of S tokens, as ONNX Runtime's values.
@@ -41,7 +41,7 @@ class SourceEncoder:
         """
         if not source_ids:
             raise ContextLengthError("The source has no tokens; write at least one character.")
-        self._tables.reach(len(source_ids))
+        self.tables.reach(len(source_ids))
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", np.array([source_ids], np.int64))
         for name in self._outputs:
