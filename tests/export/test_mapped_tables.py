@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import onnxruntime
@@ -53,6 +55,20 @@ def test_no_more_is_in_memory_than_the_rows_of_the_newest_tokens(folder: Path) -
     assert resident(folder) > 3 << 10
     session.forward([IDS[0]] * cache.capacity, cache)  # which grows
     assert resident(folder) < 3 << 10  # the row's page may have 2 MB
+
+
+def test_an_interrupt_leaves_no_thread_that_gives_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tables = with_tables((folder / "model.onnx").read_bytes(), folder / "model.onnx", onnxruntime)
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> NoReturn:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), tables.kept_small():
+        pass
+    assert "edgelm-tables" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_an_encoder_gives_back_what_it_read_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

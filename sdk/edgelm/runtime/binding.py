@@ -32,8 +32,7 @@ _CPU = "cpu"
 class Graph:
     """A graph in ONNX Runtime, and how to call it. device: where its keys and values lie (`Provider.device`).
 
-    tables: what the session was given. adapters: those that a call can choose from; the session has
-    places for them.
+    tables: what the session was given. adapters: those that a call can choose from; the session has places for them.
     """
 
     def __init__(

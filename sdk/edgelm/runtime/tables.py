@@ -64,12 +64,13 @@ class Tables:
             return
         done = threading.Event()
         thread = threading.Thread(target=self._keep_small, args=(done,), name="edgelm-tables", daemon=True)
-        thread.start()
         try:
+            thread.start()  # an interrupt may come when it is there already
             yield
         finally:
             done.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
             self.give_back()
 
     def _keep_small(self, done: threading.Event) -> None:
