@@ -59,8 +59,9 @@ class Constraint:
             an object has no properties beside those named, unless it says that it may.
 
         Raises:
-            ConfigError: the schema is no mapping, has a value that is not JSON, or a minProperties that cannot be
-                enforced. Other keywords that cannot be are named when it is compiled for an answer.
+            ConfigError: the schema is no mapping, has a value that is not JSON, a number of too many digits, or a
+                minProperties that cannot be enforced. Other keywords that cannot be are named when it is compiled for
+                an answer.
         """
         check_boolean("strict", strict)
         if not isinstance(schema, Mapping):

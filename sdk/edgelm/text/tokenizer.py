@@ -33,8 +33,15 @@ _BOUNDARY = "\ue002"  # a private-use character: no normalizer takes it away, as
 # Characters. `encode` holds Python's lock until it is done, 4 s for a megabyte, in which no other thread does anything;
 # `encode_batch_fast` gives it away, and starts threads of its own, which short texts do not need.
 _LONG = 1 << 14
-_SUBWORDS = ("continuing_subword_prefix", "end_of_word_suffix")
-_BPE_OPTIONS = (*_SUBWORDS, "dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_BPE_OPTIONS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
 _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _NO_ID = 1 << 32  # and above: the library counts in 32 bits
 _MOST_IDS = 1 << 24  # 64 times as many as the largest vocabulary: some things go through all of them
