@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.errors import PackageError
+from edgelm.memory.mapped_table import MappedTable
 from edgelm.runtime import onnx_runtime
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.tables import Tables, with_tables
@@ -92,6 +94,17 @@ def test_a_small_table_stays_with_onnx_runtime(tmp_path: Path) -> None:
     with ExternalData(tmp_path / "model.onnx.data") as data:
         model = build_decoder(checkpoint, PRECISIONS["fp32"], data)
     _, tables = with_tables(model.SerializeToString(), tmp_path / "model.onnx", onnxruntime)
+    assert not [name for name in tables.values(onnxruntime) if "embed" in name]
+
+
+def test_a_table_that_the_system_does_not_map_stays_with_onnx_runtime(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(MappedTable, "__init__", refuse)
+    _, tables = with_tables((folder / "model.onnx").read_bytes(), folder / "model.onnx", onnxruntime)
     assert not [name for name in tables.values(onnxruntime) if "embed" in name]
 
 

@@ -96,7 +96,7 @@ def with_tables(graph: bytes, path: Path, runtime: Any) -> tuple[bytes, Tables]:
 
 
 def _mapped(parts: GraphParts) -> dict[str, tuple[int, MappedTable]]:
-    """Map what nodes look rows up in, where it is large enough: data type and table, by name."""
+    """Map what nodes look rows up in, where it is large enough and can be mapped: data type and table, by name."""
     looked_up = {node.inputs[0] for _, node in parts.nodes(_MARK) if node.operator in _LOOK_UP and node.inputs}
     found = {}
     for _, tensor in parts.tensors():
@@ -106,7 +106,9 @@ def _mapped(parts: GraphParts) -> dict[str, tuple[int, MappedTable]]:
         if math.prod(tensor.dims) * np.dtype(numbers).itemsize >= _SMALLEST:
             try:
                 table = MappedTable(parts.folder / tensor.file, tensor.offset, numbers, tensor.dims)
-            except (OSError, ValueError) as error:
+            except OSError:  # some file systems map no files (FUSE's direct_io): ONNX Runtime reads it then
+                continue
+            except ValueError as error:
                 raise parts.error(f"has a table that cannot be mapped ({error})") from error
             found[tensor.name] = tensor.type_, table
     return found
