@@ -4,13 +4,14 @@ import gc
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import edgelm
-from edgelm import Chunk, GenerationConfig, LanguageModel, join
+from edgelm import Chunk, GenerationConfig, LanguageModel, join, loading
 from edgelm.errors import ChatTemplateError, ConfigError, EdgeLMError
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
@@ -489,3 +490,26 @@ def test_an_answer_leaves_no_memory_to_the_next_collection_of_rings(config: Gene
         gc.collect()
         model.chat(messages, config)
     assert gc.collect() == 0
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_large_tokenizer_is_read_before_the_session_begins(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, tokenizer = loading.DecoderSession, loading._load_tokenizer
+    begun, read, found = threading.Event(), threading.Event(), list[bool]()
+
+    def begin(*args: Any, **options: Any) -> Any:
+        found.append(read.is_set())
+        begun.set()
+        return session(*args, **options)
+
+    def read_late(folder: Path) -> Any:
+        begun.wait(0.2)  # in vain, where the session waits for this
+        result = tokenizer(folder)
+        read.set()
+        return result
+
+    monkeypatch.setattr(loading, "_LARGE_TOKENIZER", 0 if is_large else 1 << 23)
+    monkeypatch.setattr(loading, "DecoderSession", begin)
+    monkeypatch.setattr(loading, "_load_tokenizer", read_late)
+    edgelm.load(tiny_model_path())
+    assert found == [is_large]
