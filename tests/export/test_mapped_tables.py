@@ -6,6 +6,7 @@ import errno
 import re
 import sys
 import threading
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from make_tiny_model import CONFIG, make_checkpoint
+from onnx import TensorProto, helper, numpy_helper
 
 from edgelm.errors import PackageError
 from edgelm.memory.mapped_table import MappedTable
@@ -95,6 +97,21 @@ def test_a_small_table_stays_with_onnx_runtime(tmp_path: Path) -> None:
         model = build_decoder(checkpoint, PRECISIONS["fp32"], data)
     _, tables = with_tables(model.SerializeToString(), tmp_path / "model.onnx", onnxruntime)
     assert not [name for name in tables.values(onnxruntime) if "embed" in name]
+
+
+def test_a_graph_that_holds_its_weights_is_not_copied(tmp_path: Path) -> None:
+    table = numpy_helper.from_array(np.zeros((1 << 12, 1 << 10), np.uint8), "table")
+    values = [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("ids", "rows")]
+    node = helper.make_node("Gather", ["table", "ids"], ["rows"])
+    graph = helper.make_model(helper.make_graph([node], "", values[:1], values[1:], [table])).SerializeToString()
+    tracemalloc.start()
+    try:
+        found, _ = with_tables(graph, tmp_path / "model.onnx", onnxruntime)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found is graph
+    assert peak < table.ByteSize() >> 4
 
 
 def test_a_table_that_the_system_does_not_map_stays_with_onnx_runtime(

@@ -6,7 +6,7 @@ Source: the messages of onnx/onnx.proto3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class StoredTensor:
     name: str = ""
     type_: int = 0
     dims: list[int] = field(default_factory=list)
-    raw: bytes = b""
+    raw: bytes | memoryview = b""
     file: str = ""
     offset: int = 0
 
@@ -58,13 +58,15 @@ class StoredTensor:
             OSError, ValueError: it has other bytes than its shape says, or the file cannot be read.
         """
         if not self.file:
-            return np.frombuffer(self.raw, dtype).reshape(self.dims)
+            return np.frombuffer(self.raw, dtype).reshape(self.dims).copy()  # which does not keep the graph
         # Not mapped: its pages would count as this process's memory.
         return np.fromfile(folder / self.file, dtype, math.prod(self.dims), offset=self.offset).reshape(self.dims)
 
 
 class GraphParts(GraphWalk):
     """A graph as `path` has it, taken apart. A part is known by its number.
+
+    Nothing is copied: a graph of another program's may hold all of its weights.
 
     Raises:
         PackageError: it is damaged.
@@ -73,13 +75,20 @@ class GraphParts(GraphWalk):
     def __init__(self, graph: bytes, path: Path) -> None:
         super().__init__(graph, path)
         self.folder = path.parent
-        self._around: list[bytes] = []
-        self._wholes: list[tuple[int, bytes, int, int]] = []
-        for number, whole, start, end in self._parts(0, len(graph)):
+        self._view = memoryview(graph)
+        self._around: list[memoryview] = []
+        self._places: list[tuple[int, int, int, int]] = []
+        for number, place, start, end in self._fields_at(0, len(graph)):
             if number == _GRAPH:
-                self._wholes += self._parts(start, end)
+                self._places += self._fields_at(start, end)
             else:
-                self._around.append(whole)
+                self._around.append(self._view[place:end])
+
+    def _fields_at(self, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each field of a message: its number, where it begins, and where its content begins and ends."""
+        for tag, first, last in self._fields(place, end):
+            yield tag >> 3, place, first, last
+            place = last
 
     def nodes(self, *marks: bytes) -> Iterable[tuple[int, Node]]:
         """Yield the nodes in whose bytes one of some marks is; all without."""
@@ -100,8 +109,8 @@ class GraphParts(GraphWalk):
             yield i, self._tensor(start, end)
 
     def _marked(self, wanted: int, marks: tuple[bytes, ...]) -> Iterable[tuple[int, int, int]]:
-        for i, (number, whole, start, end) in enumerate(self._wholes):
-            if number == wanted and (not marks or any(mark in whole for mark in marks)):
+        for i, (number, place, start, end) in enumerate(self._places):
+            if number == wanted and (not marks or any(self._data.find(mark, place, end) >= 0 for mark in marks)):
                 yield i, start, end
 
     def _tensor(self, start: int, end: int) -> StoredTensor:
@@ -121,7 +130,7 @@ class GraphParts(GraphWalk):
                 elif entry[_KEY] == "offset":
                     tensor.offset = int(entry[_VALUE])
             elif number == _RAW:
-                tensor.raw = bytes(self._data[first:last])
+                tensor.raw = self._view[first:last]
         return tensor
 
     def rebuilt(self, gone: Iterable[int], given: Mapping[str, tuple[int, tuple[int, ...]]]) -> bytes:
@@ -130,7 +139,8 @@ class GraphParts(GraphWalk):
         given: name -> data type and shape.
         """
         left_out = frozenset(gone)
-        parts = [whole for i, (_, whole, _, _) in enumerate(self._wholes) if i not in left_out]
+        parts: list[bytes | memoryview] = []
+        parts += [self._view[place:end] for i, (_, place, _, end) in enumerate(self._places) if i not in left_out]
         parts += [self._placeholder(name, type_, shape) for name, (type_, shape) in given.items()]
         return b"".join([*self._around, message_field(_GRAPH, b"".join(parts))])
 
