@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgelm.architecture.rope import LARGEST_TABLE
-from edgelm.errors import OutOfMemoryError, ProviderError
+from edgelm.errors import EdgeLMError, OutOfMemoryError, ProviderError
 from edgelm.package.graph_file import files_of_tensors
 from edgelm.runtime.cpu import INTEGER_DOT_PRODUCTS, cpu_features, usable_cores
 from edgelm.runtime.joined_planes import join_planes
@@ -91,7 +91,7 @@ def start(
     graph, weights = join_planes(graph, path, most)
     values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
     settings.add_external_initializers([*weights], values)
-    shared = tables.values(runtime)
+    shared = tables.values(runtime)  # which the settings know by their addresses, until the session is made
     for name, value in shared.items():
         settings.add_initializer(name, value)
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):
@@ -109,26 +109,31 @@ def start(
         with quiet, tables.kept_small(), NATIVE_CALLS:
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
-        if _NO_MEMORY in str(error):
-            raise OutOfMemoryError(
-                f"There is no memory left to load {path} ({error}). Free memory, or take a smaller model or one of "
-                "fewer bits."
-            ) from error
-        if _UNKNOWN_SETTING in str(error):
-            raise ProviderError(
-                f"ONNX Runtime {runtime.__version__} is too old for {path}, which was written for a newer one. To get "
-                f"it: {provider.install.replace('pip install', 'pip install --upgrade')}."
-            ) from error
-        if options.provider == CPU:
-            raise ProviderError(f"ONNX Runtime does not load {path}: {error}") from error
-        raise ProviderError(
-            f"{options.provider!r} does not start with {path}: {error}. To set it up: {provider.install}. To compute "
-            "on the CPU: provider='cpu'."
-        ) from error
+        raise _error_of_loading(runtime, error, path, options.provider) from error
     _sessions.add(session)
     if options.provider != CPU:
         _check_assignment(session, path, options.provider)
     return session, tables
+
+
+def _error_of_loading(runtime: Any, error: Exception, path: Path, name: str) -> EdgeLMError:
+    """Say what kept ONNX Runtime from loading a graph for the provider of this name."""
+    install = provider_named(name).install
+    if _NO_MEMORY in str(error):
+        return OutOfMemoryError(
+            f"There is no memory left to load {path} ({error}). Free memory, or take a smaller model or one of fewer "
+            "bits."
+        )
+    if _UNKNOWN_SETTING in str(error):
+        return ProviderError(
+            f"ONNX Runtime {runtime.__version__} is too old for {path}, which was written for a newer one. To get it: "
+            f"{install.replace('pip install', 'pip install --upgrade')}."
+        )
+    if name == CPU:
+        return ProviderError(f"ONNX Runtime does not load {path}: {error}")
+    return ProviderError(
+        f"{name!r} does not start with {path}: {error}. To set it up: {install}. To compute on the CPU: provider='cpu'."
+    )
 
 
 def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constant: int) -> Any:
