@@ -53,6 +53,8 @@ def test_bounds_beyond_what_a_float_counts_are_kept(
         ({"enum": [1, 1234567890123456789]}, "enum has 1234567890123456789, which has more digits than"),
         ({"properties": {"a": {"const": {"id": [2**53 + 1]}}}}, "const has 9007199254740993, which has more digits"),
         ({"const": 123456789.12345679}, "const has 123456789.12345679, which has more digits than"),
+        ({"const": 7802749205078041.0}, "const has 7802749205078041.0, which has more digits than"),
+        ({"const": 5.369963527750256e-247}, "const has 5.369963527750256e-247, which has more digits than"),
         ({"const": 10**400}, r"const has 10{17}\.\.\.0{19}, which has more digits than are followed"),
         ({"type": "integer", "minimum": 10**19}, "minimum is 10000000000000000000, and integers are followed up to"),
         ({"type": "integer", "exclusiveMaximum": -(2**63)}, "exclusiveMaximum is -9223372036854775808, and integers"),

@@ -14,6 +14,7 @@ _DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiv
 _EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
 _LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
 _MOST = 1e308  # llguidance refuses what is no float
+_SMALLEST_POWER = -22  # of ten: it divides by what is a float no more above 10 ** 22
 
 
 def close_bounds(schema: dict[str, Any]) -> None:
@@ -112,11 +113,13 @@ def _unheld(value: Any) -> list[float]:
 
 
 def _is_held(number: float) -> bool:
-    if isinstance(number, float) and not math.isfinite(number):  # which is no JSON, and is refused as such
-        return True
-    if number == int(number):
-        return abs(number) <= _LAST_INTEGER and int(float(number)) == number
-    return int("".join(map(str, Decimal(repr(float(number))).as_tuple().digits))) <= _EVERY_INTEGER
+    if isinstance(number, float):
+        if not math.isfinite(number):  # which is no JSON, and is refused as such
+            return True
+        _, digits, exponent = Decimal(repr(float(number))).as_tuple()  # as JSON has it: 5.0 has two digits
+        if int("".join(map(str, digits))) > _EVERY_INTEGER or int(exponent) < _SMALLEST_POWER:
+            return False
+    return number != int(number) or (abs(number) <= _LAST_INTEGER and int(float(number)) == number)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
