@@ -95,21 +95,20 @@ class RotationTables:
 
     def __init__(self, runtime: Any = None, kinds: Sequence[_Kind] = ()) -> None:
         self.tables = {name: table for kind in kinds for name, table in kind.tables.items()}
-        self._runtime = runtime
+        self._turns = _Turns(runtime) if kinds else None
         self._kinds = kinds
-        self._made = 0 if kinds else sys.maxsize
+        self._made = 0
         self._lock = threading.Lock()
 
     def reach(self, length: int) -> None:
         """Make what is missing for texts of so many tokens."""
-        if length <= self._made:
+        if length <= self._made or self._turns is None:
             return
         with self._lock:
-            last = -(-length // _ROWS) * _ROWS
-            turns = _Turns(self._runtime)
-            for kind in self._kinds:
-                kind.make(turns, self._made, last)
-            self._made = max(self._made, last)
+            while self._made < length:
+                for kind in self._kinds:
+                    kind.make(self._turns, self._made, self._made + _ROWS)
+                self._made += _ROWS
 
 
 def rotation_tables(parts: GraphParts, runtime: Any) -> tuple[RotationTables, set[int]]:
