@@ -105,6 +105,7 @@ def start(
             runtime.preload_dlls()
     wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
+        tables.reach(1)  # what makes them has to be there, too
         quiet = _quiet(runtime) if options.provider != CPU else contextlib.nullcontext()
         with quiet, tables.kept_small(), NATIVE_CALLS:
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)

@@ -95,16 +95,17 @@ class RotationTables:
 
     def __init__(self, runtime: Any = None, kinds: Sequence[_Kind] = ()) -> None:
         self.tables = {name: table for kind in kinds for name, table in kind.tables.items()}
-        self._turns = _Turns(runtime) if kinds else None
-        self._kinds = kinds
+        self._runtime, self._kinds = runtime, kinds
+        self._turns: _Turns | None = None
         self._made = 0
         self._lock = threading.Lock()
 
     def reach(self, length: int) -> None:
         """Make what is missing for texts of so many tokens."""
-        if length <= self._made or self._turns is None:
+        if length <= self._made or not self._kinds:
             return
         with self._lock:
+            self._turns = self._turns or _Turns(self._runtime)
             while self._made < length:
                 for kind in self._kinds:
                     kind.make(self._turns, self._made, self._made + _ROWS)
