@@ -105,9 +105,9 @@ def start(
             runtime.preload_dlls()
     wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
-        tables.reach(1)  # what makes them has to be there, too
         quiet = _quiet(runtime) if options.provider != CPU else contextlib.nullcontext()
         with quiet, tables.kept_small(), NATIVE_CALLS:
+            tables.reach(1)  # what makes them has to start, too
             session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         raise _error_of_loading(runtime, error, path, options.provider) from error
