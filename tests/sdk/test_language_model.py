@@ -4,14 +4,13 @@ import gc
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import edgelm
-from edgelm import Chunk, GenerationConfig, LanguageModel, join, loading
+from edgelm import Chunk, GenerationConfig, LanguageModel, join
 from edgelm.errors import ChatTemplateError, ConfigError, EdgeLMError
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
@@ -393,11 +392,6 @@ def test_control_tokens_in_a_message_stay_text(model: LanguageModel) -> None:
     assert attack in model.tokenizer.decode(ids, skip_control_tokens=False)
 
 
-def test_a_name_that_is_not_here_is_an_error_of_ours() -> None:
-    with pytest.raises(edgelm.ModelNotFoundError, match="no-such-model"):
-        edgelm.load("no-such-model")
-
-
 def test_many_threads_on_one_model_get_their_solo_answers(model: LanguageModel) -> None:
     config = GenerationConfig(max_new_tokens=12, temperature=1.0, seed=5)
     prompts = [f"Prompt number {i}" for i in range(8)]
@@ -455,12 +449,6 @@ def test_a_bool_is_no_number(model: LanguageModel) -> None:
             make()
 
 
-@pytest.mark.parametrize("name", [None, 5, b"tiny", ["tiny"]])
-def test_what_is_neither_a_name_nor_a_path_is_no_model(name: Any) -> None:
-    with pytest.raises(edgelm.ModelNotFoundError, match=r"is neither the name of a model nor a path\. The library .*"):
-        edgelm.load(name)
-
-
 def test_the_name_of_a_model_is_no_model() -> None:
     for hold in (edgelm.Engine, edgelm.ChatSession):
         with pytest.raises(ConfigError, match=r"model is 'tiny'; it must be an edgelm\.LanguageModel, which"):
@@ -490,26 +478,3 @@ def test_an_answer_leaves_no_memory_to_the_next_collection_of_rings(config: Gene
         gc.collect()
         model.chat(messages, config)
     assert gc.collect() == 0
-
-
-@pytest.mark.parametrize("is_large", [False, True])
-def test_a_large_tokenizer_is_read_before_the_session_begins(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, tokenizer = loading.DecoderSession, loading._load_tokenizer
-    begun, read, found = threading.Event(), threading.Event(), list[bool]()
-
-    def begin(*args: Any, **options: Any) -> Any:
-        found.append(read.is_set())
-        begun.set()
-        return session(*args, **options)
-
-    def read_late(folder: Path) -> Any:
-        begun.wait(0.2)  # in vain, where the session waits for this
-        result = tokenizer(folder)
-        read.set()
-        return result
-
-    monkeypatch.setattr(loading, "_LARGE_TOKENIZER", 0 if is_large else 1 << 23)
-    monkeypatch.setattr(loading, "DecoderSession", begin)
-    monkeypatch.setattr(loading, "_load_tokenizer", read_late)
-    edgelm.load(tiny_model_path())
-    assert found == [is_large]

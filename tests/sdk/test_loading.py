@@ -1,0 +1,43 @@
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgelm
+from edgelm import loading
+from edgelm.testing import tiny_model_path
+
+
+def test_a_name_that_is_not_here_is_an_error_of_ours() -> None:
+    with pytest.raises(edgelm.ModelNotFoundError, match="no-such-model"):
+        edgelm.load("no-such-model")
+
+
+@pytest.mark.parametrize("name", [None, 5, b"tiny", ["tiny"]])
+def test_what_is_neither_a_name_nor_a_path_is_no_model(name: Any) -> None:
+    with pytest.raises(edgelm.ModelNotFoundError, match=r"is neither the name of a model nor a path\. The library .*"):
+        edgelm.load(name)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_large_tokenizer_is_read_before_the_session_begins(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, tokenizer = loading.DecoderSession, loading._load_tokenizer
+    begun, read, found = threading.Event(), threading.Event(), list[bool]()
+
+    def begin(*args: Any, **options: Any) -> Any:
+        found.append(read.is_set())
+        begun.set()
+        return session(*args, **options)
+
+    def read_late(folder: Path) -> Any:
+        begun.wait(0.2 if is_large else 60)  # in vain, where the session waits for this
+        result = tokenizer(folder)
+        read.set()
+        return result
+
+    monkeypatch.setattr(loading, "_LARGE_TOKENIZER", 0 if is_large else 1 << 23)
+    monkeypatch.setattr(loading, "DecoderSession", begin)
+    monkeypatch.setattr(loading, "_load_tokenizer", read_late)
+    edgelm.load(tiny_model_path())
+    assert found == [is_large]
