@@ -64,8 +64,8 @@ def load(
     with in_huge_pages(), ThreadPoolExecutor(1) as worker:
         # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
         # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
-        hashes = [worker.submit(check_hash, folder, entry) for entry in large]
         tokenizer = worker.submit(_load_tokenizer, folder)
+        hashes = [worker.submit(check_hash, folder, entry) for entry in large]
         if _reads_tokenizer_first(folder):
             wait([tokenizer])
         try:
