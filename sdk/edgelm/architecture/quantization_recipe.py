@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelm.architecture.quantization_scheme import FLOATS, KEEP, SHORTLIST, Scheme, grid_name, parse_scheme
+from edgelm.architecture.quantization_scheme import KEEP, SHORTLIST, Scheme, grid_name, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
@@ -119,11 +119,6 @@ class Precision:
         """The integer schemes among its rules."""
         parsed = [parse_scheme(rule.scheme) for rule in self.rules]
         return [scheme for scheme in parsed if isinstance(scheme, Scheme)]
-
-    @property
-    def in_floats(self) -> bool:
-        """Tell whether weights, keys and values stay in floats, so that a package computes its source's function."""
-        return self.kv_cache == "fp32" and all(rule.scheme in FLOATS for rule in self.rules)
 
     @property
     def calibrates(self) -> bool:
