@@ -71,13 +71,13 @@ class ProtobufWalk:
                 raise self.error("is cut off or damaged (a field goes past its message)")
             yield tag, start, position
 
-    def _parts(self, position: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
-        """Yield each field of a message: its number, its bytes with the tag, and where its content begins and ends.
+    def _parts(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each field of a message: its number, where it begins, and where its content begins and ends.
 
         Of a varint the content is its value, given as the beginning.
         """
         for tag, first, last in self._fields(position, end):
-            yield tag >> 3, self._data[position:last], first, last
+            yield tag >> 3, position, first, last
             position = last
 
 

@@ -61,40 +61,48 @@ def matrix_names(product: str) -> tuple[str, str]:
 
 def products_of(graph: bytes, path: Path) -> frozenset[str]:
     """Return the names of the products with a weight in a graph that was walked; `path` is what errors name."""
-    found = _Rewriting(graph, path)
-    found.rewrite({})
-    return frozenset(found.products)
+    found = _Rewriting(graph, path, {})
+    found.rewrite()
+    return frozenset(found.input_of)
 
 
 def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> bytes:
     """Return the graph with places for adapters beside some of its products, by name, with the D of each."""
-    return _Rewriting(graph, path).rewrite(products)
+    return _Rewriting(graph, path, products).rewrite()
 
 
 class _Rewriting(GraphWalk):
-    def __init__(self, graph: bytes, path: Path) -> None:
-        super().__init__(graph, path)
-        self.products: dict[str, str] = {}  # the input of each
+    """Write a graph with places for adapters beside `adapted`: products, by name, with the D of each.
 
-    def rewrite(self, products: Mapping[str, int]) -> bytes:
+    `input_of`, when it is written: what each product of the graph with a weight multiplies, by the product's name.
+    """
+
+    def __init__(self, graph: bytes, path: Path, adapted: Mapping[str, int]) -> None:
+        super().__init__(graph, path)
+        self._adapted = adapted
+        self.input_of: dict[str, str] = {}
+
+    def rewrite(self) -> bytes:
         model: list[bytes] = []
-        for number, whole, start, end in self._parts(0, len(self._data)):
-            model.append(message_field(_GRAPH, self._graph(start, end, products)) if number == _GRAPH else whole)
+        for number, place, start, end in self._parts(0, len(self._data)):
+            is_graph = number == _GRAPH
+            model.append(message_field(_GRAPH, self._graph(start, end)) if is_graph else self._data[place:end])
         return b"".join(model)
 
-    def _graph(self, start: int, end: int, products: Mapping[str, int]) -> bytes:
+    def _graph(self, start: int, end: int) -> bytes:
         fields = [
-            self._node(whole, first, last, products) if number == _NODE else whole
-            for number, whole, first, last in self._parts(start, end)
+            self._node(place, first, last) if number == _NODE else self._data[place:last]
+            for number, place, first, last in self._parts(start, end)
         ]
-        for product in sorted(products):
-            fields += _adapted(product, self.products[product], products[product])
-        if products:
-            fields += _shared(products)
+        for product in sorted(self._adapted):
+            fields += _beside(product, self.input_of[product], self._adapted[product])
+        if self._adapted:
+            fields += _shared(self._adapted)
         return b"".join(fields)
 
-    def _node(self, whole: bytes, start: int, end: int, products: Mapping[str, int]) -> bytes:
-        fields = list(self._parts(start, end))
+    def _node(self, place: int, start: int, end: int) -> bytes:
+        """Return a node's field, which begins at `place`; the output of a product that is adapted gets another name."""
+        whole, fields = self._data[place:end], list(self._parts(start, end))
         operator, inputs, outputs = (
             [self._label(first, last) for number, _, first, last in fields if number == wanted]
             for wanted in (_NODE_OPERATOR, _NODE_INPUT, _NODE_OUTPUT)
@@ -104,16 +112,15 @@ class _Rewriting(GraphWalk):
         product = outputs[0].removesuffix(".output")
         if product == outputs[0]:
             return whole
-        self.products[product] = inputs[0].removesuffix(WITH_SUMS)
-        if product not in products:
+        self.input_of[product] = inputs[0].removesuffix(WITH_SUMS)
+        if product not in self._adapted:
             return whole
-        renamed = (_NODE_OUTPUT, _NODE_NAME)
-        return message_field(
-            _NODE,
-            b"".join(
-                text_field(number, _base_of(product)) if number in renamed else part for number, part, _, _ in fields
-            ),
-        )
+        base = _base_of(product)
+        parts = [
+            text_field(number, base) if number in (_NODE_OUTPUT, _NODE_NAME) else self._data[at:last]
+            for number, at, _, last in fields
+        ]
+        return message_field(_NODE, b"".join(parts))
 
 
 def _base_of(product: str) -> str:
@@ -140,7 +147,7 @@ def _shared(products: Mapping[str, int]) -> list[bytes]:
     ]
 
 
-def _adapted(product: str, hidden: str, width: int) -> list[bytes]:
+def _beside(product: str, hidden: str, width: int) -> list[bytes]:
     """Return the nodes and inputs beside one product, as fields of the graph."""
     a, b = matrix_names(product)
     names = ("lora_blocks", "lora_sums", "lora_sum", "lora_thin", "lora_gated", "lora_output")

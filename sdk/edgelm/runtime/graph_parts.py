@@ -6,7 +6,7 @@ Source: the messages of onnx/onnx.proto3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,11 @@ class GraphParts(GraphWalk):
         self._view = memoryview(graph)
         self._around: list[memoryview] = []
         self._places: list[tuple[int, int, int, int]] = []
-        for number, place, start, end in self._fields_at(0, len(graph)):
+        for number, place, start, end in self._parts(0, len(graph)):
             if number == _GRAPH:
-                self._places += self._fields_at(start, end)
+                self._places += self._parts(start, end)
             else:
                 self._around.append(self._view[place:end])
-
-    def _fields_at(self, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield each field of a message: its number, where it begins, and where its content begins and ends."""
-        for tag, first, last in self._fields(place, end):
-            yield tag >> 3, place, first, last
-            place = last
 
     def nodes(self, *marks: bytes) -> Iterable[tuple[int, Node]]:
         """Yield the nodes in whose bytes one of some marks is; all without."""
