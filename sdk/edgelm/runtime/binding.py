@@ -8,7 +8,7 @@ query tokens, P past tokens, K kv heads, C capacity, H head dim, D hidden, V voc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,18 @@ class Graph:
     def value(self, array: NDArray[Any]) -> Any:
         """Return an array as ONNX Runtime has it; both are the same memory."""
         return self.runtime.OrtValue.ortvalue_from_numpy(array)
+
+    def bind_arrays(
+        self, binding: Any, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> list[Any]:
+        """Bind arrays by the graph's names for them; return what keeps their memory, since a binding does not."""
+        taken = {name: self.value(array) for name, array in inputs.items()}
+        given = {name: self.value(array) for name, array in outputs.items()}
+        for name, value in taken.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in given.items():
+            binding.bind_ortvalue_output(name, value)
+        return [*taken.values(), *given.values()]
 
     def run(
         self, binding: Any, stop: StopSwitch | None, others: Sequence[ConvRows | States], lengths: Sequence[int]
@@ -203,15 +215,15 @@ class InPlaceBinding(Binding):
         output_name: str,
         output: NDArray[Any],
         others: Sequence[ConvRows | States],
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Return an IO binding, and the values whose memory it uses without holding it."""
+    ) -> tuple[Any, list[Any]]:
+        """Return an IO binding, and what keeps the memory that it uses."""
         graph = self.graph
         binding = graph.session.io_binding()
         outputs = {output_name: output}
         for other in others:
             inputs, outputs = inputs | other.inputs, outputs | other.outputs
-        values = {name: graph.value(array) for name, array in inputs.items()}
-        for name, value in (values | self._learned_values | self._source_values).items():
+        values = graph.bind_arrays(binding, inputs, outputs)
+        for name, value in (self._learned_values | self._source_values).items():
             binding.bind_ortvalue_input(name, value)
         if "attention_mask" in graph.facts.inputs:
             binding.bind_ortvalue_input("attention_mask", self._mask)
@@ -220,10 +232,7 @@ class InPlaceBinding(Binding):
             binding.bind_ortvalue_output(present, value)
         for name, place in graph.shared:
             binding.bind_ortvalue_output(name, self._cache_values[place])
-        results = {name: graph.value(array) for name, array in outputs.items()}
-        for name, value in results.items():
-            binding.bind_ortvalue_output(name, value)
-        return binding, (*values.values(), *results.values())
+        return binding, values
 
     def _mark(self, lengths: Sequence[int]) -> None:
         for row, length in enumerate(lengths):
@@ -309,7 +318,7 @@ class _HeldElsewhere(Binding):
         super().__init__(graph)
         self._token_ids: list[int] = []  # those that the values hold
         self._values: list[Any] = []
-        self._inputs: dict[str, Any] = {}  # of the last call, which a binding uses without holding them
+        self._inputs: list[Any] = []  # of the last call, which a binding uses without holding them
 
     def fetch(self, buffers: Sequence[KeysOrValues], start: int, stop: int) -> None:
         """Copy the keys and values of the tokens `start` to `stop` into a cache's buffers [1, K, C, H]."""
@@ -331,15 +340,8 @@ class _HeldElsewhere(Binding):
         values is taken from the cache's own buffers, and goes back there.
         """
         graph = self.graph
-        others, values = graph.others(cache.other_buffers, len(token_ids)), []
-        for other in others:
-            for bound, arrays in (
-                (binding.bind_ortvalue_input, other.inputs),
-                (binding.bind_ortvalue_output, other.outputs),
-            ):
-                for name, array in arrays.items():
-                    values.append(graph.value(array))
-                    bound(name, values[-1])
+        others = graph.others(cache.other_buffers, len(token_ids))
+        _values = [graph.bind_arrays(binding, other.inputs, other.outputs) for other in others]
         graph.run(binding, stop, others, (cache.length + len(token_ids),))
         return list(binding.get_outputs())
 
@@ -375,9 +377,8 @@ class _HeldElsewhere(Binding):
         if "attention_mask" in graph.facts.inputs:
             mask = np.arange(mask_length) < length
             arrays["attention_mask"] = mask[None].astype(graph.facts.inputs["attention_mask"])
-        self._inputs = {name: graph.value(array) for name, array in arrays.items()}
-        self._inputs |= dict(zip(graph.facts.cross, cache.source_values, strict=True))
-        for name, value in self._inputs.items():
+        self._inputs = graph.bind_arrays(binding, arrays, {})
+        for name, value in zip(graph.facts.cross, cache.source_values, strict=True):
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(output, _CPU)
         return binding

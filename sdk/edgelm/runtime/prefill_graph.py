@@ -46,13 +46,8 @@ def read_prompt(graph: Graph, token_ids: Sequence[int], cache: KVCache, stop: St
     outputs = dict(zip(facts.present, present, strict=True))
     for other in others:
         inputs, outputs = inputs | other.inputs, outputs | other.outputs
-    # A chunk takes long enough for all of it to be bound anew; a binding does not hold what it uses.
-    values, results = ({name: graph.value(array) for name, array in ones.items()} for ones in (inputs, outputs))
-    binding = graph.session.io_binding()
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, value in results.items():
-        binding.bind_ortvalue_output(name, value)
+    binding = graph.session.io_binding()  # anew for each chunk, which takes much longer
+    _values = graph.bind_arrays(binding, inputs, outputs)
     graph.run(binding, stop, others, (length,))
     if present is not past:
         for buffer, new in zip(past, present, strict=True):
