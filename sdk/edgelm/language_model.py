@@ -220,30 +220,35 @@ class LanguageModel(Returned):
         """
         config = or_default("config", config, self.generation_config)
         self._check_adapter(config.adapter)
-        encodes = self.config.encoder is not None
-        config.check_fits(self.name, encodes=encodes)
-        read = self.languages.source_ids(prompt, config.source_language, config.target_language) if encodes else prompt
-        ids = self._checked_ids(read, fewest=1, config=None if encodes else config)
+        config.check_fits(self.name, encodes=self.config.encoder is not None)
+        prompt_ids: Sequence[int]
+        source_ids: Sequence[int] = ()
+        if self.config.encoder is None:
+            prompt_ids = self._checked_ids(prompt, fewest=1, config=config)
+        else:
+            source = self.languages.source_ids(prompt, config.source_language, config.target_language)
+            source_ids = self._checked_ids(source, fewest=1)
+            prompt_ids = self.languages.config_for(config.target_language).decoder_prompt_ids
         return Answer(
             tokenizer=self.tokenizer,
             model_config=self.config,
-            prompt_ids=self.languages.config_for(config.target_language).decoder_prompt_ids if encodes else ids,
+            prompt_ids=prompt_ids,
             config=config,
             speculator=self._speculator(config),
-            source_ids=ids if encodes else (),
+            source_ids=source_ids,
         )
 
     def _speculator(self, config: GenerationConfig) -> Speculator | None:
         if config.speculation is None:
             return None
-        drafts_with = self if isinstance(config.speculation, str) else config.speculation
-        for model in (self, drafts_with):
+        draft = None if isinstance(config.speculation, str) else config.speculation
+        for model in (self,) if draft is None else (self, draft):
             if kinds := model.config.state_kinds:
                 raise ConfigError(
                     f"speculation is set, and {model.name} has {kinds}, which cannot take back a wrong guess. "
                     "Leave it out."
                 )
-        drafter = PromptLookup() if isinstance(config.speculation, str) else DraftModel(config.speculation, self)
+        drafter = PromptLookup() if draft is None else DraftModel(draft, self)
         exact = config.exact_speculation
         return Speculator(drafter, self.row_costs if exact else self.step_costs, exact=exact)
 
