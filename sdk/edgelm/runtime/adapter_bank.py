@@ -50,22 +50,20 @@ class AdapterBank:
         Raises:
             PackageError: the graph has no product for one of the adapter's layers.
         """
-        return self._with(name, adapter.manifest, _joined(adapter, adapter.manifest.rank, graph_products))
+        return self._with(name, adapter.manifest, _joined(adapter, graph_products))
 
     def _with(self, name: str, manifest: AdapterManifest, own: Mapping[str, tuple[Matrix, Matrix]]) -> AdapterBank:
-        rank, before = manifest.rank, self._size
-        start = _start_behind(before, rank)
+        start = _start_behind(self._size, manifest.rank)
+        stop = start + manifest.rank
         matrices = {}
         for product in sorted({*self.matrices, *own}):
-            components = len(parts_of(product))
-            (a, b), (own_a, own_b) = (found.get(product, (None, None)) for found in (self.matrices, own))
-            matrices[product] = (
-                _stacked(a, before * components, start * components, own_a, rank * components),
-                _stacked(b, before * components, start * components, own_b, rank * components),
-            )
+            P = len(parts_of(product))
+            a, b = self.matrices.get(product, (None, None))
+            own_a, own_b = own.get(product, (None, None))
+            matrices[product] = _stacked(a, own_a, start * P, stop * P), _stacked(b, own_b, start * P, stop * P)
         return AdapterBank(
             matrices=matrices,
-            ranks={**self.ranks, name: range(start, start + rank)},
+            ranks={**self.ranks, name: range(start, stop)},
             products={**self.products, name: frozenset(own)},
             manifests={**self.manifests, name: manifest},
         )
@@ -142,7 +140,7 @@ class AdapterBank:
         return max((place.stop for place in self.ranks.values()), default=0)
 
 
-def _joined(adapter: Adapter, rank: int, graph_products: GraphProducts) -> dict[str, tuple[Matrix, Matrix]]:
+def _joined(adapter: Adapter, graph_products: GraphProducts) -> dict[str, tuple[Matrix, Matrix]]:
     """Join the matrices of the projections that a product fuses: their components in turn, B zero outside its part."""
     product_of = {part: product for product in graph_products for part in parts_of(product)}
     for layer in adapter.matrices:
@@ -152,13 +150,11 @@ def _joined(adapter: Adapter, rank: int, graph_products: GraphProducts) -> dict[
                 "adapter into its base instead: edgelm merge"
             )
     changed = {product_of[layer] for layer in adapter.matrices}
-    return {product: _joined_product(adapter, rank, product, graph_products[product]) for product in sorted(changed)}
+    return {product: _joined_product(adapter, product, graph_products[product]) for product in sorted(changed)}
 
 
-def _joined_product(
-    adapter: Adapter, rank: int, product: str, shapes: Sequence[tuple[int, ...]]
-) -> tuple[Matrix, Matrix]:
-    widths = [N for N, _ in shapes]
+def _joined_product(adapter: Adapter, product: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Matrix, Matrix]:
+    rank, widths = adapter.manifest.rank, [N for N, _ in shapes]
     a_RPD = np.zeros((rank, len(shapes), shapes[0][1]), np.float32)
     b_RPN = np.zeros((rank, len(shapes), sum(widths)), np.float32)
     for i, part in enumerate(parts_of(product)):
@@ -183,13 +179,13 @@ def _start_behind(size: int, rank: int) -> int:
     return whole_block
 
 
-def _stacked(first: Matrix | None, first_rows: int, start: int, second: Matrix | None, second_rows: int) -> Matrix:
-    """Put one adapter's rows behind the others', from row `start` on; zeros stand for those that change nothing."""
-    there = first if first is not None else second
+def _stacked(others: Matrix | None, own: Matrix | None, start: int, stop: int) -> Matrix:
+    """Put one adapter's rows, from `start` to `stop`, behind the others'; zeros stand for what changes nothing."""
+    there = others if others is not None else own
     assert there is not None
-    stacked = np.zeros((start + second_rows, there.shape[1]), np.float32)
-    if first is not None:
-        stacked[:first_rows] = first
-    if second is not None:
-        stacked[start:] = second
+    stacked = np.zeros((stop, there.shape[1]), np.float32)
+    if others is not None:
+        stacked[: len(others)] = others
+    if own is not None:
+        stacked[start:] = own
     return stacked
