@@ -240,7 +240,7 @@ class Sampler:
         if self._is_plain and not is_constrained:
             return self._remember(_best(logits_V))
         if self._history is None:
-            self._history = _start_history(self._prompt_ids, logits_V.size, self._breakers)
+            self._history = self._start_history(logits_V.size)
             self._scratch = np.empty(-(-logits_V.size // _BLOCK) * _BLOCK, np.float32)
         row_V = self._scratch[: logits_V.size]
         row_V[:] = logits_V
@@ -274,7 +274,7 @@ class Sampler:
         row_V: Logits = logits_V - np.float32(_log_sum_exp(logits_V))
         if not self._is_plain:
             if self._history is None:
-                self._history = _start_history(self._prompt_ids, logits_V.size, self._breakers)
+                self._history = self._start_history(logits_V.size)
             self._process(row_V, self._history)
             _best(row_V)
         return row_V
@@ -288,6 +288,12 @@ class Sampler:
             )
         sampler._remember(token_id)
         return sampler
+
+    def _start_history(self, vocab_size: int) -> History:
+        seen_V = np.zeros(vocab_size, np.bool_)
+        seen_V[np.asarray(self._prompt_ids, np.int64)] = True
+        counts_V = np.zeros(vocab_size, np.float32)
+        return History(seen=seen_V, counts=counts_V, token_ids=list(self._prompt_ids), breakers=self._breakers)
 
     def _process(self, row_V: Logits, history: History, *, is_constrained: bool = False) -> None:
         for process in self._processors:
@@ -406,13 +412,6 @@ def _checked_choice(token_id: int, is_open_V: NDArray[np.bool_]) -> int:
     if not is_whole(token_id) or not 0 <= token_id < is_open_V.size or not is_open_V[token_id]:
         raise ConfigError(f"The config's sampler returned {token_id!r}; it must be a token whose logit is not -inf.")
     return int(token_id)
-
-
-def _start_history(prompt_ids: Sequence[int], vocab_size: int, breakers: Collection[int]) -> History:
-    seen_V = np.zeros(vocab_size, np.bool_)
-    seen_V[np.asarray(prompt_ids, np.int64)] = True
-    counts_V = np.zeros(vocab_size, np.float32)
-    return History(seen=seen_V, counts=counts_V, token_ids=list(prompt_ids), breakers=breakers)
 
 
 def _drop_below(logits_V: Logits, threshold: np.float32) -> None:
