@@ -228,8 +228,9 @@ class _Stack:
             self._feed_forward(f"{name}.shared_experts", config.shared_expert_size(i))
         if config.shared_expert_gate:
             self._linear(f"{name}.shared_expert_gate", 1, D, False)
-        for norm in EXPERT_NORMS if config.expert_norms else ():
-            self._norm(f"{name}.{norm}", D)
+        if config.expert_norms:
+            for norm in EXPERT_NORMS:
+                self._norm(f"{name}.{norm}", D)
 
     def _feed_forward(self, name: str, size: int) -> None:
         config, D = self._config, self._config.hidden_size

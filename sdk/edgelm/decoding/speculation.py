@@ -70,10 +70,14 @@ class Speculator:
         """Take the tokens that the text goes on with: the prompt, then each token as it is chosen."""
         self._drafter.extend(token_ids)
         for id_ in token_ids:
-            if self._right < len(self._guess) and not self._has_failed:
-                self._has_failed = id_ != self._guess[self._right]
-                self._right += not self._has_failed
-                self.accepted += self._is_computed and not self._has_failed
+            if self._has_failed or self._right == len(self._guess):
+                return
+            if id_ != self._guess[self._right]:
+                self._has_failed = True
+                return
+            self._right += 1
+            if self._is_computed:
+                self.accepted += 1
 
     def guess(self, most: int) -> list[int]:
         """Return up to `most` tokens to compute with the next one; none where that would lose."""

@@ -113,7 +113,8 @@ class PrefixCache:
             while blocks:
                 block = blocks.pop()
                 self._by_use.pop(block, None)
-                self._states -= bool(block.states)
+                if block.states:
+                    self._states -= 1
                 blocks += block.children.values()
 
     def fill(self, cache: KVCache, token_ids: Sequence[int]) -> int:
@@ -192,9 +193,11 @@ class PrefixCache:
                 ids = tuple(cache.token_ids[start : start + BLOCK])
                 block = parent.children[ids] = _Block(parent, ids, content)
                 path.append(block)
-            for count, states in snapshots.items() if len(path) == blocks else ():
-                self._states += not path[count - 1].states
-                path[count - 1].states = states
+            if len(path) == blocks:
+                for count, states in snapshots.items():
+                    if not path[count - 1].states:
+                        self._states += 1
+                    path[count - 1].states = states
             if is_spent:
                 cache.truncate(0)
             self._use(path)
@@ -226,7 +229,8 @@ class PrefixCache:
         while self.bytes > self.max_bytes:
             block, _ = self._by_use.popitem(last=False)
             block.drop()
-            self._states -= bool(block.states)
+            if block.states:
+                self._states -= 1
 
     def _root(self, cache: KVCache) -> _Block:
         return self._roots.setdefault(cache.adapter, _Block(None, (), []))

@@ -215,7 +215,8 @@ class _Walk(GraphWalk):
                 continue
             plain = False
             if tag in _ATTRIBUTE_TENSORS:
-                tensors += tag == _ATTRIBUTE_TENSOR
+                if tag == _ATTRIBUTE_TENSOR:
+                    tensors += 1
                 if tensors > 1:  # of which protobuf makes one, and nobody walked that
                     raise self.error("has a tensor in two parts in an attribute")
                 self._tensor(first, last)

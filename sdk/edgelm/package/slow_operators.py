@@ -77,8 +77,8 @@ class _Products(GraphWalk):
         places = (_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER)
         settings = dict(self._named(first, last, *places) for first, last in attributes)
         if operator == b"QMoE":
-            is_inexact = settings.get(b"expert_weight_bits", 4) == 4 and settings.get(b"accuracy_level", 0) != 4
-            self.inexact_experts += is_inexact
+            if settings.get(b"expert_weight_bits", 4) == 4 and settings.get(b"accuracy_level", 0) != 4:
+                self.inexact_experts += 1
             return
         if settings.get(b"bits", 4) == 8 and settings.get(b"accuracy_level", 0) != 4:
             self.inexact += 1

@@ -79,11 +79,15 @@ class MarkedCallReader:
     def _take_string(self, char: str) -> bool:
         self._word += char
         place, is_whole = first_mark(self._word, (self._mark,))
-        if self._is_key or self._is_over:
-            self._word = self._word if self._is_key else self._word[place:]
+        if self._is_key:  # whose name is what stands between the marks
             if is_whole:
-                self._word, self._take = self._word[: place * self._is_key], self._take_word
+                self._word, self._take = self._word[:place], self._take_word
             return len(self._word) <= _LONGEST_KEY
+        if self._is_over:  # nothing of which is kept
+            self._word = self._word[place:]
+            if is_whole:
+                self._word, self._take = "", self._take_word
+            return True
         self.arguments += json.dumps(self._word[:place], ensure_ascii=False)[1:-1]
         self._word = self._word[place:]
         if is_whole:

@@ -140,7 +140,8 @@ def _alternatives(pattern: str) -> list[str]:
     parts, depth = [""], 0
     spelled = re.sub(r"\\.|[/\n]", lambda found: _SPELLED.get(found[0], found[0]), pattern, flags=re.DOTALL)
     for piece in re.findall(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", spelled, re.DOTALL):
-        depth += (piece == "(") - (piece == ")")
+        if piece in "()":
+            depth += 1 if piece == "(" else -1
         if piece == "|" and depth == 0:
             parts.append("")
         else:

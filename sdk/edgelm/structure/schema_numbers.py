@@ -73,9 +73,10 @@ def drop_numbers(schema: dict[str, Any]) -> None:
     for keyword in ("const", "enum"):
         if _unheld(schema.get(keyword)):
             del schema[keyword]
-    for keyword, bound in _large_bounds(schema) if _has_integers_alone(schema) else ():
-        if _is_beyond(_inwards(keyword, bound)):
-            del schema[keyword]
+    if _has_integers_alone(schema):
+        for keyword, bound in _large_bounds(schema):
+            if _is_beyond(_inwards(keyword, bound)):
+                del schema[keyword]
 
 
 def _has_integers_alone(schema: Mapping[str, Any]) -> bool:

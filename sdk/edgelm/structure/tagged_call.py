@@ -105,7 +105,8 @@ class _Writer:
             ways.append(f"%json {self._json(others)} {end}")
         rules = []
         is_beside_brackets = not kinds.isdisjoint(("array", "object"))
-        for i, text in enumerate([{}] if form.is_any else [text for text in form.texts if "enum" not in text]):
+        open_texts = [{}] if form.is_any else [text for text in form.texts if "enum" not in text]
+        for i, text in enumerate(open_texts):
             rules += raw.rules(f"{rule}_{i}", text, is_beside_brackets=is_beside_brackets)
             ways.append(f"{rule}_{i}")
         if not ways:

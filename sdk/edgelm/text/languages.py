@@ -35,7 +35,9 @@ class Languages(Mapping[str, int]):
         self._tokenizer, self._config = tokenizer, config
         self._ids: dict[str, int] = {}
         self._before_source = False
-        for form, before_source in _FORMS if config.encoder is not None else ():
+        if config.encoder is None:
+            return
+        for form, before_source in _FORMS:
             found = ((form.fullmatch(token), id_) for token, id_ in tokenizer.added_tokens.items())
             self._ids = {match[1]: id_ for match, id_ in found if match is not None}
             if self._ids:
