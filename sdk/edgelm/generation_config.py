@@ -123,7 +123,8 @@ class GenerationConfig:
             raise ConfigError(
                 f"constraint is {self.constraint!r}; make one with edgelm.Constraint.json_schema and the like."
             )
-        for function in (*self.processors, *((self.sampler,) if self.sampler is not None else ())):
+        functions = self.processors if self.sampler is None else (*self.processors, self.sampler)
+        for function in functions:
             if not callable(function):
                 raise ConfigError(f"processors and sampler must be callables; {function!r} is none.")
         if self.speculation is not None and self.speculation != PROMPT_LOOKUP:
