@@ -7,7 +7,7 @@ import itertools
 import re
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -217,22 +217,17 @@ def _llguidance() -> Any:
 
 
 def _grammar_of(constraint: Constraint) -> str:
-    matcher = _llguidance().LLMatcher
-    grammars: dict[str, Callable[[str], str]] = {
-        "json_schema": lambda source: matcher.grammar_from_json_schema(source, defaults=JSON_STYLE),
-        "regex": matcher.grammar_from_regex,
-        "lark": lambda source: matcher.grammar_from_lark(_not_too_deep(source)),
-        "gbnf": lambda source: matcher.grammar_from_lark(_not_too_deep(_lark_of_gbnf(source))),
-    }
+    matcher, source = _llguidance().LLMatcher, constraint.source
     try:
-        return grammars[constraint.kind](constraint.source)
+        if constraint.kind == "json_schema":
+            return str(matcher.grammar_from_json_schema(source, defaults=JSON_STYLE))
+        if constraint.kind == "regex":
+            return str(matcher.grammar_from_regex(source))
+        lark = _lark_of_gbnf(source) if constraint.kind == "gbnf" else source
+        refuse_grammar_depth(lark)
+        return str(matcher.grammar_from_lark(lark))
     except ValueError as error:  # a number that fits none of llguidance's
         raise ConfigError(_explain(constraint, str(error))) from error
-
-
-def _not_too_deep(grammar: str) -> str:
-    refuse_grammar_depth(grammar)
-    return grammar
 
 
 def _lark_of_gbnf(grammar: str) -> str:
