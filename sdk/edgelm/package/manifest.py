@@ -207,7 +207,7 @@ class Manifest:
         left: list[FileEntry] = []
         for entry in self.files:
             if entry.size > largest:
-                _check_size(folder / entry.path, entry).close()
+                _open_listed(folder / entry.path, entry).close()
                 left.append(entry)
             else:
                 check_hash(folder, entry)
@@ -293,7 +293,7 @@ def check_hash(folder: Path, entry: FileEntry) -> None:
         PackageError: it differs, or is no regular file.
     """
     path = folder / entry.path
-    with _check_size(path, entry) as file:
+    with _open_listed(path, entry) as file:
         _compare_hash(path, hashlib.file_digest(file, "sha256").hexdigest(), entry)
 
 
@@ -304,13 +304,14 @@ def read_checked(folder: Path, entry: FileEntry) -> bytes:
         PackageError: it differs, or is no regular file.
     """
     path = folder / entry.path
-    with _check_size(path, entry) as file:
+    with _open_listed(path, entry) as file:
         content = file.read(entry.size + 1)
     _compare_hash(path, hashlib.sha256(content).hexdigest(), entry)
     return content
 
 
-def _check_size(path: Path, entry: FileEntry) -> BufferedReader:
+def _open_listed(path: Path, entry: FileEntry) -> BufferedReader:
+    """Open a file of the size that the manifest lists."""
     file = open_regular(path)
     size = os.fstat(file.fileno()).st_size
     if size != entry.size:
