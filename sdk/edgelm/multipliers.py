@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from edgelm.errors import ConfigError
+from edgelm.number_bounds import is_positive
 
 _LEAST, _MOST = 2.0**-64, 2.0**64  # products of a few are still numbers of float32, and so is what they divide
 
@@ -42,7 +43,7 @@ class Multipliers:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not _LEAST <= value <= _MOST:
+            if not (is_positive(value) and _LEAST <= value <= _MOST):
                 raise ConfigError(
                     f"The multiplier {field.name} is {value!r:.60}; it must be a number from 2 ** -64 to 2 ** 64."
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgelm.errors import ConfigError
 from edgelm.layer_features import LayerFeatures
+from edgelm.number_bounds import is_count
 
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table
 
@@ -76,8 +77,7 @@ def _check_shared_keys(config: LayerFeatures) -> None:
 
 def _check_distances(config: LayerFeatures) -> None:
     buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
-    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (buckets, distance))
-    if not whole or not 4 <= buckets < 2 * distance <= 2 * _MAX_DISTANCE:
+    if not (is_count(buckets, 4) and is_count(distance, 1, _MAX_DISTANCE) and buckets < 2 * distance):
         raise ConfigError(
             f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {distance!r}; both "
             f"must be whole numbers, the first 4 or more, the second above its half and up to {_MAX_DISTANCE}."

@@ -23,6 +23,7 @@ from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.files.schema_version import other_version
+from edgelm.number_bounds import is_count
 from edgelm.package.manifest import FileEntry, Manifest, read_checked, require
 from edgelm.package.peft_format import CONFIG_FILE, MatrixPairs, in_pairs
 from edgelm.shell_word import shell_word
@@ -57,7 +58,7 @@ class AdapterManifest:
     def __post_init__(self) -> None:
         require(self, str, "name", "base", "base_fingerprint")
         require(self, (int, float), "alpha")
-        if type(self.rank) is not int or not 1 <= self.rank <= MAX_RANK:
+        if not is_count(self.rank, 1, MAX_RANK):
             raise TypeError(f"rank is {self.rank!r}; it must be a number from 1 to {MAX_RANK}")
         if self.file.path != WEIGHTS_FILE:
             raise TypeError(f"the file is {self.file.path!r}")

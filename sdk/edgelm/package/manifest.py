@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from edgelm.files import atomic
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.regular_file import open_regular, parse_json, read_regular
 from edgelm.files.schema_version import other_version
-from edgelm.number_bounds import MOST
+from edgelm.number_bounds import is_count
 
 FILE_NAME = "edgelm.json"
 SIGNATURE_NAME = "edgelm.sig"  # of all the files, by `edgelm sign`; the one file that the manifest cannot list
@@ -46,7 +46,7 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        is_size = isinstance(self.size, int) and not isinstance(self.size, bool) and 0 <= self.size < 1 << 63
+        is_size = is_count(self.size, 0, (1 << 63) - 1)
         if not (isinstance(self.path, str) and is_size and isinstance(self.sha256, str)):
             raise TypeError(f"a file has path {self.path!r}, size {self.size!r} and sha256 {self.sha256!r}")
 
@@ -95,14 +95,14 @@ class Manifest:
     control_token_ids: tuple[int, ...] = ()
     license: str | None = None  # SPDX identifier
     quality: Quality | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if not all(isinstance(id_, int) for id_ in self.control_token_ids):
             raise TypeError(f"control_token_ids are {self.control_token_ids!r}")
         require(self, str, "name", "architecture", "precision")
-        if type(self.context_length) is not int or not 1 <= self.context_length <= MOST:
+        if not is_count(self.context_length, 1):
             raise TypeError(f"context_length is {self.context_length!r:.60}")
         require(self, Mapping, "opsets", "source", "created_by")
         if not all(isinstance(version, int) for version in self.opsets.values()):
