@@ -104,7 +104,7 @@ class ChatTemplate:
         """Whether a conversation may begin with a system message, and it is written; Gemma 2's may not."""
         word = secrets.token_hex(8)
         turns = [Message(role="system", content=word), Message(role="user", content="a")]
-        return self._says(word, turns) is True
+        return self._says(word, turns, where_refused=False)
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -130,14 +130,15 @@ class ChatTemplate:
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": word, "name": "f", "tool_call_id": "123456789"},
         ]
-        return self._says(word, turns, tools=[tool]) is not False  # where it refuses, it says why of a conversation
+        # A template that refuses this one will say why when it is given a conversation.
+        return self._says(word, turns, where_refused=True, tools=[tool])
 
-    def _says(self, word: str, turns: Sequence[Message], **variables: object) -> bool | None:
-        """Tell whether a word of a conversation is written; None: the template refuses that."""
+    def _says(self, word: str, turns: Sequence[Message], *, where_refused: bool, **variables: object) -> bool:
+        """Tell whether a word of a conversation is written, and `where_refused` where the template refuses that."""
         try:
             return word in self.render(turns, variables=variables)
         except ChatTemplateError:
-            return None
+            return where_refused
 
     def check_variables(self, variables: Mapping[str, object] | None) -> Mapping[str, object]:
         """Return the variables that somebody gives to a rendering, once they are known to be that; None: none.
