@@ -45,7 +45,7 @@ def inverse_frequencies(config: ModelConfig, kind: str = "global", *, long: bool
     return frequencies, 1.0
 
 
-def _powers(theta: float, rotary_dim: int) -> Float32Array:
+def _powers(theta: float | NDArray[np.float64], rotary_dim: int) -> Float32Array:
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     # A float64 power, rounded once, is what torch's float32 power gives; numpy's float32 power differs in the last bit
     # for one frequency in eight, which moves an angle at position 2,000 by 1e-4.
@@ -64,9 +64,7 @@ def _dynamic(config: ModelConfig, length: int) -> Float32Array:
     original = scaling.original_max_position_embeddings
     seen = np.maximum(np.arange(1, length + 1), original)
     thetas = config.rope_theta * (scaling.factor * seen / original - (scaling.factor - 1)) ** (R / (R - 2))
-    exponents = np.arange(0, R, 2, dtype=np.float32) / np.float32(R)
-    frequencies: Float32Array = np.float32(1.0) / (thetas[:, None] ** exponents.astype(np.float64)).astype(np.float32)
-    return frequencies
+    return np.float32(1.0) / _powers(thetas[:, None], R)
 
 
 def _llama3(frequencies: Float32Array, scaling: RopeScaling) -> Float32Array:
