@@ -109,7 +109,7 @@ class LayerFeatures(ModelFields):
         window = self.sliding_window
         if self.has_state(layer) or window is None or window >= self.max_position_embeddings:
             return None
-        return None if self.layer_types and self.layer_types[layer] == "full_attention" else window
+        return None if self.kind(layer) == "full_attention" else window
 
     def has_feed_forward(self, layer: int) -> bool:
         """Tell whether a layer has a feed-forward, or experts."""
