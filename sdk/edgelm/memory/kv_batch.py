@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError
 from edgelm.memory.cache_layout import cache_layout
-from edgelm.memory.kv_cache import GROWTH_STEP, KeysOrValues, KVCache, zeros
+from edgelm.memory.kv_cache import KeysOrValues, KVCache, grown_capacity, zeros
 from edgelm.memory.mirrored_memory import MirroredBuffers, Row
 from edgelm.memory.returned_memory import give_back
 
@@ -95,7 +95,7 @@ class KVBatch:
 
     def add(self) -> KVRow:
         """Return a new row, empty and not yet active."""
-        places = int(self.buffers[0].shape[0])
+        places = len(self.buffers[0])
         if len(self.rows) == places:
             self._resize(max(1, 2 * places), self.capacity)
         row = KVRow(self.config, self, len(self.rows))
@@ -145,8 +145,7 @@ class KVBatch:
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the {limit} of a batch's row. Shorten the prompt.")
         if length > self.capacity:
-            wanted = max(length, self.capacity + self.capacity // 4)
-            self._resize(int(self.buffers[0].shape[0]), min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit))
+            self._resize(len(self.buffers[0]), grown_capacity(self.capacity, length, limit))
 
     def _fill(self, hole: int, place: int) -> None:
         if hole == place:

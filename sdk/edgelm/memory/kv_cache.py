@@ -58,6 +58,12 @@ def zeros(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
     return arrays + [np.zeros(buffer.shape(rows, capacity), buffer.type) for buffer in layout[len(kept) :]]
 
 
+def grown_capacity(capacity: int, length: int, most: int) -> int:
+    """Return the capacity to have next, up to `most`, where `length` tokens do not fit `capacity`."""
+    wanted = max(length, capacity + capacity // 4)
+    return min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, most)
+
+
 def most_bytes(config: ModelConfig, tokens: int | None = None) -> int:
     """Return how many bytes a cache of so many tokens takes, with the keys and values of windows given back; None: of a
     whole context.
@@ -262,11 +268,10 @@ class KVCache:
         if length > limit:
             raise ContextLengthError(f"{length} tokens do not fit the model's context of {limit}. Shorten the prompt.")
         self.check_room(length)
-        wanted = max(length, self.capacity + self.capacity // 4)
-        capacity = min(-(-wanted // GROWTH_STEP) * GROWTH_STEP, limit)
-        if length <= (self.config.short_context or 0):
-            capacity = min(capacity, self.config.short_context or 0)  # the graph turns by what there is room for
-        grown, old = zeros(self.config, 1, capacity), self.buffers
+        short_context = self.config.short_context
+        if short_context is not None and length <= short_context:
+            limit = min(limit, short_context)  # the graph turns by what there is room for
+        grown, old = zeros(self.config, 1, grown_capacity(self.capacity, length, limit)), self.buffers
         self.binding = None
         try:
             for i, buffer in enumerate(grown):
