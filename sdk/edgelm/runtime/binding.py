@@ -20,12 +20,11 @@ from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.conv_rows import ConvRows
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph
-from edgelm.runtime.onnx_runtime import raise_as_ours, takes_empty_matrices
+from edgelm.runtime.onnx_runtime import FATAL_ONLY, raise_as_ours, takes_empty_matrices
 from edgelm.runtime.states import States
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.runtime.tables import Tables
 
-_FATAL_ONLY = 4
 _CPU = "cpu"
 
 
@@ -84,7 +83,7 @@ class Graph:
         options = None
         if stop is not None:
             options = self.runtime.RunOptions()
-            options.log_severity_level = _FATAL_ONLY  # being stopped is no error to report
+            options.log_severity_level = FATAL_ONLY  # being stopped is no error to report
             stop.connect(options)
         try:
             self.session.run_with_iobinding(binding, options)

@@ -30,7 +30,7 @@ SPIN_MICROSECONDS = 200
 _WIDENING = 8  # from 4 bits to a float
 _NO_MEMORY = "bad_alloc"
 _UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has
-_WARNINGS, _LOG_ERRORS_ONLY, _FATAL_ONLY = 2, 3, 4
+_WARNINGS, _ERRORS_ONLY, FATAL_ONLY = 2, 3, 4  # what is logged
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -101,8 +101,7 @@ def start(
     available = runtime.get_available_providers()
     rest = [name for name in provider.execution_providers[1:] if name in available]
     if provider.device == "cuda":
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            runtime.preload_dlls()
+        _preload_cuda(runtime)
     wanted = [(provider.name, {**provider.options, **options.provider_options}), *rest]
     try:
         quiet = _quiet(runtime) if options.provider != CPU else contextlib.nullcontext()
@@ -141,7 +140,7 @@ def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constan
     """Return the `onnxruntime.SessionOptions` of a graph, whose weights lie beside `path`."""
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads or usable_cores()
-    settings.log_severity_level = _LOG_ERRORS_ONLY if options.provider == CPU else _FATAL_ONLY
+    settings.log_severity_level = _ERRORS_ONLY if options.provider == CPU else FATAL_ONLY
     # Work in smaller pieces than one a thread: decodes 1.02-1.03 x as fast (docs/results/graph-and-settings.md).
     settings.add_session_config_entry("session.dynamic_block_base", "4")
     settings.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
@@ -182,7 +181,7 @@ def _largest_constant(folder: Path) -> int:
 @contextlib.contextmanager
 def _quiet(runtime: Any) -> Iterator[None]:
     """Keep ONNX Runtime from writing what it misses to standard error: the error that follows says it."""
-    runtime.set_default_logger_severity(_FATAL_ONLY)
+    runtime.set_default_logger_severity(FATAL_ONLY)
     try:
         yield
     finally:
@@ -241,13 +240,18 @@ def describe_runtime() -> RuntimeDescription:
     )
 
 
+def _preload_cuda(runtime: Any) -> None:
+    """Load the libraries of CUDA and cuDNN that were installed as wheels."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        runtime.preload_dlls()
+
+
 def _missing_library(runtime: Any) -> str | None:
     """Try to load what CUDA's provider needs: NVIDIA's driver, then the provider with all that it is linked to."""
     libraries = sorted((Path(runtime.__file__).parent / "capi").glob("*onnxruntime_providers_cuda.*"))
     if not libraries:
         return None
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-        runtime.preload_dlls()
+    _preload_cuda(runtime)
     driver = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     for name in (driver, *map(str, libraries)):
         try:
