@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, joined
-from edgelm.runtime.graph_parts import UINT8, GraphParts, StoredTensor
+from edgelm.package.graph_parts import UINT8, GraphParts, StoredTensor
 
 Bytes = NDArray[np.uint8]
 

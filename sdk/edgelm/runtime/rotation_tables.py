@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import OutOfMemoryError
 from edgelm.files.protobuf_wire import message_field, number_field, text_field
-from edgelm.runtime.graph_parts import FLOAT32, GraphParts, Node, StoredTensor
+from edgelm.package.graph_parts import FLOAT32, GraphParts, Node, StoredTensor
 
 # What the nodes give that make tables; the last are the tables.
 _MAKER = re.compile(r"(model\.rope\.[a-z]+)\.(positions|column|products|angles(\.(cos|sin)(\.scaled)?)?)")

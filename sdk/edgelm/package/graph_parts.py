@@ -1,4 +1,4 @@
-"""GraphParts: a graph taken apart into its nodes and tensors, to give some of those to ONNX Runtime in another way.
+"""GraphParts: a graph taken apart into its nodes and tensors, to look at them or to give ONNX Runtime others.
 
 Source: the messages of onnx/onnx.proto3.
 """
@@ -17,10 +17,11 @@ from numpy.typing import DTypeLike, NDArray
 from edgelm.files.protobuf_wire import VARINT, message_field, number_field, text_field
 from edgelm.package.onnx_walk import GraphWalk
 
-FLOAT32, UINT8 = 1, 2  # TensorProto.DataType
+FLOAT32, UINT8, FLOAT16, BFLOAT16 = 1, 2, 10, 16  # TensorProto.DataType
 _GRAPH = 7  # a field of the model
 _NODE, _INITIALIZER = 1, 5  # fields of a graph
-_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE = 1, 2, 8, 9, 13, 14  # of TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _IN_A_FILE = 1  # TensorProto.DataLocation
@@ -28,11 +29,12 @@ _IN_A_FILE = 1  # TensorProto.DataLocation
 
 @dataclass(kw_only=True)
 class Node:
-    """A node: its operator, and the names of what it takes and gives."""
+    """A node: its operator, the names of what it takes and gives, and where its attributes begin and end."""
 
     operator: str = ""
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    attributes: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -95,7 +97,18 @@ class GraphParts(GraphWalk):
                     node.outputs.append(self._label(first, last))
                 elif tag >> 3 == _NODE_OPERATOR:
                     node.operator = self._label(first, last)
+                elif tag >> 3 == _NODE_ATTRIBUTE:
+                    node.attributes.append((first, last))
             yield i, node
+
+    def integers(self, node: Node) -> dict[str, int]:
+        """Return the attributes of a node that are whole numbers, by name."""
+        found: dict[str, int] = {}
+        for start, end in node.attributes:
+            values = {tag >> 3: (first, last) for tag, first, last in self._fields(start, end)}
+            if _ATTRIBUTE_INTEGER in values:
+                found[self._label(*values[_ATTRIBUTE_NAME])] = values[_ATTRIBUTE_INTEGER][0]
+        return found
 
     def tensors(self, *marks: bytes) -> Iterable[tuple[int, StoredTensor]]:
         """Yield the initializers in whose bytes one of some marks is; all without."""
