@@ -64,19 +64,7 @@ class SingleSteps:
         self._config, self._bind = config, bind
         self._mirrors: weakref.WeakKeyDictionary[KVCache, _Mirror] = weakref.WeakKeyDictionary()
         self._probing = threading.Lock()
-        # Scores that are soft-capped or have sinks are computed row after row, keys and values included, by threads
-        # that do not wait for each other: it is chance whether a row finds those of the rows before it. A convolution
-        # of a row, and what keeps a state, read what the row before it gives. With more threads than heads, a row alone
-        # is split among them. What experts are weighted by, where their operator does not make it, is one vector of all
-        # rows, whose end is computed by other instructions.
-        self._is_possible = (
-            config.attn_logit_softcapping is None
-            and not config.attention_sinks
-            and not (config.conv_channels or config.state_layers or _routes_itself(config))
-            and threads <= min(map(config.query_heads, config.attention_layers))
-            and os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
-        )
-        self._most: int | None = None if self._is_possible else 1
+        self._most: int | None = None if _may_step_together(config, threads) else 1  # None: not tried yet
 
     def most(self) -> int:
         """Return how many tokens of a text can be stepped at once."""
@@ -137,6 +125,24 @@ class SingleSteps:
             if rows_TV is None or not np.array_equal(rows_TV, single_TV[_PROBE_START : _PROBE_START + count]):
                 return count - 1
         return MOST_ROWS
+
+
+def _may_step_together(config: ModelConfig, threads: int) -> bool:
+    """Tell whether rows may have the bits of single steps at all; on some processors they have not even then."""
+    # ONNX Runtime computes these scores row after row, each with its keys and values, in threads that do not wait for
+    # each other: it is chance whether a row finds what the rows before it write.
+    if config.attn_logit_softcapping is not None or config.attention_sinks:
+        return False
+    # A convolution, and what keeps a state, reads what the row before it gives.
+    if config.conv_channels or config.state_layers:
+        return False
+    # The weights of experts are one vector of all rows, whose end is computed by other instructions.
+    if _routes_itself(config):
+        return False
+    # With more threads than heads, a row that is alone is split among them.
+    if threads > min(map(config.query_heads, config.attention_layers)):
+        return False
+    return os.environ.get("ORT_GQA_DISABLE_FLASH_ATTENTION", "0") == "0"
 
 
 def _routes_itself(config: ModelConfig) -> bool:
