@@ -227,7 +227,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Let two paths change places in one step: renameat2(2) with RENAME_EXCHANGE, on Linux and where the disk can."""
-    if not sys.platform.startswith("linux"):
+    if sys.platform != "linux":
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

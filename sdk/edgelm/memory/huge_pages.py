@@ -67,7 +67,7 @@ def in_huge_pages() -> Iterator[None]:
 
 def large_mappings() -> set[tuple[int, int]]:
     """Return where this process's large anonymous mappings begin and end; empty where the system has no huge pages."""
-    if not sys.platform.startswith("linux"):
+    if sys.platform != "linux":
         return set()
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")

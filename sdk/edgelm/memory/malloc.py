@@ -46,6 +46,6 @@ def map_arrays_from(size: int) -> None:
 
 
 def _call(name: str, *arguments: int) -> None:
-    function = getattr(c_library(), name, None) if sys.platform.startswith("linux") else None
+    function = getattr(c_library(), name, None) if sys.platform == "linux" else None
     if function is not None:
         function(*arguments)

@@ -33,5 +33,5 @@ class MappedTable:
 
     def give_back(self) -> None:
         """Give its memory back; what is read again comes from the file, mostly from the system's cache."""
-        if sys.platform.startswith("linux"):  # elsewhere this advice leaves the pages where they are, or is none
+        if sys.platform == "linux":  # elsewhere this advice leaves the pages where they are, or is none
             self._memory.madvise(mmap.MADV_DONTNEED)

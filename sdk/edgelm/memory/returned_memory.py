@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgelm.memory.c_library import c_library
 
 # Elsewhere the same advice leaves the pages where they are (macOS), or there is none (Windows).
-CAN_RETURN = sys.platform.startswith("linux")
+CAN_RETURN = sys.platform == "linux"
 _MADV_DONTNEED, _MADV_REMOVE = 4, 9  # madvise(2): for memory of this process alone, and for memory mapped twice
 
 
