@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from types import MappingProxyType
 from typing import Literal
 
 from edgelm._version import __version__
@@ -47,7 +46,7 @@ class Finding:
     fix: str | None = None
 
 
-def examine(model: str | None = None, threads: Mapping[str, int] = MappingProxyType({})) -> Iterator[Finding]:
+def examine(model: str | None, threads: Mapping[str, int]) -> Iterator[Finding]:
     """Look at everything, one check after the other; then at a model, given by name or path.
 
     threads: what else than the environment sets the threads of a command, each by the words for its place.

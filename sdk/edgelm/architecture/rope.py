@@ -104,7 +104,7 @@ def _attention_factor(scaling: RopeScaling) -> float:
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
 
 
-def table_frequencies(config: ModelConfig, length: int, kind: str = "global") -> tuple[Float32Array, float]:
+def table_frequencies(config: ModelConfig, length: int, kind: str) -> tuple[Float32Array, float]:
     """Return the frequencies [G, 1 or length, R/2] of G tables, and the factor that multiplies cos and sin.
 
     G is 2 with LongRoPE: as a text within the original context turns, then as a longer one. `dynamic` has frequencies

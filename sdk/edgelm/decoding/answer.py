@@ -55,8 +55,8 @@ class Answer:
         model_config: ModelConfig,
         prompt_ids: Sequence[int],
         config: GenerationConfig,
-        speculator: Speculator | None = None,
-        source_ids: Sequence[int] = (),
+        speculator: Speculator | None,
+        source_ids: Sequence[int],
     ) -> None:
         _check_tokens(config, model_config.vocab_size)
         begun = b""  # what the answer has to begin with, and the prompt says already

@@ -42,7 +42,7 @@ class ControlGuard:
         self._mark = f"{secrets.randbits(64):020}"
         self._placeholder = re.compile(self._mark + "([0-9]{9})")
 
-    def hide(self, value: object, place: str = "messages", *, free: str = "") -> object:
+    def hide(self, value: object, place: str, *, free: str = "") -> object:
         """Copy a value of plain data, with placeholders in its strings.
 
         free: what in it is free: "texts", the "names" of a mapping, "all", or nothing.
