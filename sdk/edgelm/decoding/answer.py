@@ -62,9 +62,9 @@ class Answer:
         begun = b""  # what the answer has to begin with, and the prompt says already
         if config.token_healing:
             prompt_ids, begun = back_up(tokenizer, prompt_ids)
-        # With a context shift, how many of the first tokens stay.
-        self.keep = None if config.context_shift is None else max(config.context_shift, len(tokenizer.leading_ids))
-        if self.keep is not None:
+        self.keep: int | None = None  # with a context shift, how many of the first tokens stay
+        if config.context_shift is not None:
+            self.keep = max(config.context_shift, len(tokenizer.leading_ids))
             prompt_ids = fitted(prompt_ids, self.keep, model_config.max_position_embeddings)
         if config.num_beams > 1 and len(prompt_ids) > (most := longest_row(model_config)):
             raise ContextLengthError(
@@ -183,8 +183,10 @@ class Answer:
 
     def _ends(self, token_ids: Sequence[int]) -> bool:
         """Tell whether an answer is over with the last of these tokens, its limit aside."""
-        if token_ids[-1] in self._end_ids or not self.config.stop:
-            return token_ids[-1] in self._end_ids
+        if token_ids[-1] in self._end_ids:
+            return True
+        if not self.config.stop:
+            return False  # without decoding all tokens at each step of a search
         text = "".join(map(self._new_decoder().push, token_ids))
         return any(stop in text for stop in self.config.stop)
 
