@@ -28,7 +28,8 @@ class ChatSession:
         self._model = of_class("model", model, LanguageModel, "which edgelm.load returns")
         self._cache = model.session.new_cache()
         self._messages: list[Message] = []
-        # Weakly, as the answer has the session: a ring would keep the model in memory until Python looks for rings.
+        # Weakly, as the answer refers to the session: a reference cycle would keep the model in memory until the
+        # garbage collector runs.
         self._running: weakref.ref[Generator[Chunk, None, None]] | None = None
         self.system = system
 

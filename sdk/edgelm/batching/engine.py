@@ -104,7 +104,7 @@ class Engine:
         self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
         # When nobody has the engine any more; and at the program's end, when no thread may be inside ONNX Runtime.
         weakref.finalize(self, self._worker.close)
-        self._worker.thread.start()  # last: where an interrupt breaks that off, nobody has the engine, and it ends
+        self._worker.thread.start()  # last: an engine whose making was interrupted is freed, and ends its thread
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -237,7 +237,7 @@ class Engine:
             )
 
     def _wake(self) -> None:
-        """Wake the worker. By this an answer keeps its engine, so that one that is being made is finished."""
+        """Wake the worker. An answer refers to this method, and so keeps the engine that is computing it."""
         self._worker.wake()
 
 

@@ -18,8 +18,8 @@ class Generation:
 
     Made by `Engine.submit` and `submit_chat`. Ctrl-C while it is waited for cancels it. One consumer reads it, in any
     thread or event loop. A slow one delays nobody: what it has not read yet is kept, and no answer is longer than the
-    model's context. take: what makes of a chunk the one that is read; None leaves it as it is. max_unread: texts that
-    may be kept (EngineOptions). worker: the thread that makes it, which cannot wait for it.
+    model's context. take: changes each chunk before it is read; None leaves it as it is. max_unread: texts that may be
+    kept (EngineOptions). worker: the thread that computes the answer, which cannot wait for it.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class Generation:
                 raise item
             return item if self._take is None else self._take(item)
         finally:
-            # An error has this frame, and the worker's: a frame that had the error, too, would keep the model in memory
-            # until Python looks for rings.
+            # The error's traceback refers to this frame, and to the worker's. If a frame referred to the error too,
+            # that reference cycle would keep the model in memory until the garbage collector runs.
             del item
 
 

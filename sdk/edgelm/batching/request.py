@@ -30,7 +30,7 @@ class Request:
     row: KVRow | None = None
     calls: list[tuple[int, ...]] = field(default_factory=list)
     computed: int = 0  # how many of the calls are in the row
-    taken: int = 0  # how many of them the answer has the forced tokens of
+    taken: int = 0  # of how many of them the answer was given the forced tokens
     prompt_ids: Sequence[int] = field(init=False)  # the answer's; after a shift of the context, what is left
     length: int = field(init=False)  # of the row, when all that is known is computed
     lost_at: int = 0  # the length at which a search last lost its rows, and began again

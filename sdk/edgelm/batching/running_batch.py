@@ -53,7 +53,7 @@ class RunningBatch:
     @property
     def requests(self) -> list[Request]:
         """All requests at work; other threads may ask too."""
-        searching = [*self._searching.values()]  # in one go: a comprehension lets the worker change it meanwhile
+        searching = [*self._searching.values()]  # at once: during a comprehension the worker may change the dictionary
         return [*self._filling, *self._decoding.values(), *(request for request, _ in searching)]
 
     @property
@@ -64,8 +64,8 @@ class RunningBatch:
     def has_room_for(self, request: Request) -> bool:
         """Tell whether a request fits the memory beside the others, with a new token for each.
 
-        A search that lost its rows has to get further than it was: it would only lose them there again. What the system
-        had no memory for waits until there are no others.
+        A search that lost its rows needs room to get further than it did: it would lose them there again. A request
+        that the system had no memory for waits until it is alone.
         """
         if request.needs_all_memory:
             return not self._batch.rows

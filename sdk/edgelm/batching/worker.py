@@ -26,7 +26,7 @@ class Counts(NamedTuple):
 class Worker:
     """Start requests when there is room for them, and compute a batch of them, in a thread of its own.
 
-    The thread keeps this, and not the engine, which can so be collected while the thread waits.
+    The thread refers to this and not to the engine, so that an engine nobody uses is freed while the thread waits.
     """
 
     def __init__(self, name: str, batch: RunningBatch, max_batch: int) -> None:
@@ -36,7 +36,7 @@ class Worker:
         self._unfinished = self._submitted = 0
         self._changed = threading.Condition()
         self._closed, self._draining = False, False
-        self.thread = threading.Thread(target=self._work, name=name, daemon=True)  # which who has this starts
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)  # started by the engine
 
     def counts(self) -> Counts:
         """Count the requests."""
@@ -74,7 +74,7 @@ class Worker:
             self._submitted += 1
             request.number = self._submitted
             self._waiting.append(request)
-            self._changed.notify_all()  # an interrupted notify leaves a waiter behind that is none any more
+            self._changed.notify_all()  # all: an interrupted wait may have left a waiter in the list that is gone
             if len(self._batch.requests) < self._max_batch:
                 self._batch.interrupt(len(request.prompt_ids))
 
@@ -97,7 +97,7 @@ class Worker:
             self._draining = True
             self._closed = self._closed or not drain
             self._changed.notify_all()
-        # It goes on to its end when the step is over; an interrupt may have come before it was started.
+        # The thread ends by itself when its step is over. An interrupt may have come before it was started.
         if threading.current_thread() is not self.thread and self.thread.ident is not None:
             self.thread.join()
 
@@ -119,7 +119,7 @@ class Worker:
         """Wait until there is something to compute; return False where the thread has to end."""
         with self._changed:
             while True:
-                self._admit()  # with variables of its own: what waits keeps no request, and by it the engine
+                self._admit()  # a method, whose variables are gone while this waits: a request keeps its engine alive
                 if self._batch.requests:
                     return True
                 if self._draining:

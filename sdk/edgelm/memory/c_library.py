@@ -10,8 +10,8 @@ from functools import cache
 def c_library() -> ctypes.CDLL:
     """Return it, on Linux.
 
-    Made once: to Python each one, and each of its functions, is a class of its own, 50 us to make, and a ring that
-    stays until Python next looks for rings.
+    Made once: ctypes makes a class for each, and for each of its functions, which takes 50 us and is a reference cycle
+    that stays until the garbage collector runs.
     """
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = ctypes.c_void_p

@@ -11,15 +11,17 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Returned:
-    """Something large, whose memory goes back to the system where it ends: the allocator would keep most of it."""
+    """Something large, whose memory goes back to the system when it is freed: the allocator would keep most of it."""
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Let the last thing that is freed of this be what returns its memory.
+        """Let memory be returned when the last of this object's attributes is freed.
 
-        Until then it is whole: of a cycle, others may end behind it, and use it.
+        Not before: in a reference cycle, other objects may be finalized after this one, and use it.
         """
-        if not is_finalizing():  # a default, since the names of this module are gone by then
-            self._end = _End()  # not by vars(self): in a cycle, that dictionary would hold it until the next collection
+        if not is_finalizing():  # a default argument, since the names of this module are gone by then
+            # The newest attribute is freed last. It is not set in vars(self): that makes a dictionary, which in a cycle
+            # would hold it until the next collection.
+            self._end = _End()
 
 
 class _End:

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 19
 _MAX_SIGNATURE_BYTES = 1 << 20
 _MAX_FILES = 1000
-_LARGEST_FIGURE = 1e300  # what is shown of the figures divides them; Python's whole numbers have no end
+_LARGEST_FIGURE = 1e300  # figures are divided to be shown, and Python's whole numbers can be too large for that
 # The manifest's hash of itself, with this value empty. It shows damage; against a forger there are signatures.
 _OWN_HASH = "manifest_sha256"
 # Windows has devices for names, whatever follows their dot, and drops dots and spaces at an end.
