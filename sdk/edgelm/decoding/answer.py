@@ -133,7 +133,7 @@ class Answer:
     def _chunks(
         self, session: Decoder, given: KVCache | None, prefixes: PrefixCache, cancel: threading.Event | None
     ) -> Generator[Chunk, None, None]:
-        session.check_process()  # first: a cache that guesses were computed in is one memory with that of a fork
+        session.check_process()  # first: a fork shares the mirrored memory of a cache, and would write into it
         started, process = time.perf_counter(), os.getpid()
         cache = session.new_cache() if given is None else given
         user = cache.user
@@ -164,7 +164,7 @@ class Answer:
         except MemoryError as error:
             raise out_of_memory(error) from error
         finally:
-            # Else what is in the cache by now is another answer's, or this is a fork, where the answer ends unread.
+            # Otherwise another answer has gone on with the cache, or a fork ends its copy of this generator.
             if cache.user is user and os.getpid() == process:
                 prefixes.keep(cache, self._computed_together, is_spent=given is None)
         if reason is None:  # the loop ended by itself

@@ -106,7 +106,7 @@ class BeamSearch:
             elif len(going_on) < self._config.num_beams:
                 going_on.append(beam)
         self._found = sorted(self._found, key=self._score, reverse=True)[: self._config.num_beams]
-        if self._found[:1] != best:  # now, since its row will hold another beam's tokens
+        if self._found[:1] != best:  # copied before its row holds another beam's tokens
             self._cache.copy_from(self._found[0].row)
         is_full = len(self._found) == self._config.num_beams
         if not going_on or (is_full and self._score(going_on[0]) <= self._score(self._found[-1])):
@@ -183,7 +183,7 @@ class BeamSearch:
 
     def _new_row(self, source: KVCache) -> KVRow:
         row = self._batch.add()
-        self._rows.append(row)  # at once: where there is no memory to fill it, it is given back with the others
+        self._rows.append(row)  # before it is filled: where there is no memory for that, `leave` gives it back
         self._batch.activate(row)
         row.copy_from(source)
         return row

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 # What a further token adds to a step, until that was measured (8-bit, block 64: docs/results/graph-and-settings.md).
 _SLOPE = 0.17
 _SAMPLES = 9
-_WEIGHT = 3.0  # of what is expected, in guesses; what is older counts less and less:
+_WEIGHT = 3.0  # what is expected at first counts as so many guesses; older guesses count less and less:
 _FADE = 0.97
-_LEAST_GAIN = 1.03  # what is learned is not exact, and where it is about equal nothing is won
+_LEAST_GAIN = 1.03  # what is learned is not exact: a smaller gain may be none
 
 
 class StepCosts:

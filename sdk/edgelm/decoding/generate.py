@@ -171,9 +171,8 @@ def compute_piece(
 
 
 def _next_snapshot(cache: KVCache, prompt_tokens: int) -> int | None:
-    """Return the next place for a snapshot of the states: for who begins the same way, and for this text's next turn.
-
-    That is where others were found to part, now and then, and close to the end.
+    """Return the next place for a snapshot of the states: where another text was found to go on differently, every
+    _SNAPSHOT_EVERY tokens, and close to the end of the prompt, for the conversation's next turn.
     """
     if not cache.has_states:
         return None

@@ -61,7 +61,7 @@ class Speculator:
         self._length = DraftLength(drafter.kinds)
         self._kind = 0
         self._guess: list[int] = []
-        self._is_computed = False  # or made only to see whether it comes true
+        self._is_computed = False  # otherwise the guess was made only to see whether it comes true
         self._right, self._has_failed = 0, False
         self._pause, self._paused = _FIRST_PAUSE, 0
         self._is_set_up: set[int] = set()  # exact steps of so many tokens, in this answer's cache
@@ -169,7 +169,7 @@ def speculate(
 
 
 def _longest_guess(session: Decoder, cache: KVCache, exact: bool) -> int:
-    """Return how many tokens after the next one can be computed with it."""
+    """Return how many tokens can be guessed after the next one, and computed in the same step."""
     length, config = cache.length + 1, session.config
     room = config.max_position_embeddings - length
     if config.short_context is not None and length <= config.short_context:

@@ -254,7 +254,7 @@ class InPlaceBinding(Binding):
     def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Compute one token for each row; `lengths` counts the tokens in each row's cache after this step."""
         self._mark(lengths)
-        # Element by element runs the least code, all of which the step before has driven from the processor's caches.
+        # Element by element runs the least code; the step before has driven all of it from the processor's caches.
         for row, id_ in enumerate(token_ids):
             self._step_ids_BT[row, 0] = id_
         if self._step_positions_BT is not None:

@@ -39,7 +39,7 @@ def read_prompt(graph: Graph, token_ids: Sequence[int], cache: KVCache, stop: St
     mask_BC = (np.arange(cache.capacity) < length)[None].astype(np.int64)
     inputs: dict[str, NDArray[Any]] = {"input_ids": np.array([token_ids], np.int64), "attention_mask": mask_BC}
     past, others = cache.buffers[: len(facts.past)], graph.others(cache.other_buffers, len(token_ids))
-    # Of int8 the graph leaves it to its caller to put what is new behind the others.
+    # Of a cache in int8 the graph gives the new tokens' keys and values alone, which are copied here.
     gives_new_alone = facts.cache_type == np.int8
     present = [np.empty_like(buffer[:, :, first:length]) for buffer in past] if gives_new_alone else past
     inputs |= zip(facts.past, past, strict=True)

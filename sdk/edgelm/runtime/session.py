@@ -80,7 +80,7 @@ class DecoderSession(Returned):
         self._options = options = options or SessionOptions()
         provider = provider_named(options.provider)
         path = folder / (foreign_graph or (GRAPH_FILE if config.encoder is None else DECODER_FILE))
-        # Read again where an adapter comes or goes: the program may have another working folder then.
+        # Absolute, as it is read again when an adapter comes or goes: the program may have another folder then.
         self._path, self._manifest = path.absolute(), manifest
         self._runtime = onnx_runtime.import_onnxruntime()
         self._process = os.getpid()
@@ -122,7 +122,8 @@ class DecoderSession(Returned):
         self._takes_adapters = self._single_steps is not None
         self._use = SharedUse()  # of the graph, which an adapter can be put into
         end_with_program(self._use, self)
-        # What was ever bound to the graph, or adopted: another graph may bind it anew, and a cache uses its adapter.
+        # All that was bound to the graph, or adopted: another graph has to bind it anew, and an adapter that some cache
+        # uses is not unloaded.
         self._holders = Holders()
 
     def __reduce__(self) -> NoReturn:
@@ -232,7 +233,7 @@ class DecoderSession(Returned):
 
     def _put_in(self, change: Callable[[], AdapterBank]) -> None:
         """Give the graph other adapters, when nothing is being computed."""
-        self.check_process()  # first: in a fork, nobody leaves who was computing when it began
+        self.check_process()  # first: in a fork, threads that were computing when it began never leave `_use`
         with self._use.alone():
             old, new = self._graph.adapters, change()
             for holder in self._holders.all():
@@ -319,7 +320,7 @@ class DecoderSession(Returned):
         except BaseException:
             cache.truncate(before)
             raise
-        finally:  # it may lie within a block of the prefix cache, which has states of whole ones
+        finally:  # that snapshot may lie inside a block of the prefix cache, which has states at the ends of blocks
             kept.forget_after(cache.length)
             cache.snapshots = kept
         return np.concatenate(rows if all_logits else rows[-1:])

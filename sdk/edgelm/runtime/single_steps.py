@@ -40,7 +40,7 @@ class _Mirror:
         memory = MirroredBuffers([Row(buffer.shape[1:], buffer.dtype) for buffer in buffers], 1, MOST_ROWS)
         self.rows: list[KeysOrValues] = memory.show([0] * MOST_ROWS)
         cache.binding = None
-        for i, mirrored in enumerate(memory.buffers):  # so that never more than one layer is there twice
+        for i, mirrored in enumerate(memory.buffers):  # one after the other: only one buffer is in memory twice
             buffer = buffers[i]
             mirrored[:, :, cache.filled(i)] = buffer[:, :, cache.filled(i)]
             buffers[i] = mirrored
@@ -107,8 +107,10 @@ class SingleSteps:
         cache.reserve(_PROBE_START + MOST_ROWS)
         generator = np.random.Generator(np.random.PCG64(0))
         ids = generator.integers(0, self._config.vocab_size, _PROBE_START + MOST_ROWS).tolist()
-        if self._config.num_experts:  # the same token for all, which so choose the same: an expert computes its tokens
-            ids[_PROBE_START:] = ids[-1:] * MOST_ROWS  # together, and in floats with the bits of as many rows
+        if self._config.num_experts:
+            # An expert computes its tokens together, and in floats with the bits of so many rows. Equal tokens choose
+            # the same experts, so each of those gets as many rows as it ever will.
+            ids[_PROBE_START:] = ids[-1:] * MOST_ROWS
         single_TV: list[NDArray[np.float32]] = []
         for id_ in ids:
             logits_TV = self.step((id_,), cache)
