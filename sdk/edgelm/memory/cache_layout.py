@@ -84,6 +84,6 @@ def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
 
 
 def alike(config: ModelConfig) -> list[tuple[BufferLayout | StateLayout, int]]:
-    """Count the buffers of a cache that follow each other and are alike but for their windows; the first of each."""
+    """Return the runs of a cache's buffers that are alike but for their windows: the first of each, and its length."""
     runs = [list(run) for _, run in groupby(cache_layout(config), lambda each: (each.shape(1, 1), each.type))]
     return [(run[0], len(run)) for run in runs]

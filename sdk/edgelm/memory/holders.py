@@ -10,7 +10,7 @@ from typing import Any
 class Holders:
     """Know the caches, batches and prefix caches of one session without keeping them. Safe to share between threads.
 
-    While one has what an adapter computed, another adapter must not get its name.
+    As long as one of them has what an adapter computed, no other adapter may get that adapter's name.
     """
 
     def __init__(self) -> None:

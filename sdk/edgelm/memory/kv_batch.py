@@ -122,7 +122,7 @@ class KVBatch:
 
     def remove(self, row: KVRow) -> None:
         """Forget a row. Its memory is another row's from now on, or given back with the last one."""
-        row.use_adapter(None)  # the step that it leaves holds it to its end, when its adapter may be gone already
+        row.use_adapter(None)  # a step may refer to the row to its end, when its adapter is unloaded already
         hole = row.place
         if hole < self.active:
             self.active -= 1

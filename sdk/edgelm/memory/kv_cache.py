@@ -88,8 +88,8 @@ class KVCache:
     Layers with a window read no more than that, so `slide` gives back the memory of the first `released` tokens there.
     Their places stay, so that nothing is bound again, and read zeros: the attention multiplies them by zero.
 
-    States are those behind the last token. Of some places before it copies are kept, `snapshots`,
-    by the number of tokens there: what is truncated goes back to the nearest.
+    States are those after the last token. `snapshots` are copies of the states at some earlier places, by the number of
+    tokens there: a cache that is truncated goes back to the last one that is left.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -99,7 +99,7 @@ class KVCache:
         self._first_state = sum(not isinstance(buffer, StateLayout) for buffer in layout)
         self.has_states = self._first_state < len(layout)
         self.snapshots = Snapshots()
-        self.branch = 0  # where texts part that begin as this one does: a place for a snapshot
+        self.branch = 0  # where another text that begins like this one goes on differently: a place for a snapshot
         self._window = max((window for window in self._windows if window is not None), default=None)
         self.released = 0
         self.token_ids: list[int] = []
@@ -300,8 +300,10 @@ class KVCache:
             )
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens after the first `length`; or more, where what ends there is no longer held: all where
-        windows do, and down to the last snapshot where states do.
+        """Forget all tokens after the first `length`.
+
+        More are forgotten where the cache has no way back to that place: all where a window has slid past it, and those
+        after the last snapshot where layers keep states.
 
         Raises:
             ConfigError: `length` is no number of tokens that it has.
@@ -312,7 +314,7 @@ class KVCache:
                 f"{self.length}."
             )
         if self.capacity > (self.config.short_context or self.capacity) >= length:
-            # What is left turns as a short text again, also where a long one was only begun.
+            # LongRoPE: what is left is a short text again, whose keys turn otherwise.
             length, self.binding, self.buffers = 0, None, zeros(self.config, 1, 0)
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
@@ -347,7 +349,7 @@ class KVCache:
         Raises:
             ContextLengthError, OutOfMemoryError: as from `reserve`.
         """
-        source.truncate(source.length)  # a long text that was only begun goes: here it would turn as a short one
+        source.truncate(source.length)  # LongRoPE: forgets what was computed for a long text that is still short
         self.model = self.model or source.model
         self.use_adapter(source.adapter)
         self.join(source.holders)
@@ -394,7 +396,7 @@ class KVCache:
                 "The cache of a model with an encoder is not saved: give the source text again, which is read in one "
                 "step."
             )
-        self.truncate(self.length)  # as in copy_from
+        self.truncate(self.length)  # LongRoPE: as in copy_from
         described = parts_of(self.config, self.length)
         parts = {name: np.zeros(shape, type_) for name, (shape, type_) in described.items()}
         for i, (part, buffer) in enumerate(zip(chain.from_iterable(parts.values()), self.buffers, strict=True)):

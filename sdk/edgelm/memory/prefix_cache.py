@@ -130,8 +130,8 @@ class PrefixCache:
     def extend(self, cache: KVCache, token_ids: Sequence[int]) -> int:
         """Add to `cache`, which holds a beginning of a prompt, what is here of the rest; return how many tokens.
 
-        What is known of a place, as states are, is not kept of every one: what is here is used up to the last of those,
-        and where it goes on beyond, the cache is to take a snapshot at its end, for the next that begins so.
+        With states, blocks are used up to the last one that has some. Where more blocks follow, `cache.branch` is their
+        end: with a snapshot there, the next prompt that begins so can use them all.
         """
         most = (len(token_ids) - 2) // BLOCK if len(token_ids) <= self._longest else 0
         if most * BLOCK <= cache.length:
@@ -154,7 +154,7 @@ class PrefixCache:
                 cache.slide()
             if cache.has_states:
                 cache.go_on_from(path[-1].states)
-        except BaseException:  # an interrupt: the states are still those of the beginning
+        except BaseException:  # an interrupt: keys and values were added, and the states are those of before
             cache.forget_states()
             raise
         self.reused_tokens += end - start
@@ -171,23 +171,23 @@ class PrefixCache:
             return
         if cache.holders is not None:
             cache.holders.add(self)
-        # The end of a text goes first: what is beyond the budget would be copied, for each piece of it anew, and go.
+        # The end of a text that is beyond the budget is left out: it would be copied with each piece, and dropped.
         blocks = min(length // BLOCK, (self.max_bytes - self._state_bytes) // self._block_bytes)
         snapshots = {
             place // BLOCK: states for place, states in cache.snapshots.states.items() if place <= blocks * BLOCK
         }
         if cache.has_states:
-            blocks = max(snapshots, default=0)  # what is behind them is of no use
+            blocks = max(snapshots, default=0)  # blocks after the last snapshot are of no use
         with self._lock:
             root = self._root(cache)
             path = self._path(root, cache.token_ids, blocks)
             starts = range(len(path) * BLOCK, blocks * BLOCK, BLOCK)
             if starts and starts[0] < cache.released:
-                starts = range(0)  # it was kept once, and has gone since
+                starts = range(0)  # those blocks were dropped here, and the cache has given back what they held
             try:
                 contents = self._copies(cache, starts, is_spent=is_spent)
             except MemoryError:
-                return  # to keep it is worth nobody's answer
+                return  # no answer should fail for want of a copy
             for start, content in zip(starts, contents, strict=True):
                 parent = path[-1] if path else root
                 ids = tuple(cache.token_ids[start : start + BLOCK])
@@ -204,7 +204,7 @@ class PrefixCache:
             self._forget_oldest()
 
     def slide(self, cache: KVCache, prompt_tokens: int) -> None:
-        """Let a cache give back what has left its windows, and keep it here before; what both are as in `keep`."""
+        """Let a cache give back what has left its windows, and keep that here first; arguments are as in `keep`."""
         if cache.is_to_slide:
             self.keep(cache, prompt_tokens)
             cache.slide()

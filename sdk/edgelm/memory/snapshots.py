@@ -16,8 +16,8 @@ _MOST_PASSING = 2
 class Snapshots:
     """The states at some places of one text, by how many tokens are before them; nobody writes to them.
 
-    Where there are too many, the one goes that has the nearest neighbours, but not the last one; those in an answer,
-    which are passing, are apart: of them the last two stay.
+    Where there are too many, the one with the nearest neighbours is dropped, but never the last one. Those in an answer
+    ("passing") are counted apart: the last two of them stay.
     """
 
     def __init__(self) -> None:
