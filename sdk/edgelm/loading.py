@@ -62,8 +62,9 @@ def load(
     if options.provider == CPU:
         _check_memory(package.manifest, config, prefill_graph=options.prefill_graph)
     with in_huge_pages(), ThreadPoolExecutor(1) as worker:
-        # Beside the session, one after the other: hashing the weights (numbers that nothing parses; their file's size
-        # is checked already) needs no interpreter, and by its end the session needs none either, but the tokenizer.
+        # In a thread beside the session, one after the other. The tokenizer comes first, so that what reading it takes
+        # is freed before the session is whole. Hashing the weights releases the interpreter, and they may be checked
+        # late: they are numbers that nothing parses, in a file of the right size.
         tokenizer = worker.submit(_load_tokenizer, folder)
         hashes = [worker.submit(check_hash, folder, entry) for entry in large]
         if _reads_tokenizer_first(folder):

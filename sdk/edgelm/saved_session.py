@@ -194,7 +194,7 @@ def write(
             f"{folder} is not replaced: it holds {others[0]}, which is no part of a saved session. Choose another "
             "folder, or move that elsewhere."
         )
-    # With one that has computed nothing yet, which may be gone by now, it is as with none.
+    # An adapter that has computed nothing yet counts as none: it may be unloaded by now.
     adapter = model.adapters[cache.adapter].file.sha256 if cache.adapter is not None and cache.length else None
     conversation = {
         schema_version.KEY: SCHEMA_VERSION,
@@ -312,7 +312,7 @@ def _is_letter(character: str) -> bool:
 def _first_words(text: str) -> str:
     """Join the first words of a text by hyphens, as far as a folder's name has room; "" where there are none."""
     apart = unicodedata.normalize("NFD", text[: _MOST_PARTS * _NAMING_LENGTH].casefold())
-    # Cut when it is put together again: a syllable of Korean is no half of itself.
+    # Cut after its characters are composed again: a Korean syllable would lose a part of itself.
     plain = unicodedata.normalize("NFC", _LEFT_OUT.sub("", apart))[:_NAMING_LENGTH]
     spaced = "".join(character if _is_letter(character) else " " for character in plain)
     words = [word for word in spaced.split() if word[0].isalnum()]

@@ -16,8 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 class MappedTable:
     """A table as it lies in a file from `offset` on, mapped to be read.
 
-    Looking up a row brings the 64 kB around it into memory, and packing a tied head all of it. A mapping of ONNX
-    Runtime's own could not be given back while it loads: it may end meanwhile, and another thread's memory lie there.
+    Looking up a row brings the 64 kB around it into memory, and packing a tied head all of it. A mapping that ONNX
+    Runtime made could not be given back while it loads: it may unmap it, and another thread map memory at that place.
 
     Raises:
         OSError, ValueError: the file cannot be mapped, or ends before the table does.

@@ -87,7 +87,8 @@ class RawText:
                 raise unenforceable(self.tool, "of several patterns and formats of a text one alone can be enforced")
             patterns, formats = patterns[:1], []
         is_bounded = any("minLength" in part or "maxLength" in part for part in parts)
-        # A pattern has no end inside: beside a length llguidance can only follow that none begins.
+        # A text with a pattern may not have its end inside. Where it has a length too, llguidance cannot follow that,
+        # so not even the end's first character may be there.
         any_ = f"[^{regex(self.end[0])}]" if patterns and is_bounded else "(?s:.)"
         lengths = [length for part in parts for length in self._length(part, any_, is_beside_brackets)]
         matches = patterns + formats + lengths or [f"{any_}*"]
@@ -106,7 +107,7 @@ class RawText:
             raise unenforceable(self.tool, f"a text has at least {least!r} and at most {most!r} characters")
         if (least, most) == (0, math.inf) and not is_beside_brackets:
             return []
-        # What a text must have at least has no beginning of an end in it: so much is easily followed.
+        # As many characters as a text must have are none that its end begins with: llguidance follows that easily.
         first = regex(self.end[0])
         opening = rf"[^ \t\r\n\[{{{first if least else ''}]" if is_beside_brackets else any_
         inside = max(least - 1, 0)

@@ -106,8 +106,8 @@ def reasoning_settings(
     if format_ is None or not set(format_.control_tokens).isdisjoint(config.visible_control_tokens):
         return config, None
     constraint = config.constraint
-    # What has a form from its first token on is an answer, whatever the prompt ends with. What begins with one of the
-    # constraint's texts has it too, though the model may think that it still thinks.
+    # A text that a constraint holds for from the first token on is an answer, whatever the prompt ends with. So is what
+    # begins with a text that turns a constraint on, even where the model has not ended its thinking.
     is_formed = constraint is not None and not constraint.after
     ends = () if constraint is None or constraint.at_start else constraint.after
     tail = begun or tokenizer.decode(prompt_ids[-_TAIL:], skip_control_tokens=False)

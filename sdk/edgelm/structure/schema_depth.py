@@ -21,8 +21,8 @@ _Part = TypeVar("_Part", int, str)
 def refuse_depth(schema: Mapping[str, Any]) -> None:
     """Refuse references that lead to others too many times, one inside of the other.
 
-    Each is followed once, in an order that is not ours to know, and as another one where it is spelled otherwise; so
-    what leads back to itself counts as a whole, once for each spelling.
+    llguidance follows each spelling of a reference once, in an order that is not known here. So parts that lead to each
+    other in a circle count with all of their levels, once for each spelling.
 
     Raises:
         ConfigError: they do.

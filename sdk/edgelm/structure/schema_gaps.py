@@ -172,8 +172,8 @@ def _refuse_optional(schema: dict[str, Any]) -> None:
 
 
 def _refuse_multiples(schema: Mapping[str, Any]) -> None:
-    """Refuse multiples that take long to tell apart: as many states as the number that all of them divide, which twos
-    and fives leave as it is in decimals, and that for each of them.
+    """Refuse multiples that llguidance takes long for: for each of them it makes as many states as their least common
+    multiple is large, without its factors of two and five, which decimals have anyway.
     """
     multiples, common = [*_multiples_in(schema)], 1
     for multiple in multiples:

@@ -17,7 +17,7 @@ from edgelm.structure.tool_formats import Tags, ToolFormat
 
 _OF_ALL = {"type", "properties", "required", "additionalProperties", *NOTES}
 _KEY = re.compile(r"[^\s<>](?:[^<>\n]{0,254}[^\s<>])?")
-# As JSON and as Python have them: Qwen3.5's template writes the latter, and who is kept from it may take the wrong one.
+# As JSON and as Python have them: Qwen3.5's template writes Python's, and a model kept from those may choose wrongly.
 _SPELLED = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
 _REFERENCE = re.compile(r'"\$ref": "#')
 

@@ -81,8 +81,8 @@ class ControlGuard:
         if not core or not free_text or not any(folded in literal for literal in self._folded_literals):
             return hidden
         start = hidden.index(core)
-        # A text at the end of a control token has its last character hidden, and behind any other more would have to
-        # follow. One placeholder there is enough, and templates sort names as if there were none.
+        # One placeholder behind the text is enough: of a text that a control token ends with, the last character is
+        # hidden already, and behind any other the rest would have to follow. So templates sort names as without it.
         return f"{hidden[:start]}{core}{self._hide_one('')}{hidden[start + len(core) :]}"
 
     def _hide_edges(self, text: str, free_text: bool) -> str:

@@ -30,8 +30,8 @@ _HTML = re.compile(
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOUNDARY = "\ue002"  # a private-use character: no normalizer takes it away, as SentencePiece's does control characters
-# Characters. `encode` holds Python's lock until it is done, 4 s for a megabyte, in which no other thread does anything;
-# `encode_batch_fast` gives it away, and starts threads of its own, which short texts do not need.
+# Characters. `encode` holds the interpreter's lock until it is done, 4 s for a megabyte, in which no other thread runs;
+# `encode_batch_fast` releases it, and starts threads of its own, which short texts do not need.
 _LONG = 1 << 14
 _BPE_OPTIONS = (
     "dropout",
