@@ -103,7 +103,6 @@ class RunningBatch:
         Nothing was computed then: the others go on. The last one that is left, and began with all of the memory, ends
         with the error.
         """
-        self._piece = None
         traceback.clear_frames(error.__traceback__)
         if requests := self.requests:
             self._give_way(max(requests, key=lambda request: request.rank), error)
@@ -251,8 +250,10 @@ class RunningBatch:
             shared_chunk = None if len(self._batch.rows) == 1 else SHARED_CHUNK
             switch, before = StopSwitch(), row.length
             self._piece = request, switch
-            logits_V = compute_piece(self._session, prompt_ids, row, shared_chunk=shared_chunk, stop=switch)
-            self._piece = None
+            try:
+                logits_V = compute_piece(self._session, prompt_ids, row, shared_chunk=shared_chunk, stop=switch)
+            finally:
+                self._piece = None
             request.made_way = False
             self.prompt_tokens += row.length - before
             if request.prefilled is None:
@@ -264,12 +265,10 @@ class RunningBatch:
             if logits_V is None:
                 return
         except StoppedError:
-            self._piece = None
             return
         except MemoryError:
             raise
         except Exception as error:
-            self._piece = None
             self._fail_one(request, error)
             return
         if request.prefilled is None:
