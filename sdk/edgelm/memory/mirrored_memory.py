@@ -50,32 +50,30 @@ class MirroredBuffers:
         of_all = sum(row.bytes for row in rows)
         self._memory = _Memory(count * of_all, (count + places) * of_all)
         self._shown: list[int | None] = [None] * places
-        self._offsets: list[int] = []
-        self.buffers: list[NDArray[Any]] = []
-        offset = 0
-        for i, row in enumerate(rows):
+        self._offsets: list[int] = []  # of each buffer's rows, in memory ...
+        self._addresses: list[int] = []  # ... and where they and the places behind them are shown
+        offset = address = 0
+        for row in rows:
             self._offsets.append(offset)
+            self._addresses.append(address)
+            self._memory.show(offset, address, count * row.bytes)
             offset += count * row.bytes
-            self._memory.show(offset - count * row.bytes, self._address(i), count * row.bytes)
-            self.buffers.append(self._array(i, 0, count))
+            address += (count + places) * row.bytes
+        self.buffers = [self._array(i, 0, count) for i in range(len(rows))]
 
     def show(self, order: Sequence[int]) -> list[NDArray[Any]]:
         """Return the first places of each buffer, [len(order), *shape], when they show these rows."""
         for place, shown in enumerate(order):
             if self._shown[place] != shown:
                 for i, row in enumerate(self._rows):
-                    address = self._address(i) + (self._count + place) * row.bytes
+                    address = self._addresses[i] + (self._count + place) * row.bytes
                     self._memory.show(self._offsets[i] + shown * row.bytes, address, row.bytes)
                 self._shown[place] = shown
         return [self._array(i, self._count, len(order)) for i in range(len(self._rows))]
 
-    def _address(self, i: int) -> int:
-        """Return where the rows of a buffer are, before its places."""
-        return self._offsets[i] // self._count * (self._count + len(self._shown))
-
     def _array(self, i: int, first: int, count: int) -> NDArray[Any]:
         row = self._rows[i]
-        start = self._address(i) + first * row.bytes
+        start = self._addresses[i] + first * row.bytes
         return self._memory.array(start, (count, *row.shape), row.dtype)
 
 
