@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from edgelm.errors import ConfigError
 from edgelm.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
@@ -61,8 +60,9 @@ def refuse_features(config: LayerFeatures, names: Iterable[str], kind: str) -> N
     Raises:
         ConfigError: one of them has another value than a model without it.
     """
-    for name in filter(partial(_is_set, config), names):
-        raise ConfigError(f"{name} is {getattr(config, name)!r:.80}, which no model with {kind} has.")
+    for name in names:
+        if _is_set(config, name):
+            raise ConfigError(f"{name} is {getattr(config, name)!r:.80}, which no model with {kind} has.")
 
 
 def _check_kinds(config: LayerFeatures) -> None:

@@ -61,10 +61,10 @@ def refuse_values(schema: dict[str, Any]) -> None:
         ConfigError: there is one.
     """
     for keyword in ("const", "enum"):
-        for number in _unheld(schema.get(keyword)):
+        if numbers := _unheld(schema.get(keyword)):
             raise ConfigError(
-                f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(number)}, which has more digits than "
-                "are followed. Take a string in its place."
+                f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(numbers[0])}, which has more digits "
+                "than are followed. Take a string in its place."
             )
 
 

@@ -126,8 +126,9 @@ def resolved(schema: object, parameters: Mapping[str, Any]) -> Mapping[str, Any]
 def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequence[str]:
     """Return the kinds of values that a schema names; none: it says nothing."""
     parts = [schema, *(resolved(part, parameters) for part in parts_of(schema))]
-    for kinds in (part["type"] for part in parts if "type" in part):
-        named = [kinds] if isinstance(kinds, str) else kinds
+    types = [part["type"] for part in parts if "type" in part]
+    if types:
+        named = [types[0]] if isinstance(types[0], str) else types[0]
         is_known = isinstance(named, list) and all(kind == "null" or kind in _KINDS.values() for kind in named)
         return named if is_known else ()
     return [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)][:1]
