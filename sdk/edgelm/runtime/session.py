@@ -85,7 +85,7 @@ class DecoderSession(Returned):
         self._runtime = onnx_runtime.import_onnxruntime()
         self._process = os.getpid()
         graph, facts = self._read(path)
-        session, tables = onnx_runtime.start(self._runtime, graph, path, options)
+        session, tables = self._started(graph, path)
         inputs, outputs = _values_of(session)
         decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=foreign_graph is not None)
         decoder = dataclasses.replace(decoder, shares_cache=provider.shares_cache and decoder.shares_cache)
@@ -101,8 +101,7 @@ class DecoderSession(Returned):
         self._encoder: SourceEncoder | None = None
         if config.encoder is not None:
             encoder_path = folder / ENCODER_FILE
-            encoder, _ = self._read(encoder_path)
-            session, tables = onnx_runtime.start(self._runtime, encoder, encoder_path, options)
+            session, tables = self._started(self._read(encoder_path)[0], encoder_path)
             self._encoder = SourceEncoder(session, tables, encoder_path, decoder.cross, provider.device)
         self._single_steps: SingleSteps | None = None
         plain = self._encoder is None and foreign_graph is None
@@ -113,10 +112,7 @@ class DecoderSession(Returned):
         self._prefill: Graph | None = None
         prefill_path = folder / PREFILL_FILE
         if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
-            prefill, _ = self._read(prefill_path)
-            session, tables = onnx_runtime.start(
-                self._runtime, prefill, prefill_path, options, multiplies_integers=True
-            )
+            session, tables = self._started(self._read(prefill_path)[0], prefill_path, multiplies_integers=True)
             check_prefill_graph(prefill_path, *_values_of(session), inputs, outputs)
             self._prefill = Graph(self._runtime, session, tables, decoder, self.config, provider.device)
         self._takes_adapters = self._single_steps is not None
@@ -245,14 +241,14 @@ class DecoderSession(Returned):
                 before, after = self._graph_for(old), self._graph_for(new)
                 self._graph.session = None
                 try:
-                    self._graph.session, self._graph.tables = self._started(after)
+                    self._graph.session, self._graph.tables = self._started(after, self._path)
                 except BaseException:
-                    self._graph.session, self._graph.tables = self._started(before)
+                    self._graph.session, self._graph.tables = self._started(before, self._path)
                     raise
             self._graph.adapters = new
 
-    def _started(self, graph: bytes) -> tuple[Any, Tables]:
-        return onnx_runtime.start(self._runtime, graph, self._path, self._options)
+    def _started(self, graph: bytes, path: Path, *, multiplies_integers: bool = False) -> tuple[Any, Tables]:
+        return onnx_runtime.start(self._runtime, graph, path, self._options, multiplies_integers=multiplies_integers)
 
     def _graph_for(self, bank: AdapterBank) -> bytes:
         """Return the graph for some adapters; the package is checked again, since its weights are read again."""
