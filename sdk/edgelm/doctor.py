@@ -167,9 +167,11 @@ def _check_library() -> Iterator[_Row]:
         yield "error", f"The model library cannot be written: {error}", "Set EDGELM_HOME to a folder of yours."
         return
     free = shutil.disk_usage(root).free
-    state: Literal["ok", "warning"] = "ok" if free >= _LITTLE_DISK else "warning"
-    fix = None if free >= _LITTLE_DISK else "Make room:  edgelm rm NAME  , or set EDGELM_HOME to another disk."
-    yield state, f"{root}, {free / 1e9:.1f} GB free on its disk.", fix
+    found = f"{root}, {free / 1e9:.1f} GB free on its disk."
+    if free < _LITTLE_DISK:
+        yield "warning", found, "Make room:  edgelm rm NAME  , or set EDGELM_HOME to another disk."
+    else:
+        yield "ok", found, None
 
 
 def _check_packages() -> Iterator[_Row]:
