@@ -212,7 +212,9 @@ class ModelConfig(LayerFeatures):
             "bos_token_id", "eos_token_ids", "decoder_start_token_id", "forced_bos_token_id", "suppressed_token_ids",
         ):  # fmt: skip
             value = getattr(self, field)
-            ids = value if isinstance(value, tuple) else () if value is None else (value,)
+            if value is None:
+                continue
+            ids = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
                 raise ConfigError(f"{field} is {value!r}; token ids are whole numbers of 0 or more.")
         self._check_in_vocabulary("suppressed_token_ids")

@@ -186,12 +186,11 @@ class DecoderSession(Returned):
         """
         self.check_takes_adapters()
         shapes = self.config.tensor_shapes()
-        found = products_of(self._read(self._path)[0], self._path)
-        products = {
-            product: [shapes[f"{part}.weight"] for part in parts_of(product)]
-            for product in found
-            if all(f"{part}.weight" in shapes for part in parts_of(product))
-        }
+        products: dict[str, list[tuple[int, ...]]] = {}
+        for product in products_of(self._read(self._path)[0], self._path):
+            weights = [f"{part}.weight" for part in parts_of(product)]
+            if all(weight in shapes for weight in weights):
+                products[product] = [shapes[weight] for weight in weights]
 
         def with_it() -> AdapterBank:
             bank = self._graph.adapters

@@ -190,9 +190,10 @@ def _multiples_in(value: Any) -> Iterator[Decimal]:
         multiple = value.get("multipleOf")
         if isinstance(multiple, (int, float)) and 0 < multiple < math.inf:
             yield Decimal(multiple if isinstance(multiple, int) else repr(float(multiple)))
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    for part in parts:
-        yield from _multiples_in(part)
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _multiples_in(part)
 
 
 def _odd_part(multiple: Decimal) -> int:

@@ -191,9 +191,10 @@ def _grammar(
 def _call(rule: str, function: Mapping[str, Any], format: ToolFormat, *, begun: bool) -> list[str]:
     """Return the rules, `rule` the first, for calls of one tool."""
     name, parameters = function["name"], _parameters(function)
-    if format.is_python or format.tags or format.quote:
+    if not format.is_json:
         if not NAME.fullmatch(name):
-            form = "name(parameter=value)" if format.is_python else "in tags" if format.tags else "call:name{…}"
+            form = "in tags" if format.tags else "call:name{…}"
+            form = "name(parameter=value)" if format.is_python else form
             raise ConfigError(
                 f"The tool's name {name!r} has characters that cannot stand in a call as this model writes it, {form}. "
                 "Use letters, digits, '_', '-' and '.'."

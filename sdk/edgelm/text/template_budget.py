@@ -54,13 +54,15 @@ def size_of(value: object) -> tuple[int, int]:
     """Count the elements and the characters of a value of plain data."""
     if isinstance(value, str):
         return 1, len(value)
-    inner: Iterable[object] = ()
-    if isinstance(value, Mapping):
-        inner = value.values()
-    elif isinstance(value, (list, tuple)):
-        inner = value
-    sizes = [size_of(item) for item in inner]
+    sizes = [size_of(item) for item in values_in(value)]
     return 1 + sum(size[0] for size in sizes), sum(size[1] for size in sizes)
+
+
+def values_in(value: object) -> Iterable[object]:
+    """Return what a mapping or a list of plain data holds; any other value holds none."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def remaining() -> int:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgelm.text.template_budget import BudgetExceededError, pay, remaining, spend, weigh
+from edgelm.text.template_budget import BudgetExceededError, pay, remaining, spend, values_in, weigh
 
 _MOST_BITS = 4096  # of a whole number that is computed
 # Behind the name of a value, which may have parentheses of its own: Python counts them, and no conversation needs them.
@@ -101,8 +101,7 @@ def _indentation(value: object, indent: int) -> int:
     while stack:
         item, depth = stack.pop()
         spaces += depth * indent
-        inner = item.values() if isinstance(item, Mapping) else item if isinstance(item, (list, tuple)) else ()
-        stack += [(part, depth + 1) for part in inner]
+        stack += [(part, depth + 1) for part in values_in(item)]
     return spaces
 
 

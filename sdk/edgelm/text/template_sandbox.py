@@ -229,7 +229,10 @@ def _metered_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any
             for value in given[:1]:
                 pay(value)
             for value in (*given[1:], *kwargs.values()):
-                spend(abs(value)) if isinstance(value, int) else pay(value)  # a width, a number of places
+                if isinstance(value, int):
+                    spend(abs(value))  # a width, a number of places
+                else:
+                    pay(value)
         result = filter_(*own, *given, **kwargs)
         return result if name in _SHALLOW else pay_result(result)
 

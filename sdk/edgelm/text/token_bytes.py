@@ -35,7 +35,9 @@ class TokenBytes:
         self._alphabet: dict[str, int] | None = None
         self._replacements: list[tuple[str, str]] = []
         self._has_byte_tokens = False
-        steps = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+        steps: list[Mapping[str, Any]] = []
+        if decoder is not None:
+            steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         for step in steps:
             self._add(step)
         if self._alphabet is None and not self._replacements:
