@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,27 +79,38 @@ class RawText:
             self._check_text(schema)
         end, terminal = regex(self.end), rule.upper()
         parts = (schema, *parts_of(schema))
-        counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
-        patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
-        formats = [_FORMATS[part["format"]] for part in parts if part.get("format") in _FORMATS]
-        if len(patterns) + len(formats) > 1:  # llguidance gives up on more, in the middle of an answer
-            if self.strict:
-                raise unenforceable(self.tool, "of several patterns and formats of a text one alone can be enforced")
-            patterns, formats = patterns[:1], []
+        patterns, formats = self._patterns_and_formats(parts)
         is_bounded = any("minLength" in part or "maxLength" in part for part in parts)
         # A text with a pattern may not have its end inside. Where it has a length too, llguidance cannot follow that,
         # so not even the end's first character may be there.
         any_ = f"[^{regex(self.end[0])}]" if patterns and is_bounded else "(?s:.)"
         lengths = [length for part in parts for length in self._length(part, any_, is_beside_brackets)]
         matches = patterns + formats + lengths or [f"{any_}*"]
-        inside = [f"(?s:.*){end}(?s:.+)"] if patterns and not is_bounded else []
-        never = inside + ([f"{regex(self.end.lstrip())}(?s:.*)"] if self.has_lines else [])
-        ended = [*(f"/(?:{match}){end}/" for match in matches), *([f"~/{'|'.join(never)}/"] if never else [])]
+        may_match_end = bool(patterns) and not is_bounded
+        never = [f"(?s:.*){end}(?s:.+)"] if may_match_end else []
+        if self.has_lines:
+            never.append(f"{regex(self.end.lstrip())}(?s:.*)")
+        ended = [f"/(?:{match}){end}/" for match in matches]
+        if never:
+            ended.append(f"~/{'|'.join(never)}/")
         rules = [f"{rule}_end[lazy]: {terminal}_END", f"{terminal}_END: {' & '.join(ended)}"]
         if not self.token:
             return [f"{rule}: {rule}_end", *rules]
-        whole = [*(f"/{match}/" for match in matches), *([f"~/(?s:.*){end}(?s:.*)/"] if inside else [])]
+        whole = [f"/{match}/" for match in matches]
+        if may_match_end:
+            whole.append(f"~/(?s:.*){end}(?s:.*)/")
         return [f"{rule}: {rule}_end | {terminal} {self.token}", *rules, f"{terminal}: {' & '.join(whole)}"]
+
+    def _patterns_and_formats(self, parts: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+        """Return what the patterns and formats of a schema's parts match, one expression in all at the most."""
+        counted = max(part.get("maxLength", part.get("minLength", 0)) for part in parts)
+        patterns = [match for part in parts for match in self._pattern(part.get("pattern"), counted)]
+        formats = [_FORMATS[part["format"]] for part in parts if part.get("format") in _FORMATS]
+        if len(patterns) + len(formats) <= 1:
+            return patterns, formats
+        if self.strict:  # llguidance gives up on more, in the middle of an answer
+            raise unenforceable(self.tool, "of several patterns and formats of a text one alone can be enforced")
+        return patterns[:1], []
 
     def _length(self, schema: Mapping[str, Any], any_: str, is_beside_brackets: bool) -> list[str]:
         least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
