@@ -8,10 +8,11 @@ Shapes: N rows, K columns; blocks along the columns, then the block's own weight
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgelm.architecture.quantization_scheme import Scheme
 
 Array = NDArray[np.float32]
 
@@ -23,16 +24,6 @@ _ZERO_PLACES = {5: 8, 6: 4}
 # How far from a level a weight lies that was written as one, in float32 or rounded to float16 once more.
 _OF_A_LEVEL = np.float32(0.02)
 _FEW = 4
-
-
-class GridKind(Protocol):
-    """Which grid: integers of so many bits, with the zero point in their middle (symmetric) or where it fits best."""
-
-    @property
-    def bits(self) -> int: ...  # noqa: D102
-
-    @property
-    def symmetric(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +78,19 @@ def in_blocks(weight_NK: Array, block_size: int) -> Array:
     return padded.reshape(N, blocks, block_size)
 
 
-def outermost_grid(blocks: Array, kind: GridKind) -> Grid:
+def outermost_grid(blocks: Array, scheme: Scheme) -> Grid:
     """Return the grid that just holds each block's outermost weights: that of rounding to nearest.
 
     Symmetric 8 bits span -127..127; fewer bits span the whole range, with the largest weight at its longer end: a
     sixteenth of the steps matters there.
     """
-    top, middle = (1 << kind.bits) - 1, 1 << (kind.bits - 1)
-    if not kind.symmetric:
+    top, middle = (1 << scheme.bits) - 1, 1 << (scheme.bits - 1)
+    if not scheme.symmetric:
         low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
         scales = nonzero_scales(np.divide(high - low, top, dtype=np.float32))
-        places = np.float32(zero_places(kind.bits))
+        places = np.float32(zero_places(scheme.bits))
         return Grid(top=top, scales=scales, zeros=np.clip(np.rint(-low / scales * places) / places, 0, top))
-    if kind.bits == 8:
+    if scheme.bits == 8:
         scales = nonzero_scales(np.divide(np.abs(blocks).max(-1), middle - 1, dtype=np.float32))
     else:
         largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
@@ -107,21 +98,21 @@ def outermost_grid(blocks: Array, kind: GridKind) -> Grid:
     return Grid(top=top, scales=scales, zeros=np.full_like(scales, middle))
 
 
-def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None) -> Grid:
+def searched_grid(blocks: Array, scheme: Scheme, importance: Array | None = None) -> Grid:
     """Search each block's grid for the least squared error, weighted by `importance` (that of `|weight|` if None).
 
     Weighting by |weight| keeps the search from clipping the few large weights, which matter most: without it the error
     falls and the perplexity rises (docs/results/quantization.md). It costs seconds at export, nothing at run time.
     """
     importance = np.abs(blocks) if importance is None else importance
-    start, important = outermost_grid(blocks, kind), importance * blocks
+    start, important = outermost_grid(blocks, scheme), importance * blocks
     most = np.full(start.scales.shape, -1, np.float32)
     scales = start.scales.copy()
-    middle, zeros = 1 << (kind.bits - 1), start.zeros[..., None]
+    middle, zeros = 1 << (scheme.bits - 1), start.zeros[..., None]
     steps, weighted = np.empty_like(important), np.empty_like(important)
-    for share in _SYMMETRIC_SHARES if kind.symmetric else _ASYMMETRIC_SHARES:
+    for share in _SYMMETRIC_SHARES if scheme.symmetric else _ASYMMETRIC_SHARES:
         np.divide(blocks, (start.scales * np.float32(share))[..., None], out=steps)
-        if kind.symmetric:
+        if scheme.symmetric:
             np.clip(np.rint(steps, out=steps), -middle, start.top - middle, out=steps)
         else:
             steps += zeros
@@ -138,7 +129,7 @@ def searched_grid(blocks: Array, kind: GridKind, importance: Array | None = None
     return Grid(top=start.top, scales=nonzero_scales(scales), zeros=start.zeros)
 
 
-def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
+def exact_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     """Find the grid that a block's weights lie on; return the grids, and which blocks [N, blocks] have one.
 
     Weights that are integers times one scale, as quantized files and quantization-aware training leave them, are held
@@ -146,15 +137,15 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
     one with a positive scale where both signs hold the block. The smallest weight is a few steps large: all numbers of
     steps that it can be are tried.
     """
-    top, middle = (1 << kind.bits) - 1, 1 << (kind.bits - 1)
-    most = middle if kind.symmetric else top
+    top, middle = (1 << scheme.bits) - 1, 1 << (scheme.bits - 1)
+    most = middle if scheme.symmetric else top
     flat = blocks.reshape(-1, blocks.shape[-1])
     sizes = np.abs(flat)
     largest = sizes.max(-1)
     smallest = np.where(sizes > 0, sizes, np.inf).min(-1)
     found = largest == 0
     scales = np.ones(len(flat), np.float32)
-    zeros = np.full(len(flat), middle if kind.symmetric else 0, np.float32)
+    zeros = np.full(len(flat), middle if scheme.symmetric else 0, np.float32)
     for steps in range(1, most + 1):
         left = np.flatnonzero(~found & (largest <= smallest * np.float32((most + 0.5) / steps)))
         if not left.size:
@@ -167,7 +158,7 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
         values = np.rint(flat[left] / trial[:, None])
         low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
         signs = np.ones(len(left), np.float32)
-        if kind.symmetric:
+        if scheme.symmetric:
             fits = (np.maximum(-low, high) <= middle) & (np.minimum(-low, high) < middle)
             signs = np.where(high < middle, np.float32(1), np.float32(-1))
         else:
@@ -180,19 +171,19 @@ def exact_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
     return Grid(top=top, scales=scales.reshape(shape), zeros=zeros.reshape(shape)), found.reshape(shape)
 
 
-def levels_grid(blocks: Array, kind: GridKind) -> tuple[Grid, NDArray[np.bool_]]:
+def levels_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     """Find the even levels that a block's weights lie on, wherever they begin; return as `exact_grid` does.
 
     So files of 4 bits leave weights that store a float for each block's least (Q4_1, Q4_K). Zero points with places
     between the steps hold them to a thirty-second of a level, where the nearest of 32 other levels would be an eighth
     away on average. The grid's step is the level's, halved as often as the integers have room for.
     """
-    top, places = (1 << kind.bits) - 1, np.float32(zero_places(kind.bits))
+    top, places = (1 << scheme.bits) - 1, np.float32(zero_places(scheme.bits))
     flat = blocks.reshape(-1, blocks.shape[-1])
     lowest, highest = flat.min(-1), flat.max(-1)
     scales, zeros = np.ones(len(flat), np.float32), np.zeros(len(flat), np.float32)
     found = np.zeros(len(flat), bool)
-    between = (lowest <= 0) & (highest > 0) & (not kind.symmetric and places > 1)
+    between = (lowest <= 0) & (highest > 0) & (not scheme.symmetric and places > 1)
     for levels in range(1, top + 1):
         left = np.flatnonzero(between & ~found)
         if not left.size:
