@@ -33,7 +33,7 @@ KV_CACHES = {"fp32": 4, "int8": 1}  # and how many bytes a number takes
 MAX_CONV = 64  # in use are 3 and 4; each is a few nodes of a graph
 # Of the norms inside latent attention: what DeepSeek, GLM, MiniCPM 3 and Youtu have, whatever their other norms have.
 LATENT_NORM_EPS = 1e-6
-LEAST_POWER = 1e-5  # of a projection that several streams are made of or merged by: what its power is divided by
+LEAST_POWER = 1e-5  # of a projection of AltUp's streams: so much at least its power is taken for, to divide by it
 # The layers that keep a state of a text: in the place of keys and values of its tokens, or beside them.
 STATE_LAYERS = {
     "linear_attention": "linear attention", "mamba": "layers of Mamba", "mamba2": "layers of Mamba 2",

@@ -13,8 +13,9 @@ from threading import get_ident
 class SharedUse(ContextDecorator):
     """Let threads in together (`with use:`, or `@use` of a function), or one of them alone (`with use.alone():`).
 
-    That one waits for those inside, and goes before those who come later. A thread enters once: it does not nest. One
-    that Ctrl-C broke off on its way in or out counts as inside until it comes again, but not for itself.
+    That one waits for those inside, and goes before those who come later. A thread enters once: it does not nest. A
+    thread that Ctrl-C interrupted on its way in or out counts as inside until it enters again; it never waits for
+    itself.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,8 @@ class SharedUse(ContextDecorator):
         self._inside, self._closed, self._ended = set[int](), False, False  # the threads inside
 
     def __enter__(self) -> None:
-        # A step of a model passes here: no generator, no call in Python, and nobody is woken who does not wait.
+        # A step of a model passes here: so no generator, no call of a Python function, and a notification only where
+        # somebody waits for it.
         with self._lock:
             while self._closed and self._is_kept_out():
                 self._changed.wait()
@@ -77,8 +79,8 @@ def _end(use: SharedUse, process: int) -> None:
         use.end()
 
 
-# Calls of libraries that give the interpreter away, beside the steps of a session, which has a use of its own. At exit
-# Python ends a daemon thread where it asks for the interpreter again: inside C++ or Rust that aborts the process. Made
-# before the first engine is, and so ended after the last one has answered.
+# Calls of libraries that release the interpreter's lock; the steps of a session have a use of their own. When a program
+# ends, Python ends a daemon thread where it takes the lock again: inside C++ or Rust that aborts the process. Made
+# before the first engine, and therefore ended after the last one.
 NATIVE_CALLS = SharedUse()
 end_with_program(NATIVE_CALLS, NATIVE_CALLS)

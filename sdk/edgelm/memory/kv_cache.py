@@ -68,10 +68,11 @@ def most_bytes(config: ModelConfig, tokens: int | None = None) -> int:
     """Return how many bytes a cache of so many tokens takes, with the keys and values of windows given back; None: of a
     whole context.
     """
-    length, steps = tokens or config.max_position_embeddings, 2 * GROWTH_STEP  # that come before the next go
+    length = tokens or config.max_position_embeddings
+    waiting = 2 * GROWTH_STEP  # tokens that have left a window, and whose memory is not given back yet
     return config.state_bytes + sum(
         buffer.bytes_per_token
-        * (length if buffer.window is None else min(length, buffer.window + _BEHIND_WINDOW + steps))
+        * (length if buffer.window is None else min(length, buffer.window + _BEHIND_WINDOW + waiting))
         for buffer in cache_layout(config)
     )
 

@@ -50,14 +50,12 @@ class ToolFormat:
     argument_key: the name of the arguments in a call's object.
     name_end: the name stands before the object, up to this marker, and the object is the arguments alone.
     name_stops: what begins anything else before `name_end`. asides: what of that a model may write, in this order.
-    lead: stands before the start marker, and is taken off, with all that makes tokens of the markers visible, by what
-    takes the thinking apart.
-    takes_tools: whether the chat template writes the definitions, calls and results itself.
-    takes_calls: whether that of the model, which writes definitions, writes calls too; all that name a tool before its
-    object, or call without a marker or in tags or marks, do.
-    takes_results: whether it writes results, as messages of the role `tool`.
-    takes_system: whether that of the model takes a system message, for the definitions that it does not write itself.
-    takes_thinking: whether it reads what was thought before a call as `thinking`, and nothing that was said besides.
+    lead: stands before the start marker. The splitter of the model's thinking takes it off, and makes the markers'
+    control tokens visible.
+    takes_tools: whether the chat templates of the family write the definitions of tools.
+    takes_calls, takes_results, takes_system: of the model's own template, which `tool_format` reads: whether it writes
+    calls, writes results (messages of the role `tool`), and takes a system message.
+    takes_thinking: whether the templates read what was thought before a call as `thinking`, and no text besides.
     """
 
     name: str
