@@ -125,12 +125,11 @@ class DecoderGraph:
         past, present = _cache_names(given, "past"), _cache_names(results, "present")
         cross = _cache_names(given, "cross")
         convolves = not is_foreign and PAST_CONV in given and PRESENT_CONV in results
-        past_states, present_states = (
-            {} if is_foreign else _state_names(values, kind)
-            for values, kind in ((given, "past_key_values"), (results, "present"))
-        )
-        known = {*_KNOWN_INPUTS, *past.values(), *cross.values(), *([PAST_CONV] if convolves else [])}
-        known |= set(past_states.values())
+        past_states = {} if is_foreign else _state_names(given, "past_key_values")
+        present_states = {} if is_foreign else _state_names(results, "present")
+        known = {*_KNOWN_INPUTS, *past.values(), *cross.values(), *past_states.values()}
+        if convolves:
+            known.add(PAST_CONV)
         for name in sorted(given.keys() - known):
             why = _OTHER_MODELS.get(name, f"edgelm gives {', '.join(_KNOWN_INPUTS)}, and keys and values by layer.")
             raise PackageError(f"{path} takes the input {name!r}. {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -455,8 +455,9 @@ class DecoderSession(Returned):
 
 def _values_of(session: Any) -> tuple[list[GraphValue], list[GraphValue]]:
     """Describe what a session takes, also what has a default, and what it gives."""
-    inputs, outputs = (
-        [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in found]
-        for found in ([*session.get_inputs(), *session.get_overridable_initializers()], session.get_outputs())
-    )
-    return inputs, outputs
+    inputs = [*session.get_inputs(), *session.get_overridable_initializers()]
+    return _described(inputs), _described(session.get_outputs())
+
+
+def _described(values: Iterable[Any]) -> list[GraphValue]:
+    return [GraphValue(name=value.name, type=value.type, shape=value.shape) for value in values]
