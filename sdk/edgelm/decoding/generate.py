@@ -113,9 +113,8 @@ def prefill(
         raise ContextLengthError(
             f"The prompt has {len(token_ids)} tokens; this model's maximum context length is {limit}. Shorten it."
         )
-    # Two tokens at least are computed together: one alone gets other bits than in the whole prompt.
     together = computed_together(session, cache, token_ids)
-    cache.truncate(min(cache.common_prefix(token_ids), max(0, len(together) - 2)))
+    cache.keep_beginning(together)
     logits_V: NDArray[np.float32] | None = None
     while logits_V is None:
         if cancel is not None and cancel.is_set():

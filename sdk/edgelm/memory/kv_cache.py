@@ -338,6 +338,14 @@ class KVCache:
                 return position
         return min(self.length, len(token_ids))
 
+    def keep_beginning(self, token_ids: Sequence[int]) -> None:
+        """Keep what the cache has of a prompt that is computed next, but for the prompt's last two tokens.
+
+        A token that is computed alone takes another path through the attention, and gets other bits than in the whole
+        prompt.
+        """
+        self.truncate(min(self.common_prefix(token_ids), max(0, len(token_ids) - 2)))
+
     def clone(self) -> KVCache:
         """Copy the cache: both copies go on independently."""
         copy = KVCache(self.config)

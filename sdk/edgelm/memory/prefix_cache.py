@@ -118,12 +118,10 @@ class PrefixCache:
                 blocks += block.children.values()
 
     def fill(self, cache: KVCache, token_ids: Sequence[int]) -> int:
-        """Make `cache` hold a beginning of a prompt, from itself and from here; return its length.
-
-        At least two tokens are left to compute, where there are two: one alone would take another path through the
-        attention, and give other bits than the whole prompt does.
+        """Make `cache` hold a beginning of a prompt, from itself and from here, but for its last two tokens at least;
+        return its length.
         """
-        cache.truncate(min(cache.common_prefix(token_ids), max(0, len(token_ids) - 2)))
+        cache.keep_beginning(token_ids)
         self.extend(cache, token_ids)
         return cache.length
 
