@@ -55,13 +55,15 @@ class ControlGuard:
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, Mapping):
-            of_keys, of_items = ("texts" if free in ("names", "all") else ""), ("all" if free == "all" else "")
-            return {
-                self.hide(key, place, free=of_keys): self.hide(
-                    item, f"{place}[{key!r}]", free=of_items if of_keys else _FREE.get(key, "")
-                )
-                for key, item in value.items()
-            }
+            hidden = {}
+            for key, item in value.items():
+                if free in ("names", "all"):
+                    of_key, of_item = "texts", "all" if free == "all" else ""
+                else:
+                    of_key, of_item = "", _FREE.get(key, "")
+                name = self.hide(key, place, free=of_key)
+                hidden[name] = self.hide(item, f"{place}[{key!r}]", free=of_item)
+            return hidden
         if isinstance(value, (list, tuple)):
             return [self.hide(item, f"{place}[{i}]", free=free) for i, item in enumerate(value)]
         raise ChatTemplateError(f"{place} is a {type(value).__name__}; a conversation holds texts, numbers and lists.")
