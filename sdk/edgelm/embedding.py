@@ -6,7 +6,7 @@ D hidden, T tokens, E numbers of an embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def embed(
         ContextLengthError: the text has no tokens, or does not fit the model's context.
     """
     if pooling not in tuple(_POOLINGS):
-        raise ConfigError(f"pooling is {pooling!r}; it must be one of {', '.join(get_args(Pooling))}.")
+        raise ConfigError(f"pooling is {pooling!r}; it must be one of {', '.join(_POOLINGS)}.")
     if not token_ids:
         raise ContextLengthError("The text has no tokens; an embedding needs one at least.")
     if len(token_ids) > (most := model.context_length):
