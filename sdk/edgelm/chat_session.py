@@ -101,7 +101,7 @@ class ChatSession:
             system=self.system,
             messages=self._messages,
             cache=self._cache,
-            with_cache=with_cache and self._model.config.encoder is None,  # which reads a source anew in one go
+            with_cache=with_cache and self._model.config.encoder is None,  # an encoder rereads its source in one step
         )
 
     @classmethod

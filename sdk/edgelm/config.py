@@ -46,7 +46,7 @@ _DECODER_ONLY = (
     "altup_num_inputs", "laurel_rank", "activation_sparsity_pattern", "vocab_size_per_layer_input",
     "head_transform",
 )  # fmt: skip
-_ROPE_WITH_ENCODER = ("default", "linear", "llama3", "yarn")  # that turn whole heads, in texts of all lengths alike
+_ROPE_WITH_ENCODER = ("default", "linear", "llama3", "yarn")  # these turn whole heads, and texts of all lengths alike
 
 SUPPRESSED_LOGIT = -1e9  # of suppressed_token_ids: below every other, and finite, as sampling wants it
 # The section of a config.json that holds our ModelConfig, beside the keys that transformers reads.

@@ -235,7 +235,7 @@ _NOT_WITH_BEAMS = (
 )  # fmt: skip
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
-ABOVE_ZERO = ("top_p", "typical_p")  # which would leave no token
+ABOVE_ZERO = ("top_p", "typical_p")  # 0 would leave no token
 WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
 RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**31),

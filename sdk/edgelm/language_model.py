@@ -192,7 +192,7 @@ class LanguageModel(Returned):
         Raises:
             ChatTemplateError, ConfigError: as from `encode_chat`.
         """
-        prompt_ids = self.encode_chat(messages, tools, template_variables)  # which refuses what is no conversation
+        prompt_ids = self.encode_chat(messages, tools, template_variables)  # refuses what is no conversation
         if config.context_shift is not None:
             system = [message for message in messages[:1] if message["role"] == "system"]
             ends = ([*system, Message(role="user", content=text)] for text in ("a", "b"))

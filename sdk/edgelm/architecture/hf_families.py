@@ -341,7 +341,7 @@ FAMILIES: dict[str, Family] = {
         architecture="BitNetForCausalLM", fixed={"sub_norms": True}, free=_OF_ATTENTION,
         fits=lambda c: _one_switch(c) and _heads_cover(c),
     ),
-    "seed_oss": Family(  # which drops out a tenth while it trains, if it is not told otherwise
+    "seed_oss": Family(  # drops out a tenth in training unless it is told otherwise
         architecture="SeedOssForCausalLM", free=_BIASES,
         keys=lambda c: {
             "attention_out_bias": c.attention_output_bias, "attention_dropout": 0.0, "residual_dropout": 0.0,

@@ -126,7 +126,7 @@ class Generation:
             del item  # as in _read
 
     def _check_process(self) -> None:
-        if os.getpid() != self._process:  # whose engine goes on with it; in a fork nobody does
+        if os.getpid() != self._process:  # no engine goes on with an answer in a fork
             raise EdgeLMError(
                 f"This answer is made in process {self._process}; its fork {os.getpid()} can neither read nor cancel "
                 "it. Load the model and make the engine after the fork."

@@ -56,7 +56,7 @@ class KVBatch:
         self.active = 0
         self.buffers = zeros(config, 0, 0)
         self._mirrors = self._is_refused = False
-        self._mirrored: MirroredBuffers | None = None  # whose rows the buffers are
+        self._mirrored: MirroredBuffers | None = None  # the memory of the buffers, where rows may be shown
         # The session's: by how many rows a step has, the ranks of their adapters, and whether they are `shown`; what
         # they all write their logits into.
         self.bindings: dict[tuple[int, range, bool], Any] = {}

@@ -73,7 +73,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _beside(file: Path) -> ForeignGraph | None:
     """Return a graph with the folder of its configs: its own, or the one above."""
     folder = file.parent.absolute()  # also where a link leads to another disk: the configs lie beside the link
-    if ".." in folder.parts:  # which are of the folder that is meant, not of the one that it leads through
+    if ".." in folder.parts:  # else its parents would be those of the path, not of the folder that is meant
         folder = folder.resolve()
     file = folder / file.name
     for candidate in (folder, folder.parent):

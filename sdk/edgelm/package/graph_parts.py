@@ -60,7 +60,7 @@ class StoredTensor:
             OSError, ValueError: it has other bytes than its shape says, or the file cannot be read.
         """
         if not self.file:
-            return np.frombuffer(self.raw, dtype).reshape(self.dims).copy()  # which does not keep the graph
+            return np.frombuffer(self.raw, dtype).reshape(self.dims).copy()  # a view would keep the whole graph
         # Not mapped: its pages would count as this process's memory.
         return np.fromfile(folder / self.file, dtype, math.prod(self.dims), offset=self.offset).reshape(self.dims)
 

@@ -217,7 +217,7 @@ class _Walk(GraphWalk):
             if tag in _ATTRIBUTE_TENSORS:
                 if tag == _ATTRIBUTE_TENSOR:
                     tensors += 1
-                if tensors > 1:  # of which protobuf makes one, and nobody walked that
+                if tensors > 1:  # protobuf merges them into one, which nobody has walked
                     raise self.error("has a tensor in two parts in an attribute")
                 self._tensor(first, last)
             elif tag in _ATTRIBUTE_GRAPHS:

@@ -91,7 +91,7 @@ def start(
     graph, weights = join_planes(graph, path, most)
     values = [runtime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
     settings.add_external_initializers([*weights], values)
-    shared = tables.values(runtime)  # which the settings know by their addresses, until the session is made
+    shared = tables.values(runtime)  # kept here: until the session is made, the settings have their addresses alone
     for name, value in shared.items():
         settings.add_initializer(name, value)
     if multiplies_integers and not INTEGER_DOT_PRODUCTS & (cpu_features() or frozenset()):

@@ -139,7 +139,7 @@ def rotation_tables(parts: GraphParts, runtime: Any) -> tuple[RotationTables, se
     except (OSError, ValueError, OverflowError) as error:  # the last of an end that is infinite
         raise parts.error(f"has frequencies that cannot be read ({error})") from error
     found = [kind for kind in kinds if kind]
-    if len(found) < len(names):  # it makes them in another way
+    if len(found) < len(names):  # the graph makes some of them in another way
         return RotationTables(), set()
     ours = tuple(f"{kind}." for kind in names)
     return RotationTables(runtime, found), {i for name, i in numbers.items() if name.startswith(ours)}

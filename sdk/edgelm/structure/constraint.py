@@ -155,7 +155,7 @@ class Constraint:
 
 def lark_string(text: str) -> str:
     """Write a text as a literal of a Lark grammar."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which llguidance does not read
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # llguidance does not read it as it is
 
 
 def is_gbnf(grammar: str) -> bool:

@@ -79,11 +79,11 @@ class MarkedCallReader:
     def _take_string(self, char: str) -> bool:
         self._word += char
         place, is_whole = first_mark(self._word, (self._mark,))
-        if self._is_key:  # whose name is what stands between the marks
+        if self._is_key:  # what stands between the marks is the key
             if is_whole:
                 self._word, self._take = self._word[:place], self._take_word
             return len(self._word) <= _LONGEST_KEY
-        if self._is_over:  # nothing of which is kept
+        if self._is_over:  # a string behind a value: nothing of it is kept
             self._word = self._word[place:]
             if is_whole:
                 self._word, self._take = "", self._take_word

@@ -61,7 +61,7 @@ class PythonCallReader:
         if not self._take(char):
             if self.name is None:
                 return False
-            self.arguments += " " + self._word  # which joins nothing to a value before it
+            self.arguments += " " + self._word  # apart from a value before it
             self._word, self._quote, self._take = "", "", self._take_broken
             self._take_broken(char)
         self.text += char
@@ -179,7 +179,7 @@ class PythonCallReader:
     def _close(self) -> bool:
         bracket = self._brackets[-1]
         if bracket.is_tuple and bracket.count == 1 and not bracket.commas:
-            return False  # which is no tuple
+            return False  # one value in parentheses is no tuple
         self._brackets.pop()
         self.arguments += bracket.json_end
         if not self._brackets:

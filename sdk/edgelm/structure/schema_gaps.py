@@ -15,7 +15,7 @@ from edgelm.structure.schema_numbers import close_bounds, drop_numbers, refuse_v
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
-_VALUES = ("const", "default", "example")  # which are no schemas
+_VALUES = ("const", "default", "example")  # what they hold is no schema
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 # What says whether an object has properties beside those named, and what describes an object, besides `allOf`.
 _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from edgelm.errors import ConfigError
 
-_DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiveMaximum": True}  # which way is inwards
+_DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiveMaximum": True}  # is inwards down?
 _EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
 _LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
 _MOST = 1e308  # llguidance refuses what is no float

@@ -80,7 +80,7 @@ class TaggedCallReader:
             return opening.startswith(value) if mark else len(key) < _LONGEST_KEY
         if core.startswith(self._ends):
             if self.name is None and not self._tags.before_name and self._tools and self._called not in self._tools:
-                return False  # which is but a word between two markers
+                return False  # it is only a word between two markers
             self._begin_arguments()
             self.arguments += "}"
             self.is_closed = True

@@ -205,7 +205,7 @@ FORMATS = (
     # where it takes none, and the text is that of Hermes.
     ToolFormat(
         name="generic", signs=(), start="<tool_call>", end="</tool_call>", before="\n", behind="\n", takes_tools=False,
-        is_parallel=False,  # who was not trained on it repeats the first call
+        is_parallel=False,  # a model that was not trained on it repeats its first call
     ),
 )  # fmt: skip
 

@@ -224,7 +224,7 @@ def _check_form(form: Constraint) -> None:
             "Beside tools an answer can have a JSON schema for its constraint, with nothing before it, and no other; "
             "leave one out, or set tool_choice 'none'."
         )
-    check_form(form)  # whose words are about this schema, and not about that of a tool
+    check_form(form)  # here its error speaks of this schema, later of a tool's
 
 
 def _in_one_style(form: Constraint) -> str:

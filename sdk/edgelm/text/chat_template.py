@@ -274,7 +274,7 @@ def encode_chat(
             message, which is to be continued.
         TokenizerError: a text has half of a surrogate pair, which is no character.
     """
-    continues = bool(words_to_continue(messages)) and add_generation_prompt  # which checks them as they were given
+    continues = bool(words_to_continue(messages)) and add_generation_prompt  # checks the messages as they were given
     guard = ControlGuard(tokenizer)
     try:
         hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]

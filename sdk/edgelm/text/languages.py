@@ -71,7 +71,7 @@ class Languages(Mapping[str, int]):
         begun: list[str | int] = []
         if target is not None and self._before_source:
             literal = self._tokenizer.token_text(self._id("target_language", target))
-            begun = [*self._tokenizer.split(literal), " "]  # as who may write control tokens writes them
+            begun = [*self._tokenizer.split(literal), " "]  # where it is a control token, as one
         if isinstance(text, str):
             return [*before, *self._tokenizer.encode_parts([*begun, text]), *behind]
         name, value = ("source_language", source) if source is not None else ("target_language", target)

@@ -41,7 +41,7 @@ _LEFT_OUT = ("batch", "pprint", "random", "slice", "urlize", "wordwrap", "xmlatt
 # Nodes of a template's tree, which are what compiling it takes time for: in templates in use, 0.6 for a word or mark.
 MAX_NODES = 5 << 9
 _NODES_OF_STEP = 8  # of what has no price of its own, such as names and conditions
-_STEP_NODES = 3  # of which a step is made
+_STEP_NODES = 3  # so many make a step
 # As so many nodes counts what takes memory that a template can keep: 60 bytes, and 170 more of a dictionary with a key.
 _WEIGHTS: Mapping[type[nodes.Node], int] = {nodes.List: 4, nodes.Tuple: 4, nodes.Dict: 4, nodes.Pair: 12}
 _BODIES, _BODY = (nodes.For, nodes.Macro, nodes.CallBlock), 7  # each of these takes as much time as seven others
@@ -125,7 +125,7 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Allow the methods of plain values that conversations need."""
-        if isinstance(obj, (Namespace, LoopContext)):  # of which jinja2's own check says the same, 3 microseconds later
+        if isinstance(obj, (Namespace, LoopContext)):  # jinja2's own check says the same, and takes 3 us more
             return not attr.startswith("_")
         for kind, names in _METHODS.items():
             if isinstance(obj, kind):
@@ -204,7 +204,7 @@ def _search(container: Any) -> Any:
 
 
 def _remainder(value: Any, number: Any) -> Any:
-    pay_operator("%", value, number)  # which formats, where the value is a text
+    pay_operator("%", value, number)  # of a text, this formats
     return value % number
 
 
@@ -250,7 +250,7 @@ class _Meter(NodeTransformer):
     """Put the price of each step into a parsed template."""
 
     def __init__(self) -> None:
-        self.branches = 0  # that have a step of their own
+        self.branches = 0  # how many have a step of their own
         self._nodes = 0  # of the body that is gone through, without the bodies and branches inside of it
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:

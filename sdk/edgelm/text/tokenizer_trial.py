@@ -112,7 +112,7 @@ def child() -> None:
     problem = ""
     try:
         tokenizer = Tokenizer.parse(sys.stdin.buffer.read(), path)
-        problem = f"{path} is broken: "  # it opens
+        problem = f"{path} is broken: "  # from here on it is open, and fails when it is used
         tokenizer.decode(tokenizer.encode(_SAMPLE))
         tokenizer.decode(range(min(tokenizer.vocab_size, 1000)))
     except TokenizerError as error:
