@@ -61,7 +61,9 @@ class Languages(Mapping[str, int]):
             TokenizerError: the text has half of a surrogate pair, which is no character.
         """
         before, behind = self._tokenizer.around
+        chosen: list[tuple[str, str]] = []
         if source is not None:
+            chosen.append(("source_language", source))
             id_ = self._id("source_language", source)
             if not any(other in self._own for other in (*before, *behind)):
                 raise ConfigError(f"source_language is {source!r}; the model takes none. Leave it out.")
@@ -70,12 +72,13 @@ class Languages(Mapping[str, int]):
             )
         begun: list[str | int] = []
         if target is not None and self._before_source:
+            chosen.append(("target_language", target))
             literal = self._tokenizer.token_text(self._id("target_language", target))
             begun = [*self._tokenizer.split(literal), " "]  # where it is a control token, as one
         if isinstance(text, str):
             return [*before, *self._tokenizer.encode_parts([*begun, text]), *behind]
-        name, value = ("source_language", source) if source is not None else ("target_language", target)
-        if value is not None and (source is not None or self._before_source):
+        if chosen:
+            name, value = chosen[0]
             raise ConfigError(
                 f"{name} is {value!r}; the source is token ids, which are taken as they are. Give a text."
             )
