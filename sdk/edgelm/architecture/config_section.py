@@ -11,7 +11,7 @@ from edgelm.errors import ConfigError
 from edgelm.shell_word import shell_word
 
 BESIDE = "beside"  # the keys of config.json, in the section
-# What programs change there of which no answer depends.
+# Keys that programs change, and that no answer depends on.
 _IDLE = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "pad_token_id"}
 _IDLE_PARTS = ("dropout", "pdrop", "initializer")
 

@@ -56,10 +56,10 @@ class Worker:
             )
 
     def take(self, request: Request, max_queue: int) -> None:
-        """Take a request, where no more wait besides those at work.
+        """Take a request, unless `max_queue` of them wait already beside those at work.
 
         Raises:
-            QueueFullError: more do.
+            QueueFullError: so many wait.
             EdgeLMError: the worker was told to end.
         """
         with self._changed:

@@ -66,7 +66,7 @@ class StoredTensor:
 
 
 class GraphParts(GraphWalk):
-    """A graph as `path` has it, taken apart. A part is known by its number.
+    """A graph as `path` has it, taken apart. Its parts, the fields of the graph, are numbered in their order.
 
     Nothing is copied: a graph of another program's may hold all of its weights.
 

@@ -171,8 +171,9 @@ class InPlaceBinding(Binding):
 
     The attention mask is bound once, as long as the buffers; ones mark the filled positions of each row.
     GroupQueryAttention only needs their sums, so nothing is bound again from step to step (rebinding a growing mask
-    costs 2-3 % of a step). adapters: of each row; `choose` changes them, among those that lie between. source: keys and
-    values that an encoder made. logits: memory [B, V] or more that steps write theirs into.
+    costs 2-3 % of a step). adapters: one for each row; `choose` gives the rows others of those that lie between these
+    in the bank, and are bound too. source: keys and values that an encoder made. logits: memory [B, V] or more that
+    steps write theirs into.
     """
 
     def __init__(

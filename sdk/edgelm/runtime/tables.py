@@ -58,7 +58,7 @@ class Tables:
 
     @contextlib.contextmanager
     def kept_small(self) -> Iterator[None]:
-        """Give back, again and again and at the end, what the block reads: all of a table that a head is packed of."""
+        """Give back what the block reads of the tables while it runs: a tied head is packed of a whole one."""
         if not self._mapped:
             yield
             return
