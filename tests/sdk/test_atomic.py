@@ -282,6 +282,24 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["package"]
 
 
+def test_a_folder_of_an_image_which_overlayfs_does_not_rename_is_replaced_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_overlayfs_does(source: Path, destination: Path, replace: Any = os.replace) -> None:
+        if source == tmp_path / "package":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source), None, str(destination))
+        replace(source, destination)
+
+    fill(tmp_path / "package", OLD)
+    monkeypatch.setattr(atomic, "_exchange", lambda _a, _b: False)
+    monkeypatch.setattr(os, "replace", as_overlayfs_does)
+    with atomic.replace_folder(tmp_path / "package") as staging:
+        (staging / "config.json").write_text("new")
+    assert (content(tmp_path / "package"), names(tmp_path)) == ({"config.json": "new"}, ["package"])
+    atomic.remove_folder(tmp_path / "package")
+    assert names(tmp_path) == []
+
+
 def test_a_rename_that_windows_refuses_for_a_moment_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
     An error removes the staging folder and leaves `target` as it was. A kill leaves `target` as it was and a staging
     folder that the next call for the same target removes. Where a folder is replaced, the old one keeps its name until
-    the new one is complete and on the disk. A link is followed: the folder that it names is replaced.
+    the new one is complete and on the disk. A link is followed: the folder that it names is replaced. One that cannot
+    be renamed (`_step_aside`) is deleted where it is, and a kill meanwhile leaves what is left of it.
 
     Raises:
         OSError: the disk is full, the folder cannot be written, or `target` is a file.
@@ -129,7 +130,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Remove a folder in one step; of a link, the link alone.
 
-    A kill while the files are deleted leaves a folder that the next `remove_leftovers` beside it deletes.
+    A kill while the files are deleted leaves a folder that the next `remove_leftovers` beside it deletes; of one that
+    cannot be renamed (`_step_aside`), what is left of it.
 
     Raises:
         OSError: it is not there, or its parent cannot be written.
@@ -138,8 +140,23 @@ def remove_folder(path: Path) -> None:
         path.unlink()
         return
     aside = path.with_name(f"{_REMOVED}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    rename(path, aside)
-    _delete(aside)
+    if _step_aside(path, aside):
+        _delete(aside)
+    else:
+        shutil.rmtree(path)
+
+
+def _step_aside(folder: Path, aside: Path) -> bool:
+    """Give a folder that has to go another name; return False where overlayfs renames it not, as it lies in a lower
+    layer: in a container all that came with the image does.
+    """
+    try:
+        rename(folder, aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def _delete(folder: Path) -> None:
@@ -216,7 +233,12 @@ def _swap(staging: Path, target: Path) -> None:
     # Where two folders cannot change places in one step, the old one steps aside under a name that remove_leftovers
     # knows and brings back.
     old = staging.with_name(staging.name.replace(_STAGING, _OLD, 1))
-    rename(target, old)
+    if not _step_aside(target, old):
+        try:
+            _delete(target)
+        finally:  # also after a signal: the old one is gone
+            rename(staging, target)
+        return
     try:
         rename(staging, target)
     except BaseException:
