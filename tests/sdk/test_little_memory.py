@@ -27,7 +27,7 @@ from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.batching import engine as engine_module
 from edgelm.config import ModelConfig
 from edgelm.files import control_groups
-from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache
+from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache, prefix_cache
 from edgelm.memory.kv_cache import KeysOrValues, KVCache
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
@@ -126,9 +126,13 @@ def test_limits_bound_what_is_free_and_swap_is_told_apart(monkeypatch: pytest.Mo
         assert available_memory.available_memory(with_swap=True) == with_swap << 10
 
 
-def test_an_engine_takes_a_quarter_of_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "left"), [(400, 300), (800, 200)])
+def test_an_engine_takes_a_quarter_of_its_limit_or_half_of_what_that_leaves(
+    monkeypatch: pytest.MonkeyPatch, limit: int, left: int
+) -> None:
     model = scripted_model("Fine.")
-    monkeypatch.setattr(engine_module, "memory_limit", lambda: 400 * model.config.kv_bytes_per_token)
+    monkeypatch.setattr(engine_module, "memory_limit", lambda: limit * model.config.kv_bytes_per_token)
+    monkeypatch.setattr(engine_module, "memory_within_limits", lambda: left * model.config.kv_bytes_per_token)
     with (
         Engine(model) as engine,
         pytest.raises(ContextLengthError, match=r"103 tokens of prompt and answer take \d+ bytes .* the engine has"),
@@ -264,6 +268,26 @@ def test_where_there_is_no_memory_to_keep_an_answer_it_is_still_given(
     assert model.prefixes.bytes == 0
     model.prefixes.keep(cache, 128)
     assert model.prefixes.tokens == 128
+
+
+def test_no_more_beginnings_are_kept_than_memory_stays_free(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixes, memory = PrefixCache(model.config), 128 * model.config.kv_bytes_per_token
+
+    def keep(seed: int) -> None:
+        cache = model.session.new_cache()
+        model.session.forward([seed, *PROMPT[:127]], cache)
+        prefixes.keep(cache, 128)
+
+    monkeypatch.setattr(prefix_cache, "available_memory", lambda **_: memory - prefixes.bytes)
+    keep(7)
+    assert prefixes.tokens == 64
+    keep(8)
+    assert prefixes.tokens == 64  # and not both
+    memory = 0  # taken by others meanwhile
+    keep(9)
+    assert prefixes.tokens == 0
 
 
 @pytest.fixture(scope="module")

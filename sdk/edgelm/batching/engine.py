@@ -23,7 +23,7 @@ from edgelm.decoding.answer import Answer, join
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
-from edgelm.memory.available_memory import memory_limit
+from edgelm.memory.available_memory import memory_limit, memory_within_limits
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
 from edgelm.structure.tools import Tool, ToolChoice
@@ -35,10 +35,10 @@ class EngineOptions:
 
     max_batch: requests computed at once. max_queue: requests that may wait besides. max_kv_bytes: of the keys and
     values of the requests at work; None takes a quarter of the machine's memory, or of the limit of a container or of
-    `ulimit -v`. Where they do not fit, the least and youngest request waits and is computed again later. What
-    `LanguageModel.prefixes` keeps has a budget of its own. max_unread: texts of an answer (its chunks,
-    log-probabilities and their alternatives) that its reader may leave unread. Beyond, it gives its place to others,
-    and goes on when all is read; None lets it go on to its end.
+    `ulimit -v`, but no more than half of what that leaves when the engine is made. Where they do not fit, the least and
+    youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
+    max_unread: texts of an answer (its chunks, log-probabilities and their alternatives) that its reader may leave
+    unread. Beyond, it gives its place to others, and goes on when all is read; None lets it go on to its end.
 
     Raises:
         ConfigError: a field is outside its range.
@@ -98,7 +98,7 @@ class Engine:
         self._model = model
         self._options = or_default("options", options, EngineOptions())
         self._token_bytes = model.config.kv_bytes_per_token
-        self._max_tokens = (self._options.max_kv_bytes or _quarter_of_memory()) // self._token_bytes
+        self._max_tokens = (self._options.max_kv_bytes or _room_of_system()) // self._token_bytes
         self._prefixes = model.prefixes.of_model(model.config, model.fingerprint)
         self._batch = RunningBatch(model.session, self._prefixes, self._max_tokens, model.row_costs)
         self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
@@ -272,10 +272,13 @@ def _fits_a_row(answer: Answer, config: ModelConfig) -> bool:
     return config.encoder is None and (longest == context or most <= longest)
 
 
-def _quarter_of_memory() -> int:
+def _room_of_system() -> int:
     memory = 8 << 30  # where the system does not say
     if sys.platform != "win32":
         with contextlib.suppress(OSError, ValueError):
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = memory_limit()
-    return (memory if limit is None else min(memory, limit)) // 4
+    limit, left = memory_limit(), memory_within_limits()
+    if limit is None or left is None:
+        return memory // 4
+    # The rest is what a step computes with, and prefixes: a container that takes more than its limit is killed.
+    return min(memory // 4, limit // 4, left // 2)

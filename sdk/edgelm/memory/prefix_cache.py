@@ -13,6 +13,7 @@ import numpy as np
 from edgelm.arguments import check_boolean, is_whole, of_class
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
+from edgelm.memory.available_memory import available_memory
 from edgelm.memory.cache_layout import BufferLayout, alike
 from edgelm.memory.kv_batch import longest_row
 from edgelm.memory.kv_cache import BLOCK, KeysOrValues, KVCache
@@ -45,8 +46,9 @@ class _Block:
 class PrefixCache:
     """Keep what was computed, as a tree of blocks of 32 tokens, and copy it to where it is wanted again.
 
-    max_bytes: of keys and values; the blocks that were used longest ago go first, and 0 keeps nothing. answers: whether
-    to keep what was computed for an answer too, which saves its prefill when the conversation goes on. A token computed
+    max_bytes: of keys and values; the blocks that were used longest ago go first, and 0 keeps nothing. Where memory is
+    short, no more is kept than stays free: a container that takes more than its limit is killed. answers: whether to
+    keep what was computed for an answer too, which saves its prefill when the conversation goes on. A token computed
     alone differs by about 1e-6 from the same one computed with others, so what follows a kept answer may part, at near
     ties, from what follows a recomputed one; with `answers=False` reuse changes no bit, but with some experts
     (docs/guides/engine.md).
@@ -167,10 +169,11 @@ class PrefixCache:
         length = cache.length if self.answers else min(cache.length, prompt_tokens)
         if self._block_bytes > self.max_bytes or cache.capacity > self._longest:
             return
+        budget = self._budget()
         if cache.holders is not None:
             cache.holders.add(self)
         # The end of a text that is beyond the budget is left out: it would be copied with each piece, and dropped.
-        blocks = min(length // BLOCK, (self.max_bytes - self._state_bytes) // self._block_bytes)
+        blocks = min(length // BLOCK, max(0, (budget - self._state_bytes) // self._block_bytes))
         snapshots = {
             place // BLOCK: states for place, states in cache.snapshots.states.items() if place <= blocks * BLOCK
         }
@@ -199,7 +202,7 @@ class PrefixCache:
             if is_spent:
                 cache.truncate(0)
             self._use(path)
-            self._forget_oldest()
+            self._forget_oldest(budget)
 
     def slide(self, cache: KVCache, prompt_tokens: int) -> None:
         """Let a cache give back what has left its windows, and keep that here first; arguments are as in `keep`."""
@@ -222,9 +225,13 @@ class PrefixCache:
                 give_back(buffer)
         return contents
 
-    def _forget_oldest(self) -> None:
+    def _budget(self) -> int:
+        free = available_memory(with_swap=True)
+        return self.max_bytes if free is None else min(self.max_bytes, (self.bytes + free) // 2)
+
+    def _forget_oldest(self, budget: int) -> None:
         """Forget the blocks that were used longest ago, as many as are beyond the budget."""
-        while self.bytes > self.max_bytes:
+        while self.bytes > budget:
             block, _ = self._by_use.popitem(last=False)
             block.drop()
             if block.states:
