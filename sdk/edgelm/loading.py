@@ -21,6 +21,7 @@ from edgelm.package.signature import check_required_signature
 from edgelm.runtime.providers import CPU
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.session_options import SessionOptions
+from edgelm.runtime.thread_limit import thread_errors_told
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
@@ -49,6 +50,7 @@ def load(
         ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
         OutOfMemoryError: its weights do not fit the memory that is free.
+        EdgeLMError: the system lets this process start no more threads.
     """
     options = or_default("options", options, SessionOptions())
     if provider is not None:
@@ -61,7 +63,7 @@ def load(
     config = package.config()
     if options.provider == CPU:
         _check_memory(package.manifest, config, prefill_graph=options.prefill_graph)
-    with in_huge_pages(), ThreadPoolExecutor(1) as worker:
+    with thread_errors_told(), in_huge_pages(), ThreadPoolExecutor(1) as worker:
         # In a thread beside the session, one after the other. The tokenizer comes first, so that what reading it takes
         # is freed before the session is whole. Hashing the weights releases the interpreter, and they may be checked
         # late: they are numbers that nothing parses, in a file of the right size.

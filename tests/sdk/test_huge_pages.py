@@ -3,6 +3,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,18 @@ def test_all_of_it_moves_where_the_system_does_not_say_what_is_in_use(monkeypatc
 
 def test_nothing_new_needs_no_thread():
     assert huge_pages.move_new_mappings(huge_pages.large_mappings()) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have no huge pages to ask for")
+def test_new_memory_stays_where_it_is_where_no_thread_starts(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    before = huge_pages.large_mappings()
+    with mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+        assert huge_pages.large_mappings() > before
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert huge_pages.move_new_mappings(before) is None
 
 
 @pytest.mark.parametrize("capacity", [3, 100_000])

@@ -2,6 +2,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 import edgelm
@@ -41,3 +42,28 @@ def test_a_large_tokenizer_is_read_before_the_session_begins(is_large: bool, mon
     monkeypatch.setattr(loading, "_load_tokenizer", read_late)
     edgelm.load(tiny_model_path())
     assert found == [is_large]
+
+
+def refuse_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")  # as Python says it
+
+
+NO_MORE_THREADS = r"start no more threads\. Raise what bounds them \(ulimit -u .*--pids-limit of a container\)"
+
+
+def test_where_no_thread_starts_a_load_and_an_engine_say_what_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = edgelm.load(tiny_model_path())
+    monkeypatch.setattr(threading.Thread, "start", refuse_threads)
+    with pytest.raises(edgelm.EdgeLMError, match=NO_MORE_THREADS):
+        edgelm.load(tiny_model_path())
+    with pytest.raises(edgelm.EdgeLMError, match=NO_MORE_THREADS):
+        edgelm.Engine(model)
+
+
+def test_where_onnx_runtime_starts_no_thread_a_load_says_what_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise RuntimeError("PosixThread(…) pthread_create failed, error code: 11 error msg: Resource temporarily …")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(edgelm.EdgeLMError, match=NO_MORE_THREADS):
+        edgelm.load(tiny_model_path())

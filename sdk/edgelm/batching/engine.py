@@ -26,6 +26,7 @@ from edgelm.language_model import LanguageModel
 from edgelm.memory.available_memory import memory_limit, memory_within_limits
 from edgelm.memory.cache_layout import state_tokens
 from edgelm.memory.kv_batch import longest_row
+from edgelm.runtime.thread_limit import thread_errors_told
 from edgelm.structure.tools import Tool, ToolChoice
 
 
@@ -104,7 +105,8 @@ class Engine:
         self._worker = Worker(f"edgelm-engine-{model.name}", self._batch, self._options.max_batch)
         # When nobody has the engine any more; and at the program's end, when no thread may be inside ONNX Runtime.
         weakref.finalize(self, self._worker.close)
-        self._worker.thread.start()  # last: an engine whose making was interrupted is freed, and ends its thread
+        with thread_errors_told():
+            self._worker.thread.start()  # last: an engine whose making was interrupted is freed, and ends its thread
 
     def __repr__(self) -> str:
         stats = self.stats

@@ -80,13 +80,17 @@ def large_mappings() -> set[tuple[int, int]]:
 def move_new_mappings(before: Collection[tuple[int, int]]) -> threading.Thread | None:
     """Move the large mappings that are not among those `before` to huge pages, in a thread of their own.
 
-    Returns the thread, which no program has to wait for; None where nothing is to do. What the kernel refuses stays.
+    Returns the thread, which no program has to wait for; None where nothing is to do, or the system lets none start.
+    What the kernel refuses stays.
     """
     new = large_mappings().difference(before)
     if not new:
         return None
     thread = threading.Thread(target=_move, args=(new,), name="edgelm-huge-pages", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: slower, but it works
+        return None
     return thread
 
 

@@ -22,6 +22,7 @@ from edgelm.runtime.joined_planes import join_planes
 from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, provider_named
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.tables import Tables, with_tables
+from edgelm.runtime.thread_limit import no_more_threads
 from edgelm.shared_use import NATIVE_CALLS
 
 # How long a thread looks for work: longer than what lies between two steps, and no longer, as it keeps a core from the
@@ -118,6 +119,8 @@ def start(
 
 def _error_of_loading(runtime: Any, error: Exception, path: Path, name: str) -> EdgeLMError:
     """Say what kept ONNX Runtime from loading a graph for the provider of this name."""
+    if refusal := no_more_threads(error):
+        return refusal
     install = provider_named(name).install
     if _NO_MEMORY in str(error):
         return OutOfMemoryError(
