@@ -374,43 +374,6 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["package"]
 
 
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_and_of_others_stay(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
-        dead = subprocess.Popen([sys.executable, "-c", ""])
-        dead.wait()
-        stay = [
-            f".edgelm-tmp-{living.pid}-0123abcd-package",
-            f".edgelm-tmp-{dead.pid}-0123abcd-other-package",
-            f".edgelm-tmp-{dead.pid}-0123abcd-package-2",
-            ".edgelm-tmp-notes-package",
-        ]
-        go = [f".edgelm-tmp-{dead.pid}-0123abcd-package", f".edgelm-old-{dead.pid}-0123abcd-package"]
-        # The last one: of a process that had our number before us.
-        go.append(f".edgelm-tmp-{os.getpid()}-0123abcd-package")
-        for name in stay + go:
-            fill(tmp_path / name, OLD)
-        (tmp_path / f".edgelm-tmp-{dead.pid}-4567abcd-package").write_text("of a file")
-        fill(tmp_path / "package", NEW)
-
-        atomic.remove_leftovers(tmp_path / "package")
-        living.communicate(b"\n")
-
-    assert names(tmp_path) == sorted([*stay, "package"])
-    assert content(tmp_path / "package") == NEW
-
-
-@POSIX_ONLY
-def test_what_a_process_of_another_user_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(_pid: int, _signal: int) -> None:
-        raise PermissionError
-
-    theirs = f".edgelm-tmp-{os.getpid() + 1}-0123abcd-package"
-    fill(tmp_path / theirs, OLD)
-    monkeypatch.setattr(os, "kill", forbidden)
-    atomic.remove_leftovers(tmp_path / "package")
-    assert names(tmp_path) == [theirs]
-
-
 def test_of_a_link_to_a_folder_the_link_alone_is_removed(tmp_path: Path) -> None:
     fill(tmp_path / "disk", OLD)
     (tmp_path / "package").symlink_to(tmp_path / "disk")

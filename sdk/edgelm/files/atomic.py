@@ -81,6 +81,7 @@ def replace_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     with _staging_path(place) as staged:
         try:
             with staged.open("xb") as file:
+                _hold(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -117,11 +118,12 @@ def replace_folder(target: Path) -> Iterator[Path]:
     with _staging_path(target) as staging:
         try:
             staging.mkdir()  # inside: a signal may come as soon as it is there
-            yield staging
-            for path in sorted(staging.rglob("*")):
-                fsync_path(path)
-            fsync_path(staging)
-            _swap(staging, target)
+            with _held_folder(staging):
+                yield staging
+                for path in sorted(staging.rglob("*")):
+                    fsync_path(path)
+                fsync_path(staging)
+                _swap(staging, target)
             fsync_path(target.parent)
         finally:
             _delete(staging)
@@ -194,7 +196,7 @@ def remove_leftovers(target: Path) -> None:
         match = re.fullmatch(rf"({_STAGING}|{_OLD})(\d+)-([0-9a-f]{{8}})-{re.escape(target.name)}", leftover.name)
         if match is None or match[3] in _tokens:
             continue
-        if int(match[2]) != os.getpid() and _is_running(int(match[2])):
+        if (int(match[2]) != os.getpid() and _is_running(int(match[2]))) or _is_held(leftover):
             continue  # another process is writing the same target now: the last one to finish wins
         if match[1] == _OLD and not target.exists():
             rename(leftover, target)
@@ -202,6 +204,49 @@ def remove_leftovers(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+# What is being written is locked, where the disk can: a process id says nothing of another container or machine.
+if sys.platform == "win32":
+
+    def _hold(descriptor: int) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def _held_folder(folder: Path) -> Iterator[None]:
+        yield  # Windows cannot open a folder
+
+    def _is_held(leftover: Path) -> bool:
+        return False
+
+else:
+    import fcntl
+
+    def _hold(descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    @contextlib.contextmanager
+    def _held_folder(folder: Path) -> Iterator[None]:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _hold(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _is_held(leftover: Path) -> bool:
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY)
+        except OSError:
+            return False  # it has its name by now, or is another user's
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        finally:
+            os.close(descriptor)
+        return False
 
 
 def _is_running(pid: int) -> bool:
