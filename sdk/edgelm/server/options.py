@@ -67,7 +67,7 @@ class ServerOptions:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port!r}; it must be a number from 0 to 65535.")
         # An address of IPv6 has two colons or more, and brackets in a URL alone.
-        if any(mark in self.host for mark in "/[]") or self.host.count(":") == 1:
+        if not self.host or any(mark in self.host for mark in "/[]") or self.host.count(":") == 1:
             raise ConfigError(f"host is {self.host!r}; it must be an address alone. The port is an option of its own.")
         if self.keep_alive is not None and not self.keep_alive >= 0:
             raise ConfigError(f"keep_alive is {self.keep_alive!r}; it must be 0 or more seconds.")

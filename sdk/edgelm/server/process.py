@@ -139,7 +139,8 @@ def _listen(options: ServerOptions) -> socket.socket:
             raise ConfigError(
                 f"Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one."
             ) from error
-        raise ConfigError(f"Cannot listen at {host}, port {port}: {error.strerror}. Choose another --port.") from error
+        other = "--host: it is no address of this machine" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise ConfigError(f"Cannot listen at {host}, port {port}: {error.strerror}. Choose another {other}.") from error
     return listener
 
 
