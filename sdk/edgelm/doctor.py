@@ -127,7 +127,8 @@ def _check_processor() -> Iterator[_Row]:
 def _check_threads() -> Iterator[_Row]:
     cores, usable, quota = physical_cores(), usable_cores(), cpu_quota()
     limit = "" if quota is None else f"; the container gets the time of {quota:g}"
-    yield "ok", f"{cores} physical cores{limit}: {usable} threads a step.", None
+    threads = "1 thread" if usable == 1 else f"{usable} threads"
+    yield "ok", f"{cores} physical cores{limit}: {threads} a step.", None
     for name, value in sorted(os.environ.items()):
         if _THREADS_VARIABLE.fullmatch(name) and re.fullmatch("[0-9]{1,9}", value):
             yield from _check_setting(name, int(value), f"unset {name}")
@@ -164,7 +165,11 @@ def _check_library() -> Iterator[_Row]:
         with tempfile.TemporaryFile(dir=root):
             pass
     except (EdgeLMError, OSError) as error:
-        yield "error", f"The model library cannot be written: {error}", "Set EDGELM_HOME to a folder of yours."
+        if _has_packages():  # as that of a server may be
+            found = f"The model library cannot be written: {error}. Its models run; none can be pulled or exported."
+            yield "warning", found, "Where that is not meant so: set EDGELM_HOME to a folder of yours."
+        else:
+            yield "error", f"The model library cannot be written: {error}", "Set EDGELM_HOME to a folder of yours."
         return
     free = shutil.disk_usage(root).free
     found = f"{root}, {free / 1e9:.1f} GB free on its disk."
@@ -172,6 +177,13 @@ def _check_library() -> Iterator[_Row]:
         yield "warning", found, "Make room:  edgelm rm NAME  , or set EDGELM_HOME to another disk."
     else:
         yield "ok", found, None
+
+
+def _has_packages() -> bool:
+    try:
+        return bool(Library().packages())
+    except EdgeLMError:
+        return False
 
 
 def _check_packages() -> Iterator[_Row]:

@@ -1,5 +1,6 @@
 """The doctor in a process of its own, on machines that lack this or that."""
 
+import errno
 import json
 import os
 import shutil
@@ -137,6 +138,21 @@ def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library:
     code, findings = examine(tmp_path / "file")
     assert code == 1
     assert "EDGELM_HOME" in findings["library"][0]["fix"]
+
+
+def test_a_library_that_cannot_be_written_works_where_it_has_models(
+    monkeypatch: pytest.MonkeyPatch, own_library: Path
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    ((state, _, fix),) = doctor._check_library()
+    assert (state, fix) == ("error", "Set EDGELM_HOME to a folder of yours.")
+    shutil.copytree(tiny_model_path(), own_library / "models" / "tiny")
+    ((state, found, _),) = doctor._check_library()
+    assert state == "warning"
+    assert found.endswith("Read-only file system. Its models run; none can be pulled or exported.")
 
 
 @pytest.mark.parametrize(
