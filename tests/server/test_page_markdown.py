@@ -17,6 +17,14 @@ def test_markdown_of_any_depth_is_shown(page: Page) -> None:
         });
     }""")
     assert shown == [[1, "BLOCKQUOTE", 0], [1, "P", 20000], [1, "BLOCKQUOTE", 9]]
+    shown_in_firefox = """async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const error = Object.assign(new Error("too much recursion"), { name: "InternalError" });
+        const target = document.createElement("div");
+        new MarkdownView(target).show({ replace() { throw error; }, toString: () => ">>>" });
+        return target.innerHTML;
+    }"""
+    assert page.evaluate(shown_in_firefox) == "<p>&gt;&gt;&gt;</p>"
     # Lists begin where the answer says, and columns stand as it says.
     page.evaluate("""async () => {
         const { MarkdownView } = await import("/page/markdown.js");

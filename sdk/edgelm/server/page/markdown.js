@@ -41,7 +41,7 @@ export class MarkdownView {
         return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
       });
     } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
+      if (!(error instanceof RangeError) && error.name !== "InternalError") throw error; // that is Firefox's name for it
       return [{ raw: text, node: element("p", {}, text) }]; // thousands of quotes or lists in one another
     }
   }
