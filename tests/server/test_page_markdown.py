@@ -62,12 +62,30 @@ def test_emphasis_needs_no_spaces_around_it_where_words_have_none(page: Page) ->
         "_a_**甲** __b__*乙*": "<em>a</em><strong>甲</strong> <strong>b</strong><em>乙</em>",
         "**a:**b 变量_甲_乙 中 * 3 * 中": "**a:**b 变量_甲_乙 中 * 3 * 中",
     }
-    html = """async (texts) => {
-        const { MarkdownView } = await import("/page/markdown.js");
-        return texts.map((text) => {
-            const answer = document.createElement("div");
-            new MarkdownView(answer).show(text);
-            return answer.firstChild.innerHTML;
-        });
-    }"""
-    assert page.evaluate(html, list(shown)) == list(shown.values())
+    assert html(page, list(shown)) == list(shown.values())
+
+
+def test_emphasis_may_begin_behind_a_character_of_two_code_units(page: Page) -> None:
+    shown = {  # as markdown-it-py has it, besides the third
+        "🌊**“waves”** 🌊*(a)*🌊": "🌊<strong>“waves”</strong> 🌊<em>(a)</em>🌊",
+        "🌊_“waves”_ 🌊~~“b”~~ 𝐱**“c”**": "🌊<em>“waves”</em> 🌊<del>“b”</del> 𝐱**“c”**",
+        "𠮷**“好”**": "𠮷<strong>“好”</strong>",
+        "𠮷_x_": "𠮷_x_",
+    }
+    assert html(page, list(shown)) == list(shown.values())
+
+
+def html(page: Page, texts: list[str]) -> list[str]:
+    """Return what the page makes of paragraphs."""
+    shown: list[str] = page.evaluate(
+        """async (texts) => {
+            const { MarkdownView } = await import("/page/markdown.js");
+            return texts.map((text) => {
+                const answer = document.createElement("div");
+                new MarkdownView(answer).show(text);
+                return answer.firstChild.innerHTML;
+            });
+        }""",
+        texts,
+    )
+    return shown

@@ -14,7 +14,8 @@ const NOTHING_INSIDE = { inlineTokens: () => [] };
 
 export class UnspacedTokenizer extends Tokenizer {
   emStrong(source, masked, before) {
-    if (source[0] === "_") return super.emStrong(source, masked, before); // which is part of words in these scripts too
+    // "_" is part of words in these scripts too.
+    if (source[0] === "_") return super.emStrong(source, masked, characterBefore(source, masked, before));
     return this.lenient(super.emStrong, source, masked, before);
   }
 
@@ -23,8 +24,9 @@ export class UnspacedTokenizer extends Tokenizer {
   }
 
   /** Look for marks in a text with letters in the place of what would shut them out. */
-  lenient(find, source, masked, before = "") {
+  lenient(find, source, masked, unit = "") {
     const { rules, options } = this;
+    const before = characterBefore(source, masked, unit);
     const found = find.call(
       { rules, options, lexer: NOTHING_INSIDE }, letters(before + source).slice(before.length), letters(masked), before,
     );
@@ -34,6 +36,12 @@ export class UnspacedTokenizer extends Tokenizer {
     const text = raw.slice(width, raw.length - width);
     return { ...found, raw, text, tokens: this.lexer.inlineTokens(text) };
   }
+}
+
+/** marked knows the last code unit alone, which is half of an emoji. */
+function characterBefore(source, masked, unit) {
+  const end = masked.length - source.length;
+  return /\p{Surrogate}/u.test(unit) ? masked.slice(end - 2, end) : unit;
 }
 
 /** As many code units as before: the places of marks are told by them. */
