@@ -89,3 +89,23 @@ def html(page: Page, texts: list[str]) -> list[str]:
         texts,
     )
     return shown
+
+
+def test_a_table_is_scrolled_before_its_words_are_broken(page: Page) -> None:
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const answer = document.createElement("div");
+        answer.className = "answer";
+        document.getElementById("thread").replaceChildren(answer);
+        const cells = "| Temperature | Precipitation | Observation | Measurement |";
+        new MarkdownView(answer).show(`${cells}\n|---|---|---|---|\n| 1 | 2 | 3 | 4 |`);
+    }""")
+    heights = [cell.evaluate("cell => cell.offsetHeight") for cell in page.locator("th, td").all()]
+    assert len(heights) == 8
+    assert max(heights) - min(heights) <= 2  # each is one line
+    is_wider = "node => node.scrollWidth > node.clientWidth"
+    assert page.locator(".table").evaluate(is_wider)
+    assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    page.emulate_media(media="print")  # where nothing can be scrolled
+    assert not page.locator(".table").evaluate(is_wider)
