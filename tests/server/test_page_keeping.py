@@ -189,6 +189,17 @@ def broken_off(*deltas: dict[str, str]) -> dict[str, str]:
     return {"content_type": "text/event-stream", "body": "".join(f"data: {event}\n\n" for event in events)}
 
 
+def test_an_answer_of_a_page_that_is_left_was_interrupted(page: Page) -> None:
+    """Firefox breaks the connection off first, as this does."""
+    leave = """() => { window.fetch = async () => {
+        dispatchEvent(new Event("beforeunload"));
+        throw new TypeError("NetworkError when attempting to fetch resource.");
+    }; }"""
+    page.evaluate(leave)
+    ask(page)
+    expect(page.locator(".problem")).to_contain_text("This answer was interrupted.")
+
+
 def test_an_answer_that_is_made_again_is_thought_of_anew(page: Page) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**broken_off({"reasoning_content": "Half a"})))
     ask(page)

@@ -12,6 +12,9 @@ export async function fill(conversation, node, { model, settings, signal, change
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   const messages = [...system, ...before.map(({ role, text }) => ({ role, content: text }))];
   let first = 0;
+  let isLeft = false;
+  const leave = () => (isLeft = true); // Firefox breaks the connections of a page off before it leaves it
+  addEventListener("beforeunload", leave); // no longer than needed: it may keep the page from being gone back to
   try {
     for await (const piece of answer({ model, messages, ...settings.request() }, signal)) {
       if ((piece.text || piece.thinking) && !first) first = performance.now();
@@ -30,10 +33,11 @@ export async function fill(conversation, node, { model, settings, signal, change
       return;
     }
     if (!(error instanceof Problem)) console.error(error);
-    node.state = "broken";
+    node.state = isLeft ? "interrupted" : "broken";
     node.problem = error instanceof Problem ? error.message : "The page could not read the server's answer.";
     node.status = error.status ?? 0;
   } finally {
+    removeEventListener("beforeunload", leave);
     delete node.ended;
   }
 }
