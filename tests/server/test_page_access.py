@@ -209,6 +209,25 @@ def test_what_is_selected_in_messages_stays_so_when_an_answer_ends(page: Page) -
     assert page.evaluate("getSelection().toString()").startswith("What is the sea?")
 
 
+def test_what_is_selected_in_thoughts_stays_so_while_others_come(page: Page) -> None:
+    shown = page.evaluate("""async () => {
+        const { Message } = await import("/page/message.js");
+        const node = { id: "1", parent: null, role: "assistant", text: "", thinking: "First", model: "told", state: "running" };
+        const message = new Message(node, { tokensShown: new Set(), thinkingShown: new Set(["1"]) });
+        document.querySelector("#thread").append(message.article);
+        message.update();
+        const [heading, thoughts] = message.article.querySelectorAll("h2, .thinking div");
+        const changes = [];
+        new MutationObserver((found) => changes.push(...found)).observe(heading, { childList: true, characterData: true });
+        getSelection().setBaseAndExtent(thoughts.firstChild, 0, thoughts.firstChild, 5);
+        node.thinking += " second";
+        message.update();
+        await null;
+        return [getSelection().toString(), thoughts.textContent, changes.length];
+    }""")
+    assert shown == ["First", "First second", 0]
+
+
 def test_the_focus_stays_in_a_message_whose_edit_is_given_up(page: Page) -> None:
     ask(page)
     done(page)

@@ -39,7 +39,7 @@ export class Message {
   /** Show the text as it is by now. */
   update() {
     const { node, text } = this;
-    this.heading.textContent = this.isOwn ? "You" : node.model ?? "Model";
+    write(this.heading, this.isOwn ? "You" : node.model ?? "Model");
     if (this.isOwn) text.textContent ||= node.text;
     else if (this.showsTokens() && node.state !== "running") this.showTokens();
     else this.showMarkdown();
@@ -65,7 +65,7 @@ export class Message {
     this.folded ??= this.thoughts();
     if (!node.thinking) this.folded.remove();
     else if (!this.folded.parentNode) text.before(this.folded);
-    this.folded.lastChild.textContent = node.thinking ?? "";
+    write(this.folded.lastChild, node.thinking ?? "");
     this.view.show(node.text);
     text.classList.toggle("waiting", node.state === "running");
     text.setAttribute("aria-busy", String(node.state === "running"));
@@ -160,6 +160,14 @@ export class Message {
     field.setSelectionRange(field.value.length, field.value.length);
     field.focus();
   }
+}
+
+/** Write a text in the place of another: what they begin with alike stays there, as it may be read or selected. */
+function write(target, text) {
+  const shown = target.textContent;
+  if (text === shown) return;
+  if (shown && text.startsWith(shown)) target.firstChild.appendData(text.slice(shown.length));
+  else target.textContent = text;
 }
 
 const STATES = {
