@@ -48,7 +48,10 @@ export function isComposing(event) {
 
 const SAID_FOR = 5000; // milliseconds: what was said is no part of the page that is read
 
-/** Tell a screen reader what happened. */
+/**
+ * Tell a screen reader what happened. Where it is told has no role: while messages are drawn, Orca takes what comes into a
+ * status for noise, and into a live region without one not.
+ */
 export function announce(text) {
   const said = element("p", {}, text); // a new element each time: the same text again is said again
   byId("status").replaceChildren(said);
