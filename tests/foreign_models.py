@@ -8,7 +8,6 @@ transformers than the other tests.
 from __future__ import annotations
 
 import importlib.util
-import json
 import runpy
 import shutil
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from json_files import edited_json
 from onnx import TensorProto, helper, numpy_helper
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,9 +51,8 @@ def save_llama(folder: Path) -> LlamaForCausalLM:
     )
     tokenizer.save_pretrained(folder)
     # Where Hugging Face's folders have had the template for years.
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = (tiny_model_path() / "chat_template.jinja").read_text()
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with edited_json(folder / "tokenizer_config.json") as config:
+        config["chat_template"] = (tiny_model_path() / "chat_template.jinja").read_text()
     return model
 
 

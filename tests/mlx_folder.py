@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from json_files import change_json
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -52,11 +52,5 @@ def pack_folder(
         else:
             tensors[name] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "mlx"})
-    change_config(folder, quantization=settings, quantization_config=settings)
+    change_json(folder / "config.json", quantization=settings, quantization_config=settings)
     return stands_for
-
-
-def change_config(folder: Path, **values: object) -> None:
-    """Set keys of a folder's config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | values))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from json_files import change_json
 from safetensors.torch import load_file, save_file
 
 
 def say_quantized(folder: Path, settings: dict[str, Any]) -> None:
     """Put settings into the folder's config.json, as those of how its weights are quantized."""
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    change_json(folder / "config.json", quantization_config=settings)
 
 
 def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:

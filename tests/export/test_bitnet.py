@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from make_tiny_model import CONFIG, make_checkpoint
 from package_logits import distance
+from quantized_folders import say_quantized
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -30,11 +30,6 @@ IDS = np.random.default_rng(0).integers(3, 320, 40).tolist()
 AUTO = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
 ONLINE = AUTO | {"quantization_mode": "online"}
 Tensors = dict[str, torch.Tensor]
-
-
-def set_settings(folder: Path, settings: dict[str, Any]) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
 
 
 def pack(folder: Path, *, divides: bool) -> Tensors:
@@ -65,7 +60,7 @@ def test_a_bitnet_is_read_as_what_it_stands_for_and_kept_on_two_bits(
             stands_for[name] = (stands_for[name] / scale).round().clamp(-1, 1) * scale
     else:
         stands_for |= pack(tmp_path / "hf", divides=settings is not AUTO)
-    set_settings(tmp_path / "hf", settings)
+    say_quantized(tmp_path / "hf", settings)
     checkpoint = HuggingFaceCheckpoint(tmp_path / "hf")
     for name in checkpoint.config.tensor_shapes():
         np.testing.assert_allclose(checkpoint.tensor(name), stands_for[name].numpy(), rtol=1e-6, atol=0, err_msg=name)
@@ -96,7 +91,7 @@ def test_a_bitnet_of_another_form_is_refused(
     change: dict[str, Any], message: str, tmp_path: Path, save_model: SaveModel
 ) -> None:
     save_model("bitnet", tmp_path, pad_token_id=0)
-    set_settings(tmp_path, change)
+    say_quantized(tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path)
 
@@ -106,7 +101,7 @@ def test_a_matrix_with_more_scales_than_one_is_refused(tmp_path: Path, save_mode
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(2)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    set_settings(tmp_path, AUTO)
+    say_quantized(tmp_path, AUTO)
     with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight_scale is \[2\] instead of one number"):
         HuggingFaceCheckpoint(tmp_path)
 

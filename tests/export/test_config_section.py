@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_files import edited_json
 from make_tiny_model import make_checkpoint
 from transformers import AutoConfig
 
@@ -59,9 +59,8 @@ def test_what_contradicts_the_section_is_refused_with_both_values_and_two_ways_o
     with pytest.raises(CheckpointError, match=re.escape(f"{folder}/config.json: {message} when")):
         HuggingFaceCheckpoint(folder)
 
-    values = json.loads((folder / "config.json").read_text())
-    del values[SECTION]
-    (folder / "config.json").write_text(json.dumps(values))
+    with edited_json(folder / "config.json") as values:
+        del values[SECTION]
     import_checkpoint(folder, folder.with_name("again"))
     assert ModelConfig.load(folder.with_name("again")) != before
 
@@ -74,22 +73,20 @@ def test_what_changes_no_answer_leaves_the_section_in_force(folder: Path, change
 
 
 def test_who_changes_both_alike_is_believed(folder: Path) -> None:
-    values = json.loads((folder / "config.json").read_text())
-    values["rope_theta"] = values[SECTION]["rope_theta"] = 5e5
-    (folder / "config.json").write_text(json.dumps(values))
+    with edited_json(folder / "config.json") as values:
+        values["rope_theta"] = values[SECTION]["rope_theta"] = 5e5
     assert ModelConfig.load(folder).rope_theta == HuggingFaceCheckpoint(folder).config.rope_theta == 5e5
 
 
 def test_a_record_that_is_none_is_refused(folder: Path) -> None:
-    values = json.loads((folder / "config.json").read_text())
-    values[SECTION][BESIDE] = [1]
-    (folder / "config.json").write_text(json.dumps(values))
+    with edited_json(folder / "config.json") as values:
+        values[SECTION][BESIDE] = [1]
     with pytest.raises(ConfigError, match=r"config\.json: edgelm\.beside is \[1\]; it must be an object"):
         ModelConfig.load(folder)
 
 
 def test_a_folder_without_the_record_is_read_by_its_section(folder: Path) -> None:
-    values = json.loads((folder / "config.json").read_text())
-    del values[SECTION][BESIDE]
-    (folder / "config.json").write_text(json.dumps({**values, "rope_theta": 5e5}))
+    with edited_json(folder / "config.json") as values:
+        del values[SECTION][BESIDE]
+        values["rope_theta"] = 5e5
     assert ModelConfig.load(folder).rope_theta == 1e4

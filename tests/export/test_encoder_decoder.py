@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from gradient_check import check_gradients, gradients_of
+from json_files import change_json
 from make_tiny_model import CONFIG
 from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
@@ -402,16 +403,14 @@ def test_a_folder_with_another_feature_or_other_tensors_is_refused_by_name(
     name: str, changes: dict[str, Any], message: str, tmp_path: Path, save_pair: SavePair
 ) -> None:
     save_pair(name, tmp_path / "hf")
-    path = tmp_path / "hf/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    change_json(tmp_path / "hf/config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path / "hf")
 
 
 def test_generation_config_says_how_an_answer_begins(tmp_path: Path, save_pair: SavePair) -> None:
     save_pair("bart", tmp_path / "hf")
-    path = tmp_path / "hf/generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_start_token_id": 9, "forced_bos_token_id": 7}))
+    change_json(tmp_path / "hf/generation_config.json", decoder_start_token_id=9, forced_bos_token_id=7)
     config = HuggingFaceCheckpoint(tmp_path / "hf").config
     assert (config.decoder_start_token_id, config.forced_bos_token_id) == (9, 7)
 
@@ -451,10 +450,8 @@ def test_a_tokenizer_that_marks_a_source_with_a_token_of_another_model_is_refuse
     tmp_path: Path, save_pair: SavePair
 ) -> None:
     save_pair("bart", tmp_path / "hf")
-    path = tmp_path / "hf/tokenizer.json"
     marks = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 320)])
-    values = json.loads(path.read_text()) | {"post_processor": json.loads(marks.__getstate__())}
-    path.write_text(json.dumps(values))
+    change_json(tmp_path / "hf/tokenizer.json", post_processor=json.loads(marks.__getstate__()))
     with pytest.raises(VerificationError, match="puts token 320 around a text; the model's are 0 to 319"):
         export_package(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
 

@@ -17,6 +17,7 @@ import torch
 from family_models import GPT_OSS, MODELS
 from gguf_models import GGUF_MODELS, GGUF_PAIRS
 from gradient_check import check_gradients, gradients_of
+from json_files import edited_json
 from numpy.typing import NDArray
 from pair_models import MODELS as PAIR_MODELS
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -385,9 +386,8 @@ def test_a_factor_of_yarns_attention_is_read_as_llama_cpp_does(
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
     model = save_model("qwen3", tmp_path / "hf", head_dim=16, rope_parameters=yarn)
     path = write_gguf(tmp_path / "tiny.gguf", model, metadata={"qwen3.rope.scaling.attn_factor": 0.5})
-    config = json.loads((tmp_path / "hf/config.json").read_text())
-    config["rope_parameters"]["attn_factor"] = 0.5
-    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    with edited_json(tmp_path / "hf/config.json") as config:
+        config["rope_parameters"]["attn_factor"] = 0.5
     ids = random_ids()[:30]
     llama = llama_cpp.Llama(
         str(path), n_ctx=64, type_k=0, type_v=0, logits_all=True, n_threads=1, verbose=False, flash_attn=False

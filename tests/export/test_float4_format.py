@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from json_files import edited_json
 from quantized_folders import change_tensor, say_quantized
 from safetensors.torch import load_file, save_file
 
@@ -178,9 +179,8 @@ def test_settings_that_lie_beside_config_json_are_read_too(save_llama: Any, tmp_
     """As ModelOpt left them before it wrote a quantization_config."""
     save_llama(tmp_path, intermediate_size=128)
     wanted = quantize_folder(tmp_path, "modelopt's NVFP4")
-    values = json.loads((tmp_path / "config.json").read_text())
-    del values["quantization_config"]
-    (tmp_path / "config.json").write_text(json.dumps(values))
+    with edited_json(tmp_path / "config.json") as values:
+        del values["quantization_config"]
     told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(told))
     np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight"), wanted[f"{STEM}.weight"])
@@ -201,19 +201,18 @@ def test_a_folder_that_rounds_keys_and_values_alone_is_plain(
     save_llama: Any, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     save_llama(tmp_path)
-    path, values = tmp_path / "model.safetensors", json.loads((tmp_path / "config.json").read_text())
+    path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"model.layers.0.self_attn.k_scale": torch.ones(1)}, path, metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    say_quantized(tmp_path, settings)
     np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight"), tensors[f"{STEM}.weight"])
 
 
 def test_settings_under_compressed_tensors_older_name_are_read_too(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
     wanted = quantize_folder(tmp_path, "compressed NVFP4")
-    values = json.loads((tmp_path / "config.json").read_text())
-    values["compression_config"] = values.pop("quantization_config")
-    (tmp_path / "config.json").write_text(json.dumps(values))
+    with edited_json(tmp_path / "config.json") as values:
+        values["compression_config"] = values.pop("quantization_config")
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     np.testing.assert_array_equal(checkpoint.tensor(f"{STEM}.weight"), wanted[f"{STEM}.weight"])
     assert "compression_config" not in checkpoint.hf_config

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from json_files import edited_json
 from make_tiny_model import make_checkpoint
 from safetensors.numpy import load_file, save_file
 from tiny_adapter import write_tiny_adapter
@@ -132,9 +133,8 @@ def test_a_graph_that_protobuf_does_not_parse_is_refused(package: Path) -> None:
 
 
 def test_more_layers_than_the_graph_has_tensors_are_refused_before_they_are_named(package: Path) -> None:
-    values = json.loads((package / "config.json").read_bytes())
-    values["edgelm"]["num_hidden_layers"] = 4096
-    (package / "config.json").write_text(json.dumps(values))
+    with edited_json(package / "config.json") as values:
+        values["edgelm"]["num_hidden_layers"] = 4096
     describe_again(package)
     with pytest.raises(CheckpointError, match=r"package: the config has 4096 layers, but there are only \d\d tensors"):
         PackageCheckpoint(package)

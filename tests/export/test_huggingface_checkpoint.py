@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from json_files import change_json, edited_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -20,10 +20,6 @@ from edgelm_export.importer import import_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def assert_same_tensors(checkpoint: HuggingFaceCheckpoint, model: LlamaForCausalLM) -> None:
@@ -221,9 +217,8 @@ def test_a_broken_config_is_refused_by_name(tmp_path: Path, save_llama: SaveLlam
 def test_an_index_that_points_out_of_the_folder_is_refused(tmp_path: Path, save_llama: SaveLlama, name: str) -> None:
     save_llama(tmp_path / "model", max_shard_size="100KB")
     index = tmp_path / "model" / "model.safetensors.index.json"
-    values = json.loads(index.read_text())
-    values["weight_map"]["model.norm.weight"] = name
-    index.write_text(json.dumps(values))
+    with edited_json(index) as values:
+        values["weight_map"]["model.norm.weight"] = name
     with pytest.raises(CheckpointError, match="only plain file names inside the folder are allowed"):
         HuggingFaceCheckpoint(tmp_path / "model")
 
@@ -231,9 +226,8 @@ def test_an_index_that_points_out_of_the_folder_is_refused(tmp_path: Path, save_
 def test_an_index_without_its_map_or_at_odds_with_its_files_is_refused(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path, max_shard_size="100KB")
     index = tmp_path / "model.safetensors.index.json"
-    values = json.loads(index.read_text())
-    shard = values["weight_map"].pop("model.norm.weight")
-    index.write_text(json.dumps(values))
+    with edited_json(index) as values:
+        shard = values["weight_map"].pop("model.norm.weight")
     with pytest.raises(CheckpointError, match=f"{shard} and .*index.json disagree about the tensors model.norm.weight"):
         HuggingFaceCheckpoint(tmp_path)
     index.write_text('{"weight_map": {"a": 1}}')

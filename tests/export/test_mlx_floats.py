@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx_folder import change_config, words
+from json_files import change_json
+from mlx_folder import words
 from safetensors.numpy import load_file, save_file
 
 from edgelm_export.exporter import export_package
@@ -83,7 +84,7 @@ def test_folders_of_floats_are_read_and_kept(save_llama: SaveModel, tmp_path: Pa
         tensors[name] = words(integers, bits)
         tensors[f"{name.removesuffix('weight')}scales"] = np.full((N, K // size), scale, np.uint8)
     save_file(tensors, path, metadata={"format": "mlx"})
-    change_config(tmp_path / "source", quantization={"mode": mode, "bits": bits, "group_size": size})
+    change_json(tmp_path / "source/config.json", quantization={"mode": mode, "bits": bits, "group_size": size})
     checkpoint = HuggingFaceCheckpoint(tmp_path / "source")
     assert checkpoint.stored_type(MATRIX) == mode.upper()
     manifest = export_package(checkpoint, tmp_path / "package", "keep")

@@ -11,7 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from mlx_folder import Tensors, change_config, pack_folder
+from json_files import change_json
+from mlx_folder import Tensors, pack_folder
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -434,7 +435,7 @@ def test_settings_that_are_none_are_refused_by_name(save_llama: SaveModel, tmp_p
     changes, told = REFUSED[name]
     module = "model.layers.0.self_attn.q_proj"
     changes = {module if key == "Q" else key: value for key, value in changes.items()}
-    change_config(tmp_path, quantization=SETTINGS | changes)
+    change_json(tmp_path / "config.json", quantization=SETTINGS | changes)
     with pytest.raises(CheckpointError, match=re.sub(r"\bQ\b", module, told)):
         HuggingFaceCheckpoint(tmp_path)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from json_files import change_json, edited_json
 from quantized_folders import say_quantized
 from safetensors.numpy import load_file, save_file
 
@@ -173,12 +173,9 @@ def test_groups_of_compressed_tensors_may_have_different_bits(save_llama: Any, t
         else:
             tensors[key] = tensor
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "config.json").read_text())
     groups = {f"group_{bits}": {"weights": {"num_bits": bits, "type": "int", "strategy": "channel"}} for bits in (4, 8)}
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    say_quantized(tmp_path, settings)
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     for key, weight in wanted.items():
         np.testing.assert_allclose(checkpoint.tensor(key), weight, rtol=1e-6, atol=1e-9, err_msg=key)
@@ -317,9 +314,8 @@ BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray | None], str
 def test_an_order_of_activations_needs_its_groups(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
     quantize_folder(tmp_path, "gptq-4 without an order")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"]["desc_act"] = True
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    with edited_json(tmp_path / "config.json") as config:
+        config["quantization_config"]["desc_act"] = True
     with pytest.raises(CheckpointError, match=r"do not fit each other as gptq in 4 bits: .*g_idx is missing"):
         HuggingFaceCheckpoint(tmp_path)
 
@@ -328,9 +324,8 @@ def test_an_order_of_activations_needs_its_groups(save_llama: Any, tmp_path: Pat
 def test_weights_for_rotated_activations_are_refused(save_llama: Any, tmp_path: Path, key: str) -> None:
     save_llama(tmp_path, intermediate_size=128)
     quantize_folder(tmp_path, "auto-round-4, symmetric")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"][key] = {"hadamard_type": "hadamard"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    with edited_json(tmp_path / "config.json") as config:
+        config["quantization_config"][key] = {"hadamard_type": "hadamard"}
     with pytest.raises(CheckpointError, match=rf"{key} is .'hadamard_type': .*rotate its activations as it runs"):
         HuggingFaceCheckpoint(tmp_path)
 
@@ -425,8 +420,7 @@ def test_other_kinds_are_refused_with_those_that_are_read(
     save_llama: Any, tmp_path: Path, values: dict[str, object], told: str
 ) -> None:
     save_llama(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    change_json(tmp_path / "config.json", **values)
     message = rf"the weights are quantized \({told}\), in a way that is not supported\. Supported: gptq in 2, 4 and 8"
     with pytest.raises(CheckpointError, match=message):
         HuggingFaceCheckpoint(tmp_path)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from family_models import GEMMA4, GEMMA4_EXPERTS, QWEN3_5, QWEN3_5_MOE, randomize
+from json_files import change_json, edited_json
 from mlx_folder import pack_folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -369,9 +370,7 @@ def test_a_template_beside_the_settings_of_its_processor_is_that_of_the_model(
 ) -> None:
     save("smolvlm", tmp_path, bpe_tokenizer)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    change = {"chat_template": None}
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    change_json(tmp_path / "tokenizer_config.json", chat_template=None)
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }}"}))
     assert HuggingFaceCheckpoint(tmp_path).text_files["chat_template.jinja"] == "{{ messages[0]['content'] }}"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": 3}))
@@ -379,10 +378,9 @@ def test_a_template_beside_the_settings_of_its_processor_is_that_of_the_model(
 
 
 def change_config(folder: Path, change: dict[str, Any], *, flat: bool = False) -> None:
-    path = folder / "config.json"
-    values = json.loads(path.read_text())
-    values |= values.pop("text_config") | {"model_type": values["model_type"]} if flat else {}
-    path.write_text(json.dumps(values | change))
+    with edited_json(folder / "config.json") as values:
+        values |= values.pop("text_config") | {"model_type": values["model_type"]} if flat else {}
+        values |= change
 
 
 def test_the_first_configs_of_qwen_have_all_in_one_object(

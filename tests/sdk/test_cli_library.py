@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from json_files import change_json
 
 from edgelm.cli.main import main
 from edgelm.cli.output import megabytes
@@ -131,12 +132,7 @@ def test_a_link_to_a_package_is_as_large_as_the_package(library):
 
 def test_show_says_where_quality_was_not_measured_and_shows_notes(library):
     path = library.package_path("tiny") / "edgelm.json"
-    manifest = json.loads(path.read_text()) | {
-        "quality": None,
-        "notes": ["Q4_1 went to 8 bits."],
-        "manifest_sha256": None,
-    }
-    path.write_text(json.dumps(manifest))
+    change_json(path, quality=None, notes=["Q4_1 went to 8 bits."], manifest_sha256=None)
     shown = edgelm("show", "tiny").stdout
     assert "not measured" in shown
     assert "Q4_1 went to 8 bits." in shown
@@ -238,6 +234,5 @@ def test_rm_says_for_whom_it_waits(library):
 
 def test_show_commands_no_terminal(library):
     path = library.package_path("tiny") / "edgelm.json"
-    manifest = json.loads(path.read_text()) | {"notes": ["a \x1b[31mred note"], "manifest_sha256": None}
-    path.write_text(json.dumps(manifest))
+    change_json(path, notes=["a \x1b[31mred note"], manifest_sha256=None)
     assert "a [31mred note" in edgelm("show", "tiny").stdout

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from json_files import change_json
 
 from edgelm.cli import main as main_module
 from edgelm.cli import output
@@ -46,8 +46,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     def export(source: str, output: str, precision: str) -> None:
         calls.append((source, output, precision))
         package = shutil.copytree(tiny_model_path(), Path(output), dirs_exist_ok=True)
-        manifest = json.loads((package / "edgelm.json").read_text()) | {"precision": precision, "manifest_sha256": None}
-        (package / "edgelm.json").write_text(json.dumps(manifest))
+        change_json(package / "edgelm.json", precision=precision, manifest_sha256=None)
 
     replace_export(monkeypatch, export)
     return calls

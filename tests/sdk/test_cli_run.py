@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from json_files import edited_json
 
 import edgelm
 from edgelm import loading
@@ -128,9 +129,9 @@ def test_raw_continues_the_prompt_without_the_template(says_sea):
 def test_a_package_without_a_template_gets_the_plain_prompt(tmp_path):
     package = shutil.copytree(tiny_model_path(), tmp_path / "plain")
     (package / "chat_template.jinja").unlink()
-    manifest = json.loads((package / "edgelm.json").read_text()) | {"manifest_sha256": None, "name": "tiny-\arandom"}
-    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "chat_template.jinja"]
-    (package / "edgelm.json").write_text(json.dumps(manifest))
+    with edited_json(package / "edgelm.json") as manifest:
+        manifest |= {"manifest_sha256": None, "name": "tiny-\arandom"}
+        manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "chat_template.jinja"]
     plain = json.loads(run(str(package), "Once", "--json", "--max-new-tokens", "5").stdout)
     raw = json.loads(run(TINY, "Once", "--json", "--max-new-tokens", "5", "--raw").stdout)
     assert plain["token_ids"] == raw["token_ids"]

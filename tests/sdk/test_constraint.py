@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 from constraint_texts import accepts
+from json_files import edited_json
 from metaspace_tokenizer import write_metaspace
 
 from edgelm.decoding.sampling import Sampler
@@ -208,22 +209,19 @@ def answer_under(constraint: Constraint, tokenizer: Tokenizer) -> str:
 
 @pytest.mark.parametrize("text", ["hi", "  hi  sea", "ｈｉ ①", "漢字\x02", '{"名前": "ﾃｽﾄ"}'])
 def test_a_text_that_the_tokenizer_would_change_is_written_as_it_stands(tmp_path: Path, text: str) -> None:
-    path = write_metaspace(tmp_path) / "tokenizer.json"
-    content = json.loads(path.read_text())
     as_sentencepiece_does = [
         {"type": "Nmt"}, {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
     ]  # fmt: skip
-    content["normalizer"]["normalizers"][:0] = as_sentencepiece_does
-    path.write_text(json.dumps(content))
+    with edited_json(write_metaspace(tmp_path) / "tokenizer.json") as content:
+        content["normalizer"]["normalizers"][:0] = as_sentencepiece_does
     assert answer_under(Constraint.choices([text]), Tokenizer.load(tmp_path)) == text
 
 
 def test_a_vocabulary_that_cannot_write_what_must_come_is_named(tmp_path: Path) -> None:
-    path = write_metaspace(tmp_path) / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["byte_fallback"] = False
-    content["decoder"]["decoders"] = [step for step in content["decoder"]["decoders"] if step["type"] != "ByteFallback"]
-    path.write_text(json.dumps(content))
+    with edited_json(write_metaspace(tmp_path) / "tokenizer.json") as content:
+        content["model"]["byte_fallback"] = False
+        decoder = content["decoder"]
+        decoder["decoders"] = [step for step in decoder["decoders"] if step["type"] != "ByteFallback"]
     with pytest.raises(ConfigError, match="followed: no token of this model's vocabulary continues it"):
         answer_under(Constraint.choices(["h漢"]), Tokenizer.load(tmp_path))
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from json_files import edited_json
 
 from edgelm import doctor
 from edgelm.cli.main import main
@@ -312,9 +313,8 @@ def test_a_model_is_looked_at_by_name_and_by_path(library: Path, tmp_path: Path)
     assert "There is no model 'nowhere'" in row[1]
     shutil.copytree(tiny_model_path(), tmp_path / "foreign")
     (tmp_path / "foreign" / "edgelm.json").unlink()
-    config = json.loads((tmp_path / "foreign" / "config.json").read_text())
-    del config["edgelm"]
-    (tmp_path / "foreign" / "config.json").write_text(json.dumps(config))
+    with edited_json(tmp_path / "foreign" / "config.json") as config:
+        del config["edgelm"]
     write_graph(tmp_path / "foreign", [product(8, None)])
     (row,) = doctor._check_model(str(tmp_path / "foreign"))
     assert row[0] == "warning"

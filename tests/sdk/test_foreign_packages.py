@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from foreign_models import genai_package, greedy_tokens, in_float16, merged, optimum_package, renamed, save_llama
+from json_files import change_json, edited_json
 from onnx import helper
 from tiny_adapter import write_tiny_adapter
 
@@ -70,11 +71,6 @@ def change_graph(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelPro
     (folder / "onnx" / "model.onnx").unlink()
     (folder / "onnx" / name).write_bytes(graph.SerializeToString())
     return folder
-
-
-def change_json(path: Path, **values: Any) -> None:
-    changed = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
 
 def test_a_folder_of_optimum_generates_the_tokens_of_transformers(optimum: Path, expected: list[list[int]]) -> None:
@@ -357,7 +353,8 @@ def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     change_json(folder / "config.json", num_hidden_layers=3)
     with pytest.raises(PackageError, match="has 4 keys and values; by the model's config they are 6"):
         edgelm.load(folder)
-    change_json(folder / "config.json", num_hidden_layers=None)
+    with edited_json(folder / "config.json") as config:
+        del config["num_hidden_layers"]
     with pytest.raises(
         PackageError, match=r"does not say num_hidden_layers: neither config\.json \(num_hidden_layers, n_"
     ):

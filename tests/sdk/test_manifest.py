@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_files import change_json, edited_json
 
 from edgelm.errors import PackageError
 from edgelm.package.manifest import FileEntry, Manifest, Quality, describe_file, sha256_of
@@ -140,8 +140,7 @@ def test_another_schema_version_is_an_error_with_both(text: str, found: str, way
     ],
 )
 def test_a_field_that_does_not_fit_is_an_error(changes: dict[str, Any], named: str, package: Path) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    (package / "edgelm.json").write_text(json.dumps(values | changes))
+    change_json(package / "edgelm.json", **changes)
 
     with pytest.raises(
         PackageError, match=r"(?s)edgelm\.json does not fit schema version 1: .* update this one;"
@@ -151,9 +150,8 @@ def test_a_field_that_does_not_fit_is_an_error(changes: dict[str, Any], named: s
 
 
 def test_a_missing_field_is_an_error_that_names_it(package: Path) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    del values["precision"]
-    (package / "edgelm.json").write_text(json.dumps(values))
+    with edited_json(package / "edgelm.json") as values:
+        del values["precision"]
 
     with pytest.raises(PackageError, match=r"does not fit schema version 1: .*'precision'"):
         Manifest.load(package)
@@ -252,16 +250,14 @@ def test_what_has_the_name_of_a_signature_and_can_be_none_is_refused(
     ("name", "value"), [("name", 5), ("context_length", "8192"), ("source", None), ("license", ["MIT"])]
 )
 def test_a_field_of_another_type_is_an_error_that_names_it(package: Path, name: str, value: object) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    (package / "edgelm.json").write_text(json.dumps(values | {name: value}))
+    change_json(package / "edgelm.json", **{name: value})
     with pytest.raises(PackageError, match=name):
         Manifest.load(package)
 
 
 def test_a_quality_figure_that_is_no_number_is_an_error(package: Path) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
     figures = dict.fromkeys(field.name for field in dataclasses.fields(Quality)) | {"tokens": 1}
-    (package / "edgelm.json").write_text(json.dumps(values | {"quality": figures}))
+    change_json(package / "edgelm.json", quality=figures)
     with pytest.raises(PackageError, match="perplexity is None"):
         Manifest.load(package)
 
@@ -278,8 +274,7 @@ def test_a_quality_figure_that_is_no_number_is_an_error(package: Path) -> None:
     ],
 )
 def test_a_quality_figure_that_nothing_measures_is_an_error(package: Path, name: str, value: float) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
     figures = dataclasses.asdict(QUALITY) | {name: value}
-    (package / "edgelm.json").write_text(json.dumps(values | {"quality": figures}))
+    change_json(package / "edgelm.json", quality=figures)
     with pytest.raises(PackageError, match=re.escape(f"{name} is {value!r:.60}")):
         Manifest.load(package)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from json_files import change_json
 from tiny_adapter import describe, write_tiny_adapter
 
 from edgelm.errors import ExportError
@@ -98,8 +99,7 @@ def test_a_file_named_as_a_manifest_makes_no_package(tmp_path: Path) -> None:
 
 
 def test_what_a_newer_edgelm_has_written_is_not_replaced_and_the_reason_says_so(package: Path, tmp_path: Path) -> None:
-    manifest = json.loads((package / "edgelm.json").read_text()) | {"schema_version": 2}
-    (package / "edgelm.json").write_text(json.dumps(manifest))
+    change_json(package / "edgelm.json", schema_version=2)
     reason = "has schema_version 2; this edgelm reads 1. Update edgelm"
     assert why_not_a_package(package) == f"what it holds is unknown, since {package / 'edgelm.json'} {reason}"
     adapter = write_tiny_adapter(tmp_path / "adapter")

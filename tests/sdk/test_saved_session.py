@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from json_files import change_json, edited_json
 from tiny_adapter import write_tiny_adapter
 
 import edgelm
@@ -176,18 +177,15 @@ def test_a_session_that_a_newer_edgelm_has_saved_is_refused_before_it_is_written
     session: ChatSession, tmp_path: Path, change: dict[str, Any], way_out: str
 ) -> None:
     session.save(tmp_path / "chat", with_cache=False)
-    path = tmp_path / "chat" / "conversation.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    change_json(tmp_path / "chat" / "conversation.json", **change)
     with pytest.raises(edgelm.PackageError, match=rf"The saved session .*conversation\.json {way_out}"):
         ChatSession.load(session.model, tmp_path / "chat")
 
 
 def test_a_session_from_before_they_had_a_number_goes_on(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat", with_cache=False)
-    path = tmp_path / "chat" / "conversation.json"
-    values = json.loads(path.read_text())
-    assert values.pop("schema_version") == 1
-    path.write_text(json.dumps(values))
+    with edited_json(tmp_path / "chat" / "conversation.json") as values:
+        assert values.pop("schema_version") == 1
     assert ChatSession.load(session.model, tmp_path / "chat").messages == session.messages
 
 

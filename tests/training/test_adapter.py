@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from json_files import change_json, edited_json
 from make_tiny_model import make_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -119,16 +120,14 @@ def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_ch
 
 def test_an_adapter_that_learned_on_rows_in_another_order_is_not_merged(tiny_chat_model: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_chat_model, tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    config["edgelm"]["model_type"] = "glm"
-    (base / "config.json").write_text(json.dumps(config))
+    with edited_json(base / "config.json") as config:
+        config["edgelm"]["model_type"] = "glm"
     matrices = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), matrices).save_pretrained(
         tmp_path / "adapter"
     )
-    settings = tmp_path / "adapter/adapter_config.json"
-    named = {"base_model_name_or_path": "zai-org/glm-4-9b-chat-hf"}  # PEFT itself would ask the hub for it
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | named))
+    # PEFT itself would ask the hub for it.
+    change_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="zai-org/glm-4-9b-chat-hf")
     with pytest.raises(CheckpointError, match=r"trained on zai-org/glm-4-9b-chat-hf\. .* the rows of q_proj stand"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", base=base)
     assert not (tmp_path / "merged").exists()
@@ -158,11 +157,10 @@ def test_of_a_run_the_best_adapter_is_merged(runs: Path, tmp_path: Path) -> None
 def test_of_a_run_that_measured_nothing_the_newest_adapter_is_merged(runs: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs / "lora", tmp_path / "run", symlinks=True)
     worse = shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
-    state = worse / "trainer/state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 9, "validation_loss": 99.0}))
+    change_json(worse / "trainer/state.json", step=9, validation_loss=99.0)
     assert adapter_folder(run).name == "step-00000002"
     for path in run.glob("checkpoints/*/trainer/state.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_loss": None}))
+        change_json(path, validation_loss=None)
     assert adapter_folder(run).name == "step-00000009"
 
 
@@ -195,8 +193,7 @@ def copied(runs: Path, tmp_path: Path) -> Path:
 
 def with_setting(key: str, value: Any) -> Callable[[Path], None]:
     def change(adapter: Path) -> None:
-        path = adapter / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        change_json(adapter / "adapter_config.json", **{key: value})
 
     return change
 

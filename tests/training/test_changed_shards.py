@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from json_files import change_json
 from sea_shards import prepare
 
 from edgelm.errors import DataError
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.usefixtures("corpus")
 
 
 def change_index(**values: Any) -> None:
-    path = Path("shards/index.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    change_json(Path("shards/index.json"), **values)
 
 
 def change_table(change: Callable[[Any], Any]) -> None:

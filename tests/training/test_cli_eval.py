@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from json_files import edited_json
 from make_tiny_model import make_checkpoint
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -70,9 +71,8 @@ def test_a_short_text_has_the_perplexity_that_score_gives(text: Path) -> None:
 def test_a_graph_of_another_program_is_scored_by_its_folder_too(tmp_path: Path, text: Path) -> None:
     folder = shutil.copytree(tiny_model_path(), tmp_path / "foreign")
     (folder / "edgelm.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    del config["edgelm"]
-    (folder / "config.json").write_text(json.dumps(config))
+    with edited_json(folder / "config.json") as config:
+        del config["edgelm"]
     models = (folder, folder / "model.onnx", tiny_model_path())
     of_folder, of_graph, of_package = (measured(model, "--data", text)["perplexity"] for model in models)
     assert of_folder == of_graph == of_package

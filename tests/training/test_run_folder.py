@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from json_files import change_json, edited_json
 from tiny_training_runs import settings
 
 from edgelm.errors import TrainingError
@@ -46,8 +47,7 @@ def with_losses(run: Path, losses: dict[int, float | None]) -> RunFolder:
     for step, loss in losses.items():
         target = run / "checkpoints" / f"step-{step:08d}"
         shutil.copytree(source, target)
-        path = target / "trainer" / "state.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": step, "validation_loss": loss}))
+        change_json(target / "trainer" / "state.json", step=step, validation_loss=loss)
     return RunFolder(run)
 
 
@@ -222,8 +222,7 @@ def test_a_run_whose_checkpoints_are_all_broken_does_not_begin_anew_over_them(ru
     ("version", "way_out"), [(2, r"Update edgelm\."), (0, r"Remove .*step-00000008 to go on from another\.")]
 )
 def test_a_checkpoint_of_another_version_is_not_passed_over(version: int, way_out: str, run: Path) -> None:
-    state = run / "checkpoints/step-00000008/trainer/state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"schema_version": version}))
+    change_json(run / "checkpoints/step-00000008/trainer/state.json", schema_version=version)
     with pytest.raises(
         TrainingError, match=rf"state\.json has schema_version {version}; this edgelm reads 1\. {way_out}"
     ):
@@ -231,10 +230,8 @@ def test_a_checkpoint_of_another_version_is_not_passed_over(version: int, way_ou
 
 
 def test_a_checkpoint_from_before_they_had_a_number_is_gone_on_with(run: Path) -> None:
-    state = run / "checkpoints/step-00000008/trainer/state.json"
-    values = json.loads(state.read_text())
-    assert values.pop("schema_version") == 1
-    state.write_text(json.dumps(values))
+    with edited_json(run / "checkpoints/step-00000008/trainer/state.json") as values:
+        assert values.pop("schema_version") == 1
     assert steps(RunFolder(run)) == [6, 8]
 
 

@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import torch
 from forked_processes import exit_status, fork
+from json_files import edited_json
 from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
@@ -266,9 +267,8 @@ def test_what_is_no_checkpoint_says_how_to_come_to_one(content: tuple[str, ...],
 
 
 def test_a_folder_without_our_section_is_an_error(saved: Path) -> None:
-    values = json.loads((saved / "config.json").read_text())
-    del values[SECTION]
-    (saved / "config.json").write_text(json.dumps(values))
+    with edited_json(saved / "config.json") as values:
+        del values[SECTION]
 
     with pytest.raises(ConfigError, match="has no 'edgelm' section"):
         load_checkpoint(saved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from json_files import edited_json
 
 import edgelm
 from edgelm.errors import PackageError
@@ -139,9 +139,8 @@ def test_what_a_file_manager_leaves_in_a_package_is_no_damage_and_no_tensor_lies
 
 
 def test_a_file_of_another_package_is_refused(package: Path) -> None:
-    values = json.loads((package / "config.json").read_text())
-    values["edgelm"]["rope_theta"] = 20000.0
-    (package / "config.json").write_text(json.dumps(values, indent=2))
+    with edited_json(package / "config.json") as values:
+        values["edgelm"]["rope_theta"] = 20000.0
 
     assert "config.json" in problem(package)
 
@@ -154,8 +153,7 @@ def test_a_manifest_that_was_edited_by_hand_is_refused(package: Path) -> None:
 
 
 def test_a_manifest_without_a_hash_of_itself_is_read_as_before(package: Path) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    del values["manifest_sha256"]
-    (package / "edgelm.json").write_text(json.dumps(values))
+    with edited_json(package / "edgelm.json") as values:
+        del values["manifest_sha256"]
 
     assert Manifest.load(package).entry("config.json") in [FileEntry(**entry) for entry in values["files"]]

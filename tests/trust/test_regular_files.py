@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_files import change_json, edited_json
 
 from edgelm import load
 from edgelm.errors import PackageError
@@ -208,10 +209,9 @@ def test_a_file_that_the_manifest_does_not_list_is_asked_for_in_vain() -> None:
     ],
 )
 def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    del values["manifest_sha256"]
-    values["files"][0]["path"] = name
-    (package / "edgelm.json").write_text(json.dumps(values))
+    with edited_json(package / "edgelm.json") as values:
+        del values["manifest_sha256"]
+        values["files"][0]["path"] = name
 
     with pytest.raises(PackageError, match="which is not a plain file name"):
         Manifest.load(package).check_files(package)
@@ -224,10 +224,9 @@ def test_a_name_that_is_a_plain_one_on_every_system_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize(("place", "named"), [(0, "chat_template.jinja"), (9, "CHAT_TEMPLATE.JINJA")])
 def test_a_file_that_is_listed_twice_is_refused(package: Path, place: int, named: str) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    del values["manifest_sha256"]
-    values["files"].insert(place, values["files"][0] | {"path": values["files"][0]["path"].upper()})
-    (package / "edgelm.json").write_text(json.dumps(values))
+    with edited_json(package / "edgelm.json") as values:
+        del values["manifest_sha256"]
+        values["files"].insert(place, values["files"][0] | {"path": values["files"][0]["path"].upper()})
 
     with pytest.raises(PackageError, match=f"lists '{re.escape(named)}' twice"):
         Manifest.load(package).check_files(package)
@@ -248,8 +247,7 @@ def test_a_file_that_is_listed_twice_is_refused(package: Path, place: int, named
 def test_a_manifest_with_a_field_of_another_kind_is_refused(
     package: Path, changes: dict[str, object], named: str
 ) -> None:
-    values = json.loads((package / "edgelm.json").read_text())
-    (package / "edgelm.json").write_text(json.dumps(values | changes))
+    change_json(package / "edgelm.json", **changes)
 
     with pytest.raises(PackageError, match=f"does not fit schema version 1: .*{named}"):
         Manifest.load(package)

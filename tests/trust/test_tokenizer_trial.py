@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_files import change_json
 
 from edgelm.errors import TokenizerError
 from edgelm.testing import tiny_model_path
@@ -42,8 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **changes: Any) -> None:
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    change_json(folder / "tokenizer.json", **changes)
 
 
 def test_an_unknown_file_is_opened_in_a_child_once_and_remembered(
