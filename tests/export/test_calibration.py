@@ -101,7 +101,6 @@ def test_a_projection_is_quantized_for_what_those_before_it_in_its_layer_make_of
 ) -> None:
     config, ids, met = checkpoint.config, list(range(3, 90)), {}
     scheme = parse_scheme("int4-block32-gptq")
-    assert isinstance(scheme, Scheme)
     source = dict(layer_weights(checkpoint, 0))
     inputs = observed(config, source, ids)
     hidden = np.random.default_rng(0).standard_normal((len(ids), config.hidden_size)).astype(np.float32)
@@ -200,7 +199,6 @@ def test_what_writes_to_the_residual_stream_makes_up_for_what_that_lacks() -> No
     inputs = random.standard_normal((2000, 64)).astype(np.float32)
     lacking = (inputs @ random.standard_normal((64, 16)) * 0.1).astype(np.float32)  # all of it can be told from them
     scheme = parse_scheme("int8-block32-gptq")
-    assert isinstance(scheme, Scheme)
 
     def missing(statistics: InputStatistics) -> float:
         got = inputs @ unpack(quantize_gptq(weight, statistics, scheme)).T

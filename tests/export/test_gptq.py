@@ -11,7 +11,7 @@ from model_features import STREAMS, config_with
 
 from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_recipe import Precision, Rule
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -19,12 +19,6 @@ from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.statistics import InputStatistics
-
-
-def scheme_named(name: str) -> Scheme:
-    scheme = parse_scheme(name)
-    assert isinstance(scheme, Scheme)
-    return scheme
 
 
 def inputs(tokens: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -37,7 +31,7 @@ def inputs(tokens: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def more_columns_than_go_at_once(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Grid]:
     """Return a weight, what it meets, its blocks, and the widest grid of a scheme for them."""
-    scheme = scheme_named(name)
+    scheme = parse_scheme(name)
     weight = np.random.default_rng(1).standard_normal((16, 160)).astype(np.float32)
     x = inputs(400, 160)
     blocks = in_blocks(weight, scheme.block_size)
@@ -64,7 +58,7 @@ def textbook_gptq(
 def test_the_compensated_values_are_those_of_the_textbook(name: str) -> None:
     from edgelm_export.quantize import gptq
 
-    scheme = scheme_named(f"{name}-gptq")
+    scheme = parse_scheme(f"{name}-gptq")
     weight = np.random.default_rng(1).standard_normal((24, 96)).astype(np.float32)
     x = inputs(400, 96)
     hessian = _damped(x.T @ x)
@@ -83,8 +77,8 @@ def test_gptq_leaves_less_error_in_the_outputs_than_the_search(name: str, column
     weight = np.random.default_rng(1).standard_normal((32, columns)).astype(np.float32)
     x = inputs(600, columns)
     hessian = x.T @ x
-    packed = quantize_gptq(weight, InputStatistics.of(x, x), scheme_named(f"{name}-gptq"))
-    alone = quantize_alone(weight, scheme_named(name))
+    packed = quantize_gptq(weight, InputStatistics.of(x, x), parse_scheme(f"{name}-gptq"))
+    alone = quantize_alone(weight, parse_scheme(name))
     assert packed.layout == alone.layout
     assert packed.packed.shape == alone.packed.shape
     assert packed.stored_scales.dtype == np.float16
@@ -130,11 +124,11 @@ def test_channels_without_input_and_rows_without_weight_do_no_harm() -> None:
     weight[3] = 0
     x = inputs(200, 64)
     x[:, :32] = 0
-    packed = quantize_gptq(weight, InputStatistics.of(x, x), scheme_named("int4-block32-gptq"))
+    packed = quantize_gptq(weight, InputStatistics.of(x, x), parse_scheme("int4-block32-gptq"))
     assert np.isfinite(unpack(packed)).all()
     assert not unpack(packed)[3].any()
     nothing = InputStatistics.of(np.zeros_like(x), np.zeros_like(x))
-    assert np.isfinite(unpack(quantize_gptq(weight, nothing, scheme_named("int4-block32-gptq")))).all()
+    assert np.isfinite(unpack(quantize_gptq(weight, nothing, parse_scheme("int4-block32-gptq")))).all()
 
 
 def test_a_weight_leans_towards_what_makes_up_for_the_error_of_its_inputs() -> None:
@@ -142,7 +136,7 @@ def test_a_weight_leans_towards_what_makes_up_for_the_error_of_its_inputs() -> N
     weight = random.standard_normal((16, 64)).astype(np.float32)
     source = inputs(2000, 64)
     met = (source + 0.3 * source[:, ::-1] + random.standard_normal(source.shape) * 0.1).astype(np.float32)
-    scheme = scheme_named("int8-block32-gptq")
+    scheme = parse_scheme("int8-block32-gptq")
     got = unpack(quantize_gptq(weight, InputStatistics.of(source, met), scheme))
     wanted = source @ weight.T
     # Least squares on the same text cannot be beaten there; the ridge of a tenth keeps some distance from it.

@@ -14,7 +14,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 import edgelm
 from edgelm.architecture.planes import from_planes, to_planes
 from edgelm.architecture.quantization_recipe import Precision, Rule
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm_export.calibration_text import CalibrationOptions
@@ -32,9 +32,7 @@ WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_at
 
 
 def quantized(weight: np.ndarray, name: str) -> PackedWeight:
-    scheme = parse_scheme(name)
-    assert isinstance(scheme, Scheme)
-    return quantize_alone(weight, scheme)
+    return quantize_alone(weight, parse_scheme(name))
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

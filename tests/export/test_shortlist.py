@@ -14,7 +14,7 @@ from model_features import FEATURES, config_with
 
 import edgelm
 from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
 from edgelm.errors import ExportError
 from edgelm.memory.kv_cache import BLOCK
@@ -45,19 +45,13 @@ LARGE = dataclasses.replace(CONFIG, vocab_size=VOCABULARY)
 RECIPE = Precision(rules=(Rule(pattern="embed_tokens", scheme=SCHEME), Rule(pattern=".", scheme="fp32")))
 
 
-def scheme() -> Scheme:
-    parsed = parse_scheme(SCHEME)
-    assert isinstance(parsed, Scheme)
-    return parsed
-
-
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def head() -> PackedWeight:
-    return in_two_planes(random(VOCABULARY, WIDTH), scheme(), None)
+    return in_two_planes(random(VOCABULARY, WIDTH), parse_scheme(SCHEME), None)
 
 
 def session_of(folder: Path, weight: PackedWeight) -> onnxruntime.InferenceSession:
@@ -117,7 +111,7 @@ def test_only_the_last_positions_have_shortlists(
 def test_the_upper_plane_is_better_where_it_is_known_what_the_head_meets(head: PackedWeight) -> None:
     weight = random(VOCABULARY, WIDTH)
     met = random(256, 8, seed=4) @ random(8, WIDTH, seed=5)  # of few directions, as hidden states nearly are
-    calibrated = in_two_planes(weight, scheme(), met.T @ met)
+    calibrated = in_two_planes(weight, parse_scheme(SCHEME), met.T @ met)
     errors = [
         np.linalg.norm(met @ (unpack(dataclasses.replace(each, remainder=None)) - weight).T)
         for each in (head, calibrated)
@@ -179,7 +173,7 @@ def test_a_head_that_was_trained_on_the_grid_of_8_bits_stays_on_it() -> None:
     weight = random(VOCABULARY, WIDTH)
     weight[:32] = 0  # tokens that nobody has used lie on every grid
     assert quantize(HeadAlone(weight), EMBEDDING, SCHEME).remainder is not None
-    on_grid = unpack(quantize_alone(weight, dataclasses.replace(scheme(), method="rounded")))
+    on_grid = unpack(quantize_alone(weight, dataclasses.replace(parse_scheme(SCHEME), method="rounded")))
     stored = quantize(HeadAlone(on_grid), EMBEDDING, SCHEME)
     assert stored.remainder is None
     assert np.array_equal(unpack(stored), on_grid)

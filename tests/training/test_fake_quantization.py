@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from edgelm.architecture.block_grid import in_blocks, searched_grid
 from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
-from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
+from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
 from edgelm_export.exporter import export_package
@@ -48,19 +48,13 @@ IDS = torch.tensor([[5, 17, 3, 44, 8, 60]])
 DEEP = MODEL | {"num_hidden_layers": 3}
 
 
-def scheme_named(name: str) -> Scheme:
-    scheme = parse_scheme(name)
-    assert isinstance(scheme, Scheme)
-    return scheme
-
-
 def random_weight(rows: int = 24, columns: int = 144) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.05
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_the_exporter_packs_the_integers_that_were_trained(name: str) -> None:
-    scheme, weight = scheme_named(name), random_weight()
+    scheme, weight = parse_scheme(name), random_weight()
     quantization = FakeQuantization(weight, scheme)
     learned = weight * 1.1 + 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
 
@@ -78,7 +72,7 @@ def test_the_exporter_packs_the_integers_that_were_trained(name: str) -> None:
 
 
 def test_it_begins_on_the_grid_that_the_exporter_would_search() -> None:
-    scheme, weight = scheme_named("int4-block64"), random_weight()
+    scheme, weight = parse_scheme("int4-block64"), random_weight()
     blocks = in_blocks(weight.numpy(), 64)
     searched = searched_grid(blocks, scheme).with_half_scales()
 
@@ -90,7 +84,7 @@ def test_it_begins_on_the_grid_that_the_exporter_would_search() -> None:
 
 
 def test_the_gradient_passes_straight_through() -> None:
-    scheme, weight = scheme_named("int4-block16"), random_weight(8, 32).requires_grad_()
+    scheme, weight = parse_scheme("int4-block16"), random_weight(8, 32).requires_grad_()
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     quantization = FakeQuantization(weight, scheme)
 
@@ -215,7 +209,7 @@ def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats
     )  # fmt: skip
 
     assert losses(run)[-1] < losses(run)[0]
-    scheme = scheme_named("int8-block64")
+    scheme = parse_scheme("int8-block64")
     weights = load_checkpoint(run / "latest").state_dict()
     weight = weights["model.layers.0.mlp.up_proj.weight"].numpy()
     assert np.array_equal(unpack(quantize_alone(weight, scheme)), weight)
@@ -237,14 +231,14 @@ def test_a_precision_without_integers_is_refused(name: str) -> None:
 def test_a_recipe_file_says_what_to_train_for(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[[rules]]\npattern = "."\nscheme = "int4-block32"\n')
-    assert quantized_precision(str(path)).schemes == [scheme_named("int4-block32")]
+    assert quantized_precision(str(path)).schemes == [parse_scheme("int4-block32")]
 
     path.write_text('transforms = ["rotate"]\n' + path.read_text())
     with pytest.raises(ConfigError, match="without transforms"):
         quantized_precision(str(path))
 
     (tmp_path / "mine.JSON").write_text('{"rules": [{"pattern": ".", "scheme": "int4-block32"}]}')
-    assert quantized_precision(str(tmp_path / "mine.JSON")).schemes == [scheme_named("int4-block32")]
+    assert quantized_precision(str(tmp_path / "mine.JSON")).schemes == [parse_scheme("int4-block32")]
 
 
 def test_factors_that_the_exporter_folds_in_are_refused() -> None:
@@ -317,4 +311,4 @@ def test_a_checkpoint_made_elsewhere_begins_a_run(tiny_shards: Path, tmp_path: P
     pretrain(given)
 
     weight = load_checkpoint(tmp_path / "run/latest").model.layers[1].mlp.up_proj.weight.detach().numpy()
-    assert np.array_equal(unpack(quantize_alone(weight, scheme_named("int4-block16"))), weight)
+    assert np.array_equal(unpack(quantize_alone(weight, parse_scheme("int4-block16"))), weight)
