@@ -27,6 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from edgelm.library import sources
 from edgelm.library.library import Library
 from edgelm.runtime import cpu, onnx_runtime
+from edgelm.testing import tiny_model_path
 
 if TYPE_CHECKING:
     from loopback_server import LoopbackServer
@@ -118,6 +119,12 @@ def own_library(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("EDGELM_CONFIG", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """Return a copy of the tiny model's package, which a test may change."""
+    return shutil.copytree(tiny_model_path(), tmp_path / "package")
 
 
 @pytest.fixture

@@ -164,8 +164,7 @@ def test_when_the_adapted_graph_does_not_start_the_model_goes_on_without(
     assert model.generate("The sea", config).token_ids == expected
 
 
-def test_weights_that_were_changed_meanwhile_are_not_read_again(tmp_path: Path) -> None:
-    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+def test_weights_that_were_changed_meanwhile_are_not_read_again(package: Path, tmp_path: Path) -> None:
     model = edgelm.load(package)
     expected = model.generate("The sea").token_ids
     flip_last_bit(package / "model.onnx.data")
@@ -175,10 +174,9 @@ def test_weights_that_were_changed_meanwhile_are_not_read_again(tmp_path: Path) 
 
 
 def test_a_model_of_a_relative_path_takes_adapters_when_the_program_works_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_model_path(), tmp_path / "package")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(package.parent)
     model = edgelm.load("./package")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None
     assert "what the memory allows" in texts
 
 
-def test_a_name_that_no_picture_can_hold_does_not_break_it(tmp_path: Path) -> None:
-    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+def test_a_name_that_no_picture_can_hold_does_not_break_it(package: Path, tmp_path: Path) -> None:
     dataclasses.replace(Manifest.load(package), name="a\x1b[31m\0\nb", precision="x\0\ny").save(package)
     done = CliRunner().invoke(main, ["bench", str(package), "--rounds", "1", "-o", str(tmp_path / "p.svg")])
     assert done.stdout.splitlines()[0].startswith("a[31m⏎b · x⏎y · ")
@@ -74,10 +72,9 @@ def test_the_bound_counts_no_rows_of_tables_and_of_experts_those_that_a_step_cho
 
 @pytest.mark.parametrize("command", ["bench", "compare"])
 def test_a_picture_is_not_put_into_a_package_which_would_not_load_with_it(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it was measured"))
-    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
     done = CliRunner().invoke(main, [command, str(package), "-o", str(package / "speed.svg")])
     assert done.exit_code == 2
     assert "package' is a model package, which holds nothing else. Draw beside it." in done.stderr

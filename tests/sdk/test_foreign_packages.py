@@ -255,8 +255,7 @@ def test_no_name_leads_to_a_foreign_package(optimum: Path, own_library: Path) ->
     assert find_foreign_graph(tiny_model_path()) is None
 
 
-def test_a_package_of_edgelm_without_its_manifest_is_none(tmp_path: Path) -> None:
-    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+def test_a_package_of_edgelm_without_its_manifest_is_none(package: Path) -> None:
     (package / "edgelm.json").unlink()
     with pytest.raises(ModelNotFoundError, match=r"is not a model package: it has no edgelm\.json"):
         edgelm.load(package)

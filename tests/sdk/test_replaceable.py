@@ -19,11 +19,6 @@ from edgelm.testing import tiny_model_path
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
-
-
-@pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -238,10 +238,7 @@ main()
     assert operation.state(tmp_path) == "old"
 
 
-def test_a_user_without_a_home_loads_a_package_by_its_path(tmp_path: Path) -> None:
-    from edgelm.testing import tiny_model_path
-
-    package = shutil.copytree(tiny_model_path(), tmp_path / "package")
+def test_a_user_without_a_home_loads_a_package_by_its_path(package: Path) -> None:
     program = """
 import os, pathlib, sys
 def no_home():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -21,11 +20,6 @@ from edgelm.testing import tiny_model_path
 FLIPS = int(os.environ.get("EDGELM_BIT_FLIPS", "2000"))
 WEIGHTS = "model.onnx.data"
 NAMES = sorted(path.name for path in tiny_model_path().iterdir())
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
 
 
 def problem(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -298,35 +297,32 @@ def test_a_long_name_is_refused() -> None:
 
 @pytest.mark.parametrize("place", ["../secret", "edgelm.sig", "edgelm.json"])
 def test_a_package_whose_weights_no_manifest_has_does_not_load_even_with_hashes_that_fit(
-    place: str, tmp_path: Path
+    place: str, package: Path
 ) -> None:
-    folder = tmp_path / "package"
-    shutil.copytree(tiny_model_path(), folder)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    model = onnx.load(package / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = place
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    resign(folder)
+    (package / "model.onnx").write_bytes(model.SerializeToString())
+    resign(package)
     if place != "edgelm.json":
-        (folder / place).write_bytes(b"\1" * 1_000_000)
+        (package / place).write_bytes(b"\1" * 1_000_000)
 
     with pytest.raises(PackageError, match=f"has a tensor in the file '{re.escape(place)}'"):
-        load(folder)
+        load(package)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_a_graph_that_fails_when_it_is_run_is_an_error_of_ours(tokens: int, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model_path(), tmp_path / "package")
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
+def test_a_graph_that_fails_when_it_is_run_is_an_error_of_ours(tokens: int, package: Path) -> None:
+    model = onnx.load(package / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         node.output[:] = ["whole" if name == "logits" else name for name in node.output]
     model.graph.node.append(helper.make_node("Reshape", ["whole", "impossible"], ["logits"]))
     model.graph.initializer.append(helper.make_tensor("impossible", TensorProto.INT64, [3], [7, 7, 7]))
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    resign(folder)
-    session = load(folder).session
+    (package / "model.onnx").write_bytes(model.SerializeToString())
+    resign(package)
+    session = load(package).session
 
     cache = session.new_cache()
     for stop in (None, StopSwitch()):

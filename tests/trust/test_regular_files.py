@@ -22,11 +22,6 @@ from edgelm.testing import tiny_model_path
 POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="pipes and devices are of POSIX")
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
-
-
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 

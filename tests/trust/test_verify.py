@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,11 +31,6 @@ from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.signature import check_signature, sign
 from edgelm.package.spdx import spdx_identifier
 from edgelm.testing import tiny_model_path
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_path(), tmp_path / "package"))
 
 
 @pytest.fixture(scope="module")
