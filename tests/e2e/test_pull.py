@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from click.testing import CliRunner, Result
 from hub_client import use_hub
 from loopback_server import COMMIT, LoopbackServer
 from make_tiny_model import CONFIG, make_checkpoint
+from waiting import wait_for
 
 from edgelm.cli.main import main
 from edgelm.errors import DownloadError
@@ -75,13 +75,6 @@ def pull(*arguments: str) -> Result:
 def pull_in_a_process(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, "pull", *arguments, "--source-only"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
-def wait_until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(environment, server):
@@ -185,7 +178,7 @@ def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     server.holds[WEIGHTS_URL] = 1_000_000
     process = subprocess.Popen([*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment)
     downloads = Library().downloads_path("small-model")
-    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
+    wait_for(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Library().sources() == []
@@ -205,7 +198,7 @@ def test_an_interrupted_pull_ends_with_130_and_can_go_on(environment, server):
         [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment, stderr=subprocess.PIPE, text=True
     )
     downloads = Library().downloads_path("small-model")
-    wait_until(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
+    wait_for(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -218,7 +211,7 @@ def test_two_pulls_at_once_download_once(environment, server):
     server.holds[WEIGHTS_URL] = 1_000_000
     command = [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"]
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any(Library().downloads_path("small-model").rglob("*.part")))
+    wait_for(lambda: any(Library().downloads_path("small-model").rglob("*.part")))
     second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert second.stderr is not None
     assert second.stderr.readline() == f"Waiting for process {first.pid}, which works on small-model …\n"

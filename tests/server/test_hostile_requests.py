@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
 from starlette.requests import Request
+from waiting import wait_for
 
 from edgelm.server.api_error import ApiError
 from edgelm.server.options import RequestLimits
@@ -147,11 +148,8 @@ def test_a_reader_of_one_short_answer_is_cut_too(narrow_serving):
     read_all(narrow_serving.send(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)))  # the model is loaded
     before = narrow_serving.metric(answered)
     connection = send_and_read_nothing(narrow_serving, request)
-    while narrow_serving.metric(answered) == before:
-        time.sleep(0.05)
-    deadline = time.monotonic() + 30
-    while narrow_serving.holds(connection.getsockname()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: narrow_serving.metric(answered) > before, 60)
+    wait_for(lambda: not narrow_serving.holds(connection.getsockname()), 30)
     assert len(read_all(connection)) < 40_000
 
 
@@ -228,15 +226,12 @@ def test_what_is_made_for_a_reader_that_reads_nothing_is_bounded():
         server.post("/v1/completions", body | {"stream": False, "max_tokens": 5})
         before = server.memory
         connection = send_and_read_nothing(server, server.post_bytes("/v1/completions", body))
-        deadline = time.monotonic() + 60
-        while server.metric('edgelm_model_queued{model="tiny-random"}') != 8:  # each waits for its reader at 370 tokens
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        # Each waits for its reader at 370 tokens.
+        wait_for(lambda: server.metric('edgelm_model_queued{model="tiny-random"}') == 8, 60)
         assert server.memory < before + 40e6  # 12 MB measured
         assert server.post(CHAT, {"messages": HELLO, "max_tokens": 2}).status == 200
         connection.close()
-        while server.metric('edgelm_model_users{model="tiny-random"}'):
-            time.sleep(0.1)
+        wait_for(lambda: server.metric('edgelm_model_users{model="tiny-random"}') == 0, 60)
 
 
 def test_answers_that_are_kept_until_they_are_whole_are_bounded_and_streamed_ones_are_not():
@@ -310,9 +305,7 @@ def test_who_leaves_in_the_middle_of_a_body_is_no_failure_of_the_server(serving)
     figure = f'edgelm_requests_total{{route="{CHAT}",status="499"}}'
     before = serving.metric(figure)
     serving.send(serving.post_bytes(CHAT, {"messages": HELLO})[:-1]).close()
-    deadline = time.monotonic() + 10
-    while serving.metric(figure) == before and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: serving.metric(figure) > before)
     assert serving.metric(figure) == before + 1
 
 

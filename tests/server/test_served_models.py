@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from edgelm_server import TINY, EdgelmServer
 from tiny_adapter import write_tiny_adapter
+from waiting import wait_for
 
 from edgelm.cli.main import main
 from edgelm.errors import ConfigError
@@ -25,13 +25,6 @@ from edgelm.server.options import ServerOptions
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def wait_for(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from edgelm_server import GATED, SLOW, TINY, EdgelmServer, read_all
+from waiting import wait_for
 
 from edgelm.cli.main import main
 from edgelm.server import process
@@ -24,13 +25,6 @@ from edgelm.server.options import ServerOptions
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = {"messages": HELLO, "max_tokens": 900, "logit_bias": {"65": 100}}  # 18 s on the slow server
-
-
-def wait_for(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def running(server) -> float:
