@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from quantized_folders import say_quantized
+from quantized_folders import pack_arrays
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -58,23 +58,15 @@ def eight_bits(stem: str, shape: tuple[int, int]) -> tuple[Tensors, np.ndarray]:
 
 def quantize_folder(folder: Path, kind: str) -> Tensors:
     """Replace the matrices of a saved model's layers by random ones; return what each stands for."""
-    stands_for, tensors = {}, {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        stem = key.removesuffix(".weight")
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        packed, stands_for[key] = (
-            eight_bits(stem, tensor.shape)
-            if kind == "int8"
-            else four_bits(stem, tensor.shape, kind, nested=kind == "nf4")
-        )
-        tensors |= packed
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def pack(stem: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+        if kind == "int8":
+            return eight_bits(stem, weight.shape)
+        return four_bits(stem, weight.shape, kind, nested=kind == "nf4")
+
     bits = {"load_in_8bit": kind == "int8", "load_in_4bit": kind != "int8"}
     settings = {"quant_method": "bitsandbytes", **bits, "bnb_4bit_quant_type": kind}
-    say_quantized(folder, settings)
-    return stands_for
+    return pack_arrays(folder, settings, pack)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from json_files import edited_json
-from quantized_folders import change_tensor, say_quantized
+from quantized_folders import Tensors, change_tensor, pack_matrices, say_quantized
 from safetensors.torch import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -22,7 +22,6 @@ from edgelm_export.package_checkpoint import PackageCheckpoint
 
 # OCP Microscaling Formats 1.0: a bit of sign, two of exponent, one of mantissa.
 LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-Tensors = dict[str, torch.Tensor]
 STEM = "model.layers.0.mlp.up_proj"
 
 
@@ -143,18 +142,8 @@ FORMATS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
 
 
 def quantize_folder(folder: Path, name: str) -> Tensors:
-    """Replace the matrices of a saved model's layers by those of a format; return what each stands for."""
-    pack, config, _ = FORMATS[name]
-    stands_for, tensors = {}, {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        parts, stands_for[key] = pack(key.removesuffix(".weight"), tensor.float())
-        tensors |= {part: each.contiguous() for part, each in parts.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say_quantized(folder, config)
-    return stands_for
+    pack, settings, _ = FORMATS[name]
+    return pack_matrices(folder, settings, pack)
 
 
 @pytest.mark.parametrize("name", FORMATS)

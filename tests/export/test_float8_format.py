@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantized_folders import say_quantized
+from quantized_folders import Tensors, pack_matrices, say_quantized
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -49,33 +49,29 @@ FORMATS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 }  # fmt: skip
 
 
-def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Replace the matrices of a saved model's layers by those of a format; return what each stands for."""
-    config, (rows, columns) = FORMATS[name]
-    is_first_form = "ignored_layers" in config
-    part = "weight_scale_inv" if config["quant_method"] == "fp8" and not is_first_form else "weight_scale"
-    is_integer, stands_for, tensors = name == "int-quantized", {}, {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        N, K = tensor.shape
+def quantize_folder(folder: Path, name: str) -> Tensors:
+    settings, (rows, columns) = FORMATS[name]
+    is_first_form, is_static = "ignored_layers" in settings, settings.get("activation_scheme") == "static"
+    suffix = "weight_scale_inv" if settings["quant_method"] == "fp8" and not is_first_form else "weight_scale"
+    is_integer = name == "int-quantized"
+
+    def pack(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        N, K = weight.shape
         sizes = rows or N, columns or K
-        padded = torch.nn.functional.pad(tensor.float(), (0, -K % sizes[1], 0, -N % sizes[0]))
+        padded = torch.nn.functional.pad(weight, (0, -K % sizes[1], 0, -N % sizes[0]))
         blocks = padded.unflatten(1, (-1, sizes[1])).unflatten(0, (-1, sizes[0]))
         scales = blocks.abs().amax((1, 3), keepdim=True) / (127 if is_integer else 448)
         steps = blocks / scales
         stored = steps.round().to(torch.int8) if is_integer else steps.to(torch.float8_e4m3fn)
-        stands_for[key] = (stored.float() * scales).flatten(2).flatten(0, 1)[:N, :K]
-        stem = key.removesuffix(".weight")
-        tensors[key] = stored.flatten(2).flatten(0, 1)[:N, :K].contiguous()
-        tensors[f"{stem}.{part}"] = scales.flatten() if rows == columns == 0 else scales[:, 0, :, 0].contiguous()
-        if config.get("activation_scheme") == "static":
-            tensors[f"{stem}.{'input' if is_first_form else 'activation'}_scale"] = torch.tensor(0.5)
-            tensors[f"{stem}.{part}"] = scales.reshape(())
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say_quantized(folder, config)
-    return stands_for
+        parts = {f"{stem}.weight": stored.flatten(2).flatten(0, 1)[:N, :K]}
+        if is_static:
+            parts[f"{stem}.{'input' if is_first_form else 'activation'}_scale"] = torch.tensor(0.5)
+            parts[f"{stem}.{suffix}"] = scales.reshape(())
+        else:
+            parts[f"{stem}.{suffix}"] = scales.flatten() if rows == columns == 0 else scales[:, 0, :, 0]
+        return parts, (stored.float() * scales).flatten(2).flatten(0, 1)[:N, :K]
+
+    return pack_matrices(folder, settings, pack)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantized_folders import change_tensor, say_quantized
-from safetensors.torch import load_file, save_file
+from quantized_folders import Tensors, change_tensor, pack_matrices
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
@@ -35,33 +34,29 @@ def packed(values: torch.Tensor, packing: str) -> torch.Tensor:
     return words.to(torch.int32 if packing == "3bit_32" else torch.uint8)
 
 
-def quantize_folder(folder: Path, packing: str, axis: int, group: int) -> dict[str, torch.Tensor]:
-    """Replace the matrices of a saved model's layers by hqq's parts; return what each stands for."""
-    stands_for, tensors, bits = {}, {}, int(packing[0])
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        groups = tensor.float().reshape((-1, group) if axis else (group, -1))
+def quantize_folder(folder: Path, packing: str, axis: int, group: int) -> Tensors:
+    bits = int(packing[0])
+
+    def pack(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        groups = weight.reshape((-1, group) if axis else (group, -1))
         least, most = (part(groups, axis, keepdim=True) for part in (torch.amin, torch.amax))
         scale = ((most - least) / ((1 << bits) - 1)).half()
         zero = (-least / scale).half()
         values = (groups / scale + zero).round().clamp(0, (1 << bits) - 1).int()
-        stands_for[key] = ((values - zero.float()) * scale.float()).reshape(tensor.shape)
-        stem = key.removesuffix("weight")
-        tensors |= {
-            f"{stem}W_q": packed(values, packing),
-            f"{stem}scale": scale,
-            f"{stem}zero": zero,
-            f"{stem}shape": torch.tensor(tensor.shape),
-            f"{stem}axis": torch.tensor(axis, dtype=torch.int32),
-            f"{stem}packing": torch.tensor(list(packing.encode()), dtype=torch.uint8),
-            f"{stem}nbits": torch.tensor(bits, dtype=torch.int32),
-            f"{stem}encoded_state_dict": torch.tensor(1, dtype=torch.uint8),
+        parts = {
+            "W_q": packed(values, packing),
+            "scale": scale,
+            "zero": zero,
+            "shape": torch.tensor(weight.shape),
+            "axis": torch.tensor(axis, dtype=torch.int32),
+            "packing": torch.tensor(list(packing.encode()), dtype=torch.uint8),
+            "nbits": torch.tensor(bits, dtype=torch.int32),
+            "encoded_state_dict": torch.tensor(1, dtype=torch.uint8),
         }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say_quantized(folder, {"quant_method": "hqq", "quant_config": {}, "skip_modules": ["lm_head"]})
-    return stands_for
+        stands_for = ((values - zero.float()) * scale.float()).reshape(weight.shape)
+        return {f"{stem}.{name}": part for name, part in parts.items()}, stands_for
+
+    return pack_matrices(folder, {"quant_method": "hqq", "quant_config": {}, "skip_modules": ["lm_head"]}, pack)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantized_folders import change_tensor, say_quantized
-from safetensors.torch import load_file, save_file
+from quantized_folders import Tensors, change_tensor, pack_matrices
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
@@ -21,27 +20,23 @@ CHANNELS = "o_proj", "down_proj"  # behind no norm that could have taken them in
 GROUP = 32
 
 
-def quantize_folder(folder: Path, *with_channels: str) -> dict[str, torch.Tensor]:
-    """Replace the matrices of a saved model's layers by the parts; return what each stands for."""
-    stands_for, tensors = {}, {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        blocks = tensor.float().unflatten(1, (-1, GROUP))
+def quantize_folder(folder: Path, *with_channels: str) -> Tensors:
+    def pack(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        blocks = weight.unflatten(1, (-1, GROUP))
         scales = blocks.abs().amax(2) / 7
         values = (blocks / scales[..., None]).round().clamp(-8, 7).to(torch.int8)
-        stem = key.removesuffix("weight")
         pairs = values.flatten(1) & 15
-        tensors |= {f"{stem}weight": (pairs[::2] | (pairs[1::2] << 4)).view(torch.uint8), f"{stem}weight_scale": scales}
-        stands_for[key] = (values * scales[..., None]).flatten(1)
-        if any(name in key for name in with_channels):
-            channels = torch.linspace(0.5, 2, tensor.shape[1]).half()
-            tensors[f"{stem}pre_quant_scale"] = channels
-            stands_for[key] = stands_for[key] * channels.float()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say_quantized(folder, {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "config_groups": {}})
-    return stands_for
+        stored = (pairs[::2] | (pairs[1::2] << 4)).view(torch.uint8)
+        parts = {f"{stem}.weight": stored, f"{stem}.weight_scale": scales}
+        stands_for = (values * scales[..., None]).flatten(1)
+        if stem.endswith(with_channels):
+            channels = torch.linspace(0.5, 2, weight.shape[1]).half()
+            parts[f"{stem}.pre_quant_scale"] = channels
+            stands_for = stands_for * channels.float()
+        return parts, stands_for
+
+    settings = {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "config_groups": {}}
+    return pack_matrices(folder, settings, pack)
 
 
 def test_a_matrix_is_read_as_what_it_stands_for_with_the_scales_of_its_inputs(save_llama: Any, tmp_path: Path) -> None:

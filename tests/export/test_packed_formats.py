@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from json_files import change_json, edited_json
-from quantized_folders import say_quantized
+from quantized_folders import pack_arrays
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
@@ -130,20 +130,9 @@ FORMATS: dict[str, tuple[Callable[..., tuple[Tensors, np.ndarray]], int, dict[st
 }  # fmt: skip
 
 
-def quantize_folder(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Replace the matrices of a saved model's layers by packed ones; return what each stands for."""
-    pack, bits, config = FORMATS[name]
-    tensors: Tensors = {}
-    stands_for = {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim == 2 and ".layers." in key:
-            packed, stands_for[key] = pack(key.removesuffix(".weight"), tensor.astype(np.float32), bits)
-            tensors |= packed
-        else:
-            tensors[key] = tensor
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say_quantized(folder, config)
-    return {key: weight.astype(np.float32) for key, weight in stands_for.items()}
+def quantize_folder(folder: Path, name: str) -> Tensors:
+    pack, bits, settings = FORMATS[name]
+    return pack_arrays(folder, settings, lambda stem, weight: pack(stem, weight, bits))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -165,17 +154,11 @@ def test_a_packed_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path
 
 def test_groups_of_compressed_tensors_may_have_different_bits(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path, intermediate_size=128)
-    wanted, tensors = {}, {}
-    for key, tensor in load_file(tmp_path / "model.safetensors").items():
-        if tensor.ndim == 2 and ".layers." in key:
-            parts, wanted[key] = compressed(key.removesuffix(".weight"), tensor, 8 if "self_attn" in key else 4)
-            tensors |= parts
-        else:
-            tensors[key] = tensor
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     groups = {f"group_{bits}": {"weights": {"num_bits": bits, "type": "int", "strategy": "channel"}} for bits in (4, 8)}
     settings = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
-    say_quantized(tmp_path, settings)
+    wanted = pack_arrays(
+        tmp_path, settings, lambda stem, weight: compressed(stem, weight, 8 if "self_attn" in stem else 4)
+    )
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     for key, weight in wanted.items():
         np.testing.assert_allclose(checkpoint.tensor(key), weight, rtol=1e-6, atol=1e-9, err_msg=key)

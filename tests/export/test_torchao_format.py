@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantized_folders import change_tensor, say_quantized
-from safetensors.torch import load_file, save_file
+from quantized_folders import Tensors, change_tensor, pack_matrices, say_quantized
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
@@ -26,28 +25,21 @@ FORMATS: dict[str, tuple[str, dict[str, Any], int, int]] = {
 }
 
 
-def quantize_folder(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Replace the matrices of a saved model's layers by a format's parts; return what each stands for."""
+def quantize_folder(folder: Path, name: str) -> Tensors:
     type_, data, bits, group = FORMATS[name]
-    stands_for, tensors = {}, {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or ".layers." not in key:
-            tensors[key] = tensor
-            continue
-        blocks = tensor.float().unflatten(1, (-1, group or tensor.shape[1]))
+
+    def pack(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        blocks = weight.unflatten(1, (-1, group or weight.shape[1]))
         scales = blocks.abs().amax(2) / ((1 << bits - 1) - 2 if bits else 448)
-        zeros = torch.ones(scales.shape, dtype=torch.int8)
         steps = blocks / scales[..., None]
         values = (steps.round() + 1).to(torch.int8) if bits else steps.to(torch.float8_e4m3fn)
-        stands_for[key] = ((values.float() - (1 if bits else 0)) * scales[..., None]).flatten(1)
-        stem = f"{key.removesuffix('weight')}_weight"
-        tensors |= {f"{stem}_qdata": values.flatten(1), f"{stem}_scale": scales}
+        parts = {f"{stem}._weight_qdata": values.flatten(1), f"{stem}._weight_scale": scales}
         if bits:
-            tensors[f"{stem}_zero_point"] = zeros
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            parts[f"{stem}._weight_zero_point"] = torch.ones(scales.shape, dtype=torch.int8)
+        return parts, ((values.float() - (1 if bits else 0)) * scales[..., None]).flatten(1)
+
     settings = {"quant_method": "torchao", "quant_type": {"default": {"_type": type_, "_version": 2, "_data": data}}}
-    say_quantized(folder, settings)
-    return stands_for
+    return pack_matrices(folder, settings, pack)
 
 
 @pytest.mark.parametrize("name", FORMATS)
