@@ -3,16 +3,13 @@
 import json
 
 import pytest
+from tool_families import row
 
 from edgelm.completion import Chunk, FinishReason
 from edgelm.structure.tool_call_parser import ToolCallParser
-from edgelm.structure.tool_formats import FORMATS, ToolFormat
+from edgelm.structure.tool_formats import ToolFormat
 
 CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-
-
-def row(name: str) -> ToolFormat:
-    return next(format_ for format_ in FORMATS if format_.name == name)
 
 
 def taken(

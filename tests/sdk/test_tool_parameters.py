@@ -5,22 +5,18 @@ import re
 from typing import Any
 
 import pytest
+from tool_families import row
 
 from edgelm.completion import Message
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.loading import load
 from edgelm.structure.tagged_values import value_form
-from edgelm.structure.tool_formats import FORMATS, ToolFormat
 from edgelm.structure.tools import tool_constraint
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
 QUESTION = [Message(role="user", content="How is the weather in Oslo?")]
-
-
-def row(name: str) -> ToolFormat:
-    return next(format_ for format_ in FORMATS if format_.name == name)
 
 
 @pytest.mark.parametrize(
