@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
+from tokenizer_corpus import CORPUS_TEXTS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from edgelm_export.byte_level_tokenizer import byte_letters
 
-TEXTS: list[str] = [
-    row["text"].replace("<|", "<")  # no control tokens
-    for row in json.loads((Path(__file__).parent / "export" / "tokenizer_corpus.json").read_text("utf-8"))["rows"]
-]
+TEXTS = [text.replace("<|", "<") for text in CORPUS_TEXTS]  # no control tokens
 
 
 def trained_ranks() -> dict[bytes, int]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_corpus import CORPUS_TEXTS
 from transformers import ByT5Tokenizer
 
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checkpoint_folder import read_text_files
 
-CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
-TEXTS = [row["text"] for row in CORPUS] + ["", " ", "  a  ", "\t\n", "\x00\x7f", "née <extra_id_0>", "\u20ac\U0001f600"]
+TEXTS = [*CORPUS_TEXTS, "", " ", "  a  ", "\t\n", "\x00\x7f", "née <extra_id_0>", "\u20ac\U0001f600"]
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
+from tokenizer_corpus import CORPUS_TEXTS
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
@@ -19,8 +20,8 @@ from edgelm_export.byte_level_folder import CLASSES, tokenizer_class
 from edgelm_export.byte_level_tokenizer import joins_two_tokens
 from edgelm_export.checkpoint_folder import read_text_files
 
-CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
-TEXTS = [row["text"] for row in CORPUS] + [
+TEXTS = [
+    *CORPUS_TEXTS,
     "a<table>b  c <table> d", "  <table> x<table>", "<s>hi</s> <unk>", "x <mask> y", " @tool  @tool", "a@toolb @tool c",
     "\u212b [\u212b] [\u00c5]", "  1  22   333", "'Re 'RE 're", "<|padding|>pad", "[PAD] x",
 ]  # fmt: skip

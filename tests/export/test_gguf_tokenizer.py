@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_corpus import CORPUS
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -16,7 +17,6 @@ from edgelm_export.gguf_tokenizer import tokenizer_files
 LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "falcon-h1", "midm-2.0", "pixtral")
 COMPOSING = ("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen", "qwen35", "mpt", "olmo", "command-r")
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2"]
-CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
 
 
 def small_metadata(**changes: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece import SentencePieceProcessor
+from tokenizer_corpus import CORPUS_TEXTS
 from tokenizers import Tokenizer as Tokenizers
 from transformers import AutoTokenizer
 
@@ -27,8 +28,8 @@ from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
 
-CORPUS = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
-TEXTS = [row["text"] for row in CORPUS] + [
+TEXTS = [
+    *CORPUS_TEXTS,
     "a<table>b  c <table> d ▁x▁", "  <table> x", "<0x41> and <0x0A>", "<s>hi</s> <unk>", " sea sea  ", "① ﬁ Å",
     "\t\ttab\n", "x\u200by", "   ", "▁", "don't  stop", unicodedata.normalize("NFD", "é, tiếng Việt, ガで, 각, ё"),
     # What NFC would put in another order, or compose across a mark or with a composed letter.

@@ -17,6 +17,7 @@ import torch
 from gguf_models import GGUF_PAIRS
 from numpy.typing import NDArray
 from pair_models import ANSWER, SOURCE, theirs
+from tokenizer_corpus import CORPUS_TEXTS
 from transformers import PreTrainedModel, T5Tokenizer
 
 import edgelm
@@ -142,8 +143,7 @@ def test_a_file_of_another_model_is_refused_by_name(
 
 def test_the_tokenizer_of_a_gguf_file_gives_the_ids_of_transformers_t5(tmp_path: Path) -> None:
     """llama.cpp's converter fills the vocabulary up to the embedding's rows with tokens that are unused."""
-    rows = json.loads((Path(__file__).parent / "tokenizer_corpus.json").read_text(encoding="utf-8"))["rows"]
-    texts = [row["text"] for row in rows] + [" sea  sea ", "\t\ttab\n", "① ﬁ Å", "x\u200by", "   ", "▁x▁"]
+    texts = [*CORPUS_TEXTS, " sea  sea ", "\t\ttab\n", "① ﬁ Å", "x\u200by", "   ", "▁x▁"]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for text in texts for line in text.split("\n") if line.strip()] * 3),
