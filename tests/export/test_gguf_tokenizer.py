@@ -84,17 +84,6 @@ def test_without_a_chat_template_there_is_no_file_for_it() -> None:
     assert set(tokenizer_files(small_metadata())) == {"tokenizer.json", "tokenizer_config.json"}
 
 
-@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
-@pytest.mark.parametrize(("add_bos", "add_eos"), [(False, False), (True, False), (True, True)])
-def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
-    tmp_path: Path, pre: str, add_bos: bool, add_eos: bool
-) -> None:
-    changes = {"ggml__pre": pre, "ggml__add_bos_token": add_bos, "ggml__add_eos_token": add_eos}
-    expected = [263] * add_bos + [259] + [262] * add_eos
-    assert build(**changes).encode("hello").ids == expected
-    assert save(small_metadata(**changes), tmp_path)("hello")["input_ids"] == expected
-
-
 def test_some_add_the_begin_token_where_the_file_says_nothing() -> None:
     for pre in PRE_TOKENIZERS:
         ids = build(ggml__pre=pre, ggml__add_bos_token=None).encode("hello").ids
@@ -173,6 +162,17 @@ ALIKE = {
 
 
 SPLITS["deepseek-llm"] = SPLITS["deepseek-coder"]
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+@pytest.mark.parametrize(("add_bos", "add_eos"), [(False, False), (True, False), (True, True)])
+def test_begin_and_end_tokens_are_added_only_where_the_file_says_so(
+    tmp_path: Path, pre: str, add_bos: bool, add_eos: bool
+) -> None:
+    changes = {"ggml__pre": pre, "ggml__add_bos_token": add_bos, "ggml__add_eos_token": add_eos}
+    expected = [263] * add_bos + [259] + [262] * add_eos
+    assert build(**changes).encode("hello").ids == expected
+    assert save(small_metadata(**changes), tmp_path)("hello")["input_ids"] == expected
 
 
 @pytest.mark.parametrize("pre", SPLITS)

@@ -172,12 +172,12 @@ def test_a_row_of_no_tokens_and_a_split_of_none_are_refused(shards: Shards, fold
         Batches(Shards.open(folder / "all", "validation"), sequence_length=8, seed=0)
 
 
-@pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 1000])
-def test_the_order_of_an_epoch_is_a_permutation(size: int) -> None:
-    order = RowOrder(size, seed=size, epoch=2)
-    assert sorted(order[place] for place in range(size)) == list(range(size))
-    with pytest.raises(IndexError, match=f"Place {size} of {size} rows"):
-        order[size]
+def test_the_order_of_an_epoch_is_a_permutation() -> None:
+    for size in (*range(1, 70), 255, 256, 257, 1000):
+        order = RowOrder(size, seed=size, epoch=2)
+        assert sorted(order[place] for place in range(size)) == list(range(size))
+        with pytest.raises(IndexError, match=f"Place {size} of {size} rows"):
+            order[size]
 
 
 def test_the_order_never_changes_between_versions() -> None:
