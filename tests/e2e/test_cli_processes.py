@@ -10,9 +10,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
-from edgelm.cli.main import main
 from edgelm.library.library import Library
 from edgelm.testing import tiny_model_path
 
@@ -90,7 +89,7 @@ def test_a_piped_chat_answers_each_line_and_keeps_the_conversation():
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     first, fresh = (
-        CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "5"], input=line)
+        invoke("chat", TINY, "--max-new-tokens", "5", stdin=line)
         for line in ("My name is Ada.\n", "What is my name?\n")
     )
     assert result.stdout.startswith(first.stdout + "\n")
@@ -98,7 +97,7 @@ def test_a_piped_chat_answers_each_line_and_keeps_the_conversation():
 
 
 def test_a_chat_without_a_model_says_how_to_get_one():
-    result = CliRunner().invoke(main, ["chat"], input="hello\n")
+    result = invoke("chat", stdin="hello\n")
     assert result.exit_code == 1
     advice = "Fetch a small model: edgelm pull smollm2-135m-instruct"
     assert result.stderr == f"error: The library {Library().root} is empty. {advice}\n"

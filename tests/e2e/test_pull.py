@@ -12,13 +12,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from hub_client import use_hub
 from loopback_server import COMMIT, LoopbackServer
 from make_tiny_model import CONFIG, make_checkpoint
 from waiting import wait_for
 
-from edgelm.cli.main import main
 from edgelm.errors import DownloadError
 from edgelm.files import disk_space
 from edgelm.library.hub_source import HubSource
@@ -69,7 +69,7 @@ def environment(server: LoopbackServer, tmp_path: Path) -> dict[str, str]:
 
 def pull(*arguments: str) -> Result:
     """Pull in this process, which starts none: half a second."""
-    return CliRunner().invoke(main, ["pull", *arguments, "--source-only"])
+    return invoke("pull", *arguments, "--source-only")
 
 
 def pull_in_a_process(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -358,7 +358,7 @@ def test_a_package_comes_as_one_and_is_checked(server):
     assert Library().sources() == []
     server.headers_seen.clear()
     for model in ("packed", "hf:org/Packed"):
-        again = CliRunner().invoke(main, ["pull", model])
+        again = invoke("pull", model)
         assert again.stderr == "packed is in the library already: edgelm chat packed\n"
     assert server.headers_seen == []
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import invoke
 from hub_client import use_hub
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
-from edgelm.cli.main import main
 from edgelm.library.library import Library
 from edgelm.package.manifest import SIGNATURE_NAME, Manifest
 from edgelm.testing import tiny_model_path
@@ -41,10 +40,6 @@ def package(own_library: Path) -> Path:
     return shutil.copytree(tiny_model_path(), Library().package_path("tiny"))
 
 
-def edgelm(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -68,17 +63,17 @@ def test_a_pushed_package_comes_back_as_it_was(hub, package, tmp_path):
 
     before = contents(package)
     Library().remove("tiny")
-    pulled = edgelm("pull", "hf:org/Tiny")
+    pulled = invoke("pull", "hf:org/Tiny")
     assert pulled.exit_code == 0, pulled.stderr
     assert contents(Library().package_path("tiny")) == before
-    answer = edgelm("run", "tiny", "The sea", "--max-new-tokens", "3")
+    answer = invoke("run", "tiny", "The sea", "--max-new-tokens", "3")
     assert answer.exit_code == 0, answer.stderr
 
 
 def test_the_card_can_be_read_by_the_hubs_own_library(hub, package):
     from huggingface_hub import ModelCard
 
-    edgelm("push", "tiny", "hf:org/Tiny")
+    invoke("push", "tiny", "hf:org/Tiny")
     text = hub.repositories["org/Tiny"]["README.md"].decode()
     data = ModelCard(text).data.to_dict()
     assert data["library_name"] == "edgelm"
@@ -91,38 +86,38 @@ def test_the_card_can_be_read_by_the_hubs_own_library(hub, package):
 
 
 def test_a_private_repository_is_made_private_and_a_public_one_does_not_become_it(hub, package):
-    result = edgelm("push", "tiny", "hf:org/secret", "--private")
+    result = invoke("push", "tiny", "hf:org/secret", "--private")
     assert result.exit_code == 0, result.stderr
     assert hub.private == {"org/secret": True}
-    assert edgelm("push", "tiny", "hf:org/secret", "--private").exit_code == 0
-    edgelm("push", "tiny", "hf:org/open")
-    result = edgelm("push", "tiny", "hf:org/open", "--private")
+    assert invoke("push", "tiny", "hf:org/secret", "--private").exit_code == 0
+    invoke("push", "tiny", "hf:org/open")
+    result = invoke("push", "tiny", "hf:org/open", "--private")
     assert result.exit_code == 1
     assert "org/open is there already, and everybody can read it" in result.stderr
     assert len(hub.commits) == 3
 
 
 def test_a_second_push_sends_no_weights_again_and_keeps_the_card(hub, package):
-    edgelm("push", "tiny", "hf:org/Tiny")
+    invoke("push", "tiny", "hf:org/Tiny")
     hub.repositories["org/Tiny"]["README.md"] = b"# Written by hand"
     sent = len(hub.uploads)
     assert sent > 0
-    result = edgelm("push", str(package), "hf:org/Tiny")
+    result = invoke("push", package, "hf:org/Tiny")
     assert result.exit_code == 0, result.stderr
     assert "The repository's README.md stays as it is; --replace-card writes it anew." in result.stderr
     assert hub.repositories["org/Tiny"]["README.md"] == b"# Written by hand"
     assert len(hub.uploads) == sent
-    result = edgelm("push", "tiny", "hf:org/Tiny", "--replace-card")
+    result = invoke("push", "tiny", "hf:org/Tiny", "--replace-card")
     assert "stays as it is" not in result.stderr
     assert b"edgelm pull hf:org/Tiny" in hub.repositories["org/Tiny"]["README.md"]
 
 
 def test_the_signature_of_another_package_goes_with_it(hub, package):
     (package / SIGNATURE_NAME).write_text("of the first")
-    assert edgelm("push", "tiny", "hf:org/Tiny").exit_code == 0
+    assert invoke("push", "tiny", "hf:org/Tiny").exit_code == 0
     assert hub.repositories["org/Tiny"][SIGNATURE_NAME] == b"of the first"
     (package / SIGNATURE_NAME).unlink()
-    assert edgelm("push", "tiny", "hf:org/Tiny").exit_code == 0
+    assert invoke("push", "tiny", "hf:org/Tiny").exit_code == 0
     assert hub.repositories["org/Tiny"].keys() == contents(package).keys() | {"README.md"}
 
 
@@ -135,7 +130,7 @@ def test_a_repository_that_holds_something_else_keeps_it(hub, package):
 
 
 def refused(*arguments: str) -> str:
-    result = edgelm("push", *arguments)
+    result = invoke("push", *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
@@ -157,7 +152,7 @@ def test_who_is_not_known_is_told_how_to_be(hub, package, tmp_path, monkeypatch)
     assert "The token must be one that may write to org/Tiny" in message
     assert "may_read" not in message
     (tmp_path / "token").write_text(hub.token)
-    assert edgelm("push", "tiny", "hf:org/Tiny", "--token-file", str(tmp_path / "token")).exit_code == 0
+    assert invoke("push", "tiny", "hf:org/Tiny", "--token-file", tmp_path / "token").exit_code == 0
 
 
 @pytest.mark.parametrize("step", ["preupload", "batch", "commit"])
@@ -166,7 +161,7 @@ def test_an_upload_that_fails_leaves_no_commit(hub, package, step):
     assert "The hub refuses the upload to org/Tiny" in refused("tiny", "hf:org/Tiny")
     assert hub.commits == []
     hub.broken = ""
-    assert edgelm("push", "tiny", "hf:org/Tiny").exit_code == 0
+    assert invoke("push", "tiny", "hf:org/Tiny").exit_code == 0
 
 
 def test_offline_and_unreachable_are_told_apart(package, monkeypatch, tmp_path):

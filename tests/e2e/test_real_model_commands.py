@@ -6,28 +6,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import invoke
 
 from edgelm import ChatSession, GenerationConfig, load
-from edgelm.cli.main import main
 from edgelm.decoding.answer import join
-
-
-def edgelm(*arguments: str, stdin: str = "") -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 @pytest.mark.real_model
 def test_a_model_answers_in_chat_and_run(smollm2_package: Path, own_library: Path) -> None:
     shutil.copytree(smollm2_package, own_library / "models" / "smollm2-135m-instruct")
 
-    answer = edgelm("run", "smollm2-135m-instruct", "Hello", "--temperature", "0", "--max-new-tokens", "20")
+    answer = invoke("run", "smollm2-135m-instruct", "Hello", "--temperature", "0", "--max-new-tokens", "20")
     assert answer.exit_code == 0, answer.stderr
     assert answer.stdout == "Hello! How can I assist you today?\n"  # as transformers says in fp32
     assert answer.stderr == ""
 
     turns = ["The capital of Italy is Rome.", "Which city did I name?"]
-    chat = edgelm(
+    chat = invoke(
         "chat", "smollm2-135m-instruct", "--temperature", "0", "--max-new-tokens", "16", stdin="\n".join(turns)
     )
     assert chat.exit_code == 0, chat.stderr
@@ -38,6 +33,6 @@ def test_a_model_answers_in_chat_and_run(smollm2_package: Path, own_library: Pat
     assert chat.stdout.split() == f"{first} {second}".split()
     assert second != join(fresh.send(turns[1], config)).text  # what the first turn said is known in the second
 
-    assert "smollm2-135m-instruct  int8" in edgelm("list").stdout
-    assert edgelm("rm", "smollm2-135m-instruct", "--yes").exit_code == 0
-    assert "smollm2" not in edgelm("list").stdout
+    assert "smollm2-135m-instruct  int8" in invoke("list").stdout
+    assert invoke("rm", "smollm2-135m-instruct", "--yes").exit_code == 0
+    assert "smollm2" not in invoke("list").stdout

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from exported_adapters import IDS, Exported, merged_logits, our_logits
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.generation_config import GenerationConfig
@@ -150,7 +149,7 @@ def test_the_command_takes_the_best_adapter_of_a_run(exported: Exported, tmp_pat
         exported, tmp_path / "run" / "best", {"edgelm.base_sha256": weights, "edgelm.base_grid": "int4-block64"}
     )
     command = ["export-adapter", str(tmp_path / "run"), "--base", str(exported.packages["int8"])]
-    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "mine"), "--json"])
+    result = invoke(*command, "-o", tmp_path / "mine", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert (facts["name"], facts["base"], facts["rank"], facts["alpha"]) == ("mine", "int8", 3, 6)
@@ -162,12 +161,10 @@ def test_the_command_takes_the_best_adapter_of_a_run(exported: Exported, tmp_pat
     with safe_open(tmp_path / "mine" / "adapter_model.safetensors", framework="numpy") as file:
         assert "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight" in file.keys()  # noqa: SIM118
     command = ["export-adapter", str(exported.adapters["all"]), "--base", str(exported.packages["int8"])]
-    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "mine")])  # replaces the one before
+    result = invoke(*command, "-o", tmp_path / "mine")  # replaces the one before
     assert result.exit_code == 0, result.output
     assert "note  Nothing tells whether the package was exported from the weights that the adapter" in result.stdout
-    answer = CliRunner().invoke(
-        main, ["run", str(exported.packages["int8"]), "--raw", "The sea", "--adapter", str(tmp_path / "mine"), "--json"]
-    )
+    answer = invoke("run", exported.packages["int8"], "--raw", "The sea", "--adapter", tmp_path / "mine", "--json")
     assert answer.exit_code == 0, answer.output
     model = edgelm.load(exported.packages["int8"])
     model.load_adapter(tmp_path / "mine")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import make_checkpoint
 
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest
@@ -34,7 +33,7 @@ def claim(package: Path, **figures: float) -> None:
 
 
 def test_an_honest_package_is_found_to_be_as_claimed(package: Path) -> None:
-    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
+    result = invoke("verify", package, "--source", package.parent / "checkpoint")
     assert result.exit_code == 0, result.output
     for step in ("source", "perplexity", "mean_kl_divergence", "max_logit_difference", "top1_agreement"):
         assert f"ok      {step} " in result.stdout
@@ -84,7 +83,7 @@ def test_a_package_without_figures_has_no_certificate(package: Path) -> None:
 
 def test_without_the_exporter_the_pip_line_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "edgelm_export.certificate", None)
-    result = CliRunner().invoke(main, ["verify", str(package), "--source", "x"])
+    result = invoke("verify", package, "--source", "x")
     assert result.exit_code == 1
     assert "error: --source needs 'edgelm_export.certificate', which is not installed: pip install" in result.stderr
 
@@ -93,7 +92,7 @@ def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> No
     (package.parent / "checkpoint" / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError):
         check_certificate(package, str(package.parent / "checkpoint"))
-    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "checkpoint")])
+    result = invoke("verify", package, "--source", package.parent / "checkpoint")
     assert result.exit_code == 1
     assert "FAILED  quality" in result.stdout
 

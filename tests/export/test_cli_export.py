@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import make_checkpoint
 
-from edgelm.cli.main import main
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
@@ -37,7 +36,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
 
 
 def export(*arguments: str):
-    return CliRunner().invoke(main, ["export", *arguments])
+    return invoke("export", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from transformers import LlamaForCausalLM
 
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
@@ -27,7 +26,7 @@ def test_a_gguf_file_becomes_a_checkpoint_folder_and_the_figures_are_printed(
     tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
 ) -> None:
     source = write_gguf(tmp_path / "tiny.gguf", save_llama(tmp_path / "hf"), "Q8_0")
-    result = CliRunner().invoke(main, ["import", str(source), "-o", str(tmp_path / "ckpt")], catch_exceptions=False)
+    result = invoke("import", source, "-o", tmp_path / "ckpt")
     assert result.exit_code == 0
     assert ModelConfig.load(tmp_path / "ckpt").hidden_size == 64
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
@@ -40,14 +39,13 @@ def test_a_gguf_file_becomes_a_checkpoint_folder_and_the_figures_are_printed(
 
 def test_what_a_checkpoint_calls_itself_commands_no_terminal(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "odd", dataclasses.replace(CONFIG, model_type="ti\x1b]0;ny\a"))
-    result = CliRunner().invoke(main, ["import", str(tmp_path / "odd"), "-o", str(tmp_path / "ckpt")])
+    result = invoke("import", tmp_path / "odd", "-o", tmp_path / "ckpt")
     assert "  model  ti]0;ny, 0.0M parameters\n" in result.stdout
 
 
 def test_json_has_the_figures_and_the_source(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path / "hf")
-    arguments = [str(tmp_path / "hf"), "-o", str(tmp_path / "ckpt"), "--json"]
-    figures = json.loads(CliRunner().invoke(main, ["import", *arguments], catch_exceptions=False).stdout)
+    figures = json.loads(invoke("import", tmp_path / "hf", "-o", tmp_path / "ckpt", "--json").stdout)
     assert figures["folder"] == str(tmp_path / "ckpt")
     assert figures["bytes"] == sum(path.stat().st_size for path in (tmp_path / "ckpt").iterdir())
     assert figures["parameters"] == 320 * 64 + 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + 2 * 64) + 64
@@ -61,10 +59,10 @@ def test_a_template_that_is_not_chosen_is_a_note_of_the_import_and_of_the_packag
 ) -> None:
     save_llama(tmp_path / "hf")
     (tmp_path / "hf" / "chat_template.jinja").rename(tmp_path / "hf" / "chat_template.json")
-    imported = [str(tmp_path / "hf"), "-o", str(tmp_path / "ckpt")]
-    shown = CliRunner().invoke(main, ["import", *imported], catch_exceptions=False).stdout
+    imported = (tmp_path / "hf", "-o", tmp_path / "ckpt")
+    shown = invoke("import", *imported).stdout
     assert "              note  It has no chat template: chat_template.json is a processor's" in shown
-    (note,) = json.loads(CliRunner().invoke(main, ["import", *imported, "--json"]).stdout)["notes"]
+    (note,) = json.loads(invoke("import", *imported, "--json").stdout)["notes"]
     with HuggingFaceCheckpoint(tmp_path / "hf") as checkpoint:
         assert export_package(checkpoint, tmp_path / "pkg", "fp32").notes == (note,)
 
@@ -79,20 +77,19 @@ def test_a_name_means_the_source_of_the_library_and_a_path_the_folder_of_that_na
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tmp_path / "hf", tmp_path / "tiny")
     for source, kind in (("tiny", "gguf"), ("./tiny", "safetensors"), ("hf", "safetensors")):
-        result = CliRunner().invoke(main, ["import", source, "-o", "ckpt", "--json"], catch_exceptions=False)
+        result = invoke("import", source, "-o", "ckpt", "--json")
         assert json.loads(result.stdout)["source"]["format"] == kind
 
 
 def test_a_source_that_is_nowhere_is_an_error_that_names_it(tmp_path: Path) -> None:
-    runner = CliRunner()
     (tmp_path / "empty").mkdir()
     for source, words in (
         ("no-such-model", "no source of that name in the library (there: none)"),
         ("./no-such.gguf", "There is no file or folder no-such.gguf."),
         ("no such model", "is not a name for a model"),
-        (str(tmp_path / "empty"), "is not a checkpoint: looked for config.json"),
+        (tmp_path / "empty", "is not a checkpoint: looked for config.json"),
     ):
-        result = runner.invoke(main, ["import", source, "-o", str(tmp_path / "ckpt")])
+        result = invoke("import", source, "-o", tmp_path / "ckpt")
         assert result.exit_code == 1
         assert words in result.stderr
 
@@ -103,4 +100,4 @@ def test_the_installed_command_reports_an_error_in_one_line_and_has_examples_in_
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert failed.stderr == "error: There is no file or folder no.gguf.\n"
-    assert "edgelm import model.gguf -o ckpt/" in CliRunner().invoke(main, ["import", "--help"]).stdout
+    assert "edgelm import model.gguf -o ckpt/" in invoke("import", "--help").stdout

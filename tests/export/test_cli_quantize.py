@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import make_checkpoint
 
 from edgelm.architecture.quantization_recipe import OPERATOR_SETS
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, describe_file
@@ -43,7 +42,7 @@ def package(checkpoint: Path, precision: str) -> Path:
 
 
 def quantize(*arguments: str | Path):
-    return CliRunner().invoke(main, ["quantize", *map(str, arguments)])
+    return invoke("quantize", *arguments)
 
 
 def test_a_float_package_is_quantized_from_its_own_weights(checkpoint: Path, tmp_path: Path) -> None:

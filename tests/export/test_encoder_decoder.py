@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from gradient_check import check_gradients, gradients_of
 from json_files import change_json
 from make_tiny_model import CONFIG
@@ -25,7 +25,6 @@ from transformers import AutoTokenizer, PreTrainedModel
 from unchecked_export import export_unchecked
 
 import edgelm
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import (
     CheckpointError,
@@ -194,7 +193,7 @@ def test_a_conversation_is_the_source_of_a_model_that_chats(tmp_path: Path, save
         assert answer == loaded.chat(messages, GREEDY).text
     session.save(tmp_path / "saved")
     assert edgelm.ChatSession.load(loaded, tmp_path / "saved").messages == session.messages
-    asked = CliRunner().invoke(main, ["chat", str(tmp_path / "package"), "--max-new-tokens", "12"], input=f"{TEXT}\n")
+    asked = invoke("chat", tmp_path / "package", "--max-new-tokens", "12", stdin=f"{TEXT}\n")
     assert (asked.exit_code, session.messages[1]["content"] in asked.output) == (0, True), asked.output
 
 
@@ -289,18 +288,18 @@ def test_both_graphs_share_one_embedding_on_disk_and_are_in_the_manifest(exporte
 
 
 def test_run_show_and_verify_take_a_package_with_both_graphs(exported: Exported, tmp_path: Path) -> None:
-    source, package, runner = exported("t5")[1] / "hf", str(tmp_path / "package"), CliRunner()
+    source, package = exported("t5")[1] / "hf", tmp_path / "package"
     quality = export_package(HuggingFaceCheckpoint(source), package, "fp32").quality
     assert quality is not None
     assert quality.max_logit_difference < TOLERANCE
     assert quality.greedy_agreement == quality.greedy_tokens == 32
-    answer = runner.invoke(main, ["run", package, TEXT, "--max-new-tokens", "12", "--json"])
+    answer = invoke("run", package, TEXT, "--max-new-tokens", "12", "--json")
     assert tuple(json.loads(answer.stdout)["token_ids"]) == edgelm.load(package).generate(TEXT, GREEDY).token_ids
-    assert "encoder layers        2" in runner.invoke(main, ["show", package]).stdout
-    measured = runner.invoke(main, ["bench", package])
+    assert "encoder layers        2" in invoke("show", package).stdout
+    measured = invoke("bench", package)
     assert measured.exit_code == 1
     assert "package has an encoder; what is measured is how models continue one text" in measured.output
-    verified = runner.invoke(main, ["verify", package, "--source", str(source)])
+    verified = invoke("verify", package, "--source", source)
     assert verified.exit_code == 0, verified.output
     assert "FAILED" not in verified.output
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from forked_processes import exit_status, fork
 from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, VerificationError
 from edgelm.package.manifest import Manifest
@@ -255,7 +254,7 @@ def test_the_shipped_tiny_model_is_what_its_script_makes(tmp_path: Path, monkeyp
 
 def test_the_command_prints_the_figures(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
-    result = CliRunner().invoke(main, ["export", str(folder), "-o", str(tmp_path / "package"), "--precision", "fp32"])
+    result = invoke("export", folder, "-o", tmp_path / "package", "--precision", "fp32")
     assert result.exit_code == 0, result.output
     for label in ("package", "perplexity", "KL divergence", "logits", "greedy tokens"):
         assert label in result.stdout
@@ -263,14 +262,14 @@ def test_the_command_prints_the_figures(tmp_path: Path) -> None:
 
 def test_the_command_prints_the_manifest_as_json(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
-    result = CliRunner().invoke(main, ["export", str(folder), "-o", str(tmp_path / "package"), "--json"])
+    result = invoke("export", folder, "-o", tmp_path / "package", "--json")
     assert json.loads(result.stdout)["precision"] == "int8"
 
 
 def test_the_command_puts_a_package_into_the_library_by_default(tmp_path: Path, own_library: Path) -> None:
     folder = make_checkpoint(tmp_path / "Little")
     for options in ([], ["--precision", "int4"]):
-        result = CliRunner().invoke(main, ["export", str(folder), *options])
+        result = invoke("export", folder, *options)
         assert result.exit_code == 0, result.output
     assert sorted(os.listdir(own_library / "models")) == ["little", "little-int4"]
     assert edgelm.load("little-int4").manifest.precision == "int4"

@@ -12,11 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from safetensors.numpy import load_file
 from transformers import LlamaForCausalLM
 
-from edgelm.cli.main import main
 from edgelm.errors import CheckpointError
 from edgelm.files.gguf_part_names import MOST_PARTS, names_of_parts
 from edgelm.library.library import Library
@@ -126,7 +125,7 @@ def test_a_package_of_parts_is_that_of_one_file_byte_for_byte_and_names_the_hash
 
 def test_the_command_imports_a_model_in_parts(tmp_path: Path, model: LlamaForCausalLM, write_gguf: WriteGGUF) -> None:
     first = write_gguf(tmp_path / "tiny.gguf", model, split=SPLITS["by size"])
-    result = CliRunner().invoke(main, ["import", str(first), "-o", str(tmp_path / "ckpt"), "--json"])
+    result = invoke("import", first, "-o", tmp_path / "ckpt", "--json")
     assert result.exit_code == 0, result.output
     assert [entry["path"] for entry in json.loads(result.stdout)["source"]["files"]] == names_of_parts(first.name)
     written = load_file(tmp_path / "ckpt" / "model.safetensors")
@@ -142,18 +141,14 @@ def test_a_source_in_parts_is_found_in_the_library_and_listed_with_the_size_of_a
     first = write_gguf(folder / "tiny.gguf", model, "Q8_0", split=SPLITS["by tensors"])
     with open_checkpoint(first) as checkpoint:
         export_package(checkpoint, tmp_path / "tiny", "int8", name="tiny")
-    result = CliRunner().invoke(
-        main, ["quantize", str(tmp_path / "tiny"), "-o", str(tmp_path / "out"), "--precision", "fp32"]
-    )
+    result = invoke("quantize", tmp_path / "tiny", "-o", tmp_path / "out", "--precision", "fp32")
     assert result.exit_code == 0, result.output
     assert f"The weights are read from the package's source, {first}." in result.stderr
-    (row,) = json.loads(CliRunner().invoke(main, ["list", "--json"]).stdout)
+    (row,) = json.loads(invoke("list", "--json").stdout)
     assert row["size"] == sum(path.stat().st_size for path in folder.iterdir())
 
     os.truncate(folder / names_of_parts(first.name)[1], 100)
-    result = CliRunner().invoke(
-        main, ["quantize", str(tmp_path / "tiny"), "-o", str(tmp_path / "out"), "--precision", "fp32"]
-    )
+    result = invoke("quantize", tmp_path / "tiny", "-o", tmp_path / "out", "--precision", "fp32")
     assert "The source of tiny (tiny-00001-of-00003.gguf, " in result.stderr
     assert "is not in the library" in result.stderr
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_cache import KVCache
@@ -45,9 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def package(checkpoint: Path) -> Path:
     folder = checkpoint.parent / "package"
-    result = CliRunner().invoke(
-        main, ["export", str(checkpoint), "-o", str(folder), "--precision", "fp32", "--kv-cache", "int8"]
-    )
+    result = invoke("export", checkpoint, "-o", folder, "--precision", "fp32", "--kv-cache", "int8")
     assert result.exit_code == 0, result.output
     return folder
 
@@ -155,7 +152,7 @@ def test_the_scales_are_measured_on_a_text_of_ones_own_where_the_weights_take_no
     (tmp_path / "mine.txt").write_text("The sea is blue. " * 20)
     command = ["export", str(checkpoint), "-o", str(tmp_path / "package"), "--precision", precision, "--json"]
     command += ["--kv-cache", "int8", "--calibration", str(tmp_path / "mine.txt"), "--calibration-tokens", "50"]
-    result = CliRunner().invoke(main, command)
+    result = invoke(*command)
     assert result.exit_code == 0, result.output
     assert "Calibrated on 50 tokens of mine.txt." in json.loads(result.stdout)["notes"]
 
@@ -191,7 +188,7 @@ def test_the_manifest_and_show_say_how_keys_and_values_are_kept(package: Path, m
     assert quality.mean_kl_divergence < 1e-3  # 7e-5 measured
     assert quality.greedy_agreement == quality.greedy_tokens
     assert model.manifest.recipe[0] == {"kv_cache": "int8"}
-    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    shown = invoke("show", package).stdout
     assert "int8, 0.1 KiB per token" in shown
     assert "Keys and values are kept in int8, with a scale for each channel." in shown
 
@@ -238,8 +235,8 @@ def test_what_cannot_be_kept_so_is_refused(checkpoint: Path, tmp_path: Path) -> 
     recipe = tmp_path / "recipe.json"
     rules = [{"pattern": ".", "scheme": "fp32"}]
     recipe.write_text(json.dumps({"rules": rules, "kv_cache": "int3"}))
-    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "p"), "--recipe", str(recipe)])
+    result = invoke("export", checkpoint, "-o", tmp_path / "p", "--recipe", recipe)
     assert "kv_cache is 'int3'; it must be one of fp32, int8." in result.output
     mixed = ["--precision", "mixed", "--max-kl", "0.1", "--kv-cache", "int8"]
-    result = CliRunner().invoke(main, ["export", str(checkpoint), *mixed])
+    result = invoke("export", checkpoint, *mixed)
     assert "--kv-cache int8 is not for --precision mixed." in result.output

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import edgelm
 import edgelm.testing
-from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
@@ -159,18 +158,18 @@ def test_an_answer_is_transformers_in_each_language(name: str, exported: Exporte
 
 
 def test_a_command_translates_and_show_lists_the_languages(exported: Exported) -> None:
-    package, runner = str(exported("NLLB")[2] / "package"), CliRunner()
-    call = ["run", package, TEXT, "--json", "--max-new-tokens", "8"]
-    answer = runner.invoke(main, [*call, "--from", "deu_Latn", "--to", "fra_Latn"])
+    package = exported("NLLB")[2] / "package"
+    call = ("run", package, TEXT, "--json", "--max-new-tokens", "8")
+    answer = invoke(*call, "--from", "deu_Latn", "--to", "fra_Latn")
     config = GREEDY.replace(source_language="deu_Latn", target_language="fra_Latn")
     assert tuple(json.loads(answer.stdout)["token_ids"]) == edgelm.load(package).generate(TEXT, config).token_ids
     assert answer.stderr == ""
-    unasked = runner.invoke(main, call)
+    unasked = invoke(*call)
     assert "No language to translate to was chosen (--to), so the model chooses one." in unasked.stderr
-    assert "languages             3: deu_Latn, eng_Latn, fra_Latn" in runner.invoke(main, ["show", package]).stdout
-    facts = json.loads(runner.invoke(main, ["show", package, "--json"]).stdout)
+    assert "languages             3: deu_Latn, eng_Latn, fra_Latn" in invoke("show", package).stdout
+    facts = json.loads(invoke("show", package, "--json").stdout)
     assert facts["languages"] == ["deu_Latn", "eng_Latn", "fra_Latn"]
-    refused = runner.invoke(main, [*call, "--to", "fr"])
+    refused = invoke(*call, "--to", "fr")
     assert refused.exit_code == 1
     assert "target_language is 'fr'; near it of the model's 3: fra_Latn" in refused.stderr
 
@@ -190,7 +189,7 @@ def test_a_language_may_be_chosen_in_the_package(exported: Exported, tmp_path: P
         loaded = edgelm.load(tmp_path / name)
         config = loaded.generation_config.replace(max_new_tokens=8, temperature=0.0)
         assert loaded.generate(TEXT, config).token_ids == whole.token_ids
-        ran = CliRunner().invoke(main, ["run", str(tmp_path / name), TEXT, "--max-new-tokens", "8"])
+        ran = invoke("run", tmp_path / name, TEXT, "--max-new-tokens", "8")
         assert ran.stderr == ""
     german = edgelm.load(tmp_path / "forced").generate(TEXT, GREEDY.replace(target_language="de_DE"))
     assert german.token_ids == (

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from config_values import SIZES
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import LINEAR, MULTIPLIERS
@@ -23,7 +23,6 @@ import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
 from edgelm.architecture.quantization_recipe import PRECISIONS, scheme_for
 from edgelm.batching.engine import Engine, EngineOptions
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, ContextLengthError, PackageError
 from edgelm.memory.cache_layout import state_tokens
@@ -334,7 +333,7 @@ def test_a_saved_cache_goes_on(model: LanguageModel, tmp_path: Path) -> None:
 def test_memory_counts_the_states(package: Path) -> None:
     model = edgelm.load(package)
     assert model.config.state_bytes == STATE_BYTES
-    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    shown = invoke("show", package).stdout
     assert "; 6.4 kB of states, however long the text" in shown
     row = 128 * model.config.kv_bytes_per_token
     with (

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 
 import edgelm
 from edgelm.architecture.quantization_scheme import parse_scheme
-from edgelm.cli.main import main
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
 from edgelm_export import mixed, reference
@@ -368,11 +367,8 @@ def test_a_folder_that_is_no_package_is_not_replaced_by_a_mixed_one(folder: Path
 
 def test_the_command_prints_and_draws_the_frontier(folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "frontier.svg"
-    result = CliRunner().invoke(
-        main,
-        ["export", str(folder), "-o", str(tmp_path / "package"), "--precision", "mixed", "--target-size", "0.17MB",
-         "--frontier", str(picture)],
-    )  # fmt: skip
+    options = ("--precision", "mixed", "--target-size", "0.17MB", "--frontier", picture)
+    result = invoke("export", folder, "-o", tmp_path / "package", *options)
     assert result.exit_code == 0, result.output
     assert "frontier  size of the weights, KL divergence as predicted" in result.stdout
     assert picture.read_text().startswith("<svg")
@@ -398,21 +394,19 @@ def test_budgets_that_make_no_sense_are_wrong_usage(
     folder: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["export", str(folder), "-o", "package"]
-    result = CliRunner().invoke(main, [*command, *options])
+    result = invoke(*command, *options)
     assert result.exit_code == 2
     assert message in result.stderr
     monkeypatch.setenv(f"EDGELM_EXPORT_{options[-2][2:].upper().replace('-', '_')}", options[-1])
-    assert "shows where it is set." in CliRunner().invoke(main, [*command, *options[:-2]]).stderr
+    assert "shows where it is set." in invoke(*command, *options[:-2]).stderr
 
 
 def test_the_command_takes_a_recipe_file_and_a_calibration_text(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps({"rules": [{"pattern": ".", "scheme": "int8-block32-gptq"}]}))
     (tmp_path / "mine.txt").write_text("The sea is blue. " * 40)
-    result = CliRunner().invoke(
-        main,
-        ["export", str(folder), "-o", str(tmp_path / "package"), "--recipe", str(tmp_path / "mine.json"),
-         "--calibration", str(tmp_path / "mine.txt"), "--calibration-tokens", "200", "--json"],
-    )  # fmt: skip
+    calibration = ("--calibration", tmp_path / "mine.txt", "--calibration-tokens", "200")
+    options = ("--recipe", tmp_path / "mine.json", *calibration, "--json")
+    result = invoke("export", folder, "-o", tmp_path / "package", *options)
     assert result.exit_code == 0, result.output
     manifest = json.loads(result.stdout)
     assert manifest["precision"] == "mine"

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from exported_adapters import ADAPTERS, Exported, merged_logits, our_logits, with_adapters
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm.cli.main import main
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, Quality
 from edgelm_export import exporter
@@ -290,8 +289,7 @@ def test_the_command_keeps_them_too_but_not_in_standard_operators(
 ) -> None:
     monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
     for options, precision in (([], "keep"), (["--operators", "standard"], "int8"), (["--precision", "int8"], "int8")):
-        command = ["export", str(tmp_path / "tiny.gguf"), "-o", str(tmp_path / "package"), *options]
-        result = CliRunner().invoke(main, command)
+        result = invoke("export", tmp_path / "tiny.gguf", "-o", tmp_path / "package", *options)
         assert result.exit_code == 0, result.output
         assert Manifest.load(tmp_path / "package").precision == precision
 

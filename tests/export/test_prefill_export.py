@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import EXPERTS, FEATURES, config_with
 from numpy.typing import NDArray
 
 import edgelm
 from edgelm.architecture.quantization_recipe import Rule
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ExportError, VerificationError
@@ -166,7 +165,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prefill")
     make_checkpoint(folder / "tiny")
     options = ["--prefill-graph"]
-    result = CliRunner().invoke(main, ["export", str(folder / "tiny"), "-o", str(folder / "package"), *options])
+    result = invoke("export", folder / "tiny", "-o", folder / "package", *options)
     assert result.exit_code == 0, result.output
     return folder / "package"
 
@@ -177,7 +176,7 @@ def test_the_package_says_how_its_prompts_are_read(package: Path) -> None:
     assert manifest.quality is not None
     after, source_after = manifest.quality.after_prefill or (0.0, 1.0)
     assert after == pytest.approx(source_after, rel=0.01)  # 0.001 measured
-    shown = CliRunner().invoke(main, ["show", str(package)]).stdout
+    shown = invoke("show", package).stdout
     row = r"prefill graph +int8-rows, \d+\.\d kB, also in memory \(--no-prefill-graph leaves it out\)"
     assert re.search(row, shown)
     assert f"behind a prompt       {after:.3f} (source {source_after:.3f})" in shown
@@ -185,8 +184,7 @@ def test_the_package_says_how_its_prompts_are_read(package: Path) -> None:
 
 
 def test_a_package_with_both_graphs_is_a_checkpoint_too(package: Path, tmp_path: Path) -> None:
-    made = ["quantize", str(package), "-o", str(tmp_path / "plain"), "--precision", "int8"]
-    result = CliRunner().invoke(main, made)
+    result = invoke("quantize", package, "-o", tmp_path / "plain", "--precision", "int8")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "plain" / "prefill.onnx").exists()
     with PackageCheckpoint(package) as read, PackageCheckpoint(tmp_path / "plain") as again:
@@ -195,7 +193,7 @@ def test_a_package_with_both_graphs_is_a_checkpoint_too(package: Path, tmp_path:
 
 
 def test_the_pairs_quality_can_be_computed_again(package: Path) -> None:
-    result = CliRunner().invoke(main, ["verify", str(package), "--source", str(package.parent / "tiny")])
+    result = invoke("verify", package, "--source", package.parent / "tiny")
     assert result.exit_code == 0, result.output
     assert "perplexity_after_prefill" in result.output
     assert "| perplexity behind a prompt | " in model_card(Manifest.load(package), "org/repo")
@@ -203,7 +201,7 @@ def test_the_pairs_quality_can_be_computed_again(package: Path) -> None:
 
 def test_quantize_adds_the_graph_and_its_name(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGELM_HOME", str(tmp_path))
-    result = CliRunner().invoke(main, ["quantize", str(package), "--precision", "int8", "--prefill-graph"])
+    result = invoke("quantize", package, "--precision", "int8", "--prefill-graph")
     assert result.exit_code == 0, result.output
     assert (Library().package_path("package-int8-prefill") / "prefill.onnx").exists()
 
@@ -213,7 +211,7 @@ def test_a_recipe_file_asks_for_it_too(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps(recipe))
     make_checkpoint(tmp_path / "tiny")
     options = ["-o", str(tmp_path / "package"), "--recipe", str(tmp_path / "mine.json")]
-    result = CliRunner().invoke(main, ["export", str(tmp_path / "tiny"), *options])
+    result = invoke("export", tmp_path / "tiny", *options)
     assert result.exit_code == 0, result.output
     assert edgelm.load(tmp_path / "package").manifest.recipe[0] == {"prefill_graph": "int8-rows"}
 
@@ -272,7 +270,7 @@ def test_models_that_it_is_not_written_for_are_refused(tmp_path: Path) -> None:
 def test_mixed_precision_has_no_prefill_graph(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "tiny")
     options = ["--precision", "mixed", "--max-kl", "0.1", "--prefill-graph"]
-    result = CliRunner().invoke(main, ["export", str(tmp_path / "tiny"), *options])
+    result = invoke("export", tmp_path / "tiny", *options)
     assert "--prefill-graph is not for --precision mixed." in result.output
 
 

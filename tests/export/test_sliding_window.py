@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
 from edgelm.architecture.hf_config import hf_config
-from edgelm.cli.main import main
 from edgelm.config import SECTION, ModelConfig
 from edgelm.decoding.answer import join
 from edgelm.errors import PackageError
@@ -76,8 +75,7 @@ def packages(checkpoint: Path) -> Callable[[str], Path]:
     def package(kept_in: str) -> Path:
         folder = checkpoint.parent / kept_in
         if not folder.exists():
-            arguments = ["export", str(checkpoint), "-o", str(folder), "--precision", "fp32", "--kv-cache", kept_in]
-            result = CliRunner().invoke(main, arguments)
+            result = invoke("export", checkpoint, "-o", folder, "--precision", "fp32", "--kv-cache", kept_in)
             assert result.exit_code == 0, result.output
         return folder
 
@@ -282,7 +280,7 @@ def test_a_saved_cache_that_leaves_too_much_out_is_refused(model: LanguageModel,
 
 
 def test_show_says_what_a_full_context_takes(packages: Callable[[str], Path], checkpoint: Path) -> None:
-    shown = CliRunner().invoke(main, ["show", str(packages("fp32"))]).stdout
+    shown = invoke("show", packages("fp32")).stdout
     # Keys and values of 2 heads of 16 floats: 256 bytes a layer; of 1,024 tokens in one, of 424 in those with a window.
     # Or of 387 what two convolutions read, 512 bytes.
     window = 3 if ModelConfig.load(checkpoint).conv_channels else 40

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from onnx.reference import ReferenceEvaluator
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm.runtime.session import DecoderSession
@@ -165,10 +164,10 @@ def test_the_commands_take_the_option(tmp_path: Path) -> None:
         ["export", source, "--precision", "fp32", "--operators", "standard"],
         ["quantize", "checkpoint-fp32-standard", "--precision", "int8", "--operators", "standard"],
     ):
-        result = CliRunner().invoke(main, command)
+        result = invoke(*command)
         assert result.exit_code == 0, result.output
     assert edgelm.load("checkpoint-int8-standard").manifest.recipe[0] == {"operators": "standard"}
     for excluded in (["--precision", "int4"], ["--precision", "fp32", "--kv-cache", "int8"]):
-        result = CliRunner().invoke(main, ["export", source, "--operators", "standard", *excluded])
+        result = invoke("export", source, "--operators", "standard", *excluded)
         assert result.exit_code == 2
         assert "Operators of the ONNX standard are not written for" in result.stderr

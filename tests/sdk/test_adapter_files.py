@@ -14,12 +14,11 @@ from typing import Any
 
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
 
 import edgelm
 from edgelm import language_model
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError, PackageError
@@ -202,7 +201,7 @@ def test_the_scripted_model_takes_adapters_too(tmp_path: Path) -> None:
 def test_the_chat_answers_with_the_first_adapter(tmp_path: Path) -> None:
     folder = write_tiny_adapter(tmp_path / "adapter")
     options = ["--adapter", f"other={folder}", "--adapter", str(folder), "--max-new-tokens", "8"]
-    result = CliRunner().invoke(main, ["chat", str(tiny_model_path()), *options], input="Hello\n")
+    result = invoke("chat", tiny_model_path(), *options, stdin="Hello\n")
     assert result.exit_code == 0, result.output
     model = edgelm.load(tiny_model_path())
     model.load_adapter(folder)
@@ -215,7 +214,7 @@ def test_the_chat_answers_with_the_first_adapter(tmp_path: Path) -> None:
 def test_one_answer_takes_an_adapter_by_another_name_too(tmp_path: Path) -> None:
     folder = write_tiny_adapter(tmp_path / "adapter")
     plain, adapted, named = (
-        CliRunner().invoke(main, ["run", str(tiny_model_path()), "Hello", "--max-new-tokens", "8", *options]).stdout
+        invoke("run", tiny_model_path(), "Hello", "--max-new-tokens", "8", *options).stdout
         for options in ([], ["--adapter", str(folder)], ["--adapter", f"other={folder}"])
     )
     assert plain != adapted == named

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
 import edgelm
 from edgelm.cli.generation_options import complete_kept, complete_model, complete_source
@@ -32,10 +32,6 @@ def library(own_library: Path) -> Library:
     return library
 
 
-def command(*arguments: str):
-    return CliRunner().invoke(main, arguments)
-
-
 def test_an_alias_stands_where_a_models_name_does(library):
     assert library.add_alias("small", "tiny") == "tiny"
     assert library.find("small") == library.package_path("tiny")
@@ -49,9 +45,9 @@ def test_an_alias_stands_where_a_models_name_does(library):
 
 def test_commands_take_aliases(library):
     for _ in range(2):
-        assert command("alias", "small", "tiny").stderr == "small means tiny now: edgelm chat small\n"
-    assert command("show", "small").stdout == command("show", "tiny").stdout
-    pulled = command("pull", "small")
+        assert invoke("alias", "small", "tiny").stderr == "small means tiny now: edgelm chat small\n"
+    assert invoke("show", "small").stdout == invoke("show", "tiny").stdout
+    pulled = invoke("pull", "small")
     assert pulled.stderr == "tiny is in the library already: edgelm chat tiny\n"
 
 
@@ -85,7 +81,7 @@ def test_an_alias_of_an_alias_means_the_model(library):
 
 def test_an_alias_can_change_its_meaning(library):
     library.add_alias("mine", "tiny")
-    result = command("alias", "mine", "original")
+    result = invoke("alias", "mine", "original")
     assert result.stderr == "mine means original now (it was tiny): edgelm chat mine\n"
     assert library.resolve("mine") == "original"
 
@@ -116,11 +112,11 @@ def test_no_new_model_takes_the_name_of_an_alias(library):
     library.add_alias("small", "tiny")
     with pytest.raises(ConfigError, match=r"'small' is an alias of 'tiny'. .* edgelm alias --remove small"):
         sources.fetch(sources.resolve("hf:org/small"), library, "small")
-    result = command("pull", "hf:org/other", "--name", "small")
+    result = invoke("pull", "hf:org/other", "--name", "small")
     assert result.exit_code == 1
     assert "'small' is an alias of 'tiny'. Choose another name for the new model" in result.stderr
     library.add_alias("original-int4", "tiny")
-    result = command("export", "original", "--precision", "int4")
+    result = invoke("export", "original", "--precision", "int4")
     assert "'original-int4' is an alias of 'tiny'" in result.stderr
 
 
@@ -128,7 +124,7 @@ def test_no_new_model_takes_the_name_of_an_alias(library):
 def test_an_alias_has_a_valid_name(library, name):
     with pytest.raises(ConfigError, match="is not a name for a model"):
         library.add_alias(name, "tiny")
-    assert command("alias", name, "tiny").exit_code == 2
+    assert invoke("alias", name, "tiny").exit_code == 2
 
 
 def test_an_alias_needs_a_model(library):
@@ -147,9 +143,9 @@ def test_an_alias_of_a_removed_model_says_so(library):
     library.remove("tiny")
     with pytest.raises(ModelNotFoundError, match="There is no model 'tiny', which 'small' is an alias of"):
         library.find("small")
-    assert "small  tiny (not here)" in command("alias").stdout
-    assert re.search(r"^small +\(alias\) +tiny \(not here\)$", command("list").stdout, re.MULTILINE)
-    assert command("rm", "small", "--yes").stderr == "Removed small, an alias of tiny, which is not here.\n"
+    assert "small  tiny (not here)" in invoke("alias").stdout
+    assert re.search(r"^small +\(alias\) +tiny \(not here\)$", invoke("list").stdout, re.MULTILINE)
+    assert invoke("rm", "small", "--yes").stderr == "Removed small, an alias of tiny, which is not here.\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"../../up\n", b"\xff", b"x" * 200])
@@ -164,19 +160,19 @@ def test_a_broken_alias_is_none(library, content):
 
 
 def test_alias_lists_what_there_is(library):
-    assert command("alias").stderr == "There are no aliases. Make one: edgelm alias NAME MODEL\n"
+    assert invoke("alias").stderr == "There are no aliases. Make one: edgelm alias NAME MODEL\n"
     library.add_alias("small", "tiny")
-    assert command("alias").stdout.splitlines() == ["ALIAS  MODEL", "small  tiny"]
-    assert json.loads(command("alias", "--json").stdout) == {"small": "tiny"}
+    assert invoke("alias").stdout.splitlines() == ["ALIAS  MODEL", "small  tiny"]
+    assert json.loads(invoke("alias", "--json").stdout) == {"small": "tiny"}
 
 
 def test_alias_is_removed_by_name_and_its_model_stays(library):
     library.add_alias("small", "tiny")
-    assert command("alias", "--remove", "small").stderr == "Removed the alias small.\n"
+    assert invoke("alias", "--remove", "small").stderr == "Removed the alias small.\n"
     library.add_alias("small", "tiny")
-    assert command("rm", "small", "--yes").stderr == "Removed small, an alias of tiny; tiny stays.\n"
+    assert invoke("rm", "small", "--yes").stderr == "Removed small, an alias of tiny; tiny stays.\n"
     assert (library.aliases(), library.packages()) == ({}, ["tiny"])
-    result = command("alias", "--remove", "small")
+    result = invoke("alias", "--remove", "small")
     assert (result.exit_code, result.stderr) == (1, "error: There is no alias 'small'. There: none.\n")
 
 
@@ -190,7 +186,7 @@ def test_alias_is_removed_by_name_and_its_model_stays(library):
     ],
 )
 def test_alias_is_told_what_to_do(library, arguments, message):
-    result = command("alias", *arguments)
+    result = invoke("alias", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
 

@@ -4,10 +4,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
 from edgelm import speed
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.loading import load
@@ -24,7 +23,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "speed.svg"
     arguments = [str(tiny_model_path()), "--json", "--rounds", "2", "--threads", "1", "-o", str(picture)]
-    done = CliRunner().invoke(main, ["bench", *arguments], catch_exceptions=False)
+    done = invoke("bench", *arguments)
     report = json.loads(done.stdout)
     rates = {rate["name"]: rate for rate in report["rates"]}
     assert list(rates) == ["load", "prompt of 512 tokens", "answer after 512 tokens", "answer after 32 tokens",
@@ -38,7 +37,7 @@ def test_every_rate_is_measured_in_every_round_and_drawn(tmp_path: Path) -> None
 
 def test_a_name_that_no_picture_can_hold_does_not_break_it(package: Path, tmp_path: Path) -> None:
     dataclasses.replace(Manifest.load(package), name="a\x1b[31m\0\nb", precision="x\0\ny").save(package)
-    done = CliRunner().invoke(main, ["bench", str(package), "--rounds", "1", "-o", str(tmp_path / "p.svg")])
+    done = invoke("bench", package, "--rounds", "1", "-o", tmp_path / "p.svg")
     assert done.stdout.splitlines()[0].startswith("a[31m⏎b · x⏎y · ")
     title = next(ElementTree.parse(tmp_path / "p.svg").iter("{http://www.w3.org/2000/svg}text")).text
     assert title is not None
@@ -75,14 +74,14 @@ def test_a_picture_is_not_put_into_a_package_which_would_not_load_with_it(
     command: str, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it was measured"))
-    done = CliRunner().invoke(main, [command, str(package), "-o", str(package / "speed.svg")])
+    done = invoke(command, package, "-o", package / "speed.svg")
     assert done.exit_code == 2
     assert "package' is a model package, which holds nothing else. Draw beside it." in done.stderr
     assert not (package / "speed.svg").exists()
 
 
 def test_the_table_names_what_was_measured() -> None:
-    done = CliRunner().invoke(main, ["bench", str(tiny_model_path()), "--rounds", "1"], catch_exceptions=False)
+    done = invoke("bench", tiny_model_path(), "--rounds", "1")
     assert done.exit_code == 0
     assert "prompt of 512 tokens" in done.stdout
     assert "the memory allows" in done.stdout
@@ -98,7 +97,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     command: str, name: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("it was measured"))
-    done = CliRunner().invoke(main, [command, str(tiny_model_path()), "-o", name])
+    done = invoke(command, tiny_model_path(), "-o", name)
     assert done.exit_code == 2
     assert words in done.stderr
 

@@ -7,10 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
 from edgelm import speed
-from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter
@@ -31,7 +30,7 @@ def packages(tmp_path: Path) -> list[str]:
 
 
 def compare(*arguments: str):
-    return CliRunner().invoke(main, ["compare", *arguments])
+    return invoke("compare", *arguments)
 
 
 def test_the_table_has_a_row_for_each_package_in_the_order_asked_for(packages: list[str]) -> None:

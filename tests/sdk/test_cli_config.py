@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from tiny_adapter import write_tiny_adapter
 
 from edgelm.cli import main as main_module
@@ -70,12 +70,8 @@ def write(text: str) -> Path:
     return path
 
 
-def edgelm(*arguments: str):
-    return CliRunner().invoke(main, list(arguments))
-
-
 def probed(*arguments: str) -> dict[str, object]:
-    result = edgelm("probe", *arguments)
+    result = invoke("probe", *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -97,8 +93,8 @@ def test_the_variable_of_an_option_has_its_long_name(monkeypatch):
     monkeypatch.setenv("EDGELM_GROUP_INNER_SIZE", "3")
     assert probed()["as_json"] is True
     assert probed()["stop"] == ["x", "y"]
-    assert edgelm("group", "inner").stdout == "3\n"
-    lines = [line.split() for line in edgelm("config", "probe").stdout.splitlines()]
+    assert invoke("group", "inner").stdout == "3\n"
+    lines = [line.split() for line in invoke("config", "probe").stdout.splitlines()]
     assert ["probe.json", '"1"', "environment", "($EDGELM_PROBE_JSON)"] in lines
 
 
@@ -113,13 +109,13 @@ def test_every_kind_of_setting_arrives(own_library):
         "model": "tiny", "needed": "x", "temperature": 2.0, "port": 9000, "kind": "b", "stop": ["x", "y z"],
         "key_file": str(own_library / "keys"), "api_key": "", "as_json": True,
     }  # fmt: skip
-    assert edgelm("group", "inner").stdout == "7\n"
+    assert invoke("group", "inner").stdout == "7\n"
 
 
 @with_these_commands
 def test_the_help_shows_the_default_that_is_in_force():
     write("[probe]\ntemperature = 0.5\n")
-    assert "[default: 0.5]" in edgelm("probe", "--help").stdout
+    assert "[default: 0.5]" in invoke("probe", "--help").stdout
 
 
 @with_these_commands
@@ -158,7 +154,7 @@ def test_the_help_shows_the_default_that_is_in_force():
 )
 def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):
     path = write(text)
-    result = edgelm("group" if "group" in text else "probe", *(["inner"] if "group" in text else []))
+    result = invoke("group" if "group" in text else "probe", *(["inner"] if "group" in text else []))
     assert result.exit_code == 2
     error = result.stderr.splitlines()[-1]
     assert error.startswith(f"Error: {path}")
@@ -169,24 +165,24 @@ def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):
 def test_a_file_that_is_no_text_is_an_error(monkeypatch):
     path = write("")
     path.write_bytes(b"\xff")
-    assert f"{path} cannot be read: " in edgelm("probe").stderr
-    assert "Correct it, or remove it." in edgelm("probe").stderr
+    assert f"{path} cannot be read: " in invoke("probe").stderr
+    assert "Correct it, or remove it." in invoke("probe").stderr
     monkeypatch.setenv("EDGELM_CONFIG", str(path.parent))  # a folder, which nobody should remove for that
-    assert "it is not a regular file. Correct it, or unset EDGELM_CONFIG." in edgelm("probe").stderr
+    assert "it is not a regular file. Correct it, or unset EDGELM_CONFIG." in invoke("probe").stderr
 
 
 @with_these_commands
 def test_a_mistake_in_the_section_of_another_command_waits_for_it():
     write("[group.inner]\nsize = 'x'\n")
     assert probed()["port"] == 80
-    assert edgelm("config").exit_code == 2
+    assert invoke("config").exit_code == 2
 
 
 @with_these_commands
 def test_the_general_help_needs_no_file():
     write("nonsense")
-    assert edgelm("--help").exit_code == 0
-    assert edgelm("--version").exit_code == 0
+    assert invoke("--help").exit_code == 0
+    assert invoke("--version").exit_code == 0
 
 
 @with_these_commands
@@ -195,11 +191,11 @@ def test_another_file_is_named_by_the_environment(monkeypatch, tmp_path):
     for missing in ("~/mine.toml", "~/mine.toml/in-a-file"):
         monkeypatch.setenv("EDGELM_CONFIG", missing)
         expected = f"EDGELM_CONFIG is {missing.replace('~', str(tmp_path))}, and there is no such file."
-        assert expected in edgelm("probe").stderr
+        assert expected in invoke("probe").stderr
         (tmp_path / "mine.toml").write_text("[probe]\nport = 1\nkey_file = '~/keys'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGELM_CONFIG", "mine.toml")
-    assert edgelm("config", "--path").stdout == f"{tmp_path / 'mine.toml'}\n"
+    assert invoke("config", "--path").stdout == f"{tmp_path / 'mine.toml'}\n"
     values = probed()
     assert (values["port"], values["key_file"]) == (1, str(tmp_path / "keys"))
 
@@ -219,17 +215,17 @@ def test_the_file_lies_where_the_system_keeps_settings(monkeypatch, tmp_path):
 def test_a_user_without_a_home_has_no_file_and_what_needs_none_runs(monkeypatch):
     monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
     assert probed()["port"] == 80
-    result = edgelm("config", "--path")
+    result = invoke("config", "--path")
     assert "EDGELM_HOME is '~nosuchuser/x'" in result.stderr
 
 
 @with_these_commands
 def test_config_shows_what_is_set_and_from_where(monkeypatch):
     path = config_path()
-    assert edgelm("config").stdout == f"{path} (not written yet)\n"
+    assert invoke("config").stdout == f"{path} (not written yet)\n"
     write('[probe]\nstop = ["a"]\napi_key = "very secret"\ntemperature = inf\n[group.inner]\nsize = 7\n')
     monkeypatch.setenv("EDGELM_PROBE_PORT", "81")
-    lines = edgelm("config").stdout.splitlines()
+    lines = invoke("config").stdout.splitlines()
     assert lines[0] == str(path)
     assert [line.split() for line in lines[1:]] == [
         ["group.inner.size", "7", "file"],
@@ -238,21 +234,21 @@ def test_config_shows_what_is_set_and_from_where(monkeypatch):
         ["probe.stop", '["a"]', "file"],
         ["probe.api_key", '"(hidden)"', "file"],
     ]
-    facts = json.loads(edgelm("config", "--json").stdout, parse_constant=pytest.fail)
+    facts = json.loads(invoke("config", "--json").stdout, parse_constant=pytest.fail)
     assert (facts["path"], facts["exists"]) == (str(path), True)
     assert facts["settings"][0] == {
         "command": "group.inner", "name": "size", "value": 7, "source": "file", "variable": "EDGELM_GROUP_INNER_SIZE",
     }  # fmt: skip
-    assert edgelm("config", "--path").stdout == f"{path}\n"
+    assert invoke("config", "--path").stdout == f"{path}\n"
 
 
 @with_these_commands
 def test_config_shows_every_option_of_one_command():
-    lines = [line.split() for line in edgelm("config", "probe").stdout.splitlines()]
+    lines = [line.split() for line in invoke("config", "probe").stdout.splitlines()]
     assert ["probe.temperature", "1.0", "default", "($EDGELM_PROBE_TEMPERATURE)"] in lines
     assert ["probe.model", "default"] in lines
     assert len(lines) == len(settings(probe))
-    result = edgelm("config", "nothing")
+    result = invoke("config", "nothing")
     assert result.exit_code == 2
     assert "There is no command 'nothing'. There are config, group, probe." in result.stderr
 
@@ -271,8 +267,8 @@ def test_a_command_that_cannot_be_imported_has_no_settings_to_show(error, monkey
 
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lacking)
     write("[probe]\nport = 1\n")
-    assert edgelm("config").stdout.splitlines()[1:] == [f"{'probe.port':<28} {'1':<24} file"]
-    asked = edgelm("config", "group")
+    assert invoke("config").stdout.splitlines()[1:] == [f"{'probe.port':<28} {'1':<24} file"]
+    asked = invoke("config", "group")
     assert asked.exception is error or asked.stderr == f"error: {error}\n"
 
 
@@ -283,7 +279,7 @@ def test_settings_that_no_generation_takes_together_say_where_to_look(monkeypatc
     else:
         monkeypatch.setenv("EDGELM_RUN_NUM_BEAMS", "2")
         monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "0.5")
-    result = edgelm("run", "x", "hi")
+    result = invoke("run", "x", "hi")
     assert result.exit_code == 2
     assert "num_beams is 2, and temperature is 0.5; beam search" in result.stderr
     assert "`edgelm config run` shows where it is set." in result.stderr
@@ -291,16 +287,16 @@ def test_settings_that_no_generation_takes_together_say_where_to_look(monkeypatc
 
 def test_config_finds_a_value_that_no_generation_takes():
     path = write("[run]\ntemperature = 900\n")
-    result = edgelm("config")
+    result = invoke("config")
     assert result.exit_code == 2
     assert f"{path}: [run] temperature: 900.0 is not in the range 0.0<=x<=100.0. Correct it." in result.stderr
 
 
 def test_a_value_of_the_environment_that_an_option_refuses_says_where_to_look(monkeypatch):
     where = "`edgelm config run` shows where it is set."
-    assert where not in edgelm("run", "x", "hi", "--temperature", "hot").stderr
+    assert where not in invoke("run", "x", "hi", "--temperature", "hot").stderr
     monkeypatch.setenv("EDGELM_RUN_TEMPERATURE", "hot")
-    result = edgelm("run", "x", "hi")
+    result = invoke("run", "x", "hi")
     assert result.exit_code == 2
     assert f"Invalid value for '--temperature': 'hot' is not a valid number. {where}" in result.stderr
 
@@ -330,19 +326,19 @@ def test_each_option_of_a_command_can_be_set(name):
 )
 def test_options_that_do_not_go_together_say_where_to_look_if_one_of_them_was_not_typed(section, arguments, message):
     write(f"[{section}\n")
-    result = edgelm(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 2
     assert f"{message} shows where it is set." in " ".join(result.stderr.split())
 
 
 def test_an_adapter_of_the_file_begins_at_the_file_whatever_its_name(tmp_path):
     folder = write_tiny_adapter(write("").parent / "adapter")
-    expected = edgelm("run", TINY, "Hello", "--max-new-tokens", "8", "--adapter", str(folder)).stdout
-    assert expected != edgelm("run", TINY, "Hello", "--max-new-tokens", "8").stdout
+    expected = invoke("run", TINY, "Hello", "--max-new-tokens", "8", "--adapter", folder).stdout
+    assert expected != invoke("run", TINY, "Hello", "--max-new-tokens", "8").stdout
     for value in ("adapter", "other=adapter"):
         write(f"[run]\nadapter = '{value}'\n[chat]\nadapter = ['{value}']\n")
-        assert edgelm("run", TINY, "Hello", "--max-new-tokens", "8").stdout == expected
-        chat = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "8"], input="Hello\n")
+        assert invoke("run", TINY, "Hello", "--max-new-tokens", "8").stdout == expected
+        chat = invoke("chat", TINY, "--max-new-tokens", "8", stdin="Hello\n")
         assert chat.stdout.strip() == expected.strip()
 
 

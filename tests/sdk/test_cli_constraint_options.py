@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 
-from edgelm.cli.main import main
 from edgelm.testing import tiny_model_path
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["run", str(tiny_model_path()), *arguments, "Hello"], input="")
+    return invoke("run", tiny_model_path(), *arguments, "Hello", stdin="")
 
 
 def test_the_answer_is_what_the_option_says(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_form_that_is_none_is_wrong_usage_before_a_model_is_loaded(tmp_path: P
         ("--json-schema", str(tmp_path / "broken.json"), "The JSON schema cannot be enforced: pattern:"),
         ("--choice", "", "choices is ['']; it must be a list of texts, none of them empty."),
     ):
-        result = CliRunner().invoke(main, ["run", "no-such-model", option, value, "Hello"], input="")
+        result = invoke("run", "no-such-model", option, value, "Hello", stdin="")
         assert (result.exit_code, result.stdout) == (2, ""), result.stderr
         assert message in result.stderr
 

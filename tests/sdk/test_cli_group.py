@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
 from edgelm.cli import main as main_module
 from edgelm.cli import other_words
@@ -50,7 +50,7 @@ def add_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, na
 
 
 def test_help_lists_each_command_with_the_first_line_of_its_docstring():
-    result = CliRunner().invoke(main, ["-h"])
+    result = invoke("-h")
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f"\n  {name} " in result.output
@@ -61,17 +61,17 @@ def test_help_lists_each_command_with_the_first_line_of_its_docstring():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_help_with_examples(name):
     for flag in ("-h", "--help"):
-        result = CliRunner().invoke(main, [name, flag])
+        result = invoke(name, flag)
         assert result.exit_code == 0, result.output
         examples = result.output.partition("Examples:\n")[2]
         assert f"    edgelm {name}" in examples or f"| edgelm {name}" in examples
 
 
 def test_a_misspelt_command_is_told_which_was_meant():
-    result = CliRunner().invoke(main, ["chta"])
+    result = invoke("chta")
     assert result.exit_code == 2
     assert "No such command 'chta'. Did you mean chat?" in result.stderr
-    assert "No such command 'zzz'" in CliRunner().invoke(main, ["zzz"]).stderr
+    assert "No such command 'zzz'" in invoke("zzz").stderr
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_misspelt_command_is_told_which_was_meant():
     ],
 )
 def test_words_of_other_programs_are_told_ours(arguments, message):
-    result = CliRunner().invoke(main, arguments)
+    result = invoke(*arguments)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {message}")
 
 
@@ -101,7 +101,7 @@ def test_other_words_are_answered_by_click():
         (["run", "--max-new-token", "3"], "-new-tokens"),
         (["run", "-nkvo"], "-n"),
     ):
-        result = CliRunner().invoke(main, arguments)
+        result = invoke(*arguments)
         assert result.exit_code == 2
         assert words in result.stderr
         assert "Here it is" not in result.stderr
@@ -120,13 +120,13 @@ def test_each_word_of_ours_for_another_programs_exists():
 
 
 def test_the_version_is_the_packages():
-    assert CliRunner().invoke(main, ["--version"]).output == f"edgelm, version {metadata.version('edgelm')}\n"
+    assert invoke("--version").output == f"edgelm, version {metadata.version('edgelm')}\n"
 
 
 @pytest.mark.parametrize("value", ["0.1.0", "1"])
 def test_a_variable_that_names_the_version_is_no_question_for_it(monkeypatch, own_library, value):
     monkeypatch.setenv("EDGELM_VERSION", value)
-    result = CliRunner().invoke(main, ["list", "--json"])
+    result = invoke("list", "--json")
     assert (result.exit_code, result.stdout) == (0, "[]\n")
 
 
@@ -146,8 +146,8 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 def test_another_packages_command_shows_up_and_runs(monkeypatch, tmp_path):
     source = 'import click\n@click.command()\ndef command():\n    """Do more."""\n    click.echo("done")\n'
     add_command(monkeypatch, tmp_path, source)
-    assert re.search(r"\n  extra +Do more\.\n", CliRunner().invoke(main, ["--help"]).output)
-    assert CliRunner().invoke(main, ["extra"]).output == "done\n"
+    assert re.search(r"\n  extra +Do more\.\n", invoke("--help").output)
+    assert invoke("extra").output == "done\n"
 
 
 def test_a_call_looks_once_for_commands_among_all_that_is_installed(monkeypatch):
@@ -158,18 +158,18 @@ def test_a_call_looks_once_for_commands_among_all_that_is_installed(monkeypatch)
         return found(group=group)
 
     monkeypatch.setattr(main_module.metadata, "entry_points", entry_points)
-    assert CliRunner().invoke(main, ["list"]).exit_code == 0
+    assert invoke("list").exit_code == 0
     assert looked_for == [main_module.COMMAND_GROUP]
 
 
 def test_another_package_cannot_replace_our_commands(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "raise SystemExit(9)", "list")
-    assert CliRunner().invoke(main, ["list"]).exit_code == 0
+    assert invoke("list").exit_code == 0
 
 
 def test_a_command_whose_help_cannot_be_read_is_listed_by_its_package(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "import nothing_of_that_name")
-    assert re.search(r"\n  extra +\(from other-package\)\n", CliRunner().invoke(main, ["--help"]).output)
+    assert re.search(r"\n  extra +\(from other-package\)\n", invoke("--help").output)
 
 
 def test_a_command_inside_of_an_archive_is_listed_with_its_docstring(monkeypatch, tmp_path):
@@ -180,13 +180,13 @@ def test_a_command_inside_of_an_archive_is_listed_with_its_docstring(monkeypatch
         archive.write(module, module.name)
     module.unlink()
     monkeypatch.syspath_prepend(tmp_path / "program.pyz")
-    assert re.search(r"\n  extra +Do more\.\n", CliRunner().invoke(main, ["--help"]).output)
+    assert re.search(r"\n  extra +Do more\.\n", invoke("--help").output)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]])
 def test_without_its_metadata_the_command_says_what_is_missing(monkeypatch, arguments):
     monkeypatch.setattr(main_module.metadata, "entry_points", lambda group: [])
-    result = CliRunner().invoke(main, arguments)
+    result = invoke(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: edgelm's commands are entry points of its metadata")
 
@@ -194,7 +194,7 @@ def test_without_its_metadata_the_command_says_what_is_missing(monkeypatch, argu
 def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path):
     source = "import some_missing_module"
     add_command(monkeypatch, tmp_path, source, "extra", "numpy", 'some-missing.module>=1; extra == "more"')
-    result = CliRunner().invoke(main, ["extra"])
+    result = invoke("extra")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
         "error: `edgelm extra` needs 'some_missing_module', which is not installed: pip install 'other-package[more]'\n"
@@ -204,10 +204,10 @@ def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path)
 def test_a_command_whose_part_is_packaged_elsewhere_says_so(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "")
     next(tmp_path.glob("module_of_*.py")).unlink()
-    result = CliRunner().invoke(main, ["extra"])
+    result = invoke("extra")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: `edgelm extra` is not installed: other-package is here without its part 'module_of_" in result.stderr
-    assert CliRunner().invoke(main, ["config"]).exit_code == 0
+    assert invoke("config").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_another_packages_command_that_cannot_be_imported_is_named_where_it_is_c
     monkeypatch, tmp_path, source, reason
 ):
     add_command(monkeypatch, tmp_path, source, "extra", 'numpy; extra == "more"')
-    result = CliRunner().invoke(main, ["extra"])
+    result = invoke("extra")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: The command 'extra' of other-package cannot be imported (")
     assert reason in result.stderr
     assert result.stderr.endswith("or remove it: pip uninstall other-package\n")
-    assert CliRunner().invoke(main, ["--version"]).exit_code == 0
+    assert invoke("--version").exit_code == 0
 
 
 def test_help_lists_a_command_in_a_package_that_cannot_be_imported(monkeypatch, tmp_path):
@@ -237,18 +237,18 @@ def test_help_lists_a_command_in_a_package_that_cannot_be_imported(monkeypatch, 
     vars(metadata.entry_points(group=main_module.COMMAND_GROUP)[-1])["value"] = f"{module.stem}.inner:command"
     module.with_suffix("").mkdir()
     module.rename(module.with_suffix("") / "__init__.py")
-    assert re.search(r"\n  extra +\(from other-package\)\n", CliRunner().invoke(main, ["--help"]).output)
+    assert re.search(r"\n  extra +\(from other-package\)\n", invoke("--help").output)
 
 
 def test_an_import_error_of_our_own_command_passes_through(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "import some_missing_module")
     monkeypatch.setattr(FakePackage, "name", "edgelm")
-    assert isinstance(CliRunner().invoke(main, ["extra"]).exception, ModuleNotFoundError)
+    assert isinstance(invoke("extra").exception, ModuleNotFoundError)
 
 
 def test_what_is_no_command_is_an_error(monkeypatch, tmp_path):
     add_command(monkeypatch, tmp_path, "command = 3")
-    result = CliRunner().invoke(main, ["extra"])
+    result = invoke("extra")
     assert result.exit_code == 1
     assert result.stderr == "error: The command 'extra' of other-package is not a click command: 3.\n"
 
@@ -272,7 +272,7 @@ def failing_with(error: BaseException) -> click.Command:
 )
 def test_what_ends_a_command_has_its_exit_code(monkeypatch, error, code, message):
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
-    result = CliRunner().invoke(main, ["fail"])
+    result = invoke("fail")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.endswith(message)
 
@@ -286,15 +286,15 @@ def test_an_interrupt_at_a_question_ends_with_130_and_a_no_with_1(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: ask)
-    assert CliRunner().invoke(main, ["ask"], input="n\n").exit_code == 1
+    assert invoke("ask", stdin="n\n").exit_code == 1
     monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
     with pytest.raises(SystemExit, match="130"):
         main.main(["ask"])
 
 
 def test_an_unknown_command_or_option_is_wrong_usage():
-    assert CliRunner().invoke(main, ["chatt"]).exit_code == 2
-    assert CliRunner().invoke(main, ["list", "--nope"]).exit_code == 2
+    assert invoke("chatt").exit_code == 2
+    assert invoke("list", "--nope").exit_code == 2
 
 
 def complete_in_bash(*lines: str) -> list[list[str]]:
@@ -357,7 +357,7 @@ def test_a_shell_that_completes_sees_no_errors(own_library, monkeypatch, tmp_pat
 
 
 def test_completion_is_explained_in_the_help():
-    assert 'eval "$(_EDGELM_COMPLETE=bash_source edgelm)"' in CliRunner().invoke(main, ["--help"]).output
+    assert 'eval "$(_EDGELM_COMPLETE=bash_source edgelm)"' in invoke("--help").output
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
@@ -377,7 +377,7 @@ def test_a_reader_that_has_left_is_an_invalid_argument_to_windows(system, code, 
     error = OSError(errno.EINVAL, "Invalid argument")
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
     monkeypatch.setattr(sys, "platform", system)
-    assert CliRunner().invoke(main, ["fail"]).exit_code == code
+    assert invoke("fail").exit_code == code
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_path_in_the_users_home_is_known_where_no_shell_writes_it(monkeypatch)
 def test_a_file_that_fails_is_named(monkeypatch):
     error = PermissionError(13, "Permission denied", "a file")
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
-    result = CliRunner().invoke(main, ["fail"])
+    result = invoke("fail")
     assert (result.exit_code, result.stderr) == (1, "error: [Errno 13] Permission denied: 'a file'.\n")
 
 
@@ -433,5 +433,5 @@ def test_a_signal_while_an_extension_module_is_imported_ends_with_its_code(monke
     error = ImportError("initialization failed")
     error.__cause__ = ending
     monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *_: failing_with(error))
-    result = CliRunner().invoke(main, ["fail"])
+    result = invoke("fail")
     assert (result.exit_code, result.output) == (code, "")

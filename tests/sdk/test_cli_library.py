@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from json_files import change_json
 
-from edgelm.cli.main import main
 from edgelm.cli.output import megabytes
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.library import Library
@@ -34,20 +33,16 @@ def library(own_library) -> Library:
     return library
 
 
-def edgelm(*arguments: str, stdin: str = ""):
-    return CliRunner().invoke(main, arguments, input=stdin)
-
-
 def test_an_empty_list_says_how_to_begin(own_library):
-    result = edgelm("list")
+    result = invoke("list")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "edgelm pull smollm2-135m-instruct" in result.stderr
-    assert edgelm("list", "--json").stdout == "[]\n"
+    assert invoke("list", "--json").stdout == "[]\n"
 
 
 def test_list_shows_packages_with_their_figures_and_marks_the_rest(library):
     library.add_alias("mine", "tiny")
-    result = edgelm("list")
+    result = invoke("list")
     rows = [line.split() for line in result.stdout.splitlines()]
     quality = Manifest.load(tiny_model_path()).quality
     assert quality is not None
@@ -65,7 +60,7 @@ def test_a_package_with_figures_that_are_none_hides_no_other(library):
     manifest = json.loads((tiny_model_path() / "edgelm.json").read_text())
     manifest["quality"]["source_perplexity"] = 0
     (library.package_path("broken") / "edgelm.json").write_text(json.dumps(manifest | {"manifest_sha256": None}))
-    result = edgelm("list")
+    result = invoke("list")
     assert result.exit_code == 0
     assert "warning: broken: " in result.stderr
     assert "source_perplexity is 0" in result.stderr
@@ -77,7 +72,7 @@ def test_list_as_json_is_for_programs(library):
     (library.root / "sources" / "parts").mkdir()
     for number in (1, 2):
         (library.root / "sources" / "parts" / f"model-0000{number}-of-00002.gguf").write_bytes(b"x" * number)
-    rows = {row["name"]: row for row in json.loads(edgelm("list", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(invoke("list", "--json").stdout)}
     assert {name: row["kind"] for name, row in rows.items()} == {
         "broken": "broken",
         "mine": "alias",
@@ -95,14 +90,14 @@ def test_list_as_json_is_for_programs(library):
 
 def test_list_shows_what_can_be_pulled(own_library):
     (own_library / "sources" / "qwen3-0.6b").mkdir(parents=True)
-    result = edgelm("list", "--available")
+    result = invoke("list", "--available")
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["NAME", "LICENSE", "SIZE", "PRECISION", "CONTEXT"]
     assert rows[1] == ["smollm2-135m-instruct", "Apache-2.0", "92.9", "MB", "Q4_1", "8192"]
     assert ["qwen3-0.6b", "Apache-2.0", "1.50", "GB", "bf16", "40960", "here"] in rows
     assert ["qwen3-1.7b", "Apache-2.0", "4.10", "GB", "bf16", "40960", "not", "yet", "tried"] in rows
     assert "edgelm pull NAME" in result.stderr
-    models = {row["name"]: row for row in json.loads(edgelm("list", "--available", "--json").stdout)}
+    models = {row["name"]: row for row in json.loads(invoke("list", "--available", "--json").stdout)}
     assert models.keys() == CATALOGUE.keys()
     assert models["gemma-3-270m"]["terms"] == "https://ai.google.dev/gemma/terms"
     assert models["qwen3-0.6b"]["is_here"] is True
@@ -110,49 +105,49 @@ def test_list_shows_what_can_be_pulled(own_library):
 
 def test_show_tells_what_a_package_is(library):
     for model in ("tiny", str(tiny_model_path())):
-        shown = edgelm("show", model).stdout
+        shown = invoke("show", model).stdout
         for part in ("fp32", "1024 tokens", "perplexity", "model.onnx.data", "sha256", "source", "not stated"):
             assert part in shown
         # 2 layers x (key, value) x 1 head x 16 x 4 bytes
         assert "0.2 KiB per token" in shown
-    facts = json.loads(edgelm("show", "tiny", "--json").stdout)
+    facts = json.loads(invoke("show", "tiny", "--json").stdout)
     assert facts["kv_cache_bytes_per_token"] == 2 * 2 * 1 * facts["config"]["head_dim"] * 4
     assert facts["manifest"]["quality"]["perplexity"] > 0
 
 
 def test_a_link_to_a_package_is_as_large_as_the_package(library):
-    size = json.loads(edgelm("show", "tiny", "--json").stdout)["size"]
+    size = json.loads(invoke("show", "tiny", "--json").stdout)["size"]
     assert size > 100_000
     (library.root / "models" / "linked").symlink_to(tiny_model_path())
-    assert json.loads(edgelm("show", "linked", "--json").stdout)["size"] == size
-    assert f"size                  {megabytes(size)}\n" in edgelm("show", "linked").stdout
-    sizes = {row["name"]: row["size"] for row in json.loads(edgelm("list", "--json").stdout)}
+    assert json.loads(invoke("show", "linked", "--json").stdout)["size"] == size
+    assert f"size                  {megabytes(size)}\n" in invoke("show", "linked").stdout
+    sizes = {row["name"]: row["size"] for row in json.loads(invoke("list", "--json").stdout)}
     assert sizes["linked"] == sizes["tiny"] == size
 
 
 def test_show_says_where_quality_was_not_measured_and_shows_notes(library):
     path = library.package_path("tiny") / "edgelm.json"
     change_json(path, quality=None, notes=["Q4_1 went to 8 bits."], manifest_sha256=None)
-    shown = edgelm("show", "tiny").stdout
+    shown = invoke("show", "tiny").stdout
     assert "not measured" in shown
     assert "Q4_1 went to 8 bits." in shown
 
 
 @pytest.mark.parametrize("command", [("show", "tiny", "--json", "--bom"), ("config", "--path", "--json")])
 def test_two_outputs_at_once_are_wrong_usage(library, command):
-    result = edgelm(*command)
+    result = invoke(*command)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"{command[-2]} and {command[-1]} exclude each other; give one." in result.stderr
 
 
 def test_show_of_a_missing_model_is_an_error(library):
-    result = edgelm("show", "original")
+    result = invoke("show", "original")
     assert result.exit_code == 1
     assert "error: Only the source of 'original' is in the library." in result.stderr
 
 
 def test_rm_without_a_terminal_needs_yes(library):
-    result = edgelm("rm", "tiny")
+    result = invoke("rm", "tiny")
     assert result.exit_code == 2
     assert "Nobody is here to ask: add --yes to remove without asking." in result.stderr
     assert "tiny" in library.packages()
@@ -160,7 +155,7 @@ def test_rm_without_a_terminal_needs_yes(library):
 
 def test_rm_of_a_missing_model_beside_others_asks_nobody_and_removes_nothing(library):
     for flags in ([], ["--yes"]):
-        result = edgelm("rm", "tiny", "zzz", *flags)
+        result = invoke("rm", "tiny", "zzz", *flags)
         assert result.exit_code == 1
         assert "There is no model 'zzz' to remove. In the library: broken, half, original, tiny." in result.stderr
         assert "tiny" in library.packages()
@@ -177,30 +172,30 @@ def test_rm_of_a_missing_model_beside_others_asks_nobody_and_removes_nothing(lib
 )
 def test_rm_of_a_missing_model_names_what_it_could_remove(library, arguments, advice):
     library.add_alias("other", "tiny")
-    result = edgelm("rm", *arguments, "--yes")
+    result = invoke("rm", *arguments, "--yes")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: There is no {advice}\n")
 
 
 def test_rm_removes_packages_sources_and_downloads(library):
-    result = edgelm("rm", "tiny", "original", "half", "--yes")
+    result = invoke("rm", "tiny", "original", "half", "--yes")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "Removed tiny.\nRemoved original.\nRemoved half.\n"
     assert (library.packages(), library.sources()) == (["broken"], [])
 
 
 def test_rm_of_one_name_twice_removes_it_once(library):
-    result = edgelm("rm", "tiny", "tiny", "--yes")
+    result = invoke("rm", "tiny", "tiny", "--yes")
     assert (result.exit_code, result.stderr) == (0, "Removed tiny.\n")
 
 
 def test_rm_can_leave_the_package(library):
     shutil.copytree(tiny_model_path(), library.package_path("original"))
     library.add_alias("raw", "original")
-    result = edgelm("rm", "raw", "--source-only", "--yes")
+    result = invoke("rm", "raw", "--source-only", "--yes")
     assert result.stderr == "Removed the source of original.\n"
     assert library.aliases() == {"raw": "original"}
     assert (library.packages(), library.sources()) == (["broken", "original", "tiny"], [])
-    result = edgelm("rm", "original", "--source-only", "--yes")
+    result = invoke("rm", "original", "--source-only", "--yes")
     assert "error: There is no source of 'original' to remove." in result.stderr
 
 
@@ -235,4 +230,4 @@ def test_rm_says_for_whom_it_waits(library):
 def test_show_commands_no_terminal(library):
     path = library.package_path("tiny") / "edgelm.json"
     change_json(path, notes=["a \x1b[31mred note"], manifest_sha256=None)
-    assert "a [31mred note" in edgelm("show", "tiny").stdout
+    assert "a [31mred note" in invoke("show", "tiny").stdout

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from json_files import change_json
 
 from edgelm.cli import main as main_module
 from edgelm.cli import output
-from edgelm.cli.main import main
 from edgelm.errors import DownloadError, MissingExtraError
 from edgelm.library import sources
 from edgelm.library.fetch_options import FetchOptions
@@ -66,7 +65,7 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, export: click.Command | Exce
 
 
 def pull(*arguments: str):
-    return CliRunner().invoke(main, ["pull", *arguments])
+    return invoke("pull", *arguments)
 
 
 def test_a_source_is_exported_under_its_name(library, exports):
@@ -222,7 +221,7 @@ def test_terms_must_be_agreed_to_before_the_download(own_library, exports, under
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("y\n", 0)])
 def test_terms_are_asked_for_on_a_terminal(own_library, exports, under_terms, monkeypatch, answer, code):
     monkeypatch.setattr(output, "is_terminal", lambda _: True)
-    result = CliRunner().invoke(main, ["pull", "gemma-3-270m"], input=answer)
+    result = invoke("pull", "gemma-3-270m", stdin=answer)
     assert "Do you agree to them? [y/N]" in result.stderr
     assert result.exit_code == code
     assert len(under_terms) == (code == 0)

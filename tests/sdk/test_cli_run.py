@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from command_line import invoke
 from json_files import edited_json
 
 import edgelm
@@ -22,7 +23,7 @@ TINY = str(tiny_model_path())
 
 
 def run(*arguments: str, stdin: str | bytes = ""):
-    return CliRunner().invoke(main, ["run", *arguments], input=stdin)
+    return invoke("run", *arguments, stdin=stdin)
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_an_answer_commands_no_terminal_and_goes_through_a_pipe_as_it_is(monkeyp
     monkeypatch.setattr(loading, "load", lambda *_: scripted_model("\x1b[31mred"))
     module = importlib.import_module(f"edgelm.cli.{command}")
     monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
-    assert CliRunner().invoke(main, [command, TINY], input="Hello\n").stdout == shown
+    assert invoke(command, TINY, stdin="Hello\n").stdout == shown
 
 
 @pytest.mark.parametrize(("on_terminal", "shown"), [(True, "The sea\n"), (False, "The sea")])
@@ -247,7 +248,7 @@ def test_an_answer_that_is_stopped_leaves_a_terminal_in_a_new_line(monkeypatch, 
     monkeypatch.setattr(loading, "load", lambda *_: model)
     module = importlib.import_module("edgelm.cli.run")
     monkeypatch.setattr(module, "is_terminal", lambda stream: on_terminal and stream is sys.stdout)
-    result = CliRunner().invoke(main, ["run", TINY], input="Hello\n")
+    result = invoke("run", TINY, stdin="Hello\n")
     assert (result.exit_code, result.stdout) == (130, shown)
 
 
@@ -269,12 +270,12 @@ def test_beam_search_needs_no_temperature_where_the_author_has_one_for_sampling(
     model.generation_config = edgelm.GenerationConfig(temperature=0.7)
     expected = model.generate("x", edgelm.GenerationConfig(max_new_tokens=8, num_beams=3)).text
     monkeypatch.setattr(loading, "load", lambda *_: model)
-    result = CliRunner().invoke(main, ["run", TINY, "x", "--raw", "--num-beams", "3", "--max-new-tokens", "8"])
+    result = invoke("run", TINY, "x", "--raw", "--num-beams", "3", "--max-new-tokens", "8")
     assert result.stdout.startswith(expected), result.stderr
 
 
 def test_a_chat_through_a_pipe_goes_on_where_the_context_is_full():
     lines = "word " * 300 + "\n"
-    result = CliRunner().invoke(main, ["chat", TINY, "--max-new-tokens", "2"], input=lines * 3)
+    result = invoke("chat", TINY, "--max-new-tokens", "2", stdin=lines * 3)
     assert (result.exit_code, result.stderr) == (0, "")
     assert len(result.stdout.splitlines()) >= 5  # three answers, and what stands between them

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from scripted_chat import FakeScreen
 from thinking_template import system_message, thinking_model
 
@@ -11,7 +11,6 @@ from edgelm import loading
 from edgelm.chat_session import ChatSession
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
-from edgelm.cli.main import main
 from edgelm.language_model import LanguageModel
 from edgelm.testing import scripted_model, tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
@@ -44,7 +43,7 @@ def said(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(("options", "told"), [([], ON), (["--think"], ON), (["--no-think"], OFF)])
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_the_option_reaches_the_template(said, command, options, told):
-    result = CliRunner().invoke(main, [command, TINY, *options], input="Hello")
+    result = invoke(command, TINY, *options, stdin="Hello")
     assert (result.exit_code, result.stdout) == (0, "The sea is blue.\n"), result.output
     assert said == [told]
 
@@ -52,13 +51,13 @@ def test_the_option_reaches_the_template(said, command, options, told):
 @pytest.mark.parametrize("option", ["--think", "--no-think"])
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_a_model_that_cannot_be_told_is_an_error(command, option):
-    result = CliRunner().invoke(main, [command, TINY, option], input="Hello")
+    result = invoke(command, TINY, option, stdin="Hello")
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"error: {CANNOT} Leave --think and --no-think out, or /set think null." in result.stderr
 
 
 def test_a_raw_prompt_is_told_nothing(said):
-    result = CliRunner().invoke(main, ["run", TINY, "--raw", "--no-think", "Hello"])
+    result = invoke("run", TINY, "--raw", "--no-think", "Hello")
     assert (result.exit_code, said) == (2, [])
     assert "--think and --no-think need the chat template; --raw leaves it out." in result.stderr
 

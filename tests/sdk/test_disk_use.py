@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 
-from edgelm.cli.main import main
 from edgelm.files.held_folder import held_folder
 from edgelm.library.disk_use import disk_use, size_of
 from edgelm.library.library import Library
@@ -64,19 +63,19 @@ def test_sessions_in_a_folder_of_their_own_are_counted_too(tmp_path, monkeypatch
 
 def test_what_stopped_calibrations_have_left_can_be_removed(library):
     clear = ["cache", "clear", "--calibration"]
-    refused = CliRunner().invoke(main, [*clear, "holidays"])
+    refused = invoke(*clear, "holidays")
     assert (refused.exit_code, "--calibration is not of a session; leave the names out." in refused.stderr) == (2, True)
 
     (library.calibration_path / ".DS_Store").touch()  # of macOS' file manager
-    assert CliRunner().invoke(main, clear).stderr == "Freed 0.4 kB.\n"
+    assert invoke(*clear).stderr == "Freed 0.4 kB.\n"
     assert [path.name for path in library.calibration_path.iterdir()] == [".DS_Store"]
     assert (library.root / "sessions/holidays/cache.npz").is_file()
-    assert CliRunner().invoke(main, clear).exit_code == 0  # again, of nothing
+    assert invoke(*clear).exit_code == 0  # again, of nothing
 
 
 def test_what_a_calibration_keeps_that_runs_stays(library):
     with held_folder(library.calibration_path / "0123abcd"):
-        result = CliRunner().invoke(main, ["cache", "clear", "--calibration"])
+        result = invoke("cache", "clear", "--calibration")
         assert result.stderr == "Freed 0.0 kB.\nCalibrations that run now keep theirs: 1.\n"
         assert (library.calibration_path / "0123abcd/layer-00000.npz").is_file()
 
@@ -102,7 +101,7 @@ def test_pieces_that_are_missing_take_no_room(tmp_path):
 
 
 def test_du_prints_a_table_with_the_sum_and_the_free_room(library):
-    result = CliRunner().invoke(main, ["du"])
+    result = invoke("du")
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[:2] == [["KIND", "NAME", "SIZE"], ["source", "small", "5.0", "MB"]]
     assert rows[-1] == ["together", "10.0", "MB"]
@@ -111,7 +110,7 @@ def test_du_prints_a_table_with_the_sum_and_the_free_room(library):
 
 
 def test_du_as_json_is_for_programs(library):
-    rows = json.loads(CliRunner().invoke(main, ["du", "--json"]).stdout)
+    rows = json.loads(invoke("du", "--json").stdout)
     assert rows[0] == {
         "kind": "source",
         "name": "small",
@@ -121,7 +120,7 @@ def test_du_as_json_is_for_programs(library):
 
 
 def test_du_of_nothing_says_so(own_library):
-    result = CliRunner().invoke(main, ["du"])
+    result = invoke("du")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == f"There is nothing in {own_library}.\n"
-    assert CliRunner().invoke(main, ["du", "--json"]).stdout == "[]\n"
+    assert invoke("du", "--json").stdout == "[]\n"

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from json_files import edited_json
 
 from edgelm import doctor
-from edgelm.cli.main import main
 from edgelm.files import control_groups
 from edgelm.memory import available_memory
 from edgelm.package.slow_operators import slow_operators
@@ -328,7 +327,7 @@ def test_the_command_shows_a_fix_below_what_it_is_for_and_no_package_commands_th
 ) -> None:
     rows = [("ok", "\x1b[2Jall", None), ("error", "gone", "fetch it\x07")]
     monkeypatch.setattr(doctor, "CHECKS", {"packages": lambda: iter(rows)})
-    result = CliRunner().invoke(main, ["doctor"])
+    result = invoke("doctor")
     assert result.stdout == f"ok   packages     [2Jall\nBAD  packages     gone\n{'':<18}→ fetch it\n"
     assert result.exit_code == 1
 
@@ -361,7 +360,7 @@ def test_more_threads_than_cores_are_told_where_the_config_file_sets_them(
     monkeypatch.setenv("EDGELM_BENCH_THREADS", "2")  # which goes before the file
     monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    findings = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    findings = json.loads(invoke("doctor", "--json").stdout)
     (warning,) = [row for row in findings if row["topic"] == "threads" and row["state"] == "warning"]
     assert warning["found"].startswith(f"[run] threads in {file} is 64, more threads than the 2 that compute")
     assert warning["fix"] == 'Take it out:  $EDITOR "$(edgelm config --path)"'

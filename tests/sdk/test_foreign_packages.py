@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from command_line import invoke
 from foreign_models import genai_package, greedy_tokens, in_float16, merged, optimum_package, renamed, save_llama
 from json_files import change_json, edited_json
 from onnx import helper
@@ -95,7 +96,7 @@ def test_an_adapter_beside_a_foreign_package_is_refused_with_what_can_be_done(op
     trained.mkdir()
     (trained / "adapter_config.json").write_text("{}")
     for adapter in (trained, write_tiny_adapter(tmp_path / "exported")):
-        result = CliRunner().invoke(main, ["run", str(optimum), "Hi", "--adapter", str(adapter)])
+        result = invoke("run", optimum, "Hi", "--adapter", adapter)
         assert result.exit_code == 1
         assert "model.onnx takes no adapters here" in result.stderr
         assert "edgelm merge ADAPTER --base CHECKPOINT -o merged/, then edgelm export merged/" in result.stderr

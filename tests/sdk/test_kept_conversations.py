@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from scripted_chat import FakeScreen, converse, load
 
 import edgelm
@@ -14,7 +14,6 @@ from edgelm.chat_session import ChatSession
 from edgelm.cli import chat as chat_module
 from edgelm.cli.conversation import Conversation
 from edgelm.cli.kept_session import KeptSession
-from edgelm.cli.main import main
 from edgelm.cli.termination import unwinding
 from edgelm.errors import ConfigError
 from edgelm.saved_session import SavedSessions
@@ -174,7 +173,7 @@ def test_the_cache_of_a_session_that_cannot_be_written_is_a_warning(own_library)
 
 
 def chat_command(*arguments: str, stdin: str = ""):
-    return CliRunner().invoke(main, ["chat", *arguments], input=stdin)
+    return invoke("chat", *arguments, stdin=stdin)
 
 
 def kept_by_the_tiny_model() -> None:

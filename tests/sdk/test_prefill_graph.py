@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import LONGROPE
 
 import edgelm
 from edgelm import ChatSession, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.batching.engine import Engine
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import compute_piece, prefill
 from edgelm.errors import PackageError
@@ -284,7 +283,7 @@ def test_a_damaged_file_is_refused_by_its_name(packages: Packages, tmp_path: Pat
         (folder / name).write_bytes(content_)
         with pytest.raises(PackageError, match=rf"{name} does not match the SHA-256 in the manifest"):
             edgelm.load(folder)
-        verified = CliRunner().invoke(main, ["verify", str(folder)])
+        verified = invoke("verify", folder)
         assert verified.exit_code == 1
         assert name in verified.output
 
@@ -321,8 +320,7 @@ def test_commands_leave_the_graph_out(packages: Packages, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(DecoderSession, "__init__", watched)
     for option in ((), ("--no-prefill-graph",)):
-        arguments = ["run", str(packages("plain")), "Hello", "--max-new-tokens", "2", *option]
-        assert CliRunner().invoke(main, arguments).exit_code == 0
+        assert invoke("run", packages("plain"), "Hello", "--max-new-tokens", "2", *option).exit_code == 0
     assert seen == [True, False]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from json_files import change_json, edited_json
 from tiny_adapter import write_tiny_adapter
 
@@ -20,7 +20,6 @@ import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions, saved_session
 from edgelm.cli.cache import complete_session, rm
 from edgelm.cli.chat_commands import suggestions
-from edgelm.cli.main import main
 from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
@@ -41,10 +40,6 @@ def session() -> ChatSession:
     session = ChatSession(fresh_model(), system="Be kind, and speak of the sea. " * 5)
     list(session.send("Hello", CONFIG))
     return session
-
-
-def command(*arguments: str):
-    return CliRunner().invoke(main, ["cache", *arguments])
 
 
 def offered(incomplete: str) -> list[str]:
@@ -305,7 +300,7 @@ def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
     assert problem["mine"] is None
     assert str(problem["locked"]).startswith(f"{folder} cannot be read: ")
     assert saved.describe("locked").problem == problem["locked"]
-    result = command()
+    result = invoke("cache")
     assert (result.exit_code, result.stderr) == (0, f"warning: locked: {problem['locked']}\n")
     with pytest.raises(edgelm.PackageError, match=f"Cannot read the saved session {folder}.*Permission denied"):
         saved.load("locked", fresh_model())
@@ -314,24 +309,24 @@ def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
 def test_the_command_says_that_the_sessions_cannot_be_read(own_library: Path) -> None:
     own_library.mkdir()
     (own_library / "sessions").touch()
-    assert command().stderr.startswith(f"error: {own_library / 'sessions'} cannot be read: ")
+    assert invoke("cache").stderr.startswith(f"error: {own_library / 'sessions'} cannot be read: ")
     assert offered("") == []
 
 
 def test_the_command_lists_sessions(session: ChatSession) -> None:
-    assert "No sessions are saved." in command().stderr
-    assert command("--json").stdout == "[]\n"
+    assert "No sessions are saved." in invoke("cache").stderr
+    assert invoke("cache", "--json").stdout == "[]\n"
     SavedSessions().save("holidays", session)
     (SavedSessions().root / "broken").mkdir()
     (SavedSessions().root / ".edgelm-tmp-1-0123abcd-half").mkdir()  # what a kill has left
-    result = command()
+    result = invoke("cache")
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
     assert rows["NAME"] == ["NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED"]
     assert rows["holidays"][1:4] == ["tiny-random", "2", str(session.context_used)]
     assert rows["broken"][1] == "(broken)"
     assert len(rows) == 3
     assert "warning: broken: Cannot read the saved session" in result.stderr
-    listed = {row["name"]: row for row in json.loads(command("--json").stdout)}
+    listed = {row["name"]: row for row in json.loads(invoke("cache", "--json").stdout)}
     assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
     assert listed["holidays"]["messages"] == 2
     assert offered("hol") == ["holidays"]
@@ -342,23 +337,23 @@ def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) 
     saved.save("one", session)
     saved.save("two", session)
     size = saved.describe("one").cache_size
-    result = command("clear", "one", "one")
+    result = invoke("cache", "clear", "one", "one")
     assert (result.exit_code, result.stderr) == (0, f"Freed {megabytes(size)}.\n")
     assert {one.name: bool(one.cache_size) for one in saved.sessions()} == {"one": False, "two": True}
-    assert command("clear").exit_code == 0
+    assert invoke("cache", "clear").exit_code == 0
     assert not any(one.cache_size for one in saved.sessions())
     assert saved.load("one", fresh_model()).messages == session.messages
-    assert "There is no saved session 'three'" in command("clear", "three").stderr
+    assert "There is no saved session 'three'" in invoke("cache", "clear", "three").stderr
 
 
 def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
     SavedSessions().save("one", session)
-    refused = command("rm", "one")
+    refused = invoke("cache", "rm", "one")
     assert refused.exit_code == 2
     assert "add --yes to delete without asking" in refused.stderr
-    missing = command("rm", "one", "two", "--yes")
+    missing = invoke("cache", "rm", "one", "two", "--yes")
     assert (missing.exit_code, missing.stderr) == (1, "error: There is no saved session 'two'. Saved: one.\n")
-    result = command("rm", "one", "one", "--yes")
+    result = invoke("cache", "rm", "one", "one", "--yes")
     assert (result.exit_code, result.stderr) == (0, "Deleted one.\n")
     assert SavedSessions().sessions() == []
 
@@ -367,7 +362,7 @@ def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
 def test_rm_asks_on_a_terminal(session: ChatSession, monkeypatch: pytest.MonkeyPatch, answer: str, left: list) -> None:
     SavedSessions().save("one", session, with_cache=False)
     monkeypatch.setattr("edgelm.cli.output.is_terminal", lambda _: True)
-    result = CliRunner().invoke(main, ["cache", "rm", "one"], input=answer)
+    result = invoke("cache", "rm", "one", stdin=answer)
     assert "Delete one for good? [y/N]" in result.stderr
     assert [saved.name for saved in SavedSessions().sessions()] == left
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from edgelm_server import TINY, EdgelmServer
 from tiny_adapter import describe, write_tiny_adapter
 
-from edgelm.cli.main import main
 from edgelm.errors import PackageError
 from edgelm.language_model import LanguageModel
 from edgelm.loading import load
@@ -136,6 +135,6 @@ def test_an_adapter_without_its_model_or_with_a_models_name_is_refused(adapter: 
         (str(stranger), "belongs to the package another (000000000000), which is not served. Serve that one"),
         (f"tiny-random={adapter}", "There is a model 'tiny-random' already. Name the adapter: --adapter NAME="),
     ):
-        result = CliRunner().invoke(main, ["serve", TINY, "--port", "0", "--adapter", option])
+        result = invoke("serve", TINY, "--port", "0", "--adapter", option)
         assert result.exit_code == 1
         assert words in result.output

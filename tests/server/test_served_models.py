@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from edgelm_server import TINY, EdgelmServer
 from tiny_adapter import write_tiny_adapter
 from waiting import wait_for
 
-from edgelm.cli.main import main
 from edgelm.errors import ConfigError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
@@ -143,7 +142,7 @@ def test_what_is_wrong_with_files_that_are_described_names_no_path_either(librar
 
 def test_two_models_of_one_name_are_refused(tmp_path):
     shutil.copytree(TINY, tmp_path / "copy")
-    result = CliRunner().invoke(main, ["serve", TINY, str(tmp_path / "copy"), "--port", "0"])
+    result = invoke("serve", TINY, tmp_path / "copy", "--port", "0")
     assert result.exit_code == 1
     assert "are called 'tiny-random'. Serve one of them." in result.output
 

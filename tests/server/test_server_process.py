@@ -14,11 +14,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from edgelm_server import GATED, SLOW, TINY, EdgelmServer, read_all
 from waiting import wait_for
 
-from edgelm.cli.main import main
 from edgelm.server import process
 from edgelm.server.options import ServerOptions
 
@@ -217,7 +216,7 @@ def test_a_second_signal_stops_at_once():
 def test_a_port_that_is_taken_is_said_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        result = CliRunner().invoke(main, ["serve", TINY, "--port", str(port)])
+        result = invoke("serve", TINY, "--port", port)
     assert result.exit_code == 1
     assert f"error: Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one.\n" in result.output
 
@@ -244,7 +243,7 @@ def test_no_port_is_shared_with_another_program_on_windows(monkeypatch):
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(arguments, words, code):
-    result = CliRunner().invoke(main, ["serve", *arguments])
+    result = invoke("serve", *arguments)
     assert result.exit_code == code
     assert words in result.output
 
@@ -265,7 +264,7 @@ def test_keys_come_from_a_file(tmp_path):
     }
     for name, words in refused.items():
         path = tmp_path / name
-        result = CliRunner().invoke(main, ["serve", "--api-key-file", str(path)])
+        result = invoke("serve", "--api-key-file", path)
         assert result.exit_code in (1, 2)
         assert words in result.output
 
@@ -315,7 +314,7 @@ def test_a_server_whose_greeting_finds_the_disk_of_its_log_full_goes_on(monkeypa
 
     monkeypatch.setattr(click, "echo", no_room)
     monkeypatch.setattr(process, "serve", serve)
-    assert CliRunner().invoke(main, ["serve", TINY]).exit_code == 0
+    assert invoke("serve", TINY).exit_code == 0
 
 
 def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(serving):
@@ -327,7 +326,7 @@ def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(serving):
 def test_a_library_that_cannot_be_read_is_said_before_anything_listens(own_library):
     own_library.mkdir()
     (own_library / "models").touch()
-    result = CliRunner().invoke(main, ["serve", "--port", "0"])
+    result = invoke("serve", "--port", "0")
     assert result.exit_code == 1
     assert result.output.startswith(f"error: The model library {own_library} cannot be read")
 

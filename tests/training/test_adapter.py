@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from json_files import change_json, edited_json
 from make_tiny_model import make_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from tiny_training_runs import finetune_settings
 from transformers import AutoModelForCausalLM
 
-from edgelm.cli.main import main
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.loading import load
 from edgelm.testing import tiny_model_path
@@ -145,12 +144,12 @@ def test_merged_weights_keep_the_type_of_the_base_or_get_another(
 
 
 def test_of_a_run_the_best_adapter_is_merged(runs: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["merge", str(runs / "lora"), "-o", str(tmp_path / "merged"), "--json"])
+    result = invoke("merge", runs / "lora", "-o", tmp_path / "merged", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["adapter"] == str((runs / "lora/best").resolve())
     assert (facts["layers"], facts["base_checked"]) == (14, True)
-    again = CliRunner().invoke(main, ["merge", str(runs / "lora"), "-o", str(tmp_path / "merged")])
+    again = invoke("merge", runs / "lora", "-o", tmp_path / "merged")
     assert again.stdout.startswith(f"{tmp_path / 'merged'}  {facts['adapter']} in 14 layers of ")
 
 
@@ -181,8 +180,7 @@ def test_sums_are_rounded_once_to_the_type_of_the_base(runs: Path, tiny_chat_mod
 def test_the_command_says_when_nothing_tells_the_base(runs: Path, tiny_chat_model: Path, tmp_path: Path) -> None:
     adapter = copied(runs, tmp_path)
     save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
-    command = ["merge", str(adapter), "-o", str(tmp_path / "merged"), "--base", str(tiny_chat_model)]
-    result = CliRunner().invoke(main, command)
+    result = invoke("merge", adapter, "-o", tmp_path / "merged", "--base", tiny_chat_model)
     assert result.stderr == "The adapter does not say which weights it was trained on; its shapes fit these.\n"
 
 

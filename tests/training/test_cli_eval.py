@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from json_files import edited_json
 from make_tiny_model import make_checkpoint
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm.cli import progress
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.shell_word import shell_word
@@ -49,7 +49,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["eval", *map(str, arguments)])
+    return invoke("eval", *arguments)
 
 
 def measured(*arguments: object) -> dict[str, float]:

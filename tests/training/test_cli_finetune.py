@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
-from edgelm.cli.main import main
 from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, _LONGEST_ROW, build_recipe
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.settings import read_settings, to_toml
@@ -18,7 +18,7 @@ from edgelm_training.train_log import SilentReporter
 
 
 def edgelm(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["finetune", *map(str, arguments)])
+    return invoke("finetune", *arguments)
 
 
 @pytest.fixture

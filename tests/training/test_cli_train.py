@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from tiny_training_runs import assert_a_signal_saves, losses, settings
 
-from edgelm.cli.main import main
 from edgelm_training.cli_live_line import LiveLine, duration, step_line
 from edgelm_training.pretrain import build_recipe
 from edgelm_training.pretrain_config import PretrainConfig
@@ -42,7 +42,7 @@ RECORD = StepRecord(
 
 
 def edgelm(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["train", *arguments])
+    return invoke("train", *arguments)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from tiny_training_runs import MODEL, assert_same_run, finetune_settings, loss_log, settings
 from torch import nn
 
-from edgelm.cli.main import main
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm_training.batches import NO_TARGET, Batch
@@ -151,7 +151,7 @@ def test_a_student_that_resumes_is_the_one_that_was_never_interrupted(
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["distill", *map(str, arguments)])
+    return invoke("distill", *arguments)
 
 
 def test_the_command_distills(tiny_shards: Path, teacher: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke
 from forked_processes import LAUNCHER_VARIABLES, exit_status, fork, run_processes
 from model_features import FEATURES, config_with
 from safetensors.torch import load_file
@@ -331,7 +331,7 @@ def test_the_first_process_of_a_machine_says_what_is_wrong_and_all_end_alike(
     monkeypatch.setattr(cli_run_command, "_WAIT_SECONDS", 0)
     for local_rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-        result = CliRunner().invoke(main, [command, *arguments])
+        result = invoke(command, *arguments)
         assert (result.exit_code, result.stdout) == (exit_code, "")
         assert (message in result.stderr) == (local_rank == "0")
         assert bool(result.stderr) == (local_rank == "0")

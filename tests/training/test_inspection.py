@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from click import ClickException
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.cli.main import main
@@ -186,7 +187,7 @@ def test_the_page_refers_to_nothing_outside(checkpoint: Path, tokenizer: Tokeniz
 
 
 def run(*arguments: object, text: str | None = None) -> Result:
-    return CliRunner().invoke(main, ["inspect", *map(str, arguments)], input=text)
+    return invoke("inspect", *arguments, stdin=text)
 
 
 def test_the_command_writes_the_page(checkpoint: Path, tmp_path: Path) -> None:

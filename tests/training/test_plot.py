@@ -9,10 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import invoke
 from matplotlib import font_manager
 
-from edgelm.cli.main import main
 from edgelm_training.plot import draw_text, read_curves
 
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def plot(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["plot", *map(str, arguments)])
+    return invoke("plot", *arguments)
 
 
 def test_a_chart_in_characters_has_its_curve_and_its_ends(run: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import invoke
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cyclonedx.schema import SchemaVersion
@@ -23,7 +23,6 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tiny_adapter import write_tiny_adapter
 
 from edgelm import load
-from edgelm.cli.main import main
 from edgelm.errors import MissingExtraError, PackageError
 from edgelm.package import spdx
 from edgelm.package.bom import bill_of_materials
@@ -49,10 +48,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def edgelm(*arguments: object, **environment: str) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
-
-
 def rewrite(folder: Path, **changes: Any) -> None:
     """Write a manifest that fits the folder's files, with some fields changed."""
     manifest = Manifest.load(folder)
@@ -62,7 +57,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 def test_a_whole_package_is_good(package: Path) -> None:
-    result = edgelm("verify", package)
+    result = invoke("verify", package)
 
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -75,7 +70,7 @@ def test_a_whole_package_is_good(package: Path) -> None:
 def test_verify_tells_programs_what_it_found(package: Path) -> None:
     (package / "chat_template.jinja").write_text("{% for")
 
-    result = edgelm("verify", package, "--json")
+    result = invoke("verify", package, "--json")
 
     assert result.exit_code == 1
     facts = json.loads(result.stdout)
@@ -99,7 +94,7 @@ def test_a_manifest_that_says_another_thing_than_its_files_is_not_good(
 ) -> None:
     rewrite(package, **changes)
 
-    result = edgelm("verify", package)
+    result = invoke("verify", package)
 
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
@@ -133,18 +128,18 @@ def test_a_genai_config_that_names_code_or_other_folders_is_not_good(
     config = path.read_text()
     path.write_text(json.dumps({"model": json.loads(config)["model"] | changes}))
     rewrite(package)
-    assert problem in edgelm("verify", package).stdout
+    assert problem in invoke("verify", package).stdout
 
     path.write_text(f'{{"model": {json.dumps(changes)}, {config[1:]}')
     rewrite(package)
-    assert "it has the key 'model' twice in an object" in edgelm("verify", package).stdout
+    assert "it has the key 'model' twice in an object" in invoke("verify", package).stdout
 
     path.write_text("{")
     rewrite(package)
-    assert f"Cannot read {path}" in edgelm("verify", package).stdout
+    assert f"Cannot read {path}" in invoke("verify", package).stdout
     path.unlink()
     rewrite(package)
-    assert edgelm("verify", package).exit_code == 0
+    assert invoke("verify", package).exit_code == 0
 
 
 def test_a_package_writes_no_lines_of_the_report(package: Path) -> None:
@@ -152,32 +147,32 @@ def test_a_package_writes_no_lines_of_the_report(package: Path) -> None:
         package, name="tiny\nok      signature         made with the key of mine.pub", license="MIT\x1b[2J\nname  x"
     )
 
-    lines = edgelm("verify", package).stdout.splitlines()
+    lines = invoke("verify", package).stdout.splitlines()
     assert not any(line.startswith("ok      signature") for line in lines)
     assert "ok      manifest                  tiny⏎ok      signature" in lines[0]
-    shown = edgelm("show", package).stdout
+    shown = invoke("show", package).stdout
     assert "license               MIT[2J⏎name  x\n" in shown
 
 
 def test_a_broken_manifest_ends_the_check(package: Path) -> None:
     (package / "edgelm.json").write_text("{")
 
-    result = edgelm("verify", package)
+    result = invoke("verify", package)
 
     assert (result.exit_code, result.stdout.count("\n")) == (1, 1)
     assert "FAILED  manifest" in result.stdout
 
 
 def test_a_signed_package_loads_where_a_signature_is_required(package: Path, keys: Path) -> None:
-    signed = edgelm("sign", package, "--key", keys / "mine.key")
+    signed = invoke("sign", package, "--key", keys / "mine.key")
     assert (signed.exit_code, signed.stderr) == (0, f"Signed: {package / 'edgelm.sig'}\n")
 
     assert load(package, public_key=keys / "mine.pub").name == "tiny-random"
     assert load(package).name == "tiny-random"
-    result = edgelm("--require-signature", keys / "mine.pub", "run", package, "Hello", "--max-new-tokens", 2, "--json")
+    result = invoke("--require-signature", keys / "mine.pub", "run", package, "Hello", "--max-new-tokens", 2, "--json")
     os.environ.pop("EDGELM_REQUIRE_SIGNATURE")  # in a process of its own it would end with it
     assert result.exit_code == 0, result.output
-    assert "made with the key of" in edgelm("verify", package, "--public-key", keys / "mine.pub").stdout
+    assert "made with the key of" in invoke("verify", package, "--public-key", keys / "mine.pub").stdout
 
 
 def test_a_signature_holds_where_a_file_manager_has_looked_at_the_package(package: Path, keys: Path) -> None:
@@ -205,18 +200,18 @@ def test_where_a_signature_is_required_adapters_have_one_too(
     model = load(package)
     with pytest.raises(PackageError, match=r"adapter is not signed \(it has no edgelm\.sig\), and a signature is"):
         model.load_adapter(adapter)
-    assert "FAILED  signature" in edgelm("verify", adapter).stdout
-    assert edgelm("sign", adapter, "--key", keys / "mine.key").exit_code == 0
+    assert "FAILED  signature" in invoke("verify", adapter).stdout
+    assert invoke("sign", adapter, "--key", keys / "mine.key").exit_code == 0
     model.load_adapter(adapter)
-    assert edgelm("verify", adapter).exit_code == 0
-    measured = edgelm("verify", adapter, "--source", package)
+    assert invoke("verify", adapter).exit_code == 0
+    measured = invoke("verify", adapter, "--source", package)
     assert (measured.exit_code, "an adapter is checked without it" in measured.stderr) == (2, True)
     (adapter / "adapter_model.safetensors").write_bytes(b"changed")
     with pytest.raises(PackageError, match=r"adapter_model\.safetensors has 7 bytes; the manifest says"):
         sign(adapter, keys / "mine.key")
-    assert "FAILED  weights" in edgelm("verify", adapter).stdout
+    assert "FAILED  weights" in invoke("verify", adapter).stdout
     (adapter / "adapter.json").write_text("{}")
-    assert "FAILED  manifest" in edgelm("verify", adapter).stdout
+    assert "FAILED  manifest" in invoke("verify", adapter).stdout
 
 
 def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(
@@ -225,13 +220,13 @@ def test_where_a_signature_is_required_nothing_is_made_of_a_package_without_one(
     monkeypatch.setenv("EDGELM_REQUIRE_SIGNATURE", str(keys / "mine.pub"))
 
     for command in (["quantize", "--precision", "int8"], ["export"], ["import"]):
-        result = edgelm(*command, package, "-o", tmp_path / "made")
+        result = invoke(*command, package, "-o", tmp_path / "made")
         assert (result.exit_code, "is not signed" in result.stderr) == (1, True), result.output
     assert not (tmp_path / "made").exists()
-    assert "FAILED  signature" in edgelm("verify", package).stdout
+    assert "FAILED  signature" in invoke("verify", package).stdout
     sign(package, keys / "mine.key")
-    assert edgelm("verify", package).exit_code == 0
-    assert edgelm("import", package, "-o", tmp_path / "made").exit_code == 0
+    assert invoke("verify", package).exit_code == 0
+    assert invoke("import", package, "-o", tmp_path / "made").exit_code == 0
 
 
 def test_what_has_to_be_signed_is_the_folder_whose_files_are_used(package: Path, keys: Path) -> None:
@@ -265,11 +260,11 @@ def test_a_required_key_that_is_not_there_is_named(package: Path, keys: Path, mo
 
 
 def test_a_key_with_a_password_signs(package: Path, keys: Path) -> None:
-    assert edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="open sesame").exit_code == 0
+    assert invoke("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD="open sesame").exit_code == 0
     check_signature(package, keys / "mine.pub")
 
     for password in ("abracadabra", ""):
-        wrong = edgelm("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD=password)
+        wrong = invoke("sign", package, "--key", keys / "mine.locked", EDGELM_KEY_PASSWORD=password)
         assert wrong.exit_code == 1
         assert f"Cannot sign {package} with {keys / 'mine.locked'} (its password, " in wrong.stderr
         assert "is taken from $EDGELM_KEY_PASSWORD): " in wrong.stderr
@@ -292,9 +287,9 @@ def test_a_key_of_another_kind_is_refused_with_the_kinds_that_sign(
     private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
 
-    signed = edgelm("sign", package, "--key", private)
+    signed = invoke("sign", package, "--key", private)
     sign(package, keys / "mine.key")
-    checked = edgelm("verify", package, "--public-key", public)
+    checked = invoke("verify", package, "--public-key", public)
 
     words = f"holds a key of the kind {kind}; signatures need one on an elliptic curve: secp256r1, secp384r1, secp521r1"
     assert (signed.exit_code, f"{private} {words}" in signed.stderr) == (1, True)
@@ -312,7 +307,7 @@ def test_a_private_key_may_come_through_a_pipe(package: Path, keys: Path, tmp_pa
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = subprocess.Popen(["cp", keys / "mine.key", pipe])  # as `--key <(…)` of a shell
-    assert edgelm("sign", package, "--key", pipe).exit_code == 0
+    assert invoke("sign", package, "--key", pipe).exit_code == 0
     assert writer.wait() == 0
     check_signature(package, keys / "mine.pub")
 
@@ -323,7 +318,7 @@ def test_a_signature_of_another_key_is_refused(package: Path, keys: Path) -> Non
     with pytest.raises(PackageError, match=r"is not signed with the key of .*, or was changed since"):
         load(package, public_key=keys / "mine.pub")
     for required in {}, {"EDGELM_REQUIRE_SIGNATURE": str(keys / "other.pub")}:
-        result = edgelm("verify", package, "--public-key", keys / "mine.pub", **required)
+        result = invoke("verify", package, "--public-key", keys / "mine.pub", **required)
         assert result.exit_code == 1
         assert "FAILED  signature" in result.stdout
 
@@ -389,7 +384,7 @@ def test_a_full_disk_names_the_signature_that_it_could_not_take(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    result = edgelm("sign", package, "--key", keys / "mine.key")
+    result = invoke("sign", package, "--key", keys / "mine.key")
     assert (result.exit_code, result.stderr) == (
         1, f"error: Cannot write {package / 'edgelm.sig'}: No space left on device.\n",
     )  # fmt: skip
@@ -423,7 +418,7 @@ def test_without_the_extra_the_pip_line_is_named(package: Path, keys: Path, monk
 def test_the_bill_of_materials_fits_the_official_schema(package: Path) -> None:
     rewrite(package, license="apache-2.0")
 
-    result = edgelm("show", package, "--bom")
+    result = invoke("show", package, "--bom")
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(result.stdout) is None
     bill = json.loads(result.stdout)
