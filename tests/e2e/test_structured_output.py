@@ -20,7 +20,7 @@ from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
 
-def answers(model: LanguageModel, schemas: Sequence[dict[str, Any]], max_new_tokens: int, max_batch: int) -> list[str]:
+def answers(model: LanguageModel, schemas: Sequence[dict[str, Any]], max_new_tokens: int) -> list[str]:
     """Answer with each schema: return what became of them, complete answers being checked."""
     prompts, configs, taken = [], [], []
     for seed, schema in enumerate(schemas):
@@ -36,7 +36,7 @@ def answers(model: LanguageModel, schemas: Sequence[dict[str, Any]], max_new_tok
             GenerationConfig(constraint=constraint, temperature=0.8, seed=seed, max_new_tokens=max_new_tokens)
         )
         taken.append(schema)
-    completions = model.generate_batch(prompts, configs, max_batch=max_batch)
+    completions = model.generate_batch(prompts, configs, max_batch=8)
     for schema, completion in zip(taken, completions, strict=True):
         if completion.finish_reason == "stop":
             validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
@@ -46,7 +46,7 @@ def answers(model: LanguageModel, schemas: Sequence[dict[str, Any]], max_new_tok
 
 def test_300_varied_schemas_give_valid_answers_or_name_the_keyword() -> None:
     model = load(tiny_model_path(), SessionOptions(threads=1))
-    ends = answers(model, varied_schemas(300), max_new_tokens=100, max_batch=8)
+    ends = answers(model, varied_schemas(300), max_new_tokens=100)
     # The tiny model writes at random, so that it rarely ends a string that may be long: 226 of 300 are complete.
     assert ends.count("stop") > 80
     assert len(ends) < 290
@@ -55,7 +55,7 @@ def test_300_varied_schemas_give_valid_answers_or_name_the_keyword() -> None:
 @pytest.mark.real_model
 def test_a_real_model_gives_valid_answers_for_varied_schemas(smollm2_package: Path) -> None:
     model = load(smollm2_package, SessionOptions(threads=1))
-    ends = answers(model, varied_schemas(8, seed=1), max_new_tokens=80, max_batch=8)
+    ends = answers(model, varied_schemas(8, seed=1), max_new_tokens=80)
     assert ends.count("stop") > 4
 
 

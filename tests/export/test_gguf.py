@@ -42,9 +42,9 @@ def header(keys: Sequence[bytes] = (), tensors: Sequence[bytes] = (), version: i
     return b"GGUF" + struct.pack("<I", version) + counts + b"".join(keys) + b"".join(tensors)
 
 
-def whole(keys: Sequence[bytes] = (), tensors: Sequence[bytes] = (), data: int = 256, version: int = 3) -> bytes:
+def whole(keys: Sequence[bytes] = (), tensors: Sequence[bytes] = (), version: int = 3) -> bytes:
     start = header(keys, tensors, version)
-    return start + bytes(-len(start) % 32 + data)
+    return start + bytes(-len(start) % 32 + 256)
 
 
 def write_valid(path: Path, alignment: int | None = None) -> Path:

@@ -174,10 +174,10 @@ def test_of_two_epsilons_a_family_reads_that_of_its_norm() -> None:
     assert config.norm_eps == 1e-5
 
 
-def llama3_factors(factor: float, *, theta: float = 500000.0, head_dim: int = 16) -> np.ndarray:
-    """What llama.cpp's converter writes, frequency by frequency."""
+def llama3_factors(factor: float) -> np.ndarray:
+    """What llama.cpp's converter writes, frequency by frequency of heads of 16."""
     factors = []
-    for frequency in (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).tolist():
+    for frequency in (1.0 / 500000.0 ** (np.arange(0, 16, 2, dtype=np.float32) / 16)).tolist():
         wavelength = 2 * np.pi / frequency
         if wavelength < 8192 / 4:
             factors.append(1.0)

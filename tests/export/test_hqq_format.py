@@ -16,6 +16,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 STEM = "model.layers.0.mlp.up_proj"
+GROUP = 32
 # A packing of hqq 0.2.8 -> by how many bits each part of the rows is shifted in a word, the first rows first.
 PACKINGS: dict[str, tuple[int, ...]] = {
     "8bit_u8": (0,),
@@ -34,11 +35,11 @@ def packed(values: torch.Tensor, packing: str) -> torch.Tensor:
     return words.to(torch.int32 if packing == "3bit_32" else torch.uint8)
 
 
-def quantize_folder(folder: Path, packing: str, axis: int, group: int) -> Tensors:
+def quantize_folder(folder: Path, packing: str, axis: int) -> Tensors:
     bits = int(packing[0])
 
     def pack(stem: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        groups = weight.reshape((-1, group) if axis else (group, -1))
+        groups = weight.reshape((-1, GROUP) if axis else (GROUP, -1))
         least, most = (part(groups, axis, keepdim=True) for part in (torch.amin, torch.amax))
         scale = ((most - least) / ((1 << bits) - 1)).half()
         zero = (-least / scale).half()
@@ -63,7 +64,7 @@ def quantize_folder(folder: Path, packing: str, axis: int, group: int) -> Tensor
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path, packing: str, axis: int) -> None:
     save_llama(tmp_path, intermediate_size=128)
-    wanted = quantize_folder(tmp_path, packing, axis, 32)
+    wanted = quantize_folder(tmp_path, packing, axis)
     checkpoint, bits = HuggingFaceCheckpoint(tmp_path), int(packing[0])
     assert checkpoint.stored_type(f"{STEM}.weight") == f"HQQ-{bits}bit"
     for key, expected in wanted.items():
@@ -80,7 +81,7 @@ def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path,
 
 def test_groups_of_rows_stay_in_4_bits(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path / "source", intermediate_size=128)
-    quantize_folder(tmp_path / "source", "4bit_u8", 1, 32)
+    quantize_folder(tmp_path / "source", "4bit_u8", 1)
     manifest = export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
     assert manifest.notes == ("Every matrix keeps the grid of its source, or stays in F32.",)
 
@@ -95,7 +96,7 @@ def test_a_scale_that_is_not_finite_is_refused_without_a_warning(
         return scales
 
     save_llama(tmp_path / "source", intermediate_size=128)
-    quantize_folder(tmp_path / "source", "4bit_u8", 1, 32)
+    quantize_folder(tmp_path / "source", "4bit_u8", 1)
     change_tensor(tmp_path / "source", f"{STEM}.scale", damaged)
     change_tensor(tmp_path / "source", f"{STEM}.zero", lambda zero: torch.cat((zero[:1].round(), zero[1:])))
     with pytest.raises(CheckpointError, match=f"{STEM}.weight has NaN or infinite values"):
@@ -117,7 +118,7 @@ BROKEN: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None], str]
 def test_parts_that_do_not_fit_each_other_are_refused_by_name(save_llama: Any, tmp_path: Path, case: str) -> None:
     part, change, told = BROKEN[case]
     save_llama(tmp_path, intermediate_size=128)
-    quantize_folder(tmp_path, "4bit_u8", 1, 32)
+    quantize_folder(tmp_path, "4bit_u8", 1)
     change_tensor(tmp_path, f"{STEM}.{part}", change)
     with pytest.raises(CheckpointError, match=told):
         HuggingFaceCheckpoint(tmp_path).tensor(f"{STEM}.weight")

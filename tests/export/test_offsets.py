@@ -58,12 +58,12 @@ def weights_of(blocks: QuantizedBlocks) -> NDArray[np.float32]:
     return (steps + blocks.offsets[..., None]).reshape(len(steps), -1)
 
 
-def packed_and_weights(rows: int = 24, columns: int = 96) -> tuple[PackedWeight, NDArray[np.float32]]:
-    weights = np.random.default_rng(1).standard_normal((rows, columns)).astype(np.float32)
+def packed_and_weights(columns: int = 96) -> tuple[PackedWeight, NDArray[np.float32]]:
+    weights = np.random.default_rng(1).standard_normal((24, columns)).astype(np.float32)
     data = gguf.quantize(weights, gguf.GGMLQuantizationType.Q4_1).ravel()
-    blocks = integer_blocks(data, "Q4_1", (rows, columns))
+    blocks = integer_blocks(data, "Q4_1", weights.shape)
     assert blocks is not None
-    return on_its_grid(blocks, columns), dequantize(data, "Q4_1", (rows, columns))
+    return on_its_grid(blocks, columns), dequantize(data, "Q4_1", weights.shape)
 
 
 def test_levels_of_q4_1_are_whole_zero_points_and_offsets_below_half_a_step() -> None:

@@ -33,9 +33,9 @@ def words(values: np.ndarray, bits: int, axis: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(packed.astype(np.uint32).view(np.int32), -1, axis))
 
 
-def quantized(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantized(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return values [N, K], zeros [N, G] and half-precision scales [N, G] of a plain asymmetric quantizer."""
-    blocks = weight.reshape(len(weight), -1, group)
+    blocks = weight.reshape(len(weight), -1, GROUP)
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     scales = ((high - low) / ((1 << bits) - 1)).astype(np.float16)
     zeros = np.clip(np.rint(-low / scales), 1, (1 << bits) - 1)
@@ -44,7 +44,7 @@ def quantized(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np
 
 
 def gptq(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
-    values, zeros, scales = quantized(weight, bits, GROUP)
+    values, zeros, scales = quantized(weight, bits)
     groups = np.arange(weight.shape[1]) // GROUP
     tensors = {
         f"{stem}.qweight": words(values.T, bits, 0),
@@ -64,12 +64,12 @@ def gptq_in_order(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np
 def gptq_v2(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
     """Zero points are stored as they are; AutoRound's own packing has the same."""
     tensors, stands_for = gptq_in_order(stem, weight, bits)
-    _, zeros, _ = quantized(weight, bits, GROUP)
+    _, zeros, _ = quantized(weight, bits)
     return tensors | {f"{stem}.qzeros": words(zeros.T, bits, 1)}, stands_for
 
 
 def awq(stem: str, weight: np.ndarray, bits: int) -> tuple[Tensors, np.ndarray]:
-    values, zeros, scales = quantized(weight, bits, GROUP)
+    values, zeros, scales = quantized(weight, bits)
     groups = np.arange(weight.shape[1]) // GROUP
 
     def shuffled(columns: np.ndarray) -> np.ndarray:

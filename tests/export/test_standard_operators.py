@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from command_line import invoke
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import make_checkpoint
 from model_features import FEATURES, config_with
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -106,8 +106,8 @@ def test_rows_with_padding_on_the_left_have_the_logits_that_they_have_alone(name
             np.testing.assert_allclose(logits_BTV[row, -len(expected_TV) :], expected_TV, atol=TOLERANCE)
 
 
-def export(folder: Path, precision: Precision, config: ModelConfig = CONFIG) -> edgelm.LanguageModel:
-    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config, seed=1))
+def export(folder: Path, precision: Precision) -> edgelm.LanguageModel:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", seed=1))
     export_package(checkpoint, folder / "package", precision)
     return edgelm.load(folder / "package")
 

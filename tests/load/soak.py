@@ -95,9 +95,9 @@ class Sample:
     tokens: int
 
 
-def asks(model: LanguageModel, count: int, longest: int, seed: int = 0) -> list[Ask]:
+def asks(model: LanguageModel, count: int, longest: int) -> list[Ask]:
     """Make requests of all kinds, and answer each alone with the plain loop."""
-    random = Random(seed)
+    random = Random(0)
     made = []
     for number in range(count):
         fields: dict[str, Any] = {"max_tokens": random.randint(1, longest), "seed": number}

@@ -292,17 +292,17 @@ def test_a_graph_on_another_disk_has_the_configs_beside_the_link(folder: Path, t
     assert (found.folder, found.graph) == (folder, Path("onnx/model.onnx"))
 
 
-def with_input(name: str, type_: int = onnx.TensorProto.FLOAT) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def with_input(name: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def change(graph: onnx.ModelProto) -> onnx.ModelProto:
-        graph.graph.input.append(helper.make_tensor_value_info(name, type_, [1]))
+        graph.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]))
         return graph
 
     return change
 
 
-def without(kind: str, name: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def without_output(name: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def change(graph: onnx.ModelProto) -> onnx.ModelProto:
-        values = getattr(graph.graph, kind)
+        values = graph.graph.output
         kept = [value for value in values if not value.name.startswith(name)]
         del values[:]
         values.extend(kept)
@@ -334,9 +334,9 @@ def with_type(name: str, type_: int) -> Callable[[onnx.ModelProto], onnx.ModelPr
             with_input("past_conv.0"),
             r"'past_conv.0'. edgelm gives input_ids, attention_mask, position_ids, ",
         ),
-        (without("output", "logits"), "has no output 'logits', so it is no decoder of text. It has: present.0.key"),
+        (without_output("logits"), "has no output 'logits', so it is no decoder of text. It has: present.0.key"),
         (
-            without("output", "present"),
+            without_output("present"),
             "it has 4 such inputs and 0 such outputs. Export the model with its cache: ",
         ),
         (with_type("logits", onnx.TensorProto.DOUBLE), r"takes 'logits' as tensor\(double\); edgelm gives"),

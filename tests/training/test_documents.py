@@ -43,8 +43,8 @@ def read(name: str, **settings: Any) -> list[Document]:
     return list(DocumentReader(DocumentConfig(**settings)).read(file, whole_span(file)))
 
 
-def write_parquet(name: str, rows: list[dict[str, Any]], row_group_size: int = 2) -> None:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), name, row_group_size=row_group_size)
+def write_parquet(rows: list[dict[str, Any]]) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet", row_group_size=2)
 
 
 def test_a_text_file_is_one_document(write: Write) -> None:
@@ -144,7 +144,7 @@ def test_a_row_of_parquet_that_is_no_utf8_is_named_and_can_be_left_out(write: Wr
 
 
 def test_parquet_gives_rows_in_their_order(write: Write) -> None:
-    write_parquet("a.parquet", [{"text": f"Text {i}", "n": i} for i in range(5)])
+    write_parquet([{"text": f"Text {i}", "n": i} for i in range(5)])
     assert read("a.parquet") == [(i + 1, f"Text {i}") for i in range(5)]
     (file,) = find_files(["a.parquet"])
     spans = scan_file(file, span_bytes=1).spans
@@ -367,7 +367,7 @@ def test_broken_lines_and_documents_are_left_out_and_counted_where_that_is_asked
 
 
 def test_a_missing_column_of_parquet_is_named_with_those_there_are(write: Write) -> None:
-    write_parquet("a.parquet", [{"body": "One", "n": 1}])
+    write_parquet([{"body": "One", "n": 1}])
     with pytest.raises(DataError, match=r"a\.parquet:1: there is no field 'text'; there are 'body', 'n'\."):
         read("a.parquet")
 

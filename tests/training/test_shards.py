@@ -225,9 +225,9 @@ def start_prepare(tok: Path, most: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, process_group=0)
 
 
-def pieces(output: str) -> dict[str, int]:
-    """Return the finished pieces beside an unfinished output, and when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in Path(f".{output}.partial").glob("[0-9a-f]*.json")}
+def pieces() -> dict[str, int]:
+    """Return the finished pieces beside the unfinished shards, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(".shards.partial").glob("[0-9a-f]*.json")}
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -243,7 +243,7 @@ def test_a_killed_process_leaves_no_workers_and_the_next_one_goes_on_to_the_same
     kept: dict[str, int] = {}
     for wanted in (1, 8):
         process = start_prepare(tok, len(kept) + wanted)
-        while len(pieces("shards")) < len(kept) + wanted:
+        while len(pieces()) < len(kept) + wanted:
             assert process.poll() is None
             time.sleep(0.001)
         children = workers_of(process)
@@ -254,8 +254,8 @@ def test_a_killed_process_leaves_no_workers_and_the_next_one_goes_on_to_the_same
         assert len(children) == 3  # two workers, and the process in which Python tracks semaphores
         while any(Path(f"/proc/{child}/exe").exists() for child in children):
             time.sleep(0.01)
-        assert kept.items() <= pieces("shards").items()
-        kept = pieces("shards")
+        assert kept.items() <= pieces().items()
+        kept = pieces()
     prepare(tok)
     assert contents(Path("shards")) == expected
     assert not Path(".shards.partial").exists()
@@ -274,7 +274,7 @@ def test_a_kill_while_the_shards_get_their_names_loses_nothing(
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not Path("shards").exists()
-    before = pieces("shards")
+    before = pieces()
     assert len(before) > 5
     tokenized: list[str] = []
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *_: tokenized.append("again"))
@@ -304,7 +304,7 @@ def test_of_what_was_tokenized_before_only_what_is_still_right_is_taken(
         patch.setattr(shard_writer.shutil, "copyfile", lambda *_: os.close(-1))  # a disk that refuses, at the very end
         with pytest.raises(DataError, match="the same command goes on where it stopped"):
             prepare(tok, **settings)
-    assert pieces("shards")
+    assert pieces()
     if text := changes.get("text"):  # of the same length
         (corpus / "00.txt").write_text(text + (corpus / "00.txt").read_text()[len(text) :])
     settings |= {name: value for name, value in changes.items() if name != "text"}
@@ -339,7 +339,7 @@ def test_ctrl_c_stops_all_workers_at_once_and_the_same_command_goes_on(
 ) -> None:
     monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 1500)
     expected = contents(prepare(tok, "expected"))
-    begins, works = lambda _: len(workers_of(process)) == 3, lambda _: pieces("shards")
+    begins, works = lambda _: len(workers_of(process)) == 3, lambda _: pieces()
     for reached in (begins, works):
         process = start_prepare(tok, 1)
         while not reached(process):
@@ -432,7 +432,7 @@ def test_a_broken_line_stops_with_its_file_and_line_and_is_not_tokenized_twice(
         with pytest.raises(DataError, match=r"^corpus/rows\.jsonl:51: broken JSON"):
             prepare(tok, workers=workers)
     assert not Path("shards").exists()
-    kept = pieces("shards")
+    kept = pieces()
     assert kept
     assert Shards.open(prepare(tok, skip_broken=True)).index["broken"] == 1
     (corpus / "rows.jsonl").write_text(good)
