@@ -6,6 +6,7 @@ Its weights come from numpy's PCG64 and its tokenizer from the bundled text: a t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +41,8 @@ CONFIG = ModelConfig(
     bos_token_id=1,
     eos_token_ids=(2,),
 )
+# Whose rows are whole blocks of 64 and 128.
+WIDE = replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 
 
 def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> Path:

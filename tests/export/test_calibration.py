@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import WIDE, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
@@ -48,7 +48,6 @@ from edgelm_export.reference import (
 from edgelm_export.reference_weights import ObservedWeights
 from edgelm_export.text_tools import text_tools
 
-WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 INT4_SCHEME = Scheme(bits=4, block_size=32, symmetric=True, method="gptq")
 INT4 = Precision(rules=(Rule(pattern="embed", scheme="int8-block32"), Rule(pattern=".", scheme="int4-block32-gptq")))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import WIDE, make_checkpoint
 
 import edgelm
 from edgelm.errors import PackageError
@@ -20,7 +19,6 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize import Precision, Rule
 
 ENOUGH = 1 << 30
-WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 GREEDY = edgelm.GenerationConfig(max_new_tokens=8, temperature=0.0)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import invoke
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import CONFIG, WIDE, make_checkpoint
 
 import edgelm
 from edgelm.architecture.quantization_scheme import parse_scheme
@@ -31,8 +31,6 @@ from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
 from edgelm_export.reference import reference_logits
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
-
-WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture

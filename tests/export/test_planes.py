@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import WIDE, make_checkpoint
 
 import edgelm
 from edgelm.architecture.planes import from_planes, to_planes
@@ -28,7 +28,6 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
 
 SCHEMES = ["int5-block64", "int6-block32", "int5-block16-asymmetric", "int6-block64-asymmetric-hqq"]
-WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 
 
 def quantized(weight: np.ndarray, name: str) -> PackedWeight:

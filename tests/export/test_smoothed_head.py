@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from make_tiny_model import CONFIG, make_checkpoint
+from make_tiny_model import CONFIG, WIDE, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
@@ -25,7 +25,6 @@ from edgelm_export.quantize.channel_scales import ChannelScales, PlainHead, Scal
 from edgelm_export.quantize.smoothed_head import _rounded_inputs, better_divisors
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, head_name
 
-WIDE = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 SMOOTHED = Precision(rules=(Rule(pattern=".", scheme="int8-block64"),), transforms=("smooth",))
 IDS = list(range(3, 40))
 
