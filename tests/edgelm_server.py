@@ -24,6 +24,8 @@ from edgelm.cli.main import main
 from edgelm.testing import tiny_model_path
 
 TINY = str(tiny_model_path())
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["edgelm.cli.main", "edgelm.cli.serve", "edgelm.loading", "edgelm.server.process"])
 SLOW = """

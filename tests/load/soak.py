@@ -28,13 +28,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, TINY, EdgelmServer
 
 import edgelm
 from edgelm import LanguageModel
 from edgelm.decoding.answer import join
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+TEXT = "/v1/completions"
 WORDS = (
     "The",
     "sea",

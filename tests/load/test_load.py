@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from edgelm_server import SLOW, TINY, EdgelmServer
+from edgelm_server import CHAT, SLOW, TINY, EdgelmServer
 from waiting import wait_for
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +26,6 @@ from edgelm import Engine, LanguageModel
 from edgelm.decoding.answer import join
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at a process as Linux shows it")
-CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from edgelm_server import CHAT
 
 from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
 from edgelm.decoding.answer import join
@@ -35,7 +36,7 @@ def ask(serving, messages=HELLO, **fields):
 
 
 def chat(serving, messages=HELLO, **fields):
-    reply = serving.post("/v1/chat/completions", {"messages": messages, "max_tokens": 12, **fields}).json
+    reply = serving.post(CHAT, {"messages": messages, "max_tokens": 12, **fields}).json
     return reply["choices"][0], reply["usage"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from edgelm_server import TINY, EdgelmServer, read_all
+from edgelm_server import CHAT, TINY, EdgelmServer, read_all
 from loopback_server import LoopbackServer
 from starlette.datastructures import Headers
 
@@ -44,7 +44,7 @@ def test_the_names_of_this_machine_are_answered(serving, host):
     ],
 )
 def test_a_host_that_is_another_name_is_refused_before_anything_else(serving, host):
-    reply = serving.post("/v1/chat/completions", b"not even JSON", Host=host.format(port=serving.port))
+    reply = serving.post(CHAT, b"not even JSON", Host=host.format(port=serving.port))
     assert reply.status == 403
     assert reply.json["error"]["code"] == "host_not_allowed"
     assert "--allowed-host" in reply.json["error"]["message"]
@@ -188,7 +188,7 @@ def test_without_the_key_nothing_is_answered_but_health(keyed, given):
         reply = keyed.get(path, **headers)
         assert reply.status == 401, path
         assert KEY not in reply.data.decode()
-    assert keyed.post("/v1/chat/completions", b"{", **headers).json["error"]["code"] == "invalid_api_key"
+    assert keyed.post(CHAT, b"{", **headers).json["error"]["code"] == "invalid_api_key"
     assert keyed.post("/v1/messages", b"{", **headers).json["error"]["type"] == "authentication_error"
     assert keyed.get("/health", **headers).status == 200
 

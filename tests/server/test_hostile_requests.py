@@ -14,7 +14,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from edgelm_server import SHORT_LIMITS, TINY, EdgelmServer, read_all
+from edgelm_server import CHAT, HELLO, SHORT_LIMITS, TINY, EdgelmServer, read_all
 from starlette.requests import Request
 from waiting import wait_for
 
@@ -22,8 +22,6 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.options import RequestLimits
 from edgelm.server.request_body import read_json
 
-CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "stop"}}
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, TINY, EdgelmServer
 from starlette.requests import Request
 
 from edgelm import GenerationConfig, __version__
@@ -140,7 +140,7 @@ def test_the_context_that_an_answer_has_may_be_sent_back(serving):
 def test_log_probabilities_are_those_of_openais_interface(serving, path):
     wanted = {"logprobs": True, "top_logprobs": 2}
     body = {"messages": HELLO, "max_tokens": 12, **wanted}
-    expected = serving.post("/v1/chat/completions", body).json["choices"][0]["logprobs"]["content"]
+    expected = serving.post(CHAT, body).json["choices"][0]["logprobs"]["content"]
     body = {"model": "tiny-random", "messages": HELLO, "prompt": "Hello there", "options": OPTIONS, **wanted}
     del body["prompt" if path == "/api/chat" else "messages"]
     assert serving.post(path, body | {"stream": False}).json["logprobs"] == expected
@@ -325,7 +325,7 @@ def test_the_tag_that_clients_of_ollama_write_is_taken_in_every_interface(servin
     assert serving.get(f"/v1/models/{name}").json["id"] == "tiny-random"
     assert serving.get(f"/tokenizer_info?model={name}").json["model"] == "tiny-random"
     assert serving.post("/api/show", {"model": name}).status == 200
-    answer = serving.post("/v1/chat/completions", {"model": name, "messages": HELLO, "max_tokens": 2}).json
+    answer = serving.post(CHAT, {"model": name, "messages": HELLO, "max_tokens": 2}).json
     assert answer["model"] == "tiny-random"
     assert serving.get("/v1/models/tiny-random:8b").status == 404
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, TINY, EdgelmServer
 
 from edgelm import GenerationConfig, __version__
 
@@ -13,7 +13,7 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 
 
 def chat(serving, **fields):
-    return serving.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 12, **fields})
+    return serving.post(CHAT, {"messages": HELLO, "max_tokens": 12, **fields})
 
 
 def test_an_answer_is_the_librarys(serving, tiny):
@@ -58,7 +58,7 @@ def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
 
 @pytest.mark.parametrize("body", [{"messages": HELLO}, {"prompt": "The sea"}])
 def test_an_answer_and_each_of_its_chunks_say_what_made_them(serving, body):
-    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    path = CHAT if "messages" in body else "/v1/completions"
     whole = serving.post(path, body | {"max_tokens": 2}).json
     *chunks, _done = serving.post(path, body | {"max_tokens": 2, "stream": True}).events
     assert {part["system_fingerprint"] for part in (whole, *chunks)} == {f"edgelm-{__version__}"}
@@ -266,7 +266,7 @@ REFUSED = {
 def test_what_cannot_be_done_is_refused_with_the_place_and_the_rule(serving, param):
     fields, message = REFUSED[param]
     body = {"messages": HELLO, **fields} if param != "messages" else fields
-    reply = serving.post("/v1/chat/completions", body)
+    reply = serving.post(CHAT, body)
     assert reply.status == 400, reply.data
     error = reply.json["error"]
     assert message in error["message"]
@@ -282,7 +282,7 @@ def test_a_conversation_beyond_the_context_is_refused_before_a_stream_begins(ser
 
 def test_half_a_surrogate_pair_is_refused(serving):
     body = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}).encode()
-    reply = serving.post("/v1/chat/completions", body)
+    reply = serving.post(CHAT, body)
     assert reply.status == 400
     assert "half of a surrogate pair" in reply.json["error"]["message"]
 

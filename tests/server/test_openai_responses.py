@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from edgelm_server import CHAT
 
 from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
 from edgelm.decoding.answer import join
@@ -25,9 +26,7 @@ def respond(serving, **fields):
 
 
 def chat_text(serving, messages):
-    return serving.post("/v1/chat/completions", {"messages": messages, "max_tokens": 12}).json["choices"][0]["message"][
-        "content"
-    ]
+    return serving.post(CHAT, {"messages": messages, "max_tokens": 12}).json["choices"][0]["message"]["content"]
 
 
 def test_an_input_is_answered_as_a_chat_is(serving):

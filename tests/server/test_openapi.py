@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, TINY, EdgelmServer
 
 from edgelm.server.routes import ROUTES
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
@@ -27,7 +27,7 @@ def test_every_route_is_described(described):
 
 
 def test_what_is_refused_and_what_is_ignored_is_in_the_description(described):
-    chat = described["paths"]["/v1/chat/completions"]["post"]
+    chat = described["paths"][CHAT]["post"]
     schema = chat["requestBody"]["content"]["application/json"]["schema"]
     assert "functions: use tools." in schema["description"]
     assert schema["properties"]["user"] == {}
@@ -44,7 +44,7 @@ def test_no_field_that_chooses_tokens_is_refused_or_passed_over_too():
 
 
 def test_refusals_are_described_in_the_form_of_each_protocol(described):
-    for path, fields in (("/v1/chat/completions", ["error"]), ("/v1/messages", ["type", "error"])):
+    for path, fields in ((CHAT, ["error"]), ("/v1/messages", ["type", "error"])):
         refusal = described["paths"][path]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
         assert refusal["required"] == fields
     assert described["paths"]["/v1/messages"]["post"]["security"] == [{}, {"key": []}, {"x-api-key": []}]

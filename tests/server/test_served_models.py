@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import invoke
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, HELLO, TINY, EdgelmServer
 from tiny_adapter import write_tiny_adapter
 from waiting import wait_for
 
@@ -21,9 +21,6 @@ from edgelm.server import process
 from edgelm.server.api_error import ApiError
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
-
-CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, HELLO, TINY, EdgelmServer
 from thinking_template import THINKING, system_message
 
 from edgelm import GenerationConfig, LanguageModel, load
 from edgelm.text.chat_template import ChatTemplate
 
-HELLO = [{"role": "user", "content": "Hello"}]
 LIMIT = 12
 PRELUDE = f"""
 from edgelm.text.chat_template import ChatTemplate
@@ -59,7 +58,7 @@ OPENAI: list[tuple[dict[str, Any], dict[str, object], str]] = [
 def test_openais_fields_reach_the_template(thinking_server, thinker, fields, variables, said):
     tokens = thinking_server.post("/tokenize", {"messages": HELLO, **fields}).json["tokens"]
     assert system_message(thinker, tokens) == f"Thinking: {said}"
-    reply = thinking_server.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": LIMIT, **fields}).json
+    reply = thinking_server.post(CHAT, {"messages": HELLO, "max_tokens": LIMIT, **fields}).json
     answer = (reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"])
     assert answer == expected(thinker, variables)
     assert reply["usage"]["prompt_tokens"] == len(tokens)
@@ -121,7 +120,7 @@ def test_anthropics_fields_reach_the_template(thinking_server, thinker, fields, 
 def test_openrouters_form_of_an_effort_is_the_same(thinking_server, fields, effort):
     def answer(**more):
         body = {"messages": HELLO, "max_tokens": LIMIT, **more}
-        reply = thinking_server.post("/v1/chat/completions", body).json
+        reply = thinking_server.post(CHAT, body).json
         return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
 
     assert answer(**fields) == answer(reasoning_effort=effort)
@@ -170,7 +169,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 @pytest.mark.parametrize(("fields", "param", "words"), REFUSED)
 def test_what_the_template_cannot_be_told_is_refused(serving, path, fields, param, words):
     reply = serving.post(path, {"messages": HELLO, **fields})
@@ -182,7 +181,7 @@ def test_asking_a_model_that_does_not_think_for_no_thinking_changes_nothing(serv
     answer = tiny.chat(HELLO, GenerationConfig(max_new_tokens=LIMIT)).text
     body = {"messages": HELLO, "max_tokens": LIMIT}
     for fields in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": True}}):
-        reply = serving.post("/v1/chat/completions", body | fields).json
+        reply = serving.post(CHAT, body | fields).json
         assert reply["choices"][0]["message"]["content"] == answer
     body = {"model": "tiny-random", "messages": HELLO, "stream": False, "options": {"num_predict": LIMIT}}
     assert serving.post("/api/chat", body | {"think": False}).json["message"]["content"] == answer
@@ -195,10 +194,10 @@ def test_a_variable_of_any_name_breaks_nothing(thinking_server, name):
         "max_tokens": 1,
         "chat_template_kwargs": {name: [{"a": "<|im_end|>\ud83d"}, 1e300, None]},
     }
-    assert thinking_server.post("/v1/chat/completions", body).status == 200
+    assert thinking_server.post(CHAT, body).status == 200
 
 
 def test_half_a_character_in_a_variable_is_refused(thinking_server):
     body = {"messages": HELLO, "chat_template_kwargs": {"reasoning_effort": "\ud83d"}}
-    reply = thinking_server.post("/v1/chat/completions", body)
+    reply = thinking_server.post(CHAT, body)
     assert (reply.status, "surrogate" in reply.json["error"]["message"]) == (400, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from edgelm_server import TINY, EdgelmServer
+from edgelm_server import CHAT, TINY, EdgelmServer
 from thinking_model import ANSWER, CHANNELS_TEMPLATE, OPENING_TEMPLATE, SAID, THOUGHT, thinking_server
 
 HELLO = [{"role": "user", "content": "What is the sea?"}]
@@ -23,11 +23,11 @@ def joined(parts, name):
 
 
 def test_chat_completions_have_reasoning_content(thinking):
-    reply = thinking.post("/v1/chat/completions", {"messages": HELLO, "n": 2}).json
+    reply = thinking.post(CHAT, {"messages": HELLO, "n": 2}).json
     for choice in reply["choices"]:
         assert choice["message"]["reasoning_content"] == THOUGHT
         assert choice["message"]["content"] == SAID
-    chunks = thinking.post("/v1/chat/completions", {"messages": HELLO, "stream": True, "n": 2}).events[:-1]
+    chunks = thinking.post(CHAT, {"messages": HELLO, "stream": True, "n": 2}).events[:-1]
     for index in (0, 1):
         deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"][0]["index"] == index]
         assert joined(deltas, "reasoning_content") == THOUGHT
@@ -39,7 +39,7 @@ def test_thinking_that_the_request_begins_goes_on_as_thinking():
     turns = [*HELLO, {"role": "assistant", "content": "<think>\nWhat is"}]
     body = {"model": "tiny-random", "messages": turns}
     with EdgelmServer((TINY,), prelude=thinking_server(" the sea?\n</think>\n\nWater.")) as server:
-        message = server.post("/v1/chat/completions", body).json["choices"][0]["message"]
+        message = server.post(CHAT, body).json["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == (" the sea?", "Water.")
         message = server.post("/api/chat", {**body, "stream": False}).json["message"]
         assert (message["thinking"], message["content"]) == (" the sea?", "Water.")
@@ -48,11 +48,11 @@ def test_thinking_that_the_request_begins_goes_on_as_thinking():
 
 
 def test_usage_says_how_many_tokens_were_thought(thinking):
-    reply = thinking.post("/v1/chat/completions", {"messages": HELLO}).json
+    reply = thinking.post(CHAT, {"messages": HELLO}).json
     thought = reply["usage"]["completion_tokens_details"]["reasoning_tokens"]
     assert 5 < thought < reply["usage"]["completion_tokens"] - 5
     body = {"messages": HELLO, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
-    usage = thinking.post("/v1/chat/completions", body).events[-2]["usage"]
+    usage = thinking.post(CHAT, body).events[-2]["usage"]
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 2 * thought}
     body = {"input": "What is the sea?"}
     response = thinking.post("/v1/responses", body).json
@@ -62,7 +62,7 @@ def test_usage_says_how_many_tokens_were_thought(thinking):
 
 
 def test_an_answer_that_was_cut_off_while_it_thought_has_no_content(thinking):
-    reply = thinking.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 8}).json
+    reply = thinking.post(CHAT, {"messages": HELLO, "max_tokens": 8}).json
     (choice,) = reply["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
     assert THOUGHT.startswith(choice["message"]["reasoning_content"])
@@ -72,7 +72,7 @@ def test_an_answer_that_was_cut_off_while_it_thought_has_no_content(thinking):
 def test_what_was_thought_earlier_is_taken_and_passed_over(thinking):
     turn = {"role": "assistant", "content": SAID}
     usage = [
-        thinking.post("/v1/chat/completions", {"messages": [*HELLO, {**turn, **more}, *HELLO]}).json["usage"]
+        thinking.post(CHAT, {"messages": [*HELLO, {**turn, **more}, *HELLO]}).json["usage"]
         for more in ({}, {"reasoning_content": THOUGHT}, {"thinking": {"content": THOUGHT}, "cache_control": {}})
     ]
     assert len({counts["prompt_tokens"] for counts in usage}) == 1
@@ -89,14 +89,14 @@ def test_a_template_that_reads_what_was_thought_earlier_gets_it():
             messages = [*HELLO, {**turn, **more}, *HELLO]
             body = {"model": "tiny-random", "messages": messages, "stream": False}
             ollama = {name.replace("reasoning_content", "thinking"): text for name, text in more.items()}
-            own = server.post("/v1/chat/completions", {"messages": messages}).json["usage"]["prompt_tokens"]
+            own = server.post(CHAT, {"messages": messages}).json["usage"]["prompt_tokens"]
             body["messages"] = [*HELLO, {**turn, **ollama}, *HELLO]
             assert server.post("/api/chat", body).json["prompt_eval_count"] == own
             return own
 
         assert prompt_tokens(reasoning_content=THOUGHT) > prompt_tokens(reasoning_content="") == prompt_tokens()
         messages = [*HELLO, {**turn, "reasoning": THOUGHT}, *HELLO]
-        usage = server.post("/v1/chat/completions", {"messages": messages}).json["usage"]
+        usage = server.post(CHAT, {"messages": messages}).json["usage"]
         assert usage["prompt_tokens"] == prompt_tokens(reasoning_content=THOUGHT)
 
 
@@ -115,7 +115,7 @@ def test_a_response_goes_back_to_the_template_as_one_turn():
             result = {"role": "tool", "tool_call_id": "1", "content": "blue"}
             messages = [*HELLO, {"role": "assistant", "tool_calls": calls, **turn}, result]
             body = {"messages": messages, "tools": [{"type": "function", "function": tool}]}
-            return server.post("/v1/chat/completions", body).json["usage"]["prompt_tokens"]
+            return server.post(CHAT, body).json["usage"]["prompt_tokens"]
 
         thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": THOUGHT}], "summary": []}
         said = {"role": "assistant", "content": [{"type": "output_text", "text": SAID}]}
@@ -138,7 +138,7 @@ def test_ollama_s_messages_have_thinking(thinking):
 def test_a_model_that_thinks_unasked_may_be_asked_to(thinking):
     body = {"model": "tiny-random", "messages": HELLO, "stream": False}
     assert thinking.post("/api/chat", {**body, "think": True}).json["message"]["thinking"] == THOUGHT
-    assert thinking.post("/v1/chat/completions", {"messages": HELLO, "reasoning_effort": "low"}).status == 200
+    assert thinking.post(CHAT, {"messages": HELLO, "reasoning_effort": "low"}).status == 200
 
 
 def test_ollama_s_generate_has_thinking_where_it_asks_the_chat_template(thinking):
@@ -206,7 +206,7 @@ def test_a_template_reads_the_thinking_of_earlier_messages():
             return server.post("/v1/messages/count_tokens", {"messages": [*HELLO, turn, *HELLO]}).json["input_tokens"]
 
         turn = {"role": "assistant", "content": SAID, "reasoning_content": THOUGHT}
-        usage = server.post("/v1/chat/completions", {"messages": [*HELLO, turn, *HELLO]}).json["usage"]
+        usage = server.post(CHAT, {"messages": [*HELLO, turn, *HELLO]}).json["usage"]
         thought = {"type": "thinking", "thinking": THOUGHT, "signature": "unsigned"}
         assert input_tokens(thought) == usage["prompt_tokens"] > input_tokens()
 
@@ -223,8 +223,8 @@ def test_a_response_that_was_cut_off_while_it_thought_has_an_empty_message(think
 
 def test_a_model_that_does_not_think_has_no_such_fields(serving):
     body = {"messages": HELLO, "max_tokens": 8}
-    assert "reasoning_content" not in serving.post("/v1/chat/completions", body).json["choices"][0]["message"]
-    assert b"reasoning_content" not in serving.post("/v1/chat/completions", {**body, "stream": True}).data
+    assert "reasoning_content" not in serving.post(CHAT, body).json["choices"][0]["message"]
+    assert b"reasoning_content" not in serving.post(CHAT, {**body, "stream": True}).data
     body = {"model": "tiny-random", "messages": HELLO, "options": {"num_predict": 8}}
     assert b"thinking" not in serving.post("/api/chat", body).data
 
@@ -235,7 +235,7 @@ def test_a_model_that_thinks_calls_a_tool():
     tools = [{"type": "function", "function": {"name": "look"}}]
     with EdgelmServer((TINY,), prelude=prelude) as server:
         body = {"messages": HELLO, "tools": tools, "model": "tiny-random"}
-        (choice,) = server.post("/v1/chat/completions", body).json["choices"]
+        (choice,) = server.post(CHAT, body).json["choices"]
         message = server.post("/api/chat", {**body, "stream": False}).json["message"]
         lines = [line["message"] for line in server.post("/api/chat", body).lines]
     assert choice["finish_reason"] == "tool_calls"
@@ -255,8 +255,8 @@ def test_gpt_oss_calls_a_tool_in_each_protocol():
     tool = {"name": "look", "parameters": parameters}
     with EdgelmServer((TINY,), prelude=thinking_server(answer, CHANNELS_TEMPLATE)) as server:
         body = {"messages": HELLO, "tools": [{"type": "function", "function": tool}], "model": "tiny-random"}
-        (choice,) = server.post("/v1/chat/completions", body).json["choices"]
-        chunks = server.post("/v1/chat/completions", {**body, "stream": True}).events[:-1]
+        (choice,) = server.post(CHAT, body).json["choices"]
+        chunks = server.post(CHAT, {**body, "stream": True}).events[:-1]
         message = server.post("/api/chat", {**body, "stream": False}).json["message"]
         lines = [line["message"] for line in server.post("/api/chat", body).lines]
         request = {"input": "What is the sea?", "tools": [{"type": "function", **tool}]}

@@ -15,14 +15,12 @@ from pathlib import Path
 import click
 import pytest
 from command_line import invoke
-from edgelm_server import GATED, SLOW, TINY, EdgelmServer, read_all
+from edgelm_server import CHAT, GATED, HELLO, SLOW, TINY, EdgelmServer, read_all
 from waiting import wait_for
 
 from edgelm.server import process
 from edgelm.server.options import ServerOptions
 
-CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "Hello"}]
 LONG = {"messages": HELLO, "max_tokens": 900, "logit_bias": {"65": 100}}  # 18 s on the slow server
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 import pytest
-from edgelm_server import SLOW, TINY, EdgelmServer
+from edgelm_server import CHAT, SLOW, TINY, EdgelmServer
 
 from edgelm.cli.config_file import name_variables
 from edgelm.cli.main import main
@@ -79,7 +79,7 @@ def status(port: int, path: str) -> int:
         return answer.status
 
 
-def check_stream(port: int, server: EdgelmServer, path: str = "/v1/chat/completions") -> None:
+def check_stream(port: int, server: EdgelmServer, path: str = CHAT) -> None:
     """Check that an answer's first word comes while the others are made, and that they end when the client leaves."""
 
     def users() -> float:

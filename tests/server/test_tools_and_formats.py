@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from edgelm_server import CHAT
 
 HELLO = [{"role": "user", "content": "Is it on?"}]
 SCHEMA = {
@@ -21,7 +22,7 @@ TOOLS = [
 
 
 def chat(serving, **fields):
-    return serving.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 80, **fields})
+    return serving.post(CHAT, {"messages": HELLO, "max_tokens": 80, **fields})
 
 
 def fits(text):
