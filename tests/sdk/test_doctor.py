@@ -32,7 +32,8 @@ def library(tmp_path: Path) -> Path:
 
 def examine(library: Path, *, path: Path | None = None) -> tuple[int, dict[str, list[dict[str, str]]]]:
     """Run `edgelm doctor --json`; `path` comes first on the module path, so that its packages are found first."""
-    environment = os.environ | {"EDGELM_HOME": str(library)} | ({"PYTHONPATH": str(path)} if path else {})
+    paths = os.pathsep.join(filter(None, (str(path or ""), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"EDGELM_HOME": str(library), "PYTHONPATH": paths}
     command = [sys.executable, "-c", "from edgelm.cli.main import main; main(prog_name='edgelm')", "doctor", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     findings: dict[str, list[dict[str, str]]] = {}
