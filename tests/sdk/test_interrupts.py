@@ -119,8 +119,9 @@ def test_who_is_broken_off_when_others_have_left_lets_them_in_again() -> None:
         with use.alone():
             pass
 
-    for _ in interrupted(threading.Condition.__exit__, change):
-        assert not use._closed
+    closed = [use._closed for _ in interrupted(threading.Condition.__exit__, change)]
+    assert closed
+    assert not any(closed)
 
 
 def test_an_interrupt_of_who_waits_for_an_engines_answer_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:

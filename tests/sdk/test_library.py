@@ -69,6 +69,8 @@ def test_a_path_leads_to_its_folder(library, tmp_path, monkeypatch):
 def test_a_source_is_its_gguf_file_or_its_folder(library):
     folder = add_source(library, "small", "model.gguf", "source.json")
     assert library.source_path("small") == folder / "model.gguf"
+    folder = add_source(library, "parts", "model-00002-of-00002.gguf", "model-00001-of-00002.gguf")
+    assert library.source_path("parts") == folder / "model-00001-of-00002.gguf"
     folder = add_source(library, "large", "config.json", "model.safetensors")
     assert library.source_path("large") == folder
 

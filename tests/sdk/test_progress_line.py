@@ -95,6 +95,7 @@ def test_what_a_program_does_is_told_in_lines_where_none_can_be_drawn_anew() -> 
     assert text[:4] == ["weights: 0 %", "weights: 25 %", "weights: 50 %", "weights: 100 %"]
     assert text[4].endswith("loading smollm2-135m-instruct: 0 %")
     assert "\x1b" not in "".join(text)
+    assert drawn(STILL, "dumb") == "weights: 50 %\r\nweights: 75 %\r\n"
 
 
 RESUMED = """

@@ -70,6 +70,11 @@ def test_a_folder_with_something_of_the_users_is_not_replaced(package: Path, che
     assert why_not_a_package(package) == "it holds thesis.txt, which is no part of this package"
     (checkpoint / "optimizer").mkdir()
     assert why_not_a_checkpoint(checkpoint) == "it holds optimizer, which is no part of a checkpoint"
+    (package / "thesis.txt").rename(package / "chat_template.jinja")
+    assert why_not_a_package(package) is None
+    (package / "chat_template.jinja").unlink()
+    (package / "chat_template.jinja").mkdir()  # in the place of a file, and whatever may be in it
+    assert why_not_a_package(package) == "it holds chat_template.jinja, which is no part of this package"
 
 
 def test_a_manifest_that_lists_a_pattern_means_a_file_of_that_name(package: Path) -> None:

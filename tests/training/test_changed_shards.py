@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from json_files import change_json
+from json_files import change_json, edited_json
 from sea_shards import prepare
 
 from edgelm.errors import DataError
@@ -28,6 +28,11 @@ def change_index(**values: Any) -> None:
 def change_table(change: Callable[[Any], Any]) -> None:
     path = Path("shards/train-00000.idx.npy")
     np.save(path, change(np.load(path)))
+
+
+def count_no_tokens() -> None:
+    with edited_json(Path("shards/index.json")) as index:
+        index["splits"]["train"][0]["tokens"] = 0
 
 
 CHANGES: dict[str, tuple[Any, str]] = {
@@ -71,6 +76,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
         lambda: Path("shards/index.json").write_text("{"),
         r"Cannot read shards/index\.json: .*Prepare the",
     ),
+    "a shard of no tokens": (count_no_tokens, "a count is no whole number above 0"),
     "json of another": (lambda: Path("shards/index.json").write_text("{}"), r"its index\.json is something else's"),
     "version": (
         lambda: change_index(version=9),

@@ -13,6 +13,7 @@ from click.testing import Result
 from command_line import invoke
 from matplotlib import font_manager
 
+from edgelm_training import plot as plot_module
 from edgelm_training.plot import draw_text, read_curves
 
 
@@ -93,6 +94,11 @@ def test_a_picture_is_drawn(name: str, begins: bytes, run: Path, tmp_path: Path)
 
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / name}\n")
     assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_the_line_of_a_picture_is_the_mean_around_each_step() -> None:
+    values = [0.0, 6.0, 0.0, *[3.0] * 97]
+    assert plot_module._smoothed(values) == [3.0, 2.0, 3.0, 2.0, *[3.0] * 96]  # of 100, one on either side
 
 
 def test_a_run_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
