@@ -120,11 +120,6 @@ def test_an_answer_in_a_messages_place_is_shown_the_way(model: LanguageModel) ->
         model.chat([*QUESTION, answer])
 
 
-def test_a_content_may_be_a_list_of_texts(model: LanguageModel) -> None:
-    parts: Any = [{"type": "text", "text": "He"}, {"type": "input_text", "text": "llo"}]
-    assert model.encode_chat([{"role": "user", "content": parts}]) == model.encode_chat(QUESTION)
-
-
 @pytest.mark.parametrize(
     "content", [5, b"Hello", {"city": "Oslo"}, ["Hello"], [{"type": "image_url", "image_url": {}}]]
 )

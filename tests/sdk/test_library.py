@@ -390,11 +390,6 @@ def test_a_folder_without_a_manifest_is_not_the_latest_package(library):
     assert not library.has_package("hf:org/tiny")
 
 
-def test_a_package_given_by_its_path_needs_no_home(monkeypatch):
-    monkeypatch.setenv("EDGELM_HOME", "~nosuchuser/x")
-    assert Library().find(tiny_model_path()) == tiny_model_path()
-
-
 def test_remove_deletes_what_a_killed_export_left_behind(library):
     add_package(library, "tiny")
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -137,6 +137,17 @@ def test_another_schema_version_is_an_error_with_both(text: str, found: str, way
         ({"context_length": 2**31}, "context_length is 2147483648"),
         ({"context_length": 10**4000}, f"context_length is 1{'0' * 59}."),
         ({"files": []}, "0 files are listed; a package has 1 to 1000"),
+        ({"files": [{"path": f"{i}", "size": 1, "sha256": ""} for i in range(1001)]}, "1001 files are listed"),
+        ({"files": [{"path": "a", "size": -1, "sha256": ""}]}, "size -1"),
+        ({"files": [{"path": "a", "size": True, "sha256": ""}]}, "size True"),
+        ({"context_length": "8192"}, "context_length"),
+        ({"opsets": {"": "21"}}, "opsets are"),
+        ({"created_by": {"edgelm": 1}}, "created_by is"),
+        ({"recipe": ["int8"]}, "recipe is"),
+        ({"notes": [1]}, "notes are"),
+        ({"name": 5}, "name"),
+        ({"source": None}, "source"),
+        ({"license": ["MIT"]}, "license"),
     ],
 )
 def test_a_field_that_does_not_fit_is_an_error(changes: dict[str, Any], named: str, package: Path) -> None:
@@ -166,20 +177,6 @@ def test_a_file_of_another_size_is_refused(package: Path) -> None:
         Manifest.load(package).check_files(package, largest=4)  # which hashes no file of 5
 
 
-def test_a_file_with_one_bit_flipped_is_refused(package: Path) -> None:
-    (package / "model.onnx").write_bytes(b"grapi")
-
-    with pytest.raises(PackageError, match=r"model\.onnx does not match the SHA-256 in the manifest"):
-        Manifest.load(package).check_files(package)
-
-
-def test_a_missing_file_is_refused(package: Path) -> None:
-    (package / "tokenizer.json").unlink()
-
-    with pytest.raises(PackageError, match=r"tokenizer\.json is missing or not a regular file"):
-        Manifest.load(package).check_files(package)
-
-
 def test_a_link_or_a_folder_in_a_files_place_is_refused(package: Path) -> None:
     (package / "model.onnx").rename(package.parent / "elsewhere")
     (package / "model.onnx").symlink_to(package.parent / "elsewhere")
@@ -189,20 +186,6 @@ def test_a_link_or_a_folder_in_a_files_place_is_refused(package: Path) -> None:
     (package / "model.onnx").unlink()
     (package / "model.onnx").mkdir()
     with pytest.raises(PackageError, match=r"model\.onnx is missing or not a regular file"):
-        Manifest.load(package).check_files(package)
-
-
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ".", "sub/model.onnx", "a/"])
-def test_a_name_outside_the_folder_is_refused(name: str, package: Path) -> None:
-    entry = FileEntry(path=name, size=5, sha256="")
-
-    with pytest.raises(PackageError, match=r"edgelm\.json lists '.*', which is not a plain file name\."):
-        manifest_of(package, files=(entry,)).check_files(package)
-
-
-def test_a_file_that_is_not_listed_is_refused(package: Path) -> None:
-    (package / "generation_config.json").write_text('{"temperature": 2.0}')
-    with pytest.raises(PackageError, match=r"generation_config\.json is not in the manifest"):
         Manifest.load(package).check_files(package)
 
 
@@ -244,15 +227,6 @@ def test_what_has_the_name_of_a_signature_and_can_be_none_is_refused(
     make(package / "edgelm.sig")
     with pytest.raises(PackageError, match=rf"edgelm\.sig {problem}"):
         Manifest.load(package).check_files(package)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("name", 5), ("context_length", "8192"), ("source", None), ("license", ["MIT"])]
-)
-def test_a_field_of_another_type_is_an_error_that_names_it(package: Path, name: str, value: object) -> None:
-    change_json(package / "edgelm.json", **{name: value})
-    with pytest.raises(PackageError, match=name):
-        Manifest.load(package)
 
 
 def test_a_quality_figure_that_is_no_number_is_an_error(package: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from json_files import change_json, edited_json
+from json_files import edited_json
 
 from edgelm import load
 from edgelm.errors import PackageError
@@ -173,6 +173,7 @@ def test_a_file_that_the_manifest_does_not_list_is_asked_for_in_vain() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        *("../secret", "/etc/passwd", "..", ".", "sub/model.onnx", "a/"),
         *(
             "a\nb",
             "a\0b",
@@ -208,7 +209,7 @@ def test_a_name_that_is_no_plain_file_name_is_refused(package: Path, name: str) 
         del values["manifest_sha256"]
         values["files"][0]["path"] = name
 
-    with pytest.raises(PackageError, match="which is not a plain file name"):
+    with pytest.raises(PackageError, match=r"edgelm\.json lists '.*', which is not a plain file name\."):
         Manifest.load(package).check_files(package)
 
 
@@ -225,27 +226,6 @@ def test_a_file_that_is_listed_twice_is_refused(package: Path, place: int, named
 
     with pytest.raises(PackageError, match=f"lists '{re.escape(named)}' twice"):
         Manifest.load(package).check_files(package)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"opsets": {"": "21"}}, "opsets are"),
-        ({"created_by": {"edgelm": 1}}, "created_by is"),
-        ({"recipe": ["int8"]}, "recipe is"),
-        ({"notes": [1]}, "notes are"),
-        ({"files": [{"path": "a", "size": -1, "sha256": ""}]}, "size -1"),
-        ({"files": [{"path": "a", "size": True, "sha256": ""}]}, "size True"),
-        ({"files": [{"path": f"{i}", "size": 1, "sha256": ""} for i in range(1001)]}, "1001 files are listed"),
-    ],
-)
-def test_a_manifest_with_a_field_of_another_kind_is_refused(
-    package: Path, changes: dict[str, object], named: str
-) -> None:
-    change_json(package / "edgelm.json", **changes)
-
-    with pytest.raises(PackageError, match=f"does not fit schema version 1: .*{named}"):
-        Manifest.load(package)
 
 
 def test_a_manifest_of_two_megabytes_is_not_parsed(package: Path) -> None:
