@@ -102,7 +102,7 @@ def check_stream(port: int, server: EdgelmServer, path: str = CHAT) -> None:
 def test_the_variables_of_the_guide_set_options_of_the_server():
     name_variables(serve, "EDGELM_serve")
     known = {parameter.envvar for parameter in serve.params if isinstance(parameter, click.Option)}
-    part = GUIDE.partition("## As a service")[2].partition("## Who may call")[0]
+    part = GUIDE.partition("## As a service")[2].partition("\n## ")[0]
     named = set(re.findall(r"EDGELM_\w+", part)) - {KEY_VARIABLE, "EDGELM_HOME"}
     assert named
     assert named <= known
