@@ -140,12 +140,14 @@ def _announce_wait(holder: str) -> None:
     "--tokenizer", "model", metavar="FOLDER", type=click.Path(path_type=Path),
     help="For conversations: a folder with a tokenizer.json and a chat_template.jinja.",
 )  # fmt: skip
-@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True, help="Of shards: which split.")
+@click.option(
+    "--split", type=click.Choice(SPLITS), default="train", show_default=True, help="Which split of the shards."
+)
 @click.option("-n", "--count", type=click.IntRange(min=0), default=3, show_default=True, help="How many to show.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first one to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures and the texts as JSON.")
 def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, start: int, as_json: bool) -> None:
-    """Show what is in shards, or what a model will learn from conversations.
+    """Show shards, or what a model learns from conversations.
 
     PATHS is one folder of shards, or with --tokenizer files of conversations: OpenAI's messages, ShareGPT, Alpaca, or
     prompt and completion. Of those, what is learned is in green, and in ⟦brackets⟧ where there are no colours.

@@ -44,7 +44,9 @@ Examples:
 )  # fmt: skip
 @click.option("--field", default="text", show_default=True, help="The key or column that holds the text.")
 @click.option("--split-on", metavar="LINE", help="The line between the documents of a text file ('': an empty line).")
-@click.option("--split", type=click.Choice(["train", "validation"]), help="Of shards.  [default: validation]")
+@click.option(
+    "--split", type=click.Choice(["train", "validation"]), help="Which split of shards.  [default: validation]"
+)
 @click.option("--window", type=int, metavar="N", help="Tokens that are read at once.  [default: 1024, or the context]")
 @click.option("--stride", type=int, metavar="N", help="Tokens from one window to the next.  [default: half a window]")
 @click.option("--max-tokens", type=int, metavar="N", help="Stop after so many scored tokens.")

@@ -27,8 +27,10 @@ Examples:
 @click.option(
     "-o", "--output", default="inspection.html", show_default=True, type=click.Path(path_type=Path), help="The page."
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of the text.")
-@click.option("--guesses", type=click.IntRange(min=1), default=10, show_default=True, help="Shown for each place.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of the text.")
+@click.option(
+    "--guesses", type=click.IntRange(min=1), default=10, show_default=True, help="Likely tokens for each place."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @threads_option
 def inspect(

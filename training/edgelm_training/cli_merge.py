@@ -30,7 +30,7 @@ Examples:
     type=click.Choice(("same", "fp32", "bf16", "fp16")),
     default="same",
     show_default=True,
-    help="Of the weights; same: as they are in the base.",
+    help="The type of the weights; same: as in the base.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: bool) -> None:

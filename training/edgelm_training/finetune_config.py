@@ -64,10 +64,8 @@ class FinetuneConfig(TrainConfig):
         None, "Tokens in a row; longer conversations are left out.  [default: the longest one's, at most 2048]"
     )
     global_batch_size: int | None = setting(None, "Rows in a step, over all processes.  [default: 8]")
-    learning_rate: float | None = setting(
-        None, "Of the peak, after the warm-up.  [default: 2e-4; sft: 2e-5; dpo: 1e-5]"
-    )
-    weight_decay: float = setting(0.0, "Of matrices; norms, biases and embeddings have none.")
+    learning_rate: float | None = setting(None, "The peak, after the warm-up.  [default: 2e-4; sft: 2e-5; dpo: 1e-5]")
+    weight_decay: float = setting(0.0, "For matrices; norms, biases and embeddings have none.")
     beta2: float = setting(0.999, "AdamW's decay of the gradient's square.")
     save_every: int = setting(50, "Save a checkpoint each N steps (and at the end).")
     eval_every: int = setting(50, "Measure the validation loss at first, each N steps and before each save; 0: never.")

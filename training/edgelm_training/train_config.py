@@ -27,7 +27,7 @@ class TrainConfig:
     """
 
     output: str = setting("run", "The run's folder: settings, log and checkpoints.")
-    seed: int = setting(0, "Of the weights, the order of the data and the samples.")
+    seed: int = setting(0, "What the weights, the order of the data and the samples are drawn by.")
     max_steps: int | None = setting(
         None, "Train for this many steps.  [default: 20 tokens a parameter; with --init, once through the data]"
     )
@@ -39,19 +39,19 @@ class TrainConfig:
     )
     grad_accum_steps: int | None = setting(None, "Pieces that a process splits its share of a step into.")
 
-    learning_rate: float | None = setting(None, "Of the peak, after the warm-up.  [default: by the compute]")
+    learning_rate: float | None = setting(None, "The peak, after the warm-up.  [default: by the compute]")
     schedule: str = setting("cosine", "How the learning rate falls after the warm-up.", choices=tuple(SCHEDULES))
     warmup_steps: int | None = setting(None, "Steps in which the learning rate rises.  [default: 2 % of max_steps]")
-    decay_fraction: float = setting(0.2, "Of wsd: the last part of the run, in which the learning rate falls.")
+    decay_fraction: float = setting(0.2, "With wsd: the last part of the run, in which the learning rate falls.")
     min_learning_rate_ratio: float = setting(0.1, "The last learning rate, as a part of the peak.")
     optimizer: str = setting(
         "adamw", "muon: for the matrices of the blocks, with adamw for the rest.", choices=OPTIMIZERS
     )
-    weight_decay: float = setting(0.1, "Of matrices; norms, biases and embeddings have none.")
+    weight_decay: float = setting(0.1, "For matrices; norms, biases and embeddings have none.")
     beta1: float = setting(0.9, "AdamW's decay of the gradient's mean.")
     beta2: float = setting(0.95, "AdamW's decay of the gradient's square.")
     adam_epsilon: float = setting(1e-8, "AdamW's smallest denominator.")
-    momentum: float = setting(0.95, "Of muon.")
+    momentum: float = setting(0.95, "Muon's momentum.")
     grad_clip: float = setting(1.0, "The largest gradient norm; 0: do not clip.")
     z_loss: float = setting(0.0, "Weight of the penalty on log(Z)², which keeps logits small; 1e-4 is usual.")
 

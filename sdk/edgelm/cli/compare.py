@@ -39,7 +39,13 @@ class _Row:
 @click.command()
 @click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
 @threads_option
-@click.option("--rounds", type=click.IntRange(0, 100), default=3, show_default=True, help="Of speed; 0: not measured.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(0, 100),
+    default=3,
+    show_default=True,
+    help="Rounds in which speed is measured; 0: none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @picture_option
 def compare(models: tuple[str, ...], threads: int | None, rounds: int, as_json: bool, output: Path | None) -> None:

@@ -49,8 +49,8 @@ _NUMBERS = {
     "top_p": "Sample among the likeliest that make up this probability.",
     "min_p": "Drop tokens below this share of the likeliest one's.",
     "repetition_penalty": "Above 1: fewer of the tokens that were there already.",
-    "presence_penalty": "The same by subtraction, once for each token.",
-    "frequency_penalty": "The same for each time that it was there.",
+    "presence_penalty": "Subtract this from each token that the answer has already.",
+    "frequency_penalty": "Subtract this once for each time that the answer has the token.",
     "seed": "The same seed gives the same answer.",
     "num_beams": "Search for the likeliest answer, N beginnings at a time.",
 }
@@ -74,12 +74,16 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(1, MOST_THREADS),
     metavar="N",
-    help="Threads of a step.  [default: the physical cores]",
+    help="Threads that compute.  [default: the physical cores]",
 )
 _RUNTIME_OPTIONS = {
     "threads": threads_option,
     "provider": click.option(
-        "--provider", type=click.Choice(tuple(PROVIDERS)), default=CPU, show_default=True, help="What computes."
+        "--provider",
+        type=click.Choice(tuple(PROVIDERS)),
+        default=CPU,
+        show_default=True,
+        help="What computes: the execution provider.",
     ),
     "prefill_graph": click.option(
         "--prefill-graph/--no-prefill-graph",

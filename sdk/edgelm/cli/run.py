@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
-@click.option("--to", "target_language", metavar="LANGUAGE", help="Translate to it (edgelm show lists a model's).")
-@click.option("--from", "source_language", metavar="LANGUAGE", help="What PROMPT is written in.")
+@click.option("--to", "target_language", metavar="LANGUAGE", help="Translate to it; `edgelm show` lists them.")
+@click.option("--from", "source_language", metavar="LANGUAGE", help="The language of PROMPT.")
 @think_option
 @generation_options
 @constraint_options

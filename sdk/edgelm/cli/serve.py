@@ -36,14 +36,19 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     "--port", type=click.IntRange(0, 65535), default=_DEFAULTS.port, show_default=True, help="0: any free one."
 )
 @click.option(
-    "--api-key", metavar="KEY", multiple=True, help="Answer only who has it. Others on this machine can see it here."
+    "--api-key",
+    metavar="KEY",
+    multiple=True,
+    help="Answer only callers that send this key. Others on this machine can see it: a file hides it.",
 )
 @click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with a key on each line, of 8 or more characters.",
 )
-@click.option("--allowed-host", metavar="NAME", multiple=True, help="Another name, with its port, that leads here.")
+@click.option(
+    "--allowed-host", metavar="NAME", multiple=True, help="A Host that requests may name besides, with its port."
+)
 @click.option("--cors-origin", metavar="ORIGIN", multiple=True, help="Let web pages of this origin call.")
 @click.option(
     "--keep-alive",
@@ -59,7 +64,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     metavar="N",
     default=_DEFAULTS.max_batch,
     show_default=True,
-    help="Answers computed at once.",
+    help="Answers of one model computed at once.",
 )
 @click.option(
     "--queue",
@@ -67,7 +72,7 @@ KEY_VARIABLE = "EDGELM_API_KEY"
     metavar="N",
     default=_DEFAULTS.max_queue,
     show_default=True,
-    help="Requests that may wait besides.",
+    help="Requests that may wait for a place; more get status 429.",
 )
 @click.option(
     "--timeout",

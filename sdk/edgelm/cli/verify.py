@@ -41,7 +41,7 @@ def verify(model: str, public_key: Path | None, source: str | None, as_json: boo
     MODEL is a name from the library or a folder. Checked: every file's size and hash, that no other file is there, the
     graph's operators and tensors, the tokenizer, the chat template and the configs. With --source also that the
     perplexity, logits, KL divergence and agreement are as the manifest claims. Of an exported adapter's folder, its
-    manifest, weights and signature. The exit code is 1 if one fails.
+    manifest, weights and signature. The exit code is 1 if a check fails.
 
     \b
     Examples:
