@@ -42,7 +42,7 @@ def _complete_command(context: click.Context, _param: click.Parameter, incomplet
 
 @click.command()
 @click.argument("command", required=False, shell_complete=_complete_command)
-@click.option("--path", "path_only", is_flag=True, help="Print the path of the config file alone.")
+@click.option("--path", "path_only", is_flag=True, help="Print only the path of the config file.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.pass_context
 def config(context: click.Context, /, command: str | None, path_only: bool, as_json: bool) -> None:

@@ -268,7 +268,7 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     metavar="KEY",
     allow_from_autoenv=False,  # the variable of that name is read where packages are loaded
-    help="Load packages alone that are signed with this public key (PEM).",
+    help="Load only packages that are signed with this public key (PEM).",
 )
 def main(require_signature: str | None) -> None:
     """Run GPT-style Transformers on this machine: in a terminal, in a pipe, offline.
