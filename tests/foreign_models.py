@@ -20,7 +20,15 @@ import pytest
 import torch
 from json_files import edited_json
 from onnx import TensorProto, helper, numpy_helper
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from edgelm.testing import tiny_model_path
 
@@ -41,10 +49,42 @@ CONFIG = LlamaConfig(
 TEXT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
+# Whose texts turn otherwise from the first token on, where they have more than 64.
+LONGROPE_CONFIG = Phi3Config(
+    **{name: getattr(CONFIG, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    original_max_position_embeddings=64,
+    rope_scaling={
+        "type": "longrope",
+        "short_factor": [1.0 + 0.1 * i for i in range(8)],
+        "long_factor": [2.0 + 0.5 * i for i in range(8)],
+    },
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    initializer_range=0.2,
+)
+
+
 def save_llama(folder: Path) -> LlamaForCausalLM:
     """Write a Hugging Face folder with random weights, and return the model."""
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(CONFIG, attn_implementation="eager").eval()
+    _save(model, folder)
+    return model
+
+
+def save_longrope(folder: Path) -> Phi3ForCausalLM:
+    """Write a Hugging Face folder of a Phi-3 with LongRoPE, and return the model."""
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM._from_config(LONGROPE_CONFIG, attn_implementation="eager").eval()
+    _save(model, folder)
+    return model
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(tiny_model_path() / "tokenizer.json"), bos_token="<|im_start|>", eos_token="<|im_end|>"
@@ -53,10 +93,9 @@ def save_llama(folder: Path) -> LlamaForCausalLM:
     # Where Hugging Face's folders have had the template for years.
     with edited_json(folder / "tokenizer_config.json") as config:
         config["chat_template"] = (tiny_model_path() / "chat_template.jinja").read_text()
-    return model
 
 
-def greedy_tokens(model: LlamaForCausalLM, ids: Sequence[int], count: int) -> list[int]:
+def greedy_tokens(model: PreTrainedModel, ids: Sequence[int], count: int) -> list[int]:
     """Return transformers' own tokens."""
     with torch.no_grad():
         answer = model.generate(

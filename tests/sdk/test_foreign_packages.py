@@ -16,7 +16,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from command_line import invoke
-from foreign_models import genai_package, greedy_tokens, in_float16, merged, optimum_package, renamed, save_llama
+from foreign_models import (
+    genai_package,
+    greedy_tokens,
+    in_float16,
+    merged,
+    optimum_package,
+    renamed,
+    save_llama,
+    save_longrope,
+)
 from json_files import change_json, edited_json
 from onnx import helper
 from tiny_adapter import write_tiny_adapter
@@ -186,6 +195,20 @@ def test_a_package_of_onnxruntime_genais_builder_generates_its_tokens(
     while not generator.is_done():
         generator.generate_next_token()
     assert list(generator.get_sequence(0))[len(PROMPTS[0]) :] == ids
+
+
+@pytest.mark.timeout(600)
+def test_a_text_beyond_the_original_context_turns_as_a_long_one_from_its_first_token(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnxruntime-genai's builder needs onnx-ir")
+    pytest.importorskip("onnxruntime_genai")
+    theirs = save_longrope(tmp_path / "hf")
+    model = edgelm.load(genai_package(tmp_path / "genai", tmp_path / "hf", "fp32"))
+    assert model.config.short_context == 64
+    # Short until its end; one that turns into a long one; long from the start, in several chunks, and beside others.
+    prompts = [PROMPTS[1][:20], PROMPTS[1][:50], PROMPTS[1]]
+    expected = [greedy_tokens(theirs, prompt, COUNT) for prompt in prompts]
+    assert [list(model.generate(prompt, PLAIN).token_ids) for prompt in prompts] == expected
+    assert [list(answer.token_ids) for answer in model.generate_batch(prompts, PLAIN)] == expected
 
 
 @pytest.mark.timeout(600)

@@ -21,7 +21,7 @@ FLOAT32, UINT8, FLOAT16, BFLOAT16 = 1, 2, 10, 16  # TensorProto.DataType
 _GRAPH = 7  # a field of the model
 _NODE, _INITIALIZER = 1, 5  # fields of a graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TENSOR = 1, 3, 5
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _PLACE = 1, 2, 8, 9, 13, 14  # of TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _IN_A_FILE = 1  # TensorProto.DataLocation
@@ -114,6 +114,14 @@ class GraphParts(GraphWalk):
         """Yield the initializers in whose bytes one of some marks is; all without."""
         for i, start, end in self._marked(_INITIALIZER, marks):
             yield i, self._tensor(start, end)
+
+    def constant(self, node: Node) -> StoredTensor | None:
+        """Return the tensor that a node has as its attribute, as a Constant does; None: it has none."""
+        for start, end in node.attributes:
+            for tag, first, last in self._fields(start, end):
+                if tag >> 3 == _ATTRIBUTE_TENSOR:
+                    return self._tensor(first, last)
+        return None
 
     def _marked(self, wanted: int, marks: tuple[bytes, ...]) -> Iterable[tuple[int, int, int]]:
         for i, (number, place, start, end) in enumerate(self._places):

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.memory.cache_layout import StateLayout, cache_layout
+from edgelm.rope_scaling import RopeScaling
 
 _Value = TypeVar("_Value")
 
@@ -81,7 +82,8 @@ class DecoderGraph:
     computes some tokens again, as edgelm's own graphs have it.
     convolves: whether it takes and gives what convolutions read, as edgelm's own graphs have it. past_states,
     present_states: the names of the states, those of one kind after those of the other, and
-    state_shapes what they are for one row.
+    state_shapes what they are for one row. short_context: how many places the mask of another program's graph may have
+    for its text to turn as a short one (LongRoPE).
     """
 
     inputs: Mapping[str, np.dtype[np.generic]]
@@ -102,6 +104,7 @@ class DecoderGraph:
     state_shapes: tuple[tuple[int | str | None, ...], ...] = ()
     shared: tuple[str, ...] = ()
     has_shortlist: bool = False
+    short_context: int | None = None
 
     @classmethod
     def of(
@@ -112,11 +115,12 @@ class DecoderGraph:
         operators: Iterable[tuple[str, str]],
         *,
         is_foreign: bool,
+        short_context: int | None = None,
     ) -> DecoderGraph:
         """Read a graph's description; `path` is what errors name.
 
         inputs: also those that have a default. operators: those in use, as (domain, name). is_foreign: whether another
-        program wrote it.
+        program wrote it. short_context: as the field; all that a foreign graph's `If` asks is then the mask's length.
 
         Raises:
             PackageError: it is no decoder with a cache of keys and values, or takes what edgelm does not give.
@@ -137,6 +141,8 @@ class DecoderGraph:
         _check_cache(path, past, present, past_states, present_states)
         names = {name for domain, name in operators}
         writes_in_place = "GroupQueryAttention" in names
+        # A longer mask is what tells LongRoPE that a text is to be long, so a cache has room for that or not.
+        readers = _READERS_OF_LENGTHS if short_context is None else _READERS_OF_LENGTHS - {"If"}
         cache = {place: given[name] for place, name in past.items()}
         return cls(
             inputs={name: _type_of(path, given[name]) for name in _KNOWN_INPUTS if name in given},
@@ -148,7 +154,7 @@ class DecoderGraph:
             logits_type=_type_of(path, results["logits"]),
             gives_last_logits=_dimension(path, results["logits"], 1) == 1,
             has_hidden_state=HIDDEN_STATE in results,
-            shares_cache=writes_in_place and not (is_foreign and names & _READERS_OF_LENGTHS),
+            shares_cache=writes_in_place and not (is_foreign and names & readers),
             takes_longer_mask=not (writes_in_place or is_foreign),
             cross=tuple(cross.values()),
             convolves=convolves,
@@ -157,6 +163,7 @@ class DecoderGraph:
             state_shapes=tuple(tuple(given[name].shape[1:]) for name in past_states.values()),
             shared=() if is_foreign else tuple(_cache_names(results, SHARED).values()),
             has_shortlist=not is_foreign and names >= _OF_SHORTLISTS,
+            short_context=short_context,
         )
 
     def fitted(self, config: ModelConfig, path: Path) -> ModelConfig:
@@ -182,9 +189,25 @@ class DecoderGraph:
         return dataclasses.replace(
             config,
             **self._fitted_heads(config, path),
+            **self._turning(config),
             vocab_size=self.vocab_size or config.vocab_size,
             kv_cache="int8" if self.cache_type == np.int8 else "fp32",
         )
+
+    def _turning(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the fields that say from where on a text turns otherwise; by how much stands in the graph alone."""
+        if self.short_context is None or not self.shares_cache:
+            return {}
+        unknown = (1.0,) * ((self.heads[0][1] or config.head_dim) // 2)
+        return {
+            "position": "rope",
+            "rope_scaling": RopeScaling(
+                rope_type="longrope",
+                original_max_position_embeddings=self.short_context,
+                short_factor=unknown,
+                long_factor=unknown,
+            ),
+        }
 
     def _fitted_heads(self, config: ModelConfig, path: Path) -> dict[str, Any]:
         """Return the fields of the heads that all layers have; where not all are alike, they must be the config's."""

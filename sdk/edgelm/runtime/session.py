@@ -37,6 +37,7 @@ from edgelm.runtime.adapter_graph import parts_of, products_of, with_adapters
 from edgelm.runtime.binding import Binding, Graph, InPlaceBinding, bind, forget_half_written, works_in_place
 from edgelm.runtime.cpu import usable_cores
 from edgelm.runtime.decoder_graph import HIDDEN_STATE, DecoderGraph, GraphValue
+from edgelm.runtime.length_switch import longest_short_text
 from edgelm.runtime.prefill_graph import check_prefill_graph, read_prompt
 from edgelm.runtime.providers import CPU, provider_named
 from edgelm.runtime.row_steps import step_rows
@@ -87,7 +88,9 @@ class DecoderSession(Returned):
         graph, facts = self._read(path)
         session, tables = self._started(graph, path)
         inputs, outputs = _values_of(session)
-        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=foreign_graph is not None)
+        is_foreign = foreign_graph is not None
+        short = longest_short_text(graph, path) if is_foreign and ("", "If") in facts.operators else None
+        decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=is_foreign, short_context=short)
         decoder = dataclasses.replace(decoder, shares_cache=provider.shares_cache and decoder.shares_cache)
         if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
             raise ProviderError(
