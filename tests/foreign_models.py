@@ -155,12 +155,15 @@ def optimum_package(folder: Path, hf_folder: Path, model: LlamaForCausalLM) -> P
     return path
 
 
-def genai_package(folder: Path, hf_folder: Path, precision: str, provider: str = "cpu") -> Path:
+def genai_package(
+    folder: Path, hf_folder: Path, precision: str, provider: str = "cpu", extra_options: Sequence[str] = ()
+) -> Path:
     """Let onnxruntime-genai's builder write a folder, by the command that its documentation names.
 
     It runs in this process, which has imported torch and transformers already: four of five seconds of another one.
     """
     arguments = ["-i", str(hf_folder), "-o", str(folder), "-p", precision, "-e", provider, "-c", str(folder / "cache")]
+    arguments += ["--extra_options", *extra_options] if extra_options else []
     package = importlib.util.find_spec("onnxruntime_genai")
     assert package is not None
     assert package.origin is not None

@@ -198,6 +198,22 @@ def test_a_package_of_onnxruntime_genais_builder_generates_its_tokens(
 
 
 @pytest.mark.timeout(600)
+def test_a_graph_that_gives_the_logits_of_the_last_position_alone_answers_and_scores(
+    llama: tuple[Path, Any], expected: list[list[int]], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx_ir", reason="onnxruntime-genai's builder needs onnx-ir")
+    pytest.importorskip("onnxruntime_genai")
+    package = genai_package(tmp_path / "genai", llama[0], "fp32", extra_options=["prune_lm_head=true"])
+    assert tokens(package) == expected
+    scores = edgelm.load(package).score(PROMPTS[0])
+    with torch.no_grad():
+        logits = llama[1](torch.tensor([PROMPTS[0]])).logits[0, :-1].log_softmax(-1)
+    theirs = [float(row[id_]) for row, id_ in zip(logits, PROMPTS[0][1:], strict=True)]
+    found = [token.logprob for token in scores.tokens if token.logprob is not None]
+    np.testing.assert_allclose(found, theirs, atol=1e-4)  # sums in another order: 1.3e-6 measured
+
+
+@pytest.mark.timeout(600)
 def test_a_text_beyond_the_original_context_turns_as_a_long_one_from_its_first_token(tmp_path: Path) -> None:
     pytest.importorskip("onnx_ir", reason="onnxruntime-genai's builder needs onnx-ir")
     pytest.importorskip("onnxruntime_genai")

@@ -278,7 +278,7 @@ class InPlaceBinding(Binding):
         if len(token_ids) == 1:
             return self.step(token_ids, (length,))
         every = all_logits or "num_logits_to_keep" not in self.graph.facts.inputs
-        kept = len(token_ids) if every else 1
+        kept = len(token_ids) if every and not self.graph.facts.gives_last_logits else 1
         logits_BTV = np.zeros((1, kept, self.graph.config.vocab_size), self.graph.facts.logits_type)
         self._run(token_ids, length, 0 if every else 1, "logits", logits_BTV, stop)
         logits_TV: NDArray[np.float32] = logits_BTV[0].astype(np.float32, copy=False)
