@@ -410,6 +410,14 @@ def test_what_a_folder_lacks_is_named(folder: Path) -> None:
         edgelm.load(folder)
 
 
+def test_the_halves_of_an_encoder_decoder_are_refused_as_such_and_not_for_a_size(folder: Path) -> None:
+    # As T5's config, which has no longest text: it would not help to add one.
+    change_json(folder / "config.json", is_encoder_decoder=True, max_position_embeddings=None)
+    (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "decoder_model_merged.onnx")
+    with pytest.raises(PackageError, match=r"config\.json says is_encoder_decoder: .*edgelm export CHECKPOINT"):
+        edgelm.load(folder)
+
+
 def test_a_graph_among_several_unknown_ones_must_be_named(folder: Path, expected: list[list[int]]) -> None:
     shutil.copy(folder / "onnx" / "model.onnx", folder / "onnx" / "b.onnx")
     (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "a.onnx")

@@ -126,9 +126,14 @@ class ForeignPackage(Package):
         What only edgelm's exporter reads of a config keeps its neutral value.
 
         Raises:
-            PackageError: a config is broken, or leaves a size out.
+            PackageError: a config is broken, leaves a size out, or is of an encoder-decoder model.
         """
         hf = read_config(self.folder / HF_CONFIG)
+        if hf.get("is_encoder_decoder") is True:
+            raise PackageError(
+                f"{self.folder / HF_CONFIG} says is_encoder_decoder: the graphs here are the halves of an "
+                "encoder-decoder model; edgelm runs those that it exported itself: edgelm export CHECKPOINT"
+            )
         hf = hf | _section(hf, "text_config")
         model = _section(read_config(self.folder / GENAI_CONFIG), "model")
         genai = model | _section(model, "decoder")
