@@ -7,6 +7,7 @@ transformers than the other tests.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import runpy
 import shutil
@@ -48,7 +49,6 @@ CONFIG = LlamaConfig(
 )
 TEXT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
-
 # Whose texts turn otherwise from the first token on, where they have more than 64.
 LONGROPE_CONFIG = Phi3Config(
     **{name: getattr(CONFIG, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
@@ -68,10 +68,12 @@ LONGROPE_CONFIG = Phi3Config(
 )
 
 
-def save_llama(folder: Path) -> LlamaForCausalLM:
+def save_llama(folder: Path, kv_heads: int = 2) -> LlamaForCausalLM:
     """Write a Hugging Face folder with random weights, and return the model."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM._from_config(CONFIG, attn_implementation="eager").eval()
+    config = copy.deepcopy(CONFIG)
+    config.num_key_value_heads = kv_heads
+    model = LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
     _save(model, folder)
     return model
 

@@ -92,13 +92,7 @@ class DecoderSession(Returned):
         short = longest_short_text(graph, path) if is_foreign and ("", "If") in facts.operators else None
         decoder = DecoderGraph.of(path, inputs, outputs, facts.operators, is_foreign=is_foreign, short_context=short)
         decoder = dataclasses.replace(decoder, shares_cache=provider.shares_cache and decoder.shares_cache)
-        if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
-            raise ProviderError(
-                f"{path} has keys and values of {decoder.cache_type}; the attention of {options.provider!r} computes "
-                f"with {' or '.join(provider.cache_types)}, and would be left to the CPU. It takes a graph of "
-                f"{provider.precision} (docs/guides/devices.md says how to make one); this one runs with "
-                "provider='cpu'."
-            )
+        _check_cache_type(path, decoder, options.provider)
         self.config = decoder.fitted(config, path)
         self._graph = Graph(self._runtime, session, tables, decoder, self.config, provider.device)
         self._encoder: SourceEncoder | None = None
@@ -124,6 +118,23 @@ class DecoderSession(Returned):
         # All that was bound to the graph, or adopted: another graph has to bind it anew, and an adapter that some cache
         # uses is not unloaded.
         self._holders = Holders()
+        # The half of an old merged decoder that takes a cache takes one token with it.
+        self._steps_behind_cache = "use_cache_branch" in decoder.inputs
+        if is_foreign and not decoder.shares_cache and ("com.microsoft", "MultiHeadAttention") in facts.operators:
+            self._steps_behind_cache |= self._fails_at_two_behind_one()
+
+    def _fails_at_two_behind_one(self) -> bool:
+        """Tell whether the graph fails at several tokens behind a cache; nothing but a trial shows it.
+
+        It does where onnxruntime-genai's builder makes the mask of a MultiHeadAttention.
+        """
+        cache = self.new_cache()
+        try:
+            for token_ids in ((0,), (0, 0)):
+                self._forward(token_ids, cache, stop=StopSwitch())  # with which ONNX Runtime reports no error
+        except ProviderError:
+            return cache.length == 1
+        return False
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied, and with it the model, the engine or the conversation that holds it."""
@@ -290,9 +301,7 @@ class DecoderSession(Returned):
         length = len(cache.token_ids) + len(token_ids)
         if len(token_ids) > 1:
             facts = self._graph.facts
-            # The half of an old merged decoder that takes a cache takes one token with it.
-            takes_one = "use_cache_branch" in facts.inputs and cache.length > 0
-            if takes_one or (all_logits and facts.gives_last_logits):
+            if (self._steps_behind_cache and cache.length > 0) or (all_logits and facts.gives_last_logits):
                 return self._forward_in_pieces(1, token_ids, cache, all_logits, stop)
             if all_logits and facts.has_shortlist and len(token_ids) > SHORTLISTED_POSITIONS:
                 return self._forward_in_pieces(SHORTLISTED_POSITIONS, token_ids, cache, all_logits, stop)
@@ -454,6 +463,16 @@ class DecoderSession(Returned):
         self.check_process()
         with self._use:
             return step_rows(self._graph, self._holders, token_ids, batch, guesses)
+
+
+def _check_cache_type(path: Path, decoder: DecoderGraph, name: str) -> None:
+    provider = provider_named(name)
+    if provider.cache_types and decoder.cache_type.name not in provider.cache_types:
+        raise ProviderError(
+            f"{path} has keys and values of {decoder.cache_type}; the attention of {name!r} computes with "
+            f"{' or '.join(provider.cache_types)}, and would be left to the CPU. It takes a graph of "
+            f"{provider.precision} (docs/guides/devices.md says how to make one); this one runs with provider='cpu'."
+        )
 
 
 def _values_of(session: Any) -> tuple[list[GraphValue], list[GraphValue]]:
