@@ -25,7 +25,7 @@ from edgelm_export.reference_feed_forward import experts, feed_forward
 from edgelm_export.reference_latent_attention import latent_keys, latent_queries, latent_values
 from edgelm_export.reference_linear_attention import linear_attention, mamba, mamba2, short_convolution
 from edgelm_export.reference_rotation import rotate, rows_of_positions
-from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
+from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms, rows_of_sequences
 from edgelm_export.tensor_map import EMBEDDING, ENCODER_EMBEDDING, PER_LAYER_EMBEDDING, head_name
 from edgelm_export.wide_stream import WideStream
 
@@ -278,7 +278,7 @@ def run_layer(
     read_SD: what the encoder made of a source. both_ways: the layer is an encoder's, and sees later tokens too.
     lengths: of the sequences that stand behind each other in T; nothing is one sequence.
     """
-    this = _Layer(config, layer, weights)
+    this, lengths = _Layer(config, layer, weights), lengths or (len(hidden_TW),)
     before_attention, after_attention, _, _ = config.block_norms(layer)
     wide, kept = WideStream(config), list[Array]()
     hidden_TD, has_streams = hidden_TW[:, : wide.D], config.altup_num_inputs > 1
@@ -348,7 +348,7 @@ def _attention(
     given: those of another layer, at which this one looks.
     """
     config, layer, weights = this.config, this.number, this.weights
-    T, H, lengths = len(hidden_TD), config.head_size(layer), lengths or (len(hidden_TD),)
+    T, H = len(hidden_TD), config.head_size(layer)
     kind, scope = config.rope_kind(layer), config.qk_norm_scope if config.qk_norm else ""
 
     def normed(x: Array, name: str) -> Array:
@@ -383,11 +383,9 @@ def _attention(
         k_KSH, v_KSH = heads(k_SD, "k_norm"), v_SD.reshape(T, -1, H).swapaxes(0, 1)
         if config.v_norm:
             v_KSH = over_rms(v_KSH, config.norm_eps)
-    out_TD, start = np.empty_like(q_TD), 0
-    for length in lengths:
-        own = slice(start, start + length)
+    out_TD = np.empty_like(q_TD)
+    for own in rows_of_sequences(lengths):
         out_TD[own] = _attended(this, q_NTH[:, own], k_KSH[:, own], v_KSH[:, own], both_ways)
-        start += length
     if is_latent:
         out_TD = latent_values(config, weights, out_TD)
     if config.attention_output_gate:

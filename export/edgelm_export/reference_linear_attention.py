@@ -12,7 +12,7 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm_export.reference_activations import silu
-from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms
+from edgelm_export.reference_weights import Array, Weights, linear, norm, over_rms, rows_of_sequences
 
 _LINEAR_BLOCK = 64
 _L2_EPSILON = 1e-6
@@ -31,11 +31,9 @@ def linear_attention(config: ModelConfig, weights: Weights, hidden_TD: Array, le
     rates_TN = np.asarray(largest / (1 + np.exp(-linear(weights, "linear_attn.in_proj_b", hidden_TD))), np.float32)
     steps_TN = np.logaddexp(0, linear(weights, "linear_attn.in_proj_a", hidden_TD) + weights["linear_attn.dt_bias"])
     log_decays_TN: Array = -np.exp(weights["linear_attn.A_log"]) * steps_TN
-    read_TNY, start = np.empty_like(v_TNY), 0
-    for length in lengths or (len(hidden_TD),):
-        own = slice(start, start + length)
+    read_TNY = np.empty_like(v_TNY)
+    for own in rows_of_sequences(lengths):
         read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own], rates_TN[own])
-        start += length
     epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
     normed_TNY = over_rms(read_TNY * np.float32(X**-0.5), epsilon)
     read_TW = (normed_TNY * weights["linear_attn.norm.weight"]).reshape(-1, N * Y)
@@ -54,13 +52,12 @@ def mamba(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Sequ
         parts = {name: norm(config, weights, f"mamba.{name}_layernorm.", part) for name, part in parts.items()}
     steps_TN = np.logaddexp(0, linear(weights, "mamba.dt_proj", parts["dt"]) + weights["mamba.dt_bias"])
     rates_NX, written_TN = -np.exp(weights["mamba.A_log"]), steps_TN * x_TN
-    read_TN, start = np.empty_like(x_TN), 0
-    for length in lengths or (len(hidden_TD),):
+    read_TN = np.empty_like(x_TN)
+    for own in rows_of_sequences(lengths):
         state_NX = np.zeros_like(rates_NX)
-        for t in range(start, start + length):
+        for t in range(own.start, own.stop):
             state_NX = np.exp(steps_TN[t, :, None] * rates_NX) * state_NX + written_TN[t, :, None] * parts["b"][t]
             read_TN[t] = state_NX @ parts["c"][t]
-        start += length
     gate_TN = silu(linear(weights, "mamba.in_proj_z", hidden_TD))
     return linear(weights, "mamba.out_proj", (read_TN + weights["mamba.D"] * x_TN) * gate_TN)
 
@@ -80,11 +77,9 @@ def mamba2(config: ModelConfig, weights: Weights, hidden_TD: Array, lengths: Seq
     projected_TN = linear(weights, "mamba.in_proj_dt", hidden_TD) * np.float32(factors.ssm_dt)
     steps_TN = np.logaddexp(0, projected_TN + weights["mamba.dt_bias"])
     log_decays_TN: Array = -np.exp(weights["mamba.A_log"]) * steps_TN
-    v_TNY, read_TNY, start = steps_TN[..., None] * x_TNY, np.empty_like(x_TNY), 0
-    for length in lengths or (len(hidden_TD),):
-        own = slice(start, start + length)
+    v_TNY, read_TNY = steps_TN[..., None] * x_TNY, np.empty_like(x_TNY)
+    for own in rows_of_sequences(lengths):
         read_TNY[own] = _read_of_matrices(q_TNX[own], k_TNX[own], v_TNY[own], log_decays_TN[own])
-        start += length
     read_TW = (read_TNY + weights["mamba.D"][:, None] * x_TNY).reshape(-1, N * Y)
     gated_TW = read_TW * silu(linear(weights, "mamba.in_proj_z", hidden_TD) * np.float32(factors.ssm_z))
     if config.mamba_rms_norm:
@@ -139,10 +134,8 @@ def short_convolution(config: ModelConfig, weights: Weights, hidden_TD: Array, l
 
 def causal_sums(x_TW: Array, weight_W1L: Array, lengths: Sequence[int]) -> Array:
     """Sum each channel over a token and those before it in its sequence."""
-    summed_TW, start, before = np.empty_like(x_TW), 0, weight_W1L.shape[2] - 1
-    for length in lengths or (len(x_TW),):
-        own = slice(start, start + length)
-        padded_TW = np.pad(x_TW[own], ((before, 0), (0, 0)))
+    summed_TW, before = np.empty_like(x_TW), weight_W1L.shape[2] - 1
+    for own in rows_of_sequences(lengths):
+        padded_TW, length = np.pad(x_TW[own], ((before, 0), (0, 0))), own.stop - own.start
         summed_TW[own] = sum(padded_TW[i : i + length] * weight_W1L[:, 0, i] for i in range(before + 1))
-        start += length
     return summed_TW

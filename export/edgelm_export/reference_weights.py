@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,14 @@ class ObservedWeights(dict[str, Array]):
     def __init__(self, weights: Weights, observe: Callable[[str, Array], None]) -> None:
         super().__init__(weights)
         self.observe = observe
+
+
+def rows_of_sequences(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield the rows of each of the sequences, of these lengths, that stand behind each other."""
+    start = 0
+    for length in lengths:
+        yield slice(start, start + length)
+        start += length
 
 
 def linear(weights: Weights, name: str, x: Array) -> Array:
