@@ -55,7 +55,7 @@ def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], give
 
     Source: CausalConvWithState and LinearAttention in onnxruntime's ContribOperators.md.
     """
-    graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
+    graph, config = stack.graph, stack.config
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
     mixed = add_convolution(stack, stack.projections.linear(hidden, f"{name}.in_proj_qkv"), name, states[0], given[0])
@@ -70,9 +70,7 @@ def add_memory(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     rate = graph.node("Sigmoid", [stack.projections.linear(hidden, f"{name}.in_proj_b")], f"{name}.rate")
     if config.linear_allow_neg_eigval:
         rate = graph.node("Mul", [rate, graph.constant(2.0, np.float32)], f"{name}.rate.doubled")
-    bias = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
-    step = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_a"), bias], f"{name}.step.biased")
-    decay = add_decay(stack, graph.node("Softplus", [step], f"{name}.step"), name)
+    decay = add_decay(stack, add_step(stack, hidden, name, "in_proj_a"), name)
     attributes = {"q_num_heads": N, "kv_num_heads": N, "update_rule": "gated_delta", "scale": X**-0.5}
     outputs = [f"{name}.read", given[1]]
     return graph.node("LinearAttention", [*both, parts[1], states[1], decay, rate], outputs, MICROSOFT, attributes)
@@ -102,9 +100,21 @@ def share_heads(stack: Stack, heads: str, name: str, parts: list[str]) -> None:
     graph.node("Split", [joined], parts, attributes={"axis": -1, "num_outputs": 2})
 
 
-def add_decay(stack: Stack, step: str, name: str) -> str:
-    """Return how much of each head's matrix stays with a step [B, T, N], as a logarithm."""
+def add_step(stack: Stack, hidden: str, name: str, module: str) -> str:
+    """Return how far each token goes [B, T, N], by the projection `module` of the layer and a bias."""
+    graph = stack.graph
+    bias = graph.weight(f"{name}.dt_bias", stack.checkpoint.tensor(f"{name}.dt_bias"))
+    biased = graph.node("Add", [stack.projections.linear(hidden, f"{name}.{module}"), bias], f"{name}.step.biased")
+    return graph.node("Softplus", [biased], f"{name}.step")
+
+
+def add_rates(stack: Stack, name: str) -> str:
+    """Return how fast each head, or each number of a state, is forgotten: below zero."""
     graph = stack.graph
     logarithm = graph.weight(f"{name}.A_log", stack.checkpoint.tensor(f"{name}.A_log"))
-    forgets = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
-    return graph.node("Mul", [step, forgets], f"{name}.log_decay")
+    return graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
+
+
+def add_decay(stack: Stack, step: str, name: str) -> str:
+    """Return how much of each head's matrix stays with a step [B, T, N], as a logarithm."""
+    return stack.graph.node("Mul", [step, add_rates(stack, name)], f"{name}.log_decay")

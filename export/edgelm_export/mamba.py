@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from edgelm_export.graph import BATCH
-from edgelm_export.linear_attention import add_convolution
+from edgelm_export.linear_attention import add_convolution, add_rates, add_step
 from edgelm_export.stack import Stack
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -49,12 +49,9 @@ def add_mamba_memory(
     graph.node("Split", [made, graph.constant([R, X, X])], parts, attributes={"axis": -1})
     if config.mamba_rms_norm:
         parts = [stack.norm(part, f"{part}_layernorm", size) for part, size in zip(parts, (R, X, X), strict=True)]
-    offset = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
-    biased = graph.node("Add", [stack.projections.linear(parts[0], f"{name}.dt_proj"), offset], f"{name}.step.biased")
-    step = graph.node("Softplus", [biased], f"{name}.step")
+    step = add_step(stack, parts[0], name, "dt_proj")
     written = graph.node("Mul", [step, values], f"{name}.written")
-    logarithm = graph.weight(f"{name}.A_log", checkpoint.tensor(f"{name}.A_log"))
-    rates = graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
+    rates = add_rates(stack, name)
     last = graph.constant([-1])
     state = graph.node("Squeeze", [states[1], last], f"{name}.state")
     body = _step(stack, rates, last, graph.constant([1]))

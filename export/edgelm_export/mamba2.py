@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgelm_export.graph import MICROSOFT
-from edgelm_export.linear_attention import add_convolution, add_decay, share_heads
+from edgelm_export.linear_attention import add_convolution, add_decay, add_step, share_heads
 from edgelm_export.stack import Stack
 
 
@@ -59,9 +59,7 @@ def add_mamba2_memory(
     heads = graph.node("Reshape", [parts[1], graph.constant([0, 0, 2 * G, X])], f"{name}.heads")
     keys, queries = both = [f"{name}.keys", f"{name}.queries"]
     share_heads(stack, heads, name, both)
-    offset = graph.weight(f"{name}.dt_bias", checkpoint.tensor(f"{name}.dt_bias"))
-    biased = graph.node("Add", [stack.projections.linear(hidden, f"{name}.in_proj_dt"), offset], f"{name}.step.biased")
-    step = graph.node("Softplus", [biased], f"{name}.step")
+    step = add_step(stack, hidden, name, "in_proj_dt")
     by_head = graph.node("Reshape", [parts[0], graph.constant([0, 0, N, Y])], f"{name}.values.heads")
     steps = graph.node("Unsqueeze", [step, graph.constant([-1])], f"{name}.step.of_head")
     product = graph.node("Mul", [by_head, steps], f"{name}.values.product")
