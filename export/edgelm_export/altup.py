@@ -84,7 +84,7 @@ def add_correction(stack: Stack, predicted: str, first: str, made: str, name: st
     if not stack.config.altup_correct_scale:
         return corrected, gating
     scale = f"{name}.correct_output_scale"
-    return corrected, graph.node("Mul", [gating, graph.weight(scale, stack.checkpoint.tensor(scale))], f"{name}.gating")
+    return corrected, graph.node("Mul", [gating, stack.stored(scale)], f"{name}.gating")
 
 
 def add_to_others(stack: Stack, streams: str, part: str, name: str) -> str:

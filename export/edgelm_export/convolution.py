@@ -45,7 +45,7 @@ class Convolutions:
         gated, closing = self.opened(hidden, i)
         rows = graph.node("Concat", [self._past[i], gated], f"{name}.rows", attributes={"axis": 1})
         # ONNX Runtime takes the constant weight [D, 1, L] apart when it loads the graph.
-        weight_D1L = graph.weight(f"{name}.conv.weight", stack.checkpoint.tensor(f"{name}.conv.weight"))
+        weight_D1L = stack.stored(f"{name}.conv.weight")
         by_place_L1D = graph.node("Transpose", [weight_D1L], f"{name}.conv.by_place", attributes={"perm": [2, 1, 0]})
         before = (stack.config.conv_L_cache or 0) - 1
         factors = [f"{name}.conv.factor.{place}" for place in range(before + 1)]
@@ -57,7 +57,7 @@ class Convolutions:
             product = graph.node("Mul", [seen, factor], f"{name}.product.{place}")
             summed = graph.node("Add", [summed, product], f"{name}.sum.{place}") if summed else product
         if stack.config.conv_bias:
-            bias = graph.weight(f"{name}.conv.bias", stack.checkpoint.tensor(f"{name}.conv.bias"))
+            bias = stack.stored(f"{name}.conv.bias")
             summed = graph.node("Add", [summed, bias], f"{name}.biased")
         closed = graph.node("Mul", [closing, summed], f"{name}.closed")
         return stack.projections.linear(closed, f"{name}.out_proj")

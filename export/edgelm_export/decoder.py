@@ -350,7 +350,7 @@ class DecoderStack(Stack):
             inputs += [""] * (_ATTENTION_BIAS - len(inputs)) + [added]
         if config.attention_sinks:
             inputs += [""] * (_HEAD_SINK - len(inputs))
-            inputs.append(graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks")))
+            inputs.append(self.stored(f"{name}.sinks"))
         attributes = {
             "num_heads": config.query_heads(i),
             "kv_num_heads": config.kv_heads(i),
@@ -421,7 +421,7 @@ class DecoderStack(Stack):
         cap = config.final_logit_softcapping
         steps: list[tuple[str, list[str]]] = []  # what the product goes through to become the logits
         if config.lm_head_bias:
-            steps.append(("Add", [graph.weight("lm_head.bias", self.checkpoint.tensor("lm_head.bias"))]))
+            steps.append(("Add", [self.stored("lm_head.bias")]))
         factor = 1 / (config.logits_scaling * (cap or 1.0))
         if factor != 1.0:
             steps.append(("Mul", [graph.constant(factor, np.float32)]))

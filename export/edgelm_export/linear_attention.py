@@ -33,7 +33,7 @@ def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[
     N, Y = config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
     read = add_memory(stack, hidden, name, states, given)
     heads = graph.node("Reshape", [read, graph.constant([0, 0, N, Y])], f"{name}.read.heads")
-    weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
+    weight = stack.stored(f"{name}.norm.weight")
     epsilon = config.norm_eps if config.linear_norm_eps is None else config.linear_norm_eps
     normed = stack.operators.rms_norm(graph, heads, weight, epsilon, f"{name}.norm")
     joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
@@ -83,7 +83,7 @@ def add_convolution(stack: Stack, projected: str, name: str, state: str, given: 
     """
     graph, swap = stack.graph, {"perm": [0, 2, 1]}
     channels = graph.node("Transpose", [projected], f"{name}.channels", attributes=swap)
-    factors = graph.weight(f"{name}.conv1d.weight", stack.checkpoint.tensor(f"{name}.conv1d.weight"))
+    factors = stack.stored(f"{name}.conv1d.weight")
     summed = [f"{name}.conv1d.output", given]
     graph.node("CausalConvWithState", [channels, factors, bias, state], summed, MICROSOFT, {"activation": "silu"})
     return graph.node("Transpose", [summed[0]], f"{name}.mixed", attributes=swap)
@@ -103,7 +103,7 @@ def share_heads(stack: Stack, heads: str, name: str, parts: list[str]) -> None:
 def add_step(stack: Stack, hidden: str, name: str, module: str) -> str:
     """Return how far each token goes [B, T, N], by the projection `module` of the layer and a bias."""
     graph = stack.graph
-    bias = graph.weight(f"{name}.dt_bias", stack.checkpoint.tensor(f"{name}.dt_bias"))
+    bias = stack.stored(f"{name}.dt_bias")
     biased = graph.node("Add", [stack.projections.linear(hidden, f"{name}.{module}"), bias], f"{name}.step.biased")
     return graph.node("Softplus", [biased], f"{name}.step")
 
@@ -111,7 +111,7 @@ def add_step(stack: Stack, hidden: str, name: str, module: str) -> str:
 def add_rates(stack: Stack, name: str) -> str:
     """Return how fast each head, or each number of a state, is forgotten: below zero."""
     graph = stack.graph
-    logarithm = graph.weight(f"{name}.A_log", stack.checkpoint.tensor(f"{name}.A_log"))
+    logarithm = stack.stored(f"{name}.A_log")
     return graph.node("Neg", [graph.node("Exp", [logarithm], f"{name}.A")], f"{name}.A.negative")
 
 

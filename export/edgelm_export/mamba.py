@@ -24,7 +24,7 @@ def add_mamba(stack: Stack, hidden: str, name: str, states: Sequence[str], given
     """
     graph = stack.graph
     read, values = add_mamba_memory(stack, hidden, name, states, given)
-    past = graph.node("Mul", [values, graph.weight(f"{name}.D", stack.checkpoint.tensor(f"{name}.D"))], f"{name}.past")
+    past = graph.node("Mul", [values, stack.stored(f"{name}.D")], f"{name}.past")
     summed = graph.node("Add", [read, past], f"{name}.read_and_past")
     gate = stack.operators.silu(graph, stack.projections.linear(hidden, f"{name}.in_proj_z"), f"{name}.gate")
     return stack.projections.linear(graph.node("Mul", [summed, gate], f"{name}.gated"), f"{name}.out_proj")
@@ -39,9 +39,9 @@ def add_mamba_memory(
     would be given keys, queries and decays [B, T, N * X]: half a gigabyte of them for 512 tokens of a model of 3B.
     `Scan` makes those of one token at a time, and is as fast (docs/results/graph-and-settings.md).
     """
-    graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
+    graph, config = stack.graph, stack.config
     R, X = config.mamba_dt_rank or 0, config.linear_key_head_dim or 0
-    bias = graph.weight(f"{name}.conv1d.bias", checkpoint.tensor(f"{name}.conv1d.bias"))
+    bias = stack.stored(f"{name}.conv1d.bias")
     projected = stack.projections.linear(hidden, f"{name}.in_proj_x")
     values = add_convolution(stack, projected, name, states[0], given[0], bias)
     parts = [f"{name}.{part}" for part in ("dt", "b", "c")]

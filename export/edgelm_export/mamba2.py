@@ -23,7 +23,7 @@ def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     G, N, Y = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0, config.linear_value_head_dim or 0
     read, values = add_mamba2_memory(stack, hidden, name, states, given)
     # A constant, one for each channel of a head: ONNX Runtime makes it when it loads the graph.
-    factors = graph.weight(f"{name}.D", stack.checkpoint.tensor(f"{name}.D"))
+    factors = stack.stored(f"{name}.D")
     by_head = graph.node("Unsqueeze", [factors, graph.constant([-1])], f"{name}.D.by_head")
     by_channel = graph.node("Expand", [by_head, graph.constant([N, Y])], f"{name}.D.by_channel")
     factors = graph.node("Reshape", [by_channel, graph.constant([N * Y])], f"{name}.D.channels")
@@ -37,7 +37,7 @@ def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     ones = graph.weight(f"constant.ones.{N // G * Y}", np.ones(N // G * Y, np.float32))
     normed = stack.operators.rms_norm(graph, groups, ones, config.norm_eps, f"{name}.norm.plain")
     joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
-    weight = graph.weight(f"{name}.norm.weight", stack.checkpoint.tensor(f"{name}.norm.weight"))
+    weight = stack.stored(f"{name}.norm.weight")
     return stack.projections.linear(graph.node("Mul", [joined, weight], f"{name}.norm"), f"{name}.out_proj")
 
 
@@ -48,11 +48,11 @@ def add_mamba2_memory(
 
     Source: CausalConvWithState and LinearAttention in onnxruntime's ContribOperators.md.
     """
-    graph, config, checkpoint = stack.graph, stack.config, stack.checkpoint
+    graph, config = stack.graph, stack.config
     G, N = config.linear_num_key_heads or 0, config.linear_num_value_heads or 0
     X, Y = config.linear_key_head_dim or 0, config.linear_value_head_dim or 0
     projected = stack.projections.linear(hidden, f"{name}.in_proj_xbc")
-    bias = graph.weight(f"{name}.conv1d.bias", checkpoint.tensor(f"{name}.conv1d.bias"))
+    bias = stack.stored(f"{name}.conv1d.bias")
     mixed = add_convolution(stack, projected, name, states[0], given[0], bias)
     parts = [f"{name}.values", f"{name}.keys_and_queries"]
     graph.node("Split", [mixed, graph.constant([N * Y, 2 * G * X])], parts, attributes={"axis": -1})

@@ -146,6 +146,10 @@ class Stack(ABC):
         has_row = graph.node("Less", ["input_ids", graph.constant(rows)], "input_ids.have_features")
         return graph.node("Where", [has_row, "input_ids", graph.constant(0)], "input_ids.with_features")
 
+    def stored(self, name: str) -> str:
+        """Store a tensor of the checkpoint as it is, and return its name."""
+        return self.graph.weight(name, self.checkpoint.tensor(name))
+
     def divided(self, hidden: str, name: str) -> str:
         """Divide the channels [..., D] that the head's stored weights are multiplied by, where they are."""
         divisors = self.checkpoint.head_divisors
@@ -197,7 +201,7 @@ class Stack(ABC):
         if not config.layer_scalar:
             return hidden
         name = f"{layer}.layer_scalar"
-        scalar = self.graph.weight(name, self.checkpoint.tensor(name))
+        scalar = self.stored(name)
         return self.graph.node("Mul", [hidden, scalar], f"{layer}.scaled")
 
     def gated_features(self, hidden: str, layer: str) -> str:
@@ -244,7 +248,7 @@ class Stack(ABC):
         """Norm the last dimension, of `size`, or D; epsilon, kind: other than the config's."""
         epsilon, (is_rms, has_weight, has_bias) = epsilon or self.config.norm_eps, _NORMS[kind or self.config.norm]
         if has_weight:
-            weight = self.graph.weight(f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+            weight = self.stored(f"{name}.weight")
         else:
             size = size or self.config.hidden_size
             weight = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
@@ -252,7 +256,7 @@ class Stack(ABC):
             return self.operators.rms_norm(self.graph, hidden, weight, epsilon, name, self.addends.get(hidden, ()))
         inputs = [hidden, weight]
         if has_bias:
-            inputs.append(self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias")))
+            inputs.append(self.stored(f"{name}.bias"))
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)
 
@@ -276,7 +280,7 @@ class Stack(ABC):
         joined = self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
         if scope != "own_head":
             return joined
-        weight = self.graph.weight(f"{module}.weight", self.checkpoint.tensor(f"{module}.weight"))
+        weight = self.stored(f"{module}.weight")
         return self.graph.node("Mul", [joined, weight], f"{module}.weighted")
 
     def split_heads(self, projected: str, name: str, head_dim: int) -> str:
@@ -340,7 +344,7 @@ class Stack(ABC):
         What makes the factors of their alphas is of constants, which ONNX Runtime computes when it loads the graph.
         """
         graph, alphas = self.graph, [f"{name}.act_fn.alpha_{side}" for side in "pn"]
-        stored = [graph.weight(alpha, self.checkpoint.tensor(alpha)) for alpha in alphas]
+        stored = [self.stored(alpha) for alpha in alphas]
         name, slope = f"{name}.xielu", graph.constant(XIELU_BETA, np.float32)
         above, rest = (graph.node("Softplus", [alpha], f"{alpha}.softplus") for alpha in stored)
         factors = [above, graph.node("Add", [rest, slope], f"{name}.below")]

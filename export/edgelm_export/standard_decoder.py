@@ -162,5 +162,5 @@ class _StandardDecoderStack(DecoderStack):
 
     def sinks(self, name: str) -> str:
         """Add the sinks of a layer, [1, N, 1, 1]."""
-        stored = self.graph.weight(f"{name}.sinks", self.checkpoint.tensor(f"{name}.sinks"))
+        stored = self.stored(f"{name}.sinks")
         return self.graph.node("Reshape", [stored, self.graph.constant([1, -1, 1, 1])], f"{name}.sinks.by_head")
