@@ -378,7 +378,7 @@ class DecoderStack(Stack):
             key = self.normed_by_head(key, f"{name}.k_norm", K * H, H)
         if config.v_norm and own:
             heads = self.split_heads(value, f"{name}.v_norm", H)
-            normed = self.plain_norm(heads, f"{name}.v_norm", H)
+            normed = self.norm(heads, f"{name}.v_norm", H, kind="rms_plain")
             joined = self.graph.constant([0, 0, K * H])
             value = self.graph.node("Reshape", [normed, joined], f"{name}.v_norm.joined")
         return [query, key, value]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from edgelm_export.graph import MICROSOFT
 from edgelm_export.linear_attention import add_convolution, add_decay, add_step, share_heads
 from edgelm_export.stack import Stack
@@ -34,8 +32,7 @@ def add_mamba2(stack: Stack, hidden: str, name: str, states: Sequence[str], give
     if not config.mamba_rms_norm:
         return stack.projections.linear(gated, f"{name}.out_proj")
     groups = graph.node("Reshape", [gated, graph.constant([0, 0, G, N // G * Y])], f"{name}.norm.groups")
-    ones = graph.weight(f"constant.ones.{N // G * Y}", np.ones(N // G * Y, np.float32))
-    normed = stack.operators.rms_norm(graph, groups, ones, config.norm_eps, f"{name}.norm.plain")
+    normed = stack.norm(groups, f"{name}.norm.plain", N // G * Y, kind="rms_plain")
     joined = graph.node("Reshape", [normed, graph.constant([0, 0, N * Y])], f"{name}.norm.joined")
     weight = stack.stored(f"{name}.norm.weight")
     return stack.projections.linear(graph.node("Mul", [joined, weight], f"{name}.norm"), f"{name}.out_proj")

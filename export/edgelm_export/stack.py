@@ -260,23 +260,17 @@ class Stack(ABC):
         attributes = {"epsilon": epsilon, "axis": -1}
         return self.graph.node("LayerNormalization", inputs, f"{name}.output", "", attributes)
 
-    def plain_norm(self, hidden: str, name: str, size: int) -> str:
-        """Norm the last dimension, of `size`, by a norm without weights."""
-        ones = self.graph.weight(f"constant.ones.{size}", np.ones(size, np.float32))
-        addends = self.addends.get(hidden, ())
-        return self.operators.rms_norm(self.graph, hidden, ones, self.config.norm_eps, name, addends)
-
     def normed_by_head(self, projected: str, module: str, width: int, head_dim: int) -> str:
         """Norm queries or keys [B, T, width], each head by itself or all together."""
         scope, is_rms = self.config.qk_norm_scope, self.config.norm.startswith("rms")
-        norm = self.norm if self.config.qk_norm_weights else self.plain_norm
+        kind = None if self.config.qk_norm_weights else "rms_plain"
         if scope == "projection":
-            return norm(projected, module, width)
+            return self.norm(projected, module, width, kind=kind)
         heads = self.split_heads(projected, module, head_dim)
         if scope == "own_head":
             normed = self.norm(heads, f"{module}.plain", head_dim, kind="rms_plain" if is_rms else "layer_plain")
         else:
-            normed = norm(heads, module, head_dim)
+            normed = self.norm(heads, module, head_dim, kind=kind)
         joined = self.graph.node("Reshape", [normed, self.graph.constant([0, 0, width])], f"{module}.joined")
         if scope != "own_head":
             return joined
