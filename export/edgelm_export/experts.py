@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import MICROSOFT, Graph
 from edgelm_export.grouped_experts import add_grouped_experts
 from edgelm_export.projection import Projections
@@ -37,7 +36,6 @@ _SMALLEST_BLOCK = 16
 # since ONNX Runtime 1.31 (docs/results/graph-and-settings.md).
 _ACCURACY_LEVEL = 4
 _NEVER = -1e30  # a score that no expert with a weight is below
-CHOICE_BIAS = "e_score_correction_bias"
 
 
 def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
@@ -46,10 +44,9 @@ def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
     Raises:
         ExportError: the ONNX standard has no operator for it.
     """
-    graph, checkpoint, projections, config = stack.graph, stack.checkpoint, stack.projections, stack.config
+    graph, projections, config = stack.graph, stack.projections, stack.config
     if not config.mlp_gated or config.hidden_act != "silu":
-        scores = _router(graph, checkpoint, routed_by, name)
-        weights, chosen = _chosen(graph, checkpoint, scores, f"{name}.gate")
+        weights, chosen = _chosen(stack, _router(stack, routed_by, name), f"{name}.gate")
         if config.norm_topk_prob:
             weights = graph.node("Div", [weights, _sum(graph, weights, f"{name}.gate")], f"{name}.gate.normed")
         if config.routed_scaling_factor != 1:
@@ -61,12 +58,12 @@ def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
             f"A {config.model_type} model has experts, which no operator of the ONNX standard computes. Export it with "
             "--operators onnxruntime."
         )
-    scores, factor = _routing(graph, checkpoint, routed_by, name)
+    scores, factor = _routing(stack, routed_by, name)
     shape = graph.constant([-1, config.num_experts])
     logits = graph.node("Reshape", [scores, shape], f"{name}.gate.rows")  # one row for each position of the batch
-    first, second = _matrices(config, projections, name)
+    first, second = _matrices(stack, name)
     names = [f"{name}.experts.gate_up_proj.weight", f"{name}.experts.down_proj.weight"]
-    biases = _biases(graph, checkpoint, name)
+    biases = _biases(stack, name)
     output = f"{name}.weighted" if factor else f"{name}.output"
     grid = _common_grid(config, [*first, *second])
     if grid is None:
@@ -88,27 +85,21 @@ def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
     return graph.node("Mul", [output, factor], f"{name}.output") if factor else output
 
 
-def _matrices(config: ModelConfig, projections: Projections, name: str) -> tuple[list[Stored], list[Stored]]:
+def _matrices(stack: Stack, name: str) -> tuple[list[Stored], list[Stored]]:
     """Read what each expert begins with, gates and ups in turn, and what it ends with."""
-    experts = [f"{name}.experts.{expert}" for expert in range(config.num_experts)]
-    first = [
-        _alternating(projections.read(f"{expert}.gate_proj.weight"), projections.read(f"{expert}.up_proj.weight"))
-        for expert in experts
-    ]
-    return first, [projections.read(f"{expert}.down_proj.weight") for expert in experts]
+    experts, read = [f"{name}.experts.{expert}" for expert in range(stack.config.num_experts)], stack.projections.read
+    first = [_alternating(read(f"{expert}.gate_proj.weight"), read(f"{expert}.up_proj.weight")) for expert in experts]
+    return first, [read(f"{expert}.down_proj.weight") for expert in experts]
 
 
-def _biases(graph: Graph, checkpoint: Checkpoint, name: str) -> list[str]:
+def _biases(stack: Stack, name: str) -> list[str]:
     """Store the biases [E, 2 F] and [E, D] of the experts; two empty names where they have none."""
-    if not checkpoint.config.mlp_bias:
+    graph, config = stack.graph, stack.config
+    if not config.mlp_bias:
         return ["", ""]
+    experts = [f"{name}.experts.{expert}" for expert in range(config.num_experts)]
     gate_EF, up_EF, down_ED = (
-        np.stack(
-            [
-                checkpoint.tensor(f"{name}.experts.{expert}.{part}_proj.bias")
-                for expert in range(checkpoint.config.num_experts)
-            ]
-        )
+        np.stack([stack.checkpoint.tensor(f"{expert}.{part}_proj.bias") for expert in experts])
         for part in ("gate", "up", "down")
     )
     alternating = np.stack([gate_EF, up_EF], axis=2).reshape(len(gate_EF), -1)
@@ -118,30 +109,30 @@ def _biases(graph: Graph, checkpoint: Checkpoint, name: str) -> list[str]:
     ]
 
 
-def _router(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> str:
+def _router(stack: Stack, hidden: str, name: str) -> str:
     """Add the scores [B, T, E] of all experts."""
-    weight_DE = graph.weight(f"{name}.gate.weight", np.ascontiguousarray(checkpoint.tensor(f"{name}.gate.weight").T))
+    graph, weight = stack.graph, f"{name}.gate.weight"
+    weight_DE = graph.weight(weight, np.ascontiguousarray(stack.checkpoint.tensor(weight).T))
     logits = graph.node("MatMul", [hidden, weight_DE], f"{name}.gate.output")
-    if checkpoint.config.router_bias:
-        bias = graph.weight(f"{name}.gate.bias", checkpoint.tensor(f"{name}.gate.bias"))
-        logits = graph.node("Add", [logits, bias], f"{name}.gate.biased")
+    if stack.config.router_bias:
+        logits = graph.node("Add", [logits, stack.stored(f"{name}.gate.bias")], f"{name}.gate.biased")
     return logits
 
 
-def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tuple[str, str]:
+def _routing(stack: Stack, hidden: str, name: str) -> tuple[str, str]:
     """Return what the operator chooses and weights experts by, [B, T, E], and what multiplies its output, or "".
 
     It takes the largest scores and gives those experts their softmax, weights that sum to one: ONNX Runtime 1.28
     computes something else in a whole graph with normalize_routing_weights off. Where weights are made or chosen
     otherwise, the logarithms of the chosen ones stand among scores that are never chosen.
     """
-    config, gate = checkpoint.config, f"{name}.gate"
-    scores = _router(graph, checkpoint, hidden, name)
+    graph, config, gate = stack.graph, stack.config, f"{name}.gate"
+    scores = _router(stack, hidden, name)
     factor = "" if config.routed_scaling_factor == 1 else graph.constant(config.routed_scaling_factor, np.float32)
     is_plain = config.scoring_func == "softmax" and not config.expert_choice_bias and config.n_group == 1
     if is_plain and config.norm_topk_prob:
         return scores, factor
-    chosen_weights, chosen_experts = _chosen(graph, checkpoint, scores, gate)
+    chosen_weights, chosen_experts = _chosen(stack, scores, gate)
     if not is_plain:
         logarithms = graph.node("Log", [chosen_weights], f"{gate}.chosen_logarithms")
         never = [graph.constant(_NEVER, np.float32), graph.node("Shape", [scores], f"{gate}.shape")]
@@ -153,9 +144,9 @@ def _routing(graph: Graph, checkpoint: Checkpoint, hidden: str, name: str) -> tu
     return scores, graph.node("Mul", [share, factor], f"{gate}.scaled_share") if factor else share
 
 
-def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tuple[str, str]:
+def _chosen(stack: Stack, scores: str, gate: str) -> tuple[str, str]:
     """Return the weights of the chosen experts, of which all experts' sum to one or each is by itself, and which."""
-    config = checkpoint.config
+    graph, config = stack.graph, stack.config
     if config.scoring_func == "sparsemixer":
         return _sparsemixer(graph, config.num_experts_per_tok, scores, gate)
     if config.scoring_func == "sigmoid":
@@ -165,7 +156,7 @@ def _chosen(graph: Graph, checkpoint: Checkpoint, scores: str, gate: str) -> tup
     chosen_weights, chosen_experts = f"{gate}.chosen", f"{gate}.chosen_experts"
     preferred, outputs = weights, [chosen_weights, chosen_experts]
     if config.expert_choice_bias:
-        bias = graph.weight(f"{gate}.{CHOICE_BIAS}", checkpoint.tensor(f"{gate}.{CHOICE_BIAS}"))
+        bias = stack.stored(f"{gate}.e_score_correction_bias")
         preferred, outputs[0] = graph.node("Add", [weights, bias], f"{gate}.preferred"), f"{gate}.most_preferred"
     if config.n_group > 1:
         preferred, outputs[0] = _within_groups(graph, config, preferred, gate), f"{gate}.most_preferred"
