@@ -5,13 +5,9 @@ Shapes: B batch, T query tokens, D hidden, L tokens that a convolution sees, its
 
 from __future__ import annotations
 
-import onnx
-
 from edgelm.runtime.decoder_graph import PAST_CONV, PRESENT_CONV
-from edgelm_export.graph import BATCH
+from edgelm_export.graph import BATCH, FLOAT
 from edgelm_export.stack import Stack
-
-FLOAT = onnx.TensorProto.FLOAT
 
 
 class Convolutions:

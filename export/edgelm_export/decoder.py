@@ -31,7 +31,7 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.convolution import Convolutions
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
-from edgelm_export.graph import BATCH, MICROSOFT
+from edgelm_export.graph import BATCH, FLOAT, INT32, INT64, MICROSOFT, TO_END
 from edgelm_export.latent_attention import add_latent_attention
 from edgelm_export.linear_attention import add_linear_attention, add_states
 from edgelm_export.mamba import add_mamba
@@ -40,9 +40,6 @@ from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.stack import Stack
 
-FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
-INT64, INT32 = onnx.TensorProto.INT64, onnx.TensorProto.INT32
-_END = 2**63 - 1
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 _HEAD_MULTIPLE = 8  # of GroupQueryAttention's heads
 
@@ -408,7 +405,7 @@ class DecoderStack(Stack):
         start = graph.node(
             "Neg", [graph.node("Unsqueeze", [keep, graph.constant([0])], f"{keep}.list")], f"{keep}.start"
         )
-        inputs = [hidden, start, graph.constant([_END]), graph.constant([1])]
+        inputs = [hidden, start, graph.constant([TO_END]), graph.constant([1])]
         return graph.node("Slice", inputs, "model.last_positions")
 
     def head(self, hidden: str) -> None:

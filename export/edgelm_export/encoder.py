@@ -15,10 +15,9 @@ from edgelm.architecture.relative_positions import distances_name, relative_buck
 from edgelm.config import ModelConfig
 from edgelm.runtime.decoder_graph import CROSS
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import FLOAT, INT64
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.graph import BATCH
+from edgelm_export.graph import BATCH, FLOAT, INT64
 from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 from edgelm_export.standard_attention import UNSEEN, rotate, split_heads

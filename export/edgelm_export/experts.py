@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.graph import BOOL, MICROSOFT, Graph
 from edgelm_export.grouped_experts import add_grouped_experts
 from edgelm_export.projection import Projections
 from edgelm_export.quantize import Stored
@@ -202,7 +201,7 @@ def _within_groups(graph: Graph, config: ModelConfig, preferred: str, gate: str)
     kept = {"keepdims": 0}
     count_BTG = graph.node("ReduceSum", [chosen_BTKG, graph.constant([2])], f"{name}.counts", attributes=kept)
     column = graph.node("Unsqueeze", [count_BTG, graph.constant([-1])], f"{name}.column")
-    is_chosen = graph.node("Cast", [column], f"{name}.is_chosen", attributes={"to": onnx.TensorProto.BOOL})
+    is_chosen = graph.node("Cast", [column], f"{name}.is_chosen", attributes={"to": BOOL})
     never = graph.constant(_NEVER, np.float32)
     within = graph.node("Where", [is_chosen, by_group, never], f"{name}.within")
     return graph.node("Reshape", [within, graph.constant([0, 0, config.num_experts])], f"{name}.preferred")

@@ -14,6 +14,9 @@ from edgelm.architecture.quantization_recipe import STANDARD
 from edgelm_export.external_data import ExternalData
 
 MICROSOFT = "com.microsoft"
+FLOAT, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+INT8, INT32, INT64 = onnx.TensorProto.INT8, onnx.TensorProto.INT32, onnx.TensorProto.INT64
+TO_END = 2**63 - 1  # of an axis that is cut by Slice
 BATCH = "batch_size"  # the dimension's name that transformers.js looks for to make the first, empty cache
 OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10  # of onnx 1.16: what ONNX Runtime 1.28 and every later one reads

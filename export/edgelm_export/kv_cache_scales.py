@@ -19,6 +19,7 @@ from edgelm.decoding.generate import prefill
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.checked import Progress
 from edgelm_export.folded import padded_rotary_dim
+from edgelm_export.graph import INT8
 
 _LARGEST = 127
 # What the calibration text does not reach: another text's sizes, which are clipped beyond it.
@@ -75,7 +76,7 @@ def keep_in_int8(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) 
     graph = model.graph
     for value in (*graph.input, *graph.output):
         if value.name.endswith((".key", ".value")):
-            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+            value.type.tensor_type.elem_type = INT8
     attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     pairs = iter(zip(scales[::2], scales[1::2], strict=True))
     named: dict[str, list[str]] = {}  # by the keys that they are of

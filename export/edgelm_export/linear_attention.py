@@ -13,14 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 
 from edgelm.memory.cache_layout import state_layouts
 from edgelm.runtime.decoder_graph import STATES
-from edgelm_export.graph import BATCH, MICROSOFT
+from edgelm_export.graph import BATCH, FLOAT, MICROSOFT
 from edgelm_export.stack import Stack
 
-FLOAT = onnx.TensorProto.FLOAT
 _L2_EPSILON = 1e-6
 
 

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import onnx
 from onnx import helper
 
-from edgelm_export.graph import BATCH
+from edgelm_export.graph import BATCH, FLOAT
 from edgelm_export.linear_attention import add_convolution, add_rates, add_step
 from edgelm_export.stack import Stack
-
-FLOAT = onnx.TensorProto.FLOAT
 
 
 def add_mamba(stack: Stack, hidden: str, name: str, states: Sequence[str], given: Sequence[str]) -> str:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, shifts, to_planes
 from edgelm.runtime.adapter_graph import WITH_SUMS
-from edgelm_export.graph import MICROSOFT, Graph
+from edgelm_export.graph import FLOAT, MICROSOFT, Graph
 from edgelm_export.quantize.offsets import in_8_bits, joined
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.qdq import to_qdq, whole_block_size
@@ -96,7 +95,7 @@ class NBits:
         stored = weight.stored_scales
         scales = graph.weight(name, stored)
         if stored.dtype != np.float32:
-            scales = graph.node("Cast", [scales], f"{name}.float", attributes={"to": onnx.TensorProto.FLOAT})
+            scales = graph.node("Cast", [scales], f"{name}.float", attributes={"to": FLOAT})
         if weight.bits not in LOWER_BITS:
             return scales
         step = graph.constant(2.0 ** (weight.bits - 8), np.float32)
@@ -215,7 +214,7 @@ class QDQ:
         kinds = zip(parts, ("values", "scales"), strict=True)
         values, scales = (self._columns(graph, part, ids, f"{name}.{kind}") for part, kind in kinds)
         size = whole_block_size(weight)
-        steps = graph.node("Cast", [values], f"{name}.steps", attributes={"to": onnx.TensorProto.FLOAT})
+        steps = graph.node("Cast", [values], f"{name}.steps", attributes={"to": FLOAT})
         in_blocks = graph.constant([0, 0, weight.columns // size, size])
         blocks = graph.node("Reshape", [steps, in_blocks], f"{name}.blocks")
         scale_each = graph.node("Unsqueeze", [scales, graph.constant([-1])], f"{name}.block_scales")

@@ -27,10 +27,10 @@ from edgelm.architecture.quantization_recipe import RATES
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import FLOAT, INT8, INT32, DecoderStack
+from edgelm_export.decoder import DecoderStack
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.graph import MICROSOFT
+from edgelm_export.graph import FLOAT, INT8, INT32, MICROSOFT
 from edgelm_export.linear_attention import add_memory, add_states
 from edgelm_export.mamba import add_mamba_memory
 from edgelm_export.mamba2 import add_mamba2_memory

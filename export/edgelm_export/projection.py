@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 
 from edgelm.architecture.planes import LOWER_BITS
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.graph import Graph
+from edgelm_export.graph import FLOAT, Graph
 from edgelm_export.packed_operators import PACKED_OPERATORS
 from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
 from edgelm_export.quantize.finer_grid import on_finer_grid
@@ -80,4 +79,4 @@ class Projections:
         """
         if dtype == np.float32:
             return name
-        return self._graph.node("Cast", [name], f"{name}.float32", attributes={"to": onnx.TensorProto.FLOAT})
+        return self._graph.node("Cast", [name], f"{name}.float32", attributes={"to": FLOAT})

@@ -8,14 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from edgelm.architecture.shortlist import SHORTLISTED_POSITIONS
-from edgelm_export.graph import Graph
+from edgelm_export.graph import TO_END, Graph
 
 # Of tokens; what more or fewer of them cost: docs/results/quantization.md#a-head-in-two-planes
 SHORTLIST_SIZE = 512
 # Only the groups of neighbours with the largest maximum are looked through: TopK of a whole vocabulary takes longer.
 _GROUPS = 128
 _NEIGHBOURS = range(16, 65)
-_END = 2**63 - 1
 
 
 def group_size(vocabulary: int) -> int | None:
@@ -41,7 +40,7 @@ def add_shortlist(graph: Graph, logits: str, vocabulary: int, name: str) -> str:
 
 def last_positions(graph: Graph, values: str, name: str) -> str:
     """Keep the last SHORTLISTED_POSITIONS of values [B, T, ...]."""
-    inputs = [values, graph.constant([-SHORTLISTED_POSITIONS]), graph.constant([_END]), graph.constant([1])]
+    inputs = [values, graph.constant([-SHORTLISTED_POSITIONS]), graph.constant([TO_END]), graph.constant([1])]
     return graph.node("Slice", inputs, name)
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgelm_export.graph import Graph
+from edgelm_export.graph import TO_END, Graph
 
 # Added to the score of a key that is not to be seen: the lowest number of float16, which some providers compute in.
 UNSEEN = -65504.0
-_TO_END = 2**63 - 1
 
 
 def split_heads(graph: Graph, hidden: str, heads: int, head_dim: int, name: str) -> str:
@@ -110,5 +109,5 @@ class Attention:
         sinks = graph.node("Expand", [self.sinks, shape], f"{name}.sinks_of_rows")
         every = graph.node("Concat", [sinks, scores], f"{name}.scores_and_sinks", attributes={"axis": -1})
         weights = graph.node("Softmax", [every], f"{name}.weights_and_sinks", attributes={"axis": -1})
-        bounds = [graph.constant([value]) for value in (1, _TO_END, -1)]
+        bounds = [graph.constant([value]) for value in (1, TO_END, -1)]
         return graph.node("Slice", [weights, *bounds], f"{name}.weights")

@@ -17,9 +17,10 @@ import onnx
 
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.decoder import FLOAT, DecoderStack, folded
+from edgelm_export.decoder import DecoderStack, folded
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
+from edgelm_export.graph import BOOL, FLOAT
 from edgelm_export.quantize import Precision
 from edgelm_export.standard_attention import UNSEEN, Attention, heads_first, rotate, split_heads
 
@@ -56,7 +57,7 @@ class _StandardDecoderStack(DecoderStack):
         distances_TS = graph.node("Sub", [queries_T1, places], "distances")
         bounds = [graph.constant([0]), self.key_count, graph.constant([1])]
         mask_BS = graph.node("Slice", ["attention_mask", *bounds], "attention_mask.of_keys")
-        filled = graph.node("Cast", [mask_BS], "keys.filled", attributes={"to": onnx.TensorProto.BOOL})
+        filled = graph.node("Cast", [mask_BS], "keys.filled", attributes={"to": BOOL})
         filled_B11S = graph.node("Unsqueeze", [filled, graph.constant([1, 2])], "keys.filled_of_rows")
         earlier_TS = graph.node("GreaterOrEqual", [distances_TS, graph.constant(0)], "keys.earlier")
         self.masks: dict[int | None, str] = {}
