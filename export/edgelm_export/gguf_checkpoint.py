@@ -40,6 +40,8 @@ class GGUFCheckpoint:
             its metadata.
     """
 
+    head_divisors = head_hessian = None  # nothing is divided, and no text was run
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._model = GGUFModel.open(path)
@@ -104,14 +106,6 @@ class GGUFCheckpoint:
         if license_ is not None:
             described["license"] = license_
         return described
-
-    @property
-    def head_divisors(self) -> None:
-        """Nothing is divided."""
-
-    @property
-    def head_hessian(self) -> None:
-        """No text was run."""
 
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has in the file, such as "F32" or "Q4_1"."""

@@ -92,6 +92,8 @@ class HuggingFaceCheckpoint:
             not fit its config.
     """
 
+    head_divisors = head_hessian = None  # nothing is divided, and no text was run
+
     def __init__(self, folder: Path) -> None:
         self.path = self._folder = folder
         values = read_json_object(folder, "config.json")
@@ -193,14 +195,6 @@ class HuggingFaceCheckpoint:
             if isinstance(imported_from.get("license"), str):
                 described["license"] = imported_from["license"]
         return described
-
-    @property
-    def head_divisors(self) -> None:
-        """Nothing is divided."""
-
-    @property
-    def head_hessian(self) -> None:
-        """No text was run."""
 
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""

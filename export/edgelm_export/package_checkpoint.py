@@ -79,6 +79,8 @@ class PackageCheckpoint(UnfoldedCheckpoint):
 class _StoredTensors:
     """The tensors as the graph has them: with factors inside (folded.py), but apart and by their canonical names."""
 
+    head_hessian = None  # no text was run
+
     def __init__(self, folder: Path) -> None:
         check_required_signature(folder)
         self.path = self._folder = folder
@@ -163,10 +165,6 @@ class _StoredTensors:
             return None
         with self._laid_out(HEAD_FACTORS), np.errstate(divide="raise", over="raise", invalid="raise"):
             return np.float32(1) / self._head_factors()
-
-    @property
-    def head_hessian(self) -> None:
-        """No text was run."""
 
     def stored_type(self, name: str) -> str:
         """Name the type that the graph has a tensor in."""
