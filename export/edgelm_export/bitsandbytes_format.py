@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import Read
+from edgelm_export.checkpoint import FLOATS, Read
 
 _STATE, _LEVELS = "quant_state.bitsandbytes__", 16
 _TYPES = ("nf4", "fp4")
@@ -51,10 +51,10 @@ class FourBitMatrix:
     @property
     def stored_types(self) -> dict[str, tuple[str, ...]]:
         """The types that its tensors must have on disk."""
-        name, floats = f"{self.stem}.weight", ("F32", "F16", "BF16")
+        name = f"{self.stem}.weight"
         nested = ("nested_absmax", "nested_quant_map") if self.nested is not None else ()
-        own = dict.fromkeys((f"{name}.{part}" for part in ("quant_map", *nested)), floats)
-        return {name: ("U8",), f"{name}.absmax": ("U8",) if nested else floats, **own}
+        own = dict.fromkeys((f"{name}.{part}" for part in ("quant_map", *nested)), FLOATS)
+        return {name: ("U8",), f"{name}.absmax": ("U8",) if nested else FLOATS, **own}
 
     def weight(self, read: Read) -> NDArray[np.float32]:
         """Return the matrix in float32; `read` gives its tensors."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 
 ALL_ROWS = slice(None)
+FLOATS = ("F32", "F16", "BF16")  # as safetensors calls them
 # A tensor's name -> the tensor as it is stored, or its entry of one expert.
 Read = Callable[[str], NDArray[Any]]
 

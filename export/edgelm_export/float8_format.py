@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read
+from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read
 from edgelm_export.gguf_types import half_of_power
 from edgelm_export.grid_of_groups import Grid
 
@@ -53,7 +53,7 @@ class ScaledMatrix:
         """The types that its tensors must have on disk."""
         return {
             f"{self.stem}.weight": (_STORED[self.type],),
-            self.scale: ("F32", "F16", "BF16", *(("U8",) if self.block == _OF_MXFP8 else ())),
+            self.scale: (*FLOATS, *(("U8",) if self.block == _OF_MXFP8 else ())),
         }
 
     def weight(self, read: Read) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_scheme import BLOCK_SIZES
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
+from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read, shown
 
 # The name of a packing -> bits of an integer, how many are in a word, and the type of that.
 _PACKINGS = {
@@ -26,7 +26,7 @@ _PACKINGS = {
     "2bit_u8": (2, 4, "U8"),
     "1bit_u8": (1, 8, "U8"),
 }
-_VALUES, _FLOATS, _WHOLE = "W_q", ("F32", "F16", "BF16"), ("I32", "I64")
+_VALUES, _WHOLE = "W_q", ("I32", "I64")
 # What else hqq saves of each matrix; all that decides what it stands for is in the parts that are read.
 _PASSED_OVER = (
     *("nbits", "group_size", "unpack_view_dtype", "view_as_float", "quant_scale", "quant_zero", "compute_dtype"),
@@ -57,7 +57,7 @@ class HQQMatrix:
     @property
     def stored_types(self) -> dict[str, tuple[str, ...]]:
         """The types that its tensors must have on disk."""
-        types = {_VALUES: (_PACKINGS[self.packing][2],), "scale": _FLOATS, "zero": _FLOATS}
+        types = {_VALUES: (_PACKINGS[self.packing][2],), "scale": FLOATS, "zero": FLOATS}
         types |= {"shape": _WHOLE, "axis": _WHOLE, "packing": ("U8",)}
         return {f"{self.stem}.{part}": each for part, each in types.items()}
 

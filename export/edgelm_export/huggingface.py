@@ -31,7 +31,7 @@ from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.hf_values import token_ids
 from edgelm_export.assembled import assembled_names, with_assembled
 from edgelm_export.bitnet_format import TernaryMatrix
-from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks, Read
+from edgelm_export.checkpoint import ALL_ROWS, FLOATS, QuantizedBlocks, Read
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
     check_file_name,
@@ -53,7 +53,6 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
-_DTYPES = ("F32", "F16", "BF16")
 _TYPES: Mapping[str, Any] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, FLOAT8: ml_dtypes.float8_e4m3fn,
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
@@ -318,14 +317,14 @@ class HuggingFaceCheckpoint:
         """Describe a tensor that the folder has in parts: by their type, or one that holds those of all."""
         parts = [self._stored[part] for part in self._assembled[name]]
         types = dict.fromkeys(part.dtype for part in parts)
-        dtype = next(iter(types)) if len(types) == 1 else next((each for each in types if each not in _DTYPES), "F32")
+        dtype = next(iter(types)) if len(types) == 1 else next((each for each in types if each not in FLOATS), "F32")
         return _StoredTensor(parts[0].file, name, dtype, shape)
 
     def _refuse_other_types(self) -> None:
         others = [
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
-            if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in _DTYPES
+            if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in FLOATS
         ]
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
@@ -337,7 +336,7 @@ class HuggingFaceCheckpoint:
         if others:
             raise CheckpointError(
                 f"{self._folder}: tensors of a type that is not supported: {', '.join(others)}. "
-                f"Supported: {', '.join(_DTYPES)}."
+                f"Supported: {', '.join(FLOATS)}."
             )
 
     def _refuse_untied_head(self, head: str) -> None:

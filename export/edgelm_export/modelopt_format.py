@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
+from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read, shown
 from edgelm_export.grid_of_groups import Grid
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class ModelOptMatrix:
     @property
     def stored_types(self) -> dict[str, tuple[str, ...]]:
         """The types that its tensors must have on disk."""
-        types = {"weight": ("U8",), "weight_scale": _FLOATS, "pre_quant_scale": _FLOATS}
+        types = {"weight": ("U8",), "weight_scale": FLOATS, "pre_quant_scale": FLOATS}
         return {f"{self.stem}.{part}": each for part, each in types.items()}
 
     def weight(self, read: Read) -> NDArray[np.float32]:

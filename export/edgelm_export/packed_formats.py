@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.bitnet_format import TernaryMatrix, ternary_matrices
 from edgelm_export.bitsandbytes_format import FourBitMatrix, four_bit_matrices
-from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
+from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read, shown
 from edgelm_export.float4_format import Float4Matrix, float4_matrices
 from edgelm_export.float8_format import ScaledMatrix, compressed_weights, mixes_kinds, scaled_matrices
 from edgelm_export.grid_of_groups import Grid
@@ -352,21 +352,21 @@ def _compressed(matrix: PackedMatrix, read: Read) -> Grid:
     )
 
 
-_WORDS, _INTEGERS, _FLOATS = ("I32",), ("I32", "I64"), ("F32", "F16", "BF16")
+_WORDS, _INTEGERS = ("I32",), ("I32", "I64")
 
 # One row a quant_method.
 FORMATS: dict[str, _Format] = {
     "gptq": _Format(
         main="qweight", bits=(2, 4, 8), layout_keys=("checkpoint_format", "format"), layouts=("gptq", "gptq_v2"),
         optional=frozenset({"g_idx"}),
-        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": _FLOATS, "g_idx": _INTEGERS},
+        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": FLOATS, "g_idx": _INTEGERS},
         shape=lambda packed, per_word: (packed[1], packed[0] * per_word), groups=("scales", 0),
         beside=lambda N, K, G, per_word: {"qzeros": (G, -(-N // per_word)), "scales": (G, N), "g_idx": (K,)},
         unpack=_gptq,
     ),
     "awq": _Format(
         main="qweight", bits=(4,), layout_keys=("version", "checkpoint_format", "format"), layouts=("gemm",),
-        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": _FLOATS},
+        parts={"qweight": _WORDS, "qzeros": _WORDS, "scales": FLOATS},
         shape=lambda packed, per_word: (packed[1] * per_word, packed[0]), groups=("scales", 0),
         beside=lambda N, K, G, per_word: {"qzeros": (G, N // per_word), "scales": (G, N)},
         unpack=_awq,
@@ -375,7 +375,7 @@ FORMATS: dict[str, _Format] = {
         main="weight_packed", bits=(4, 8), layout_keys=("format",), layouts=("pack-quantized",),
         optional=frozenset({"weight_zero_point", "weight_g_idx"}),
         parts={
-            "weight_packed": _WORDS, "weight_scale": _FLOATS, "weight_shape": _INTEGERS, "weight_zero_point": _WORDS,
+            "weight_packed": _WORDS, "weight_scale": FLOATS, "weight_shape": _INTEGERS, "weight_zero_point": _WORDS,
             "weight_g_idx": _INTEGERS,
         },
         shape=lambda packed, per_word: (packed[0], packed[1] * per_word), groups=("weight_scale", 1),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
+from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read, shown
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.grid_of_groups import Grid
 
@@ -50,7 +50,7 @@ class TorchAOMatrix:
     def stored_types(self) -> dict[str, tuple[str, ...]]:
         """The types that its tensors must have on disk."""
         values = (FLOAT8,) if self.bits is None else ("I8",)
-        types = {_VALUES: values, _SCALE: ("F32", "F16", "BF16"), **({} if self.bits is None else {_ZERO: ("I8",)})}
+        types = {_VALUES: values, _SCALE: FLOATS, **({} if self.bits is None else {_ZERO: ("I8",)})}
         return {f"{self.stem}{part}": each for part, each in types.items()}
 
     def weight(self, read: Read) -> NDArray[np.float32]:
