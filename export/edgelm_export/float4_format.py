@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float8_format import FLOAT8
+from edgelm_export.gguf_blocks import in_turn
 from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
 
 
@@ -94,9 +95,8 @@ class Float4Matrix:
 
     def blocks(self, read: Read) -> QuantizedBlocks:
         """Return the matrix in MatMulNBits' blocks, on its own grid."""
-        packed = read(f"{self.stem}.{self.format.values}")
-        pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-        values = E2M1_DOUBLED[pairs.reshape(self.shape[0], -1, self.format.block_size)]
+        codes = in_turn(read(f"{self.stem}.{self.format.values}"), 4)
+        values = E2M1_DOUBLED[codes.reshape(self.shape[0], -1, self.format.block_size)]
         return QuantizedBlocks(
             bits=8, block_size=self.format.block_size, values=values, scales=self._halves_of_scales(read)
         )

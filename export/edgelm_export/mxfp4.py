@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.gguf_blocks import in_turn
 from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
 
 BLOCK_SIZE = 32
@@ -39,8 +40,8 @@ class MXFP4Stack:
     def blocks(self, read: ReadEntry, index: int) -> QuantizedBlocks:
         """Return one expert's matrix [N, K] on its own grid."""
         packed_NBH = read(self.stem + _VALUES, index)
-        pairs = np.stack([packed_NBH & np.uint8(15), packed_NBH >> np.uint8(4)], axis=-1)
-        values = E2M1_DOUBLED[pairs.reshape(*packed_NBH.shape[:2], BLOCK_SIZE)]
+        codes = in_turn(packed_NBH.reshape(len(packed_NBH), -1), 4)
+        values = E2M1_DOUBLED[codes.reshape(*packed_NBH.shape[:2], BLOCK_SIZE)]
         scales = half_of_power(read(self.stem + _SCALES, index))
         return QuantizedBlocks(bits=8, block_size=BLOCK_SIZE, values=values, scales=scales)
 
