@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import ml_dtypes
@@ -63,8 +62,6 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
         )
     if scheme.method == SHORTLIST and takes_shortlist(checkpoint, name, scheme):
         return in_two_planes(checkpoint.tensor(name), scheme, checkpoint.head_hessian)
-    if scheme.method == "gptq":
-        scheme = dataclasses.replace(scheme, method="rounded" if scheme.bits == 8 else "searched")
     return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, scheme))
 
 

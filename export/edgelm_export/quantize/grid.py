@@ -71,11 +71,16 @@ def _robust_error(blocks: Array, grid: Grid) -> Array:
     return np.asarray(np.power(np.abs(blocks - grid.weights(grid.nearest(blocks))), _HQQ_NORM).sum(-1))
 
 
-# One row a method that needs the weight alone; gptq is another kind (gptq.py).
+def _without_a_text(blocks: Array, scheme: Scheme) -> Grid:
+    return (outermost_grid if scheme.bits == 8 else searched_grid)(blocks, scheme)
+
+
+# One row a method.
 GRIDS: dict[str, Callable[[Array, Scheme], Grid]] = {
     "rounded": outermost_grid,
     "searched": searched_grid,
     "hqq": hqq_grid,
+    "gptq": _without_a_text,  # of what no text has run through (gptq.py)
     SHORTLIST: outermost_grid,  # of what no shortlist is made for
 }
 

@@ -6,7 +6,6 @@ all of them.
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -85,11 +84,8 @@ class LayerInPassing:
         """Quantize matrices of one input and one scheme as one: their rows do not know of each other."""
         weights = [self.weights[f"{module}.weight"] for module in modules]
         stacked_NK = np.concatenate(weights)
-        if scheme.method != "gptq":
+        if scheme.method != "gptq" or statistics is None:  # no token of the text came to this expert
             packed = quantize_alone(stacked_NK, scheme)
-        elif statistics is None:  # no token of the text came to this expert
-            method = "rounded" if scheme.bits == 8 else "searched"
-            packed = quantize_alone(stacked_NK, dataclasses.replace(scheme, method=method))
         else:
             packed = quantize_gptq(stacked_NK, statistics, scheme)
         start = 0
