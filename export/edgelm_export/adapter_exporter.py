@@ -14,7 +14,6 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16, by which safetensors asks for it)
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 import edgelm
@@ -47,9 +46,8 @@ from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.huggingface import WEIGHTS_FILE as BASE_WEIGHTS_FILE
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
+from edgelm_export.reference_weights import Array
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
-
-Array = NDArray[np.float32]
+from edgelm_export.reference_weights import Array
 
 
 class WideStream:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import Precision, integer_scheme_for, scheme_for
 from edgelm.architecture.quantization_scheme import Scheme
@@ -29,11 +28,8 @@ from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
-from edgelm_export.reference_weights import ObservedWeights
+from edgelm_export.reference_weights import Array, ObservedWeights, Weights
 from edgelm_export.tensor_map import GATHERED
-
-Array = NDArray[np.float32]
-Weights = dict[str, Array]
 
 _STATE = "entering.npz"
 _FORMAT = 3  # of the results on the disk; those of another are not taken
@@ -143,7 +139,7 @@ class _Calibration:
         met: dict[str, Array] = {}
         return self._output(layer, ObservedWeights(weights, met.__setitem__), hidden_TW), met
 
-    def _output(self, layer: int, weights: Mapping[str, Array], hidden_TW: Array) -> Array:
+    def _output(self, layer: int, weights: Weights, hidden_TW: Array) -> Array:
         return reference.run_layer(self._config, layer, weights, hidden_TW, self._tables, lengths=self._lengths)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -20,12 +19,11 @@ from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import Manifest, read_checked
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.reference_weights import Array
 from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
 from edgelm_export.tensor_map import head_name
 
 CHANNEL_SCALES_FILE = "channel_scales.safetensors"
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

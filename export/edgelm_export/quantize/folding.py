@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
 from edgelm.architecture.quantization_scheme import SHORTLIST, Scheme
@@ -28,11 +27,9 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.smoothed_head import better_divisors
 from edgelm_export.quantize.two_planes import takes_shortlist
-from edgelm_export.reference_weights import ObservedWeights
+from edgelm_export.reference_weights import Array, ObservedWeights
 from edgelm_export.tensor_map import head_name
 
-Array = NDArray[np.float32]
-Tables = Mapping[str, tuple[Array, Array]]  # what reference.position_tables returns
 # The scheme of a projection, such as "mlp.up_proj"; None for one that stays in floats.
 SchemeOf = Callable[[str], Scheme | None]
 
@@ -164,7 +161,7 @@ def _head_divisors(
 
 
 class _Run:
-    def __init__(self, config: ModelConfig, transform: str, recipe: tuple[Rule, ...], tables: Tables) -> None:
+    def __init__(self, config: ModelConfig, transform: str, recipe: tuple[Rule, ...], tables: reference.Tables) -> None:
         self._config, self._transform, self._recipe, self._tables = config, transform, recipe, tables
 
     def layer(self, layer: int, weights: dict[str, Array], hidden: list[Array]) -> tuple[dict[str, Array], list[Array]]:

@@ -10,15 +10,13 @@ Shapes: N rows, K columns. The error of all is ||(weight - quantized) X||^2, whe
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import own_grid, pack_on
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.statistics import InputStatistics
-
-Array = NDArray[np.float32]
+from edgelm_export.reference_weights import Array
 
 # Of the mean diagonal. The authors take a hundredth; with a text as short as the bundled one a tenth leaves a seventh
 # less error on another text (docs/results/quantization.md).

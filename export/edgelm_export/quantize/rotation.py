@@ -14,15 +14,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.reference_weights import Array
 from edgelm_export.tensor_map import EMBEDDING, HEAD, head_name, pattern_of
-
-Array = NDArray[np.float32]
 
 _FINAL_NORM = "model.norm.weight"
 # Readers of the residual stream, by the norm before them; writers turn their rows.

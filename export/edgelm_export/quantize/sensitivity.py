@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import LATENT_HEADS, RATES, STREAMS
 from edgelm.architecture.quantization_scheme import Scheme
@@ -21,9 +20,8 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
+from edgelm_export.reference_weights import Array
 from edgelm_export.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
-
-Array = NDArray[np.float32]
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
 from edgelm.architecture.quantization_scheme import Scheme
@@ -22,9 +21,9 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence
+from edgelm_export.reference_weights import Array
 from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING, head_name
 
-Array = NDArray[np.float32]
 Product = Callable[[Array], Array]  # of what the head reads [T, D] and its weights: [T, V]
 
 _TOKENS = 128
