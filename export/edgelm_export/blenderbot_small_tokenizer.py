@@ -15,9 +15,17 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 from edgelm_export.byte_level_folder import MERGES, MODEL_CONFIG, VOCABULARY, checked_ids
-from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER_CONFIG, added_token, files_of, listed_tokens
+from edgelm_export.tokenizer_json import (
+    ADDED_TOKENS,
+    TOKENIZER_CONFIG,
+    added_token,
+    class_name,
+    files_of,
+    listed_tokens,
+)
 
-_CLASS, _MODEL = "BlenderbotSmallTokenizer", "blenderbot-small"
+_CLASS = "BlenderbotSmallTokenizer"
+_CLASS_OF_MODEL = {"blenderbot-small": _CLASS}
 _ROLES = {"bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__", "pad_token": "__null__"}
 _GOES_ON, _END = "@@", "</w>"
 _NEW_LINE = " __newln__ "  # for one that follows a word, but no apostrophe
@@ -25,9 +33,8 @@ _NEW_LINE = " __newln__ "  # for one that follows a word, but no apostrophe
 
 def is_blenderbot_small(settings: Mapping[str, Mapping[str, Any]]) -> bool:
     """Tell whether a folder's tokenizer is of that class; settings: the objects in its files, by name."""
-    model = settings.get(MODEL_CONFIG, {})
-    name = settings.get(TOKENIZER_CONFIG, {}).get("tokenizer_class") or model.get("tokenizer_class")
-    return model.get("model_type") == _MODEL if name is None else str(name).removesuffix("Fast") == _CLASS
+    name = class_name(settings.get(TOKENIZER_CONFIG, {}), settings.get(MODEL_CONFIG, {}), _CLASS_OF_MODEL)
+    return str(name).removesuffix("Fast") == _CLASS
 
 
 def blenderbot_small_files(

@@ -20,6 +20,7 @@ from edgelm_export.tokenizer_json import (
     ADDED_TOKENS,
     TOKENIZER_CONFIG,
     added_token,
+    class_name,
     files_of,
     listed_tokens,
     post_processor,
@@ -71,7 +72,6 @@ CLASSES: Mapping[str, TokenizerClass] = {
     "MvpTokenizer": _BART,
     "RobertaTokenizer": _BART,
 }
-# model_type -> its class, for folders that are older than the setting.
 _CLASS_OF_MODEL = {
     "bart": "BartTokenizer",
     "mvp": "MvpTokenizer",
@@ -128,9 +128,7 @@ def tokenizer_class(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> 
         CheckpointError: it is another one than those of CLASSES.
     """
     config, model = settings.get(TOKENIZER_CONFIG, {}), settings.get(MODEL_CONFIG, {})
-    name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if name is None and isinstance(model.get("model_type"), str):
-        name = _CLASS_OF_MODEL.get(model["model_type"])
+    name = class_name(config, model, _CLASS_OF_MODEL)
     found = CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
     if found is None:
         raise CheckpointError(

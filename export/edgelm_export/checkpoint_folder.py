@@ -28,7 +28,7 @@ from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_clas
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 from edgelm_export.tekken_folder import NO_TEMPLATE, TEKKEN, tekken_files
 from edgelm_export.tiktoken_folder import TIKTOKEN_FILES, tiktoken_file, tiktoken_files
-from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, json_text
+from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, class_name, json_text
 from edgelm_export.translator_class import with_source_language
 
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
@@ -163,14 +163,13 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     settings = {name: read_json_object(folder, name) for name in SETTINGS_FILES if (folder / name).exists()}
     if (folder / TEKKEN).exists():
         return tekken_files(folder / TEKKEN, read_json_object(folder, TEKKEN), settings)
-    config, added = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS))
-    class_name = config.get("tokenizer_class") or settings.get(MODEL_CONFIG, {}).get("tokenizer_class")
-    if class_name == BYT5:
+    config, added, model_config = (settings.get(name, {}) for name in (TOKENIZER_CONFIG, ADDED_TOKENS, MODEL_CONFIG))
+    if class_name(config, model_config) == BYT5:
         return byt5_files(folder, config, added)
-    renumbered = renumbered_class(config, settings.get(MODEL_CONFIG, {}))
+    renumbered = renumbered_class(config, model_config)
+    read_vocabulary = functools.partial(read_json_object, folder, VOCABULARY)
     model = next((name for name in RENUMBERED_FILES if (folder / name).exists()), None)
     if renumbered is not None and model is not None:
-        read_vocabulary = functools.partial(read_json_object, folder, VOCABULARY)
         return renumbered_files(renumbered, file_inside(folder, model), config, added, read_vocabulary)
     model = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
     if model is not None:
@@ -184,11 +183,10 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
             f"{VOCABULARY} with {MERGES}; edgelm needs one of them. Save the tokenizer there with transformers: "
             'AutoTokenizer.from_pretrained(...).save_pretrained("folder")'
         )
-    read = functools.partial(read_json_object, folder, VOCABULARY)
     if is_blenderbot_small(settings):
-        return blenderbot_small_files(folder, read(), read_text(folder, MERGES), settings)
+        return blenderbot_small_files(folder, read_vocabulary(), read_text(folder, MERGES), settings)
     class_ = tokenizer_class(folder, settings)
-    return byte_level_files(class_, folder, read(), read_text(folder, MERGES), settings)
+    return byte_level_files(class_, folder, read_vocabulary(), read_text(folder, MERGES), settings)
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, str]:

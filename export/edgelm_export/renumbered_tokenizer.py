@@ -20,13 +20,12 @@ from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, added_tokens
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
-from edgelm_export.tokenizer_json import TOKENIZER_CONFIG, files_of
+from edgelm_export.tokenizer_json import TOKENIZER_CONFIG, class_name, files_of
 from edgelm_export.translator_class import CLASSES, TranslatorClass, translator_class
 
 RENUMBERED_FILES = ("sentencepiece.bpe.model", *SENTENCEPIECE_FILES)
 _VOCABULARY = "vocab.json"
 _M2M_100, _PEGASUS = "M2M100Tokenizer", "PegasusTokenizer"
-# model_type -> its class, for folders that name none.
 _CLASS_OF_MODEL = {"m2m_100": _M2M_100, "mbart": "MBartTokenizer", "pegasus": _PEGASUS, "plbart": "PLBartTokenizer"}
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
@@ -42,9 +41,7 @@ def renumbered_class(config: Mapping[str, Any], model_config: Mapping[str, Any])
 
     config: its tokenizer_config.json. model_config: its config.json.
     """
-    name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
-    if name is None and isinstance(model_config.get("model_type"), str):
-        name = _CLASS_OF_MODEL.get(model_config["model_type"])
+    name = class_name(config, model_config, _CLASS_OF_MODEL)
     name = name.removesuffix("Fast") if isinstance(name, str) else None
     return name if name == _PEGASUS or name in CLASSES else None
 

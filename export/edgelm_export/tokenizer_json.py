@@ -20,6 +20,16 @@ def json_text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
+def class_name(
+    config: Mapping[str, Any], model_config: Mapping[str, Any], of_models: Mapping[str, str] = _PLAIN
+) -> Any:
+    """Name the class of a folder's tokenizer: by its settings, its config.json, or in older ones by the model_type."""
+    name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
+    if name is None and isinstance(model_config.get("model_type"), str):
+        name = of_models.get(model_config["model_type"])
+    return name
+
+
 def files_of(tokenizer: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return a rebuilt tokenizer and its settings: name -> content."""
     return {TOKENIZER: tokenizer, TOKENIZER_CONFIG: json_text(settings)}
