@@ -39,16 +39,12 @@ def pair(values: Mapping[str, Any], encoder: Mapping[str, Any], decoder: Mapping
         **shared,
         **decoder,
         encoder=ModelConfig(**shared, **encoder),
-        bos_token_id=next(iter(hf_values.token_ids(values, "bos_token_id")), None),
+        bos_token_id=hf_values.first_token_id(values, "bos_token_id"),
         eos_token_ids=hf_values.token_ids(values, "eos_token_id"),
-        decoder_start_token_id=_first_id(values, "decoder_start_token_id", "pad_token_id"),
-        forced_bos_token_id=_first_id(values, "forced_bos_token_id"),
+        decoder_start_token_id=hf_values.first_token_id(values, "decoder_start_token_id", "pad_token_id"),
+        forced_bos_token_id=hf_values.first_token_id(values, "forced_bos_token_id"),
         suppressed_token_ids=_suppressed(values),
     )
-
-
-def _first_id(values: Mapping[str, Any], *keys: str) -> int | None:
-    return next((id_ for key in keys for id_ in hf_values.token_ids(values, key)), None)
 
 
 def _suppressed(values: Mapping[str, Any]) -> tuple[int, ...]:

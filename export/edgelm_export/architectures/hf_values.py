@@ -66,9 +66,9 @@ def number(values: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def flag(values: Mapping[str, Any], key: str) -> bool:
-    """Read a truth value; None and absence mean False."""
-    value = values.get(key) or False
+def flag(values: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """Read a truth value; absence means the default, and None False."""
+    value = values.get(key, default) or False
     if not isinstance(value, bool):
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be true or false.")
     return value
@@ -92,6 +92,11 @@ def activation(values: Mapping[str, Any], default: str, key: str = "hidden_act")
             f"config.json: {key} {name!r} is not supported; supported: {', '.join(_ACTIVATION_NAMES)}."
         )
     return _ACTIVATION_NAMES[name]
+
+
+def first_token_id(values: Mapping[str, Any], *keys: str) -> int | None:
+    """Read the first token id that there is at one of these keys."""
+    return next((id_ for key in keys for id_ in token_ids(values, key)), None)
 
 
 def token_ids(values: Mapping[str, Any], key: str, file: str = "config.json") -> tuple[int, ...]:
@@ -234,7 +239,7 @@ def _yarn_settings(settings: Mapping[str, Any], factor: float) -> dict[str, Any]
     attn_factor multiplies the factor that follows from the rest (DeepSeek-R1-0528-Qwen3-8B), as in vLLM and llama.cpp;
     transformers warns that it does not know it.
     """
-    used: dict[str, Any] = {"truncate": flag({"truncate": True} | dict(settings), "truncate")}
+    used: dict[str, Any] = {"truncate": flag(settings, "truncate", True)}
     scales = [number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim")]
     if min(scales) < 0:
         raise CheckpointError(f"config.json: mscale and mscale_all_dim are {scales}; they must be 0 or more.")

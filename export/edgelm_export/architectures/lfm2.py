@@ -108,7 +108,7 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
 def _feed_forward_size(values: Mapping[str, Any]) -> int:
     """Return the size that the model has: config.json's is that of a feed-forward without a gate."""
     size = hf_values.bounded(values, "block_ff_dim" if "block_ff_dim" in values else "intermediate_size")
-    if not hf_values.flag({"block_auto_adjust_ff_dim": True} | dict(values), "block_auto_adjust_ff_dim"):
+    if not hf_values.flag(values, "block_auto_adjust_ff_dim", True):
         return size
     multiplier = hf_values.number(values, "block_ffn_dim_multiplier", 1.0)
     if not 0 < multiplier < _LARGEST_MULTIPLIER:

@@ -61,7 +61,7 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
         attention_bias=attention_bias,
         attention_output_bias=attention_bias,
         tie_word_embeddings=hf_values.flag(values, "tie_word_embeddings"),
-        bos_token_id=next(iter(hf_values.token_ids(values, "bos_token_id")), None),
+        bos_token_id=hf_values.first_token_id(values, "bos_token_id"),
         eos_token_ids=hf_values.token_ids(values, "eos_token_id"),
     )
 

@@ -80,7 +80,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     tied = hf_values.flag(values, "tie_word_embeddings")
     # v1.0 alone has the embedding as its head, and alone scales what that reads. transformers 5 writes down only the
     # latter, and that every head is tied.
-    scaled = hf_values.flag({"scale_decoder_outputs": tied, **values}, "scale_decoder_outputs")
+    scaled = hf_values.flag(values, "scale_decoder_outputs", tied)
     decoder = {
         "num_hidden_layers": hf_values.whole_number(values, "num_decoder_layers", layers),
         "tie_word_embeddings": tied and scaled,

@@ -21,8 +21,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
 }
-# How an answer begins, by what transformers looks at in turn.
-_BEGINNINGS = ("decoder_start_token_id", "bos_token_id")
 
 
 def _stack_names(name: str) -> dict[str, str]:
@@ -49,15 +47,15 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     encoder, decoder = _stack(values, "encoder"), _stack(values, "decoder")
     # transformers counts the tokens beside a query, each way, and here it is one of them.
     window = None if encoder.sliding_window is None else encoder.sliding_window + 1
-    begin = next((id_ for key in _BEGINNINGS for id_ in hf_values.token_ids(values, key)), decoder.bos_token_id)
+    begin = hf_values.first_token_id(values, "decoder_start_token_id", "bos_token_id")
     return dataclasses.replace(
         decoder,
         encoder=dataclasses.replace(
             encoder, own_embedding=True, sliding_window=window, tie_word_embeddings=False, final_logit_softcapping=None
         ),
-        decoder_start_token_id=begin,
+        decoder_start_token_id=decoder.bos_token_id if begin is None else begin,
         eos_token_ids=hf_values.token_ids(values, "eos_token_id") or decoder.eos_token_ids,
-        tie_word_embeddings=hf_values.flag({"tie_word_embeddings": True, **values}, "tie_word_embeddings"),
+        tie_word_embeddings=hf_values.flag(values, "tie_word_embeddings", True),
     )
 
 
