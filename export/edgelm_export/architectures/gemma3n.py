@@ -44,28 +44,30 @@ _PATTERN = 5
 _SPARSE_LAYERS, _SHARE = 10, 0.95  # the first ones of a model that has more
 _DIGITS = 5  # of a share, of which a file holds the quantile in float32
 _LAYER = "model.layers.{i}"
-_GGUF_NAMES = (
-    gemma2.GGUF_NAMES
-    | llama.GGUF_QK_NORMS
-    | {
-        "model.embed_tokens_per_layer": "per_layer_token_embd",
-        "model.per_layer_model_projection": "per_layer_model_proj",
-        "model.per_layer_projection_norm": "per_layer_proj_norm",
-        "model.altup_projections.{e}": "altup_proj",
-        "model.altup_unembed_projections.{e}": "altup_unembd_proj",
-        f"{_LAYER}.per_layer_input_gate": "blk.{i}.inp_gate",
-        f"{_LAYER}.per_layer_projection": "blk.{i}.proj",
-        f"{_LAYER}.post_per_layer_input_norm": "blk.{i}.post_norm",
-        f"{_LAYER}.laurel.linear_left": "blk.{i}.laurel_l",
-        f"{_LAYER}.laurel.linear_right": "blk.{i}.laurel_r",
-        f"{_LAYER}.laurel.post_laurel_norm": "blk.{i}.laurel_post_norm",
-        f"{_LAYER}.altup.correct_output_scale": "blk.{i}.altup_correct_scale.weight",
-        f"{_LAYER}.altup.router_norm": "blk.{i}.altup_router_norm",
-        f"{_LAYER}.altup.modality_router": "blk.{i}.altup_router",
-        f"{_LAYER}.altup.prediction_coefs": "blk.{i}.altup_predict_coef",
-        f"{_LAYER}.altup.correction_coefs": "blk.{i}.altup_correct_coef",
-    }
-)
+# Of a Gemma 3 whose layers have features of their own.
+GGUF_NAMES = {
+    **gemma2.GGUF_NAMES,
+    **llama.GGUF_QK_NORMS,
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+    f"{_LAYER}.per_layer_input_gate": "blk.{i}.inp_gate",
+    f"{_LAYER}.per_layer_projection": "blk.{i}.proj",
+    f"{_LAYER}.post_per_layer_input_norm": "blk.{i}.post_norm",
+}
+_GGUF_NAMES = {
+    **GGUF_NAMES,
+    "model.altup_projections.{e}": "altup_proj",
+    "model.altup_unembed_projections.{e}": "altup_unembd_proj",
+    f"{_LAYER}.laurel.linear_left": "blk.{i}.laurel_l",
+    f"{_LAYER}.laurel.linear_right": "blk.{i}.laurel_r",
+    f"{_LAYER}.laurel.post_laurel_norm": "blk.{i}.laurel_post_norm",
+    f"{_LAYER}.altup.correct_output_scale": "blk.{i}.altup_correct_scale.weight",
+    f"{_LAYER}.altup.router_norm": "blk.{i}.altup_router_norm",
+    f"{_LAYER}.altup.modality_router": "blk.{i}.altup_router",
+    f"{_LAYER}.altup.prediction_coefs": "blk.{i}.altup_predict_coef",
+    f"{_LAYER}.altup.correction_coefs": "blk.{i}.altup_correct_coef",
+}
 _GGUF_KEYS: GGUFKeys = {
     **WINDOW,
     WINDOW_PATTERN: None,
@@ -79,8 +81,9 @@ _GGUF_KEYS: GGUFKeys = {
     "activation_sparsity_scale": None,
 }
 # What a source may have of layers that look at the keys and values of others.
-_UNUSED = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
-_GGUF_UNUSED = ("attn_k", "attn_v", "attn_k_norm")
+_PARTS = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
+UNUSED = frozenset(f"{_LAYER}.self_attn.{part}" for part in _PARTS)
+GGUF_UNUSED = frozenset(f"blk.{{i}}.attn_{part}.weight" for part in ("k", "v", "k_norm"))
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -176,7 +179,7 @@ def _layout_of(config: ModelConfig) -> TensorLayout:
     return dataclasses.replace(_LAYOUT, ignored=_LAYOUT.ignored.union(unused))
 
 
-_LAYOUT = TensorLayout(ignored=frozenset(f"{_LAYER}.self_attn.{name}" for name in _UNUSED))
+_LAYOUT = TensorLayout(ignored=UNUSED)
 
 GEMMA3N = Architecture(
     model_type="gemma3n_text",
@@ -195,6 +198,6 @@ GEMMA3N = Architecture(
     gguf=GGUFFamily(
         architecture="gemma3n",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=_GGUF_NAMES, ignored=frozenset(f"blk.{{i}}.{name}.weight" for name in _GGUF_UNUSED)),
+        layout=TensorLayout(names=_GGUF_NAMES, ignored=GGUF_UNUSED),
     ),
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gemma, gemma2, gemma3, gguf_header, hf_values, llama
+from edgelm_export.architectures import experts, gemma, gemma3, gemma3n, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (
     WINDOW,
@@ -27,19 +27,7 @@ from edgelm_export.architectures.gguf_values import (
 from edgelm_export.tensor_map import TensorLayout
 
 _PATTERN = 6
-_GGUF_NAMES = (
-    gemma2.GGUF_NAMES
-    | llama.GGUF_QK_NORMS
-    | {
-        "model.embed_tokens_per_layer": "per_layer_token_embd",
-        "model.per_layer_model_projection": "per_layer_model_proj",
-        "model.per_layer_projection_norm": "per_layer_proj_norm",
-        "model.layers.{i}.layer_scalar": "blk.{i}.layer_output_scale.weight",
-        "model.layers.{i}.per_layer_input_gate": "blk.{i}.inp_gate",
-        "model.layers.{i}.per_layer_projection": "blk.{i}.proj",
-        "model.layers.{i}.post_per_layer_input_norm": "blk.{i}.post_norm",
-    }
-)
+_GGUF_NAMES = gemma3n.GGUF_NAMES | {"model.layers.{i}.layer_scalar": "blk.{i}.layer_output_scale.weight"}
 _MLP = "model.layers.{i}.mlp"
 _PARTS = ("gate", "up", "down")
 # With experts, the feed-forward is the one beside them.
@@ -80,11 +68,6 @@ _GGUF_KEYS: GGUFKeys = {
 }  # fmt: skip
 _STILL = np.float32(1e30)
 _ROPE_TYPES = ("default", "proportional")
-# What a folder has of layers that look at the keys and values of others.
-_UNUSED = frozenset(
-    f"model.layers.{{i}}.self_attn.{name}"
-    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
-)
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -263,8 +246,8 @@ def _gguf_rotation(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
     return {"rope_type": "proportional", "partial_rotary_factor": turning / len(factors)}
 
 
-_LAYOUT = TensorLayout(ignored=_UNUSED)
-_EXPERT_LAYOUT = TensorLayout(names=_EXPERT_NAMES, ignored=_UNUSED)
+_LAYOUT = TensorLayout(ignored=gemma3n.UNUSED)
+_EXPERT_LAYOUT = TensorLayout(names=_EXPERT_NAMES, ignored=gemma3n.UNUSED)
 
 GEMMA4 = Architecture(
     model_type="gemma4_text",
@@ -300,9 +283,7 @@ GEMMA4 = Architecture(
         to_hf_config=_gguf_to_hf_config,
         layout=TensorLayout(
             names=_GGUF_NAMES | _GGUF_EXPERT_NAMES,
-            ignored=frozenset(
-                {"rope_freqs.weight", *(f"blk.{{i}}.attn_{name}.weight" for name in ("k", "v", "k_norm"))}
-            ),
+            ignored=gemma3n.GGUF_UNUSED | {"rope_freqs.weight"},
         ),
     ),
 )

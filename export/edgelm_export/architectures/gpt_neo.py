@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import hf_values, llama
+from edgelm_export.architectures import gpt2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
@@ -16,15 +16,9 @@ _KINDS = {"global": "full_attention", "local": "sliding_attention"}
 
 _BLOCK = "transformer.h.{i}"
 _NAMES = {
-    "model.embed_tokens": "transformer.wte",
-    "model.embed_positions": "transformer.wpe",
-    "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
+    **gpt2.NAMES,
     **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attn.attention.{part}_proj" for part in "qkv"},
     "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.attn.attention.out_proj",
-    "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.ln_2",
-    "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.c_fc",
-    "model.layers.{i}.mlp.down_proj": f"{_BLOCK}.mlp.c_proj",
-    "model.norm": "transformer.ln_f",
 }
 
 

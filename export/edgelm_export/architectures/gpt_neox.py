@@ -16,9 +16,7 @@ _BLOCK = "gpt_neox.layers.{i}"
 _NAMES = {
     "model.embed_tokens": "gpt_neox.embed_in",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.input_layernorm",
-    "model.layers.{i}.self_attn.q_proj": f"{_BLOCK}.attention.query_key_value",
-    "model.layers.{i}.self_attn.k_proj": f"{_BLOCK}.attention.query_key_value",
-    "model.layers.{i}.self_attn.v_proj": f"{_BLOCK}.attention.query_key_value",
+    **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attention.query_key_value" for part in "qkv"},
     "model.layers.{i}.self_attn.o_proj": f"{_BLOCK}.attention.dense",
     "model.layers.{i}.post_attention_layernorm": f"{_BLOCK}.post_attention_layernorm",
     "model.layers.{i}.mlp.up_proj": f"{_BLOCK}.mlp.dense_h_to_4h",

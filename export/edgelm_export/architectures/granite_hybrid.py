@@ -63,11 +63,7 @@ GRANITE_HYBRID = dataclasses.replace(
     defaults={
         "shared_intermediate_size": 1024,
         "num_local_experts": 8,
-        "mamba_n_heads": 128,
-        "mamba_n_groups": 1,
-        "mamba_d_state": 256,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
+        **mamba2.DEFAULTS,
     },
     read_config=_to_model_config,
     features={"mlp_bias": False},

@@ -30,6 +30,10 @@ GGUF_KEYS: GGUFKeys = {
     "ssm.state_size": "mamba_d_state",
     "ssm.inner_size": None,
 }
+# What transformers takes in a Bamba, and in the families after it.
+DEFAULTS: Mapping[str, Any] = {
+    "mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2,
+}  # fmt: skip
 # As transformers 4 and 5 call the kinds of layers; Nemotron-H has feed-forwards by themselves.
 _KINDS = {
     "attention": "full_attention", "full_attention": "full_attention", "mamba": "mamba2", "linear_attention": "mamba2",
