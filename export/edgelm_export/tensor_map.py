@@ -309,8 +309,13 @@ def _source_shape(
     return (len(entries), *shape) if _is_stack(layout, source, names) else shape
 
 
+def _stem_of(source: str) -> str:
+    """Return the pattern of a source's name without its `.weight` or `.bias`."""
+    return pattern_of(source)[0].rpartition(".")[0]
+
+
 def _has_latent_heads(layout: TensorLayout, source: str) -> bool:
-    return pattern_of(source)[0].rpartition(".")[0] in layout.by_latent_head
+    return _stem_of(source) in layout.by_latent_head
 
 
 def _of_latent_heads(shapes: Mapping[str, tuple[int, ...]], source: str, names: list[str]) -> dict[str, Part]:
@@ -330,7 +335,7 @@ def _compared(layout: TensorLayout, source: str, shape: tuple[int, ...], expecte
     pattern = pattern_of(source)[0]
     if pattern in layout.vectors_in_rows:
         return (math.prod(shape),)
-    if pattern.rpartition(".")[0] in layout.rows_behind:
+    if _stem_of(source) in layout.rows_behind:
         return tuple(min(size, most) for size, most in zip(shape[:1], expected, strict=False)) + shape[1:]
     return tuple(size for size in shape if size != 1) if pattern in layout.ones_elsewhere else shape
 
@@ -340,7 +345,7 @@ def _is_stack(layout: TensorLayout, source: str, names: list[str]) -> bool:
 
 
 def _rows_before(layout: TensorLayout, source: str) -> int:
-    return layout.rows_before.get(pattern_of(source)[0].rpartition(".")[0], 0)
+    return layout.rows_before.get(_stem_of(source), 0)
 
 
 def _entries(layout: TensorLayout, source: str, names: list[str]) -> list[list[str]]:
@@ -354,9 +359,8 @@ def _entries(layout: TensorLayout, source: str, names: list[str]) -> list[list[s
 
 
 def _is_transposed(layout: TensorLayout, source: str) -> bool:
-    pattern = pattern_of(source)[0]
-    stem, _, suffix = pattern.rpartition(".")
-    return pattern in layout.transposed or (suffix == "weight" and stem in layout.transposed)
+    is_weight = source.endswith(".weight")
+    return pattern_of(source)[0] in layout.transposed or (is_weight and _stem_of(source) in layout.transposed)
 
 
 def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[str]]) -> dict[str, Part]:
@@ -366,10 +370,9 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
         if _has_latent_heads(layout, source):
             parts |= _of_latent_heads(shapes, source, names)
             continue
-        entries = _entries(layout, source, names)
-        for index, entry in enumerate(entries):
+        pattern, is_longer = pattern_of(source)[0], _stem_of(source) in layout.rows_behind
+        for index, entry in enumerate(_entries(layout, source, names)):
             start = before = _rows_before(layout, source)
-            is_longer = pattern_of(source)[0].rpartition(".")[0] in layout.rows_behind
             for number, name in enumerate(entry):
                 count = shapes[name][0]
                 order, columns = (_order(orders, name) for orders in (layout.row_orders, layout.column_orders))
@@ -385,9 +388,9 @@ def _parts(config: ModelConfig, layout: TensorLayout, groups: Mapping[str, list[
                     rows=rows,
                     columns=None if columns is None else ORDERS[columns](config, shapes[name][1]),
                     transposed=_is_transposed(layout, source),
-                    is_negative_exponential=pattern_of(source)[0] in layout.negative_exponentials,
+                    is_negative_exponential=pattern in layout.negative_exponentials,
                     offset=-1.0 if layout.norms_plus_one and is_of_norm(name) else 0.0,
-                    shape=shapes[name] if pattern_of(source)[0] in reshaped else None,
+                    shape=shapes[name] if pattern in reshaped else None,
                 )
                 start += count
     return parts
@@ -402,16 +405,16 @@ def _rows(
     config: ModelConfig, layout: TensorLayout, source: str, number: int, start: int, count: int, names: list[str]
 ) -> slice | Rows | None:
     """Find the rows of part `number` of a source whose parts have these names."""
-    pattern = pattern_of(source)[0]
-    if pattern in layout.interleaved:
+    stem = _stem_of(source)
+    if pattern_of(source)[0] in layout.interleaved:
         return slice(number, None, len(names))
-    if pattern.rpartition(".")[0] in layout.by_key_head:
+    if stem in layout.by_key_head:
         return _by_key_head(config, number, names)
-    if pattern.rpartition(".")[0] in layout.by_group:
+    if stem in layout.by_group:
         return _by_group(config, number)
-    if pattern.rpartition(".")[0] in layout.by_quarter:
+    if stem in layout.by_quarter:
         return _by_quarter(count, number)
-    if pattern.rpartition(".")[0] in layout.by_head:
+    if stem in layout.by_head:
         heads = np.arange(count // config.head_dim)[:, None] * len(names) + number
         by_head: Rows = (heads * config.head_dim + np.arange(config.head_dim)).reshape(-1)
         return by_head
