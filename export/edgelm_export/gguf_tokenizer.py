@@ -25,7 +25,8 @@ from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_name
 from edgelm_export.tokenizer_json import added_token, files_of, post_processor
 
 _CHAT_TEMPLATE = "tokenizer.chat_template"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # enum llama_token_type in llama.h
+_ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
+_OF_BYTE_LEVEL = (PieceType.NORMAL, *_ADDED, PieceType.UNUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
     pre_tokenizer = _pre_tokenizer(metadata)
-    types = _token_types(metadata, tokens, (_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED), "byte-level BPE")
+    types = _token_types(metadata, tokens, _OF_BYTE_LEVEL, "byte-level BPE")
     vocabulary = _vocabulary(tokens, types)
 
     def build(before: list[str], after: list[str]) -> str:
@@ -102,15 +103,12 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
             around=post_processor(before, after, vocabulary),
         )
 
-    names = [None if type_ == _UNUSED else token for token, type_ in zip(tokens, types, strict=True)]
-    return _Rebuilt(build=build, names=names, add_bos=pre_tokenizer.add_bos)
+    return _Rebuilt(build=build, names=_names(tokens, types), add_bos=pre_tokenizer.add_bos)
 
 
 def _bpe_of_characters(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
-    kinds = (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE)
-    types = _token_types(metadata, tokens, kinds, "BPE of characters")
-    vocabulary = _vocabulary(tokens, types)
-    names = [None if type_ == _UNUSED else token for token, type_ in zip(tokens, types, strict=True)]
+    types = _token_types(metadata, tokens, tuple(PieceType), "BPE of characters")
+    vocabulary, names = _vocabulary(tokens, types), _names(tokens, types)
 
     def build(before: list[str], after: list[str]) -> str:
         return character_bpe_json(
@@ -205,10 +203,16 @@ def _token_types(metadata: Mapping[str, Any], tokens: list[str], allowed: Collec
     return types
 
 
+def _names(tokens: list[str], types: list[int]) -> list[str | None]:
+    """Return the tokens; None for those that are unused."""
+    unused = PieceType.UNUSED
+    return [None if type_ == unused else token for token, type_ in zip(tokens, types, strict=True)]
+
+
 def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
-    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind == _UNUSED:
+    for index, token in enumerate(_names(tokens, types)):
+        if token is None:
             continue
         if token in vocabulary:
             raise CheckpointError(
@@ -221,9 +225,9 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
 def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     """List the tokens that are found in the text as they are, before it is split."""
     return [
-        added_token(index, token, special=type_ == _CONTROL)
+        added_token(index, token, special=type_ == PieceType.CONTROL)
         for index, (token, type_) in enumerate(zip(tokens, types, strict=True))
-        if type_ in (_CONTROL, _USER_DEFINED)
+        if type_ in _ADDED
     ]
 
 
