@@ -96,18 +96,19 @@ def quantize(
     )
     label = chosen.name + name_ending(kv_cache, prefill_graph, operators)
     if output is None:
-        library.refuse_alias(f"{_base_name(manifest)}-{label}")
-    target = output or library.package_path(f"{_base_name(manifest)}-{label}")
-    if target.resolve() == folder.resolve():
-        raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
+        name = f"{_base_name(manifest)}-{label}"
+        library.refuse_alias(name)
+        output = library.package_path(name)
+    if output.resolve() == folder.resolve():
+        raise ExportError(f"{output} is the package that is read. Choose another folder with -o.")
     path = _weights(folder, manifest, source, library)
     options = CalibrationOptions(cache=library.calibration_path)
     with open_checkpoint(path) as checkpoint, progress_line() as progress:
-        made = export_package(checkpoint, target, chosen, calibration=options, progress=progress)
+        made = export_package(checkpoint, output, chosen, calibration=options, progress=progress)
     if as_json:
         print_json(dataclasses.asdict(made))
     else:
-        print_figures(made, target)
+        print_figures(made, output)
 
 
 def _base_name(manifest: Manifest) -> str:
