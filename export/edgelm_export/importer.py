@@ -25,8 +25,6 @@ from edgelm_export.tensor_map import GATHERED, HEAD, PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
 
-_KEPT_TYPES = ("F16", "BF16")
-
 
 def import_checkpoint(source: str | Path, target: str | Path, *, progress: Progress | None = None) -> None:
     """Write any checkpoint as a checkpoint folder, which training, the exporter and transformers read.
@@ -95,4 +93,6 @@ def _faults(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _written_type(stored: str) -> str:
     """Choose the narrowest type that holds every value: bfloat16 has the exponents of MXFP4 and 8, and more digits."""
-    return stored if stored in _KEPT_TYPES else "BF16" if stored in ("MXFP4", "MXFP8") else "F32"
+    if stored in ("F16", "BF16"):
+        return stored
+    return "BF16" if stored in ("MXFP4", "MXFP8") else "F32"
