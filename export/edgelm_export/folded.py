@@ -144,7 +144,7 @@ class FoldedCheckpoint(CheckpointView):
         if self._checkpoint.config.expert_norms and _ROUTER.search(name):
             return np.float32(self._checkpoint.config.hidden_size**-0.5)
         factors = self._multipliers_of(name)
-        if self._is_multiplied(name):
+        if self._multiplier != 1 and self._last_of_residual.search(name):
             factors.append(self._multiplier)
         expert = _LAST_OF_EXPERT.search(name) if self._checkpoint.config.expert_scales else None
         if expert is not None:
@@ -174,9 +174,6 @@ class FoldedCheckpoint(CheckpointView):
             return None  # whole heads turn in both stacks
         kind = None if found is None else self._checkpoint.config.rope_kind(int(found[1]))
         return None if kind is None else self._orders[kind]
-
-    def _is_multiplied(self, name: str) -> bool:
-        return self._multiplier != 1 and self._last_of_residual.search(name) is not None
 
 
 class UnfoldedCheckpoint(FoldedCheckpoint):
