@@ -44,8 +44,7 @@ class Grid:
         if size not in BLOCK_SIZES[self.bits] or (G > 1 and not np.array_equal(self.groups, np.arange(K) // size)):
             return None
         middle = 1 << (self.bits - 1)
-        zeros = np.broadcast_to(self.zeros, (N, K // size)) if G == 1 else self.zeros
-        scales = np.broadcast_to(self.scales, (N, K // size)) if G == 1 else self.scales
+        zeros, scales = (np.broadcast_to(each, (N, K // size)) for each in (self.zeros, self.scales))
         return QuantizedBlocks(
             bits=self.bits,
             block_size=size,
