@@ -298,7 +298,12 @@ class _StoredTensors:
 
         Those of 5 and 6 bits are made of planes when the graph is loaded.
         """
-        found = dict(_grids(graph))
+        found: dict[str, tuple[int, int]] = {}
+        for node in graph.node:
+            if node.op_type in _WEIGHT_INPUTS:
+                bits, places = _WEIGHT_INPUTS[node.op_type]
+                numbers = {attribute.name: attribute.i for attribute in node.attribute}
+                found |= {node.input[place]: (numbers[bits], numbers["block_size"]) for place in places}
         for stored, (_, block_size) in found.items():
             if any(f"{stored}.{plane}" in self._initializers for plane in _OLDER_PLANES):
                 raise CheckpointError(
@@ -359,14 +364,3 @@ class _StoredTensors:
 def _remainder_of(stored: str) -> str:
     """Name the lower plane of a weight."""
     return f"{stored.removesuffix('.weight')}.{REMAINDER}.weight"
-
-
-def _grids(graph: onnx.GraphProto) -> list[tuple[str, tuple[int, int]]]:
-    """Return the initializers that are on a grid, each with its bits and block size, as the operators read them."""
-    found = []
-    for node in graph.node:
-        if node.op_type in _WEIGHT_INPUTS:
-            bits, places = _WEIGHT_INPUTS[node.op_type]
-            numbers = {attribute.name: attribute.i for attribute in node.attribute}
-            found += [(node.input[place], (numbers[bits], numbers["block_size"])) for place in places]
-    return found
