@@ -94,7 +94,7 @@ class HuggingFaceCheckpoint:
     head_divisors = head_hessian = None  # nothing is divided, and no text was run
 
     def __init__(self, folder: Path) -> None:
-        self.path = self._folder = folder
+        self.path = folder
         values = read_json_object(folder, "config.json")
         section = values.get(SECTION)
         if section is not None and not isinstance(section, dict):
@@ -140,7 +140,7 @@ class HuggingFaceCheckpoint:
         try:
             return architecture.to_model_config(values)
         except CheckpointError as error:  # which begins with the name of the file, and knows no folder
-            raise CheckpointError(f"{self._folder}{os.sep}{error}") from error
+            raise CheckpointError(f"{self.path}{os.sep}{error}") from error
 
     def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:
         """Find the matrices that are quantized, and return the shapes of all tensors as if none were."""
@@ -151,7 +151,7 @@ class HuggingFaceCheckpoint:
         if settings.get("quant_method") == "mxfp4":
             self._stacks = mxfp4_stacks(shapes)
         elif quantization:
-            self._packed = packed_matrices(settings, shapes, self._read_whole, self._folder)
+            self._packed = packed_matrices(settings, shapes, self._read_whole, self.path)
         return without_parts(shapes, {**self._packed, **self._stacks})
 
     @cached_property
@@ -161,14 +161,14 @@ class HuggingFaceCheckpoint:
         Raises:
             CheckpointError: tokenizer.json is missing, or one of them cannot be read.
         """
-        files = read_text_files(self._folder)
-        template = None if self._text_part is None else processor_template(self._folder)
+        files = read_text_files(self.path)
+        template = None if self._text_part is None else processor_template(self.path)
         return files if template is None else {CHAT_TEMPLATE: template, **files}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Which chat templates are not used, where none is; and whether parts beside the text's were left out."""
-        notes = notes_on_template(self._folder, self.text_files)
+        notes = notes_on_template(self.path, self.text_files)
         if self._text_part is None or not self._text_part.left_out:
             return notes
         left_out = self._text_part.left_out
@@ -181,7 +181,7 @@ class HuggingFaceCheckpoint:
         described: dict[str, Any] = {
             "format": "safetensors",
             "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in files],
-            **fetched_facts(self._folder),
+            **fetched_facts(self.path),
         }
         if self._packed or self._stacks:
             described["tensor_types"] = sorted({self.stored_type(name) for name in self._parts})
@@ -300,17 +300,17 @@ class HuggingFaceCheckpoint:
 
     def _answer_values(self) -> dict[str, Any]:
         """Return what generation_config.json says of how an answer begins, which counts in transformers too."""
-        if not (self._folder / "generation_config.json").exists():
+        if not (self.path / "generation_config.json").exists():
             return {}
-        values = read_json_object(self._folder, "generation_config.json")
+        values = read_json_object(self.path, "generation_config.json")
         return {key: values[key] for key in _ANSWER_KEYS if values.get(key) is not None}
 
     def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
         """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""
-        path = self._folder / "generation_config.json"
+        path = self.path / "generation_config.json"
         if not path.exists():
             return config
-        more = token_ids(read_json_object(self._folder, path.name), "eos_token_id", str(path))
+        more = token_ids(read_json_object(self.path, path.name), "eos_token_id", str(path))
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
     def _whole(self, name: str, shape: tuple[int, ...]) -> _StoredTensor:
@@ -335,7 +335,7 @@ class HuggingFaceCheckpoint:
         ]
         if others:
             raise CheckpointError(
-                f"{self._folder}: tensors of a type that is not supported: {', '.join(others)}. "
+                f"{self.path}: tensors of a type that is not supported: {', '.join(others)}. "
                 f"Supported: {', '.join(FLOATS)}."
             )
 
@@ -344,7 +344,7 @@ class HuggingFaceCheckpoint:
             return
         if not self._is_embedding(head):
             raise CheckpointError(
-                f"{self._folder}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
+                f"{self.path}: config.json ties the head to the embedding (tie_word_embeddings), but {head} is "
                 f"another tensor than {self._parts[EMBEDDING].source}. Set tie_word_embeddings to false, or remove "
                 f"{head}."
             )
@@ -353,7 +353,7 @@ class HuggingFaceCheckpoint:
         for name in sorted(copies & self._stored.keys()):
             if not self._is_embedding(name):
                 raise CheckpointError(
-                    f"{self._folder}: {name} is another tensor than {self._parts[EMBEDDING].source}; supported is one "
+                    f"{self.path}: {name} is another tensor than {self._parts[EMBEDDING].source}; supported is one "
                     "embedding for both stacks."
                 )
 

@@ -83,7 +83,7 @@ class _StoredTensors:
 
     def __init__(self, folder: Path) -> None:
         check_required_signature(folder)
-        self.path = self._folder = folder
+        self.path = folder
         self._manifest = Manifest.load(folder)
         self._manifest.check_files(folder)
         # An expert's own factor is in its weights.
@@ -118,26 +118,26 @@ class _StoredTensors:
             yield
         except (ArithmeticError, DecodeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self._folder} has {what} laid out as this edgelm does not write it ({error}). Export its "
+                f"{self.path} has {what} laid out as this edgelm does not write it ({error}). Export its "
                 "source instead."
             ) from error
 
     @cached_property
     def hf_config(self) -> Mapping[str, Any]:
         """The config.json that transformers reads."""
-        values = read_json_object(self._folder, "config.json")
+        values = read_json_object(self.path, "config.json")
         values.pop(SECTION, None)
         return values
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:
         """The tokenizer and its companions."""
-        return read_text_files(self._folder)
+        return read_text_files(self.path)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Which chat templates are not used, where none is."""
-        return notes_on_template(self._folder, self.text_files)
+        return notes_on_template(self.path, self.text_files)
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
@@ -219,7 +219,7 @@ class _StoredTensors:
             found: NDArray[Any] = array[rows]
         if found.shape != self._shapes[name]:
             raise CheckpointError(
-                f"{self._folder} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
+                f"{self.path} has {name} in the shape {found.shape}; by its config.json it is {self._shapes[name]}."
             )
         return found
 
@@ -307,7 +307,7 @@ class _StoredTensors:
         for stored, (_, block_size) in found.items():
             if any(f"{stored}.{plane}" in self._initializers for plane in _OLDER_PLANES):
                 raise CheckpointError(
-                    f"{self._folder} has {stored} in the planes of an older edgelm, whose zero points count otherwise. "
+                    f"{self.path} has {stored} in the planes of an older edgelm, whose zero points count otherwise. "
                     "The package runs as it did; to read its weights, export its source once more with this edgelm."
                 )
             low = self._initializers.get(f"{stored}.{PLANES[1]}")
@@ -341,7 +341,7 @@ class _StoredTensors:
             if stored in self._initializers:
                 return stored, (int(expert["number"]), alternating)
         raise CheckpointError(
-            f"The graph of {self._folder} has no weight {name}: it was not written by this edgelm's exporter. Export "
+            f"The graph of {self.path} has no weight {name}: it was not written by this edgelm's exporter. Export "
             "its source instead."
         )
 
@@ -352,7 +352,7 @@ class _StoredTensors:
             return onnx.numpy_helper.to_array(tensor)
         place = {entry.key: entry.value for entry in tensor.external_data}
         array: NDArray[Any] = np.memmap(
-            self._folder / place["location"],
+            self.path / place["location"],
             dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
             mode="r",
             offset=int(place.get("offset", 0)),
