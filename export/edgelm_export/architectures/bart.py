@@ -76,9 +76,7 @@ def _to_model_config(values: Mapping[str, Any], *, lm_head_bias: bool = True, **
             "position": "learned",
             "hidden_act": hf_values.activation(values, "gelu", "activation_function"),
             "mlp_gated": False,
-            "mlp_bias": True,
-            "attention_bias": True,
-            "attention_output_bias": True,
+            **hf_values.biases(True),
         }
         stacks.append(stack | features)
     head = {"tie_word_embeddings": hf_values.flag(values, "tie_word_embeddings"), "lm_head_bias": lm_head_bias}

@@ -54,9 +54,7 @@ BLOOM = Architecture(
         "embedding_norm": True,
         "position": "alibi",
         "mlp_gated": False,
-        "mlp_bias": True,
-        "attention_bias": True,
-        "attention_output_bias": True,
+        **hf_values.biases(True),
     },
     layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
     gguf=GGUFFamily(

@@ -63,9 +63,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         llama.to_model_config(values),
-        mlp_bias=has_biases,
-        attention_bias=has_biases,
-        attention_output_bias=has_biases,
+        **hf_values.biases(has_biases),
     )
 
 
@@ -112,9 +110,7 @@ ERNIE4_5_MOE = Architecture(
     renamed={"num_experts_per_tok": "moe_k"},
     read_config=_to_moe_config,
     features={
-        "mlp_bias": False,
-        "attention_bias": False,
-        "attention_output_bias": False,
+        **hf_values.biases(False),
         "expert_choice_bias": True,
     },
     layout=TensorLayout(

@@ -103,9 +103,7 @@ EXAONE4 = Architecture(
     features={
         "norm_placement": "post",
         "qk_norm": True,
-        "mlp_bias": False,
-        "attention_bias": False,
-        "attention_output_bias": False,
+        **hf_values.biases(False),
     },
     gguf=GGUFFamily(
         architecture="exaone4",

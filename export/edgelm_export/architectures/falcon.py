@@ -59,9 +59,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         **(falls if hf_values.flag(values, "alibi") else {}),
         norm_placement="shared" if in_parallel and not (is_newer and norms == 2) else "pre",
         parallel_residual=in_parallel,
-        mlp_bias=has_biases,
-        attention_bias=has_biases,
-        attention_output_bias=has_biases,
+        **hf_values.biases(has_biases),
     )
 
 

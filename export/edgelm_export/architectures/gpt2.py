@@ -59,9 +59,7 @@ GPT2 = Architecture(
         "norm": "layer",
         "position": "learned",
         "mlp_gated": False,
-        "mlp_bias": True,
-        "attention_bias": True,
-        "attention_output_bias": True,
+        **hf_values.biases(True),
     },
     layout=TensorLayout(
         names=NAMES,

@@ -94,6 +94,11 @@ def activation(values: Mapping[str, Any], default: str, key: str = "hidden_act")
     return _ACTIVATION_NAMES[name]
 
 
+def biases(are_there: bool) -> dict[str, Any]:
+    """Return the fields of ModelConfig for biases of all projections of a layer, or of none."""
+    return dict.fromkeys(("mlp_bias", "attention_bias", "attention_output_bias"), are_there)
+
+
 def first_token_id(values: Mapping[str, Any], *keys: str) -> int | None:
     """Read the first token id that there is at one of these keys."""
     return next((id_ for key in keys for id_ in token_ids(values, key)), None)

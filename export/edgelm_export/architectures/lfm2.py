@@ -36,9 +36,7 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
     "use_expert_bias": True,
 }
 _RENAMED: Mapping[str, str] = {"rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embedding"}
-_FEATURES: Mapping[str, Any] = {
-    "mlp_bias": False, "attention_bias": False, "attention_output_bias": False, "qk_norm": True,
-}  # fmt: skip
+_FEATURES: Mapping[str, Any] = {**hf_values.biases(False), "qk_norm": True}
 _LARGEST_MULTIPLIER = 1000  # in use is 1
 _NAMES = {
     "model.layers.{i}.input_layernorm": "model.layers.{i}.operator_norm",

@@ -74,7 +74,7 @@ MISTRAL = dataclasses.replace(
     model_type="mistral",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
-    features={"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+    features=hf_values.biases(False),
 )
 MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral")
 MINISTRAL3 = Architecture(

@@ -44,9 +44,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         norm="layer" if hf_values.flag(values, "layer_norm_elementwise_affine") else "layer_plain",
         norm_placement="pre" if is_before else "residual",
         final_norm=is_before and not hf_values.flag(values, "_remove_final_layer_norm"),
-        mlp_bias=has_biases,
-        attention_bias=has_biases,
-        attention_output_bias=has_biases,
+        **hf_values.biases(has_biases),
     )
 
 

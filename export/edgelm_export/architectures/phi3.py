@@ -64,7 +64,7 @@ PHI3 = Architecture(
         "eos_token_id": 32000,
     },
     read_config=_to_model_config,
-    features={"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+    features=hf_values.biases(False),
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="phi3",

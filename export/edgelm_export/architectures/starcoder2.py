@@ -21,9 +21,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     has_biases = hf_values.flag(values, "use_bias")
     return dataclasses.replace(
         config,
-        mlp_bias=has_biases,
-        attention_bias=has_biases,
-        attention_output_bias=has_biases,
+        **hf_values.biases(has_biases),
         sliding_window=hf_values.optional_whole_number(values, "sliding_window"),
     )
 
