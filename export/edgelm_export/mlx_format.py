@@ -36,6 +36,15 @@ class _Mode:
     defaults: Mapping[str, int]  # what mlx takes where a module's settings lack one
 
 
+def _of_floats(bits: int, group_size: int) -> _Mode:
+    return _Mode(
+        parts={"weight": _WORDS, "scales": _BYTES},
+        bits=(bits,),
+        group_sizes=(group_size,),
+        defaults={"bits": bits, "group_size": group_size},
+    )
+
+
 _AFFINE, _MXFP4, _NVFP4, _MXFP8 = "affine", "mxfp4", "nvfp4", "mxfp8"
 _MODES = {
     _AFFINE: _Mode(
@@ -44,24 +53,9 @@ _MODES = {
         group_sizes=(32, 64, 128),
         defaults={"bits": 4, "group_size": 64},
     ),
-    _MXFP4: _Mode(
-        parts={"weight": _WORDS, "scales": _BYTES},
-        bits=(4,),
-        group_sizes=(32,),
-        defaults={"bits": 4, "group_size": 32},
-    ),
-    _NVFP4: _Mode(
-        parts={"weight": _WORDS, "scales": _BYTES},
-        bits=(4,),
-        group_sizes=(16,),
-        defaults={"bits": 4, "group_size": 16},
-    ),
-    _MXFP8: _Mode(
-        parts={"weight": _WORDS, "scales": _BYTES},
-        bits=(8,),
-        group_sizes=(32,),
-        defaults={"bits": 8, "group_size": 32},
-    ),
+    _MXFP4: _of_floats(4, 32),
+    _NVFP4: _of_floats(4, 16),
+    _MXFP8: _of_floats(8, 32),
 }
 
 
