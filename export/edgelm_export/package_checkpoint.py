@@ -27,8 +27,9 @@ from edgelm.runtime.adapter_graph import FUSED_PROJECTIONS
 from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import notes_on_template, read_json_object, read_text_files
 from edgelm_export.folded import UnfoldedCheckpoint
+from edgelm_export.quantize.keep import as_blocks
 from edgelm_export.quantize.offsets import taken_apart
-from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack, unpack_values
+from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.qdq import BITS, from_qdq
 from edgelm_export.tensor_map import GATHERED, HEAD_FACTORS, PER_LAYER_EMBEDDING, REMAINDER, check_layers, head_name
 
@@ -228,16 +229,7 @@ class _StoredTensors:
         stored, _ = self._place(name)
         if stored not in self._grids or self._has_remainder(stored):
             return None
-        packed = self._packed(name, rows)
-        values, zero_points = unpack_values(packed)
-        return QuantizedBlocks(
-            bits=packed.bits,
-            block_size=packed.block_size,
-            values=values,
-            scales=packed.scales,
-            zero_points=zero_points,
-            offsets=None if packed.offsets is None else unpack(packed.offsets),
-        )
+        return as_blocks(self._packed(name, rows))
 
     def _head_factors(self) -> NDArray[np.float32]:
         factors = self._array(HEAD_FACTORS)

@@ -14,7 +14,7 @@ from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
-from edgelm_export.quantize.packed import PackedWeight, pack
+from edgelm_export.quantize.packed import PackedWeight, pack, unpack, unpack_values
 from edgelm_export.quantize.portions import by_rows, in_portions
 from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 
@@ -64,6 +64,19 @@ def on_its_grid(blocks: QuantizedBlocks, columns: int) -> PackedWeight:
         return weight
     scheme = Scheme(bits=blocks.bits, block_size=blocks.block_size, symmetric=zeros is None, method="rounded")
     return dataclasses.replace(weight, offsets=quantize_alone(blocks.offsets, scheme))
+
+
+def as_blocks(weight: PackedWeight) -> QuantizedBlocks:
+    """Return a packed weight as signed values on its grid: the way back from `on_its_grid`."""
+    values, zero_points = unpack_values(weight)
+    return QuantizedBlocks(
+        bits=weight.bits,
+        block_size=weight.block_size,
+        values=values,
+        scales=weight.scales,
+        zero_points=zero_points,
+        offsets=None if weight.offsets is None else unpack(weight.offsets),
+    )
 
 
 def _grid_of(checkpoint: Checkpoint, name: str) -> QuantizedBlocks | None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.quantize.packed import PackedWeight, unpack_values
+from edgelm_export.quantize.keep import as_blocks
+from edgelm_export.quantize.packed import PackedWeight
 
 Prepared = PackedWeight | NDArray[np.float32]
 
@@ -52,19 +53,8 @@ class PreparedCheckpoint(CheckpointView):
                 return None
             bits, block_size, columns = (int(value) for value in stored[f"{name}|layout"])
             parts = {part: stored[f"{name}|{part}"] for part in _PARTS if f"{name}|{part}" in stored.files}
-        weight = PackedWeight(
-            bits=bits,
-            block_size=block_size,
-            columns=columns,
-            packed=parts["packed"],
-            scales=parts["scales"],
-            zero_points=parts.get("zero_points"),
-        )
-        values, zeros = unpack_values(weight)
-        blocks = QuantizedBlocks(
-            bits=bits, block_size=block_size, values=values, scales=weight.scales, zero_points=zeros
-        )
-        return blocks.rows(rows)
+        weight = PackedWeight(bits=bits, block_size=block_size, columns=columns, **{"zero_points": None, **parts})
+        return as_blocks(weight).rows(rows)
 
 
 def layer_path(folder: Path, layer: int) -> Path:
