@@ -10,6 +10,7 @@ Source: the operator specifications of com.microsoft.MoE and com.microsoft.QMoE.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -237,14 +238,8 @@ def _alternating(gate: Stored, up: Stored) -> Stored:
     zeros = None
     if gate.zero_points is not None and up.zero_points is not None:
         zeros = _in_turn(gate.zero_points, up.zero_points)
-    return PackedWeight(
-        bits=gate.bits,
-        block_size=gate.block_size,
-        columns=gate.columns,
-        packed=_in_turn(gate.packed, up.packed),
-        scales=_in_turn(gate.scales, up.scales),
-        zero_points=zeros,
-    )
+    packed, scales = _in_turn(gate.packed, up.packed), _in_turn(gate.scales, up.scales)
+    return dataclasses.replace(gate, packed=packed, scales=scales, zero_points=zeros)
 
 
 def _in_turn(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:

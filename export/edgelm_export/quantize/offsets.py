@@ -30,13 +30,13 @@ def joined(weight: PackedWeight) -> PackedWeight:
     if weight.zero_points is not None and weight.offsets.zero_points is not None:
         zeros = np.concatenate([zero_points_of(weight), zero_points_of(weight.offsets)], axis=1)
         zeros = into_bytes(zeros, weight.bits)
-    return PackedWeight(
-        bits=weight.bits,
-        block_size=weight.block_size,
+    return dataclasses.replace(
+        weight,
         columns=weight.columns + weight.offsets.columns,
         packed=np.concatenate([weight.packed, weight.offsets.packed], axis=1),
         scales=np.concatenate([weight.scales, weight.offsets.scales], axis=1),
         zero_points=zeros,
+        offsets=None,
     )
 
 

@@ -178,10 +178,8 @@ def stack(weights: list[PackedWeight]) -> PackedWeight:
     zero_points = None
     if first.zero_points is not None:
         zero_points = np.concatenate([weight.zero_points for weight in weights if weight.zero_points is not None])
-    return PackedWeight(
-        bits=first.bits,
-        block_size=first.block_size,
-        columns=first.columns,
+    return dataclasses.replace(
+        first,
         packed=np.concatenate([weight.packed for weight in weights]),
         scales=np.concatenate([weight.scales for weight in weights]),
         zero_points=zero_points,
