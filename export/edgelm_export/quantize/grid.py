@@ -58,11 +58,7 @@ def hqq_grid(blocks: Array, scheme: Scheme) -> Grid:
         error = _robust_error(blocks, grid)
         better = error < best_error
         best_error = np.where(better, error, best_error)
-        best = Grid(
-            top=grid.top,
-            scales=np.where(better, grid.scales, best.scales),
-            zeros=np.where(better, grid.zeros, best.zeros),
-        )
+        best = _where(better, grid, best)
         beta = beta * _HQQ_GROWTH
     return best
 
@@ -90,12 +86,7 @@ def grid_for(blocks: Array, scheme: Scheme) -> Grid:
     own, found = own_grid(blocks, scheme)
     if found.all():
         return own
-    grid = GRIDS[scheme.method](blocks, scheme).with_half_scales()
-    return Grid(
-        top=grid.top,
-        scales=np.where(found, own.scales, grid.scales),
-        zeros=np.where(found, own.zeros, grid.zeros),
-    )
+    return _where(found, own, GRIDS[scheme.method](blocks, scheme).with_half_scales())
 
 
 def own_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
@@ -104,12 +95,13 @@ def own_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     if found.all():
         return exact, found
     levels, on_levels = levels_grid(blocks, scheme)
-    grid = Grid(
-        top=exact.top,
-        scales=np.where(found, exact.scales, levels.scales),
-        zeros=np.where(found, exact.zeros, levels.zeros),
-    )
-    return grid, found | on_levels
+    return _where(found, exact, levels), found | on_levels
+
+
+def _where(which: NDArray[np.bool_], first: Grid, second: Grid) -> Grid:
+    """Return one grid for the blocks [N, blocks] that are marked, and another for the rest."""
+    scales, zeros = np.where(which, first.scales, second.scales), np.where(which, first.zeros, second.zeros)
+    return Grid(top=first.top, scales=scales, zeros=zeros)
 
 
 def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
