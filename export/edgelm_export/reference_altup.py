@@ -11,7 +11,7 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm.layer_features import LEAST_POWER
-from edgelm_export.reference_weights import Array, Weights, linear, over_rms
+from edgelm_export.reference_weights import Array, Weights, linear, norm
 
 
 def spread(hidden_TD: Array, projections: Sequence[Array]) -> Array:
@@ -48,16 +48,12 @@ def corrected(config: ModelConfig, weights: Weights, predicted_TAD: Array, made_
 
 def _routed(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
     """Return what of a token decides the shares, [T, A]: never on a grid, as no router is."""
-    normed_TD = _normed(config, weights["altup.router_norm.weight"], hidden_TD)
+    normed_TD = norm(config, weights, "altup.router_norm.", hidden_TD)
     return np.asarray(np.tanh(normed_TD @ weights["altup.modality_router.weight"].T / np.float32(config.hidden_size)))
 
 
 def with_laurel(config: ModelConfig, weights: Weights, attended_TD: Array, input_TD: Array) -> Array:
     """Return both ways over the root of two: what attention left, and what goes beside it of what it read."""
     thin_TD = linear(weights, "laurel.linear_right", linear(weights, "laurel.linear_left", input_TD))
-    beside_TD = input_TD + _normed(config, weights["laurel.post_laurel_norm.weight"], thin_TD)
+    beside_TD = input_TD + norm(config, weights, "laurel.post_laurel_norm.", thin_TD)
     return np.asarray((attended_TD + beside_TD) * np.float32(0.5**0.5))
-
-
-def _normed(config: ModelConfig, weight_D: Array, hidden_TD: Array) -> Array:
-    return over_rms(hidden_TD, config.norm_eps) * (weight_D + np.float32(config.norm.endswith("_offset")))

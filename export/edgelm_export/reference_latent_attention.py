@@ -10,7 +10,7 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm.layer_features import LATENT_NORM_EPS
-from edgelm_export.reference_weights import Array, Weights, linear, over_rms
+from edgelm_export.reference_weights import Array, Weights, linear, norm
 
 
 def latent_queries(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Array:
@@ -19,7 +19,8 @@ def latent_queries(config: ModelConfig, weights: Weights, hidden_TD: Array) -> A
         projected_TX = linear(weights, "self_attn.q_proj", hidden_TD)
     else:
         small_TQ = linear(weights, "self_attn.q_a_proj", hidden_TD)
-        projected_TX = linear(weights, "self_attn.q_b_proj", _normed(config, weights, "q_a_layernorm", small_TQ))
+        normed_TQ = norm(config, weights, "self_attn.q_a_layernorm.", small_TQ, LATENT_NORM_EPS)
+        projected_TX = linear(weights, "self_attn.q_b_proj", normed_TQ)
     P, q_TNX = config.qk_nope_head_dim or 0, projected_TX.reshape(len(hidden_TD), config.num_attention_heads, -1)
     heads = [
         np.concatenate([q_TX[:, P:], linear(weights, f"self_attn.heads.{head}.k_b_proj", q_TX[:, :P])], axis=1)
@@ -32,7 +33,8 @@ def latent_keys(config: ModelConfig, weights: Weights, hidden_TD: Array) -> Arra
     """Return what is kept of the tokens, before it turns: [T, H]."""
     projected_TH = linear(weights, "self_attn.kv_a_proj_with_mqa", hidden_TD)
     latent_TL, turning_TR = np.split(projected_TH, [config.kv_lora_rank or 0], axis=1)
-    return np.concatenate([turning_TR, _normed(config, weights, "kv_a_layernorm", latent_TL)], axis=1)
+    normed_TL = norm(config, weights, "self_attn.kv_a_layernorm.", latent_TL, LATENT_NORM_EPS)
+    return np.concatenate([turning_TR, normed_TL], axis=1)
 
 
 def latent_values(config: ModelConfig, weights: Weights, gathered_TX: Array) -> Array:
@@ -43,8 +45,3 @@ def latent_values(config: ModelConfig, weights: Weights, gathered_TX: Array) -> 
         for head, gathered_TH in enumerate(gathered_NTH)
     ]
     return np.concatenate(values, axis=1)
-
-
-def _normed(config: ModelConfig, weights: Weights, name: str, x: Array) -> Array:
-    weight = weights[f"self_attn.{name}.weight"]
-    return over_rms(x, LATENT_NORM_EPS) * (1 + weight if config.norm == "rms_offset" else weight)

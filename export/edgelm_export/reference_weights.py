@@ -52,12 +52,12 @@ def linear(weights: Weights, name: str, x: Array) -> Array:
     return y if bias is None else y + bias
 
 
-def norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array) -> Array:
-    """Norm [..., D] as the model does, by the weight, if it has one, that follows `prefix`."""
+def norm(config: ModelConfig, weights: Weights, prefix: str, hidden_TD: Array, epsilon: float | None = None) -> Array:
+    """Norm [..., D] as the model does, by the weight, if it has one, that follows `prefix`; epsilon: its own."""
     centres, offset = _NORMS[config.norm]
     if centres:
         hidden_TD = hidden_TD - hidden_TD.mean(-1, keepdims=True)
-    normed_TD = over_rms(hidden_TD, config.norm_eps)
+    normed_TD = over_rms(hidden_TD, epsilon or config.norm_eps)
     if offset is None:
         return normed_TD
     normed_TD = normed_TD * (weights[f"{prefix}weight"] + np.float32(offset))
