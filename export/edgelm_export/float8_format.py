@@ -1,8 +1,8 @@
 """Matrices that a folder stores in 8 bits with scales beside them: floats (FP8, E4M3), or integers.
 
 A scale is for all of a matrix, for a row, or for a block of rows and columns; in MXFP8 it is a power of two (E8M0) for
-32 inputs. What activations were rounded to where
-the model was made (activation_scale, input_scale) is passed over: here they have float32, or a block's own 8 bits.
+32 inputs. What activations were rounded to where the model was made (activation_scale, input_scale) is passed over:
+here they have float32, or a block's own 8 bits.
 Sources: transformers' integrations of FP8 (DeepSeek-V3's, Mistral's, FBGEMM's), compressed-tensors' float-quantized,
 int-quantized and mxfp8-quantized, nvidia-modelopt 0.47, amd-quark 0.13, bitsandbytes' LLM.int8 (SCB).
 Shapes: N outputs, K inputs.

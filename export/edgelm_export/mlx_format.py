@@ -3,8 +3,8 @@
 A module's integers lie in uint32, one stream of bits along a row, the lowest first. In the mode "affine" each group has
 a scale and a bias, the weight of the integer zero: weight = scale * integer + bias. The other modes have floats in the
 place of integers (E2M1, or E4M3 in 8 bits), and a byte for each group's scale: a power of two (E8M0), or E4M3 in NVFP4.
-config.json's "quantization" has
-the settings of all modules, and of some under their names. Which modules are packed shows in who has scales.
+config.json's "quantization" has the settings of all modules, and of some under their names. A module that has scales is
+packed.
 Sources: mlx.core.quantize of mlx 0.32.4, load_model and save of mlx-lm 0.32.2.
 Shapes: N outputs, K inputs, G groups of inputs, W words; a stack of experts has E before them.
 """

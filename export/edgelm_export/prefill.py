@@ -2,10 +2,9 @@
 
 It takes what the decoder's graph takes (decoder.py) but `num_logits_to_keep`, and gives `present.{i}.key|value` alone:
 no logits, and of the last block that a cache keeps something of, no more than that: its keys and values, or what it
-keeps in their place. Embedding, norms and
-tables are those of the decoder's graph, in its file of weights. The projections are products of integers, with one
-scale for each row of a weight and one for each token of the activations: faster than MatMulNBits for many tokens, and
-slower for one (docs/results/graph-and-settings.md).
+keeps in their place. Embedding, norms and tables are those of the decoder's graph, in its file of weights. The
+projections are products of integers, with one scale for each row of a weight and one for each token of the activations:
+faster than MatMulNBits for many tokens, and slower for one (docs/results/graph-and-settings.md).
 
 Beside a decoder that keeps keys and values in int8, it makes floats of the past, rounds the new ones to the same grids,
 and lets the queries look at both in floats: for many tokens that is faster than attention over int8. It then gives the
