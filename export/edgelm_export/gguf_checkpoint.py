@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from edgelm.architecture.hf_config import hf_config
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.library.sources import fetched_facts
-from edgelm.package.manifest import sha256_of
+from edgelm.package.manifest import describe_file
 from edgelm.package.spdx import stated_license
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
@@ -93,10 +94,10 @@ class GGUFCheckpoint:
     @cached_property
     def source(self) -> Mapping[str, Any]:
         """The files with their hashes, where they came from, and what they say of the model's name and licence."""
-        metadata, paths = self._model.metadata, self._model.paths
+        metadata = self._model.metadata
         described: dict[str, Any] = {
             "format": "gguf",
-            "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths],
+            "files": [dataclasses.asdict(describe_file(path)) for path in self._model.paths],
             "tensor_types": sorted({self.stored_type(name) for name in self._parts}),
             **fetched_facts(self.path.parent),
         }

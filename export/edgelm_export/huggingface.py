@@ -25,7 +25,7 @@ from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
-from edgelm.package.manifest import sha256_of
+from edgelm.package.manifest import describe_file
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.hf_values import token_ids
@@ -180,7 +180,7 @@ class HuggingFaceCheckpoint:
         files = sorted({tensor.file for tensor in self._stored.values()})
         described: dict[str, Any] = {
             "format": "safetensors",
-            "files": [{"path": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in files],
+            "files": [dataclasses.asdict(describe_file(path)) for path in files],
             **fetched_facts(self.path),
         }
         if self._packed or self._stacks:

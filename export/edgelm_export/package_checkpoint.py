@@ -147,7 +147,7 @@ class _StoredTensors:
         weights = [entry for entry in package.files if entry.path.startswith(GRAPH_FILE)]
         described: dict[str, Any] = {
             "format": PACKAGE_FORMAT,
-            "files": [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in weights],
+            "files": [dataclasses.asdict(entry) for entry in weights],
             "package": package.name,
             "precision": package.precision,
             "exported_from": dict(package.source),
