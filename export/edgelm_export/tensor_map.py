@@ -272,28 +272,27 @@ def _check(
     if config.tie_word_embeddings:
         known.add(layout.source_name(HEAD))
     missing = [source for source in groups if source not in present]
-    passed_over = layout.ignored | layout.copies
-    unknown = [
-        name
-        for name in present
-        if name not in known
-        and not name.endswith(_OF_NO_WEIGHT)
-        and (pattern := pattern_of(name))[0] not in passed_over
-        and not (layout.has_more_layers and pattern[1] and int(pattern[1]) >= config.num_hidden_layers)
-    ]
-    misshapen = [
-        f"{source} is {list(present[source])} instead of {list(shape)}"
-        for source, names in groups.items()
-        if source in present
-        and _compared(layout, source, present[source], shape := _source_shape(shapes, layout, source, names))
-        != _compared(layout, source, shape, shape)
-    ]
+    unknown = [name for name in present if name not in known and not _is_passed_over(config, layout, name)]
+    misshapen = []
+    for source, names in groups.items():
+        if source in present:
+            found, shape = present[source], _source_shape(shapes, layout, source, names)
+            if _compared(layout, source, found, shape) != _compared(layout, source, shape, shape):
+                misshapen.append(f"{source} is {list(found)} instead of {list(shape)}")
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-    found = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
-    if found:
+    told = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
+    if told:
         raise CheckpointError(
-            f"{where}: the tensors do not fit a {config.model_type} model of this config. {'; '.join(found)}."
+            f"{where}: the tensors do not fit a {config.model_type} model of this config. {'; '.join(told)}."
         )
+
+
+def _is_passed_over(config: ModelConfig, layout: TensorLayout, name: str) -> bool:
+    """Tell whether a tensor of a source is nothing that the model computes with."""
+    pattern, layer, _ = pattern_of(name)
+    if name.endswith(_OF_NO_WEIGHT) or pattern in layout.ignored or pattern in layout.copies:
+        return True
+    return layout.has_more_layers and layer != "" and int(layer) >= config.num_hidden_layers
 
 
 def _source_shape(
