@@ -78,9 +78,11 @@ class _Encoder(Stack):
 
     def unseen(self, window: int | None) -> str:
         """Return what hides the keys that are as far as a window, either way; nothing without a window."""
+        if window is None:
+            return ""
         graph, name = self.graph, f"{self.name}.unseen.{window}"
-        if window is None or graph.has_node(name):
-            return "" if window is None else name
+        if graph.has_node(name):
+            return name
         sizes = graph.node("Abs", [self.distances()], f"{name}.distances")
         near = graph.node("Less", [sizes, graph.constant(window)], f"{name}.near")
         added = [graph.constant(value, np.float32) for value in (0.0, UNSEEN)]

@@ -317,7 +317,10 @@ class HuggingFaceCheckpoint:
         """Describe a tensor that the folder has in parts: by their type, or one that holds those of all."""
         parts = [self._stored[part] for part in self._assembled[name]]
         types = dict.fromkeys(part.dtype for part in parts)
-        dtype = next(iter(types)) if len(types) == 1 else next((each for each in types if each not in FLOATS), "F32")
+        if len(types) == 1:
+            (dtype,) = types
+        else:  # float32 holds all floats, and what is none is refused
+            dtype = next((each for each in types if each not in FLOATS), "F32")
         return _StoredTensor(parts[0].file, name, dtype, shape)
 
     def _refuse_other_types(self) -> None:

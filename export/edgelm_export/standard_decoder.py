@@ -88,11 +88,12 @@ class _StandardDecoderStack(DecoderStack):
         super().rotations()
         graph = self.graph
         for kind, tables in self.rope.items():
-            rows = tables[2] if len(tables) > 2 else self.positions() if tables else ""
-            gathered = [graph.node("Gather", [table, rows], f"{table}.of_tokens") for table in tables[:2]]
-            self.rope[kind] = [
-                graph.node("Unsqueeze", [values, graph.constant([2])], f"{values}.of_heads") for values in gathered
-            ]
+            if kind is not None:
+                rows = tables[2] if len(tables) > 2 else self.positions()
+                gathered = [graph.node("Gather", [table, rows], f"{table}.of_tokens") for table in tables[:2]]
+                self.rope[kind] = [
+                    graph.node("Unsqueeze", [values, graph.constant([2])], f"{values}.of_heads") for values in gathered
+                ]
 
     def grouped_query_attention(self, qkv: list[str], i: int, name: str) -> str:
         """Grouped-query attention: queries and keys turned together, keys and values put behind those of the past."""

@@ -14,7 +14,7 @@ from edgelm_export.reference_weights import Array
 
 
 class WideStream:
-    """Where what is in [T, W]: the residual streams [T, A * D], and behind them what later layers read beside them.
+    """What stands where in [T, W]: the residual streams [T, A * D], and behind them what later layers read beside them.
 
     That is each layer's own features of a token [T, L * P], and keys and values [T, K * H] of layers that others share.
     Most models have neither, and one stream: W is D.
@@ -52,11 +52,12 @@ class WideStream:
             return hidden_TD
         wide_TW = wide_TW.copy()
         wide_TW[:, : self._AD] = hidden_TD
-        start = self._shared.get(layer, self.width)
-        for x_KTH in kept if layer in self._shared else ():
-            end = start + x_KTH.shape[0] * x_KTH.shape[2]
-            wide_TW[:, start:end] = x_KTH.swapaxes(0, 1).reshape(len(wide_TW), -1)
-            start = end
+        if layer in self._shared:
+            start = self._shared[layer]
+            for x_KTH in kept:
+                end = start + x_KTH.shape[0] * x_KTH.shape[2]
+                wide_TW[:, start:end] = x_KTH.swapaxes(0, 1).reshape(len(wide_TW), -1)
+                start = end
         return wide_TW
 
     def streams(self, wide_TW: Array) -> Array:
