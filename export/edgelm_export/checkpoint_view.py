@@ -68,7 +68,7 @@ class CheckpointView:
         return self._checkpoint.tensor(name)
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
-        """Read some rows of a matrix; a subclass that changes it and is to read less than all says so."""
+        """Read some rows of a matrix. Here it is read as a whole; a subclass that can read less says how."""
         return self.tensor(name)[first:end]
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:

@@ -297,7 +297,7 @@ class DecoderStack(Stack):
         return self.look(qkv, past, present, self.rotation(i), i, name)
 
     def rotation(self, i: int) -> list[str]:
-        """Return what queries and keys of layer i are turned by where they meet: nothing, where they are before."""
+        """Return the tables by which attention turns queries and keys of layer i; none where they are turned before."""
         is_before = self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
         is_before = is_before or self.config.kv_lora_rank is not None
         return [] if is_before else self.rope[self.config.rope_kind(i)]

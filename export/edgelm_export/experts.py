@@ -145,7 +145,7 @@ def _routing(stack: Stack, hidden: str, name: str) -> tuple[str, str]:
 
 
 def _chosen(stack: Stack, scores: str, gate: str) -> tuple[str, str]:
-    """Return the weights of the chosen experts, of which all experts' sum to one or each is by itself, and which."""
+    """Return the weights of the chosen experts, of a softmax of all or a sigmoid of each, and which they are."""
     graph, config = stack.graph, stack.config
     if config.scoring_func == "sparsemixer":
         return _sparsemixer(graph, config.num_experts_per_tok, scores, gate)

@@ -116,13 +116,13 @@ class FoldedCheckpoint(CheckpointView):
 
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Read some rows of a matrix, with its factors inside."""
-        if name in GATHERED or (name == HEAD and self._factor(name) is None):  # which has none
+        if name in GATHERED or (name == HEAD and self._factor(name) is None):  # nothing is folded into tables
             return self._checkpoint.rows(name, first, end)
         return self.tensor(name)[first:end]
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
         """Return a matrix, or some of its rows, on its own grid, whose scales take the factor."""
-        if name in GATHERED:  # which has none
+        if name in GATHERED:  # nothing is folded into tables
             return self._checkpoint.quantized_blocks(name, rows)
         blocks = self._blocks(name)
         return blocks if blocks is None or rows == ALL_ROWS else blocks.rows(rows)

@@ -139,7 +139,7 @@ class HuggingFaceCheckpoint:
     def _config_of(self, architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
         try:
             return architecture.to_model_config(values)
-        except CheckpointError as error:  # which begins with the name of the file, and knows no folder
+        except CheckpointError as error:  # whose message begins with the file's name, without its folder
             raise CheckpointError(f"{self.path}{os.sep}{error}") from error
 
     def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:

@@ -243,7 +243,7 @@ def _chosen(choices: Mapping[str, Sequence[Choice]], budget: Budget, aim: float)
 
 
 def _refuse_the_nearest(point: Point, choices: Mapping[str, Sequence[Choice]], budget: Budget, over: float) -> None:
-    """Refuse a budget that its nearest mix misses, which takes `over` times as much: any other would miss it too."""
+    """Refuse a budget that even the mix nearest to it misses; `over`: how many times as much that takes."""
     points = walk_frontier(choices)
     if budget.size is not None and point.size == points[0].size:
         megabytes = math.ceil(over * budget.size / 1e4) / 100  # not rounded to what is too little again

@@ -170,7 +170,7 @@ _AUTO_ROUND = {
 
 
 def _as_packed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings as the one writes them whose packing AutoRound's are of."""
+    """Return AutoRound's settings as those of the format whose packing it has; all others as they are."""
     if config.get("quant_method") not in ("auto-round", "intel/auto-round") or config.get("data_type", "int") != "int":
         return config
     method, layout = _AUTO_ROUND.get(str(config.get("packing_format", config.get("backend", "auto"))), ("", ""))

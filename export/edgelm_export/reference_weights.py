@@ -25,7 +25,7 @@ Weights = Mapping[str, Array]
 
 
 class ObservedWeights(dict[str, Array]):
-    """The tensors of one layer, and who is shown the input [T, K] of each projection: `observe(name, x)`.
+    """The tensors of one layer, and a function that is shown each projection's input [T, K]: `observe(name, x)`.
 
     The calibration of quantizers gathers its statistics here; the name is a projection's, as "mlp.down_proj".
     """

@@ -83,7 +83,7 @@ def _turning_queries(config: ModelConfig, rows: int) -> Rows:
 
 
 def _turning_latent(config: ModelConfig, rows: int) -> Rows:
-    """Undo it in the keys that all heads share, which stand behind latent vectors."""
+    """Undo that order in the keys that all heads share, which stand behind latent vectors."""
     return _pairs_at_the_end(config, np.arange(rows).reshape(1, rows))
 
 

@@ -35,7 +35,7 @@ _CROSSING = "cross_attention_layers"  # which look at an image, and are no part 
 # Phi-4-multimodal as its author's own code reads it: each matrix stands beside those of two adapters, which images and
 # sound have, and text alone has not.
 _WITH_ADAPTERS, _BASE, _ADAPTERS = "phi4mm", ".base_layer.", (".lora_A.", ".lora_B.")
-# What transformers takes for a kind where config.json has no such key, and its family another.
+# What transformers takes where config.json has no such key, and otherwise than in the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": {
         "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
@@ -46,7 +46,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "mllama_text_model": {"num_hidden_layers": 40, _CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
 }  # fmt: skip
-# What the text of all of a kind has that config.json of its family would have to say.
+# What all models of a kind have, and config.json does not say of them as it would in their family.
 _SAID: Mapping[str, Mapping[str, Any]] = {
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "glm4v_text": {"attention_bias": True},

@@ -125,7 +125,7 @@ def _one_size(sizes: Any) -> Any:
 
 
 def _shares(values: Mapping[str, Any], layers: int) -> tuple[float, ...]:
-    """Read the share of each layer's gates that is nothing; where all are something, there is no list."""
+    """Read which share of each layer's gates is set to zero; nothing where no layer has any."""
     listed = values.get("activation_sparsity_pattern")
     if listed is None:
         sparse = _SPARSE_LAYERS if layers > _SPARSE_LAYERS else 0
@@ -162,7 +162,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _gguf_shares(header: GGUFHeader) -> list[float] | None:
-    """Read the shares of which a file holds the quantiles of a normal distribution: that of none is below all."""
+    """Read the shares, which a file holds as quantiles of a normal distribution: minus infinity is a share of zero."""
     quantiles = header.metadata.get("gemma3n.activation_sparsity_scale")
     if quantiles is None:
         return None

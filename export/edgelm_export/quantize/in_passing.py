@@ -1,7 +1,7 @@
 """A layer quantized in passing: each projection when its inputs come to it, before its outputs go on from there.
 
-So what stands behind a projection in the same layer meets what that is in the package, and one run of the layer serves
-all of them.
+So each projection is quantized for the outputs of those before it as the package will have them, and one run of the
+layer does for all.
 """
 
 from __future__ import annotations
