@@ -34,6 +34,7 @@ from edgelm_export.bitnet_format import TernaryMatrix
 from edgelm_export.checkpoint import ALL_ROWS, FLOATS, QuantizedBlocks, Read
 from edgelm_export.checkpoint_folder import (
     CHAT_TEMPLATE,
+    GENERATION_CONFIG,
     check_file_name,
     file_inside,
     notes_on_template,
@@ -114,8 +115,7 @@ class HuggingFaceCheckpoint:
                 self.config = config_of_section(values, folder)
             else:
                 architecture = architecture_of(values, folder)
-                values_of_family = {**values, **self._answer_values()}
-                config = self._with_end_tokens(self._config_of(architecture, values_of_family))
+                config = self._config_of(architecture, values)
                 # transformers 5 says of each T5 that its head is tied, and writes the heads that are not.
                 is_tied = values.get("tie_word_embeddings") is True and HEAD not in shapes
                 self.config = dataclasses.replace(config, tie_word_embeddings=config.tie_word_embeddings or is_tied)
@@ -137,10 +137,19 @@ class HuggingFaceCheckpoint:
         self._refuse_other_embeddings(layout.copies)
 
     def _config_of(self, architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
+        """Read config.json's values, and what generation_config.json says of how an answer begins and ends.
+
+        The former counts in transformers too, and a chat model often has the end of a turn in the latter alone.
+        """
+        path = self.path / GENERATION_CONFIG
+        answer = read_json_object(self.path, path.name) if path.exists() else {}
+        beginning = {key: answer[key] for key in _ANSWER_KEYS if answer.get(key) is not None}
         try:
-            return architecture.to_model_config(values)
+            config = architecture.to_model_config({**values, **beginning})
         except CheckpointError as error:  # whose message begins with the file's name, without its folder
             raise CheckpointError(f"{self.path}{os.sep}{error}") from error
+        more = token_ids(answer, "eos_token_id", str(path))
+        return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
     def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:
         """Find the matrices that are quantized, and return the shapes of all tensors as if none were."""
@@ -297,21 +306,6 @@ class HuggingFaceCheckpoint:
     def _read_whole(self, source: str) -> NDArray[Any]:
         """Read a tensor as it is stored; a KeyError says that there is none."""
         return self._stored[source].rows(ALL_ROWS)
-
-    def _answer_values(self) -> dict[str, Any]:
-        """Return what generation_config.json says of how an answer begins, which counts in transformers too."""
-        if not (self.path / "generation_config.json").exists():
-            return {}
-        values = read_json_object(self.path, "generation_config.json")
-        return {key: values[key] for key in _ANSWER_KEYS if values.get(key) is not None}
-
-    def _with_end_tokens(self, config: ModelConfig) -> ModelConfig:
-        """Add the end tokens of generation_config.json: a chat model often has the end of a turn there alone."""
-        path = self.path / "generation_config.json"
-        if not path.exists():
-            return config
-        more = token_ids(read_json_object(self.path, path.name), "eos_token_id", str(path))
-        return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
     def _whole(self, name: str, shape: tuple[int, ...]) -> _StoredTensor:
         """Describe a tensor that the folder has in parts: by their type, or one that holds those of all."""
