@@ -108,7 +108,9 @@ class HuggingFaceCheckpoint:
             self._stored = {name: self._stored[source] for name, source in self._text_part.sources.items()}
             quantization = self._text_part.renamed(quantization) if isinstance(quantization, dict) else quantization
         self._last: tuple[tuple[str, int | None], NDArray[np.float32]] | None = None
-        shapes = self._unpacked_shapes(quantization)
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        self._packed, self._stacks = self._quantized(quantization, shapes)
+        shapes = without_parts(shapes, {**self._packed, **self._stacks})
         try:
             layout, is_known = CANONICAL, self._text_part is None
             if section is not None:
@@ -151,17 +153,14 @@ class HuggingFaceCheckpoint:
         more = token_ids(answer, "eos_token_id", str(path))
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
-    def _unpacked_shapes(self, quantization: object) -> dict[str, tuple[int, ...]]:
-        """Find the matrices that are quantized, and return the shapes of all tensors as if none were."""
-        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
-        self._packed: Mapping[str, Packed] = {}
-        self._stacks: dict[str, MXFP4Stack] = {}
+    def _quantized(
+        self, quantization: object, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Mapping[str, Packed], Mapping[str, MXFP4Stack]]:
+        """Find the matrices that are quantized, and the stacks of such, by the shapes of the stored tensors."""
         settings = quantization if isinstance(quantization, dict) else {}
         if settings.get("quant_method") == "mxfp4":
-            self._stacks = mxfp4_stacks(shapes)
-        elif quantization:
-            self._packed = packed_matrices(settings, shapes, self._read_whole, self.path)
-        return without_parts(shapes, {**self._packed, **self._stacks})
+            return {}, mxfp4_stacks(shapes)
+        return packed_matrices(settings, shapes, self._read_whole, self.path) if quantization else {}, {}
 
     @cached_property
     def text_files(self) -> Mapping[str, str]:
