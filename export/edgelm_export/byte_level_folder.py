@@ -199,9 +199,12 @@ def _named_tokens(class_: TokenizerClass, settings: _Settings) -> dict[str, Mapp
 
 def _more_tokens(settings: _Settings) -> list[Mapping[str, Any]]:
     """Collect the control tokens that have no role."""
-    lists = ((key, settings.get(key)) for key in _MORE)
-    key, values = next(((key, values) for key, values in lists if isinstance(values, list) and values), ("", []))
-    return [token for token in (settings.token(key, value) for value in values) if token["content"]]
+    for key in _MORE:
+        values = settings.get(key)
+        if isinstance(values, list) and values:
+            tokens = [settings.token(key, value) for value in values]
+            return [token for token in tokens if token["content"]]
+    return []
 
 
 def checked_ids(vocabulary: Mapping[str, Any], path: Path) -> dict[str, int]:

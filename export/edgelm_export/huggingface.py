@@ -141,7 +141,7 @@ class HuggingFaceCheckpoint:
     def _config_of(self, architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
         """Read config.json's values, and what generation_config.json says of how an answer begins and ends.
 
-        The former counts in transformers too, and a chat model often has the end of a turn in the latter alone.
+        transformers reads the beginning there too, and a chat model often has the end of a turn there alone.
         """
         path = self.path / GENERATION_CONFIG
         answer = read_json_object(self.path, path.name) if path.exists() else {}

@@ -53,11 +53,10 @@ class MXFP4Stack:
 
 def mxfp4_stacks(present: Mapping[str, tuple[int, ...]]) -> dict[str, MXFP4Stack]:
     """Find the stacks by their parts, under the names that they have unpacked."""
-    return {
-        stem: MXFP4Stack(stem=stem, shape=(shape[0], shape[2] * shape[3] * 2, shape[1]))
-        for name, shape in present.items()
-        if (stem := name.removesuffix(_VALUES)) != name
-        and len(shape) == 4
-        and shape[3] * 2 == BLOCK_SIZE
-        and present.get(stem + _SCALES) == shape[:3]
-    }
+    stacks = {}
+    for name, shape in present.items():
+        stem = name.removesuffix(_VALUES)
+        is_packed = stem != name and len(shape) == 4 and shape[3] * 2 == BLOCK_SIZE
+        if is_packed and present.get(stem + _SCALES) == shape[:3]:
+            stacks[stem] = MXFP4Stack(stem=stem, shape=(shape[0], shape[2] * BLOCK_SIZE, shape[1]))
+    return stacks
