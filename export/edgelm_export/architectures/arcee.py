@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
 
 ARCEE = Architecture(
     model_type="arcee",
@@ -20,6 +19,6 @@ ARCEE = Architecture(
     gguf=GGUFFamily(
         architecture="arcee",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "arcee"),
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )

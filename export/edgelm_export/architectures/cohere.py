@@ -123,9 +123,7 @@ COHERE2 = Architecture(
     gguf=GGUFFamily(
         architecture="cohere2",
         to_hf_config=lambda header: _gguf_values(header, "cohere2", WINDOW),
-        layout=TensorLayout(
-            names=llama.GGUF_NAMES, ignored=frozenset({"rope_freqs.weight"}), row_orders=llama.GGUF_ROW_ORDERS
-        ),
+        layout=dataclasses.replace(llama.GGUF_LAYOUT, ignored=frozenset({"rope_freqs.weight"})),
     ),
 )
 COHERE_COMPASS = Architecture(

@@ -96,7 +96,7 @@ DEEPSEEK_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="deepseek",
         to_hf_config=lambda header: _gguf_values(header, "deepseek"),
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
 )
@@ -115,7 +115,7 @@ LING = Architecture(
     gguf=GGUFFamily(
         architecture="bailingmoe",
         to_hf_config=lambda header: _gguf_values(header, "bailingmoe"),
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
 )

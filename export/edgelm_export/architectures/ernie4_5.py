@@ -101,7 +101,7 @@ ERNIE4_5 = Architecture(
     gguf=GGUFFamily(
         architecture="ernie4_5",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )
 ERNIE4_5_MOE = Architecture(
@@ -122,7 +122,7 @@ ERNIE4_5_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="ernie4_5-moe",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "ernie4_5-moe", _GGUF_MOE_KEYS),
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
 )

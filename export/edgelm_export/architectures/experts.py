@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import hf_values
+from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
-from edgelm_export.architectures.llama import GGUF_NAMES as _DENSE_NAMES
+from edgelm_export.tensor_map import TensorLayout
 
 # In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
-GGUF_NAMES = _DENSE_NAMES | {
+GGUF_NAMES = llama.GGUF_NAMES | {
     "model.layers.{i}.mlp.gate": "blk.{i}.ffn_gate_inp",
     "model.layers.{i}.mlp.gate.e_score_correction_bias": "blk.{i}.exp_probs_b.bias",
     "model.layers.{i}.mlp.experts.{e}.gate_proj": "blk.{i}.ffn_gate_exps",
@@ -24,6 +24,8 @@ GGUF_NAMES = _DENSE_NAMES | {
         for part in ("gate", "up", "down")
     },
 }
+# Of families that llama.cpp's converter treats as Llamas with experts.
+GGUF_LAYOUT = TensorLayout(names=GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS)
 GGUF_SOFTMAX, GGUF_SIGMOID = 1, 2  # of expert_gating_func
 
 

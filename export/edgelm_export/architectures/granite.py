@@ -89,7 +89,7 @@ GRANITE = Architecture(
     gguf=GGUFFamily(
         architecture="granite",
         to_hf_config=lambda header: gguf_values(header, "granite"),
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )
 GRANITE_MOE = Architecture(
@@ -101,7 +101,7 @@ GRANITE_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="granitemoe",
         to_hf_config=_moe_gguf_to_hf_config,
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
 )

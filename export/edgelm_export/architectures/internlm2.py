@@ -39,6 +39,6 @@ INTERNLM2 = Architecture(
     gguf=GGUFFamily(
         architecture="internlm2",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -6,6 +6,7 @@ names here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,6 +107,7 @@ def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -
 
 # llama.cpp rotates neighbours in the families that its converter treats as Llamas.
 GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{i}.self_attn.k_proj": "pairs"}
+GGUF_LAYOUT = TensorLayout(names=GGUF_NAMES, row_orders=GGUF_ROW_ORDERS)
 
 LLAMA = Architecture(
     model_type="llama",
@@ -115,10 +117,6 @@ LLAMA = Architecture(
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(
-            names=GGUF_NAMES,
-            ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config
-            row_orders=GGUF_ROW_ORDERS,
-        ),
+        layout=dataclasses.replace(GGUF_LAYOUT, ignored=frozenset({"rope_freqs.weight"})),  # read by to_hf_config
     ),
 )

@@ -108,6 +108,6 @@ LLAMA4 = Architecture(
     gguf=GGUFFamily(
         architecture="llama4",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -11,7 +11,6 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number
-from edgelm_export.tensor_map import TensorLayout
 
 # Of files that are older than their keys, as llama.cpp takes them.
 _GGUF_DEFAULTS = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256.0}
@@ -73,10 +72,6 @@ MINICPM = Architecture(
     gguf=GGUFFamily(
         architecture="minicpm",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(
-            names=llama.GGUF_NAMES,
-            ignored=gguf_header.LONGROPE_TENSORS,  # read by to_hf_config
-            row_orders=llama.GGUF_ROW_ORDERS,
-        ),
+        layout=dataclasses.replace(llama.GGUF_LAYOUT, ignored=gguf_header.LONGROPE_TENSORS),  # read by to_hf_config
     ),
 )

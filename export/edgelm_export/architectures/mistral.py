@@ -14,7 +14,6 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number
-from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
 _ROPE_3: Mapping[str, Any] = {
@@ -91,6 +90,6 @@ MINISTRAL3 = Architecture(
     gguf=GGUFFamily(
         architecture="mistral3",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -47,7 +47,7 @@ MIXTRAL = Architecture(
     gguf=GGUFFamily(
         architecture="llama",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "llama", _GGUF_KEYS),
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
 )

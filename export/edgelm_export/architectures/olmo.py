@@ -10,7 +10,6 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
 
 _EPSILON = 1e-5  # in no config
 
@@ -39,6 +38,6 @@ OLMO = Architecture(
     gguf=GGUFFamily(
         architecture="olmo",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, "olmo", norm="layer"),
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -8,7 +8,6 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
@@ -46,6 +45,6 @@ SMOLLM3 = Architecture(
     gguf=GGUFFamily(
         architecture="smollm3",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=llama.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
+        layout=llama.GGUF_LAYOUT,
     ),
 )
