@@ -154,8 +154,7 @@ class FakeQuantization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight [N, K] on its grid."""
-        rounded: Tensor = _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
-        return rounded
+        return _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -171,8 +170,7 @@ class _StraightThrough(torch.autograd.Function):
 def on_grid(weight: Tensor, shares: Tensor, scheme: Scheme) -> Tensor:
     """Return the weight [N, K] rounded to the grid of a scheme whose scales are `shares` of the outermost ones."""
     steps, scales = steps_and_scales(weight, shares, scheme)
-    rounded: Tensor = (steps * scales[..., None]).flatten(1)[:, : weight.shape[1]].contiguous()
-    return rounded
+    return (steps * scales[..., None]).flatten(1)[:, : weight.shape[1]].contiguous()
 
 
 def steps_and_scales(weight: Tensor, shares: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

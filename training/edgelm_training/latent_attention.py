@@ -60,8 +60,11 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Return what each position gathers [B, T, D]; rotation and mask are as of `Attention.forward`."""
         config, R = self.config, self.config.rotary_dim
-        projected = self.q_proj(hidden_BTD) if config.q_lora_rank is None else self._queries(hidden_BTD)
-        q_BTNX = projected.unflatten(2, (config.num_attention_heads, -1))
+        if config.q_lora_rank is None:
+            queries_BTX = self.q_proj(hidden_BTD)
+        else:
+            queries_BTX = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
+        q_BTNX = queries_BTX.unflatten(2, (config.num_attention_heads, -1))
         nope_BTNP, turning_BTNR = q_BTNX.split([self.nope, R], dim=-1)
         latent_BTNL = _by_head(self.heads, "k_b_proj", nope_BTNP)
         q_BNTH = torch.cat((turning_BTNR, latent_BTNL), dim=-1).transpose(1, 2)
@@ -74,11 +77,6 @@ class LatentAttention(nn.Module):
         gathered_BNTL = self.gathered(attend(q_BNTH, k_B1TH, values_B1TL, mask, scale, cap, self.sinks))
         gathered_BTNY = _by_head(self.heads, "v_b_proj", gathered_BNTL.transpose(1, 2))
         return scaled(self.o_proj(gathered_BTNY.flatten(2)), config.multipliers.attention_out)
-
-    def _queries(self, hidden_BTD: Tensor) -> Tensor:
-        """Project queries [B, T, N * (P + R)] by a product of two matrices."""
-        queries_BTX: Tensor = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
-        return queries_BTX
 
 
 def _by_head(heads: nn.ModuleList, name: str, read_BTNX: Tensor) -> Tensor:

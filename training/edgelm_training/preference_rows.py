@@ -48,5 +48,4 @@ class PreferenceRows:
         return ", ".join(describe_places([self.chats.places[2 * self._pair(row)]]))
 
     def _pair(self, row: int) -> int:
-        pair: int = self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]
-        return pair
+        return self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]

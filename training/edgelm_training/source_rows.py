@@ -122,8 +122,7 @@ class SourceRows:
         return ids[:start], ids[start:]
 
     def _pair(self, row: int) -> int:
-        pair: int = self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]
-        return pair
+        return self._pairs[row_at(row, self.rows_per_epoch, seed=self.seed)]
 
 
 def _padded(texts: Sequence[NDArray[np.int32]], filling: int) -> NDArray[np.int64]:
