@@ -14,8 +14,6 @@ from edgelm_training.model import Transformer
 from edgelm_training.quantized_linear import QuantizedLinear
 from edgelm_training.settings import SettingError
 
-_A, _B = "lora_A", "lora_B"
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -102,7 +100,7 @@ def add_adapters(model: Transformer, names: Sequence[str], config: LoraConfig) -
 
 def adapter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the adapters' matrices among a model's weights, by names such as `…q_proj.lora_A.weight`."""
-    return {name: tensor for name, tensor in state.items() if f".{_A}." in name or f".{_B}." in name}
+    return {name: tensor for name, tensor in state.items() if ".lora_A." in name or ".lora_B." in name}
 
 
 @contextlib.contextmanager
