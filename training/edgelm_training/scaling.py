@@ -17,6 +17,7 @@ TOKENS_PER_PARAMETER = 20
 # Width over depth. Kaplan et al. (arXiv:2001.08361) find the loss flat over a wide range; below a billion parameters
 # the deeper and thinner shapes are the better ones (MobileLLM, arXiv:2402.14905).
 _DEEP_ASPECT, _USUAL_ASPECT, _MIN_ASPECT, _MAX_ASPECT = 32, 100, 16, 160
+_WIDTHS = (32, 64, 96, 128, 192, *range(256, 2048, 128), *range(2048, 16384, 256))
 # Below this a model is deep, and its head shares the matrix of the embeddings, which would be much of it (MobileLLM).
 _SMALL_BELOW = 1_000_000_000
 # Parameters -> tokens of context.
@@ -52,8 +53,8 @@ def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
     small = params < _SMALL_BELOW
     best_aspect = _DEEP_ASPECT if small else _USUAL_ASPECT
     best: tuple[float, dict[str, Any]] | None = None
-    for width in _widths():
-        shape = _fields(width, 1, small, vocab_size, context)
+    for width in _WIDTHS:
+        shape = _one_layer(width, small, vocab_size, context)
         one = ModelConfig(**shape).count_parameters()
         layer = ModelConfig(**(shape | {"num_hidden_layers": 2})).count_parameters() - one
         depth = max(1, round((params - (one - layer)) / layer))
@@ -77,11 +78,8 @@ def usual_context(params: int) -> int:
     return next((context for most, context in _CONTEXTS if params <= most), _CONTEXTS[-1][1])
 
 
-def _widths() -> list[int]:
-    return [32, 64, 96, 128, 192, *range(256, 2048, 128), *range(2048, 16384, 256)]
-
-
-def _fields(width: int, depth: int, tied: bool, vocab_size: int, context: int) -> dict[str, Any]:
+def _one_layer(width: int, tied: bool, vocab_size: int, context: int) -> dict[str, Any]:
+    """Return the fields of a model of that width with one layer."""
     head_dim = 16 if width < 128 else 32 if width < 256 else 64 if width < 2048 else 128
     heads = width // head_dim
     kv_heads = next(heads // shared for shared in ((4, 3, 2, 1) if heads >= 8 else (2, 1)) if heads % shared == 0)
@@ -91,7 +89,7 @@ def _fields(width: int, depth: int, tied: bool, vocab_size: int, context: int) -
         "vocab_size": vocab_size,
         "hidden_size": width,
         "intermediate_size": feed_forward,
-        "num_hidden_layers": depth,
+        "num_hidden_layers": 1,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
