@@ -94,11 +94,6 @@ def launched_workers() -> Workers:
     return Workers(rank=rank, world_size=world_size, local_rank=local_rank)
 
 
-def is_restarted() -> bool:
-    """Whether torchrun started this process again after a worker was lost."""
-    return launched_restarts() > 0
-
-
 @contextlib.contextmanager
 def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
     """Connect the processes for the block: NCCL between GPUs, gloo between CPUs.

@@ -11,7 +11,8 @@ import torch
 
 from edgelm.errors import ConfigError, OutOfMemoryError, TrainingError
 from edgelm_training.device import choose_device
-from edgelm_training.distributed import Workers, is_restarted, launched_workers, process_group
+from edgelm_training.distributed import Workers, launched_workers, process_group
+from edgelm_training.launcher import launched_restarts
 from edgelm_training.recipe import Recipe
 from edgelm_training.run_folder import RunFolder
 from edgelm_training.schedule import warmup_or_usual
@@ -51,7 +52,7 @@ def execute_run(
     """
     settings = checked_settings(settings, config_class)
     workers = launched_workers()
-    resume = resume or is_restarted()
+    resume = resume or launched_restarts() > 0
     run = RunFolder(settings.get("output", config_class.output))
     goes_on = resume and run.config_file.exists()  # then what was given is no whole config: the run has the rest
     config = _merged(run, config_class, settings, (*FIXED, *fixed)) if goes_on else config_class(**settings)
