@@ -43,4 +43,4 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
     toml = toml_or_folder(source, flags, "init", "student")
     with wrong_usage():
         settings = given_settings(DistillConfig, flags, toml, resume=resume)
-    report_run(lambda reporter: run_distill(settings, resume=resume, reporter=reporter), as_json)
+    report_run(run_distill, settings, resume=resume, as_json=as_json)

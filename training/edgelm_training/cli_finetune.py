@@ -59,4 +59,4 @@ def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> 
     toml = toml_or_folder(source, flags, "model", "model")
     with wrong_usage():
         settings = given_settings(FinetuneConfig, flags, toml, resume=resume)
-    report_run(lambda reporter: run_finetune(settings, resume=resume, reporter=reporter), as_json)
+    report_run(run_finetune, settings, resume=resume, as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from edgelm.cli.output import print_json
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli_live_line import LiveLine
 from edgelm_training.cli_run_command import RunCommand
+from edgelm_training.launcher import launched_place
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.setting_options import given_settings, setting_options
 from edgelm_training.settings import SettingError
-from edgelm_training.train_log import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from edgelm_training.trainer import Outcome
@@ -73,29 +73,27 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
 
     with wrong_usage():
         settings = given_settings(PretrainConfig, flags, toml, resume=resume)
-    report_run(lambda reporter: pretrain(settings, resume=resume, reporter=reporter), as_json)
+    report_run(pretrain, settings, resume=resume, as_json=as_json)
 
 
-def report_run(run: Callable[[Reporter], Outcome], as_json: bool) -> None:
-    """Train with a recipe, show how it goes on, and print how it ended.
+def report_run(recipe: Callable[..., Outcome], settings: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
+    """Train with a recipe (`pretrain` or another), show how it goes on, and print how it ended.
 
     Raises:
         SystemExit: a signal stopped it, after a checkpoint was saved; 128 and its number.
         click.UsageError: a setting is missing, or refused.
-        EdgeLMError: as `run`.
+        EdgeLMError: as the recipe.
     """
-    from edgelm_training.distributed import launched_workers
-
-    is_main = launched_workers().is_main
-    live_line = LiveLine() if is_main else None
+    rank, _, _ = launched_place()
+    live_line = LiveLine() if rank == 0 else None
     try:
-        outcome = run(live_line or SilentReporter())
+        outcome = recipe(settings, resume=resume, reporter=live_line)
     except SettingError as error:
         raise click.UsageError(str(error)) from error
     finally:
         if live_line is not None:
             live_line.close()
-    if is_main:
+    if live_line is not None:
         print_outcome(outcome, as_json)
     if outcome.signal is not None:
         raise SystemExit(128 + outcome.signal)
