@@ -169,16 +169,16 @@ def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
     """Return the model's config, with how it learns to end an answer; with an encoder, with the language that it learns
     to answer in, and will answer in by itself.
     """
-    assert config.model is not None  # the caller has looked
+    folder = config.known("model")
     if model.encoder is None:
         for name in LANGUAGES:
             if (value := getattr(config, name)) is not None:
-                raise SettingError(f"{name} is {value!r}; {config.model} has no encoder. Leave it out.")
-        return replace(model, eos_token_ids=with_end_of_answers(model.eos_token_ids, config.model))
-    languages = Languages(Tokenizer.load(config.model), model)
+                raise SettingError(f"{name} is {value!r}; {folder} has no encoder. Leave it out.")
+        return replace(model, eos_token_ids=with_end_of_answers(model.eos_token_ids, folder))
+    languages = Languages(Tokenizer.load(folder), model)
     if config.target_language is None and not languages.is_chosen:
         raise SettingError(
-            f"target_language is not set, and {config.model} answers in {len(languages)} languages. Name the answers', "
+            f"target_language is not set, and {folder} answers in {len(languages)} languages. Name the answers', "
             f"such as {next(iter(languages))}."
         )
     return languages.config_for(config.target_language)
@@ -187,14 +187,14 @@ def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
 def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, AnyRows | None, FinetuneConfig]:
     """Return the rows to train and to validate on, and the config with their length."""
     load, rows = _reading(config, model)
-    assert config.model is not None  # _base_config has looked
+    folder = config.known("model")
     fraction = 0.0 if config.validation_data else config.validation_fraction
-    training, held_out = load(config.data, config.model, validation_fraction=fraction)
+    training, held_out = load(config.data, folder, validation_fraction=fraction)
     if config.validation_data:
-        held_out, _ = load(config.validation_data, config.model)
+        held_out, _ = load(config.validation_data, folder)
     if training.vocab_size > model.vocab_size:
         raise DataError(
-            f"The tokenizer in {config.model} has {training.vocab_size} tokens, the model {model.vocab_size}: they do "
+            f"The tokenizer in {folder} has {training.vocab_size} tokens, the model {model.vocab_size}: they do "
             "not belong together. Import the model again."
         )
     length = config.sequence_length or _row_length(model, training, held_out)
@@ -260,11 +260,10 @@ def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
 
 
 def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]:
-    assert config.model is not None  # _base_config has looked
     quantized = METHODS[config.method].quantized
     if quantized and config.parallel == "fsdp":
         raise SettingError("parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora.")
-    model = load_checkpoint(config.model, quantized=quantized)
+    model = load_checkpoint(config.known("model"), quantized=quantized)
     if not config.has_adapter:
         return model, None
     kinds = config.target_modules or tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear_names(model)))
@@ -279,12 +278,11 @@ def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]
 
 def _loss(config: FinetuneConfig, model: Transformer) -> tuple[Loss, float]:
     """Return the loss, and the operations of a token's passes."""
-    assert config.model is not None  # _base_config has looked
     flops = flops_per_token(model.config, config.known("sequence_length"))
     # Of the passes forward, to activations and to weights, an adapter's frozen base has no third.
     saved = flops / 3 if config.has_adapter else 0.0
     if not METHODS[config.method].preferences:
-        loss, flops = text_loss(config, model, Path(config.model))
+        loss, flops = text_loss(config, model, Path(config.known("model")))
         return loss, flops - saved
     return _preference_loss(config, model), flops * 4 / 3 - saved
 
@@ -311,8 +309,7 @@ def _writer(
     lora: LoraConfig | None,
     for_export: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> Callable[[dict[str, Tensor], Path], None]:
-    assert config.model is not None  # _base_config has looked
-    folder = Path(config.model)
+    folder = Path(config.known("model"))
     if lora is None:
         return lambda weights, target: write_checkpoint(
             for_export(weights), model_config, target, text_files_from=folder
@@ -323,8 +320,8 @@ def _writer(
 
 
 def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, int], list[Sample]]:
-    assert config.model is not None  # _base_config has looked
-    template, tokenizer = ChatTemplate.load(config.model), Tokenizer.load(config.model)
+    folder = config.known("model")
+    template, tokenizer = ChatTemplate.load(folder), Tokenizer.load(folder)
     if model.config.encoder is not None:
         languages = Languages(tokenizer, model.config)
         encode_source = partial(languages.source_ids, source=config.source_language, target=config.target_language)
