@@ -149,7 +149,8 @@ def refuse_unsaved_state(optimizers: Sequence[Optimizer], numbers: list[dict[str
         for key in now
         if now[key] != before.get(key)
     ]
-    for optimizer, place in kept:
+    if kept:
+        optimizer, place = kept[0]
         raise TrainingError(
             f"The optimizer {type(optimizer).__name__} keeps {place}, which is no tensor, so no checkpoint holds it: "
             "the run could not go on as if nothing had interrupted it. Let it keep a tensor with each parameter."
