@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import EncodedConversation, encode_conversation
 from edgelm_training.conversations import Conversation, read_conversations
+from edgelm_training.corpus import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,12 @@ def load_chats(
     model: str | Path,
     *,
     validation_fraction: float = 0.0,
-    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Read conversations (`read_conversations`) and encode them for a model; return the train and validation splits.
 
     model: a folder with tokenizer.json and chat_template.jinja. validation_fraction: the share that is kept out of
     training, chosen by a hash of what is said; above 0 it is one conversation at least, if there are two that differ.
-    progress:
-    called with a label, what is done and what is to do.
 
     Raises:
         DataError: there is no conversation, or one is broken; the message begins with its file and line.
@@ -84,7 +83,7 @@ def encode_chats(
     model: str | Path,
     *,
     validation_fraction: float,
-    progress: Callable[[str, int, int | None], None],
+    progress: Progress,
 ) -> tuple[Chats, Chats]:
     """Encode conversations for a model, and split them by what the first of each group says; groups stay whole.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from edgelm.errors import DataError
 from edgelm.text.chat_template import THOUGHT
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, Progress, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
 ASSISTANT = "assistant"
@@ -69,12 +69,10 @@ class Conversation:
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def read_conversations(
-    paths: Sequence[str | Path], *, progress: Callable[[str, int, int | None], None] = lambda *_: None
-) -> Iterator[Conversation]:
+def read_conversations(paths: Sequence[str | Path], *, progress: Progress = lambda *_: None) -> Iterator[Conversation]:
     """Yield the conversations of JSONL, JSON and Parquet files; each line may have another form.
 
-    paths: files, folders and globs. progress: called with a label and the files that are done and to do.
+    paths: files, folders and globs. progress: is told of the files.
 
     Raises:
         DataError: a path does not exist, or a line is broken or no conversation; the message begins with the file and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,6 +35,9 @@ _PACKED = (".7z", ".bz2", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
 _DOCUMENTS = (".arrow", ".doc", ".docx", ".epub", ".feather", ".odt", ".pdf", ".pptx", ".xls", ".xlsx")
 _ENDINGS_NAMED = 5
 _BLOCK = 1 << 20
+
+# Called with a label, what is done, and what is to do in all; None where nobody knows.
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_training.corpus import Progress
 from edgelm_training.held_out import HeldOut
 
 # Longer contexts predict a little better and cost more; 1024 is what most published perplexities have.
@@ -119,7 +120,7 @@ def measure_perplexity(
     documents: Iterable[HeldOut],
     config: WindowConfig | None = None,
     *,
-    progress: Callable[[str, int, int | None], None] | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Perplexity:
     """Score every document by itself.
 
@@ -146,8 +147,7 @@ def measure_perplexity(
             nats += float(scorer.surprises(ids, first).sum())
             size += sum(_bytes_of(scorer.tokenizer, id_) for id_ in ids[first:])
             done += part.stop - part.first
-            if progress is not None:
-                progress("score", done, total)
+            progress("score", done, total)
     return Perplexity(nats=nats, tokens=total, bytes=size, documents=len(chosen), window=window, stride=stride)
 
 

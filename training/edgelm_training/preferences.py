@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgelm_training.conversations import (
     system_message,
     text_field,
 )
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, Progress, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
 _SIDES = ("chosen", "rejected")
@@ -32,7 +32,7 @@ def load_preferences(
     model: str | Path,
     *,
     validation_fraction: float = 0.0,
-    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Read preferences and encode them for a model; return the train and validation splits.
 

@@ -17,7 +17,7 @@ from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folder_entries import entries_of
 from edgelm.package.manifest import sha256_of
-from edgelm_training.corpus import ScannedFile, SourceFile, find_files, scan_file
+from edgelm_training.corpus import Progress, ScannedFile, SourceFile, find_files, scan_file
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.piece import Piece, PieceSpan, WrittenPiece, move_to_validation, write_piece
@@ -33,8 +33,6 @@ _LONGEST_CHARACTER = 4  # bytes of UTF-8
 _SCANNED_IN_PARALLEL = 1 << 28
 
 _LOCK = "lock"
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +83,8 @@ def prepare_shards(
     The same corpus, tokenizer and settings give the same bytes. What is done is kept beside `output` until all is: a
     call after a kill or an error goes on from there. Shards that are up to date are left as they are.
 
-    tokenizer: a folder with a tokenizer.json; it is copied into the shards. progress: called with a label and the bytes
-    that are done and to do. waiting: called once if another process prepares the same output.
+    tokenizer: a folder with a tokenizer.json; it is copied into the shards. progress: is told of the bytes. waiting:
+    called once if another process prepares the same output.
 
     Raises:
         ConfigError: the config's field, or line between texts, has nothing to be read from.

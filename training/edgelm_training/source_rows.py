@@ -18,6 +18,7 @@ from edgelm_training.assistant_tokens import EncodedConversation
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats, split_chats
 from edgelm_training.conversations import ASSISTANT, Conversation, read_conversations
+from edgelm_training.corpus import Progress
 from edgelm_training.row_order import row_at
 
 
@@ -29,7 +30,7 @@ def load_pairs(
     source_language: str | None = None,
     target_language: str | None = None,
     validation_fraction: float = 0.0,
-    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Read what people ask and assistants answer (`read_conversations`), and encode it for a model with an encoder.
 

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
 from edgelm.files.folder_entries import entries_of
-from edgelm_training.corpus import SourceFile, find_files, size_of, whole_span
+from edgelm_training.corpus import Progress, SourceFile, find_files, size_of, whole_span
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES
 
@@ -95,7 +95,7 @@ def train_tokenizer(
     output: str | Path,
     config: TokenizerConfig | None = None,
     *,
-    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
     merging: Callable[[], None] = lambda: None,
 ) -> TrainedTokenizer:
     """Train a byte-level BPE on a corpus that is read once, document by document; write a folder, whole or not at all.
@@ -103,7 +103,7 @@ def train_tokenizer(
     The folder has tokenizer.json, tokenizer_config.json and chat_template.jinja. It splits as GPT-2 does, with each
     digit by itself. The same corpus gives the same bytes.
 
-    progress: called with a label and the bytes that are read and to read. merging: called when all is read.
+    progress: is told of the bytes. merging: called when all is read.
 
     Raises:
         ConfigError: the config's field has nothing to be read from.
@@ -190,7 +190,7 @@ class _Texts:
         self,
         files: list[SourceFile],
         config: DocumentConfig,
-        progress: Callable[[str, int, int | None], None],
+        progress: Progress,
         merging: Callable[[], None],
     ) -> None:
         self._files = files
