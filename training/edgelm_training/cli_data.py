@@ -166,14 +166,14 @@ def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, sta
             chats, _ = load_chats(paths, model, progress=progress)
         _show_chats(chats, Tokenizer.load(model), range(start, start + count), as_json)
         return
-    if len(paths) > 1 and (Path(paths[0]) / INDEX_FILE).exists():
-        raise DataError(f"Shards are shown one folder at a time; these are {len(paths)}. Name one of them.")
-    if not (Path(paths[0]) / INDEX_FILE).exists():
+    folder = Path(paths[0])
+    if not (folder / INDEX_FILE).exists():
         raise DataError(
             f"{paths[0]} is no folder of shards (`edgelm data prepare` makes one). For conversations, name the model "
             "that reads them: --tokenizer FOLDER."
         )
-    folder = Path(paths[0])
+    if len(paths) > 1:
+        raise DataError(f"Shards are shown one folder at a time; these are {len(paths)}. Name one of them.")
     shards = Shards.open(folder, split)
     figures = _shard_figures(folder)
     tokenizer = Tokenizer.load(folder)
