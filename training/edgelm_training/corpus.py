@@ -172,6 +172,12 @@ def _source_file(name: str) -> SourceFile:
     return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
 
 
+def why_empty(files: Sequence[SourceFile], broken: int) -> str:
+    """Say that files have no document, but for so many broken ones."""
+    left_out = f"; {broken} broken ones were left out" if broken else ""
+    return f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document{left_out}."
+
+
 def size_of(source: SourceFile) -> int:
     """Return the bytes of a file.
 

@@ -17,7 +17,7 @@ from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folder_entries import entries_of
 from edgelm.package.manifest import sha256_of
-from edgelm_training.corpus import Progress, ScannedFile, SourceFile, find_files, scan_file
+from edgelm_training.corpus import Progress, ScannedFile, SourceFile, find_files, scan_file, why_empty
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.piece import Piece, PieceSpan, WrittenPiece, move_to_validation, write_piece
@@ -146,7 +146,7 @@ def _prepare(
     with atomic.replace_folder(output) as staging:
         index["splits"] = {split: _collect(split, written, work, staging) for split in SPLITS}
         if not index["splits"]["train"]:
-            raise DataError(_why_empty(files, index))
+            raise DataError(_why_no_training(files, index))
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, staging / name)
@@ -281,14 +281,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _why_empty(files: list[SourceFile], index: dict[str, Any]) -> str:
+def _why_no_training(files: list[SourceFile], index: dict[str, Any]) -> str:
     if index["splits"]["validation"]:
         return (
             f"All documents went to the validation split: there are too few for validation_fraction "
             f"{index['settings']['validation_fraction']}. Choose a smaller one."
         )
-    broken = f"; {index['broken']} broken ones were left out" if index["broken"] else ""
-    return f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document{broken}."
+    return why_empty(files, index["broken"])
 
 
 def _refuse_foreign_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
 from edgelm.files.folder_entries import entries_of
-from edgelm_training.corpus import Progress, SourceFile, find_files, size_of, whole_span
+from edgelm_training.corpus import Progress, SourceFile, find_files, size_of, whole_span, why_empty
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES
 
@@ -119,11 +119,7 @@ def train_tokenizer(
         with atomic.replace_folder(output) as staging:  # first: what cannot be written shows before the work
             tokenizer = _trained(texts, config)
             if not texts.documents:
-                broken = f"; {texts.broken} broken ones were left out" if texts.broken else ""
-                raise DataError(
-                    f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no "
-                    f"document{broken}."
-                )
+                raise DataError(why_empty(files, texts.broken))
             _write(staging, tokenizer)
     except OSError as error:
         raise DataError(f"Cannot write {output}: {error}. What stood there is as it was.") from error
