@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from edgelm.architecture.block_grid import Array, in_blocks, outermost_grid, searched_grid
+from edgelm.architecture.block_grid import Array, outermost_grid, searched_grid
 from edgelm.architecture.quantization_recipe import PRECISIONS, QUANTIZED, Precision, integer_scheme_for, read_recipe
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
 from edgelm_training.model import Transformer
+from edgelm_training.quantized_linear import pieces_in_blocks
 from edgelm_training.settings import SettingError
 
 # Where torch's parametrizations keep what a module's weight is made of.
 _WEIGHT, _SHARES = ".parametrizations.weight.original", ".parametrizations.weight.0.shares"
 # Matrices that a graph holds in floats whatever a precision says.
 _PLAIN = ("embed_positions", "relative_attention_bias")
-# Small enough for a search's temporaries to stay in the cache.
-_WEIGHTS_AT_ONCE = 1 << 16
 
 
 def quantized_precision(name: str) -> Precision:
@@ -214,9 +213,7 @@ def _searched_shares(weight_NK: Array, scheme: Scheme) -> Array:
     N, K = weight_NK.shape
     if scheme.bits == 8:
         return np.ones((N, -(-K // scheme.block_size)), np.float32)
-    rows = max(1, _WEIGHTS_AT_ONCE // K)
     shares = []
-    for start in range(0, N, rows):
-        blocks = in_blocks(weight_NK[start : start + rows], scheme.block_size)
+    for blocks in pieces_in_blocks(weight_NK, scheme.block_size):
         shares.append(np.abs(searched_grid(blocks, scheme).scales / outermost_grid(blocks, scheme).scales))
     return np.concatenate(shares)

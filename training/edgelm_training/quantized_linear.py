@@ -6,6 +6,7 @@ the base that runs in the end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,17 @@ def on_grid(weight: Tensor) -> Tensor:
     return torch.from_numpy(blocks.reshape(len(blocks), -1)[:, : weight.shape[1]].copy())
 
 
+def pieces_in_blocks(weight_NK: NDArray[np.float32], block_size: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the blocks [n, blocks, block_size] of a few rows at a time."""
+    rows = max(1, _WEIGHTS_AT_ONCE // weight_NK.shape[1])
+    for start in range(0, len(weight_NK), rows):
+        yield in_blocks(weight_NK[start : start + rows], block_size)
+
+
 def _values_and_scales(weight_NK: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return integers 0 to 15 [N, blocks, 64] and scales [N, blocks], as the exporter's int4 finds them."""
-    rows = max(1, _WEIGHTS_AT_ONCE // weight_NK.shape[1])
     values, scales = [], []
-    for start in range(0, len(weight_NK), rows):
-        blocks = in_blocks(weight_NK[start : start + rows], BLOCK_SIZE)
+    for blocks in pieces_in_blocks(weight_NK, BLOCK_SIZE):
         grid = searched_grid(blocks, _SCHEME).with_half_scales()
         values.append(grid.nearest(blocks).astype(np.uint8))
         scales.append(grid.scales)
