@@ -7,7 +7,7 @@ no cache, fuses nothing, and computes the whole prefix for every new token.
     ids ─► embeddings ─► block ─► … ─► block ─► norm ─► head ─► logits
                          block: x + attention(norm(x)), then x + feed_forward(norm(x))
 
-A model with an encoder (encoder_decoder.py) has two such stacks, and the decoder's blocks look at the encoder's result.
+A model with an encoder has two such stacks, and the decoder's blocks look at the encoder's result.
 
 Shapes are suffixes: B batch, T tokens (each is a query and a key), S tokens of a source, D hidden size, N query heads,
 K key-value heads, H head dimension, R its part that turns, F feed-forward size, E experts, A streams, V vocabulary.
