@@ -69,7 +69,7 @@ def test_a_server_takes_aliases_and_answers_with_the_models_name(library):
         pool = ModelPool(models, ServerOptions())
         assert list(pool.folders()) == ["tiny"]
         assert pool.resolve("small") == "tiny"
-        assert pool.manifest("small") == pool.manifest("tiny")
+        assert pool.package("small").manifest == pool.package("tiny").manifest
 
 
 def test_an_alias_of_an_alias_means_the_model(library):

@@ -291,7 +291,7 @@ def test_the_server_offers_a_foreign_package(optimum: Path) -> None:
     from edgelm.server.options import ServerOptions
 
     pool = ModelPool((str(optimum),), ServerOptions())
-    assert list(pool.manifests()) == ["tiny-llama"]
+    assert list(pool.packages()) == ["tiny-llama"]
     assert pool.package("tiny-llama").modified > 0
     assert pool.package("tiny-llama").config().hidden_size == 64
 

@@ -248,7 +248,7 @@ def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_t
                 dataclasses.replace(old.model.manifest, precision="another").save(staging)
             assert pool.loaded() == []  # what is described is the new package
             new = await pool.acquire("first")
-            assert new.model.manifest.precision == pool.manifest("first").precision == "another"
+            assert new.model.manifest.precision == pool.package("first").manifest.precision == "another"
             old.engine.submit("x").cancel()
             old.release()
             assert await pool.acquire("first") is new
@@ -298,7 +298,7 @@ def test_a_package_that_may_not_be_read_hides_no_others_and_says_why(own_library
     assert Library().latest() == "first"
     pool = ModelPool((), ServerOptions())
     assert list(pool.folders()) == ["first", "second"]
-    assert list(pool.manifests()) == ["first"]
+    assert list(pool.packages()) == ["first"]
     with pytest.raises(ApiError, match="The model 'second' cannot be loaded; the server's log says why"):
         asyncio.run(pool.acquire("second"))
     with pytest.raises(PackageError, match=rf"{re.escape(closed)}edgelm\.json cannot be read: .*Permission denied"):

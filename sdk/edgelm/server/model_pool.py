@@ -19,7 +19,6 @@ from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import MANIFEST_FILE, AdapterManifest, read_adapter
 from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.load_memory import memory_to_load
-from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.server.api_error import ApiError
@@ -134,9 +133,9 @@ class ModelPool:
         Raises:
             ApiError: 503, the library cannot be read.
         """
-        packages = self._packages()
-        adapters = {name: packages[offer.base] for name, offer in self._adapters.items() if offer.base in packages}
-        return {**packages, **adapters}
+        models = self._models()
+        adapters = {name: models[offer.base] for name, offer in self._adapters.items() if offer.base in models}
+        return {**models, **adapters}
 
     def parent(self, name: str) -> str | None:
         """Return the name of the model that an adapter belongs to; None for a model."""
@@ -145,7 +144,8 @@ class ModelPool:
     def _offer(self, name: str | None, folder: Path) -> None:
         manifest = AdapterManifest.load(folder)
         name = check_name(name or manifest.name)
-        names = {package.fingerprint: model for model, package in self.manifests().items() if not self.parent(model)}
+        packages = {model: package for model, package in self.packages().items() if not self.parent(model)}
+        names = {package.manifest.fingerprint: model for model, package in packages.items()}
         if manifest.base_fingerprint not in names:
             raise ConfigError(
                 f"The adapter in {folder} belongs to the package {manifest.base} ({manifest.base_fingerprint[:12]}), "
@@ -155,11 +155,11 @@ class ModelPool:
             raise ConfigError(f"There is a model {name!r} already. Name the adapter: --adapter NAME={folder}")
         base = names[manifest.base_fingerprint]
         check_required_signature(folder)
-        package = self.package(base)
+        package = packages[base]
         read_adapter(folder, package.manifest, package.config())  # one that is broken would keep its model from loading
         self._adapters[name] = _Offer(folder=folder, base=base, digest=manifest.file.sha256)
 
-    def _packages(self) -> Mapping[str, Path]:
+    def _models(self) -> Mapping[str, Path]:
         if self._folders:
             return self._folders
         try:
@@ -172,22 +172,13 @@ class ModelPool:
         folders = {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
         return {name: folder for name, folder in folders.items() if not _has_encoder(folder)}
 
-    def manifests(self) -> dict[str, Manifest]:
-        """Return the manifest of each model that is offered; a broken one must not hide the others."""
-        readable: dict[str, Manifest] = {}
+    def packages(self) -> dict[str, Package]:
+        """Return the package of each model that is offered; a broken one must not hide the others."""
+        readable: dict[str, Package] = {}
         for name, folder in self.folders().items():
             with contextlib.suppress(EdgeLMError):
-                readable[name] = open_package(folder).manifest
+                readable[name] = open_package(folder)
         return readable
-
-    def manifest(self, name: str) -> Manifest:
-        """Return a model's manifest.
-
-        Raises:
-            ApiError: 404, no model has that name; 503, its manifest cannot be read.
-        """
-        with reading_package(name):
-            return self.package(name).manifest
 
     def package(self, name: str) -> Package:
         """Return a model's package.
@@ -225,8 +216,9 @@ class ModelPool:
         """
         folders = self.folders()
         if name is None:
-            if len(packages := self._packages()) == 1:
-                return next(iter(packages))
+            models = self._models()
+            if len(models) == 1:
+                return next(iter(models))
             raise ApiError(400, f"model is missing. {_what_is_here(folders)}", param="model")
         name = name.removesuffix(TAG)
         self._folder(name)

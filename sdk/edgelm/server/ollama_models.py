@@ -11,7 +11,6 @@ from starlette.responses import Response
 from edgelm._version import __version__
 from edgelm.errors import EdgeLMError
 from edgelm.library.library import TAG
-from edgelm.package.manifest import Manifest
 from edgelm.package.package import Package
 from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
@@ -35,7 +34,8 @@ PULL_BODY = record({"model": TEXT, "name": TEXT, "stream": BOOLEAN}, ignored=("i
 
 async def list_tags(call: Call) -> Response:
     """List the models."""
-    return JsonAnswer({"models": [_description(call, *row) for row in call.pool.manifests().items()]})
+    packages = call.pool.packages()
+    return JsonAnswer({"models": [_description(call, name, package) for name, package in packages.items()]})
 
 
 async def list_running(call: Call) -> Response:
@@ -47,18 +47,18 @@ async def list_running(call: Call) -> Response:
         expires = now + datetime.timedelta(seconds=min(left, LONGEST))
         context = loaded.model.context_length
         more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
-        rows.append(_description(call, loaded.name, loaded.model.manifest) | more)
+        rows.append(_description(call, loaded.name, call.pool.package(loaded.name)) | more)
     return JsonAnswer({"models": rows})
 
 
 async def show(call: Call) -> Response:
     """Describe one model."""
     name = _resolve(call)
-    manifest, package = call.pool.manifest(name), call.pool.package(name)
-    description = _description(call, name, manifest)
     with reading_package(name):
+        package = call.pool.package(name)
         config, template = package.config(), ChatTemplate.load(package.folder)
-    family = manifest.architecture
+    description = _description(call, name, package)
+    manifest, family = package.manifest, package.manifest.architecture
     capabilities = ["completion", *(["tools"] if template is not None else [])]
     return JsonAnswer(
         {
@@ -103,8 +103,8 @@ def _resolve(call: Call) -> str:
     return call.pool.resolve(name)
 
 
-def _description(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
-    package, tagged = call.pool.package(name), f"{name}{TAG}"
+def _description(call: Call, name: str, package: Package) -> dict[str, Any]:
+    manifest, tagged = package.manifest, f"{name}{TAG}"
     modified = datetime.datetime.fromtimestamp(package.modified, datetime.UTC)
     return {
         "name": tagged,

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from edgelm.package.manifest import Manifest
+from edgelm.package.package import Package
 from edgelm.server.endpoint import Call
 from edgelm.server.model_pool import reading_package
 from edgelm.server.schema import BOOLEAN, TEXT, record
@@ -33,7 +33,7 @@ MODELS = record(
 
 async def list_models(call: Call) -> Response:
     """List the models that the server offers."""
-    models = [_model(call, *row) for row in call.pool.manifests().items()]
+    models = [_model(call, name, package) for name, package in call.pool.packages().items()]
     ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {}
     return JsonAnswer({"object": "list", "data": models, "has_more": False, **ends})
 
@@ -41,14 +41,15 @@ async def list_models(call: Call) -> Response:
 async def retrieve_model(call: Call) -> Response:
     """Describe one model."""
     name = call.pool.resolve(call.request.path_params["model"])
-    model = _model(call, name, call.pool.manifest(name))
     with reading_package(name):
-        template = ChatTemplate.load(call.pool.package(name).folder)
-    return JsonAnswer(model | {"template_variables": sorted(template.variables) if template is not None else []})
+        package = call.pool.package(name)
+        template = ChatTemplate.load(package.folder)
+    variables = sorted(template.variables) if template is not None else []
+    return JsonAnswer(_model(call, name, package) | {"template_variables": variables})
 
 
-def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
-    modified = int(call.pool.package(name).modified)
+def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
+    modified = int(package.modified)
     return {
         "id": name,
         "object": "model",
@@ -57,7 +58,7 @@ def _model(call: Call, name: str, manifest: Manifest) -> dict[str, Any]:
         "created": modified,
         "created_at": datetime.datetime.fromtimestamp(modified, datetime.UTC).isoformat(),
         "owned_by": "edgelm",
-        "context_length": manifest.context_length,
-        "precision": manifest.precision,
+        "context_length": package.manifest.context_length,
+        "precision": package.manifest.precision,
         "parent": call.pool.parent(name),
     }
