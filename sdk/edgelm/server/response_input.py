@@ -10,10 +10,17 @@ from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLA
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 
-_FUNCTION = ("name", "description", "parameters", "strict")
+# The types of items, and what each must have.
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+    "item_reference": (),
+}
 _ITEM = record(
     {
-        "type": choice("message", "function_call", "function_call_output", "reasoning", "item_reference"),
+        "type": choice(*_NEEDS),
         "role": choice("system", "developer", "user", "assistant"),
         "content": CONTENT,
         "call_id": TEXT,
@@ -114,7 +121,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["tools"] = [
         {
             "type": "function",
-            "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}
+            "function": {name: tool[name] for name in _TOOL if tool.get(name) is not None}
             | {"name": _full_name(namespace, tool["name"])},
         }
         for namespace, tool in tools
@@ -208,12 +215,3 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _text_of(content: str | list[dict[str, Any]] | None) -> str:
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or ())
-
-
-_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "message": ("role", "content"),
-    "function_call": ("call_id", "name", "arguments"),
-    "function_call_output": ("call_id", "output"),
-    "reasoning": (),
-    "item_reference": (),
-}
