@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from edgelm.structure.constraint import Constraint
 from edgelm.text.fill_in_middle import fill_in_ids
 
 if TYPE_CHECKING:
+    from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel
 
 _SAME_NAMES = (
@@ -156,7 +157,9 @@ async def generate(call: Call) -> Response:
     return await _deliver(call, jobs, is_chat=False, only_load=not (call.body.get("prompt") or call.body.get("suffix")))
 
 
-async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> Response:
+async def _deliver(
+    call: Call, jobs: Callable[[LanguageModel], list[Job]], *, is_chat: bool, only_load: bool
+) -> Response:
     name, seconds = call.pool.resolve(call.body["model"]), seconds_of(call)
 
     if only_load:  # Ollama's clients load or unload a model with a request that asks nothing
@@ -168,16 +171,15 @@ async def _deliver(call: Call, jobs: Any, *, is_chat: bool, only_load: bool) -> 
         return JsonAnswer(_frame(name, is_chat) | {"done": True, "done_reason": reason})
 
     def prepare(served: LoadedModel) -> tuple[list[Job], OllamaWriter]:
-        load_seconds = call.seconds
         served.keep_for(seconds)
         logprobs = LogprobWriter.of(served.model, call.body)
-        writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=load_seconds, logprobs=logprobs)
+        writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=call.seconds, logprobs=logprobs)
         return jobs(served.model), writer
 
     return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
 
 
-def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
+def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
     given = {name: body[theirs] for theirs, name in _OUTSIDE.items() if theirs in body}
     given |= {name: value for name, value in body.get("options", {}).items() if value is not None}
     settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
@@ -185,7 +187,8 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
         del settings["seed"]
     if given.get("mirostat") == 2:
         settings["mirostat_tau"] = given.get("mirostat_tau", _MIROSTAT_TAU)
-        settings |= {name: given[name] for name in ("mirostat_eta",) if name in given}
+        if "mirostat_eta" in given:
+            settings["mirostat_eta"] = given["mirostat_eta"]
     limit = given.get("num_predict", -1)
     form = body.get("format")
     constraint = None
@@ -193,8 +196,8 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> Any:
         constraint = Constraint.json_object()
     elif form:
         constraint = Constraint.json_schema(form, strict=False)  # as Ollama's own
-    fields = {"constraint": constraint, "logprobs": alternatives(body)}
-    return generation_config(model, settings, max_tokens=limit if limit > 0 else None, **fields)
+    max_tokens = limit if limit > 0 else None
+    return generation_config(model, settings, max_tokens=max_tokens, constraint=constraint, logprobs=alternatives(body))
 
 
 def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgelm.server.api_error import ApiError, client_left
 
+Result = TypeVar("Result")
+
 KEEPALIVE = b": keepalive\n\n"
 DONE = b"data: [DONE]\n\n"
-
-
 # Ends of lines in Unicode, which JSON may have in a text: Python's ollama package reads an answer line by line so.
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -82,14 +82,14 @@ class StreamAnswer(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def unless_disconnected(receive: Receive, work: Any) -> Any:
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, and return its result; when the client leaves before, cancel it.
 
     Raises:
         ApiError: the client has left.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
