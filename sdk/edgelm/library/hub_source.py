@@ -199,7 +199,7 @@ class HubSource:
         missing = [path for path in listed if path not in there or PurePosixPath(path).name != path]
         if missing:
             raise DownloadError(f"{self.repo} is not a whole package: its {FILE_NAME} lists {', '.join(missing)}.")
-        return listed + [name for name in (SIGNATURE_NAME,) if name in there]
+        return [*listed, SIGNATURE_NAME] if SIGNATURE_NAME in there else listed
 
     def _choose(self, paths: Sequence[str]) -> list[str]:
         """Pick the files to download; those in other folders of the repository belong to other programs."""

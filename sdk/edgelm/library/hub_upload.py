@@ -68,14 +68,16 @@ def upload(folder: Path, repo: str, options: UploadOptions) -> Upload:
     with _errors(repo), _progress(options.show_progress):
         there = _make_repository(api, repo, options.private)
         names = [entry.path for entry in manifest.files] + [FILE_NAME]
-        names += [name for name in (SIGNATURE_NAME,) if (folder / name).is_file()]
+        if (folder / SIGNATURE_NAME).is_file():
+            names.append(SIGNATURE_NAME)
         if FILE_NAME not in there and (lost := sorted(there & set(names))):
             raise UploadError(
                 f"{repo} holds something else than a package of edgelm, whose {', '.join(lost)} would be replaced. "
                 "Choose another repository; one that is missing is made. Nothing was uploaded."
             )
-        operations: list[CommitOperationAdd | CommitOperationDelete] = []
-        operations += [CommitOperationAdd(name, folder / name) for name in names]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, folder / name) for name in names
+        ]
         if SIGNATURE_NAME in there and SIGNATURE_NAME not in names:  # of the package that this one replaces
             operations.append(CommitOperationDelete(SIGNATURE_NAME))
         keeps_card = _CARD_NAME in there and not options.replace_card
