@@ -58,8 +58,8 @@ def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: 
         allowed = f"{bound.tokens_per_second:.0f} tokens/s"
         what = f"{bound.bandwidth / 1e9:.1f} GB/s, {megabytes(bound.step_bytes)} a step"
         click.echo(f"  {'the memory allows':<26}{allowed:>18}   after {bound.after} tokens: {what}")
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > report.threads + 1:
-        load = os.getloadavg()[0]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > report.threads + 1:
         click.echo(f"Other programs compute too (load {load:.1f}): these figures are too low.", err=True)
 
 

@@ -104,11 +104,10 @@ def _paths_typed(argument: str) -> Iterable[str]:
 
 
 def _help(chat: Conversation, _argument: str) -> None:
-    also = {name: [alias for alias, meant in ALIASES.items() if meant == name] for name in COMMANDS}
-    rows = [
-        (f"{name} {command.argument}".rstrip(), "; also ".join((command.help, *also[name])))
-        for name, command in COMMANDS.items()
-    ]
+    rows = []
+    for name, command in COMMANDS.items():
+        aliases = [alias for alias, meant in ALIASES.items() if meant == name]
+        rows.append((f"{name} {command.argument}".rstrip(), "; also ".join([command.help, *aliases])))
     rows += [
         ("Ctrl-C", "stop the answer"),
         ("Ctrl-D", "leave"),
@@ -288,9 +287,9 @@ def _edit(chat: Conversation, argument: str) -> None:
     own = [number for number, turn in enumerate(messages, 1) if turn["role"] == "user"]
     if not own:
         raise ConfigError("There is no message to edit yet.")
-    number = {str(number): number for number in own}.get(argument) if argument else own[-1]
-    if number is None:
+    if argument and argument not in map(str, own):
         raise ConfigError(f"There is no message {argument} of yours; yours are {', '.join(map(str, own))} (/tokens).")
+    number = int(argument) if argument else own[-1]
     text = chat.screen.edit(messages[number - 1]["content"] or "")
     if text is None or not text.strip():
         chat.screen.note("Nothing was changed.")
@@ -311,8 +310,9 @@ def _file(chat: Conversation, argument: str) -> None:
 
 def _tokens(chat: Conversation, _argument: str) -> None:
     encode = chat.model.tokenizer.encode
-    turns = [("system", chat.session.system)] if chat.session.system else []
-    rows = [("", role, len(encode(text)), text) for role, text in turns]
+    rows = []
+    if chat.session.system:
+        rows.append(("", "system", len(encode(chat.session.system)), chat.session.system))
     for number, turn in enumerate(chat.session.messages, 1):
         text = turn["content"] or ""
         rows.append((str(number), turn["role"], len(encode(text)), text))

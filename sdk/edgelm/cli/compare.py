@@ -17,7 +17,7 @@ from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 from edgelm.errors import ConfigError
 from edgelm.library.library import Library
-from edgelm.package.manifest import Manifest, Quality
+from edgelm.package.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _origin(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _row(folder: Path, manifest: Manifest) -> _Row:
-    quality: Quality | None = manifest.quality
+    quality = manifest.quality
     if quality is None:
         raise ConfigError(f"{folder} has no figures of quality in its manifest. Export it again with this edgelm.")
     return _Row(

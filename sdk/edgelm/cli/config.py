@@ -107,11 +107,14 @@ def _settings_of(name: str, command: click.Command, context: click.Context) -> I
         value, source = parameter.consume_value(context, {})
         if isinstance(value, float) and not math.isfinite(value):
             value = str(value)  # JSON has no word for it
-        is_known = isinstance(value, (str, int, float, list, tuple))
+        if not isinstance(value, (str, int, float, list, tuple)):
+            value = None
+        elif key in SECRET and value:
+            value = "(hidden)"
         yield Setting(
             command=name,
             name=key,
-            value=("(hidden)" if key in SECRET and value else value) if is_known else None,
+            value=value,
             source=_SOURCES[source],
             variable=str(parameter.envvar) if parameter.envvar is not None else None,
         )

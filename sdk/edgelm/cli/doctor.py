@@ -51,10 +51,9 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
 
 def _threads_of(file: ConfigFile) -> dict[str, int]:
     """Return the threads that the file gives commands, by their places; where the environment says it, that counts."""
-    return {
-        f"[{name}] threads in {file.path}": threads
-        for name, section in file.sections.items()
-        if isinstance(section, dict)
-        and isinstance(threads := section.get("threads"), int)
-        and f"EDGELM_{name}_threads".upper() not in os.environ
-    }
+    found = {}
+    for name, section in file.sections.items():
+        threads = section.get("threads") if isinstance(section, dict) else None
+        if isinstance(threads, int) and f"EDGELM_{name}_threads".upper() not in os.environ:
+            found[f"[{name}] threads in {file.path}"] = threads
+    return found

@@ -248,7 +248,8 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
     try:
         spec = importlib.util.find_spec(entry_point.module)
         # The loader has it of a module inside of an archive or of a frozen program too.
-        get_source = getattr(spec and spec.loader, "get_source", lambda _: None)
+        loader = spec.loader if spec is not None else None
+        get_source = getattr(loader, "get_source", lambda _: None)
         tree = ast.parse(get_source(entry_point.module) or "")
     except Exception:  # what is not found runs too: the packages that a module lies in
         return f"(from {_owner(entry_point)})"

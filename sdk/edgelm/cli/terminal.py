@@ -193,7 +193,11 @@ def _last_lines(text: str, count: int) -> str:
     lines = text.split("\n")
     if len(lines) <= count:
         return text
-    opening = 1 if lines[0].lstrip().startswith(("```", "~~~")) else 2 if _BELOW_HEAD.fullmatch(lines[1]) else 0
+    opening = 0
+    if lines[0].lstrip().startswith(("```", "~~~")):
+        opening = 1
+    elif _BELOW_HEAD.fullmatch(lines[1]):
+        opening = 2
     return "\n".join(lines[:opening] + lines[max(opening, len(lines) - count) :])
 
 
