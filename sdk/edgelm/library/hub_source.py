@@ -67,7 +67,7 @@ class HubSource:
                 f"{reference!r} is not a model of the hub: write hf:ORG/REPO or hf:ORG/REPO/FILE.gguf, "
                 "with @REVISION behind it for another branch, tag or commit than main."
             )
-        file = match["file"] and names_of_parts(match["file"])[0]
+        file = names_of_parts(match["file"])[0] if match["file"] else None
         return cls(repo=match["repo"], file=file, revision=match["revision"])
 
     @classmethod
@@ -216,12 +216,12 @@ class HubSource:
         self._refuse_no_model(paths, top, weights)
         texts = _TEXT_FILES if "tokenizer.json" in top else _TEXT_FILES + _TOKENIZER_FILES
         named = [path for path in paths if "/" in path and _place(path) == path]
-        return [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in texts)] + named + weights
+        return _matching(top, texts) + named + weights
 
     def _refuse_no_model(self, paths: Sequence[str], top: Sequence[str], weights: Sequence[str]) -> None:
         """Refuse a repository without weights that can be read, and a config. top: the files that are in no folder."""
         if not weights:
-            pickles = [path for path in top if any(fnmatch.fnmatch(path, pattern) for pattern in _PICKLES)]
+            pickles = _matching(top, _PICKLES)
             reason = f"only pickles ({', '.join(pickles)}), which can run any code when opened" if pickles else "none"
             raise DownloadError(f"{self.repo} has no safetensors weights: {reason}. {_what_else(self.repo, paths)}")
         if all(path.startswith("consolidated") for path in weights):
@@ -239,6 +239,10 @@ def _place(path: str) -> str:
     """Return where a file of the repository lies in the folder of its source: in it, but for templates with names."""
     folder, _, name = path.rpartition("/")
     return path if folder == _NAMED_TEMPLATES and name.endswith(".jinja") and "\\" not in name else name
+
+
+def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [path for path in paths if any(fnmatch.fnmatch(path, pattern) for pattern in patterns)]
 
 
 def _sha256_of(sibling: RepoSibling) -> str | None:
