@@ -164,7 +164,8 @@ def template_variables(
         ApiError: 400, it asks for an effort, and the template knows none.
     """
     effort, given = body.get("reasoning_effort"), body.get("chat_template_kwargs") or {}
-    return (thinking(model, effort_field, effort != "none", effort) if effort else {}) | given
+    meant = thinking(model, effort_field, effort != "none", effort) if effort else {}
+    return meant | given
 
 
 def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) -> dict[str, object]:
@@ -225,7 +226,8 @@ def chat_job(
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
-    (tools, choice), parser = _tools_of(body), None
+    tools, choice = _tools_of(body)
+    parser = None
     if tools:
         format_ = tool_format(model.chat_template, model.tokenizer)
         config = tool_settings(config, tools, choice, format_, parallel=body.get("parallel_tool_calls", True))

@@ -126,7 +126,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["messages"] = _messages(body)
     chat["tools"] = [{"type": "function", "function": _function(tool)} for tool in body.get("tools", ())]
     wanted = body.get("tool_choice") or {"type": "auto"}
-    chat["tool_choice"] = {"any": "required"}.get(wanted["type"], wanted["type"])
+    chat["tool_choice"] = "required" if wanted["type"] == "any" else wanted["type"]
     if wanted["type"] == "tool":
         need(wanted, "tool_choice", "name")
         chat["tool_choice"] = {"type": "function", "function": {"name": wanted["name"]}}
@@ -138,10 +138,10 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("name", "description", "strict")
     # Its properties and what is required may be null there, as a field of the request may.
     parameters = {name: value for name, value in tool["input_schema"].items() if value is not None}
-    return {name: tool[name] for name in names if tool.get(name) is not None} | {"parameters": parameters}
+    given = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
+    return given | {"parameters": parameters}
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -92,8 +92,9 @@ BODY = record(
     ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
     refused={
         **REFUSED,
-        "previous_response_id": "nothing is kept here; send the whole conversation as input.",
-        "conversation": "nothing is kept here; send the whole conversation as input.",
+        **dict.fromkeys(
+            ("previous_response_id", "conversation"), "nothing is kept here; send the whole conversation as input."
+        ),
         "background": "an answer ends with its request.",
         "prompt": "nothing is kept here; send the text.",
         "reasoning_effort": "use reasoning.effort.",
@@ -118,18 +119,11 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     tools = tools_of(body)
     if len(tools) > MAX_TOOLS:
         raise ApiError(400, f"There are {len(tools)} tools in all; {MAX_TOOLS} may be offered.", param="tools")
-    chat["tools"] = [
-        {
-            "type": "function",
-            "function": {name: tool[name] for name in _TOOL if tool.get(name) is not None}
-            | {"name": _full_name(namespace, tool["name"])},
-        }
-        for namespace, tool in tools
-    ]
+    chat["tools"] = [{"type": "function", "function": _function(namespace, tool)} for namespace, tool in tools]
     wanted = body.get("tool_choice", "auto")
-    chat["tool_choice"] = (
-        {"type": "function", "function": {"name": wanted["name"]}} if isinstance(wanted, Mapping) else wanted
-    )
+    if isinstance(wanted, Mapping):
+        wanted = {"type": "function", "function": {"name": wanted["name"]}}
+    chat["tool_choice"] = wanted
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     chat["response_format"] = {"type": form["type"]}
     if form["type"] == "json_schema":
@@ -153,6 +147,11 @@ def tools_of(body: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any
 def namespaces_of(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the namespace and the name of each function in one, by what the model calls it."""
     return {_full_name(space, tool["name"]): (space, tool["name"]) for space, tool in tools_of(body) if space}
+
+
+def _function(namespace: str | None, tool: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: tool[name] for name in _TOOL if tool.get(name) is not None}
+    return given | {"name": _full_name(namespace, tool["name"])}
 
 
 def _full_name(namespace: str | None, name: str) -> str:
