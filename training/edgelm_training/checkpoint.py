@@ -293,7 +293,8 @@ def _add_ends(path: Path, config: ModelConfig) -> None:
     except ValueError:
         return  # it stays as it was where it came from
     known = values.get("eos_token_id")
-    known = known if isinstance(known, list) else [] if known is None else [known]
+    if not isinstance(known, list):
+        known = [] if known is None else [known]
     if missing := [id_ for id_ in config.eos_token_ids if id_ not in known]:
         ends = [*known, *missing]
         _write_json(path, values | {"eos_token_id": ends if len(ends) > 1 else ends[0]})

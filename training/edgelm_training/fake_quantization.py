@@ -45,9 +45,10 @@ def quantized_precision(name: str) -> Precision:
         ConfigError: it is neither, or has no integers.
         ExportError: the file is no recipe.
     """
-    preset = PRECISIONS.get(name)
-    precision = preset and dataclasses.replace(preset, transforms=())
-    if precision is None and Path(name).suffix.lower() in (".toml", ".json"):
+    precision = PRECISIONS.get(name)
+    if precision is not None:
+        precision = dataclasses.replace(precision, transforms=())
+    elif Path(name).suffix.lower() in (".toml", ".json"):
         precision = read_recipe(Path(name))
     if precision is None or not precision.schemes or precision.transforms:
         raise SettingError(

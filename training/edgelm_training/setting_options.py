@@ -82,12 +82,11 @@ def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Callable[...
         help_text += f"  [default: {shown}]"
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=help_text)
+    if choices:
+        return click.option(*names, type=click.Choice(choices), help=help_text)
+    several = kind in (tuple, dict)
     return click.option(
-        *names,
-        type=click.Choice(choices) if choices else str if kind in (tuple, dict) else kind,
-        multiple=kind in (tuple, dict),
-        metavar=None if choices else _METAVARS[kind],
-        help=help_text,
+        *names, type=str if several else kind, multiple=several, metavar=_METAVARS[kind], help=help_text
     )
 
 
