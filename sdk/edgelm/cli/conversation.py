@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -52,33 +52,25 @@ class Screen(Protocol):
         """Show what went wrong."""
 
 
+@dataclass(eq=False)
 class Conversation:
     """One chat: the model, the session, the settings that differ from the model's own, and the screen it is held on.
 
     load: opens another model by its name. think: what the model is told of thinking; None: nothing.
     """
 
-    def __init__(
-        self,
-        session: ChatSession,
-        settings: dict[str, Any],
-        screen: Screen,
-        load: Callable[[str], LanguageModel],
-        kept: KeptSession,
-        think: bool | None = None,
-    ) -> None:
-        self.session = session
-        self.settings = settings
-        self.screen = screen
-        self.load = load
-        self.kept = kept
-        self.think = think
-        self.attachments: list[Attachment] = []  # files that go with the next message
-        self.last: Chunk | None = None  # of the last answer: its usage, timings and reason
-        self.is_over = False
-        self._interrupts = Interrupts()
-        self.speed = 0.0  # tokens a second of this model's last answer; 0: there is none
-        self._is_reading = False  # what was said, before the first token of the answer
+    session: ChatSession
+    settings: dict[str, Any]
+    screen: Screen
+    load: Callable[[str], LanguageModel]
+    kept: KeptSession
+    think: bool | None = None
+    attachments: list[Attachment] = field(default_factory=list)  # files that go with the next message
+    last: Chunk | None = None  # of the last answer: its usage, timings and reason
+    speed: float = 0.0  # tokens a second of this model's last answer; 0: there is none
+    is_over: bool = False
+    _is_reading: bool = False  # what was said, before the first token of the answer
+    _interrupts: Interrupts = field(default_factory=Interrupts)
 
     @property
     def model(self) -> LanguageModel:
