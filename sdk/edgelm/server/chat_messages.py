@@ -244,4 +244,3 @@ REFUSED: Mapping[str, str] = {
     "web_search_options": "there is no network here.",
     "verbosity": "these models have no such setting.",
 }
-MODALITIES: Schema = listing(choice("text"), most=1)

@@ -20,7 +20,7 @@ from edgelm.server.endpoint import Call
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
-from edgelm.server.schema import BOOLEAN, TEXT, record, whole
+from edgelm.server.schema import BOOLEAN, TEXT, choice, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ BODY = record(
         "stream": BOOLEAN,
         "stream_options": STREAM_OPTIONS,
         **LOGPROBS,
-        "modalities": chat_messages.MODALITIES,
+        "modalities": listing(choice("text"), most=1),
     },
     required=("messages",),
     ignored=HARMLESS,

@@ -76,19 +76,17 @@ def _operation(row: Endpoint) -> dict[str, Any]:
         }
     names = re.findall(r"{(\w+)", row.path)
     if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
     return operation
 
 
 def _content(row: Endpoint) -> dict[str, Any]:
     if row.answers is None:
-        return {row.media: {"schema": {"type": "string"}}}
+        return {row.media: {"schema": TEXT}}
     content: dict[str, Any] = {"application/json": {"schema": published(row.answers)}}
     if row.body is not None and "stream" in row.body["properties"]:
         stream = "application/x-ndjson" if protocol_of(row.path) == "ollama" else "text/event-stream"
-        content[stream] = {"schema": {"type": "string"}}
+        content[stream] = {"schema": TEXT}
     return content
 
 

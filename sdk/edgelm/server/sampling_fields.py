@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.generation_config import OF_CHANCE, RANGES, WHOLE, GenerationConfig
 from edgelm.server.api_error import ApiError
-from edgelm.server.schema import Schema, listing, number, whole
+from edgelm.server.schema import BOOLEAN, Schema, listing, number, whole
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
@@ -35,7 +35,7 @@ SAMPLING: dict[str, Schema] = {
     },
     "seed": whole(-(2**63), 2**63 - 1),
     "stop": {"anyOf": [_STOP, STOPS]},
-    "ignore_eos": {"type": "boolean"},
+    "ignore_eos": BOOLEAN,
 }
 
 # Fields that name or file a request, or say where and how long another server keeps what it computed: they change
