@@ -80,8 +80,7 @@ class ConfigFile:
         Raises:
             ConfigError: a setting is unknown, or has a value of another type or outside of its range.
         """
-        section = self.sections.get(name, {})
-        return self._defaults(name, command, section)
+        return self._defaults(name, command, self.sections.get(name, {}))
 
     def _defaults(self, name: str, command: click.Command, section: Mapping[str, Any]) -> dict[str, Any]:
         parameters = settings(command)
