@@ -76,8 +76,9 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise SettingError(f"epochs is {self.epochs}; it must be more than 0, and finite.")
-        if not 0 <= self.validation_fraction < 1:
-            raise SettingError(f"validation_fraction is {self.validation_fraction}; it must be from 0 to below 1.")
+        for name in ("validation_fraction", "dropout"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise SettingError(f"{name} is {share}; it must be from 0 to below 1.")
         if self.rank < (0 if self.method == "dpo" else 1):
             raise SettingError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
         for name in ("alpha", "dpo_beta"):
@@ -89,8 +90,6 @@ class FinetuneConfig(TrainConfig):
             raise SettingError(
                 "teacher is set, and method is 'dpo', which learns from preferences alone. Leave it out."
             )
-        if not 0 <= self.dropout < 1:
-            raise SettingError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
 
     def idle(self) -> dict[str, str]:
         """Name the settings that change nothing beside these others, each with what it is for."""

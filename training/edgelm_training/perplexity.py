@@ -48,8 +48,8 @@ class WindowConfig:
 
     Windows of `window` tokens end `stride` tokens after each other, the last one with the text, and each scores what
     the one before did not: so each token is scored once, and all but the first window's tokens have at least
-    window - stride others before them.
-    None: the smaller of 1024 and the context, and half a window. max_tokens: stop after so many scored tokens.
+    window - stride others before them. None: the smaller of 1024 and the context, and half a window. max_tokens: stop
+    after so many scored tokens.
 
     Raises:
         ConfigError: window is below 2, or stride or max_tokens below 1.
@@ -60,12 +60,10 @@ class WindowConfig:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 2:
-            raise ConfigError(f"window is {self.window}; it must be 2 or more.")
-        if self.stride is not None and self.stride < 1:
-            raise ConfigError(f"stride is {self.stride}; it must be 1 or more.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be 1 or more.")
+        for name, least in (("window", 2), ("stride", 1), ("max_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it must be {least} or more.")
 
     def sizes(self, context: int, leading: int = 0) -> tuple[int, int]:
         """Return window and stride for a model whose texts begin with `leading` tokens of the tokenizer's own.
