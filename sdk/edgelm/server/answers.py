@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from edgelm.server.model_pool import LoadedModel
     from edgelm.structure.tool_call_parser import ToolCallParser
 
-_RETRY_SECONDS = 0.1  # of an answer that finds the queue full in the midst of its request
+_RETRY_SECONDS = 0.1  # until an answer that found the queue full, though its request is at work, tries again
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
-# Of what is kept until it is whole, answers that are not streamed and echoes: chunks and log-probabilities, of 0.2 to
-# 0.6 kB.
+# Chunks and log-probabilities, of 0.2 to 0.6 kB each, in what is kept until it is whole: echoes, and answers that are
+# not streamed.
 MAX_TEXTS = 1 << 19
 
 
@@ -78,7 +78,7 @@ class Answers:
 
     async def chunks(self) -> AsyncGenerator[tuple[int, Chunk] | None, None]:
         """Yield the chunks of all answers as they come, with their job's index; None after some seconds of silence."""
-        # Short: what a client does not read waits in the engine, which knows when to wait.
+        # Short, so that what a client does not read waits in the engine, which stops at a limit.
         arrived: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue(self.served.max_batch)
         turns = asyncio.Semaphore(self.served.max_batch)
         readers = [asyncio.create_task(self._read(index, turns, arrived)) for index in range(len(self.jobs))]

@@ -31,8 +31,8 @@ from edgelm.server.sse import JsonAnswer
 logger = logging.getLogger("edgelm.server")
 
 _PAGE_FILES = "/page/"
-# Bytes of a body. Of a larger one, what it took goes back behind the answer: for each thread that made tokens of a
-# megabyte 100 MB, which the allocator would keep for the next time.
+# Bytes of a body. A thread that makes tokens of a megabyte takes 100 MB, which the allocator would keep: after a larger
+# body, free memory is returned to the system.
 _KEPT = 1 << 17
 _SAFETY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -87,9 +87,9 @@ class ServerApp:
             seconds = time.monotonic() - started
             route = scope.get("route")
             self.metrics.count_request(route.path if isinstance(route, Route) else "other", status, seconds)
-            # Escaped: whoever sends a path must not write lines of the log, or orders to the terminal that shows it.
+            # Escaped, so that a path can neither add lines to the log nor send control codes to a terminal.
             path = repr(scope["path"][:100])[1:-1]
-            # A page asks for its files each time that it is opened: nobody reads so many lines.
+            # The page asks for its files each time it is opened: too many lines to read.
             level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
             logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
             if received > _KEPT:
@@ -150,8 +150,8 @@ class ServerApp:
 
 
 def _in_origin_form(scope: Scope) -> Scope:
-    """Return a request for a whole URL, as programs write it that are told of a proxy, as one for its path, with the
-    URL's host in the place of the Host header. Source: RFC 9112, section 3.2.2.
+    """Turn a request for a whole URL, which programs send to a proxy, into one for its path; the URL's host takes the
+    place of the Host header. Source: RFC 9112, section 3.2.2.
     """
     scheme, separator, rest = scope["raw_path"].partition(b"://")
     if not separator or scheme.lower() != b"http":

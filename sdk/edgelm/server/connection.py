@@ -10,8 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgelm.server.options import RequestLimits
 
-# What is read of one connection before the others have their turn. asyncio would read 256 KiB: in chunks of one byte
-# they take h11 2.5 s, these bytes 0.02 s. A body of a megabyte takes 0.04 s instead of 0.03.
+# What is read of one connection before the others get their turn. asyncio would read 256 KiB, which take h11 2.5 s if
+# they come in chunks of one byte; 2048 bytes take 0.02 s. A body of a megabyte takes 0.04 s instead of 0.03.
 _READ_BYTES = 2048
 
 
@@ -31,7 +31,7 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        # With any byte that the client has not taken yet, asyncio pauses us, and so the stall is seen.
+        # asyncio then pauses us as soon as a byte waits for the client: so a reader that stalls is noticed.
         transport.set_write_buffer_limits(high=0)
         self._await_head()
         self._waiting_since = self.loop.time()

@@ -55,8 +55,8 @@ async def deliver(
 ) -> Response:
     """Answer a request: load its model, prepare its jobs, and write what they give.
 
-    prepare: called in a thread, as it encodes texts and compiles schemas. scoring: what runs the model itself once all
-    is prepared, which the engine does not count; it yields True behind each text, where others have their turn.
+    prepare: called in a thread, as it encodes texts and compiles schemas. scoring: runs the model beside the engine
+    once all is prepared, and yields True after each text, so that other requests get their turn.
 
     Raises:
         ApiError: the model is not here, or the client has left before the answer was whole.
@@ -78,7 +78,7 @@ async def deliver(
 
 
 async def _scored(served: LoadedModel, texts: Iterator[bool]) -> None:
-    """Score texts in threads, each in a turn of its own; one that is begun is waited for, whoever leaves."""
+    """Score texts in threads, each in a turn of its own; one that was begun is finished, even if the client leaves."""
     more = True
     while more:
         async with served.scoring:
@@ -119,9 +119,9 @@ async def _until_error(writer: Writer, answers: Answers) -> AsyncGenerator[bytes
 
 
 def calls_around_text(chunk: Chunk) -> tuple[Sequence[ToolCallDelta], Sequence[ToolCallDelta]]:
-    """Return the pieces of calls that stand before a chunk's text, and those behind it.
+    """Return the pieces of calls that are written before a chunk's text, and those behind it.
 
-    What a call that is open already has to come is said before the text.
+    The rest of a call that was begun earlier is written before the text, new calls behind it.
     """
     new = list(itertools.dropwhile(lambda delta: delta.name is None, chunk.tool_calls))
     return chunk.tool_calls[: len(chunk.tool_calls) - len(new)], new

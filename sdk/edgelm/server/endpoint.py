@@ -49,7 +49,7 @@ class Call:
         return self.started + self.options.limits.request_seconds
 
     def check_reading(self, param: str) -> None:
-        """Refuse to go on with texts that are read beside the engine, which would end it by itself.
+        """Refuse to go on with texts that are read beside the engine, which ends by itself only what it computes.
 
         Raises:
             ApiError: the time that a request may take is over.

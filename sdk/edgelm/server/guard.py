@@ -24,7 +24,7 @@ _CLOSE = {"Connection": "close"}
 
 
 def check_framing(headers: Headers) -> None:
-    """Check that a request says in one way where it ends: a proxy may take the other one for it.
+    """Check that a request states its length in one way: of two, a proxy and this server might each follow another.
 
     Source: RFC 9112, section 6.1.
 

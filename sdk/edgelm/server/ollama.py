@@ -42,13 +42,13 @@ _OPTIONS: Mapping[str, tuple[str, Schema]] = {
     **{name: (name, SAMPLING[name]) for name in _SAME_NAMES},
     "repeat_penalty": ("repetition_penalty", SAMPLING["repetition_penalty"]),
 }
-# 0 is off, 2 is Mirostat 2.0; the other two count with it alone, and have these values where they are not given.
+# 0 is off, 2 is Mirostat 2.0; the other two count only with 2.
 _MIROSTAT: Mapping[str, Schema] = {
     "mirostat": {"type": "integer", "enum": [0, 2]},
     "mirostat_tau": SAMPLING["mirostat_tau"],
     "mirostat_eta": SAMPLING["mirostat_eta"],
 }
-_MIROSTAT_TAU = 5.0
+_MIROSTAT_TAU = 5.0  # where none is given
 _RUNNER_OPTIONS = (
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
@@ -94,7 +94,7 @@ _COMMON: dict[str, Schema] = {
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
-# Beyond the context, --context-shift says what is done.
+# What is done where the context is full, --context-shift of the server says.
 _IGNORED = ("user", "truncate", "shift")
 _REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(

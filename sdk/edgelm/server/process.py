@@ -23,13 +23,13 @@ from edgelm.server.options import RequestLimits, ServerOptions
 
 logger = logging.getLogger("edgelm.server")
 
-# Longer than proxies keep a connection that rests (nginx 60 s, Caddy 120): where the server is the first to close it, a
-# request that is on its way fails, and becomes a 502.
+# Longer than proxies keep an idle connection (nginx 60 s, Caddy 120 s). If the server closed it first, a request that
+# the proxy is just sending would fail with 502.
 _KEEP_ALIVE_SECONDS = 150
-# asyncio accepts so many connections, each with its file, before it looks at the first of them; more wait outside.
+# asyncio accepts so many connections, each an open file, before it handles the first one; the system lets more wait.
 _ACCEPTED_AT_ONCE = 16
 _WAITING_OUTSIDE = 2048
-# Of each family the address that stands for all of a machine's, and one of nobody: RFC 5737, RFC 3849.
+# For IPv4 and IPv6, the address that means all of a machine's, and one that is nobody's (RFC 5737, RFC 3849).
 _NOWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}
 
 
@@ -64,7 +64,7 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=limits.connections + 1,  # beyond the limit is only who found no place that was free
+            limit_concurrency=limits.connections + 1,  # when no connection can give way, the newest gets a 503
             backlog=_ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
@@ -130,7 +130,7 @@ def _listen(options: ServerOptions) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"There is no address {host!r} to listen at: {error}.") from error
     try:
-        if sys.platform != "win32":  # which would give a port that another program listens at to both
+        if sys.platform != "win32":  # where the option lets two programs listen at one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:

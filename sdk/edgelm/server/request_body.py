@@ -80,7 +80,7 @@ async def _read(request: Request, most: int) -> bytes:
 def _parse(body: bytes, nesting: int) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
-        # Texts may be full of commas; only where there are very many is it worth to look past them.
+        # The count is by commas, also those inside of texts; only where there are very many are texts left out of it.
         if json_values(text) > _MAX_VALUES and json_values(_TEXT.sub("", text)) > _MAX_VALUES:
             raise ApiError(400, f"The body has more than {_MAX_VALUES} values.")
         value = finite_json(text)

@@ -129,7 +129,7 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             value[name] = item = _whole_if_meant(item, properties[name])
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
-            # And False: clients that always write a field ask for nothing with these.
+            # 0 is False, too. Clients that write every field ask for nothing with these.
             if item in ([], "", 0) or (name in _OFF_AT and item == _OFF_AT[name]):
                 continue
             raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 KEEPALIVE = b": keepalive\n\n"
 DONE = b"data: [DONE]\n\n"
-# Ends of lines in Unicode, which JSON may have in a text: Python's ollama package reads an answer line by line so.
+# Line ends of Unicode, which JSON allows inside of a text; Python's ollama package cuts an answer into lines at them.
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -74,8 +74,8 @@ class StreamAnswer(Response):
         try:
             async for piece in self._pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                # To a client that has left nothing waits any more, and all pieces that are there already would be
-                # written before anybody hears of it: 10 s of a stalled reader's, in which no other request is read.
+                # Sending to a client that has left never waits: all pieces that are ready would be written before that
+                # is noticed, for 10 s if it had stalled, in which no other request is read.
                 await asyncio.sleep(0)
         finally:
             await self._pieces.aclose()

@@ -15,12 +15,13 @@ from edgelm.generation_config import GenerationConfig
 class Turns:
     """Let no caller who asks for much keep the others waiting.
 
-    An answer's turn is the one after its caller's last, but not before those of all others: who has many answers to
-    come gets one in a turn, and who has none is in the next turn. Turns become priorities of the engine, which begins
-    answers by them, and lets those of late turns give way where memory is full. Nobody waits for ever, since the first
-    turn of all grows as answers end (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+    An answer's turn comes after its caller's last one and after the first turn of all that is not over. So a caller
+    with many answers gets one in each turn, and a caller with none gets the next turn. Turns become priorities of the
+    engine, which begins answers in their order, and where memory is full lets those of late turns wait. Nobody waits
+    for ever, since the first turn grows as answers end (start-time fair queueing: Goyal, Vin and Cheng, 1996).
 
-    places: answers at work and waiting; beyond, who has some is refused. The engine has more, for those who have none.
+    places: answers at work and waiting. Beyond them, callers who have some are refused; the engine has more places, for
+    those who have none.
     """
 
     def __init__(self, engine: Engine, places: int) -> None:
