@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("edgelm.server")
 
-_ROOM_FOR_ANSWERS = 1.25  # what a model takes with its answers' caches, for each byte without
+_ROOM_FOR_ANSWERS = 1.25  # memory of a model with the caches of its answers, as a multiple of that without
 _SWEEP_SECONDS = 1.0
 # Of an answer: 2 MB of log-probabilities, or 5 MB of chunks without (0.2 and 0.6 kB each).
 _MAX_UNREAD = 1 << 13
@@ -48,10 +48,10 @@ class LoadedModel:
     max_batch: int
     size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
-    made_of: Mapping[Path, object]  # of its package and of each adapter a file, and its state before the loading
-    base: LoadedModel | None = None  # of one with an adapter as its default: the model
+    made_of: Mapping[Path, object]  # a file of its package and of each adapter -> its state before loading
+    base: LoadedModel | None = None  # the model itself, where this is the same with an adapter as its default
     users: int = 0
-    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is computed beside the engine, takes turns
+    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by what computes beside the engine
     last_used: float = field(default_factory=time.monotonic)
 
     @property
@@ -120,9 +120,9 @@ class ModelPool:
             self._library.packages()  # one that cannot be read is said now, and not to the first client
         self._folders = _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
-        self._replaced: list[LoadedModel] = []  # still in use, by whoever came before
+        self._replaced: list[LoadedModel] = []  # of a former package, and still in use
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._room = asyncio.Lock()  # of those who need memory, one at a time looks for it
+        self._room = asyncio.Lock()  # held while memory is made free for a model
         self._adapters: dict[str, _Offer] = {}
         for name, folder in options.adapters:
             self._offer(name, folder)
@@ -233,27 +233,27 @@ class ModelPool:
             ApiError: 404, no model has that name; 503, there is no memory for it, or a file of it is broken.
         """
         base = self.parent(name) or name
-        # Again, where it was unloaded, or its package replaced, before we were back.
-        while (loaded := await self._up_to_date(base)) is None:
+        # A loop, since it may be unloaded, or its package replaced, before this goes on.
+        while True:
+            await self._unload_replaced()
+            loaded = self._loaded.get(base)
+            if loaded is not None:
+                break
             folder = self._folder(base)
             task = self._loading.get(base)
             if task is None:
                 task = self._loading[base] = asyncio.create_task(self._load(base, folder))
-            await asyncio.shield(task)  # who leaves must not take the model from those who wait too
+            await asyncio.shield(task)  # a client that leaves must not end the loading for others
         if base != name and name not in loaded.model.adapters:
             raise _broken(name)
         loaded.users += 1
         return loaded if base == name else loaded.adapted(name)
 
-    async def _up_to_date(self, name: str) -> LoadedModel | None:
-        await self._unload_replaced()
-        return self._loaded.get(name)
-
     async def _load(self, name: str, folder: Path) -> None:
         try:
             self._loaded[name] = await self._load_model(name, folder)
         finally:
-            del self._loading[name]  # not in a callback: until it is called, `acquire` would find what has ended
+            del self._loading[name]  # not in a callback, before which `acquire` could find the task that has ended
 
     async def _load_model(self, name: str, folder: Path) -> LoadedModel:
         started = time.perf_counter()
@@ -264,7 +264,7 @@ class ModelPool:
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: _state(path) for path in files}
-                # Of a graph that another program wrote, the estimate counts the less, or nothing.
+                # The estimate knows little or nothing of a graph that another program wrote.
                 reads_prompts = self._options.runtime.prefill_graph
                 needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
                 await self._make_room(int(needed * _ROOM_FOR_ANSWERS))
@@ -308,7 +308,7 @@ class ModelPool:
         logger.info("Unloaded %s", name)
 
     async def _unload_replaced(self) -> None:
-        """Offer no model any more that was replaced or removed, and unload those that nobody uses."""
+        """Stop offering models that were replaced or removed, and unload those of them that nobody uses."""
         for name in [name for name, model in self._loaded.items() if model.is_replaced]:
             logger.info("The package of %s, or an adapter, was replaced or removed", name)
             self._replaced.append(self._loaded.pop(name))
@@ -388,7 +388,7 @@ def _load(folder: Path, adapters: Mapping[str, Path], options: ServerOptions) ->
     model.generation_config = model.generation_config.replace(
         speculation=None if model.config.state_layers else options.speculation, context_shift=options.context_shift
     )
-    # Twice as many as one caller may let wait: the second half is for those who have none (Turns).
+    # Twice as many as one caller may have: the second half is for callers who have none (Turns).
     limits = EngineOptions(max_batch=options.max_batch, max_queue=2 * options.max_queue, max_unread=_MAX_UNREAD)
     return model, Engine(model, limits)
 
@@ -409,7 +409,7 @@ def _named_folders(library: Library, models: tuple[str, ...]) -> dict[str, Path]
 
 
 def _has_encoder(folder: Path) -> bool:
-    return os.path.exists(folder / ENCODER_FILE)  # says no of what may not be looked into, which loading says
+    return os.path.exists(folder / ENCODER_FILE)  # False where the folder may not be read, which loading reports
 
 
 def _not_served(name: str, given: str) -> str:
@@ -420,7 +420,7 @@ def _not_served(name: str, given: str) -> str:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from another one in its place: not its number, which some file systems make up."""
+    """Return what differs for another file in its place; not the inode number, which some file systems make up."""
     try:
         status = path.stat()
     except OSError:
