@@ -164,14 +164,14 @@ def _discard_output() -> None:
 
 
 def _ending_behind(error: BaseException | None) -> SystemExit | None:
-    """Return how a signal ends the command that an error was made of, or None."""
+    """Return the exit of the signal whose exception became this error; None where there was none."""
     while error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
         error = error.__cause__ or error.__context__
     return SystemExit(EXIT_INTERRUPTED) if isinstance(error, KeyboardInterrupt) else error
 
 
 def _entry_points(context: click.Context) -> dict[str, metadata.EntryPoint]:
-    """Return the commands by name, which a call of the program looks for once among all that is installed."""
+    """Return the commands by name; they are looked up once for each call of the program."""
     if COMMAND_GROUP not in context.meta:
         context.meta[COMMAND_GROUP] = _found_entry_points()
     found: dict[str, metadata.EntryPoint] = context.meta[COMMAND_GROUP]
@@ -292,10 +292,9 @@ def main(require_signature: str | None) -> None:
     """
     if require_signature is not None:  # for every load in this process, and in those that it starts
         os.environ[REQUIRE_VARIABLE] = require_signature
-    # Text that is piped in is UTF-8 everywhere, with the mark before it that some editors write or without. A terminal
-    # sends what the user's locale says, and output goes there; what that cannot show becomes a question mark, not an
-    # error. On Windows that is a code page of 256 characters for all but a console, so what goes into a file or a pipe
-    # is UTF-8 there too.
+    # What is piped in is read as UTF-8 everywhere, with a byte order mark or without. A terminal has the encoding of
+    # the user's locale, and so has all output; what that cannot show becomes a question mark, not an error. On Windows
+    # that would be a code page of 256 characters for files and pipes, so output is UTF-8 there too.
     if isinstance(sys.stdin, io.TextIOWrapper):
         on_terminal = sys.stdin.isatty()
         sys.stdin.reconfigure(

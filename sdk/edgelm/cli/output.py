@@ -53,7 +53,7 @@ def is_dumb() -> bool:
 
 def redraw_line(text: str = "") -> None:
     """Write a text in the place of what stands in the line of standard error."""
-    # Without colours, click drops every code of the terminal's, and what was longer would stand behind the text.
+    # color=True: else, without colours, click drops the code that clears the line, and the rest of it would stay.
     click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
 _BAR = 36
-# What click puts around label and bar: brackets, percent, the time that is left ("1d 02:03:04"). A line that is wrapped
-# would not be drawn over the one before it, but below it.
+# Columns that click puts around label and bar: brackets, percent, the time that is left ("1d 02:03:04"). A line that is
+# too long would wrap, and the next one be drawn below it instead of over it.
 _AROUND = 25
 
 

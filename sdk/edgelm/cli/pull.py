@@ -21,7 +21,7 @@ from edgelm.library.library import Library, check_name
 from edgelm.package.manifest import Manifest
 
 # Bytes of a package for each byte of its original. int8 takes 1.46 of SmolLM2-135M's 4-bit GGUF file (143 of 98 MB),
-# and about 0.55 of weights in 16 bits; the disk is refused early for the first, and by the exporter beyond it.
+# and about 0.55 of weights in 16 bits. With less room a pull is refused at once; what needs more, the exporter refuses.
 _PACKAGE_SHARE = 1.5
 
 
@@ -137,7 +137,7 @@ def _command(library: Library, name: str) -> str:
 
 
 def _manifest(library: Library, name: str) -> Manifest:
-    """Read the manifest of a package, in whose place none is pulled where it cannot be read."""
+    """Read the manifest of a package; one that cannot be read is not replaced by a pull."""
     folder = library.package_path(name)
     try:
         return Manifest.load(folder)

@@ -13,8 +13,8 @@ def main() -> None:
     """Import the command and run it.
 
     While Python imports, and when it takes everything down again, an interrupt ends the process as the system does it:
-    with no word, and as 130 in a shell. In between it is a KeyboardInterrupt, which cleans up. Where whoever started us
-    has it ignored, it stays so.
+    with no word, and as 130 in a shell. In between it is a KeyboardInterrupt, which cleans up. Where it is ignored from
+    the start, it stays so.
     """
     sys.excepthook = _say_nothing_of_interrupts
     import signal  # takes a moment itself

@@ -17,9 +17,8 @@ _ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name i
 def unwinding() -> Iterator[None]:
     """Let SIGTERM and SIGHUP leave the block by SystemExit; a second one, while that is under way, ends the process.
 
-    The exit code is that of a program that the signal itself had ended (128 + its number). One that whoever started us
-    has ignored, as nohup does, stays so. What handles a signal in its own way, such as a server or a training run, does
-    so inside of the block.
+    The exit code is that of a program that the signal itself had ended (128 + its number). A signal that is ignored
+    from the start, as under nohup, stays ignored. A server or a training run sets its own handlers inside of the block.
     """
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to that one alone
         yield

@@ -75,7 +75,7 @@ def _on_hub(
     )
 
 
-# The cards of all three sizes sample so.
+# As the model cards of all three sizes recommend.
 _SMOLLM2_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 CATALOGUE = {

