@@ -19,7 +19,7 @@ from edgelm_training.view import Rotation
 
 
 class Kept(UserDict[int, tuple[Tensor, Tensor]]):
-    """Keys and values [B, K, T, H] of layers, by their numbers; no dict, of which FSDP gives each block a copy."""
+    """Keys and values [B, K, T, H] by the number of their layer. Not a dict: of one, FSDP gives each block a copy."""
 
 
 class RMSNorm(nn.RMSNorm):

@@ -27,7 +27,7 @@ from edgelm_training.settings import SettingError
 
 T = TypeVar("T")
 
-# A launcher starts all processes at once, and what a machine needs to import torch is all that keeps one back.
+# A launcher starts all processes at once; only importing torch can keep one of them back.
 _CONNECT_TIMEOUT = timedelta(minutes=2)
 # The others wait while one process writes a checkpoint's weights.
 _COMPUTE_TIMEOUT = timedelta(hours=1)
@@ -108,8 +108,8 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        # gloo's thread needs Python's lock to drop the last message, and whoever destroys the group holds that lock and
-        # waits for the thread (seen with torch 2.13): let it finish first.
+        # Destroying the group waits for gloo's thread while it holds Python's lock, which that thread needs to drop its
+        # last message (seen with torch 2.13): let it finish first.
         time.sleep(_LET_GO_SECONDS)
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
 LONGEST_DOCUMENT = 1 << 30  # characters
 _UTF16 = "It is text in UTF-16: save it as UTF-8 in an editor, or convert it with iconv -f UTF-16 -t UTF-8."
-_LONG_ENOUGH = 8  # bytes of a line that say of NULs what they are
+_LONG_ENOUGH = 8  # bytes of a line, to tell UTF-16 from a few NULs
 _OTHER_TEXT = (
     "Text in an older encoding (Latin-1, Windows-1252, …) is saved as UTF-8 in an editor, or converted with iconv."
 )

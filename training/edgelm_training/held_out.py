@@ -37,8 +37,7 @@ def held_out_documents(
 
     A text begins with the tokens that its tokenizer puts before every text; without any, its first token is given. Of
     shards, `split` is read (None: validation), with the tokens that begin and end its documents. What is named twice is
-    read once.
-    max_tokens: of each document's text no more are needed, and what stands far behind them is left out.
+    read once. max_tokens: of each document's text no more are needed, and what stands far behind them is left out.
 
     Raises:
         ConfigError: the field, the line between texts, or the split has nothing to be read from.

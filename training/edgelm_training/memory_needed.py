@@ -1,4 +1,4 @@
-"""The memory that a run needs at least, looked for before its model is made: Linux ends without a word who fills it."""
+"""The least memory that a run needs, checked before its model is made: Linux kills a process that takes more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from edgelm_training.device import choose_device
 from edgelm_training.distributed import launched_workers
 from edgelm_training.train_config import TrainConfig
 
-# Of a number that stays until the backward pass: in bfloat16, as all precisions keep it at least.
-_KEPT = 2
+_KEPT = 2  # bytes of a number that is kept for the backward pass: bfloat16, the least of all precisions
 FROZEN = 4  # bytes of a parameter: float32 weights
-LEARNING = 12  # and as many gradients, and the one or two averages of an optimizer (Muon's, AdamW's)
+LEARNING = 12  # weights, gradients, and at least one average of the optimizer (Muon's; AdamW has two)
 
 
 def check_memory(params: int, config: TrainConfig, way_out: str, *, bytes_each: int = LEARNING) -> None:

@@ -11,8 +11,8 @@ from edgelm_training.train_config import TrainConfig
 
 # Tokens at once on a device, where the config does not say: beyond that, larger pieces are no faster.
 _MOST_TOKENS = 8192
-# A CPU shares its memory with all else that runs. Until the backward pass a token keeps about so many bytes for each
-# channel of each layer (of SmolLM2-135M 2.2 to 2.5 MB in float32, 1.2 to 1.5 in bfloat16).
+# A CPU shares its memory with all other programs. For the backward pass about so many bytes are kept of a token, for
+# each channel of each layer (of SmolLM2-135M 2.2 to 2.5 MB in float32, 1.2 to 1.5 in bfloat16).
 _ACTIVATION_BYTES, _BYTES_OF_CHANNEL = 4 << 30, {"fp32": 150, "bf16": 75, "fp16": 75}
 
 

@@ -54,10 +54,10 @@ def execute_run(
     workers = launched_workers()
     resume = resume or launched_restarts() > 0
     run = RunFolder(settings.get("output", config_class.output))
-    goes_on = resume and run.config_file.exists()  # then what was given is no whole config: the run has the rest
+    goes_on = resume and run.config_file.exists()  # then the run has those settings that are not given
     config = _merged(run, config_class, settings, (*FIXED, *fixed)) if goes_on else config_class(**settings)
     with process_group(workers, choose_device(config, workers.local_rank).device), _locked(run, workers):
-        # What the run has become by now is read by all processes, so none may write before.
+        # All processes read the run's settings here, and none may write before all have: hence the barrier.
         resuming = workers.on_main(lambda: _opened(run, resume))
         if resuming:
             config = _merged(run, config_class, settings, (*FIXED, *fixed))

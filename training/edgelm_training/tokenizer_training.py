@@ -24,10 +24,11 @@ PADDING = "<|pad|>"
 CONTROL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, PADDING)
 # Four times the largest in use. The trainer sets memory aside for all of them, and without it ends the process.
 _LARGEST_VOCABULARY = 1 << 20
-# As GPT-2 splits, but that a mark stays with its letter: else Thai, Hindi and what is not composed break at each vowel
-# or accent, and no token can hold a word. Behind a symbol it stays with that: many emojis end with one.
+# GPT-2's pattern, but a combining mark stays with its letter: else texts in Thai or Hindi, or with accents that are
+# characters of their own, would break at each mark, and no token could hold a word. One behind a symbol stays with
+# that: many emojis end so.
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Bytes. Where no spaces stand between words, a token would become as long as the longest text that comes twice.
+# Bytes. Without spaces between words, a token could become as long as the longest text that comes twice.
 _LONGEST_TOKEN = 32
 _LOOKS_SECONDS = 0.1
 _LONGEST_WAIT = 1.0
@@ -201,7 +202,7 @@ class _Texts:
     def stop(self) -> None:
         """Give no more texts, and wait until nobody reads them: a thread that does must not meet the program's end."""
         self._is_stopped = True
-        self._is_read.wait(_LONGEST_WAIT)  # the library takes 256 at once: of long ones, the next are asked for late
+        self._is_read.wait(_LONGEST_WAIT)  # the library takes 256 texts at once, and long ones keep it busy
 
     @property
     def broken(self) -> int:
