@@ -48,7 +48,7 @@ class RunState:
         return saved | {f"optimizer.{name}": value for name, value in state.items()}
 
 
-def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: Workers) -> Path:
+def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: Workers) -> None:
     """Save a checkpoint, whole or not at all; every process must call this.
 
     numbers: what state.json holds besides; `step` names the folder.
@@ -56,10 +56,10 @@ def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: 
     Raises:
         TrainingError: the disk is full or refuses. The older checkpoints are as they were.
     """
-    target = run.checkpoint_path(numbers["step"])
     weights = _whole_weights(state.recipe.model, workers)
     try:
         with contextlib.ExitStack() as stack:
+            target = run.checkpoint_path(numbers["step"])
             staging = stack.enter_context(atomic.replace_folder(target)) if workers.is_main else None
             folder = workers.on_main(lambda: staging)
             assert folder is not None  # the main process has made it
@@ -81,7 +81,6 @@ def save_run(state: RunState, run: RunFolder, numbers: dict[str, Any], workers: 
             + "Make room, and go on with --resume."
         ) from error
     workers.barrier()
-    return target
 
 
 def restore_run(state: RunState, saved: SavedStep, workers: Workers) -> None:

@@ -37,10 +37,9 @@ class UploadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """What was uploaded: the commit's address and hash, and whether the card that was there is still there."""
+    """What was uploaded: the commit's address, and whether the card that was there is still there."""
 
     url: str
-    commit: str
     kept_card: bool
 
 
@@ -85,7 +84,7 @@ def upload(folder: Path, repo: str, options: UploadOptions) -> Upload:
             operations.append(CommitOperationAdd(_CARD_NAME, model_card(manifest, repo).encode()))
         message = f"Upload {manifest.name} in {manifest.precision} with edgelm {__version__}"
         commit = api.create_commit(repo, operations, commit_message=message)
-    return Upload(url=commit.commit_url, commit=commit.oid, kept_card=keeps_card)
+    return Upload(url=commit.commit_url, kept_card=keeps_card)
 
 
 def _make_repository(api: HfApi, repo: str, private: bool) -> set[str]:
