@@ -31,7 +31,6 @@ class Scorer(Protocol):
 
     def surprises(self, ids: Sequence[int], first: int) -> NDArray[np.float64]:
         """Return -log p (natural) of each of ids[first:], given all ids before it; first is 1 or more."""
-        ...
 
 
 class Window(NamedTuple):

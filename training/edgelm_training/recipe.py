@@ -20,11 +20,9 @@ class Rows(Protocol):
 
     def batch(self, first: int, count: int) -> Batch:
         """Return rows first to first + count - 1."""
-        ...
 
     def describe(self, row: int) -> str:
         """Name the documents of a row."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

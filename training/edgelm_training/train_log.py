@@ -25,15 +25,12 @@ class Reporter(Protocol):
 
     def step(self, record: StepRecord) -> None:
         """Show a step."""
-        ...
 
     def working(self, text: str) -> None:
         """Say what is being computed, until there is more to show."""
-        ...
 
     def note(self, text: str) -> None:
         """Show a line that stays. A signal's comes from a thread of its own."""
-        ...
 
 
 class SilentReporter:
