@@ -209,7 +209,7 @@ class Stack(nn.Module):
         rotations: dict[str | None, Rotation] = {kind: rotary(view) for kind, rotary in self.rotary.items()}
         windows = {self.config.window(layer) for layer in self.config.attention_layers}
         masks = {window: self._mask(view, window) for window in windows}
-        beside = [None] * len(self.layers) if ids_BT is None else self._beside(ids_BT, hidden_BTD)
+        beside = self._beside(ids_BT, hidden_BTD)
         has_streams, kept = self.config.altup_num_inputs > 1, Kept()
         hidden_BTD = spread(hidden_BTD, self.altup_projections) if has_streams else hidden_BTD
         for layer, block in enumerate(self.layers):
@@ -225,10 +225,10 @@ class Stack(nn.Module):
             return hidden_BTD
         return self.head_norm(ACTIVATIONS[self.config.hidden_act](self.head_dense(hidden_BTD)))
 
-    def _beside(self, ids_BT: Tensor, hidden_BTD: Tensor) -> Sequence[Tensor | None]:
+    def _beside(self, ids_BT: Tensor | None, hidden_BTD: Tensor) -> Sequence[Tensor | None]:
         """Return each layer's features of the tokens beside the stream [B, T, P]: embedded, and of what enters it."""
         P = self.config.hidden_size_per_layer_input
-        if not P:
+        if ids_BT is None or not P:
             return [None] * len(self.layers)
         projected_BTLP = scaled(self.per_layer_model_projection(hidden_BTD), self.config.hidden_size**-0.5)
         rows_BT = ids_BT.where(ids_BT < self.config.per_layer_rows, 0)
