@@ -19,8 +19,9 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.chats import Chats, load_chats
 from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
 from edgelm_training.documents import DocumentConfig
+from edgelm_training.held_out import is_shards
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import INDEX_FILE, SPLITS, Shards
+from edgelm_training.shards import SPLITS, Shards
 
 _SHOWN_CHARACTERS = 1000
 _ONE_DOCUMENT = (
@@ -167,7 +168,7 @@ def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, sta
         _show_chats(chats, Tokenizer.load(model), range(start, start + count), as_json)
         return
     folder = Path(paths[0])
-    if not (folder / INDEX_FILE).exists():
+    if not is_shards(folder):
         raise DataError(
             f"{paths[0]} is no folder of shards (`edgelm data prepare` makes one). For conversations, name the model "
             "that reads them: --tokenizer FOLDER."

@@ -84,7 +84,7 @@ def _first_ids(tokenizer: Tokenizer, text: str, most: int | None) -> list[int]:
         size *= 2
 
 
-def is_shards(path: str) -> bool:
+def is_shards(path: str | Path) -> bool:
     """Tell whether a path is a folder of shards."""
     return (Path(path) / INDEX_FILE).is_file()
 
