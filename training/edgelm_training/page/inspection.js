@@ -8,6 +8,7 @@ const byId = (id) => document.getElementById(id);
 const weights = new DataView(Uint8Array.from(atob(data.attention), (c) => c.charCodeAt(0)).buffer);
 const weight = (layer, head, row, column) =>
   column > row ? 0 : weights.getUint16(2 * ((layer * N + head) * cells + row * (row + 1) / 2 + column), true) / 65535;
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }; // rows, columns
 const chosen = { token: Math.max(0, T - 2), layer: 0, head: 0, column: 0 };
 
 // A text with its blanks made visible; only text nodes, never markup.
@@ -139,7 +140,7 @@ byId("map").onclick = (event) => {
   chooseToken(row, false);
 };
 byId("map").onkeydown = (event) => {
-  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  const step = STEPS[event.key];
   if (!step) return;
   event.preventDefault();
   const row = Math.min(T - 1, Math.max(0, chosen.token + step[0]));
@@ -172,7 +173,7 @@ for (let layer = 0; layer < A; layer++) {
   byId("heads").append(row);
 }
 byId("heads").onkeydown = (event) => {
-  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  const step = STEPS[event.key];
   if (!step) return;
   event.preventDefault();
   const within = (value, count) => Math.min(count - 1, Math.max(0, value));

@@ -29,19 +29,18 @@ export class Settings {
     this.model = this.load().model ?? null;
     window.addEventListener("storage", ({ key }) => key === STORED && this.load()); // another tab has changed them
     byId("settings").addEventListener("close", () => this.show()); // what could not be taken does not stay
-    byId("with-probabilities").addEventListener("change", (event) => {
-      this.probabilities = event.target.checked;
-      this.store();
-    });
-    byId("with-thinking").addEventListener("change", (event) => {
-      this.thinking = event.target.checked;
-      this.store();
-    });
-    byId("effort").addEventListener("change", (event) => {
-      this.effort = event.target.value;
-      this.store();
-    });
+    this.keep("with-probabilities", (control) => (this.probabilities = control.checked));
+    this.keep("with-thinking", (control) => (this.thinking = control.checked));
+    this.keep("effort", (control) => (this.effort = control.value));
     byId("reset-settings").addEventListener("click", () => this.reset());
+  }
+
+  /** Take what a control is set to, and store it. */
+  keep(id, take) {
+    byId(id).addEventListener("change", ({ target }) => {
+      take(target);
+      this.store();
+    });
   }
 
   load() {

@@ -19,15 +19,10 @@ export function tokenView(tokens) {
 }
 
 function tokenElement([text, logprob, alternatives], first) {
+  const show = () => showAlternatives(node, text, logprob, alternatives);
   const node = element("span", {
     class: "token", role: "option", tabIndex: first ? 0 : -1, "aria-selected": String(first), "aria-label": `${nameOf(text)}, ${percent(logprob)}`,
-    on: {
-      mouseenter: () => showAlternatives(node, text, logprob, alternatives),
-      focus: () => showAlternatives(node, text, logprob, alternatives),
-      click: () => showAlternatives(node, text, logprob, alternatives),
-      mouseleave: hideAlternatives,
-      blur: hideAlternatives,
-    },
+    on: { mouseenter: show, focus: show, click: show, mouseleave: hideAlternatives, blur: hideAlternatives },
   }, visible(text));
   node.style.setProperty("--p", Math.exp(logprob).toFixed(4));
   return node;
