@@ -106,10 +106,10 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         logprobs=alternatives(body),
         constraint=chat_messages.constraint_of(body.get("response_format")),
     )
-    field = "reasoning_effort"
-    if field not in body and (word := _effort(body.get("reasoning") or {})):
-        body, field = {**body, field: word}, "reasoning.effort"
-    return chat_jobs(model, body, config, effort=field)
+    effort = _effort(body.get("reasoning") or {})
+    if "reasoning_effort" in body or effort is None:
+        return chat_jobs(model, body, config, effort_field="reasoning_effort")
+    return chat_jobs(model, {**body, "reasoning_effort": effort}, config, effort_field="reasoning.effort")
 
 
 def _effort(reasoning: Mapping[str, Any]) -> str | None:
@@ -118,15 +118,17 @@ def _effort(reasoning: Mapping[str, Any]) -> str | None:
     return reasoning.get("effort") or ("medium" if reasoning.get("enabled") else None)
 
 
-def chat_jobs(model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, effort: str) -> list[Job]:
+def chat_jobs(
+    model: LanguageModel, body: Mapping[str, Any], config: GenerationConfig, *, effort_field: str
+) -> list[Job]:
     """Return the answers that a request in OpenAI's form asks for: its messages, tools and n.
 
-    effort: the field that says how much is thought before the answer, as the client writes it.
+    effort_field: as of `chat_messages.template_variables`.
 
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
-    variables = chat_messages.template_variables(model, body, effort_field=effort)
+    variables = chat_messages.template_variables(model, body, effort_field=effort_field)
     job = chat_messages.chat_job(model, body, chat_messages.messages_of(body), config, variables)
     return [replace(job, config=with_seed(job.config, index)) for index in range(body.get("n", 1))]
 

@@ -56,7 +56,7 @@ def _jobs(model: LanguageModel, chat: Mapping[str, Any]) -> list[Job]:
     config = generation_config(
         model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint_of(chat["response_format"])
     )
-    return chat_jobs(model, chat, config, effort="reasoning.effort")
+    return chat_jobs(model, chat, config, effort_field="reasoning.effort")
 
 
 @dataclass(kw_only=True)
@@ -185,7 +185,6 @@ class ResponseWriter:
 
     def _response(self, finish_reason: str | None, usage: Usage | None) -> dict[str, Any]:
         body = self.body
-        cut_off = finish_reason == "length"
         status = "in_progress" if finish_reason is None else _status(finish_reason)
         return {
             "id": self._id,
@@ -194,7 +193,7 @@ class ResponseWriter:
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut_off else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             **{name: body.get(name) for name in _ECHOED},
             "model": self.model,
             "output": self._output,
