@@ -18,6 +18,11 @@ from edgelm.errors import (
 
 RETRY_SECONDS = 1
 MESSAGES = "/v1/messages"
+_OPENAI_KINDS: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
 _ANTHROPIC_KINDS: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",
@@ -36,18 +41,22 @@ class ApiError(EdgeLMError):
         status: int,
         message: str,
         *,
-        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.param, self.code = status, kind, param, code
+        self.status, self.param, self.code = status, param, code
         self.headers = dict(headers or {})
 
     def body(self, path: str) -> dict[str, Any]:
         """The error as the protocol of a path writes it."""
         return {"openai": self.openai, "ollama": self.ollama, "anthropic": self.anthropic}[protocol_of(path)]
+
+    @property
+    def kind(self) -> str:
+        """What OpenAI calls the kind of error."""
+        return _OPENAI_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     @property
     def openai(self) -> dict[str, Any]:
@@ -96,7 +105,6 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             429,
             "The server is busy and its queue is full. Try again later.",
-            kind="rate_limit_error",
             code="queue_full",
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
@@ -104,10 +112,9 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             503,
             "There is no memory for this request now. Try again later, or ask for less.",
-            kind="server_error",
             code="out_of_memory",
         )
     for kind, (param, code) in _REQUEST_ERRORS.items():
         if isinstance(error, kind):
             return ApiError(400, str(error), param=param, code=code)
-    return ApiError(500, "The server failed at this request; its log says why.", kind="server_error")
+    return ApiError(500, "The server failed at this request; its log says why.")

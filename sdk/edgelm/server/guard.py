@@ -111,7 +111,6 @@ def check_key(headers: Headers, options: ServerOptions) -> str:
         raise ApiError(
             401,
             "This server needs its key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
-            kind="authentication_error",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -123,7 +122,6 @@ def refuse_while_draining() -> ApiError:
     return ApiError(
         503,
         "The server is stopping; it takes no new requests.",
-        kind="server_error",
         code="stopping",
         headers={"Retry-After": str(RETRY_SECONDS), **_CLOSE},
     )
@@ -145,7 +143,7 @@ def preflight_headers(origin: str, headers: Mapping[str, str]) -> dict[str, str]
 
 
 def _forbidden(message: str, code: str) -> ApiError:
-    return ApiError(403, message, kind="permission_error", code=code, headers=_CLOSE)
+    return ApiError(403, message, code=code, headers=_CLOSE)
 
 
 def _names_of(ip: str) -> set[str]:

@@ -166,9 +166,7 @@ class ModelPool:
             names = self._library.packages()
         except ConfigError as error:
             logger.error("%s", error)
-            raise ApiError(
-                503, "The models cannot be listed; the server's log says why.", kind="server_error"
-            ) from error
+            raise ApiError(503, "The models cannot be listed; the server's log says why.") from error
         folders = {name: self._library.package_path(name) for name in names if self._library.has_package(name)}
         return {name: folder for name, folder in folders.items() if not _has_encoder(folder)}
 
@@ -295,7 +293,6 @@ class ModelPool:
                     503,
                     f"There is no memory for this model: {available >> 20} MiB are left, it needs about "
                     f"{needed >> 20}. Try again later, or ask for a smaller one.",
-                    kind="server_error",
                     code="out_of_memory",
                 )
             await self._unload(min(idle)[1])
@@ -442,7 +439,7 @@ def _close(models: list[LoadedModel]) -> None:
 
 
 def _broken(name: str) -> ApiError:
-    return ApiError(503, f"The model {name!r} cannot be loaded; the server's log says why.", kind="server_error")
+    return ApiError(503, f"The model {name!r} cannot be loaded; the server's log says why.")
 
 
 def _what_is_here(folders: Mapping[str, Path]) -> str:
