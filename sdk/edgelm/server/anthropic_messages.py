@@ -108,7 +108,7 @@ class MessageWriter:
     stop_sequences: Sequence[str]
     full_at: int | None = None
     without_answer: bool = False
-    media_type: str = "text/event-stream"
+    media_type = "text/event-stream"
     _id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     _index: int = -1  # of the newest block, which is open
     _open: str | None = None  # what kind it is

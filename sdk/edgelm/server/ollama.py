@@ -259,7 +259,7 @@ class OllamaWriter:
     is_chat: bool
     load_seconds: float
     logprobs: LogprobWriter | None
-    media_type: str = "application/x-ndjson"
+    media_type = "application/x-ndjson"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the one answer."""

@@ -140,7 +140,7 @@ class ChatWriter:
     frame: Frame
     logprobs: LogprobWriter | None
     with_usage: bool
-    media_type: str = "text/event-stream"
+    media_type = "text/event-stream"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return a chat completion."""

@@ -177,7 +177,7 @@ class CompletionWriter:
     logprobs: int | None
     without_answer: bool
     with_usage: bool
-    media_type: str = "text/event-stream"
+    media_type = "text/event-stream"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return a completion."""

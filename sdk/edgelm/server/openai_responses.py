@@ -65,7 +65,7 @@ class ResponseWriter:
 
     model: str
     body: Mapping[str, Any]
-    media_type: str = "text/event-stream"
+    media_type = "text/event-stream"
     _id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
