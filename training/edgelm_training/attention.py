@@ -158,7 +158,7 @@ class Attention(nn.Module):
             self.q_norm = make_norm_of_heads(config, N, H)
         if config.qk_norm and has_keys:
             self.k_norm = make_norm_of_heads(config, K, H)
-        # What is gathered passes here, and then what each head made of it, for who looks into the model.
+        # The values, and then what each head makes of them, pass through these, where hooks can see and change them.
         self.values, self.gathered = nn.Identity(), nn.Identity()
         self.attn_sub_norm = make_norm(config, N * H) if config.sub_norms else None
 

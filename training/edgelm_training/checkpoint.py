@@ -192,7 +192,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _faults(config: ModelConfig, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
-    """List what differs between tensors, by name their shape and type, and those of a config; nothing does: ""."""
+    """List how tensors, given by their shapes and types, differ from those of a config; "" where they do not."""
     shapes = config.tensor_shapes()
     faults = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in tensors]
     for name, (shape, dtype) in tensors.items():
@@ -287,11 +287,11 @@ def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _add_ends(path: Path, config: ModelConfig) -> None:
-    """Let transformers, which reads this file for that, stop behind all tokens that the config ends texts with."""
+    """Add the config's end tokens to generation_config.json, from which transformers reads where to stop."""
     try:
         values = read_json_object(path)
     except ValueError:
-        return  # it stays as it was where it came from
+        return  # a broken file is copied as it is
     known = values.get("eos_token_id")
     if not isinstance(known, list):
         known = [] if known is None else [known]

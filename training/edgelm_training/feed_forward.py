@@ -13,7 +13,7 @@ from edgelm.layer_features import EXPERT_NORMS
 from edgelm_training.activations import ACTIVATIONS, XIELU, thinned
 from edgelm_training.attention import make_norm, scaled
 
-_DECIDING = 2  # scores, of a group of experts
+_DECIDING = 2  # how many of its best scores decide whether a group of experts is chosen
 
 
 class FeedForward(nn.Module):

@@ -325,7 +325,8 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
     if model.config.encoder is not None:
         languages = Languages(tokenizer, model.config)
         encode_source = partial(languages.source_ids, source=config.source_language, target=config.target_language)
-        check_prompts(config, encode_source, model.config.encoder.max_position_embeddings + 1)  # whose answer is apart
+        # The answer takes no room of the encoder's context.
+        check_prompts(config, encode_source, model.config.encoder.max_position_embeddings + 1)
         return lambda _, step: write_samples(model, tokenizer, encode_source, config, step)
     assert template is not None  # the data was encoded with it
 

@@ -47,7 +47,7 @@ class LatentAttention(nn.Module):
         self.kv_a_layernorm = NORMS[config.norm](L, eps=LATENT_NORM_EPS)
         self.heads = nn.ModuleList(LatentHead(config) for _ in range(N))
         self.o_proj = nn.Linear(N * (config.v_head_dim or 0), D, bias=config.attention_output_bias)
-        # What is gathered passes here, and then what each head made of it, for who looks into the model.
+        # The values, and then what each head makes of them, pass through these, where hooks can see and change them.
         self.values, self.gathered = nn.Identity(), nn.Identity()
 
     def forward(

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgelm_training.batches import NO_TARGET, Batch
 
-# Of logits, by whether they are on a CPU: 2 MB of float32 stay in its cache; elsewhere few launches count.
+# Logits at once, on a CPU (True) or not: there 2 MB of float32 stay in the cache, elsewhere fewer launches are faster.
 _ELEMENTS_AT_ONCE = {True: 1 << 19, False: 1 << 27}
 
 

@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         elif config.lm_head_bias:
             self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})  # type: ignore[assignment]
         self._check_names()
-        if not self.model.embed_tokens.weight.is_meta:  # there, no number is kept
+        if not self.model.embed_tokens.weight.is_meta:  # which has no numbers to set
             self._initialize()
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, sources_BS: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         return soft_cap(scaled(logits_BTV, 1 / self.config.logits_scaling), self.config.final_logit_softcapping)
 
     def _check_names(self) -> None:
-        """Refuse a new part of the model that was not written down for checkpoints, or the other way round.
+        """Check that the model has the tensors by which checkpoints are read, and no others.
 
         Raises:
             ConfigError: a tensor is here alone, or in `config.tensor_shapes()`, or has another shape there.
@@ -290,7 +290,7 @@ class EncoderDecoder(nn.Module):
         return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
 
 
-# What stands in the place of attention in the layers of a kind, or beside it, and its name.
+# A kind of layers -> the name and the class of what they have in the place of attention, or beside it.
 _BESIDE_ATTENTION: dict[str, tuple[str, type[Convolution] | type[LinearAttention] | type[Mamba] | type[Mamba2]]] = {
     "conv": ("conv", Convolution),
     "linear_attention": ("linear_attn", LinearAttention),

@@ -156,7 +156,7 @@ class Trainer:
             while step < self.schedule.max_steps and stop is None:
                 step += 1
                 record = self._step(step)
-                if loss is None:  # it shows here, and not after hours where the first checkpoint is due
+                if loss is None:  # at the first step, not hours later at the first checkpoint
                     refuse_unsaved_state(self.optimizers, self._group_numbers)
                 loss = record.loss
                 self._record(log, record)
