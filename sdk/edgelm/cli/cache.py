@@ -113,7 +113,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
     """
     saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     for name in names:
-        saved.describe(name)  # a missing one is an error before anybody is asked, and any of them goes
+        saved.describe(name)  # so that a missing one is an error before anything is asked or deleted
     if not yes:
         ask(f"Delete {', '.join(names)} for good?", "add --yes to delete without asking.")
     for name in names:

@@ -87,7 +87,7 @@ def chat(
             return load(name, SessionOptions(**runtime))
 
     loaded = with_adapters(load_model(name), adapters)
-    if loaded.config.encoder is None:  # of which a context holds an answer alone
+    if loaded.config.encoder is None:  # with one, the context holds a single answer
         settings.setdefault("context_shift", 0)  # somebody is talking: better to forget the beginning than to stop
     config = loaded.generation_config.replace(**settings)  # refuses a setting before the first question
     variables = think_variables(loaded, think)

@@ -26,7 +26,7 @@ from edgelm.text.thinking import switches_thinking
 if TYPE_CHECKING:
     from edgelm.cli.conversation import Conversation
 
-# Of GenerationConfig, each number but the one that the chat shows nothing of, and two texts; and `think`.
+# The numbers of GenerationConfig, but for logprobs, which the chat does not show; two of its texts; and `think`.
 SETTINGS = (*(name for name in RANGES if name != "logprobs"), "stop", "adapter", "think")
 _PREVIEW_LENGTH = 60
 _BEFORE_PREVIEW = 24  # characters of a line of /tokens

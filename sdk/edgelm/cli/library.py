@@ -278,8 +278,8 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
     # An alias has no source to lose: its model is meant.
     names = tuple(dict.fromkeys(library.resolve(name) if source_only else name for name in names))
     for name in names:
-        if library.resolve(name) == name:
-            library.removable(name, source_only=source_only)  # before anybody is asked, and any of them goes
+        if library.resolve(name) == name:  # a missing one is an error before anything is asked
+            library.removable(name, source_only=source_only)
     if not yes:
         what = "the sources of " if source_only else ""
         ask(f"Remove {what}{', '.join(names)} from the library?", "add --yes to remove without asking.")

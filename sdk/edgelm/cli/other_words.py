@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, str] = {
 }
 _ANSWER_LENGTH, _PRECISION = ("--max-new-tokens",), ("--precision",)
 _MODEL = ("MODEL", "[MODEL]...", "SOURCE", "PACKAGE")
-# An option of theirs -> those of ours that do it, or arguments; that which the command has is meant.
+# An option of theirs -> options and arguments of ours that do it; the first one that the command has is named.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--adapter-path": ("--adapter", "ADAPTER"),
     "--cache-type-k": ("--kv-cache",),

@@ -154,7 +154,7 @@ def serve(
 
 
 def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:
-    """Say where to find it; where the disk of its log is full, it goes on unsaid, as later lines do."""
+    """Say where the server is to be found; it goes on where that cannot be written, as on a full disk."""
     who = "whoever has its key" if options.api_keys else "everybody on this machine"
     first = next(iter(CATALOGUE))
     none = f"No model is in {data_folder()} yet. Fetch one, and it is offered at once: edgelm pull {first}"

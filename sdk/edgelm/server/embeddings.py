@@ -118,7 +118,7 @@ async def _embed(
         size = len(vector)
         if (wanted := call.body.get("dimensions", size)) != size:
             raise ApiError(400, f"dimensions is {wanted}; this model's embeddings have {size}.", param="dimensions")
-        # Here: the JSON of 2,048 vectors of 768 takes 2 s, in which the event loop would read no other request.
+        # In this thread: the JSON of 2,048 vectors of 768 takes 2 s, in which the event loop could read no request.
         return to_json(row(index, vector))
 
     async def rows() -> list[bytes]:
