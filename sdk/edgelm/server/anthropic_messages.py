@@ -66,14 +66,14 @@ async def create_message(call: Call) -> Response:
         )
         return [job], writer
 
-    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
+    return await deliver(call, prepare, streaming=streaming)
 
 
 async def count_message_tokens(call: Call) -> Response:
     """Count the tokens of a request without answering it."""
     body = call.body
     chat = await asyncio.to_thread(as_chat, body)
-    tokens = await count_tokens(call, lambda model: [_job(model, body, chat)], model=body.get("model"))
+    tokens = await count_tokens(call, lambda model: [_job(model, body, chat)])
     return JsonAnswer({"input_tokens": tokens})
 
 

@@ -49,7 +49,6 @@ async def deliver(
     call: Call,
     prepare: Prepare,
     *,
-    model: str | None,
     streaming: bool,
     scoring: Callable[[LanguageModel], Iterator[bool]] | None = None,
 ) -> Response:
@@ -62,7 +61,7 @@ async def deliver(
         ApiError: the model is not here, or the client has left before the answer was whole.
         EdgeLMError: what `prepare` or the engine has against the request; nothing was sent then.
     """
-    served = await call.model(model)
+    served = await call.model(call.body.get("model"))
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(served)
         jobs, writer = await asyncio.to_thread(prepare, served)
@@ -89,7 +88,7 @@ async def _scored(served: LoadedModel, texts: Iterator[bool]) -> None:
                 await asyncio.wait({text})
 
 
-async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[Job]], *, model: str | None) -> int:
+async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[Job]]) -> int:
     """Return how many tokens the prompts of a request have, which is not answered.
 
     prepare: called in a thread, as it encodes texts.
@@ -98,7 +97,7 @@ async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[J
         ApiError: the model is not here.
         EdgeLMError: what `prepare` has against the request.
     """
-    with await call.model(model) as served:
+    with await call.model(call.body.get("model")) as served:
         jobs = await asyncio.to_thread(prepare, served.model)
     return sum(len(job.prompt_ids) for job in jobs)
 

@@ -176,7 +176,7 @@ async def _deliver(
         writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=call.seconds, logprobs=logprobs)
         return jobs(served.model), writer
 
-    return await deliver(call, prepare, model=name, streaming=call.body.get("stream", True))
+    return await deliver(call, prepare, streaming=call.body.get("stream", True))
 
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:

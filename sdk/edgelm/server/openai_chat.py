@@ -95,7 +95,7 @@ async def create_chat_completion(call: Call) -> Response:
         )
         return _jobs(served.model, body), writer
 
-    return await deliver(call, prepare, model=body.get("model"), streaming=streaming)
+    return await deliver(call, prepare, streaming=streaming)
 
 
 def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:

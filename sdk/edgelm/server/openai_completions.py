@@ -107,9 +107,7 @@ async def create_completion(call: Call) -> Response:
                 yield True
 
     scores = bool(body.get("echo")) and body.get("logprobs") is not None
-    return await deliver(
-        call, prepare, model=body.get("model"), streaming=streaming, scoring=scoring if scores else None
-    )
+    return await deliver(call, prepare, streaming=streaming, scoring=scoring if scores else None)
 
 
 def _prompts(tokenizer: Tokenizer, body: Mapping[str, Any]) -> list[list[int]]:

@@ -42,13 +42,13 @@ async def create_response(call: Call) -> Response:
     def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
         return _jobs(served.model, chat), ResponseWriter(model=served.name, body=body)
 
-    return await deliver(call, prepare, model=body.get("model"), streaming=bool(body.get("stream")))
+    return await deliver(call, prepare, streaming=bool(body.get("stream")))
 
 
 async def count_input_tokens(call: Call) -> Response:
     """Count the tokens that the answer to an input would begin behind."""
     chat = await asyncio.to_thread(as_chat, call.body)
-    tokens = await count_tokens(call, lambda model: _jobs(model, chat), model=call.body.get("model"))
+    tokens = await count_tokens(call, lambda model: _jobs(model, chat))
     return JsonAnswer({"object": "response.input_tokens", "input_tokens": tokens})
 
 
