@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,7 @@ from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
 
 if TYPE_CHECKING:
+    from edgelm.runtime.session_options import SessionOptions
     from edgelm.speed import Rate, SpeedReport
 
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Measure so many times.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measured value as JSON.")
 @picture_option
-def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: dict[str, Any]) -> None:
+def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: SessionOptions) -> None:
     """Measure how fast a model is on this machine.
 
     Reads a prompt of 512 tokens, answers after 512 and after 32, and answers eight requests at once; shows the median
@@ -38,11 +39,10 @@ def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: 
       edgelm bench smollm2-135m-instruct --json | jq '.rates[] | {name, median}'
     """
     # Imported here, so that --help needs neither numpy nor ONNX Runtime.
-    from edgelm.runtime.session_options import SessionOptions
     from edgelm.speed import measure
 
     with progress_line() as progress:
-        report = measure(model, SessionOptions(**runtime), rounds=rounds, progress=progress)
+        report = measure(model, runtime, rounds=rounds, progress=progress)
     if output is not None:
         _draw(report, output)
     if as_json:

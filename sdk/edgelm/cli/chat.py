@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgelm.chat_session import ChatSession
     from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel
+    from edgelm.runtime.session_options import SessionOptions
 
 
 @click.command()
@@ -49,7 +50,7 @@ def chat(
     keep_cache: bool,
     think: bool | None,
     adapters: tuple[tuple[str | None, Path], ...],
-    runtime: dict[str, Any],
+    runtime: SessionOptions,
     settings: dict[str, Any],
 ) -> None:
     """Talk with a model.
@@ -82,9 +83,8 @@ def chat(
         with status(f"Loading {name}"):
             # Imported here, so that --help needs neither numpy nor ONNX Runtime.
             from edgelm.loading import load
-            from edgelm.runtime.session_options import SessionOptions
 
-            return load(name, SessionOptions(**runtime))
+            return load(name, runtime)
 
     loaded = with_adapters(load_model(name), adapters)
     if loaded.config.encoder is None:  # with one, the context holds a single answer

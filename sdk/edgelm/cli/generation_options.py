@@ -14,7 +14,8 @@ from edgelm.errors import EdgeLMError, ModelNotFoundError
 from edgelm.generation_config import ABOVE_ZERO, PROMPT_LOOKUP, RANGES, WHOLE, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.runtime.cpu import MOST_THREADS
-from edgelm.runtime.providers import CPU, PROVIDERS
+from edgelm.runtime.providers import PROVIDERS
+from edgelm.runtime.session_options import SessionOptions
 
 # The library has no limit of its own; here nobody may be watching when a small model begins to repeat itself.
 MAX_NEW_TOKENS = 1024
@@ -81,13 +82,13 @@ _RUNTIME_OPTIONS = {
     "provider": click.option(
         "--provider",
         type=click.Choice(tuple(PROVIDERS)),
-        default=CPU,
+        default=SessionOptions.provider,
         show_default=True,
         help="What computes: the execution provider.",
     ),
     "prefill_graph": click.option(
         "--prefill-graph/--no-prefill-graph",
-        default=True,
+        default=SessionOptions.prefill_graph,
         show_default=True,
         help="Read prompts by the graph that a package may have for them; without it, in less memory.",
     ),
@@ -95,11 +96,11 @@ _RUNTIME_OPTIONS = {
 
 
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of SessionOptions to a command, which receives them as `runtime`."""
+    """Add the options of SessionOptions to a command, which receives those made of them as `runtime`."""
 
     @functools.wraps(command)
     def with_runtime(*positional: Any, **named: Any) -> None:
-        runtime = {name: named.pop(name) for name in _RUNTIME_OPTIONS}
+        runtime = SessionOptions(**{name: named.pop(name) for name in _RUNTIME_OPTIONS})
         command(*positional, **named, runtime=runtime)
 
     for option in reversed(_RUNTIME_OPTIONS.values()):

@@ -22,6 +22,7 @@ from edgelm.shell_word import shell_word
 if TYPE_CHECKING:
     from edgelm.completion import Chunk, Completion
     from edgelm.language_model import LanguageModel
+    from edgelm.runtime.session_options import SessionOptions
 
 
 @click.command()
@@ -49,7 +50,7 @@ def run(
     adapter: tuple[str | None, Path] | None,
     as_json: bool,
     stats: bool,
-    runtime: dict[str, Any],
+    runtime: SessionOptions,
     settings: dict[str, Any],
 ) -> None:
     """Answer one prompt on standard output.
@@ -74,9 +75,8 @@ def run(
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
         from edgelm.decoding.answer import join
         from edgelm.loading import load
-        from edgelm.runtime.session_options import SessionOptions
 
-        loaded = load(model, SessionOptions(**runtime))
+        loaded = load(model, runtime)
         loaded = with_adapters(loaded, [] if adapter is None else [adapter])
     if system is not None and (raw or loaded.chat_template is None):
         why = "--raw leaves it out" if raw else f"{loaded.name} has none"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -103,7 +103,7 @@ def serve(
     context_shift: int | None,
     adapters: tuple[tuple[str | None, Path], ...],
     quiet: bool,
-    runtime: dict[str, Any],
+    runtime: SessionOptions,
 ) -> None:
     """Serve models to programs and browsers: OpenAI's, Anthropic's and Ollama's protocols, and a page to chat.
 
@@ -137,7 +137,7 @@ def serve(
             speculation=speculation,
             context_shift=context_shift,
             adapters=adapters,
-            runtime=SessionOptions(**runtime),
+            runtime=runtime,
         )
     logging.basicConfig(
         stream=sys.stderr,
