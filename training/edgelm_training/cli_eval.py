@@ -21,6 +21,8 @@ from edgelm.package.adapter import is_trained_adapter
 from edgelm.package.foreign_graph import find_foreign_graph
 from edgelm.package.manifest import FILE_NAME
 from edgelm.shell_word import shell_word
+from edgelm_training.corpus import describe_passed_over
+from edgelm_training.documents import DocumentConfig
 
 if TYPE_CHECKING:
     from edgelm_training.perplexity import Perplexity, Scorer
@@ -42,7 +44,7 @@ Examples:
     "--data", "paths", metavar="PATH", multiple=True, required=True,
     help="Texts, JSONL or Parquet (files, folders, globs), or a folder of shards; may be given several times.",
 )  # fmt: skip
-@click.option("--field", default="text", show_default=True, help="The key or column that holds the text.")
+@click.option("--field", default=DocumentConfig.field, show_default=True, help="The key or column that holds the text.")
 @click.option("--split-on", metavar="LINE", help="The line between the documents of a text file ('': an empty line).")
 @click.option(
     "--split", type=click.Choice(["train", "validation"]), help="Which split of shards.  [default: validation]"
@@ -74,7 +76,6 @@ def eval_(
     byte compare all.
     """
     # Imported here, so that --help needs no numpy.
-    from edgelm_training.corpus import describe_passed_over
     from edgelm_training.held_out import held_out_documents, is_shards
     from edgelm_training.perplexity import WindowConfig, measure_perplexity
 

@@ -28,7 +28,7 @@ def held_out_documents(
     tokenizer: Tokenizer,
     model: Path,
     *,
-    field: str = "text",
+    field: str = DocumentConfig.field,
     split_on: str | None = None,
     split: str | None = None,
     max_tokens: int | None = None,
