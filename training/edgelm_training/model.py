@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         elif config.lm_head_bias:
             self.lm_head = nn.ParameterDict({"bias": torch.zeros(config.vocab_size)})  # type: ignore[assignment]
         self._check_names()
-        if not self.model.embed_tokens.weight.is_meta:  # which has no numbers to set
+        if not self.model.embed_tokens.weight.is_meta:  # there are no numbers to set on the meta device
             self._initialize()
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, sources_BS: Tensor | None = None) -> Tensor:
