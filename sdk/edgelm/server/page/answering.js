@@ -4,11 +4,12 @@ import { answer, Problem } from "./api.js";
 import { path } from "./conversations.js";
 
 /**
- * Fill `node` with the model's answer to what stands before it; its `state` says how it ended. `changed` is called as
+ * Fill `node` with the answer of its `model` to what stands before it; its `state` says how it ended. `changed` is called as
  * text arrives.
  */
-export async function fill(conversation, node, { model, settings, signal, changed }) {
-  const before = path(conversation).slice(0, path(conversation).indexOf(node));
+export async function fill(conversation, node, { settings, signal, changed }) {
+  const shown = path(conversation);
+  const before = shown.slice(0, shown.indexOf(node));
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   const messages = [...system, ...before.map(({ role, text }) => ({ role, content: text }))];
   let first = 0;
@@ -16,7 +17,7 @@ export async function fill(conversation, node, { model, settings, signal, change
   const leave = () => (isLeft = true); // Firefox breaks the connections of a page off before it leaves it
   addEventListener("beforeunload", leave); // no longer than needed: it may keep the page from being gone back to
   try {
-    for await (const piece of answer({ model, messages, ...settings.request() }, signal)) {
+    for await (const piece of answer({ model: node.model, messages, ...settings.request() }, signal)) {
       if ((piece.text || piece.thinking) && !first) first = performance.now();
       node.text += piece.text;
       if (piece.thinking) node.thinking = (node.thinking ?? "") + piece.thinking;

@@ -73,7 +73,7 @@ async function respond(parent, failed = null) {
       if (conversation === current) thread.update(node);
     });
   };
-  await fill(conversation, node, { model: settings.model, settings, signal: controller.signal, changed });
+  await fill(conversation, node, { settings, signal: controller.signal, changed });
   running.delete(conversation.id);
   await keep(conversation);
   if (conversation === current) show({ staying: true });
