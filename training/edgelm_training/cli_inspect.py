@@ -51,7 +51,7 @@ def inspect(
     from edgelm_training.inspection_page import inspection_page
     from edgelm_training.train_config import TrainConfig
 
-    if (model / ENCODER_FILE).is_file():  # a package, of which no checkpoint could be looked into either
+    if (model / ENCODER_FILE).is_file():  # a package, and a checkpoint made of it could not be inspected either
         raise ConfigError(HAS_ENCODER)
     check_is_checkpoint(model)
     with status("Running"):

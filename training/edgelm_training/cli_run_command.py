@@ -17,7 +17,7 @@ _WAIT_SECONDS = 20
 
 
 class RunCommand(click.Command):
-    """Of an error, which all processes have, the first of each machine says what it is; the others end as it does."""
+    """Let only the first process of each machine report an error that all have; the others end with the same code."""
 
     def make_context(self, *positional: Any, **named: Any) -> click.Context:
         """Read the command line."""

@@ -27,7 +27,7 @@ KINDS = {
 }
 # What a folder is searched for. A .json file there is rather a setting than a corpus.
 SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
-# The same where objects are wanted: a README.md beside them is none.
+# The same where only objects are wanted, not a README.md beside them.
 SEARCHED_FOR_OBJECTS = tuple(suffix for suffix in SEARCHED if KINDS[suffix] != "text")
 # Archives, and files that are compressed otherwise than by gzip.
 _PACKED = (".7z", ".bz2", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")

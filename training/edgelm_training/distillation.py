@@ -44,7 +44,7 @@ def text_loss(config: TrainConfig, model: Transformer, tokenizer_folder: Path) -
         temperature=config.teacher_temperature,
         z_loss=config.z_loss,
     )
-    # Of the teacher there is a forward pass alone, a third of the three.
+    # The teacher has only a forward pass, a third of the operations.
     return loss, flops + flops_per_token(teacher.config, length) / 3
 
 

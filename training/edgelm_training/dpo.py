@@ -20,7 +20,7 @@ def count_pairs(batch: Batch) -> int:
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     """Return the log-probability [B] of all tokens of each row that have a target."""
     logits_BTV = model(*batch.inputs)
-    # Of the answers alone: float32 logits of the prompts, and their gradient, would be most of what a step holds.
+    # Only the answers' logits: those of the prompts in float32, and their gradient, would be most of a step's memory.
     counted_BT = batch.targets_BT != NO_TARGET
     losses_R = functional.cross_entropy(logits_BTV[counted_BT].float(), batch.targets_BT[counted_BT], reduction="none")
     losses_BT = losses_R.new_zeros(counted_BT.shape).masked_scatter(counted_BT, losses_R)

@@ -161,7 +161,7 @@ def _check_memory(config: FinetuneConfig, params: int) -> None:
             check_memory(params, config, "Less: --method qlora, or a smaller model.", bytes_each=FROZEN)
         return
     way_out = "Less: --rank 16, or a smaller model." if method.preferences else "Less: --method lora, or qlora."
-    # Beside what learns preferences stands what it was.
+    # A model that learns preferences is compared with a frozen copy of what it was.
     check_memory(params, config, way_out, bytes_each=LEARNING + FROZEN * method.preferences)
 
 
@@ -279,7 +279,7 @@ def _make_model(config: FinetuneConfig) -> tuple[Transformer, LoraConfig | None]
 def _loss(config: FinetuneConfig, model: Transformer) -> tuple[Loss, float]:
     """Return the loss, and the operations of a token's passes."""
     flops = flops_per_token(model.config, config.known("sequence_length"))
-    # Of the passes forward, to activations and to weights, an adapter's frozen base has no third.
+    # A frozen base has only two of the three passes: forward, and back to the activations; none to its weights.
     saved = flops / 3 if config.has_adapter else 0.0
     if not METHODS[config.method].preferences:
         loss, flops = text_loss(config, model, Path(config.known("model")))

@@ -37,7 +37,7 @@ class Interruption:
         self._block.close()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        # Of two that come during one call of PyTorch, Python tells once.
+        # Python calls this once for two signals that come during one call of PyTorch.
         if number == signal.SIGINT and (self.signal is not None or number in self._arrived[1:]):
             raise KeyboardInterrupt
         self.signal = number

@@ -95,7 +95,7 @@ class RunFolder:
             try:
                 yield
             finally:
-                # Of a run that did not begin nothing stays.
+                # Leave nothing of a run that did not begin.
                 if [entry.name for entry in entries_of(self.path)] == [_LOCK_FILE]:
                     shutil.rmtree(self.path, ignore_errors=True)  # Windows keeps the lock file, which is open
 

@@ -66,7 +66,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         names = (*CONTROL_TOKENS, *self.control_tokens)
-        # A character by itself may be what a byte is written as: no text could have that byte any more.
+        # A single character may be what stands for a byte, which then could be in no text.
         if len(set(names)) < len(names) or not all(len(name) > 1 and name.isprintable() for name in names):
             raise ConfigError(
                 f"control_tokens are {self.control_tokens}; each must be new, and two or more printable characters."

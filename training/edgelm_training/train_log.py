@@ -73,7 +73,7 @@ class StepRecord:
         first = {"step": self.step, "loss": self.loss}
         rest = {
             "learning_rate": self.learning_rate,
-            # Of a step that fp16 could not hold it is infinite, for which JSON has no number.
+            # Infinite in a step that fp16 could not hold, for which JSON has no number.
             "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 4),

@@ -345,7 +345,7 @@ class Trainer:
         totals = torch.zeros(2, dtype=self._sum_type, device=self.device.device)
         rank, world_size = self.workers.rank, self.workers.world_size
         for turn in range(0, len(pieces), world_size):
-            # Every process takes part in each turn, for FSDP gathers weights then; who has no piece counts none.
+            # Every process takes part in each turn, since FSDP gathers weights then; without a piece it counts nothing.
             mine = turn + rank < len(pieces)
             batch = rows.batch(*pieces[turn + rank if mine else 0])
             loss = self._loss(batch).reported["loss"]

@@ -29,7 +29,7 @@ def _number(name: str) -> click.ParamType[Any]:
         number = click.IntRange(int(low), None if high >= 2**31 else int(high))
     else:
         number = click.FloatRange(low, high, min_open=name in ABOVE_ZERO)
-    number.name = "number"  # a word that is none is said to be no valid one; click's own name is "float range"
+    number.name = "number"  # as errors call it; click's own name is "float range"
     return number
 
 

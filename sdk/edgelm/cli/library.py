@@ -157,7 +157,7 @@ def show(model: str, as_json: bool, bom: bool) -> None:
         return
     config = package.config()
     languages = _languages(folder, config)
-    # Of which type another program's graph has its cache is in the graph alone.
+    # The type of the cache of another program's graph stands only in the graph.
     kv_bytes = config.kv_bytes_per_token if package.foreign_graph is None else None
     if as_json:
         facts = {

@@ -20,7 +20,7 @@ from edgelm.errors import ConfigError
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# Of text in JSON, what is written as an escape: control characters that JSON lets pass, and halves of characters.
+# What JSON lets pass in a text, and is written as an escape here: control characters, and halves of surrogate pairs.
 _ESCAPED = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 

@@ -68,7 +68,7 @@ class Answers:
             except QueueFullError:
                 if not index:
                     raise
-                return  # the others wait: the queue has a place for one answer of a caller who has none in it
+                return  # the others wait: a full queue takes one answer of each caller
 
     def cancel(self) -> None:
         """End what runs, within one step, and begin nothing more."""

@@ -123,7 +123,7 @@ async def _embed(
 
     async def rows() -> list[bytes]:
         # One after the other, and beside the engine: a step of its own would delay every running answer. Requests
-        # take turns text by text: who has one does not wait for 2,048.
+        # take turns text by text, so that one text does not wait for 2,048 of another request.
         found = []
         for index in range(len(inputs)):
             async with served.scoring:

@@ -33,7 +33,7 @@ logger = logging.getLogger("edgelm.server")
 
 _ROOM_FOR_ANSWERS = 1.25  # memory of a model with the caches of its answers, as a multiple of that without
 _SWEEP_SECONDS = 1.0
-# Of an answer: 2 MB of log-probabilities, or 5 MB of chunks without (0.2 and 0.6 kB each).
+# Texts of an answer that nobody has read: 2 MB of log-probabilities (0.2 kB each), or 5 MB of chunks (0.6 kB each).
 _MAX_UNREAD = 1 << 13
 
 
