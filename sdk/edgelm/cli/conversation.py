@@ -198,7 +198,7 @@ class Conversation:
             return 0
 
     def show_last_turn(self) -> None:
-        """Show where a conversation stands that the screen has not seen."""
+        """Show the last turn of a conversation that the screen has not seen."""
         said: dict[str, str] = {}
         for turn in self.session.messages[-2:]:
             said[turn["role"]] = turn["content"] or ""

@@ -31,7 +31,7 @@ class KeptSession:
         return session
 
     def begin_anew(self) -> None:
-        """Leave the session as it is kept: what is kept next is another one."""
+        """Leave the session that is kept as it is, and keep what comes next as another one."""
         self.name, self._written, self.is_whole = None, None, True
 
     def keep(self, session: ChatSession, *, with_cache: bool = False) -> str | None:

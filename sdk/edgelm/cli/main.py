@@ -197,7 +197,7 @@ def _owner(entry_point: metadata.EntryPoint) -> str:
 
 
 def _naming_the_environment(error: click.BadParameter) -> click.BadParameter:
-    """Say where a bad value comes from that nobody has typed; the config file's are named by their own errors."""
+    """Say of a bad value that it comes from the environment; those of the config file have errors of their own."""
     context, param = error.ctx, error.param
     if context is None or param is None or param.name is None:
         return error

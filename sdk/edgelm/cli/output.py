@@ -52,7 +52,7 @@ def is_dumb() -> bool:
 
 
 def redraw_line(text: str = "") -> None:
-    """Write a text in the place of what stands in the line of standard error."""
+    """Write a text over the line of standard error."""
     # color=True: else, without colours, click drops the code that clears the line, and the rest of it would stay.
     click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
 
@@ -155,7 +155,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON that keeps its texts wherever it goes: readable in UTF-8, which JSON has to be in, else in ASCII."""
+    """Print JSON, with readable texts where the output is UTF-8; else in ASCII, so that no character is lost."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
     encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
     if encoding != "utf-8" or _ESCAPED.search(text):

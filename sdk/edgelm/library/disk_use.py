@@ -60,7 +60,7 @@ def _use(kind: Kind, path: Path) -> DiskUse:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; links count nothing, and what goes meanwhile."""
+    """Return the bytes of a file, or of all files below a folder, without links and what is deleted meanwhile."""
     if path.is_dir() and not path.is_symlink():
         return sum(_file_size(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
     return _file_size(path)

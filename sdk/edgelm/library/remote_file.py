@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 30.0
 # Waits between attempts that bring nothing; an attempt that brings bytes starts the series anew.
 _RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
-# A server that asks for patience gets it, within what somebody who watches would give.
+# Seconds that a server may ask to wait (Retry-After); somebody may be watching.
 _LONGEST_WAIT = 60.0
 
 

@@ -57,7 +57,7 @@ def resolve(reference: str) -> Source:
 
 
 def refuse_other(source: Source, library: Library, name: str) -> None:
-    """Check that what the library has under `name` was pulled as `source` is; so counts what nobody pulled.
+    """Check that what the library has under `name` was pulled as `source` is, or was not pulled.
 
     Raises:
         ConfigError: another model has that name.

@@ -137,7 +137,7 @@ class Answers:
         return generation
 
     async def _submit_in_turn(self, index: int) -> Generation:
-        """Queue one that was not among the first; where other clients took the place of those, as soon as there is one.
+        """Queue an answer that was not among the first ones, as soon as the queue has a place for it.
 
         Raises:
             QueueFullError: there was none before the deadline; and as `start`.

@@ -83,7 +83,7 @@ def protocol_of(path: str) -> Literal["openai", "ollama", "anthropic"]:
 
 
 def client_left() -> ApiError:
-    """Return what ends the work for a client that has left, and that nobody reads."""
+    """Return the error that ends the work for a client that has left; nobody reads it."""
     return ApiError(499, "The client has left.")
 
 

@@ -156,7 +156,7 @@ def need(item: Mapping[str, Any], place: str, *names: str) -> None:
 def template_variables(
     model: LanguageModel, body: Mapping[str, Any], *, effort_field: str = "reasoning_effort"
 ) -> dict[str, object]:
-    """Return what a request says to the chat template: what it gives by name stands above what an effort means.
+    """Return what a request says to the chat template; what it gives by name wins over what an effort means.
 
     effort_field: the field that says the effort, as the client writes it.
 

@@ -60,7 +60,7 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
             self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; where an answer was begun already, there is only the connection to end."""
+        """Refuse what is no HTTP; if an answer was begun already, end the connection."""
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:

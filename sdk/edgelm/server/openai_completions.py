@@ -238,7 +238,7 @@ class CompletionWriter:
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
 
     def _places(self, echo: Echo | None) -> TokenPlaces:
-        """Return what says where an answer's tokens begin, which stands behind its echo."""
+        """Return what tells the places of an answer's tokens; the answer begins behind its echo."""
         decoder = StreamDecoder(self.tokenizer, keep_leading_space=True)
         return TokenPlaces(decoder=decoder, end=0 if echo is None else len(echo.text))
 

@@ -242,7 +242,7 @@ def _reasoning(text: str) -> dict[str, Any]:
 
 
 def _logprobs_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the field that events about this part of a text have, if they have it; there is nothing in it here."""
+    """Return the log-probabilities, of which there are none here, for events about a part that has the field."""
     return {"logprobs": []} if "logprobs" in part else {}
 
 

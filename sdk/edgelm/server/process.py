@@ -75,7 +75,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which goes on listening while it drains: who comes then is told, not cut off."""
+    """uvicorn's server, but that it goes on listening while it drains: new requests are refused, not cut off."""
 
     def __init__(self, config: uvicorn.Config, app: ServerApp, listening: Callable[[], None]) -> None:
         super().__init__(config)
