@@ -198,7 +198,7 @@ class _Rendering:
         raise self._rewritten(number)
 
     def _check_calls(self, said: str, number: int) -> None:
-        """Refuse a template that leaves out calls, or what is said beside them, which would be learned so."""
+        """Refuse a template that leaves out calls, or what is said beside them: the model would learn to do so."""
         content, calls = self._messages[number].get("content"), self._messages[number].get("tool_calls") or ()
         names = [(call.get("function") or call).get("name", "") for call in calls]
         if not all(name in said for name in names):
@@ -226,7 +226,7 @@ class _Rendering:
             )
 
     def _closing(self, before: str, asked: str) -> str:
-        """Return what the template ends a conversation with that is not to go on: an end token, in Phi's."""
+        """Return what the template puts only behind a conversation that is over: an end token, in Phi's; or ""."""
         before = before.rstrip()
         if not self._has_end(before) or asked.startswith(before):
             return ""

@@ -25,7 +25,7 @@ KINDS = {
     ".json": "json",
     ".parquet": "parquet",
 }
-# What a folder is searched for. A .json file there is rather a setting than a corpus.
+# What a folder is searched for. A .json file in it is more likely a setting than a corpus.
 SEARCHED = tuple(suffix for suffix, kind in KINDS.items() if kind != "json")
 # The same where only objects are wanted, not a README.md beside them.
 SEARCHED_FOR_OBJECTS = tuple(suffix for suffix in SEARCHED if KINDS[suffix] != "text")

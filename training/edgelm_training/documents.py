@@ -280,7 +280,7 @@ def _parquet_records(
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield the rows of a pyarrow.RecordBatch, and in the place of one that is no UTF-8 what is wrong with it."""
+    """Yield the rows of a pyarrow.RecordBatch; in the place of one that is no UTF-8, its error."""
     try:
         yield from batch.to_pylist()  # of all, or of none
         return

@@ -49,7 +49,7 @@ def check_row_memory(model: ModelConfig, length: int, config: TrainConfig) -> No
 
 
 def _free(config: TrainConfig) -> int | None:
-    """Return the memory that is free where a run will fill it; None where nobody knows."""
+    """Return the free memory of the device that trains; None where it is not known."""
     if config.parallel == "fsdp" or choose_device(config, launched_workers().local_rank).device.type != "cpu":
         return None
     return available_memory(with_swap=True)

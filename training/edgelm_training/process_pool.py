@@ -32,7 +32,7 @@ def available_cores() -> int:
 
 
 def check_stop() -> None:
-    """Leave a task whose result nobody waits for; to be called by tasks, often."""
+    """Leave a task if its result is not waited for any more; tasks are to call this often."""
     if _stop is not None and _stop.is_set():
         raise _StoppedError
 

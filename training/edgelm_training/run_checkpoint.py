@@ -146,7 +146,7 @@ def _write_tensors(tensors: dict[str, Tensor], folder: Path, workers: Workers) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.distributed.checkpoint warns that there is one process, which is no surprise here."""
+    """Silence torch.distributed.checkpoint's warning that there is one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
         yield

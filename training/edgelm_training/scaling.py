@@ -22,7 +22,7 @@ _WIDTHS = (32, 64, 96, 128, 192, *range(256, 2048, 128), *range(2048, 16384, 256
 _SMALL_BELOW = 1_000_000_000
 # Parameters -> tokens of context.
 _CONTEXTS = ((20_000_000, 512), (1_000_000_000, 1024), (_MAX_PARAMS, 2048))
-# What pretraining leaves of its rate at its end (Chinchilla), where a trained model goes on (arXiv:2407.07263).
+# Share of the peak rate at the end of pretraining (Chinchilla), with which a trained model goes on (arXiv:2407.07263).
 _RATE_LEFT = 0.1
 
 

@@ -158,7 +158,7 @@ def _prepare(
 def _scan(
     files: list[SourceFile], total: int, config: PrepareConfig, workers: int, progress: Progress
 ) -> list[ScannedFile]:
-    """Hash every file, and cut it into spans: at the same places in whatever corpus it stands."""
+    """Hash every file, and cut it into spans, at places that depend on the file alone."""
     scan = partial(_scan_numbered, span_bytes=_SMALLEST_PIECE, config=config.documents)
     found: dict[int, ScannedFile] = {}
     done = 0

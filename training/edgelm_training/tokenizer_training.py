@@ -156,9 +156,9 @@ def _trained(texts: _Texts, config: TokenizerConfig) -> Tokenizer:
 
 
 def _beside_this_thread(train: Callable[[], None], texts: _Texts) -> None:
-    """Run `train`, so that Ctrl-C ends the waiting for it at once: the library hears of it when all is done.
+    """Run `train` in a thread, so that Ctrl-C ends the wait at once: the library would notice it when all is done.
 
-    What it then still does is for nothing, and needs no Python; so the program may end meanwhile.
+    What the library still does then is lost, and needs no Python, so the program may end meanwhile.
     """
     errors: list[BaseException] = []
 
@@ -200,7 +200,7 @@ class _Texts:
         self._is_read = threading.Event()
 
     def stop(self) -> None:
-        """Give no more texts, and wait until nobody reads them: a thread that does must not meet the program's end."""
+        """Give no more texts, and wait for the thread that reads them: it must not run Python when the program ends."""
         self._is_stopped = True
         self._is_read.wait(_LONGEST_WAIT)  # the library takes 256 texts at once, and long ones keep it busy
 
