@@ -104,29 +104,28 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
 
 
 def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
-    if config.init is not None:
+    if config.init is None:
+        model, way_out = _model_config(config, shards), "Train a smaller one: --params."
+    else:
         shards.check_tokenizer(config.init)
-        check_memory(ModelConfig.load(config.init).count_parameters(), config, "Go on with a smaller one: --init.")
-        model = load_checkpoint(config.init)
-        stored = model.config.to_dict()
-        # Compared as configs: a file of settings has no place for a None inside of a table.
-        changed = [
-            name
-            for name, value in (config.model or {}).items()
-            if ModelConfig.from_dict(stored | {name: value}) != model.config
-        ]
-        if changed or config.params is not None:
-            raise SettingError(
-                f"init is {config.init!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}."
-            )
-        _check_fit(model.config, config, shards)
-        check_row_memory(model.config, _row_length(config, model.config), config)
-        return model
-    model_config = _model_config(config, shards)
-    _check_fit(model_config, config, shards)
-    check_memory(model_config.count_parameters(), config, "Train a smaller one: --params.")
-    check_row_memory(model_config, _row_length(config, model_config), config)
-    return Transformer(model_config)
+        model, way_out = _stored_config(config, config.init), "Go on with a smaller one: --init."
+    _check_fit(model, config, shards)
+    check_memory(model.count_parameters(), config, way_out)
+    check_row_memory(model, _row_length(config, model), config)
+    return Transformer(model) if config.init is None else load_checkpoint(config.init)
+
+
+def _stored_config(config: PretrainConfig, folder: str) -> ModelConfig:
+    """Return the config of the checkpoint to go on with, which no setting may change."""
+    model = ModelConfig.load(folder)
+    stored = model.to_dict()
+    # Compared as configs: a file of settings has no place for a None inside of a table.
+    changed = [
+        name for name, value in (config.model or {}).items() if ModelConfig.from_dict(stored | {name: value}) != model
+    ]
+    if changed or config.params is not None:
+        raise SettingError(f"init is {folder!r}, whose shape is settled; leave out {', '.join(changed) or 'params'}.")
+    return model
 
 
 def _model_config(config: PretrainConfig, shards: Shards) -> ModelConfig:
