@@ -50,7 +50,7 @@ def execute_run(
             would change; and as `Trainer.train`.
         EdgeLMError: as `build`.
     """
-    settings = checked_settings(settings, config_class)
+    settings, reporter = checked_settings(settings, config_class), reporter or SilentReporter()
     workers = launched_workers()
     resume = resume or launched_restarts() > 0
     run = RunFolder(settings.get("output", config_class.output))
@@ -61,15 +61,13 @@ def execute_run(
         resuming = workers.on_main(lambda: _opened(run, resume))
         if resuming:
             config = _merged(run, config_class, settings, (*FIXED, *fixed))
-        elif resume and reporter is not None:
+        elif resume:
             reporter.note(f"There is no run in {run.path} to go on with: one begins.")
         workers.barrier()
         device = choose_device(config, workers.local_rank)
         with _memory_errors_told(workers):
             config, recipe = build(config)
-            trainer = Trainer(
-                recipe, config, run=run, workers=workers, device=device, reporter=reporter or SilentReporter()
-            )
+            trainer = Trainer(recipe, config, run=run, workers=workers, device=device, reporter=reporter)
             # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
             trainer.restore()
             if not trainer.is_done:
