@@ -79,7 +79,7 @@ async def ollama_embed_one(call: Call) -> Response:
 async def _embed_if_asked(
     call: Call, served: LoadedModel, field: str, *, truncating: bool
 ) -> tuple[Sequence[bytes], int]:
-    """Do what `_embed` does; without a text there is no vector: so clients of Ollama load a model."""
+    """Do what `_embed` does; without a text there is no vector: clients of Ollama load a model that way."""
     if not call.body.get(field):
         return [], 0
     return await _embed(call, served, field, lambda _index, vector: vector.tolist(), truncating=truncating)

@@ -24,7 +24,7 @@ _CLOSE = {"Connection": "close"}
 
 
 def check_framing(headers: Headers) -> None:
-    """Check that a request states its length in one way: of two, a proxy and this server might each follow another.
+    """Check that a request states its length in one way: with two, a proxy could read it otherwise than this server.
 
     Source: RFC 9112, section 6.1.
 

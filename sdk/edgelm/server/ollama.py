@@ -94,7 +94,7 @@ _COMMON: dict[str, Schema] = {
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
-# What is done where the context is full, --context-shift of the server says.
+# The server's --context-shift says what is done where the context is full.
 _IGNORED = ("user", "truncate", "shift")
 _REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
