@@ -159,7 +159,7 @@ def _change(chat: Conversation, name: str, value: Any) -> None:
         value = () if name == "stop" and value is None else value  # null takes it back, as it does a seed
         chat.model.generation_config.replace(**{**chat.settings, name: value})
         if name == "adapter" and value is not None:
-            chat.model.adapted(value)  # none of another name is loaded
+            chat.model.adapted(value)  # refuses a name of which none is loaded
         chat.settings[name] = value
         return
     if value is not None and not isinstance(value, bool):

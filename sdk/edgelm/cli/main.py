@@ -226,7 +226,7 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
     Of several it is the one with the command's own name, or else the first.
     """
     package = (error.name or "").partition(".")[0]
-    if error.name == entry_point.module.partition(".")[0]:  # a distribution's packages may hold less than ours
+    if error.name == entry_point.module.partition(".")[0]:  # our own, of which a distribution may have a part
         owner = _owner(entry_point)
         return MissingExtraError(
             f"`edgelm {entry_point.name}` is not installed: {owner} is here without its part {package!r}. Install that "
@@ -251,7 +251,7 @@ def _first_docstring_line(entry_point: metadata.EntryPoint) -> str:
         loader = spec.loader if spec is not None else None
         get_source = getattr(loader, "get_source", lambda _: None)
         tree = ast.parse(get_source(entry_point.module) or "")
-    except Exception:  # what is not found runs too: the packages that a module lies in
+    except Exception:  # of any kind: to find a module, Python runs the packages that it lies in
         return f"(from {_owner(entry_point)})"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == entry_point.attr:

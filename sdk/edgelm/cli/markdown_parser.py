@@ -12,7 +12,7 @@ from markdown_it.rules_inline.state_inline import Scanned, StateInline
 from markdown_it.token import Token
 
 if TYPE_CHECKING:
-    from markdown_it.utils import EnvType  # which version 2, that rich takes too, does not have
+    from markdown_it.utils import EnvType  # missing in version 2, which rich takes too
 
 
 class _State(StateInline):

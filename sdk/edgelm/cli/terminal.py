@@ -80,8 +80,8 @@ class Terminal:
             _PROMPT,
             completer=_Completer(suggest),
             bottom_toolbar=printable(status),
-            # Ctrl-C is a key here. The signal, which comes where the terminal is between two states, is the chat's: the
-            # prompt fails at one that finds it done already.
+            # Ctrl-C is a key here. While the terminal changes its mode it is a signal, which is the chat's: the prompt
+            # would fail at one that comes when it is done.
             handle_sigint=False,
         )
         while is_open(typed):  # a dumb terminal's prompt ends with each line
@@ -128,7 +128,7 @@ class Terminal:
         printed = False
         drawn = 0.0
         with _unseen_typing(), Live(console=self._console, auto_refresh=False, transient=True) as live:
-            live.update(_Tail("", draw, printed, status()), refresh=True)  # a long prompt is read before the first text
+            live.update(_Tail("", draw, printed, status()), refresh=True)  # while a long prompt is read
             for piece in texts:
                 text, draw_piece = (piece.text, _thought) if isinstance(piece, Thought) else (piece, _markdown)
                 complete = [blocks.pending] if text and draw_piece != draw else []

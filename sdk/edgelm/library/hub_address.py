@@ -8,7 +8,7 @@ from urllib.parse import unquote
 _ADDRESS = re.compile(
     r"(?P<hub>hf:|(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    r"(?::[\w.-]+)?"  # of its GGUF files one by its quantization: Ollama and llama.cpp ask the hub which that is
+    r"(?::[\w.-]+)?"  # a quantization, by which Ollama and llama.cpp ask the hub for one of the GGUF files
     r"(?:/(?:blob|resolve|tree)/(?P<revision>[^/?]+))?"
     r"(?:/(?P<file>[^?@]+\.gguf))?(?:@(?P<tag>.+)|/?(?:\?.*)?)",
     re.ASCII,

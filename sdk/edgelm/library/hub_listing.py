@@ -48,7 +48,7 @@ def listing(repo: str, revision: str | None, token: str | None, gated_advice: st
     except urllib.error.HTTPError as error:
         with error:
             raise DownloadError(_explained(error, repo, revision, gated_advice)) from error
-    except Exception as error:  # also of the hub's class, which takes whatever comes
+    except Exception as error:  # also from ModelInfo, which checks nothing
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise DownloadError(f"Cannot ask the hub about {repo} at {url}: {reason}. {_WAY_OUT}") from error
 
@@ -72,7 +72,7 @@ def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, g
         return f"Cannot read hf:{repo}. {gated_advice}"
     if code == "RevisionNotFound":
         return f"{repo} has no revision {revision!r}; see its branches and tags."
-    # Who has no token gets 401 for what is not there, too.
+    # Without a token, the hub answers 401 also for what is not there.
     if code == "RepoNotFound" or (error.code == 401 and message != "Invalid credentials in Authorization header"):
         return (
             f"There is no model {repo!r} on the hub, or it is private. Check the spelling; for a private one set "

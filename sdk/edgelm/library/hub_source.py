@@ -32,7 +32,7 @@ _TEXT_FILES = (
     "config.json", "hf_quant_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "*.safetensors.index.json",
 )  # fmt: skip
-# The one folder whose files are the importer's too: templates with names, such as tool_use.jinja.
+# The only folder of which the importer reads files, too: templates with names, such as tool_use.jinja.
 _NAMED_TEMPLATES = "additional_chat_templates"
 # What a tokenizer is rebuilt from, where there is no tokenizer.json.
 _TOKENIZER_FILES = (

@@ -19,7 +19,7 @@ def hub_token(file: Path | None) -> str | None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         from huggingface_hub import get_token
-    except ValueError as error:  # of constants that it makes of the environment
+    except ValueError as error:  # it reads the environment at its import
         raise ConfigError(
             f"The hub's client cannot read the environment: {error}. Set HF_ENDPOINT to an address such as "
             f"https://hub.example, or not at all (it is {os.environ.get('HF_ENDPOINT')!r}), and each HF_HUB_…_TIMEOUT "
@@ -32,7 +32,7 @@ def hub_token(file: Path | None) -> str | None:
             place, token = str(file), file.read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read the hub's token from {file}: {error}.") from error
-    # What else it may be, the libraries that send it would show.
+    # Anything else, such as a whole file of secrets, would be shown in errors of the libraries that send it.
     if token is not None and not (token.isascii() and token.isprintable() and len(token.split()) == 1):
         raise ConfigError(f"{place} holds no token: one word of letters, digits and _ is expected, and nothing else.")
     return token

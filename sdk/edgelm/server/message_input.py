@@ -138,7 +138,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    # Its properties and what is required may be null there, as a field of the request may.
+    # `properties` and `required` of a schema may be null, as a field of the request may.
     parameters = {name: value for name, value in tool["input_schema"].items() if value is not None}
     given = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
     return given | {"parameters": parameters}

@@ -37,7 +37,7 @@ _TOOL: dict[str, Schema] = {
     "parameters": ANY_OBJECT,
     "strict": BOOLEAN,
 }
-# What a client may ask to be told besides. There is nothing of it here, and log-probabilities are not among it.
+# What a client may ask for besides; there is none of it here. Log-probabilities are not listed: they are refused.
 _INCLUDED = (
     "reasoning.encrypted_content",
     "message.input_image.image_url",

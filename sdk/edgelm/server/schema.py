@@ -110,7 +110,7 @@ def _check_length(value: str | list[Any], schema: Schema, param: str) -> None:
         raise ApiError(400, f"{param} has {len(value)} {unit}; it must have {low} to {high}.", param=param)
     if isinstance(value, list):
         items = schema["items"]
-        # A prompt can be 262,000 token ids: one that fits is not worth a call.
+        # A prompt can have 262,000 token ids: `check` is called only for what is no such number.
         whole_numbers = range(items["minimum"], items["maximum"] + 1) if items.get("type") == "integer" else ()
         for i, item in enumerate(value):
             if type(item) is not int or item not in whole_numbers:
