@@ -52,8 +52,8 @@ def encode_conversation(
             text = text.replace(mark, marker)
         piece = guard.reveal(text)
         parts += piece
-        # SentencePiece's tokenizers put a space at the beginning of what they encode, so a segment by itself would get
-        # one that it has not in its place: they encode all up to its end, and what that adds is the segment's.
+        # SentencePiece's tokenizers put a space before the text they encode, which a segment in the middle does not
+        # have. So they encode everything up to the segment's end, and the tokens added by that are the segment's.
         whole = tokenizer.encode_parts(parts) if tokenizer.strips_leading_space else []
         grown = whole[: len(token_ids)] == token_ids and bool(token_ids)
         added = whole[len(token_ids) :] if grown else tokenizer.encode_parts(piece)
@@ -148,8 +148,8 @@ class _Rendering:
             before = before.removesuffix(closing)
             if self._has_end(answered.removesuffix(closing)):
                 answered = answered.removesuffix(closing)
-            # Some templates ask with the beginning of a thought, which an answer need not have, and an earlier one has
-            # no more.
+            # Some templates end the request for an answer with the beginning of a thought. An answer need not have
+            # one, and templates drop it from earlier answers.
             start = min(_common_length(asked, answered), _common_length(asked, rendered))
             if start < len(asked):
                 start = min(self._boundary(asked, start), self._boundary(rendered, start))

@@ -19,7 +19,7 @@ VALIDATION = "validation_loss"
 
 _MARKS = "•+x*o#"
 _COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
-# A log has one loss a step, and steps differ; a mean over this part of a run shows where it goes.
+# The logged losses vary from step to step; a mean over this part of a run shows where they go.
 _SMOOTHED_PART = 0.02
 # matplotlib's own, and what it draws boxes with
 _FONT, _BOXES = "DejaVu Sans", "Last Resort"
