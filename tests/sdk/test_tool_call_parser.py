@@ -80,6 +80,27 @@ def test_an_answer_that_is_json_is_a_call_where_it_begins_with_that_of_a_tool(
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('```json\n{\n  "name": "f",\n  "arguments": {}\n}\n```', ("", ["f"], "tool_calls")),
+        ('```json\n{"arguments": {}, "name": "f"}\n```', ('```json\n{"arguments": {}, "name": "f"}\n```', [], "stop")),
+        ('\n```json\n{"name": "f", "arguments": {}}\n```\nDone.', ("\nDone.", ["f"], "tool_calls")),
+        ('```json\n{"name": "Anna"}\n```\nDone.', ('```json\n{"name": "Anna"}\n```\nDone.', [], "stop")),
+        ('```json\n{"names": []}\n```', ('```json\n{"names": []}\n```', [], "stop")),
+        ("```json\n[1]\n```", ("```json\n[1]\n```", [], "stop")),
+        ("```js\nf()\n```", ("```js\nf()\n```", [], "stop")),
+        ("```json", ("```json", [], "stop")),
+        (f"So: ```json\n{CALL[11:-12]}\n```", (f"So: ```json\n{CALL[11:-12]}\n```", [], "stop")),  # an example
+        (f"{CALL}\n```json\n{{}}\n```", ("\n```json\n{}\n```", ["f"], "tool_calls")),
+    ],
+)
+def test_an_answer_that_begins_with_a_block_of_json_is_a_call_where_that_is_one_of_a_tool(
+    text: str, expected: tuple[str, list[str | None], str]
+) -> None:
+    assert taken(row("hermes"), text, "stop", names=("f",)) == expected
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Hm. \n<tool_call>no</tool_call> x",

@@ -19,6 +19,8 @@ from edgelm.structure.tool_call_reader import ToolCallReader
 from edgelm.structure.tool_formats import ToolFormat
 
 _LONGEST_NAME = 256
+_CALL_IN_FENCE = '{"name"'  # how a call begins, white space aside
+_FENCE_END = "```"
 
 _Reader = ToolCallReader | PythonCallReader | TaggedCallReader | MarkedCallReader
 
@@ -29,12 +31,13 @@ class ToolCallParser:
     Half of a marker is never shown. What has markers but is no call is text, markers and all.
 
     tools: the schemas of the parameters of the tools that there are, by name; an answer that is a JSON object without
-        markers is a call only of one of them.
+        markers is a call only of one of them, and one in a block of Markdown where there are any.
     """
 
     def __init__(self, format: ToolFormat, tools: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
         self.count = 0  # of the calls so far
         self._format = format
+        self._end = format.end
         self._starts = tuple(filter(None, (format.start, format.forgotten_start)))
         self._tools = tools
         self._held = ""
@@ -90,13 +93,8 @@ class ToolCallParser:
 
     def _read_text(self) -> str:
         """Return the text up to a marker, or up to what may become one."""
-        if not self._has_said and (bare_start := self._format.bare_start):
-            core = self._held.lstrip()
-            if core.startswith(bare_start):
-                self._held, self._in_calls, self._is_bare, self._region = core, True, True, ""
-                return ""
-            if bare_start.startswith(core):
-                return ""
+        if not self._has_said and (self._may_be_bare() or self._may_be_fenced()):
+            return ""
         start = self._format.start
         place, is_whole = first_mark(self._held, self._starts)
         shown = self._held[:place].rstrip()
@@ -109,14 +107,35 @@ class ToolCallParser:
         self._has_said = self._has_said or bool(shown)
         return shown
 
+    def _may_be_bare(self) -> bool:
+        """Tell whether an answer may begin with a call without a marker; where it does, go on to the calls."""
+        core, bare_start = self._held.lstrip(), self._format.bare_start
+        if not bare_start or not core.startswith(bare_start):
+            return bool(bare_start) and bare_start.startswith(core)
+        self._held, self._in_calls, self._is_bare, self._region = core, True, True, ""
+        return True
+
+    def _may_be_fenced(self) -> bool:
+        """Tell whether an answer may begin with a call in a block of Markdown; where it does, go on to the calls."""
+        core, fence = self._held.lstrip(), self._format.fence
+        if not fence or not self._tools or not core.startswith(fence):
+            return bool(fence and self._tools) and fence.startswith(core)
+        head = "".join(core.removeprefix(fence).split())
+        if not head.startswith(_CALL_IN_FENCE):
+            return _CALL_IN_FENCE.startswith(head)
+        brace = self._held.index("{")
+        self._region, self._held = self._held[:brace], self._held[brace:]
+        self._in_calls, self._is_bare, self._end = True, True, _FENCE_END
+        return True
+
     def _read_between_calls(self) -> str:
         """Move on to the next call, or out of the calls."""
-        markers = [marker for marker in (self._format.end, self._format.start) if marker]
+        markers = [marker for marker in (self._end, self._format.start) if marker]
         self._pass_over(len(self._held) - len(self._held.lstrip()))
         if any(marker.startswith(self._held) for marker in markers):
             return ""  # also where nothing is there yet
-        if self._format.end and self._held.startswith(self._format.end):
-            self._pass_over(len(self._format.end))
+        if self._end and self._held.startswith(self._end):
+            self._pass_over(len(self._end))
             return self._leave_calls()
         if self._held.startswith(self._format.start):
             self._pass_over(len(self._format.start))
@@ -185,7 +204,7 @@ class ToolCallParser:
     def _leave_calls(self, text: str = "") -> str:
         """Return to the text; what was no call is shown."""
         shown = (self._region or "") + text
-        self._in_calls, self._region = False, None
+        self._in_calls, self._region, self._end = False, None, self._format.end
         self._has_said = self._has_said or bool(shown)
         return shown
 

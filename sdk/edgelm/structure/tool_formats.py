@@ -42,7 +42,7 @@ class ToolFormat:
 
     signs: what stands in the chat template of such a model; all of them. unlike: what stands in none of theirs.
     start, end: the markers around calls; an empty `end` is the end of the answer. An answer may also begin with
-    `bare_start`, without a marker.
+    `bare_start`, without a marker, or with `fence`, a block of Markdown in which a call stands without one.
     separator: stands between two calls, each with markers of its own, or inside one pair of them where `is_list`; a
     list stands in `brackets`, if there are any.
     is_python: a call is `name(parameter=value, …)`. tags: what a call is written in that is neither.
@@ -73,6 +73,7 @@ class ToolFormat:
     quote: str = ""
     is_parallel: bool = True
     bare_start: str = ""
+    fence: str = ""
     argument_key: str = "arguments"
     name_end: str = ""
     name_stops: tuple[str, ...] = ()
@@ -164,7 +165,7 @@ FORMATS = (
     # is not there: Apriel 1.5's template names them and writes <tool_calls>.
     ToolFormat(
         name="hermes", signs=("<tool_call>", "tools"), unlike=("<function=", "<arg_key>", "<invoke ", "<tool_calls>"),
-        start="<tool_call>", end="</tool_call>", before="\n", behind="\n",
+        start="<tool_call>", end="</tool_call>", before="\n", behind="\n", fence="```json",  # Qwen2.5-Coder
     ),
     ToolFormat(
         name="phi4", signs=("<|tool_call|>", "<|/tool_call|>"), start="<|tool_call|>", end="<|/tool_call|>",
