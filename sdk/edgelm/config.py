@@ -199,8 +199,9 @@ class ModelConfig(LayerFeatures):
     @property
     def short_context(self) -> int | None:
         """With LongRoPE, the longest text that turns by `short_factor`; a longer one turns otherwise from the start."""
-        longrope = self.position == "rope" and self.rope_scaling.rope_type == "longrope"
-        return self.rope_scaling.original_max_position_embeddings if longrope else None
+        if self.position != "rope" or self.rope_scaling.rope_type != "longrope":
+            return None
+        return min(self.rope_scaling.original_max_position_embeddings, self.max_position_embeddings)
 
     @property
     def attention_scale(self) -> float:

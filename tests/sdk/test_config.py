@@ -491,6 +491,7 @@ def test_windows_and_rotations_are_asked_for_layer_by_layer() -> None:
 
 def test_only_longrope_tells_short_texts_from_long_ones() -> None:
     assert replace(CONFIG, rope_scaling=LONGROPE).short_context == 16
+    assert replace(CONFIG, rope_scaling=LONGROPE, max_position_embeddings=8).short_context == 8  # none is longer
     assert CONFIG.short_context is None
 
 
