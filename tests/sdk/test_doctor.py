@@ -297,6 +297,13 @@ def test_slow_settings_of_operators_are_found(tmp_path: Path) -> None:
     assert second.startswith("2 products have float zero points")
 
 
+def test_a_setting_without_a_name_is_none(tmp_path: Path) -> None:
+    nameless = product(8, None)
+    nameless.attribute.append(onnx.AttributeProto(i=4, type=onnx.AttributeProto.INT))
+    (found,) = slow_operators(write_graph(tmp_path, [nameless]))
+    assert found.startswith("1 products of 8 bits have no accuracy_level 4")
+
+
 @pytest.mark.parametrize(("bits", "level", "is_slow"), [(4, None, True), (4, 4, False), (8, None, False)])
 def test_experts_that_keep_floats_are_found(bits: int, level: int | None, is_slow: bool, tmp_path: Path) -> None:
     settings = {"expert_weight_bits": bits} | ({} if level is None else {"accuracy_level": level})

@@ -106,7 +106,7 @@ class GraphParts(GraphWalk):
         found: dict[str, int] = {}
         for start, end in node.attributes:
             values = {tag >> 3: (first, last) for tag, first, last in self._fields(start, end)}
-            if _ATTRIBUTE_INTEGER in values:
+            if _ATTRIBUTE_NAME in values and _ATTRIBUTE_INTEGER in values:
                 found[self._label(*values[_ATTRIBUTE_NAME])] = values[_ATTRIBUTE_INTEGER][0]
         return found
 
