@@ -182,7 +182,7 @@ def _check_library() -> Iterator[_Row]:
 def _has_packages() -> bool:
     try:
         return bool(Library().packages())
-    except EdgeLMError:
+    except (EdgeLMError, OSError):
         return False
 
 

@@ -144,7 +144,7 @@ def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library:
 def test_a_library_that_cannot_be_written_works_where_it_has_models(
     monkeypatch: pytest.MonkeyPatch, own_library: Path
 ) -> None:
-    def refuse(**_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
@@ -154,6 +154,9 @@ def test_a_library_that_cannot_be_written_works_where_it_has_models(
     ((state, found, _),) = doctor._check_library()
     assert state == "warning"
     assert found.endswith("Read-only file system. Its models run; none can be pulled or exported.")
+    monkeypatch.setattr(doctor.Library, "packages", refuse)  # as of a folder whose entries cannot be looked at
+    ((state, _, _),) = doctor._check_library()
+    assert state == "error"
 
 
 @pytest.mark.parametrize(
