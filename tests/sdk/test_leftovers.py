@@ -31,11 +31,13 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_and_of_others
             (tmp_path / name).mkdir()
         (tmp_path / f".edgelm-tmp-{dead.pid}-4567abcd-package").write_text("of a file")
         (tmp_path / "package").mkdir()
+        (tmp_path / "package" / "config.json").touch()
 
         atomic.remove_leftovers(tmp_path / "package")
         living.communicate(b"\n")
 
     assert sorted(os.listdir(tmp_path)) == sorted([*stay, "package"])
+    assert os.listdir(tmp_path / "package") == ["config.json"]  # no older folder has come in its place
 
 
 @POSIX_ONLY
