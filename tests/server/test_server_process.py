@@ -18,6 +18,7 @@ from command_line import invoke
 from edgelm_server import CHAT, GATED, HELLO, SLOW, TINY, EdgelmServer, read_all
 from waiting import wait_for
 
+from edgelm.errors import ConfigError
 from edgelm.server import process
 from edgelm.server.options import ServerOptions
 
@@ -217,6 +218,15 @@ def test_a_port_that_is_taken_is_said_in_one_line():
         result = invoke("serve", TINY, "--port", port)
     assert result.exit_code == 1
     assert f"error: Port {port} is taken. Choose another: --port {port + 1}, or 0 for any free one.\n" in result.output
+
+
+def test_a_port_that_the_system_refuses_is_said_with_its_reason(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(ConfigError, match=r"at 127.0.0.1, port 80: Permission denied. Choose another --port\.$"):
+        process._listen(ServerOptions(port=80))
 
 
 def test_no_port_is_shared_with_another_program_on_windows(monkeypatch):
