@@ -167,7 +167,7 @@ def server() -> Iterator[LoopbackServer]:
 
 @pytest.fixture(scope="session")
 def shared_library() -> Library:
-    """Return the library that keeps the real model between runs; $EDGELM_TEST_HOME names another place for it."""
+    """Return the library that keeps the real models between runs; $EDGELM_TEST_HOME names another place for it."""
     return Library(Path(os.environ.get("EDGELM_TEST_HOME", ROOT / ".cache" / "edgelm")).absolute())
 
 
