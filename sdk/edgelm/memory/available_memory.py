@@ -11,6 +11,9 @@ from pathlib import Path
 
 from edgelm.files.control_groups import own_groups
 
+if sys.platform != "win32":
+    import resource  # not in a function: an answer that is freed as the program ends can import nothing
+
 _MEMORY_INFO = Path("/proc/meminfo")
 _OWN_PAGES = Path("/proc/self/statm")
 _NO_LIMIT = 1 << 60  # as v1 writes it: 2 ** 63, in whole pages
@@ -63,22 +66,18 @@ def _limits() -> Iterator[tuple[int, int]]:
     yield from _limit_of_address_space()
 
 
-def _limit_of_address_space() -> Iterator[tuple[int, int]]:
-    if sys.platform == "win32":
-        return  # it has no such limit
-    import resource
-
-    with contextlib.suppress(OSError):
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            yield limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE
+def _limit_of_address_space() -> list[tuple[int, int]]:
+    if sys.platform != "win32":  # which has no such limit
+        with contextlib.suppress(OSError):
+            limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+            if limit != resource.RLIM_INFINITY:
+                return [(limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE)]
+    return []
 
 
 def peak_memory() -> int | None:
     """Return the most bytes of memory that this process ever had, None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
+    if sys.platform != "win32":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
+    return None
