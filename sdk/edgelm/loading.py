@@ -64,12 +64,16 @@ def load(
     if options.provider == CPU:
         _check_memory(package.manifest, config, prefill_graph=options.prefill_graph)
     with thread_errors_told(), in_huge_pages(), ThreadPoolExecutor(1) as worker:
-        # In a thread beside the session, one after the other. The tokenizer comes first, so that what reading it takes
-        # is freed before the session is whole. Hashing the weights releases the interpreter, and they may be checked
-        # late: they are numbers that nothing parses, in a file of the right size.
-        tokenizer = worker.submit(_load_tokenizer, folder)
+        # In a thread beside the session, one after the other. Hashing the weights releases the interpreter, and they
+        # may be checked late: they are numbers that nothing parses, in a file of the right size. The tokenizer holds
+        # the interpreter, and comes when the session does not need it any more. But what reading it takes is on top of
+        # the peak then: where that matters more than a tenth of a second, it comes first.
+        has_large_tokenizer = _has_large_tokenizer(folder)
+        spares_memory = has_large_tokenizer or config.kv_cache == "int8"
+        early = worker.submit(_load_tokenizer, folder) if spares_memory else None
         hashes = [worker.submit(check_hash, folder, entry) for entry in large]
-        if _reads_tokenizer_first(folder):
+        tokenizer = early or worker.submit(_load_tokenizer, folder)
+        if has_large_tokenizer:
             wait([tokenizer])
         try:
             session = DecoderSession(
@@ -91,7 +95,7 @@ def load(
         )
 
 
-def _reads_tokenizer_first(folder: Path) -> bool:
+def _has_large_tokenizer(folder: Path) -> bool:
     """Tell whether a session waits for the tokenizer, because what reading it takes would be much on top of its own.
 
     That is 14 times the file: Gemma's 15 MB take 220 MB, of which 85 stay.
