@@ -198,6 +198,7 @@ def test_an_answer_of_a_page_that_is_left_was_interrupted(page: Page) -> None:
     page.evaluate(leave)
     ask(page)
     expect(page.locator(".problem")).to_contain_text("This answer was interrupted.")
+    expect(page.locator("#status")).to_have_text("The answer was interrupted")  # after a download, it stays
 
 
 def test_an_answer_that_is_made_again_is_thought_of_anew(page: Page) -> None:

@@ -86,6 +86,7 @@ async function respond(parent, failed = null) {
 function saidAtTheEnd(conversation, node) {
   if (node.state === "broken") return node.problem;
   if (node.state === "stopped") return "Stopped";
+  if (node.state === "interrupted") return "The answer was interrupted";
   if (conversation !== current) return `Answer complete, in ${conversation.title}`;
   return `${node.state === "length" ? "The answer reached its longest" : "Answer complete"}: ${spoken(node.text)}`;
 }
