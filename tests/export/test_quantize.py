@@ -284,7 +284,7 @@ def test_a_scheme_that_there_is_not_is_refused_with_those_that_there_are(name: s
 
 
 def test_every_method_and_transform_that_a_recipe_may_name_has_a_row() -> None:
-    assert set(METHODS) == {*GRIDS, "gptq"}  # which runs the model: quantize/gptq.py
+    assert set(METHODS) == set(GRIDS)
     assert set(TRANSFORMS) == {*CHOOSERS, "rotate"}  # which reads no text: quantize/rotation.py
 
 
