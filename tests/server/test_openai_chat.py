@@ -8,6 +8,7 @@ import pytest
 from edgelm_server import CHAT, TINY, EdgelmServer
 
 from edgelm import GenerationConfig, __version__
+from edgelm.server.api_error import ApiError
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 
@@ -292,6 +293,23 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(serving):
     assert reply.status == 404
     assert reply.json["error"]["code"] == "model_not_found"
     assert reply.json["error"]["message"] == "There is no model '../../etc/passwd' here. Here are: tiny-random."
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "invalid_request_error"),
+        (413, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_errors_have_openais_types(status, kind):
+    assert ApiError(status, "No.").body(CHAT)["error"]["type"] == kind
 
 
 def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_is_told_to(serving, tiny):
