@@ -52,7 +52,7 @@ Examples:
 @click.option("--window", type=int, metavar="N", help="Tokens that are read at once.  [default: 1024, or the context]")
 @click.option("--stride", type=int, metavar="N", help="Tokens from one window to the next.  [default: half a window]")
 @click.option("--max-tokens", type=int, metavar="N", help="Stop after so many scored tokens.")
-@click.option("--device", default="auto", show_default=True, help="Of a checkpoint: cpu, cuda, cuda:1, mps.")
+@click.option("--device", default="auto", show_default=True, help="For a checkpoint: cpu, cuda, cuda:1, mps.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def eval_(
@@ -75,7 +75,7 @@ def eval_(
     scored once, with at least window - stride tokens before it. Perplexities compare models of one tokenizer; bits per
     byte compare all.
     """
-    # Imported here, so that --help needs no numpy.
+    # Imported here, so that --help needs no tokenizers.
     from edgelm_training.held_out import held_out_documents, is_shards
     from edgelm_training.perplexity import WindowConfig, measure_perplexity
 

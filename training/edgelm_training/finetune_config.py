@@ -44,18 +44,18 @@ class FinetuneConfig(TrainConfig):
     """
 
     model: str | None = setting(None, "The checkpoint folder to start from; `edgelm import` makes one.")
-    data: tuple[str, ...] = setting((), "Conversations, of dpo preferences: files, folders, globs; several times.")
+    data: tuple[str, ...] = setting((), "Conversations, or with dpo preferences: files, folders, globs; several times.")
     method: str = setting("lora", "What learns, and from what.", choices=tuple(METHODS))
     epochs: float | None = setting(None, "Times to go through the data.  [default: 3; dpo: 1]")
     validation_fraction: float = setting(0.05, "Share of the data that is kept out of training, by a hash.")
     validation_data: tuple[str, ...] = setting((), "Validate on these files instead of a share of the data.")
-    rank: int = setting(16, "Of an adapter's matrices; 0 with dpo: the whole model learns.")
+    rank: int = setting(16, "The rank of an adapter's matrices; 0 with dpo: the whole model learns.")
     alpha: float | None = setting(None, "What an adapter adds is multiplied by alpha / rank.  [default: 2 · rank]")
     dropout: float = setting(0.0, "Share of an adapter's inputs that is dropped while it learns.")
     target_modules: tuple[str, ...] = setting((), "Layers with adapters, such as q_proj.  [default: all in the blocks]")
-    source_language: str | None = setting(None, "Of a translator: what the sources are in, such as eng_Latn.")
-    target_language: str | None = setting(None, "Of a translator: what the answers are in, such as fra_Latn.")
-    dpo_beta: float = setting(0.1, "Of dpo: how strongly the model is held to the one it began as.")
+    source_language: str | None = setting(None, "For a translator: the language of the sources, such as eng_Latn.")
+    target_language: str | None = setting(None, "For a translator: the language of the answers, such as fra_Latn.")
+    dpo_beta: float = setting(0.1, "With dpo: how strongly the model is held to the one it began as.")
     base_sha256: str | None = setting(None, "Refuse another model than this; a run writes down its own.")
 
     # Where fine-tuning chooses, or is used to, other values than pretraining.

@@ -65,7 +65,7 @@ class TrainConfig:
 
     device: str = setting("auto", "cpu, cuda, cuda:1, mps.  [auto: the best there is]")
     precision: str = setting(
-        "auto", "Of matrix products; weights stay in fp32.  [auto: bf16 where it is fast]", choices=PRECISIONS
+        "auto", "The type of matrix products; weights stay in fp32.  [auto: bf16 where it is fast]", choices=PRECISIONS
     )
     parallel: str = setting(
         "auto", "Under torchrun: each process has the model, or (fsdp) a shard of it.  [auto: ddp]", choices=PARALLEL
