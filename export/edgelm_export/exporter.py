@@ -276,7 +276,7 @@ def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: Cali
     if added:
         notes.append(f"Activations too large for 8 bits failed the check, until the weights had {added} folded in.")
     if used.rules != asked.rules:
-        notes.append(f"In other blocks than {asked.name} has, which lost more than {asked.perplexity_bound - 1:.0%}.")
+        notes.append(f"In other blocks than {asked.name} has, since a package in those was refused.")
     if asked.transforms and not used.transforms:
         notes.append("Not smoothed: the model has a part that scales cannot be folded into, or failed the check so.")
     if used.kv_cache == "int8":

@@ -331,20 +331,21 @@ def test_massive_activations_are_found_and_folded_away(tmp_path: Path, monkeypat
     assert manifest.quality.mean_kl_divergence < 2 * before.mean_kl_divergence
 
 
+@pytest.mark.parametrize(("ratio", "divergence"), [(1.021, 0.0), (0.99, 0.04)])
 def test_wide_blocks_that_lose_too_much_are_made_narrower(
-    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ratio: float, divergence: float, checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, ratios = exporter.measure_quality, iter([1.021, 1.029])
+    measure, figures = exporter.measure_quality, iter([(ratio, divergence), (1.029, 0.059)])
 
     def measured(*arguments: Any) -> Quality:
-        quality = measure(*arguments)
-        return dataclasses.replace(quality, perplexity=next(ratios) * quality.source_perplexity)
+        quality, (times, nats) = measure(*arguments), next(figures)
+        return dataclasses.replace(quality, perplexity=times * quality.source_perplexity, mean_kl_divergence=nats)
 
     monkeypatch.setattr(exporter, "measure_quality", measured)
     manifest = export_package(checkpoint, tmp_path / "package", "int8-wide")
     assert manifest.precision == "int8-wide"
     assert manifest.recipe == ({"transform": "smooth"}, {"pattern": ".", "scheme": "int8-block64"})
-    assert manifest.notes[0] == "In other blocks than int8-wide has, which lost more than 2%."
+    assert manifest.notes[0] == "In other blocks than int8-wide has, since a package in those was refused."
 
 
 def test_a_preset_is_not_smoothed_where_that_would_change_the_model(
