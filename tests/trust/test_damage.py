@@ -65,6 +65,16 @@ def test_large_weights_that_were_changed_are_refused_also_where_they_are_hashed_
         edgelm.load(package)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "edgelm.json"])
+def test_a_file_of_which_one_bit_was_changed_is_not_loaded(package: Path, name: str) -> None:
+    data = bytearray((package / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (package / name).write_bytes(data)
+
+    with pytest.raises(PackageError, match=f"{name} does not match the SHA-256 in the manifest"):
+        edgelm.load(package)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("left", ["nothing", "the first byte", "half", "all but the last byte", "one byte more"])
 def test_a_file_of_another_length_is_refused(package: Path, name: str, left: str) -> None:
