@@ -78,6 +78,8 @@ def _alike(before: float, now: float) -> bool:
 
 # The figures that are compared, and how.
 _ALIKE: dict[str, Callable[[float, float], bool]] = {
+    "tokens": lambda before, now: before == now,
+    "greedy_tokens": lambda before, now: before == now,
     "source_perplexity": _alike,
     "perplexity": _alike,
     "perplexity_after_prefill": _alike,  # of a package with a prefill graph
