@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,8 @@ def _alike(before: float, now: float) -> bool:
 
 # The figures that are compared, and how.
 _ALIKE: dict[str, Callable[[float, float], bool]] = {
-    "tokens": lambda before, now: before == now,
-    "greedy_tokens": lambda before, now: before == now,
+    "tokens": operator.eq,
+    "greedy_tokens": operator.eq,
     "source_perplexity": _alike,
     "perplexity": _alike,
     "perplexity_after_prefill": _alike,  # of a package with a prefill graph

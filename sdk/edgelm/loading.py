@@ -96,9 +96,9 @@ def load(
 
 
 def _has_large_tokenizer(folder: Path) -> bool:
-    """Tell whether a session waits for the tokenizer, because what reading it takes would be much on top of its own.
+    """Tell whether reading the tokenizer takes so much memory that the session waits until that is freed.
 
-    That is 14 times the file: Gemma's 15 MB take 220 MB, of which 85 stay.
+    It is 14 times the file: Gemma's 15 MB take 220 MB, of which 85 stay.
     """
     try:
         return (folder / "tokenizer.json").stat().st_size > _LARGE_TOKENIZER

@@ -55,11 +55,12 @@ def answer(model: LanguageModel, text: str, config: GenerationConfig) -> str:
 
 def error_rate(answers: list[str], pairs: Pairs) -> float:
     """Return the character error rate: insertions, deletions and substitutions for each character of the reference."""
-    edits = sum(distance(given, wanted) for given, (_, wanted) in zip(answers, pairs, strict=True))
+    edits = sum(edit_distance(given, wanted) for given, (_, wanted) in zip(answers, pairs, strict=True))
     return edits / sum(len(wanted) for _, wanted in pairs)
 
 
-def distance(a: str, b: str) -> int:
+def edit_distance(a: str, b: str) -> int:
+    """Return Levenshtein's distance."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         before, row = row, [i]
