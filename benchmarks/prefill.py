@@ -1,7 +1,8 @@
-"""How fast prompts are read: edgelm without and with the prefill graph, and OpenVINO GenAI where it is installed.
+"""How fast prompts are read: edgelm without and with the prefill graph, and others beside it.
 
 python benchmarks/prefill.py > docs/results/prefill.md
 python benchmarks/prefill.py --openvino VENV/bin/python   # python -m venv VENV && VENV/bin/pip install openvino-genai
+python benchmarks/prefill.py --tokens 8000 --beside llama-q8_0 --beside genai-int8
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from edgelm import SessionOptions
 from prepare import CACHE, PREFILL_MODEL, gguf_file, prepare_models
 from ratio_report import print_heading, spread
 from worker import Worker
-from workload import FULL, THREADS, read_text
+from workload import THREADS, text_ids
 
-PROMPTS = (512, 2048)
 NEW_TOKENS = 32
 _PAUSE_SECONDS = 0.2
 _NAMES = ("edgelm-int8", PREFILL_MODEL)
@@ -31,12 +31,17 @@ _OPENVINO = Contestant(
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Interleaved, of each prompt.")
+@click.option("--tokens", "lengths", multiple=True, default=(512, 2048), show_default=True, help="Of a prompt.")
+@click.option(
+    "--beside", multiple=True, type=click.Choice([row.name for row in CONTESTANTS if row.timed]),
+    help="Measure this one too (repeatable).",
+)  # fmt: skip
 @click.option("--openvino", metavar="PYTHON", help="The Python of an environment with openvino-genai.")
-def main(rounds: int, openvino: str | None) -> None:
+def main(rounds: int, lengths: tuple[int, ...], beside: tuple[str, ...], openvino: str | None) -> None:
     """Print the results as Markdown."""
     models = prepare_models()
-    ids = [id_ for window in read_text(models / "checkpoint", FULL).windows for id_ in window]
-    chosen = [contestant for contestant in CONTESTANTS if contestant.name in _NAMES]
+    ids = text_ids(models / "checkpoint")
+    chosen = [contestant for contestant in CONTESTANTS if contestant.name in (*_NAMES, *beside)]
     places = {contestant: models / contestant.model for contestant in chosen}
     pythons: dict[Contestant, str] = {}
     if openvino is not None:
@@ -50,30 +55,36 @@ def main(rounds: int, openvino: str | None) -> None:
                     contestant,
                     place,
                     huge_pages=False,
+                    context=max(lengths) + NEW_TOKENS,
                     log=CACHE / "logs" / f"{contestant.name}.log",
                     python=pythons.get(contestant),
                 )
             )
             for contestant, place in places.items()
         }
-        for round_ in range(rounds + 1):  # the first fills every buffer, and does not count
-            for tokens in PROMPTS:
+        for worker in workers.values():  # fills the buffers, and does not count
+            worker.ask("generate", prompt_ids=ids[: lengths[0]], new_tokens=NEW_TOKENS)
+        for _ in range(rounds):
+            for tokens in lengths:
                 for contestant, worker in workers.items():
                     time.sleep(_PAUSE_SECONDS)
                     answer = worker.ask("generate", prompt_ids=ids[:tokens], new_tokens=NEW_TOKENS)
-                    if round_:
-                        rates.setdefault((contestant, tokens), []).append(tokens / answer["first_token"])
-                        steps.setdefault((contestant, tokens), []).append(1 / median(answer["steps"]))
+                    rates.setdefault((contestant, tokens), []).append(tokens / answer["first_token"])
+                    steps.setdefault((contestant, tokens), []).append(1 / median(answer["steps"]))
         memory = {contestant: worker.ask("memory")["peak_bytes"] for contestant, worker in workers.items()}
     model = edgelm.load(models / PREFILL_MODEL, SessionOptions(threads=THREADS))
-    print_heading(
-        "Reading prompts", model, f"prefill.py --rounds {rounds}" + (" --openvino PYTHON" if openvino else "")
-    )
+    options = [
+        f"--rounds {rounds}",
+        *(f"--tokens {tokens}" for tokens in lengths),
+        *(f"--beside {name}" for name in beside),
+    ]
+    options += ["--openvino PYTHON"] if openvino else []
+    print_heading("Reading prompts", model, " ".join(["prefill.py", *options]))
     plain = chosen[0]
     print("| runtime | tokens | prompt, tokens/s | of edgelm int8's | answer, tokens/s | of edgelm int8's | peak, MB |")
     print("|---|---|---|---|---|---|---|")
     for contestant in workers:
-        for tokens in PROMPTS:
+        for tokens in lengths:
             cells = [contestant.label, str(tokens)]
             for figures in (rates, steps):
                 mine, base = figures[contestant, tokens], figures[plain, tokens]

@@ -14,7 +14,7 @@ from typing import Any, Self
 import click
 
 from contestants import Contestant
-from workload import THREADS
+from workload import CONTEXT, THREADS
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -29,10 +29,17 @@ class Worker:
     """
 
     def __init__(
-        self, contestant: Contestant, model: Path, *, huge_pages: bool, log: Path, python: str | None = None
+        self,
+        contestant: Contestant,
+        model: Path,
+        *,
+        huge_pages: bool,
+        log: Path,
+        context: int = CONTEXT,
+        python: str | None = None,
     ) -> None:
         self.name, self._log = contestant.name, log
-        options = {"path": str(model), "threads": THREADS, "huge_pages": huge_pages}
+        options = {"path": str(model), "threads": THREADS, "context": context, "huge_pages": huge_pages}
         command = [python or sys.executable, "-m", "workers.serve", contestant.engine, json.dumps(options)]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:

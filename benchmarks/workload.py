@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 from edgelm.text.tokenizer import Tokenizer
 
 THREADS = 2
-PERPLEXITY_TOKENS = 1024
+PERPLEXITY_TOKENS = CONTEXT = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,8 @@ class Text:
 
 def read_text(checkpoint: Path, effort: Effort) -> Text:
     """Read windows of PERPLEXITY_TOKENS, and the prompts; each begins as the model's author lets a text begin."""
-    tokenizer = Tokenizer.load(checkpoint)
-    ids = tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
-    leading = list(tokenizer.leading_ids)
+    leading = list(Tokenizer.load(checkpoint).leading_ids)
+    ids = text_ids(checkpoint)
 
     def part(start: int, tokens: int) -> list[int]:
         return [*leading, *ids[start : start + tokens - len(leading)]]
@@ -70,3 +69,8 @@ def read_text(checkpoint: Path, effort: Effort) -> Text:
         windows=[part(start, PERPLEXITY_TOKENS) for start in starts[: effort.perplexity_windows]],
         prompts={workload.name: part(starts[-1], workload.prompt_tokens) for workload in effort.workloads},
     )
+
+
+def text_ids(checkpoint: Path) -> list[int]:
+    """Encode all of Python's language reference, without what may begin a text."""
+    return Tokenizer.load(checkpoint).encode("\n\n".join(topics[name] for name in sorted(topics)))

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How the runtime loads its model; huge_pages: its memory will be moved to huge pages."""
+    """How the runtime loads its model; huge_pages: its memory will be moved to huge pages.
+
+    context: the tokens that a text may have, for a runtime that takes its memory ahead.
+    """
 
     path: str
     threads: int
+    context: int
     huge_pages: bool
 
 

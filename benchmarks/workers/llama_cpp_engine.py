@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from workers.engine import EngineOptions, Generation
 from workers.log_likelihood import sum_log_likelihood
 
-_CONTEXT = 1024
 _BATCH = 512  # llama.cpp's own default for one computation
 
 
@@ -29,7 +28,7 @@ class LlamaCpp:
             model_parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         model = llama_cpp.llama_model_load_from_file(options.path.encode(), model_parameters)
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = _CONTEXT, _BATCH, _BATCH
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = options.context, _BATCH, _BATCH
         parameters.n_threads = parameters.n_threads_batch = options.threads
         if not flash_attention:
             parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
