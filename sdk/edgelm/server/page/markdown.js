@@ -4,6 +4,7 @@
 import { Lexer } from "./vendor/marked.esm.js";
 import { arrange, button, copy, element } from "./dom.js";
 import { UnspacedTokenizer } from "./emphasis.js";
+import { blockFormulaIn, formula, FORMULAS, withoutFormulas } from "./formulas.js";
 
 const LONGEST_RUN = 4096; // characters
 const MOST_MARKS = 256; // of emphasis
@@ -15,11 +16,28 @@ const SAFE_LINK = /^(https?:|mailto:)/i;
  */
 class BoundedLexer extends Lexer {
   inlineTokens(text, tokens = []) {
+    this.run = text;
     if (text.length <= LONGEST_RUN && (text.match(/[*_~]/g) ?? []).length <= MOST_MARKS) return super.inlineTokens(text, tokens);
     tokens.push({ type: "text", raw: text, text });
     return tokens;
   }
 }
+
+class PageTokenizer extends UnspacedTokenizer {
+  /** An "=" alone on its line makes no heading of a formula's beginning. */
+  lheading(source) {
+    const heading = super.lheading(source);
+    if (!heading) return heading;
+    const start = blockFormulaIn(source);
+    return start >= 0 && start < heading.raw.length ? undefined : heading;
+  }
+}
+
+const SYNTAX = {
+  gfm: true,
+  extensions: FORMULAS,
+  hooks: { emStrongMask(masked) { return withoutFormulas(this.lexer.run, masked); } },
+};
 
 /** Show a text in `target`, block by block: blocks that did not change keep their elements. */
 export class MarkdownView {
@@ -35,7 +53,7 @@ export class MarkdownView {
 
   parsed(text) {
     try {
-      const tokens = new BoundedLexer({ gfm: true, tokenizer: new UnspacedTokenizer() }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
+      const tokens = new BoundedLexer({ ...SYNTAX, tokenizer: new PageTokenizer() }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
       return tokens.map((token, index) => {
         const shown = this.blocks[index];
         return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
@@ -52,6 +70,7 @@ export function spoken(text) {
   const target = element("div");
   new MarkdownView(target).show(text);
   for (const bar of target.querySelectorAll(".bar")) bar.remove();
+  for (const node of target.querySelectorAll(".formula")) node.replaceWith(node.dataset.tex);
   for (const start of target.querySelectorAll("p, h3, h4, h5, h6, li, td, th, pre, br")) start.prepend("\n");
   return target.textContent.trim();
 }
@@ -73,6 +92,7 @@ const BLOCKS = {
   paragraph: (token) => element("p", {}, ...inline(token.tokens)),
   text: (token) => element("p", {}, ...inline(token.tokens ?? [token])),
   html: (token) => element("p", {}, token.raw),
+  formula: (token) => element("p", {}, formula(token)),
   hr: () => element("hr"),
   blockquote: (token) => element("blockquote", {}, ...blocks(token.tokens)),
   list: (token) =>
@@ -123,6 +143,8 @@ function asText(token) {
 }
 
 const INLINE = {
+  formula,
+  inlineFormula: formula,
   strong: (token) => element("strong", {}, ...inline(token.tokens)),
   em: (token) => element("em", {}, ...inline(token.tokens)),
   del: (token) => element("del", {}, ...inline(token.tokens)),

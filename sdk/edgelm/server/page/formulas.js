@@ -1,0 +1,83 @@
+// Formulas in TeX: \(…\) and $…$ in a line, \[…\] and $$…$$ on lines of their own. Temml (0.13.5) makes MathML of
+// them, which browsers draw and screen readers know; it is loaded with the first one. What it does not know stays as it is.
+
+import { element } from "./dom.js";
+
+const LONGEST = 4096; // characters
+const LONG = 60; // characters of TeX: it may be wider than a phone
+
+// An opening mark inside ends the search: each character is looked at once, however many are never closed.
+const ROUND = String.raw`\\\(((?:\\(?![()])[^]|[^\\])+?)\\\)`;
+const SQUARE = String.raw`\\\[((?:\\(?![[\]])[^]|[^\\])+?)\\\]`;
+const DOUBLE = String.raw`\$\$((?:\\[^]|[^\\$])+?)\$\$`;
+// As pandoc tells it from prices: no space inside the marks, and no digit behind them. Code is none either.
+const SINGLE = "\\$(?![\\s$])((?:\\\\[^]|[^\\\\$`])*?(?:\\\\[^]|[^\\\\$`\\s]))\\$(?![\\d$])";
+
+const IN_LINE = new RegExp(`^(?:${[ROUND, SINGLE].join("|")})`);
+const ON_ITS_OWN = new RegExp(`^(?:${[SQUARE, DOUBLE].join("|")})`);
+const BLOCK = new RegExp(`^ {0,3}(?:${[SQUARE, DOUBLE].join("|")})[ \\t]*(?:\\n|$)`);
+const BLOCK_START = /\n(?= {0,3}(?:\$\$|\\\[))/g;
+const ANY = new RegExp([ROUND, SQUARE, DOUBLE, SINGLE].join("|"), "g");
+
+/** What marked's Lexer is told of formulas. */
+export const FORMULAS = {
+  block: [(source) => token("formula", BLOCK.exec(source))],
+  startBlock: [blockFormulaIn],
+  inline: [(source) => token("formula", ON_ITS_OWN.exec(source)) ?? token("inlineFormula", IN_LINE.exec(source))],
+  startInline: [(source) => source.indexOf("$")],
+};
+
+/** Where a formula begins on a line of its own, below the first line of a paragraph; -1 where none does. */
+export function blockFormulaIn(source) {
+  const end = source.search(/\n[ \t]*\n/);
+  for (const { index } of (end < 0 ? source : source.slice(0, end)).matchAll(BLOCK_START)) {
+    if (token("formula", BLOCK.exec(source.slice(index + 1)))) return index;
+  }
+  return -1;
+}
+
+function token(type, match) {
+  if (!match || match[0].length > LONGEST) return undefined;
+  return { type, raw: match[0], text: match.slice(1).find((tex) => tex !== undefined).trim() };
+}
+
+/** A text in which marked looks for emphasis, without what stands in formulas: `masked` has the same length. */
+export function withoutFormulas(text, masked) {
+  for (const { 0: { length }, index } of text.matchAll(ANY)) {
+    if (masked[index] === "a") continue; // it begins in code
+    masked = masked.slice(0, index) + "a".repeat(length) + masked.slice(index + length);
+  }
+  return masked;
+}
+
+let library = null;
+
+/** Load Temml, once. */
+function loaded() {
+  library ??= new Promise((resolve, reject) => {
+    const failed = () => reject((library = null)); // the next formula tries again
+    const src = new URL("vendor/temml.min.js", import.meta.url).href;
+    document.head.append(element("script", { src, on: { load: () => resolve(window.temml), error: failed } }));
+  });
+  return library;
+}
+
+/** A formula, shown as it is written until Temml is there. */
+export function formula({ raw, text, type }) {
+  const isOwn = type === "formula";
+  // Chromium and Safari break no formula over lines; one that is scrolled stands a little beside the line it is in.
+  const place = isOwn ? "own" : text.length > LONG ? "long" : "";
+  const node = element("span", { class: `formula ${place}`, dir: "ltr", "data-tex": text }, raw.trim());
+  if (window.temml) draw(node, text, isOwn);
+  else loaded().then(() => draw(node, text, isOwn), () => {});
+  return node;
+}
+
+function draw(node, text, displayMode) {
+  const written = node.textContent;
+  try {
+    window.temml.render(text, node, { displayMode, throwOnError: true, maxSize: [20, 240] });
+  } catch {
+    node.textContent = written;
+  }
+}
