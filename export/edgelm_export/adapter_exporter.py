@@ -37,8 +37,8 @@ from edgelm.package.peft_format import (
     read_peft_config,
     scale_of,
     tensor_names,
+    weights_path,
 )
-from edgelm.package.peft_format import WEIGHTS_FILE as PEFT_WEIGHTS_FILE
 from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
@@ -76,9 +76,9 @@ class _Origin:
 def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """Write an adapter for a package, whole or not at all. The package is only read.
 
-    source: an adapter of `edgelm finetune` or PEFT, or the folder of a run, whose best adapter is taken (the newest
-    where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and both have
-    what the exporter folded into the rows and columns of their projection.
+    source: an adapter of `edgelm finetune`, PEFT or mlx-lm, or the folder of a run, whose best adapter is taken (the
+    newest where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and
+    both have what the exporter folded into the rows and columns of their projection.
 
     Raises:
         CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
@@ -204,7 +204,7 @@ def _adapter_folder(folder: Path) -> Path:
 
 def _read(folder: Path) -> _Trained:
     config = read_peft_config(folder)
-    path = folder / PEFT_WEIGHTS_FILE
+    path = weights_path(folder)
     try:
         check_header(path)
         with safe_open(path, framework="numpy") as file:

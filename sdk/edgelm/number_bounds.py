@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from edgelm.errors import ConfigError
 
 MOST = 2**31 - 1  # of any size: products of a few still fit the numbers of every library
@@ -9,7 +11,7 @@ FLOAT32_END = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
 _MOST_SHOWN = 64  # bits: Python does not write a number of more than some thousand digits
 
 
-def is_count(value: object, least: int, most: int = MOST) -> bool:
+def is_count(value: object, least: int, most: int = MOST) -> TypeGuard[int]:
     """Tell whether a value is a whole number within bounds; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 

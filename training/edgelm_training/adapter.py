@@ -31,6 +31,7 @@ from edgelm.package.peft_format import (
     in_pairs,
     read_peft_config,
     scale_of,
+    weights_path,
 )
 from edgelm_training.lora import LoraConfig, LoraLinear, linear_names, quantize_linear
 from edgelm_training.model import Transformer
@@ -91,7 +92,7 @@ def write_adapter(weights: Mapping[str, Tensor], config: LoraConfig, base: Base,
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Read an adapter that `edgelm finetune` or PEFT wrote.
+    """Read an adapter that `edgelm finetune`, PEFT or mlx-lm wrote.
 
     Raises:
         CheckpointError: a file is missing or broken, the adapter is no plain LoRA, or a matrix lacks its partner; the
@@ -99,7 +100,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     values = read_peft_config(folder)
-    path = folder / WEIGHTS_FILE
+    path = weights_path(folder)
     try:
         check_header(path)
         with safe_open(path, framework="pt") as file:

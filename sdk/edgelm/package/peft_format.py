@@ -1,21 +1,24 @@
-"""PEFT's format of adapters, as far as settings and names go: adapter_config.json and the tensors' names."""
+"""PEFT's format of adapters, as far as settings and names go: adapter_config.json and the tensors' names.
+
+An adapter of mlx-lm is read as if PEFT had written it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
 from edgelm.number_bounds import FLOAT32_END
-from edgelm.shell_word import shell_word
+from edgelm.package import mlx_adapter
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_OF_MLX, _PICKLE = "adapters.safetensors", "adapter_model.bin"  # what others call theirs, beside settings of that name
+_PICKLE = "adapter_model.bin"
 # What PEFT puts before the names of the model that it wraps.
 PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
@@ -56,7 +59,16 @@ ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
 }
 
-_Tensor = TypeVar("_Tensor")
+
+class Matrix(Protocol):
+    """A matrix of numpy or of PyTorch."""
+
+    @property
+    def T(self) -> Self:  # noqa: N802  (both call it so)
+        """The matrix turned around."""
+
+
+_Tensor = TypeVar("_Tensor", bound=Matrix)
 MatrixPairs = Mapping[str, tuple[_Tensor, _Tensor]]
 
 
@@ -73,8 +85,13 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}.") from error
-    if not (folder / WEIGHTS_FILE).exists():
-        _refuse_other_weights(folder)
+    if weights_path(folder).name == mlx_adapter.WEIGHTS_FILE:
+        values = mlx_adapter.peft_settings(values, path)
+    elif not (folder / WEIGHTS_FILE).exists() and (folder / _PICKLE).exists():
+        raise CheckpointError(
+            f"{folder} has its weights in {_PICKLE}, which can run code when it is read, so edgelm does not. Where you "
+            f"trust it, save_pretrained of PEFT writes {WEIGHTS_FILE}."
+        )
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise CheckpointError(
@@ -91,17 +108,10 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_other_weights(folder: Path) -> None:
-    if (folder / _OF_MLX).exists():
-        raise CheckpointError(
-            f"{folder} holds an adapter of mlx-lm ({_OF_MLX}). Put it into its base there, and take the folder that "
-            f"comes of it: mlx_lm.fuse --model BASE --adapter-path {shell_word(folder)} --save-path fused/"
-        )
-    if (folder / _PICKLE).exists():
-        raise CheckpointError(
-            f"{folder} has its weights in {_PICKLE}, which can run code when it is read, so edgelm does not. Where you "
-            f"trust it, save_pretrained of PEFT writes {WEIGHTS_FILE}."
-        )
+def weights_path(folder: Path) -> Path:
+    """Return the file that holds an adapter's matrices: PEFT's, or mlx-lm's where only that is there."""
+    of_mlx = folder / mlx_adapter.WEIGHTS_FILE
+    return of_mlx if of_mlx.exists() and not (folder / WEIGHTS_FILE).exists() else folder / WEIGHTS_FILE
 
 
 def check_matrices(tensors: Mapping[str, tuple[str, Sequence[int]]], path: Path) -> None:
@@ -124,15 +134,19 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
     Raises:
         CheckpointError: a matrix lacks its partner, or a tensor is neither.
     """
-    layers = [name.removesuffix(_A) for name in tensors if name.endswith(_A)]
-    expected = {layer + end for layer in layers for end in (_A, _B)}
+    is_of_mlx = path.name == mlx_adapter.WEIGHTS_FILE
+    end_a, end_b = mlx_adapter.ENDS if is_of_mlx else (_A, _B)
+    layers = [name.removesuffix(end_a) for name in tensors if name.endswith(end_a)]
+    expected = {layer + end for layer in layers for end in (end_a, end_b)}
     strange = sorted(tensors.keys() ^ expected)
     if strange or not layers:
         raise CheckpointError(
             f"{path} is no plain LoRA adapter; unpaired or unknown: {', '.join(strange[:5]) or 'all of it'}"
             + (f" and {len(strange) - 5} more." if len(strange) > 5 else ".")
         )
-    return {layer.removeprefix(PREFIX): (tensors[layer + _A], tensors[layer + _B]) for layer in layers}
+    if is_of_mlx:
+        return {layer: (tensors[layer + end_a].T, tensors[layer + end_b].T) for layer in layers}
+    return {layer.removeprefix(PREFIX): (tensors[layer + end_a], tensors[layer + end_b]) for layer in layers}
 
 
 def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
@@ -180,10 +194,13 @@ def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
     Raises:
         CheckpointError: lora_alpha is no number, or none that float32 holds.
     """
-    alpha = values.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) < FLOAT32_END:
+    key = mlx_adapter.SCALE if mlx_adapter.SCALE in values else "lora_alpha"
+    number = values.get(key)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) < FLOAT32_END:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} has lora_alpha = {alpha!r:.60}; it must be a number that float32 holds."
+            f"{folder / CONFIG_FILE} has {key} = {number!r:.60}; it must be a number that float32 holds."
         )
+    if key == mlx_adapter.SCALE:
+        return number
     # Rank-stabilized LoRA (arXiv:2312.03732) divides by the root.
-    return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
+    return number / (math.sqrt(rank) if values.get("use_rslora") else rank)

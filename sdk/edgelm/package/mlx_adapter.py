@@ -1,0 +1,43 @@
+"""mlx-lm's format of adapters, read as PEFT's: other settings, and both matrices the other way around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from edgelm.errors import CheckpointError
+from edgelm.number_bounds import FLOAT32_END, is_count
+from edgelm.shell_word import shell_word
+
+WEIGHTS_FILE = "adapters.safetensors"
+ENDS = ".lora_a", ".lora_b"  # [D, R] and [R, N], where PEFT has [R, D] and [N, R]
+SCALE = "mlx_scale"  # what the product is multiplied by, which PEFT makes of lora_alpha and the rank
+_KIND, _SETTINGS = "fine_tune_type", "lora_parameters"
+
+
+def peft_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what adapter_config.json says, as PEFT says it, and SCALE.
+
+    Raises:
+        CheckpointError: the adapter is no plain LoRA, or its settings are none of mlx-lm's.
+    """
+    kind = values.get(_KIND, "lora")
+    if kind != "lora":
+        raise CheckpointError(
+            f"{path} has {_KIND} = {kind!r:.60}; of mlx-lm, only plain LoRA adapters can be read. Put it into its base "
+            "there, and take the folder that comes of it: mlx_lm.fuse --model BASE --adapter-path "
+            f"{shell_word(path.parent)} --save-path fused/"
+        )
+    settings = values.get(_SETTINGS)
+    rank, scale = (settings.get("rank"), settings.get("scale")) if isinstance(settings, dict) else (None, None)
+    if not is_count(rank, 1) or not _is_scale(scale):
+        raise CheckpointError(
+            f"{path} has {_SETTINGS} = {settings!r:.120}; an adapter of mlx-lm ({WEIGHTS_FILE}) has a "
+            '"rank" and a "scale" there, a count and a number that float32 holds.'
+        )
+    return {"r": rank, "lora_alpha": rank * scale, SCALE: scale, "base_model_name_or_path": values.get("model")}
+
+
+def _is_scale(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FLOAT32_END
