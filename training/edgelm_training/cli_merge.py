@@ -36,8 +36,8 @@ Examples:
 def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     """Merge an adapter into its base.
 
-    ADAPTER is the folder of a run of `edgelm finetune`, or of an adapter in PEFT's or mlx-lm's format. What stands at the output is
-    replaced only if it is a checkpoint folder of edgelm.
+    ADAPTER is the folder of a run of `edgelm finetune`, or of an adapter in PEFT's or mlx-lm's format. What stands at
+    the output is replaced only if it is a checkpoint folder of edgelm.
     """
     # Imported here, so that --help needs no torch.
     from edgelm_training.merge import merge_adapter
