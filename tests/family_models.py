@@ -119,6 +119,7 @@ GEMMA3N = {
 # Each text of 150 tokens is longer than the windows and than the original contexts.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
+    "llama, heads that attention does not turn": ("llama", {"head_dim": 24}),
     **{f"llama, {name}": ("llama", {"rope_parameters": rope | {"rope_theta": 1e4}}) for name, rope in ROPES.items()},
     "iquestcoder": ("iquestcoder", {"head_dim": 32, "tie_word_embeddings": False}),
     "llama4": ("llama4_text", LLAMA4),
@@ -167,6 +168,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {"head_dim": 32}),
     "gemma with biases": ("gemma", {"head_dim": 16, "attention_bias": True, "rms_norm_eps": 1e-3}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24}),
+    "gemma2, heads that attention does not turn": ("gemma2", {"head_dim": 8, "sliding_window": 9}),
     "gemma2 without soft-caps, a head_dim of its own": (
         "gemma2",
         {"head_dim": 32, "attn_logit_softcapping": None, "final_logit_softcapping": None},

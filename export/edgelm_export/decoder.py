@@ -54,7 +54,8 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
         if head_dim % _HEAD_MULTIPLE:
             raise ExportError(
                 f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention takes heads of a multiple of "
-                f"{_HEAD_MULTIPLE}, and rotates those of a multiple of {ROTARY_MULTIPLE}. Train with such a head_dim."
+                f"{_HEAD_MULTIPLE}. Export it in operators of the ONNX standard (--operators standard), or "
+                "train with such a head_dim."
             )
     return DecoderStack(folded(checkpoint), precision, data).build()
 
@@ -63,7 +64,7 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
     """Fold what never changes at run time into the weights of a checkpoint.
 
     Raises:
-        ExportError: its heads or positions cannot be rotated, or there is no weight that could take a factor.
+        ExportError: it has more positions than can be rotated, or there is no weight that could take a factor.
     """
     for stack in filter(None, (checkpoint.config, checkpoint.config.encoder)):
         _check_rotation(stack)
@@ -71,12 +72,6 @@ def folded(checkpoint: Checkpoint) -> FoldedCheckpoint:
 
 
 def _check_rotation(config: ModelConfig) -> None:
-    for head_dim in _head_sizes(config):
-        if config.position == "rope" and head_dim % ROTARY_MULTIPLE:
-            raise ExportError(
-                f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention rotates heads of a multiple of "
-                f"{ROTARY_MULTIPLE}. Train with such a head_dim, or without rope."
-            )
     widest = max(padded_rotary_dim(config, kind) for kind in ("global", "local"))
     row = 4 * (widest // 2) * (2 if config.short_context is not None else 1)
     if config.position == "rope" and config.max_position_embeddings * row > LARGEST_TABLE:
@@ -275,6 +270,8 @@ class DecoderStack(Stack):
             qkv = [self.projections.linear(hidden, f"{name}.q_proj"), *self.no_keys_and_values(i)]
         if self.config.qk_norm or self.config.v_norm:
             qkv = self.normed_heads(qkv, i, name)
+        if self.config.head_size(i) % ROTARY_MULTIPLE and not self.turns_before_norms:
+            qkv = self.turned_parts(self.apart(qkv, i, name), i, name)
         if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
             query, *keys_and_values = self.apart(qkv, i, name)
             qkv = [self.graph.node("Mul", [query, self.query_factor], f"{name}.grown_query"), *keys_and_values]
@@ -298,9 +295,22 @@ class DecoderStack(Stack):
 
     def rotation(self, i: int) -> list[str]:
         """Return the tables by which attention turns queries and keys of layer i; none where they are turned before."""
-        is_before = self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
-        is_before = is_before or self.config.kv_lora_rank is not None
+        is_before = self.turns_before_norms or self.config.kv_lora_rank is not None
+        is_before = is_before or self.config.head_size(i) % ROTARY_MULTIPLE != 0
         return [] if is_before else self.rope[self.config.rope_kind(i)]
+
+    @property
+    def turns_before_norms(self) -> bool:
+        """Whether queries and keys are turned before they are normed."""
+        return self.config.qk_norm and self.config.qk_norm_scope == "turned_head"
+
+    def turned_parts(self, qkv: list[str], i: int, name: str) -> list[str]:
+        """Turn queries, and keys that are the layer's own, before attention."""
+        query, key, value = qkv
+        query = self.turned_heads(query, self.config.query_heads(i), i, f"{name}.turned_query")
+        if self.config.keys_of(i) == i:
+            key = self.turned_heads(key, self.config.kv_heads(i), i, f"{name}.turned_key")
+        return [query, key, value]
 
     def turned_heads(self, projected: str, heads: int, i: int, name: str) -> str:
         """Turn heads [B, T, heads * H] of layer i by their positions.
@@ -364,11 +374,9 @@ class DecoderStack(Stack):
         Of a layer that looks at the keys and values of another, the queries alone.
         """
         config, H = self.config, self.config.head_size(i)
-        query, key, value = self.apart(qkv, i, name)
+        parts = self.apart(qkv, i, name)
+        query, key, value = self.turned_parts(parts, i, name) if self.turns_before_norms else parts
         own, N, K = config.keys_of(i) == i, config.query_heads(i), config.kv_heads(i)
-        turns_before = config.qk_norm and config.qk_norm_scope == "turned_head"
-        query = self.turned_heads(query, N, i, f"{name}.turned_query") if turns_before else query
-        key = self.turned_heads(key, K, i, f"{name}.turned_key") if turns_before and own else key
         if config.qk_norm:
             query = self.normed_by_head(query, f"{name}.q_norm", N * H, H)
         if config.qk_norm and own:

@@ -41,11 +41,18 @@ Factor = np.float32 | NDArray[np.float32]
 
 def padded_rotary_dim(config: ModelConfig, kind: str = "global") -> int:
     """Return how many dimensions of a head the graph turns in layers of a kind: those that turn by an angle, and some
-    more up to a multiple of 16. With latent attention, which turns heads by a node of its own, all that may turn.
+    more up to a multiple of 16. Where a node of its own turns heads, as many as turn by an angle; with latent
+    attention, all that may turn.
     """
     if config.kv_lora_rank is not None:
         return config.rotary_width(kind)
+    if _head_size(config, kind) % ROTARY_MULTIPLE:
+        return config.turning_dim(kind)
     return -(-config.turning_dim(kind) // ROTARY_MULTIPLE) * ROTARY_MULTIPLE
+
+
+def _head_size(config: ModelConfig, kind: str) -> int:
+    return config.head_dim if kind == "local" else config.global_head_dim or config.head_dim
 
 
 class FoldedCheckpoint(CheckpointView):
@@ -227,7 +234,7 @@ def _head_order(config: ModelConfig, kind: str) -> NDArray[np.int64] | None:
     The graph turns dimension i with i + padded/2; the filling is what does not turn, by an angle of zero. None: as they
     are, as with latent attention, where the graph puts heads together of parts that are projected apart.
     """
-    H = config.head_dim if kind == "local" else config.global_head_dim or config.head_dim
+    H = _head_size(config, kind)
     width, turning, padded = config.rotary_width(kind), config.turning_dim(kind), padded_rotary_dim(config, kind)
     if config.kv_lora_rank is not None or width == turning == padded:
         return None

@@ -220,8 +220,8 @@ def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"head_dim": 24}, r"head_dim is 24; .* rotates heads of a multiple of 16"),
-        ({"head_dim": 12, "position": "learned"}, r"head_dim is 12; .* takes heads of a multiple of 8"),
+        ({"head_dim": 12}, r"head_dim is 12; .* takes heads of a multiple of 8\. Export it .*--operators standard"),
+        ({"head_dim": 4, "position": "learned"}, r"head_dim is 4; .* takes heads of a multiple of 8"),
     ],
 )
 def test_a_head_that_the_operator_cannot_compute_is_refused_by_name(
