@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgelm.memory.cache_layout import state_layouts
 from edgelm.runtime.decoder_graph import STATES
 from edgelm_export.graph import BATCH, FLOAT, MICROSOFT
 from edgelm_export.stack import Stack
@@ -42,8 +41,8 @@ def add_linear_attention(stack: Stack, hidden: str, name: str, states: Sequence[
 
 def add_states(stack: Stack, i: int) -> tuple[list[str], list[str]]:
     """Declare the states of layer number `i`: the names of those that it takes, and of those that it gives."""
-    graph, names = stack.graph, zip(STATES, state_layouts(stack.config), strict=True)
-    shapes: dict[str, list[int | str]] = {part: [BATCH, *layout.sizes] for part, layout in names}
+    graph, sizes = stack.graph, zip(STATES, stack.config.state_shapes, strict=True)
+    shapes: dict[str, list[int | str]] = {part: [BATCH, *shape] for part, shape in sizes}
     taken = [graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
     return taken, [graph.output(f"present.{i}.{part}", FLOAT, shape) for part, shape in shapes.items()]
 

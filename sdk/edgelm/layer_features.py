@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from statistics import NormalDist
 
@@ -152,12 +153,17 @@ class LayerFeatures(ModelFields):
         return 2 * keys + (self.linear_num_value_heads or 0) * (self.linear_value_head_dim or 0)
 
     @property
+    def state_shapes(self) -> tuple[tuple[int, int], tuple[int, int, int]]:
+        """The state of a layer that keeps one: what its convolution reads [W, L - 1], and its matrices [N, X, Y]
+        (export/edgelm_export/linear_attention.py).
+        """
+        heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
+        return (self.linear_channels, (self.linear_conv_kernel_dim or 1) - 1), (heads or 0, key or 0, value or 0)
+
+    @property
     def state_bytes(self) -> int:
         """How many bytes the states of a text take beside keys and values, however long it is."""
-        convolution = self.linear_channels * ((self.linear_conv_kernel_dim or 1) - 1)
-        heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
-        numbers = convolution + (heads or 0) * (key or 0) * (value or 0)
-        return len(self.state_layers) * numbers * KV_CACHES["fp32"]
+        return len(self.state_layers) * sum(map(math.prod, self.state_shapes)) * KV_CACHES["fp32"]
 
     def rope_kind(self, layer: int) -> str | None:
         """Return which rotation a layer has: "global", "local" (of `rope_local_theta`), or None."""

@@ -49,15 +49,6 @@ class StateLayout(NamedTuple):
         return rows, *self.sizes
 
 
-def state_layouts(config: ModelConfig) -> tuple[StateLayout, StateLayout]:
-    """Return the state of a layer that keeps one: what its convolution reads [W, L - 1], and its matrices [N, X, Y]
-    (export/edgelm_export/linear_attention.py).
-    """
-    heads, key, value = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
-    convolution = config.linear_channels, (config.linear_conv_kernel_dim or 1) - 1
-    return StateLayout(convolution), StateLayout((heads or 0, key or 0, value or 0))
-
-
 def state_tokens(config: ModelConfig) -> int:
     """Return how many tokens' keys and values take the memory of a text's states."""
     return -(-config.state_bytes // config.kv_bytes_per_token)
@@ -78,8 +69,8 @@ def cache_layout(config: ModelConfig) -> list[BufferLayout | StateLayout]:
     ]
     if config.conv_channels:
         layout.append(BufferLayout(1, config.conv_channels, np.float32, config.conv_L_cache))
-    for state in state_layouts(config):
-        layout += [state] * len(config.state_layers)
+    for shape in config.state_shapes:
+        layout += [StateLayout(shape)] * len(config.state_layers)
     return layout
 
 
