@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from edgelm.files.protobuf_wire import VARINT, message_field, number_field, text_field
 from edgelm.package.onnx_walk import GraphWalk
 
-FLOAT32, UINT8, FLOAT16, BFLOAT16 = 1, 2, 10, 16  # TensorProto.DataType
+FLOAT32, UINT8, INT8, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 7, 10, 16  # TensorProto.DataType
 _GRAPH = 7  # a field of the model
 _NODE, _INITIALIZER = 1, 5  # fields of a graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 1, 2, 4, 5

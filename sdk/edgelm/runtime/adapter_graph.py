@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgelm.files.protobuf_wire import FIXED32, message_field, number_field, packed_field, text_field
+from edgelm.package.graph_parts import FLOAT32, INT64
 from edgelm.package.onnx_walk import GraphWalk
 
 # What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
@@ -33,9 +34,8 @@ SUM_BLOCK = 128
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11  # fields: of the model, and of the graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_INT64 = 7  # of TensorProto.DataType
 _SHAPE, _FIRST_AXIS = "adapters.shape", "adapters.first_axis"
-_FLOAT, _INT = 1, 2  # of AttributeProto.type; FLOAT is the same in TensorProto.DataType
+_FLOAT, _INT = 1, 2  # of AttributeProto.type
 
 
 def parts_of(product: str) -> tuple[str, ...]:
@@ -188,11 +188,11 @@ def _attribute(name: str, value: bytes, type_: int) -> bytes:
 
 def _constant(name: str, values: list[int]) -> bytes:
     """Write an initializer, a TensorProto: dims 1, data_type 2, int64_data 7 (packed), name 8."""
-    content = number_field(1, len(values)) + number_field(2, _INT64) + packed_field(7, values) + text_field(8, name)
+    content = number_field(1, len(values)) + number_field(2, INT64) + packed_field(7, values) + text_field(8, name)
     return message_field(_INITIALIZER, content)
 
 
 def _value_info(name: str, dimensions: int) -> bytes:
     """Write a ValueInfoProto (name 1, type 2) of a float tensor (tensor_type 1) with dimensions of any size."""
     shape = message_field(2, message_field(1, b"") * dimensions)
-    return text_field(1, name) + message_field(2, message_field(1, number_field(1, _FLOAT) + shape))
+    return text_field(1, name) + message_field(2, message_field(1, number_field(1, FLOAT32) + shape))

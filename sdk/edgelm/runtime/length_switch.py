@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.package.graph_parts import GraphParts, Node, StoredTensor
-
-_INT64 = 7  # TensorProto.DataType
+from edgelm.package.graph_parts import INT64, GraphParts, Node, StoredTensor
 
 
 def longest_short_text(graph: bytes, path: Path) -> int | None:
@@ -27,7 +25,7 @@ def longest_short_text(graph: bytes, path: Path) -> int | None:
         tensor = parts.constant(node) if node.operator == "Constant" else None
         if tensor is not None:
             constants[node.name] = tensor
-    constants |= {tensor.name: tensor for _, tensor in parts.tensors() if tensor.type_ == _INT64}
+    constants |= {tensor.name: tensor for _, tensor in parts.tensors() if tensor.type_ == INT64}
     limits = {_limit(node, nodes, constants, parts.folder) for node in nodes.values() if node.operator == "If"}
     return limits.pop() if len(limits) == 1 else None
 
@@ -44,7 +42,7 @@ def _limit(switch: Node, nodes: dict[str, Node], constants: dict[str, StoredTens
             return None
         source = node.inputs[0]
     limit = constants.get(asks.inputs[1])
-    if source != "attention_mask" or limit is None or limit.type_ != _INT64 or limit.file or len(limit.raw) != 8:
+    if source != "attention_mask" or limit is None or limit.type_ != INT64 or limit.file or len(limit.raw) != 8:
         return None
     longest = int(limit.read(folder, np.int64).ravel()[0])
     return longest if longest > 1 else None

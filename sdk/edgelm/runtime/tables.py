@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from edgelm.memory.mapped_table import MappedTable
-from edgelm.package.graph_parts import BFLOAT16, FLOAT16, FLOAT32, UINT8, GraphParts
+from edgelm.package.graph_parts import BFLOAT16, FLOAT16, FLOAT32, INT8, UINT8, GraphParts
 from edgelm.runtime.rotation_tables import RotationTables, rotation_tables
 
 _LOOK_UP = {"Gather", "GatherBlockQuantized"}
 _MARK = b"Gather"
 _SMALLEST = 1 << 20  # bytes: of less, there is not much to give back
 _SECONDS = 0.005  # between two times that tables are given back while a head is packed of one
-_INT8 = 3
 # By TensorProto.DataType; of one that numpy has not, its bits.
 _NUMBERS: Mapping[int, DTypeLike] = MappingProxyType(
-    {FLOAT32: np.float32, UINT8: np.uint8, _INT8: np.int8, FLOAT16: np.float16, BFLOAT16: np.uint16}
+    {FLOAT32: np.float32, UINT8: np.uint8, INT8: np.int8, FLOAT16: np.float16, BFLOAT16: np.uint16}
 )
 
 
