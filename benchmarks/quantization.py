@@ -18,6 +18,7 @@ import numpy as np
 import edgelm
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
+from edgelm_export.mixed import size_of_graph
 from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.sources import open_checkpoint
 from machine import describe_machine
@@ -77,7 +78,7 @@ def main(checkpoint: Path | None, only: str | None) -> None:
             model = edgelm.load(Path(temporary) / "package")
             perplexity = math.exp(np.mean([math.log(model.score(ids).perplexity) for ids in windows]))
             reference = reference or perplexity
-            size = sum(entry.size for entry in manifest.files if entry.path.startswith("model.onnx")) / 1e6
+            size = size_of_graph(manifest) / 1e6
             assert manifest.quality is not None
             divergence = manifest.quality.mean_kl_divergence
             row = f"| {label} | {size:.0f} | {perplexity:.2f} | {perplexity / reference - 1:+.1%} | {divergence:.4f} |"
