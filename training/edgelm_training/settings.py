@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import numbers
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from edgelm.arguments import is_number, is_whole
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
@@ -90,10 +90,9 @@ def unknown_key(name: str, known: list[str]) -> str:
 
 
 def _checked(name: str, value: Any, wanted: type) -> Any:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if wanted is float and is_number and (not isinstance(value, int) or abs(value) < 2**1023):
+    if wanted is float and is_number(value) and (not isinstance(value, int) or abs(value) < 2**1023):
         return float(value)
-    if wanted is int and is_number and isinstance(value, numbers.Integral):
+    if wanted is int and is_whole(value):
         return int(value)
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgelm.arguments import is_number, is_whole
 from edgelm.errors import CheckpointError
 from edgelm.number_bounds import FLOAT32_END
 from edgelm_export.gguf import GGUFStrings
@@ -49,7 +50,7 @@ def whole_number(metadata: Mapping[str, Any], key: str, default: int | None = No
     value = metadata.get(key, default)
     if isinstance(value, array):
         value = value[0] if len(set(value)) == 1 else value.tolist()
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_whole(value):
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; supported is one whole number for all layers.")
     return value
@@ -58,7 +59,7 @@ def whole_number(metadata: Mapping[str, Any], key: str, default: int | None = No
 def float32_number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """Read a number that the file holds in float32, as the decimal it was written from (1e-05, not 9.99999974e-06)."""
     value = metadata.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < FLOAT32_END:
+    if not is_number(value) or not abs(value) < FLOAT32_END:
         shown = "missing" if value is None else f"{str(value)[:100]}"
         raise CheckpointError(f"GGUF metadata: {key} is {shown}; it must be a number that float32 holds.")
     return float(str(np.float32(value)))

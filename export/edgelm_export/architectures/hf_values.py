@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgelm.arguments import is_number, is_whole
 from edgelm.config import ACTIVATIONS
 from edgelm.errors import CheckpointError
 from edgelm.rope_scaling import ROPE_TYPES, RopeScaling
@@ -43,7 +44,7 @@ def whole_number(values: Mapping[str, Any], key: str, default: int | None = None
     """Read a whole number; None and absence mean the default, which None makes an error."""
     value = values.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_whole(value):
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a whole number.")
     return value
 
@@ -61,7 +62,7 @@ def number(values: Mapping[str, Any], key: str, default: float) -> float:
     value = values.get(key)
     value = default if value is None else value
     # Python compares any whole number with a float; JSON may hold ones that no float does.
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a number.")
     return float(value)
 
@@ -108,7 +109,7 @@ def token_ids(values: Mapping[str, Any], key: str, file: str = "config.json") ->
     """Read a token id, a list of them, or none; `file` is what an error names."""
     value = values.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(id_, int) or isinstance(id_, bool) for id_ in ids):
+    if not all(map(is_whole, ids)):
         raise CheckpointError(f"{file}: {key} is {value!r}; it must be a token id or a list of them.")
     return tuple(dict.fromkeys(ids))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgelm.arguments import is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.files.regular_file import open_regular
@@ -191,7 +192,7 @@ def _sizes(hf: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for name, (theirs, genais) in _SIZES.items():
         for value in (*(hf.get(key) for key in theirs), genai.get(genais)):
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if is_whole(value) and value > 0:
                 sizes.setdefault(name, value)
     heads = sizes.get("num_attention_heads")
     if heads is not None:
@@ -208,7 +209,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _token_ids(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(id_ for id_ in values if isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0)
+    return tuple(id_ for id_ in values if is_whole(id_) and id_ >= 0)
 
 
 def _entry(folder: Path, name: Path) -> FileEntry:
