@@ -23,6 +23,7 @@ from edgelm.errors import CheckpointError, ExportError
 from edgelm.files import atomic
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import check_header
+from edgelm.files.safetensors_index import WEIGHTS_FILE as BASE_WEIGHTS_FILE
 from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest, why_not_trained
 from edgelm.package.manifest import Manifest, describe_file, sha256_of
 from edgelm.package.peft_format import (
@@ -43,7 +44,6 @@ from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.huggingface import WEIGHTS_FILE as BASE_WEIGHTS_FILE
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 from edgelm_export.reference_weights import Array

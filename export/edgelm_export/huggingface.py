@@ -23,7 +23,7 @@ from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
-from edgelm.files.safetensors_index import missing_files, read_weight_map
+from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE, missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import describe_file
 from edgelm_export.architectures import architecture_of
@@ -50,8 +50,6 @@ from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
 from edgelm_export.text_part import text_part
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
 _TYPES: Mapping[str, Any] = {

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from edgelm.architecture.config_section import with_section
 from edgelm.errors import CheckpointError
 from edgelm.files import atomic
+from edgelm.files.safetensors_index import WEIGHTS_FILE
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.huggingface import WEIGHTS_FILE
 from edgelm_export.quantize.keep import FLOAT_TYPES
 from edgelm_export.quantize.portions import portions_of
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors

@@ -7,11 +7,12 @@ from pathlib import Path
 from edgelm.errors import CheckpointError, ModelNotFoundError
 from edgelm.files.gguf_part_names import one_of_each_model
 from edgelm.files.run_checkpoint import checkpoint_of_run
+from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE
 from edgelm.library.hub_address import as_reference
 from edgelm.package.manifest import FILE_NAME
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import INDEX_FILE, WEIGHTS_FILE, HuggingFaceCheckpoint
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.unsupported_source import FIRST_BYTES, why_no_checkpoint_file, why_no_checkpoint_folder
 

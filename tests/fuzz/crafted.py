@@ -27,7 +27,7 @@ from fuzz.targets import TARGETS
 
 from edgelm.errors import EdgeLMError
 from edgelm.files import regular_file, safetensors_header, safetensors_index
-from edgelm.files.safetensors_index import read_weight_map
+from edgelm.files.safetensors_index import INDEX_FILE, read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
 from edgelm.text import chat_template, template_sandbox
@@ -40,7 +40,6 @@ from edgelm_export import (
     sentencepiece_tokenizer,
 )
 from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.huggingface import INDEX_FILE
 from edgelm_export.sentencepiece_model import read_sentencepiece
 
 _BYTES = 2  # the wire type of protobuf's messages and texts

@@ -24,7 +24,7 @@ from edgelm.files.regular_file import read_json_object
 from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
 from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
-from edgelm.files.safetensors_index import missing_files, read_weight_map
+from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE, missing_files, read_weight_map
 from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.manifest import FILE_NAME as PACKAGE_FILE
 from edgelm.package.manifest import sha256_of
@@ -34,8 +34,6 @@ from edgelm.shell_word import shell_word
 from edgelm_training.lora import linear_names, quantize_linear
 from edgelm_training.model import Transformer
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
 GENERATION_FILE = "generation_config.json"
 # What goes with the weights from folder to folder.

@@ -1,4 +1,4 @@
-"""The index of a checkpoint in several safetensors files: which of them each tensor lies in."""
+"""The weights of a checkpoint folder: one safetensors file, or several and an index of which tensor lies in which."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from edgelm.files.regular_file import bounded_json, read_text
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 # The packed experts of a model of 30 billion weights are 73,728 tensors, four for each matrix; the line of one has 95
 # bytes.
 MAX_INDEX_BYTES = 15 << 19
@@ -17,7 +19,7 @@ _MOST_NAMES = 5
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Read the file of each tensor from a `model.safetensors.index.json`; whether these exist is not looked at.
+    """Read the file of each tensor from an index; whether these exist is not looked at.
 
     Raises:
         OSError: it cannot be read.
