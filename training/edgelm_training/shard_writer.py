@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import shutil
@@ -15,8 +14,8 @@ from typing import Any
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
-from edgelm.files.folder_entries import entries_of
 from edgelm.package.manifest import sha256_of
+from edgelm.package.replaceable import foreign_entry, is_free, refuse_to_replace
 from edgelm_training.corpus import Progress, ScannedFile, SourceFile, find_files, scan_file, why_empty
 from edgelm_training.document_tokens import DocumentTokens
 from edgelm_training.documents import DocumentConfig
@@ -95,7 +94,7 @@ def prepare_shards(
     output, config = Path(output), config or PrepareConfig()
     files = find_files(paths)
     config.documents.check_fits(files)
-    _refuse_foreign_folder(output)
+    refuse_to_replace(output, _why_not_shards, DataError)
     target = output.resolve()
     work = target.with_name(f".{target.name}.partial")
     try:
@@ -290,17 +289,14 @@ def _why_no_training(files: list[SourceFile], index: dict[str, Any]) -> str:
     return why_empty(files, index["broken"])
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
-    """Refuse to replace, that is to delete, what is no folder of shards."""
-    if not folder.exists() or (folder.is_dir() and not entries_of(folder)):
-        return
-    way_out = "Choose another folder, or remove it."
+def _why_not_shards(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by shards; None: it is absent, empty, or one of ours."""
+    if is_free(folder):
+        return None
     try:
         if json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["format"] != FORMAT:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{folder} is not replaced: it exists and is no folder of shards. {way_out}") from None
+        return "it exists and is no folder of shards"
     own = (INDEX_FILE, *TOKENIZER_FILES, *(f"{split}-*{suffix}" for split in SPLITS for suffix in (".bin", ".idx.npy")))
-    for path in entries_of(folder):
-        if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in own):
-            raise DataError(f"{folder} is not replaced: it holds {path.name}, which is no part of shards. {way_out}")
+    return foreign_entry(folder, own, "shards")

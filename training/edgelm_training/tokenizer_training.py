@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from edgelm.errors import ConfigError, DataError
 from edgelm.files import atomic
-from edgelm.files.folder_entries import entries_of
+from edgelm.package.replaceable import foreign_entry, refuse_to_replace
 from edgelm_training.corpus import Progress, SourceFile, find_files, size_of, whole_span, why_empty
 from edgelm_training.documents import DocumentConfig, DocumentReader
 from edgelm_training.shards import TOKENIZER_FILES
@@ -114,7 +114,7 @@ def train_tokenizer(
     output = Path(output)
     files = find_files(paths)
     config.documents.check_fits(files)
-    _refuse_foreign_folder(output)
+    refuse_to_replace(output, _why_not_a_tokenizer, DataError)
     texts = _Texts(files, config.documents, progress, merging)
     try:
         with atomic.replace_folder(output) as staging:  # first: what cannot be written shows before the work
@@ -250,12 +250,6 @@ def _write(folder: Path, tokenizer: Tokenizer) -> None:
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
-    """Refuse to replace, that is to delete, what is no tokenizer's folder."""
-    if folder.is_dir():
-        for path in entries_of(folder):
-            if path.name not in TOKENIZER_FILES:
-                raise DataError(
-                    f"{folder} is not replaced: it holds {path.name}, which is no part of a tokenizer. Choose another "
-                    "folder, or remove it."
-                )
+def _why_not_a_tokenizer(folder: Path) -> str | None:
+    """Say why `folder` may not be replaced by a tokenizer's; None: it is absent, empty, or one of those."""
+    return foreign_entry(folder, TOKENIZER_FILES, "a tokenizer") if folder.is_dir() else None

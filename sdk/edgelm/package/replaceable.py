@@ -21,7 +21,7 @@ _CHECKPOINT_FILES = (
 
 
 def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error_class: type[EdgeLMError]) -> None:
-    """Raise `error_class` where `why_not`, one of the functions below, has something against replacing `folder`, or it
+    """Raise `error_class` where `why_not`, such as those below, has something against replacing `folder`, or it
     lies in a model package: that would not load any more.
     """
     for parent in folder.resolve().parents:
@@ -37,7 +37,7 @@ def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error
 
 def why_not_a_checkpoint(folder: Path) -> str | None:
     """Say why `folder` may not be replaced by a checkpoint folder; None: it is absent, empty, or one of ours."""
-    if _is_free(folder):
+    if is_free(folder):
         return None
     try:
         section = read_json_object(folder / "config.json").get(SECTION)
@@ -45,29 +45,29 @@ def why_not_a_checkpoint(folder: Path) -> str | None:
         section = None
     if not isinstance(section, dict):
         return "it exists and is not a checkpoint folder of edgelm"
-    return _foreign_entry(folder, _CHECKPOINT_FILES, "a checkpoint")
+    return foreign_entry(folder, _CHECKPOINT_FILES, "a checkpoint")
 
 
 def why_not_a_package(folder: Path) -> str | None:
     """Say why `folder` may not be replaced by a model package; None: it is absent, empty, or one of ours."""
-    if _is_free(folder):
+    if is_free(folder):
         return None
     try:
         listed = [glob.escape(entry.path) for entry in Manifest.load(folder).files]
     except PackageError as error:
         return _unknown(error) if has_manifest(folder) else "it exists and is not a model package"
-    return _foreign_entry(folder, [FILE_NAME, SIGNATURE_NAME, *listed], "this package")
+    return foreign_entry(folder, [FILE_NAME, SIGNATURE_NAME, *listed], "this package")
 
 
 def why_not_an_adapter(folder: Path) -> str | None:
     """Say why `folder` may not be replaced by an exported adapter; None: it is absent, empty, or one of ours."""
-    if _is_free(folder):
+    if is_free(folder):
         return None
     try:
         AdapterManifest.load(folder)
     except PackageError as error:
         return _unknown(error) if is_adapter(folder) else "it exists and is not an exported adapter"
-    return _foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE, SIGNATURE_NAME], "an adapter")
+    return foreign_entry(folder, [MANIFEST_FILE, WEIGHTS_FILE, SIGNATURE_NAME], "an adapter")
 
 
 def _unknown(error: PackageError) -> str:
@@ -75,11 +75,13 @@ def _unknown(error: PackageError) -> str:
     return f"what it holds is unknown, since {str(error).rstrip('.')}"
 
 
-def _is_free(folder: Path) -> bool:
+def is_free(folder: Path) -> bool:
+    """Tell whether nothing is lost where `folder` is replaced: it is absent or empty."""
     return not folder.exists() or (folder.is_dir() and not entries_of(folder))
 
 
-def _foreign_entry(folder: Path, own: Iterable[str], kind: str) -> str | None:
+def foreign_entry(folder: Path, own: Iterable[str], kind: str) -> str | None:
+    """Say what in `folder` is none of the files of `kind`, whose names or patterns `own` lists; None: nothing."""
     patterns = tuple(own)
     for path in entries_of(folder):
         if path.is_dir() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
