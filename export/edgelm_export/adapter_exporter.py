@@ -141,7 +141,7 @@ def _package_for_adapters(base: Path) -> tuple[Manifest, _Origin]:
                 f"{base} is {kind}, which takes no adapters beside it. Merge the adapter, and export the result: "
                 "edgelm merge"
             )
-    if "rotate" in _transforms(package):
+    if "rotate" in package.recipe_values("transform"):
         raise ExportError(
             f"{base} has rotated weights, so what its layers read is not what the adapter learned from. Export the "
             "base with a recipe without rotate, or merge the adapter: edgelm merge"
@@ -177,13 +177,9 @@ def _hashes(source: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(file["sha256"] for file in source["files"])
 
 
-def _transforms(package: Manifest) -> list[str]:
-    return [row["transform"] for row in package.recipe if "transform" in row]
-
-
 def _channel_scales(base: Path, package: Manifest, config: ModelConfig) -> ChannelScales:
     """Return the scales that were folded into a package; none at all where nothing was."""
-    transforms = _transforms(package)
+    transforms = package.recipe_values("transform")
     if not transforms:
         return ChannelScales(config, {})
     if CHANNEL_SCALES_FILE not in {entry.path for entry in package.files}:

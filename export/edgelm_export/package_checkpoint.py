@@ -152,8 +152,7 @@ class _StoredTensors:
             "precision": package.precision,
             "exported_from": dict(package.source),
         }
-        transforms = [row["transform"] for row in package.recipe if "transform" in row]
-        if transforms:  # the weights that are read have them inside
+        if transforms := package.recipe_values("transform"):  # the weights that are read have them inside
             described["transforms"] = transforms
         if package.license is not None:
             described["license"] = package.license

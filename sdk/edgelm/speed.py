@@ -169,7 +169,7 @@ def _step_bytes(manifest: Manifest, config: ModelConfig, after: int) -> int | No
     weights = next((entry.size for entry in manifest.files if entry.path == DATA_FILE), None)
     if weights is None or not manifest.recipe:
         return None
-    if all(row["scheme"] in FLOATS for row in manifest.recipe if "scheme" in row):
+    if all(scheme in FLOATS for scheme in manifest.recipe_values("scheme")):
         weights = 4 * config.count_parameters()  # 16 bits are widened when they are loaded
     read = sum(math.prod(shape) * _share_read(config, name) for name, shape in config.tensor_shapes().items())
     return round(weights * read / config.count_parameters()) + after * config.kv_bytes_per_token

@@ -306,7 +306,7 @@ def test_where_its_own_4_bits_fail_the_check_a_large_source_goes_to_8(
 
     monkeypatch.setattr("edgelm_export.exporter.measure_quality", worse)
     manifest = export_package(q4_1, tmp_path / "package")
-    assert {row["scheme"] for row in manifest.recipe if "scheme" in row} == {"int8-block64"}
+    assert set(manifest.recipe_values("scheme")) == {"int8-block64"}
     assert "In other blocks than keep has, since a package in those was refused." in manifest.notes
     assert not any("the source's own 4 bits" in note for note in manifest.notes)
 

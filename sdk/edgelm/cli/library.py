@@ -196,11 +196,11 @@ def _encoder_facts(config: ModelConfig, languages: list[str]) -> list[tuple[str,
 
 
 def _prefill_facts(manifest: Manifest) -> list[tuple[str, str]]:
-    scheme = next((row["prefill_graph"] for row in manifest.recipe if "prefill_graph" in row), None)
-    if scheme is None:
+    schemes = manifest.recipe_values("prefill_graph")
+    if not schemes:
         return []
     size = sum(entry.size for entry in manifest.files if entry.path in (PREFILL_FILE, PREFILL_DATA_FILE))
-    return [("prefill graph", f"{scheme}, {megabytes(size)}, also in memory (--no-prefill-graph leaves it out)")]
+    return [("prefill graph", f"{schemes[0]}, {megabytes(size)}, also in memory (--no-prefill-graph leaves it out)")]
 
 
 def _in_windows(config: ModelConfig) -> str:

@@ -128,6 +128,10 @@ class Manifest:
         """The bytes of all files together."""
         return sum(entry.size for entry in self.files)
 
+    def recipe_values(self, key: str) -> list[str]:
+        """Return what the rows of the recipe say under a key: "scheme", "transform" or "prefill_graph"."""
+        return [row[key] for row in self.recipe if key in row]
+
     def command(self, name: str) -> str:
         """Return the command that asks the package under a name: a chat, where it has a template for one."""
         if any(entry.path == "chat_template.jinja" for entry in self.files):
