@@ -90,10 +90,10 @@ def piped_lines() -> Iterator[str]:
 def columns_of_stderr() -> int:
     """Return how wide the terminal behind standard error is, wherever standard output goes."""
     try:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
     except (AttributeError, OSError, ValueError):  # none at all, none that is a terminal, none with a descriptor
-        columns = 0
-    return columns or shutil.get_terminal_size().columns
+        width = 0
+    return width or shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:
