@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgelm_export.gguf_model import GGUFModel
 from edgelm_export.gguf_tokenizer import tokenizer_files
 from edgelm_export.gguf_types import dequantize, integer_blocks
 from edgelm_export.tensor_map import Part, map_tensors
+from edgelm_export.tokenizer_json import json_text
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id")
 
@@ -75,7 +75,7 @@ class GGUFCheckpoint:
         Raises:
             CheckpointError: the tokenizer cannot be rebuilt.
         """
-        generation_config = json.dumps({**self._sampling(), **self._token_ids}, indent=2) + "\n"
+        generation_config = json_text({**self._sampling(), **self._token_ids})
         return {**tokenizer_files(self._model.metadata), GENERATION_CONFIG: generation_config}
 
     @property
