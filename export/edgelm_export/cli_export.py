@@ -19,6 +19,7 @@ from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import ExportError
+from edgelm.files import atomic
 from edgelm.files.gguf_part_names import name_of_whole
 from edgelm.layer_features import KV_CACHES
 from edgelm.library.library import Library
@@ -183,7 +184,7 @@ def export(
         if points:
             _print_frontier(points)
     if frontier is not None:
-        frontier.write_text(_draw_frontier(points, manifest), encoding="utf-8")
+        atomic.write_text(frontier, _draw_frontier(points, manifest))
 
 
 def _only_keeps_cache(asked: str | Precision | None, kv_cache: str) -> bool:
