@@ -107,10 +107,11 @@ def test_an_adapter_that_was_exported_again_answers_the_next_request(tmp_path: P
 
     async def main() -> None:
         async with pool.running():
-            old, digest = await scored(), pool.digest("mine")
+            old, digest = await scored(), pool.digest("mine", pool.package("mine"))
             describe(write_tiny_adapter(folder, shapes=((3, 32), (32, 3))), rank=3)
             assert await scored() != old
-            assert pool.digest("mine") == AdapterManifest.load(folder).file.sha256 != digest
+            now = pool.digest("mine", pool.package("mine"))
+            assert now == AdapterManifest.load(folder).file.sha256 != digest
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,6 +136,27 @@ def test_what_is_wrong_with_files_that_are_described_names_no_path_either(librar
         assert b"The models cannot be listed; the server's log says why." in server.post(CHAT, {"messages": HELLO}).data
         server.stop()
         assert any(f"The model library {library} cannot be read" in line for line in server.log)
+
+
+def test_a_package_that_comes_and_goes_fails_no_list_of_the_others(library):
+    is_over = threading.Event()
+
+    def come_and_go():
+        while not is_over.is_set():
+            (library / "models" / "second").rename(library / "aside")
+            (library / "aside").rename(library / "models" / "second")
+
+    with EdgelmServer(()) as server, ThreadPoolExecutor(1) as moving:
+        moving.submit(come_and_go)
+        try:
+            for _ in range(100):
+                assert server.get("/api/tags").json["models"][0]["name"] == "first:latest"
+                assert server.get("/v1/models").json["data"][0]["id"] == "first"
+                reply = server.get("/v1/models/second")
+                assert reply.status in (200, 404, 503)
+                assert b"has an encoder" not in reply.data
+        finally:
+            is_over.set()
 
 
 def test_two_models_of_one_name_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,17 +37,16 @@ _SIZES: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 
 class Package:
-    """A model package of edgelm's own. Made by `open_package`."""
+    """A model package of edgelm's own. Made by `open_package`.
+
+    modified: when it was written, in seconds since 1970.
+    """
 
     foreign_graph: Path | None = None  # below `folder`, where another program wrote the graph
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-
-    @property
-    def modified(self) -> float:
-        """When it was written, in seconds since 1970."""
-        return self.last_file.stat().st_mtime
+        self.modified = _status(self.last_file).st_mtime  # now: it may be removed at any time
 
     @property
     def last_file(self) -> Path:
@@ -88,6 +88,7 @@ class ForeignPackage(Package):
             )
         self.folder = found.folder
         self.manifest = self._described()
+        self.modified = _status(self.last_file).st_mtime
 
     @property
     def last_file(self) -> Path:
@@ -214,8 +215,15 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 
 def _entry(folder: Path, name: Path) -> FileEntry:
     path = folder / name
-    status = path.stat()
+    status = _status(path)
     return FileEntry(path=name.as_posix(), size=status.st_size, sha256=_hash(path, status.st_size, status.st_mtime_ns))
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {error}.") from error
 
 
 @functools.lru_cache(maxsize=1024)

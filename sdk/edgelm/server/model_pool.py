@@ -187,20 +187,15 @@ class ModelPool:
         """
         return open_package(self._folder(name))
 
-    def digest(self, name: str) -> str:
-        """Return the SHA-256 of a model's largest file; of an adapter that of its weights.
-
-        Raises:
-            ApiError: 404, no model has that name.
-            PackageError: its package cannot be read.
-        """
+    def digest(self, name: str, package: Package) -> str:
+        """Return the SHA-256 of the largest file of a model's package; of an adapter that of its weights."""
         if name in self._adapters:
             offer = self._adapters[name]
             try:
                 return AdapterManifest.load(offer.folder).file.sha256
             except PackageError:  # it must not hide the others
                 return offer.digest
-        return max(self.package(name).manifest.files, key=lambda entry: entry.size).sha256
+        return max(package.manifest.files, key=lambda entry: entry.size).sha256
 
     def loaded(self) -> list[LoadedModel]:
         """Return the models that are in memory, as far as their packages are what was loaded."""
@@ -350,7 +345,9 @@ class ModelPool:
         if name not in folders:
             name = self._library.resolve(name)
         if name not in folders:
+            # A package without an encoder is one that came just now.
             is_left_out = not self._folders and self._library.has_package(name)
+            is_left_out = is_left_out and _has_encoder(self._library.package_path(name))
             why = _not_served(name, name) if is_left_out else f"There is no model {name[:100]!r} here."
             raise ApiError(404, f"{why} {_what_is_here(folders)}", param="model", code="model_not_found")
         return folders[name]

@@ -42,12 +42,15 @@ async def list_running(call: Call) -> Response:
     """List the models in memory."""
     now = datetime.datetime.now(datetime.UTC)
     rows = []
+    packages = call.pool.packages()
     for loaded in call.pool.loaded():
+        if loaded.name not in packages:  # it was removed just now
+            continue
         left = LONGEST if loaded.keep_alive is None else loaded.keep_alive - loaded.idle_seconds
         expires = now + datetime.timedelta(seconds=min(left, LONGEST))
         context = loaded.model.context_length
         more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
-        rows.append(_description(call, loaded.name, call.pool.package(loaded.name)) | more)
+        rows.append(_description(call, loaded.name, packages[loaded.name]) | more)
     return JsonAnswer({"models": rows})
 
 
@@ -111,7 +114,7 @@ def _description(call: Call, name: str, package: Package) -> dict[str, Any]:
         "model": tagged,
         "modified_at": modified.isoformat(),
         "size": manifest.size,
-        "digest": call.pool.digest(name),
+        "digest": call.pool.digest(name, package),
         "details": {
             "parent_model": "",
             "format": "onnx",
