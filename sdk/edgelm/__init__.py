@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         PackageError,
         ProviderError,
         QueueFullError,
+        ThreadLimitError,
         TokenizerError,
         TrainingError,
         UploadError,
@@ -77,7 +78,8 @@ _NAMES = {
     "edgelm.errors": (
         "ChatTemplateError", "CheckpointError", "ConfigError", "ContextLengthError", "DataError", "DownloadError",
         "EdgeLMError", "ExportError", "MissingExtraError", "ModelNotFoundError", "OutOfMemoryError", "PackageError",
-        "ProviderError", "QueueFullError", "TokenizerError", "TrainingError", "UploadError", "VerificationError",
+        "ProviderError", "QueueFullError", "ThreadLimitError", "TokenizerError", "TrainingError", "UploadError",
+        "VerificationError",
     ),
     "edgelm.generation_config": ("GenerationConfig",),
     "edgelm.language_model": ("LanguageModel",),
@@ -96,9 +98,9 @@ __all__ = [
     "ContextLengthError", "DataError", "DownloadError", "EdgeLMError", "Engine", "EngineOptions", "EngineStats",
     "ExportError", "FinishReason", "Generation", "GenerationConfig", "KVCache", "LanguageModel", "Message",
     "MissingExtraError", "ModelConfig", "ModelNotFoundError", "OutOfMemoryError", "PackageError", "PrefixCache",
-    "ProviderError", "QueueFullError", "SavedSession", "SavedSessions", "Scores", "SessionOptions", "Timings",
-    "TokenLogprob", "Tokenizer", "TokenizerError", "ToolCall", "ToolCallDelta", "TrainingError", "UploadError", "Usage",
-    "VerificationError", "__version__", "join", "load",
+    "ProviderError", "QueueFullError", "SavedSession", "SavedSessions", "Scores", "SessionOptions", "ThreadLimitError",
+    "Timings", "TokenLogprob", "Tokenizer", "TokenizerError", "ToolCall", "ToolCallDelta", "TrainingError",
+    "UploadError", "Usage", "VerificationError", "__version__", "join", "load",
 ]  # fmt: skip
 
 

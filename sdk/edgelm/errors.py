@@ -41,6 +41,10 @@ class OutOfMemoryError(EdgeLMError, MemoryError):
     """There is no memory left for what is to be computed."""
 
 
+class ThreadLimitError(EdgeLMError):
+    """The system lets this process start no more threads."""
+
+
 class QueueFullError(EdgeLMError):
     """An engine has as many waiting requests as it takes; try again later."""
 

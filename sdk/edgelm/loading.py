@@ -50,7 +50,7 @@ def load(
         ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
         OutOfMemoryError: its weights do not fit the memory that is free.
-        EdgeLMError: the system lets this process start no more threads.
+        ThreadLimitError: the system lets this process start no more threads.
     """
     options = or_default("options", options, SessionOptions())
     if provider is not None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -260,6 +261,20 @@ def test_a_panic_of_the_library_is_a_tokenizer_error(byte_level_folder: Path, tm
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(TokenizerError, match="the tokenizers library gave up"):
         Tokenizer.load(tmp_path)
+
+
+def test_texts_are_encoded_where_the_library_can_start_no_threads(byte_level_folder: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from edgelm.text.tokenizer import Tokenizer\n"
+        "tokenizer = Tokenizer.load(Path(sys.argv[1]))\n"
+        "print([len(tokenizer.encode('a' * 20_000)), tokenizer.encode_batch(['The sea', 'is']) == "
+        "[tokenizer.encode('The sea'), tokenizer.encode('is')]])"
+    )
+    command = [sys.executable, "-c", program, str(byte_level_folder)]
+    ended = subprocess.run(command, env=os.environ | {"RUST_MIN_STACK": str(1 << 46)}, capture_output=True, text=True)
+    assert "ThreadPoolBuildError" in ended.stderr  # its threads get stacks that no system has
+    expected = len(Tokenizer.load(byte_level_folder).encode("a" * 20_000))
+    assert ended.stdout == f"[{expected}, True]\n"
 
 
 def test_an_interrupt_passes_through(byte_level_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,18 @@ from edgelm.server.options import ServerOptions
 LONG = {"messages": HELLO, "max_tokens": 900, "logit_bias": {"65": 100}}  # 18 s on the slow server
 
 
+# No thread starts while a request to such a URL is answered: it would get a stack that no system has.
+WITHOUT_THREADS = """
+import threading
+from edgelm.server.app import ServerApp
+call = ServerApp.__call__
+async def call_without_threads(self, scope, *rest):
+    threading.stack_size((1 << 46) * (scope.get("query_string") == b"no-threads"))
+    await call(self, scope, *rest)
+ServerApp.__call__ = call_without_threads
+"""
+
+
 def running(server) -> float:
     """How many requests are at work, besides the one that asks."""
     return server.metric("edgelm_requests_running") - 1
@@ -323,6 +335,22 @@ def test_a_server_whose_greeting_finds_the_disk_of_its_log_full_goes_on(monkeypa
     monkeypatch.setattr(click, "echo", no_room)
     monkeypatch.setattr(process, "serve", serve)
     assert invoke("serve", TINY).exit_code == 0
+
+
+def test_where_no_thread_starts_a_request_is_to_come_later_and_the_server_goes_on():
+    body = {"messages": HELLO, "max_tokens": 2}
+    large = {"model": "x" * 40_000, **body}  # a body of this size is checked in a thread
+    with EdgelmServer((TINY, "--keep-alive", "0.1"), prelude=WITHOUT_THREADS) as server:
+        for refused in (body, large):
+            reply = server.post(f"{CHAT}?no-threads", refused)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert reply.json["error"]["code"] == "out_of_threads"
+        assert server.post(CHAT, body).status == 200
+        assert server.get("/health?no-threads").status == 200  # and so it stays until the next request
+        wait_for(lambda: any("Unloaded" in line for line in server.log))
+        assert server.post(f"{CHAT}?no-threads", body).status == 503  # there is a thread, and none for an engine
+        assert server.post(CHAT, body).status == 200
+        assert server.stop() == 0
 
 
 def test_a_file_of_the_page_that_did_not_change_is_not_sent_again(serving):

@@ -13,8 +13,10 @@ from edgelm.errors import (
     MissingExtraError,
     OutOfMemoryError,
     QueueFullError,
+    ThreadLimitError,
     TokenizerError,
 )
+from edgelm.runtime.thread_limit import no_more_threads
 
 RETRY_SECONDS = 1
 MESSAGES = "/v1/messages"
@@ -113,6 +115,13 @@ def as_api_error(error: Exception) -> ApiError:
             503,
             "There is no memory for this request now. Try again later, or ask for less.",
             code="out_of_memory",
+        )
+    if isinstance(error, ThreadLimitError) or no_more_threads(error) is not None:
+        return ApiError(
+            503,
+            "The server can start no thread for this request now. Try again later.",
+            code="out_of_threads",
+            headers={"Retry-After": str(RETRY_SECONDS)},
         )
     for kind, (param, code) in _REQUEST_ERRORS.items():
         if isinstance(error, kind):

@@ -93,7 +93,8 @@ class ServerApp:
             level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
             logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
             if received > _KEPT:
-                await asyncio.to_thread(return_freed_memory)
+                with contextlib.suppress(RuntimeError):  # no thread starts now: behind the next one, then
+                    await asyncio.to_thread(return_freed_memory)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine, EngineOptions
-from edgelm.errors import ConfigError, EdgeLMError, PackageError
+from edgelm.errors import ConfigError, EdgeLMError, PackageError, ThreadLimitError
 from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.package.adapter import MANIFEST_FILE, AdapterManifest, read_adapter
@@ -21,6 +21,7 @@ from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.load_memory import memory_to_load
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
+from edgelm.runtime.thread_limit import no_more_threads
 from edgelm.server.api_error import ApiError
 from edgelm.server.turns import Turns
 from edgelm.shell_word import shell_word
@@ -224,6 +225,7 @@ class ModelPool:
 
         Raises:
             ApiError: 404, no model has that name; 503, there is no memory for it, or a file of it is broken.
+            ThreadLimitError: the system lets this process start no more threads.
         """
         base = self.parent(name) or name
         # A loop, since it may be unloaded, or its package replaced, before this goes on.
@@ -266,6 +268,8 @@ class ModelPool:
             raise
         except (EdgeLMError, MemoryError) as error:
             logger.error("Cannot load %s: %s", name, error)
+            if isinstance(error, ThreadLimitError):
+                raise
             raise _broken(name) from error
         logger.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         return LoadedModel(
@@ -296,7 +300,7 @@ class ModelPool:
         # By its name: as long as a caller has the model itself, its memory is not free.
         if name not in self._loaded:  # somebody else has unloaded it meanwhile
             return
-        await asyncio.to_thread(_close, [self._loaded.pop(name)])
+        await _close_aside([self._loaded.pop(name)])
         logger.info("Unloaded %s", name)
 
     async def _unload_replaced(self) -> None:
@@ -307,7 +311,7 @@ class ModelPool:
         idle = [model for model in self._replaced if not model.users]
         self._replaced = [model for model in self._replaced if model.users]
         if idle:
-            await asyncio.to_thread(_close, idle)
+            await _close_aside(idle)
 
     async def unload(self, name: str) -> None:
         """Unload a model, at once or when its last user has left."""
@@ -338,7 +342,7 @@ class ModelPool:
             sweeping.cancel()
             for name in list(self._loaded):
                 await self._unload(name)
-            await asyncio.to_thread(_close, self._replaced)
+            await _close_aside(self._replaced)
 
     def _folder(self, name: str) -> Path:
         folders = self.folders()
@@ -428,6 +432,16 @@ def _name_of(folder: Path) -> str:
         return check_name(open_package(folder).manifest.name)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error} Export the package to a folder that has one (-o).") from error
+
+
+async def _close_aside(models: list[LoadedModel]) -> None:
+    """Close models in a thread, or here where the system lets none start."""
+    try:
+        await asyncio.to_thread(_close, models)
+    except RuntimeError as error:
+        if no_more_threads(error) is None:
+            raise
+        _close(models)
 
 
 def _close(models: list[LoadedModel]) -> None:

@@ -151,7 +151,7 @@ class Tokenizer:
                 raise TokenizerError(f"encode_batch takes texts; the one at {i} is {reprlib.repr(text)}.")
         _check_characters(texts)
         with _errors(f"Cannot encode {len(texts)} texts", quoting=False):
-            return [encoded.ids for encoded in self._rust.encode_batch_fast(texts, add_special_tokens=False)]
+            return self._encode_in_threads(texts)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text as the first thing that the model reads: after `leading_ids`.
@@ -200,9 +200,19 @@ class Tokenizer:
             ids: list[int] = (
                 self._rust.encode(whole, add_special_tokens=False).ids
                 if len(whole) < _LONG
-                else self._rust.encode_batch_fast([whole], add_special_tokens=False)[0].ids
+                else self._encode_in_threads([whole])[0]
             )
             return ids
+
+    def _encode_in_threads(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts in threads of the library's; here where the system let them not start, which it tries once."""
+        try:
+            encoded = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:  # a panic
+            if "ThreadPoolBuildError" not in str(error):
+                raise
+            encoded = [self._rust.encode(text, add_special_tokens=False) for text in texts]
+        return [text.ids for text in encoded]
 
     def encode_continuation(self, text: str) -> list[int]:
         """Encode a text as it continues another one: no space is put before it.
