@@ -5,14 +5,18 @@ from __future__ import annotations
 import email
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from edgelm.testing import tiny_model_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +73,22 @@ def test_a_wheel_that_is_built_twice_has_the_same_bytes(first: Path, tmp_path: P
         # Somebody edits the sources meanwhile, maybe: what differs is then named.
         names = [{info.filename: info.CRC for info in zipfile.ZipFile(path).infolist()} for path in (first, second)]
         raise AssertionError(f"these members differ: {names[0].items() ^ names[1].items()}")
+
+
+def test_the_page_is_shown_also_from_a_zip_that_nobody_unpacked(first: Path) -> None:
+    command = [sys.executable, "-m", "edgelm", "serve", str(tiny_model_path()), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(first)}
+    folder = ROOT / "sdk/edgelm/server/page"
+    with subprocess.Popen(command, cwd=first.parent, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            said = iter(server.stderr.readline, "")
+            url = next(found[1] for line in said if (found := re.search(r"Listening at (http://\S+) ", line)))
+            for path, name in (("/", "index.html"), ("/page/app.js", "app.js")):
+                with urllib.request.urlopen(url + path) as reply:
+                    assert reply.read() == (folder / name).read_bytes()
+        finally:
+            server.kill()
 
 
 def digest(path: Path) -> str:

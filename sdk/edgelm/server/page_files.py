@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from pathlib import Path
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePath
 
 from starlette.responses import Response
 
 from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
 
-_FOLDER = Path(__file__).parent / "page"
 _START = "index.html"
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -44,16 +46,24 @@ async def page_file(call: Call) -> Response:
 
 def _file(call: Call, name: str) -> Response:
     # A name is looked up among those of the folder, never made into a path.
-    path = _files().get(name)
-    if path is None:
+    file = _files().get(name)
+    if file is None:
         raise ApiError(404, f"The page has no file {name[:100]!r}.", code="not_found")
-    content = path.read_bytes()
+    content = file.read_bytes()
     headers = {**_HEADERS, "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
     if call.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(content, media_type=_MEDIA_TYPES[path.suffix], headers=headers)
+    return Response(content, media_type=_MEDIA_TYPES[PurePath(name).suffix], headers=headers)
 
 
 @functools.cache
-def _files() -> dict[str, Path]:
-    return {path.relative_to(_FOLDER).as_posix(): path for path in _FOLDER.rglob("*") if path.suffix in _MEDIA_TYPES}
+def _files() -> dict[str, Traversable]:
+    return dict(_files_below(files("edgelm.server") / "page"))
+
+
+def _files_below(folder: Traversable, path: str = "") -> Iterator[tuple[str, Traversable]]:
+    for entry in folder.iterdir():  # also where edgelm was imported from a zip
+        if entry.is_dir():
+            yield from _files_below(entry, f"{path}{entry.name}/")
+        elif PurePath(entry.name).suffix in _MEDIA_TYPES:
+            yield path + entry.name, entry
