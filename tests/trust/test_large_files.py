@@ -125,6 +125,20 @@ def test_a_header_of_safetensors_that_the_library_would_follow_is_refused_unread
             load(folder)
 
 
+def test_a_header_with_one_name_for_two_tensors_is_refused(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    start, name = 8 + int.from_bytes(content[:8], "little"), "model.embed_tokens.weight"
+    entry = json.loads(content[8:start])[name]
+    # The library takes the one that stands last, other programs the first.
+    other = json.dumps({name: entry | {"shape": entry["shape"][::-1]}}).encode()
+    header = other[:-1] + b"," + content[9:start]
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+
+    for load in (HuggingFaceCheckpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=f"model.safetensors has a header .* the key '{name}' twice"):
+            load(folder)
+
+
 def test_reading_a_short_file_sets_no_more_memory_aside_than_it_has(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("short")
 

@@ -136,7 +136,7 @@ def json_values(text: str) -> int:
 
 
 def _parse_strictly(text: str) -> Any:
-    values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_keys_once)
+    values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=with_keys_once)
     if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
         json.dumps(values, ensure_ascii=False).encode()
     return values
@@ -146,7 +146,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what stands in an object of JSON, of which this is to be the hook.
+
+    Raises:
+        ValueError: a key stands in it twice.
+    """
     values = dict(pairs)
     if len(values) != len(pairs):  # Python takes the last of them, other programs the first
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 from edgelm.errors import CheckpointError
+from edgelm.files.regular_file import with_keys_once
 
 # The library takes 100 MB, and up to 15 times that of memory (docs/results/trust.md). A tensor of a model takes about
 # 120 bytes, the 18,867 of Qwen3-30B-A3B can lie in one file, and the 37,000 of larger models lie in dozens.
@@ -15,11 +17,11 @@ MAX_COMMAS = 8 * MAX_TENSORS  # a tensor of two dimensions has six
 
 
 def check_header(path: Path) -> None:
-    """Check that a safetensors file's header has no more bytes, tensors and numbers than are read.
+    """Check that a safetensors file's header has no more bytes, tensors and numbers than are read, and no name twice.
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: it has more, or is a pipe or the like, whose opening waits for ever.
+        CheckpointError: it has, or is a pipe or the like, whose opening waits for ever.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError(f"{path} is not a regular file. Put the file itself in its place.")
@@ -37,3 +39,9 @@ def check_header(path: Path) -> None:
             f"{path} has a header with {tensors} objects and {commas} commas; at most {MAX_TENSORS} and {MAX_COMMAS} "
             "are read. It is damaged, or has more tensors than belong into one file."
         )
+    try:
+        json.loads(header.decode("utf-8"), object_pairs_hook=with_keys_once)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return  # the library refuses it
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a header with two meanings: {error}. Download it again.") from error
