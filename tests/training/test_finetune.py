@@ -375,6 +375,12 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     "a rank below none": ({"method": "dpo", "rank": -1}, ConfigError, "rank is -1; it must be"),
     "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),
     "nothing left": ({"validation_fraction": 0.9999}, DataError, "All 40 conversations went to the validation split"),
+    "a rank beyond all": ({"rank": 10**400}, ConfigError, "rank is 1000+; it must be at most 2147483647"),
+    "a useless rank": (
+        {"rank": 5_000_000, "target_modules": ("q_proj", "down_proj")},
+        ConfigError,
+        r"rank is 5000000; .* than 32, which model\.layers\.0\.self_attn\.q_proj has with its 32 x 32 weights\. Use 32",
+    ),
     "no rank": ({"rank": 0}, ConfigError, "rank is 0; it must be 1 or more. The whole model learns with --method sft"),
     "no alpha": ({"alpha": 0.0}, ConfigError, r"alpha is 0\.0; it must be more than 0"),
     "an alpha beyond float32": ({"alpha": 1e300}, ConfigError, r"alpha is 1e\+300; .* a number that float32 holds"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgelm.number_bounds import is_positive
+from edgelm.number_bounds import MOST, is_positive
 from edgelm_training.settings import SettingError, setting
 from edgelm_training.train_config import TrainConfig
 
@@ -81,6 +81,8 @@ class FinetuneConfig(TrainConfig):
                 raise SettingError(f"{name} is {share}; it must be from 0 to below 1.")
         if self.rank < (0 if self.method == "dpo" else 1):
             raise SettingError(f"rank is {self.rank}; it must be 1 or more. The whole model learns with --method sft.")
+        if self.rank > MOST:
+            raise SettingError(f"rank is {self.rank}; it must be at most {MOST}.")
         for name in ("alpha", "dpo_beta"):
             if (factor := getattr(self, name)) is not None and not is_positive(factor):
                 raise SettingError(f"{name} is {factor}; it must be more than 0, and a number that float32 holds.")

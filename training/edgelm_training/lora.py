@@ -91,11 +91,32 @@ def target_names(model: Transformer, target_modules: Sequence[str]) -> list[str]
 
 
 def add_adapters(model: Transformer, names: Sequence[str], config: LoraConfig) -> None:
-    """Freeze the model, and put a fresh adapter on each of the named linear layers."""
+    """Freeze the model, and put a fresh adapter on each of the named linear layers.
+
+    Raises:
+        SettingError: the rank is larger than that of any of their matrices.
+    """
+    _check_rank(model, names, config.rank)
     model.requires_grad_(False)
     for name in names:
         linear = model.get_submodule(name)
         model.set_submodule(name, LoraLinear(linear, config.rank, config.scale, config.dropout))  # type: ignore[arg-type]
+
+
+def _check_rank(model: Transformer, names: Sequence[str], rank: int) -> None:
+    sizes = {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in model.named_modules()
+        if name in names and isinstance(layer, (nn.Linear, QuantizedLinear))
+    }
+    name, (rows, columns) = max(sizes.items(), key=lambda size: min(size[1]))
+    most = min(rows, columns)
+    if rank > most:
+        raise SettingError(
+            f"rank is {rank}; of the layers that get an adapter, none has a matrix of a higher rank than {most}, which "
+            f"{name} has with its {rows} x {columns} weights. Use {most} at the most; the whole model learns with "
+            "--method sft."
+        )
 
 
 def adapter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
