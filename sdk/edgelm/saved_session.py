@@ -184,6 +184,9 @@ def write(
     with_cache: bool,
 ) -> None:
     """Write a session to a folder, as ChatSession.save does."""
+    from edgelm.package.replaceable import refuse_inside_package  # brings numpy with it
+
+    refuse_inside_package(folder, ConfigError)
     with _reaching(folder, "read"):
         entries = {path.name for path in entries_of(folder)} if folder.is_dir() else set()
         is_foreign = folder.is_file() or (entries and CONVERSATION_FILE not in entries)

@@ -121,6 +121,12 @@ def test_a_session_of_another_model_is_refused_by_name(session: ChatSession, tmp
         ChatSession.load(edgelm.load(other), tmp_path / "chat")
 
 
+def test_no_session_is_saved_into_a_model_package(session: ChatSession, tmp_path: Path) -> None:
+    (tmp_path / "edgelm.json").touch()
+    with pytest.raises(edgelm.ConfigError, match=f"chat is not written: {tmp_path} is a model package"):
+        session.save(tmp_path / "chat")
+
+
 def test_a_folder_with_other_things_is_never_replaced(session: ChatSession, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(edgelm.ConfigError, match=r"exists and is not a saved session; it is left alone"):

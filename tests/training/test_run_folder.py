@@ -322,6 +322,13 @@ def test_a_folder_of_something_else_is_left_alone(tiny_shards: Path, tmp_path: P
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_no_run_begins_in_a_model_package(tiny_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "edgelm.json").touch()
+    with pytest.raises(TrainingError, match=f"run is not written: {tmp_path} is a model package"):
+        pretrain(settings(tiny_shards, tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["edgelm.json"]
+
+
 def test_a_folder_that_a_file_manager_has_looked_at_is_empty(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_bytes(b"seen")
 

@@ -468,10 +468,13 @@ def test_a_folder_of_something_else_is_never_replaced(tok: Path, corpus: Path, n
     assert contents(Path("shards")) == {name: hashlib.sha256(b"{}").hexdigest()}
 
 
-def test_shards_with_a_file_of_somebody_else_are_not_replaced(tok: Path, corpus: Path) -> None:
+def test_shards_replace_no_file_of_somebody_else_and_lie_in_no_model_package(tok: Path, corpus: Path) -> None:
     prepare(tok)
     Path("shards/notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"shards is not replaced: it holds notes\.txt, which is no part of shards"):
+        prepare(tok)
+    Path("edgelm.json").touch()
+    with pytest.raises(DataError, match=r"shards is not written: .* is a model package"):
         prepare(tok)
 
 

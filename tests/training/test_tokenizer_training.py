@@ -142,6 +142,12 @@ def test_progress_goes_through_the_bytes_and_tells_when_all_is_read(corpus: Path
     assert {call[2] for call in reading} == {total} == {done[-1]}
 
 
+def test_no_tokenizer_is_written_into_a_model_package(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "edgelm.json").touch()
+    with pytest.raises(DataError, match=f"tok is not written: {tmp_path} is a model package"):
+        train_tokenizer([corpus], tmp_path / "tok")
+
+
 def test_an_older_tokenizer_is_replaced_and_nothing_else_is(corpus: Path, tok: Path) -> None:
     before = (tok / "tokenizer.json").read_bytes()
     train_tokenizer([corpus], tok, TokenizerConfig(vocab_size=280))

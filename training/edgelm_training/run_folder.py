@@ -25,6 +25,7 @@ from edgelm.files import atomic, schema_version
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.run_checkpoint import BEST, LATEST
+from edgelm.package.replaceable import refuse_inside_package
 
 CONFIG_FILE = "config.toml"
 LOG_FILE = "log.jsonl"
@@ -62,8 +63,10 @@ class RunFolder:
         """Make the folder, or make sure that it may be gone on with.
 
         Raises:
-            TrainingError: it holds a run and `resume` is off, or it holds something else.
+            TrainingError: it holds a run and `resume` is off, or it holds something else, or lies in a package.
         """
+        if not self.config_file.exists():
+            refuse_inside_package(self.path, TrainingError)
         entries = [entry.name for entry in entries_of(self.path)] if self.path.exists() else []
         if entries and not self.config_file.exists() and entries != [_LOCK_FILE]:
             raise TrainingError(f"{self.path} is not empty and holds no run. Choose another folder for the run.")

@@ -22,17 +22,22 @@ _CHECKPOINT_FILES = (
 
 def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error_class: type[EdgeLMError]) -> None:
     """Raise `error_class` where `why_not`, such as those below, has something against replacing `folder`, or it
-    lies in a model package: that would not load any more.
+    lies in a model package.
     """
+    refuse_inside_package(folder, error_class)
+    reason = why_not(folder)
+    if reason is not None:
+        raise error_class(f"{folder} is not replaced: {reason}. Choose another folder, or remove it.")
+
+
+def refuse_inside_package(folder: Path, error_class: type[EdgeLMError]) -> None:
+    """Raise `error_class` where `folder` lies in a model package, which would not load any more."""
     for parent in folder.resolve().parents:
         if (parent / FILE_NAME).is_file():
             raise error_class(
                 f"{folder} is not written: {parent} is a model package, which holds its own files alone. "
                 "Choose another folder."
             )
-    reason = why_not(folder)
-    if reason is not None:
-        raise error_class(f"{folder} is not replaced: {reason}. Choose another folder, or remove it.")
 
 
 def why_not_a_checkpoint(folder: Path) -> str | None:
