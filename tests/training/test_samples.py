@@ -55,7 +55,7 @@ def test_pretraining_goes_on_with_a_prompt_as_inference_reads_it(
     values = settings(shards, tmp_path / "run", sample_prompts=("The sea", ""))
     _, recipe = build_recipe(PretrainConfig(**values), SilentReporter())
     assert recipe.sample is not None
-    recipe.sample(recipe.model, 1)
+    recipe.sample(1)
     tokenizer = Tokenizer.load(shards)
     assert read == [tokenizer.encode_prompt("The sea"), [tokenizer.control_tokens["<|endoftext|>"]]]
 

@@ -319,7 +319,7 @@ def _writer(
     return lambda weights, target: write_adapter(adapter_weights(weights), lora, base, target)
 
 
-def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module, int], list[Sample]]:
+def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[int], list[Sample]]:
     folder = config.known("model")
     template, tokenizer = ChatTemplate.load(folder), Tokenizer.load(folder)
     if model.config.encoder is not None:
@@ -327,14 +327,14 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[nn.Module,
         encode_source = partial(languages.source_ids, source=config.source_language, target=config.target_language)
         # The answer takes no room of the encoder's context.
         check_prompts(config, encode_source, model.config.encoder.max_position_embeddings + 1)
-        return lambda _, step: write_samples(model, tokenizer, encode_source, config, step)
+        return lambda step: write_samples(model, tokenizer, encode_source, config, step)
     assert template is not None  # the data was encoded with it
 
     def encode(prompt: str) -> list[int]:
         return encode_chat(template, tokenizer, [{"role": "user", "content": prompt}])
 
     check_prompts(config, encode, model.config.max_position_embeddings)
-    return lambda _, step: write_samples(model, tokenizer, encode, config, step)
+    return lambda step: write_samples(model, tokenizer, encode, config, step)
 
 
 def _note_data(

@@ -97,7 +97,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
         write_weights=lambda weights, folder: write_checkpoint(
             for_export(weights), model.config, folder, text_files_from=shards.folder
         ),
-        sample=lambda _, step: write_samples(model, tokenizer, encode, config, step),
+        sample=lambda step: write_samples(model, tokenizer, encode, config, step),
         flops_per_token=flops,
     )
     return config, recipe

@@ -54,5 +54,5 @@ class Recipe:
     data_fingerprint: str
     write_weights: Callable[[dict[str, Tensor], Path], None]
     count: Callable[[Batch], int] = count_targets
-    sample: Callable[[nn.Module, int], list[Sample]] | None = None
+    sample: Callable[[int], list[Sample]] | None = None
     flops_per_token: float | None = None

@@ -311,7 +311,7 @@ class Trainer:
         ends = step == self.schedule.max_steps
         if self.recipe.sample is not None and config.sample_every and (ends or step % config.sample_every == 0):
             self.recipe.model.eval()
-            samples = self.recipe.sample(self.recipe.model, step)
+            samples = self.recipe.sample(step)
             for sample in samples if log is not None else ():
                 log.write({"step": step, "prompt": sample.prompt, "sample": sample.text})  # type: ignore[union-attr]
                 self.reporter.note(f"step {step}: {sample.prompt}▸{sample.text}")
