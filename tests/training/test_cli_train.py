@@ -210,7 +210,13 @@ def test_a_terminal_alone_gets_what_is_computed_before_the_first_step_ends(
 
     result = edgelm(str(toml), "--max-steps", "2", "--warmup-steps", "0", "--grad-accum-steps", "2")
 
-    working = ["Making the model", "step 0: validating", "step 1/2, piece 1 of 2", "step 1/2, piece 2 of 2"]
+    working = [
+        "Loading PyTorch",
+        "Making the model",
+        "step 0: validating",
+        "step 1/2, piece 1 of 2",
+        "step 1/2, piece 2 of 2",
+    ]
     shown = [text for text in re.split(r"(?:\r\x1b\[K|\n)+", result.stderr) if text.endswith(" …")]
     assert shown == ([f"{text} …" for text in working] if on_terminal else [])
     assert result.stderr.endswith("\r\x1b[K" if on_terminal else "\n")  # the line is left empty

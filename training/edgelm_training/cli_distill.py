@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm_training.cli_live_line import loading_torch
 from edgelm_training.cli_run_command import RunCommand
 from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.distill_config import DistillConfig
@@ -37,10 +38,10 @@ def distill(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> N
     of the shards. Progress goes to standard error and to log.jsonl in the run's folder, beside the checkpoints. Ctrl-C
     and SIGTERM save a checkpoint and leave.
     """
-    # Imported here, so that --help needs no torch.
-    from edgelm_training.distill import distill as run_distill
-
     toml = toml_or_folder(source, flags, "init", "student")
     with wrong_usage():
         settings = given_settings(DistillConfig, flags, toml, resume=resume)
+    with loading_torch():  # here, so that neither --help nor a wrong setting needs it
+        from edgelm_training.distill import distill as run_distill
+
     report_run(run_distill, settings, resume=resume, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm_training.cli_live_line import loading_torch
 from edgelm_training.cli_run_command import RunCommand
 from edgelm_training.cli_train import EXIT_CODES, report_run, run_options
 from edgelm_training.finetune_config import FinetuneConfig
@@ -53,10 +54,10 @@ def finetune(source: Path | None, resume: bool, as_json: bool, **flags: Any) -> 
     assistant says. Progress goes to standard error and to log.jsonl in the run's folder, beside the checkpoints.
     Ctrl-C and SIGTERM save a checkpoint and leave.
     """
-    # Imported here, so that --help needs no torch.
-    from edgelm_training.finetune import finetune as run_finetune
-
     toml = toml_or_folder(source, flags, "model", "model")
     with wrong_usage():
         settings = given_settings(FinetuneConfig, flags, toml, resume=resume)
+    with loading_torch():  # here, so that neither --help nor a wrong setting needs it
+        from edgelm_training.finetune import finetune as run_finetune
+
     report_run(run_finetune, settings, resume=resume, as_json=as_json)

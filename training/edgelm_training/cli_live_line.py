@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 
 from edgelm.cli.output import can_redraw, columns_of_stderr, one_line, redraw_line
+from edgelm_training.launcher import launched_place
 from edgelm_training.train_log import StepRecord
 
 _SECONDS_BETWEEN = 0.1
@@ -47,6 +50,20 @@ class LiveLine:
         """Leave the cursor below what was shown."""
         if self._redraws:
             redraw_line()
+
+
+@contextlib.contextmanager
+def loading_torch() -> Iterator[None]:
+    """Say on a terminal that the block imports PyTorch, which takes seconds; of several processes only the first."""
+    rank, _, _ = launched_place()
+    line = LiveLine()
+    if rank == 0:
+        line.working("Loading PyTorch")
+    try:
+        yield
+    finally:
+        if rank == 0:
+            line.close()
 
 
 def step_line(record: StepRecord) -> str:

@@ -11,7 +11,7 @@ import click
 
 from edgelm.cli.output import print_json
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm_training.cli_live_line import LiveLine
+from edgelm_training.cli_live_line import LiveLine, loading_torch
 from edgelm_training.cli_run_command import RunCommand
 from edgelm_training.launcher import launched_place
 from edgelm_training.pretrain_config import PretrainConfig
@@ -68,11 +68,11 @@ def train(toml: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     TOML is a file of settings; each of them is also a flag. Progress goes to standard error and to log.jsonl in the
     run's folder, beside the checkpoints. Ctrl-C and SIGTERM save a checkpoint and leave.
     """
-    # Imported here, so that --help needs no torch.
-    from edgelm_training.pretrain import pretrain
-
     with wrong_usage():
         settings = given_settings(PretrainConfig, flags, toml, resume=resume)
+    with loading_torch():  # here, so that neither --help nor a wrong setting needs it
+        from edgelm_training.pretrain import pretrain
+
     report_run(pretrain, settings, resume=resume, as_json=as_json)
 
 
