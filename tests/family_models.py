@@ -453,6 +453,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "nanochat": ("nanochat", {"tie_word_embeddings": False}),
+    "nanochat, llama3's rope": ("nanochat", {"rope_parameters": LLAMA3 | {"rope_theta": 1e4}}),
     "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
     "qwen3_moe, a dense layer, a window, biases": (
         "qwen3_moe",

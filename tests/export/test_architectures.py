@@ -339,8 +339,8 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ),
         (
             "nanochat",
-            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-            "rope type 'linear' is not supported before a norm; supported: default",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope type 'yarn' is not supported before a norm; supported: default, linear, dynamic, llama3",
         ),
     ],
 )

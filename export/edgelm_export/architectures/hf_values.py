@@ -239,6 +239,19 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
     }
 
 
+def check_turns_alone(scaling: RopeScaling) -> None:
+    """Check that a rotation that stands before a norm changes no length: yarn's and longrope's factor would be lost.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if scaling.rope_type in ("yarn", "longrope"):
+        raise CheckpointError(
+            f"config.json: rope type {scaling.rope_type!r} is not supported before a norm; supported: "
+            "default, linear, dynamic, llama3."
+        )
+
+
 def _yarn_settings(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Read what yarn alone has; two scales of the attention factor stand for their ratio (DeepSeek).
 

@@ -13,7 +13,6 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.tensor_map import TensorLayout
 
 _GGUF_KEYS = dict.fromkeys(("attention.sliding_window", "expert_feed_forward_length", "expert_used_count"))
-_STRETCHED = ("yarn", "longrope")  # whose factor of attention a norm behind the rotation takes back
 _NAMES = {
     f"model.layers.{{i}}.mlp.{part}_proj": f"model.layers.{{i}}.feed_forward.{part}_proj"
     for part in ("gate", "up", "down")
@@ -38,11 +37,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
             f"config.json: layers {', '.join(map(str, without_rope))} turn no heads (no_rope_layers), with use_qk_norm "
             f"{is_normed} and attn_temperature_tuning {is_tuned}; beside such layers both must be false."
         )
-    if is_normed and config.rope_scaling.rope_type in _STRETCHED:
-        raise CheckpointError(
-            f"config.json: rope type {config.rope_scaling.rope_type!r} is not supported before a norm; supported: "
-            "default, linear, dynamic, llama3."
-        )
+    if is_normed:
+        hf_values.check_turns_alone(config.rope_scaling)
     return dataclasses.replace(
         config,
         layers_without_rope=without_rope,

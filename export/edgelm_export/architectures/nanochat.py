@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
@@ -19,11 +18,7 @@ _NAMES = {
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
-    if config.rope_scaling.rope_type != "default":
-        raise CheckpointError(
-            f"config.json: rope type {config.rope_scaling.rope_type!r} is not supported before a norm; "
-            "supported: default."
-        )
+    hf_values.check_turns_alone(config.rope_scaling)
     return dataclasses.replace(
         config, final_logit_softcapping=hf_values.optional_number(values, "final_logit_softcapping")
     )
