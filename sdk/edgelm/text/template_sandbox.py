@@ -132,6 +132,10 @@ class BudgetedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 return attr in names
         return type(obj).__module__ != "builtins" and super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Let `format` alone by: jinja2 allows `format_map` too, and before it asks what is safe."""
+        return None if getattr(value, "__name__", None) == "format_map" else super().wrap_str_format(value)
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Look up an attribute, or an element of that name."""
         return _found(super().getattr(obj, attribute))
