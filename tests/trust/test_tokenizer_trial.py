@@ -208,3 +208,15 @@ def test_a_decoder_that_could_make_a_token_stand_for_gigabytes_is_refused(patter
     step = {"type": "Replace", "pattern": {"String": pattern}, "content": content}
     with pytest.raises(TokenizerError, match="The tokenizer's decoder has the step"):
         TokenBytes(step)
+
+
+def test_long_regular_expressions_are_refused_before_they_are_compiled(folder: Path) -> None:
+    """Compiled, these take 80 MB in the child, which has more than that, and then here."""
+    split = {"type": "Split", "pattern": {"Regex": r"\p{L}" * 800}, "behavior": "Isolated", "invert": False}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    change(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]})
+    assert Tokenizer.load(folder).decode(Tokenizer.load(folder).encode("The sea")) == "The sea"
+
+    change(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [*[split] * 5, bytes_]})
+    with pytest.raises(TokenizerError, match="has regular expressions of 20000 characters; at most 8192 are compiled"):
+        Tokenizer.load(folder)

@@ -46,6 +46,9 @@ _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "sp
 _NO_ID = 1 << 32  # and above: the library counts in 32 bits
 _MOST_IDS = 1 << 24  # 64 times as many as the largest vocabulary: some things go through all of them
 
+# Characters of all regular expressions: the longest in use have some hundred. One of 100,000 takes 413 MB to compile.
+_MOST_PATTERNS = 1 << 13
+
 
 class Tokenizer:
     """Encode and decode text with the vocabulary of a tokenizer.json. Made by `load`.
@@ -98,6 +101,7 @@ class Tokenizer:
         """
         with _errors(f"Cannot read {path}"):
             spec = json.loads(data.decode("utf-8"))
+            _check_patterns(spec, path)
             token_bytes = TokenBytes(spec.get("decoder"))
             secret_names = _hide_control_tokens(spec)
             rust = _build(spec)
@@ -290,6 +294,23 @@ class Tokenizer:
         """Return the id of a token by its name in the vocabulary ("Ġthe", "<|im_end|>"), or None."""
         id_: int | None = self.control_tokens.get(token)
         return self._rust.token_to_id(token) if id_ is None else id_
+
+
+def _check_patterns(spec: dict[str, Any], path: Path) -> None:
+    """Check how long the regular expressions of a tokenizer.json are together, before the library compiles them."""
+    stack = [spec.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    characters = 0
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            characters += len(str(value.get("Regex", "")))
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    if characters > _MOST_PATTERNS:
+        raise TokenizerError(
+            f"{path} has regular expressions of {characters} characters; at most {_MOST_PATTERNS} are compiled."
+        )
 
 
 def _hide_control_tokens(spec: dict[str, Any]) -> dict[str, str]:
