@@ -34,6 +34,8 @@ _LITTLE_MEMORY = 1 << 30
 _LITTLE_DISK = 1 << 30
 _EXPORT_AGAIN = "edgelm export SOURCE --precision int8  , from what the model was made of"
 _WIDE_VECTORS = {"avx2", "asimd"}
+# Without these ONNX Runtime does not multiply packed weights of 8 bits, but unpacks all of them at each step.
+_PACKED_PRODUCTS = {"avx2", "asimddp", "i8mm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +108,19 @@ def _check_processor() -> Iterator[_Row]:
     if features is None:
         yield "ok", "Its instruction sets are not known on this system.", None
         return
-    if not features & _WIDE_VECTORS:
+    if not features & _PACKED_PRODUCTS:
         yield (
             "warning",
-            "No AVX2: every step is several times slower than on processors since 2013.",
-            # ONNX Runtime multiplies packed weights with AVX2 alone; here it unpacks all of them at each step.
+            "No dot products: weights of 8 bits are unpacked at each step, all of them, which is slow."
+            if "asimd" in features
+            else "No AVX2: every step is several times slower than on processors since 2013.",
             "edgelm export SOURCE --precision fp32  , where there is memory for it: packed weights lose most here. Or "
             "run  edgelm serve  on another machine, and ask that.",
         )
     elif not features & INTEGER_DOT_PRODUCTS:
         yield (
             "warning",
-            "No VNNI or dot products: 8-bit models run, and their prompts are read about half as fast.",
+            "No VNNI: 8-bit models run, and their prompts are read about half as fast.",
             "Where prompts are long:  edgelm export MODEL --prefill-graph  , which reads them 1.6 to 2 times as fast.",
         )
     else:

@@ -205,6 +205,7 @@ def test_no_more_threads_than_the_share_of_a_container(
         ("flags\t\t: fpu sse2 avx2\n", "warning", "--prefill-graph"),
         ("flags\t\t: fpu sse2\n", "warning", "--precision fp32"),
         ("Features\t: fp asimd asimddp\n", "ok", None),
+        ("Features\t: fp asimd\n", "warning", "--precision fp32"),  # a Cortex-A72, as in a Raspberry Pi 4
     ],
 )
 def test_a_processor_without_fast_integer_products_is_told(
