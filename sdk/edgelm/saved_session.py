@@ -20,6 +20,7 @@ from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic, schema_version
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
+from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_text
 from edgelm.package.manifest import is_plain_name
 
@@ -87,7 +88,7 @@ class SavedSessions:
         base = _first_words(text) or "chat"
         names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
         with _reaching(self.root, "read"):
-            return next(name for name in names if is_plain_name(name) and not (self.root / name).exists())
+            return next(name for name in names if is_plain_name(name) and not is_there(self.root / name))
 
     def save(self, name: str, session: ChatSession, *, with_cache: bool = True) -> None:
         """Write a session under a name; what the name stood for is replaced. `with_cache` is as in ChatSession.save.
@@ -126,7 +127,7 @@ class SavedSessions:
             ConfigError: the disk cannot be read.
         """
         with _reaching(self.root, "read"):
-            entries = list(self.root.iterdir()) if self.root.exists() else []
+            entries = list(self.root.iterdir()) if is_there(self.root) else []
             folders = [path for path in entries if path.is_dir() and _is_name(path.name)]
             folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
         return [folder.name for folder in folders]
@@ -164,8 +165,8 @@ class SavedSessions:
     def _find(self, name: str) -> Path:
         folder = self.root / _check_name(name)
         with _reaching(self.root, "read"):
-            is_there = folder.is_dir()
-        if not is_there:
+            is_saved = is_there(folder) and folder.is_dir()
+        if not is_saved:
             names = self.names()
             meant = did_you_mean(name, names)
             saved = ", ".join(names[:_NAMED]) or "none"
@@ -188,7 +189,7 @@ def write(
 
     refuse_inside_package(folder, ConfigError)
     with _reaching(folder, "read"):
-        entries = {path.name for path in entries_of(folder)} if folder.is_dir() else set()
+        entries = {path.name for path in entries_of(folder)} if is_there(folder) and folder.is_dir() else set()
         is_foreign = folder.is_file() or (entries and CONVERSATION_FILE not in entries)
     if is_foreign:
         raise ConfigError(f"{folder} exists and is not a saved session; it is left alone. Choose another folder.")

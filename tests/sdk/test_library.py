@@ -335,10 +335,10 @@ def test_a_path_that_the_system_refuses_is_an_error_that_names_it(library, wante
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_that_says_so(library, monkeypatch):
-    def refused(path: Path) -> bool:
+    def refused(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(Path, "stat", refused)
     with pytest.raises(ModelNotFoundError, match=r"There is no model at './locked': .*Permission denied"):
         library.find("./locked")
 

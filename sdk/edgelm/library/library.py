@@ -19,6 +19,7 @@ from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
 from edgelm.files.held_folder import held_folder, holdable_folders
+from edgelm.files.presence import is_there
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.hub_address import as_reference
@@ -211,7 +212,8 @@ class Library:
         text = os.fspath(name_or_path)
         with reading_path(text):
             path = Path(text).expanduser()
-            exists, is_package = path.exists(), (path / manifest.FILE_NAME).is_file()
+            exists, file = is_there(path), path / manifest.FILE_NAME
+            is_package = is_there(file) and file.is_file()
         if not is_path(name_or_path) and not (text and is_package):
             name = self.resolve(text)
             if name in self.packages():
@@ -240,7 +242,7 @@ class Library:
         """
         with reading_path(name_or_path):
             path = Path(name_or_path).expanduser()
-            exists = path.exists()
+            exists = is_there(path)
         if is_path(name_or_path):
             return path
         try:

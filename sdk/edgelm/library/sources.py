@@ -13,6 +13,7 @@ from typing import Any
 from edgelm.arguments import did_you_mean
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.files import atomic
+from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_json_object
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
@@ -43,7 +44,7 @@ def resolve(reference: str) -> Source:
     if reference in CATALOGUE:
         return KnownSource(name=reference, model=CATALOGUE[reference])
     with reading_path(reference):
-        is_here = bool(reference) and Path(reference).expanduser().exists()
+        is_here = bool(reference) and is_there(Path(reference).expanduser())
     if is_here:
         raise ModelNotFoundError(
             f"{reference!r} is on this machine already. Make a package of it: edgelm export {shell_word(reference)}"

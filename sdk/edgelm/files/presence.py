@@ -1,0 +1,18 @@
+"""Whether something lies at a path, where "no" is known to be true."""
+
+from pathlib import Path
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether something lies at a path.
+
+    Path.exists, and what is like it, says no from Python 3.14 on where the system refuses to look.
+
+    Raises:
+        OSError: the system refuses to look: a name is too long, or a folder on the way may not be read.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
