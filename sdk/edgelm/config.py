@@ -243,6 +243,10 @@ class ModelConfig(LayerFeatures):
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Build a config from `to_dict`'s values; an unknown or missing field is a ConfigError that names it."""
         fields = dict(values)
+        for name in ("rope_scaling", "multipliers", "encoder"):
+            value = fields.get(name, {})
+            if not isinstance(value, dict) and (name != "encoder" or value is not None):
+                raise ConfigError(f"{name} is {value!r:.60}; it must be a dictionary.")
         try:
             scaling = dict(fields.get("rope_scaling", {}))
             factors = {name: scaling.get(name) for name in ("short_factor", "long_factor")}
