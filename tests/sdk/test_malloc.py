@@ -47,6 +47,9 @@ import gc
 import sys
 from edgelm.memory.malloc import Returned, return_freed_memory
 
+class Owner(Returned):
+    pass
+
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
@@ -54,7 +57,7 @@ before = resident()
 blocks = [b"x" * (100_000 + i) for i in range(1000)]
 last = blocks[-1]
 if sys.argv[1] in ("with its owner", "with its cycle"):
-    owner = Returned()
+    owner = Owner()
     owner.blocks = blocks
     if sys.argv[1] == "with its cycle":
         owner.itself = owner

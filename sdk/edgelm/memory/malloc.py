@@ -11,7 +11,11 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Returned:
-    """Something large, whose memory goes back to the system when it is freed: the allocator would keep most of it."""
+    """Something large, whose memory goes back to the system when it is freed: the allocator would keep most of it.
+
+    It is a base class: what it sets itself is the newest attribute of a subclass alone. From Python 3.14 on, those that
+    an object's own class sets come first.
+    """
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Let memory be returned when the last of this object's attributes is freed.
