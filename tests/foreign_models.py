@@ -176,7 +176,12 @@ def genai_package(
         for path in modules.iterdir():  # they have names such as `quantization`, which others have too
             changed.setitem(sys.modules, path.stem, None)
             del sys.modules[path.stem]
-        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+        try:
+            runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+        except ValueError as error:  # Python 3.14 refuses a lone % in a help text, which 0.18.0 has
+            if "badly formed help string" not in str(error):
+                raise
+            pytest.skip(f"the builder of onnxruntime-genai does not start on this Python: {error}")
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return folder
 
