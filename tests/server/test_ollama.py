@@ -209,7 +209,7 @@ def test_a_choice_of_tools_is_kept_to(serving, choice, called):
 
 @pytest.mark.parametrize(
     "arguments",
-    [*(f'{{"x": {value}}}' for value in ("1e999", "NaN", "[" * 20_000 + "]" * 20_000, "9" * 5_000, "[1")), "[1]", "5"],
+    [*(f'{{"x": {value}}}' for value in ("1e999", "NaN", "[" * 10**6 + "]" * 10**6, "9" * 5_000, "[1")), "[1]", "5"],
 )
 def test_a_call_whose_arguments_no_json_object_can_hold_is_left_out_and_the_answer_is_whole(tiny, arguments):
     calls = [ToolCall(id=name, name=name, arguments=given) for name, given in (("f", arguments), ("g", '{"x": 1}'))]
