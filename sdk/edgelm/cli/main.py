@@ -10,7 +10,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -71,6 +71,11 @@ class LazyGroup(click.Group):
             raise ConfigError(f"The command {name!r} of {_owner(entry_point)} is not a click command: {command!r}.")
         return command
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Read our own options; --help and --version are answered here already."""
+        with _writing():
+            return super().parse_args(context, args)
+
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -116,7 +121,7 @@ class LazyGroup(click.Group):
             context.color = False
         words = tuple(context.args)  # click takes them away
         try:
-            with unwinding():
+            with unwinding(), _writing():
                 return super().invoke(context)
         except EdgeLMError as error:
             raise ReportedError(str(error)) from error
@@ -131,14 +136,6 @@ class LazyGroup(click.Group):
                 raise
             click.echo("Aborted!", err=True)
             raise ending from None
-        except OSError as error:
-            if error.filename is not None:
-                raise ReportedError(f"{error}.") from error
-            # Without a file's name it comes from a stream: the disk behind it is full, or it is gone.
-            _discard_output()
-            if _has_no_reader(error):
-                raise SystemExit(EXIT_CLOSED_PIPE) from None
-            raise ReportedError(f"Cannot write the output: {error}.") from error
         except ImportError as error:
             # An extension module that is being imported makes an ImportError of Ctrl-C, and of SIGTERM.
             if (ending := _ending_behind(error)) is not None:
@@ -149,6 +146,21 @@ class LazyGroup(click.Group):
                 if extra is not None:
                     raise ReportedError(str(extra)) from error
             raise
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Turn an output that cannot be written, or a file that cannot be opened, into a message and an exit code."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise ReportedError(f"{error}.") from error
+        # Without a file's name it comes from a stream: the disk behind it is full, or it is gone.
+        _discard_output()
+        if _has_no_reader(error):
+            raise SystemExit(EXIT_CLOSED_PIPE) from None
+        raise ReportedError(f"Cannot write the output: {error}.") from error
 
 
 def _has_no_reader(error: OSError) -> bool:
