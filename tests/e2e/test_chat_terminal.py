@@ -8,7 +8,9 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -219,6 +221,23 @@ def test_ctrl_c_stops_no_more_than_answers_however_often_it_comes():
     chat.wait_for_prompt()
     chat.type("/bye\r")
     assert chat.exit_code() == 0
+
+
+def test_the_last_line_is_a_command_that_goes_on_also_with_a_package_by_its_path(tmp_path: Path):
+    package = shutil.copytree(TINY, tmp_path / "my package")
+    assert len(str(package)) > 40  # the line is longer than the screen is wide, and is one line to copy all the same
+    chat = ChatProcess(sys.executable, "-m", "edgelm", "chat", str(package), "--max-new-tokens", "2")
+    chat.wait_for_prompt()
+    chat.type("Hello\r")
+    chat.wait_for("tokens/s · prompt")
+    chat.wait_for_prompt()
+    chat.type("\x04")
+    chat.wait_for("Kept as hello: edgelm ")
+    command = [*shlex.split(chat.wait_for(" hello")), "hello"]
+    assert chat.exit_code() == 0
+    again = [sys.executable, "-m", "edgelm", *command, "--max-new-tokens", "2"]
+    subprocess.run(again, input="And?", text=True, check=True)
+    assert kept_messages("hello")[::2] == ["Hello", "And?"]
 
 
 def test_a_conversation_and_what_was_typed_are_there_in_the_next_chat():

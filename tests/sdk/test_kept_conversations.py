@@ -161,6 +161,10 @@ def test_the_last_line_names_what_is_on_the_disk(monkeypatch):
     assert (new.kept.name, new.screen.kept_as, len(new.screen.warnings)) == (None, None, 1)
 
 
+def test_the_last_line_names_the_model_that_was_changed_to():
+    assert converse("Hello", "/model other").screen.kept_as == "Kept as hello: edgelm chat other --resume hello"
+
+
 def refusing_disk(*_arguments, **_options):
     raise ConfigError("There is no space left.")
 

@@ -102,7 +102,7 @@ def chat(
         from edgelm.cli.conversation import Conversation
         from edgelm.cli.terminal import Terminal
 
-        Conversation(session, settings, Terminal(), load_model, kept, think).run()
+        Conversation(session, settings, Terminal(), load_model, kept, think, name).run()
         return
     for _ in _answer_lines(session, config, variables):
         remark = None if resumed is None else kept.keep(session)

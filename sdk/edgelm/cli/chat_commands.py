@@ -184,7 +184,7 @@ def _model(chat: Conversation, argument: str) -> None:
     model = chat.load(argument)
     session = ChatSession(model, chat.session.system)
     session.restore(chat.session.messages)
-    chat.session, chat.speed = session, 0.0
+    chat.session, chat.opened, chat.speed = session, argument, 0.0
     if chat.think is not None and not switches_thinking(model.chat_template):
         chat.think = None
         chat.screen.note("think = null: this model cannot be told.")

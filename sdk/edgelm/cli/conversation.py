@@ -20,6 +20,7 @@ from edgelm.completion import Chunk, Message
 from edgelm.errors import ChatTemplateError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
+from edgelm.shell_word import shell_word
 
 # From this share of the context on, each answer comes with a warning.
 _NEARLY_FULL = 0.9
@@ -56,7 +57,8 @@ class Screen(Protocol):
 class Conversation:
     """One chat: the model, the session, the settings that differ from the model's own, and the screen it is held on.
 
-    load: opens another model by its name. think: what the model is told of thinking; None: nothing.
+    load: opens another model by its name. think: what the model is told of thinking; None: nothing. opened: the name or
+    path by which the model was opened; None: its own name.
     """
 
     session: ChatSession
@@ -65,6 +67,7 @@ class Conversation:
     load: Callable[[str], LanguageModel]
     kept: KeptSession
     think: bool | None = None
+    opened: str | None = None
     attachments: list[Attachment] = field(default_factory=list)  # files that go with the next message
     last: Chunk | None = None  # of the last answer: its usage, timings and reason
     speed: float = 0.0  # tokens a second of this model's last answer; 0: there is none
@@ -97,7 +100,9 @@ class Conversation:
             self.leave()
             if self.kept.name is not None:
                 but_for = "" if self.kept.is_whole else ", but for what was said last"
-                self.screen.note(f"Kept as {self.kept.name}{but_for}: edgelm chat --resume {self.kept.name}")
+                # What is saved says the model's own name, by which no path is found again.
+                model = "" if self.opened in (None, self.model.name) else f"{shell_word(self.opened)} "
+                self.screen.note(f"Kept as {self.kept.name}{but_for}: edgelm chat {model}--resume {self.kept.name}")
 
     def _react(self, text: str) -> None:
         try:

@@ -107,7 +107,8 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Show a remark."""
-        self._remarks.print(Text(printable(text), style="dim"))
+        # Where the terminal breaks a long line, a path or a command in it is still one line to copy.
+        self._remarks.print(Text(printable(text), style="dim"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show what went wrong."""
