@@ -4,15 +4,16 @@ true and false, paths, names that are misspelt.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
-from edgelm.errors import ConfigError, TokenizerError
+from edgelm.errors import ConfigError, ContextLengthError, TokenizerError
 
 Settings = TypeVar("Settings")
 Item = TypeVar("Item")
@@ -50,6 +51,15 @@ def as_list(value: Iterable[Item], what: str) -> list[Item]:
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ConfigError(f"{what}; this is {reprlib.repr(value)}.")
     return list(value)
+
+
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Name the text that is read, such as prompts[3], where it is refused."""
+    try:
+        yield
+    except (ContextLengthError, TokenizerError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def as_token_ids(values: Iterable[int]) -> list[int]:

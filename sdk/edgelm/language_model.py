@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.arguments import as_list, as_path, as_token_ids, is_whole, of_class, or_default
+from edgelm.arguments import as_list, as_path, as_token_ids, is_whole, of_class, or_default, reading
 from edgelm.completion import Chunk, Completion, Message, Scores
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, join, taken
@@ -404,7 +404,10 @@ class LanguageModel(Returned):
         """
         self._require_no_encoder("embed")
         texts = as_list(texts, "embed takes a list of texts")
-        id_lists = [self._checked_ids(text, fewest=1) for text in texts]  # refuses a bad one before the first is begun
+        id_lists = []
+        for i, text in enumerate(texts):  # refuses a bad one before the first is begun
+            with reading(f"texts[{i}]"):
+                id_lists.append(self._checked_ids(text, fewest=1))
         vectors = [embed(self, ids, pooling, normalize=normalize) for ids in id_lists]
         # Of no texts, as many vectors: as wide as that of any, so that they multiply with others.
         return np.stack(vectors) if vectors else np.zeros((0, embed(self, [0], pooling).size), np.float32)

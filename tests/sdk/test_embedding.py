@@ -106,7 +106,7 @@ def test_no_texts_are_no_vectors_of_the_width_of_others(tiny, pooling) -> None:
         ("The sea", "mean", ConfigError, "embed takes a list of texts"),
         (["The sea"], "max", ConfigError, "pooling is 'max'; it must be one of values, mean, last"),
         (["The sea"], ["mean"], ConfigError, r"pooling is \['mean'\]; it must be one of"),
-        (["The sea", ""], "mean", ContextLengthError, "The text has too few tokens: 0; it needs 1"),
+        (["The sea", ""], "mean", ContextLengthError, r"^texts\[1\]: The text has too few tokens: 0; it needs 1"),
         (["The sea", "x" * 3000], "last", ContextLengthError, "this model's maximum context length is 1024"),
     ],
 )

@@ -194,8 +194,10 @@ def test_each_prompt_of_a_batch_is_made_ready_once(model: LanguageModel, monkeyp
 def test_a_batch_needs_a_config_for_each_prompt_and_good_prompts(model: LanguageModel) -> None:
     with pytest.raises(edgelm.ConfigError, match="There are 1 configs for 2 prompts; give one, or one for each"):
         model.generate_batch(["a", "b"], [GenerationConfig()])
-    with pytest.raises(edgelm.ContextLengthError):
+    with pytest.raises(edgelm.ContextLengthError, match=r"^prompts\[1\]: The text has too few tokens: 0; it needs 1"):
         model.generate_batch(["a", ""])
+    with pytest.raises(edgelm.TokenizerError, match=r"^prompts\[2\]: The text has token id 320; the model's are 0 to"):
+        model.generate_batch(["a", "b", [320]])
     with pytest.raises(edgelm.ConfigError, match="generate_batch takes a list of prompts; put the one text into a"):
         model.generate_batch("abc")
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default
+from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default, reading
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request, most_rows
 from edgelm.batching.running_batch import RunningBatch
@@ -256,7 +256,10 @@ def generate_batch(
         raise ConfigError(f"There are {len(configs)} configs for {len(prompts)} prompts; give one, or one for each.")
     asked = list(zip(prompts, configs, strict=True))
     # Refuses a bad one before the others are begun.
-    answers = [model.answer(prompt, own) for prompt, own in asked]
+    answers = []
+    for i, (prompt, own) in enumerate(asked):
+        with reading(f"prompts[{i}]"):
+            answers.append(model.answer(prompt, own))
     options = EngineOptions(max_batch=max_batch, max_queue=len(prompts))
     together = [i for i, answer in enumerate(answers) if _fits_a_row(answer, model.config)]
     done: dict[int, Completion] = {}
