@@ -77,6 +77,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
         writer.add_feed_forward_length([sizes.get(kind, 0) for kind in kinds])
     elif architecture == "lfm2":  # whose config has the size of a feed-forward without a gate
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
+    elif architecture == "qwen":  # of both halves
+        writer.add_feed_forward_length(2 * config.intermediate_size)
     else:
         sizes = ("ffn_hidden_size", "intermediate_size_mlp", "intermediate_size", "n_inner")
         writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))

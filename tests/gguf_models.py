@@ -26,7 +26,7 @@ from family_models import (
     QWEN3_MOE,
     ROPES,
 )
-from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM
+from hub_models import DEEPSEEK_MOE, LING, LING_2, MINICPM, QWEN
 from hub_models import LONGROPE as MINICPM_LONGROPE
 from latent_models import DEEPSEEK, DEEPSEEK_YARN, IN_GROUPS, LATENT, LATENT_LONGROPE
 from mamba_models import FALCON_H1, JAMBA, JAMBA_EXPERTS, NEMOTRON_H, NEMOTRON_H_MOE
@@ -45,6 +45,7 @@ GGUF_PAIRS = {
 GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama4": ("llama4_text", "llama4", LLAMA4),
     "mistral": ("mistral", "llama", {"sliding_window": None}),
+    "qwen": ("qwen", "qwen", QWEN),
     "qwen2": ("qwen2", "qwen2", {}),
     "qwen2, untied, another base": (
         "qwen2",

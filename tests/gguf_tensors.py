@@ -97,9 +97,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
             continue
         tensor = _converted(name, parameter.detach().float().numpy(), model.config, architecture)
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
-    if architecture in ("chatglm", "bailingmoe2"):  # whose first checkpoints have them in one
+    if architecture in ("chatglm", "bailingmoe2", "qwen"):  # whose first checkpoints have them in one
         for layer in range(model.config.num_hidden_layers):
-            for kind in ("weight", "bias") if architecture == "chatglm" else ("weight",):
+            for kind in ("weight",) if architecture == "bailingmoe2" else ("weight", "bias"):
                 parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
                 tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
     if architecture == "gemma3n":  # which has them in all layers, and does not use them in the last ones

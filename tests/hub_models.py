@@ -33,8 +33,22 @@ LONGROPE = {
     "rope_type": "longrope", "short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": list(range(1, 9)),
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+# Under names of their own, beside others that do not count.
+CHATGLM = {
+    "padded_vocab_size": 320, "ffn_hidden_size": 80, "num_layers": 3, "multi_query_group_num": 2, "kv_channels": 32,
+    "num_hidden_layers": 5, "num_key_value_heads": 4, "seq_length": 1024, "layernorm_epsilon": 1e-5, "rope_ratio": 50,
+    "add_qkv_bias": True, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN = {
+    "seq_length": 1024, "max_position_embeddings": 8192, "intermediate_size": 192, "num_key_value_heads": 4,
+    "kv_channels": 16, "layer_norm_epsilon": 1e-5, "rotary_emb_base": 5e5, "tie_word_embeddings": False,
+}  # fmt: skip
 
 HUB_MODELS: dict[str, tuple[str, Fields]] = {
+    "chatglm": ("chatglm", CHATGLM),
+    "chatglm without biases": ("chatglm", CHATGLM | {"add_qkv_bias": False, "rope_ratio": 1}),
+    "mimo": ("mimo", {"head_dim": 32, "tie_word_embeddings": False}),
+    "qwen": ("qwen", QWEN),
     "minicpm": ("minicpm", MINICPM),
     "minicpm, longrope, biases, untied": (
         "minicpm",
@@ -87,6 +101,23 @@ def _llama(fields: Fields) -> tuple[str, Fields]:
     return "llama", {**fields, "attention_bias": fields["bias"]}
 
 
+def _glm(fields: Fields) -> tuple[str, Fields]:
+    own = {
+        "vocab_size": "padded_vocab_size", "intermediate_size": "ffn_hidden_size", "num_hidden_layers": "num_layers",
+        "num_key_value_heads": "multi_query_group_num", "head_dim": "kv_channels", "attention_bias": "add_qkv_bias",
+        "max_position_embeddings": "seq_length", "rms_norm_eps": "layernorm_epsilon",
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4 * fields["rope_ratio"], "partial_rotary_factor": 0.5}
+    renamed = {key: fields[name] for key, name in own.items()}
+    return "glm", fields | renamed | {"pad_token_id": 0, "rope_parameters": rope}
+
+
+def _qwen2(fields: Fields) -> tuple[str, Fields]:
+    own = {"max_position_embeddings": fields["seq_length"], "rms_norm_eps": fields["layer_norm_epsilon"]}
+    rope = {"rope_type": "default", "rope_theta": fields["rotary_emb_base"]}
+    return "qwen2", fields | own | {"intermediate_size": fields["intermediate_size"] // 2, "rope_parameters": rope}
+
+
 def _qwen2_moe(fields: Fields) -> tuple[str, Fields]:
     count, shared = ("num_experts", "num_shared_experts")
     if "n_routed_experts" in fields:
@@ -128,6 +159,50 @@ def _fused(tensors: Tensors, heads: int) -> Tensors:
     return renamed | fused
 
 
+def _fused_in_turn(tensors: Tensors, names: dict[str, str], fused: str) -> Tensors:
+    """Put all queries, then keys, then values of a layer into one tensor, and call the others by other names."""
+    result = {}
+    for name, tensor in tensors.items():
+        if ".self_attn.q_proj" in name:
+            tensor = np.concatenate([tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            name = name.replace("self_attn.q_proj", fused)
+        elif "k_proj" in name or "v_proj" in name:
+            continue
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        result[name] = tensor
+    return result
+
+
+def _chatglm(tensors: Tensors, heads: int) -> Tensors:
+    names = {
+        "model.layers": "transformer.encoder.layers", "model.norm": "transformer.encoder.final_layernorm",
+        "model.embed_tokens": "transformer.embedding.word_embeddings", "lm_head": "transformer.output_layer",
+        "self_attn.o_proj": "self_attention.dense", "mlp.gate_up_proj": "mlp.dense_h_to_4h",
+        "mlp.down_proj": "mlp.dense_4h_to_h",
+    }  # fmt: skip
+    table = {"transformer.rotary_pos_emb.inv_freq": np.ones(8, np.float32)}
+    return _fused_in_turn(tensors, names, "self_attention.query_key_value") | table
+
+
+def _qwen(tensors: Tensors, heads: int) -> Tensors:
+    names = {
+        "model.layers": "transformer.h", "model.norm": "transformer.ln_f", "model.embed_tokens": "transformer.wte",
+        "self_attn.o_proj": "attn.c_proj", "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
+        "mlp.up_proj": "mlp.w1", "mlp.gate_proj": "mlp.w2", "mlp.down_proj": "mlp.c_proj",
+    }  # fmt: skip
+    return _fused_in_turn(tensors, names, "attn.c_attn")
+
+
+def _mimo(tensors: Tensors, heads: int) -> Tensors:
+    """Beside the model's, a layer that guesses a token ahead."""
+    first = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.0.")}
+    guessing = {name.replace("model.layers", "model.mtp_layers"): tensor for name, tensor in first.items()}
+    own = {f"{part}_layernorm": tensors["model.norm.weight"] for part in ("token", "hidden", "final")}
+    own["input_proj"] = np.concatenate([tensors["model.layers.0.self_attn.o_proj.weight"].T] * 2)
+    return tensors | guessing | {f"model.mtp_layers.0.{name}.weight": tensor for name, tensor in own.items()}
+
+
 def _shared_experts(tensors: Tensors, heads: int) -> Tensors:
     return {name.replace("shared_expert.", "shared_experts."): tensor for name, tensor in tensors.items()}
 
@@ -150,6 +225,9 @@ def _ling(tensors: Tensors, heads: int) -> Tensors:
 
 
 _ORACLES: dict[str, tuple[Callable[[Fields], tuple[str, Fields]], Callable[[Tensors, int], Tensors]]] = {
+    "chatglm": (_glm, _chatglm),
+    "mimo": (lambda fields: ("qwen2", fields), _mimo),
+    "qwen": (_qwen2, _qwen),
     "minicpm": (_granite, lambda tensors, heads: tensors),
     "internlm2": (_llama, _fused),
     "deepseek": (_qwen2_moe, _shared_experts),

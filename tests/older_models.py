@@ -30,6 +30,8 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm in parallel, with biases": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "gpt2": ("gpt2", {"n_inner": 96}),
     "gpt2, untied, four times as wide": ("gpt2", {"tie_word_embeddings": False}),
+    "openai-gpt": ("openai-gpt", {}),
+    "openai-gpt, another activation, untied": ("openai-gpt", {"afn": "relu", "tie_word_embeddings": False}),
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "gpt_neox, one after the other, without biases": (
         "gpt_neox",

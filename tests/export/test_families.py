@@ -149,7 +149,7 @@ STORED_OTHERWISE = (
     "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu",
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
-    "jamba", "laguna", "flint", "lara_mini", "bloom", "mpt", "xglm",
+    "jamba", "laguna", "flint", "lara_mini", "bloom", "mpt", "xglm", "openai-gpt", "chatglm",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -182,11 +182,11 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(fa
     assert written != "edgelm", "no row of hf_families.py has this config: add one, or name it in STORED_OTHERWISE"
     imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
-    # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite, a Seed-OSS as a Qwen2; a Sarvam as a GLM-4.5; a
-    # Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a Jais 2.
+    # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite; a Seed-OSS, a MiMo and a Qwen 1 as a Qwen2; a
+    # Sarvam as a GLM-4.5; a Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a Jais 2.
     another = (
         "phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "gpt_neox", "granitemoehybrid", "internlm2", "minicpm",
-        "seed_oss", "starcoder2", "sarvam_moe",
+        "seed_oss", "starcoder2", "sarvam_moe", "mimo", "qwen",
     )  # fmt: skip
     assert imported.config.model_type == family.model_type or family.model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)

@@ -25,6 +25,7 @@ from edgelm_export.architectures.bart import (
 )
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.bloom import BLOOM
+from edgelm_export.architectures.chatglm import CHATGLM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cwm import CWM
@@ -70,6 +71,7 @@ from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.llama4 import LLAMA4
 from edgelm_export.architectures.mellum import MELLUM
+from edgelm_export.architectures.mimo import MIMO
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
@@ -84,10 +86,12 @@ from edgelm_export.architectures.olmo2 import OLMO2
 from edgelm_export.architectures.olmo3 import OLMO3
 from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
+from edgelm_export.architectures.openai_gpt import OPENAI_GPT
 from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.phimoe import PHIMOE
+from edgelm_export.architectures.qwen import QWEN
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
 from edgelm_export.architectures.qwen3 import QWEN3
@@ -111,6 +115,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ministral": MINISTRAL,
     "ministral3": MINISTRAL3,
     "mixtral": MIXTRAL,
+    "qwen": QWEN,  # Qwen 1
     "qwen2": QWEN2,  # and Qwen2.5
     "qwen2_moe": QWEN2_MOE,  # and Qwen1.5 with experts
     "qwen3": QWEN3,
@@ -186,12 +191,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2_moe": LFM2_MOE,  # LFM2-8B-A1B
     "lfm3": LFM3,
     "mellum": MELLUM,  # Mellum 2
+    "mimo": MIMO,
     "minicpm": MINICPM,  # 1, 2 and 4
     "sarvam_moe": SARVAM,
     "seed_oss": SEED_OSS,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
     "glm": GLM,  # GLM-4-9B, GLM-Edge
+    "chatglm": CHATGLM,  # GLM-4-9B in the form of its own code
     "glm4": GLM4,
     "glm4_moe": GLM4_MOE,  # GLM-4.5, GLM-4.5-Air, GLM-4.6
     "gpt2": GPT2,
@@ -204,6 +211,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mpt": MPT,
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica
+    "openai-gpt": OPENAI_GPT,
     "xglm": XGLM,
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "mt5": MT5,
