@@ -43,12 +43,13 @@ class TokenizerClass:
     """What a tokenizer class of transformers knows that its files do not say.
 
     roles: the tokens where the settings name none. around: the roles of those that stand around each text, whatever the
-    settings say.
+    settings say. before: tokens without a role that stand before each text.
     """
 
     pre_tokenizer: PreTokenizer
     roles: Mapping[str, str]
     around: tuple[str, str] | None = None
+    before: tuple[str, ...] = ()
 
 
 _GPT2 = TokenizerClass(pre_tokenizer=PRE_TOKENIZERS["gpt-2"], roles=dict.fromkeys(_ROLES[:3], "<|endoftext|>"))
@@ -165,13 +166,18 @@ def byte_level_files(
     ids = _with_listed(base, listed, folder / (TOKENIZER_CONFIG if says_all else ADDED_TOKENS))
     added = _added_tokens(ids, [token for _, token in listed], named.values(), more)
     before, after = _around(class_, settings, named)
+    if missing := [token for token in class_.before if token not in ids]:
+        raise CheckpointError(
+            f"{folder}: {missing[0]!r}, which stands before each text, is no token of {TOKENIZER_CONFIG}. Download it "
+            "again."
+        )
     prefix_space = settings.flag("add_prefix_space")
     tokenizer = byte_level_json(
         class_.pre_tokenizer.with_prefix_space() if prefix_space else class_.pre_tokenizer,
         ids,
         _merges(merges, base, folder / MERGES) if isinstance(merges, str) else merges,
         added=added,
-        around=post_processor(before, after, ids),
+        around=post_processor([*class_.before, *before], after, ids),
     )
     said = settings.all()
     written = {

@@ -27,7 +27,7 @@ from edgelm_export.marian_tokenizer import MARIAN_FILES, marian_files
 from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_class, renumbered_files
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 from edgelm_export.tekken_folder import NO_TEMPLATE, TEKKEN, tekken_files
-from edgelm_export.tiktoken_folder import TIKTOKEN_FILES, tiktoken_file, tiktoken_files
+from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES, TIKTOKEN_FILES, tiktoken_file, tiktoken_files
 from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, class_name, json_text
 from edgelm_export.translator_class import with_source_language
 
@@ -172,9 +172,9 @@ def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:
     if renumbered is not None and model is not None:
         return renumbered_files(renumbered, file_inside(folder, model), config, added, read_vocabulary)
     model = next((name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
-    if model is not None:
+    if model is not None and str(config.get("tokenizer_class")) not in TIKTOKEN_CLASSES:
         return sentencepiece_files(file_inside(folder, model), config, added)
-    model = tiktoken_file(folder)
+    model = model or tiktoken_file(folder)
     if model is not None:
         return tiktoken_files(file_inside(folder, model), settings)
     if not any((folder / name).exists() for name in BYTE_LEVEL_FILES):

@@ -28,6 +28,10 @@ MAX_TOKENS, MAX_TOKEN_BYTES = 1 << 18, 512  # 163,584 in Kimi K2's
 _MAX_BYTES = 4 << 20  # of all tokens together, each of which is looked at in all its halves
 _MAX_MERGES = 1 << 19  # 294,166 in Qwen's, of 151,643 tokens
 _EXTRA = tuple(f"<|extra_{number}|>" for number in range(205))
+_OF_GLM4 = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|observation|>",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ TIKTOKEN_CLASSES: Mapping[str, TiktokenClass] = {
     "HYTokenizer": _class(
         "hunyuan", "NFC", ("<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", *_EXTRA)
     ),
+    # GLM-4's, as its author's own code has it.
+    "ChatGLM4Tokenizer": _class("glm4", None, _OF_GLM4, before=("[gMASK]", "<sop>")),
     # Qwen 1's.
     "QWenTokenizer": _class("qwen2", "NFC", ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *_EXTRA)),
 }

@@ -19,7 +19,7 @@ from edgelm_export import tiktoken_folder
 from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES
 
-# As the authors' code has them (tokenization_moonshot.py, tokenization_hy.py, tokenization_qwen.py).
+# As the authors' code has them (tokenization_moonshot.py, _hy.py, _chatglm.py, _qwen.py).
 KIMI = "|".join(
     [
         r"""[\p{Han}]+""",
@@ -36,7 +36,9 @@ QWEN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
     r"""|\s+(?!\S)|\s+"""
 )
-PATTERNS = {"TikTokenTokenizer": KIMI, "HYTokenizer": QWEN, "QWenTokenizer": QWEN}
+GLM = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+PATTERNS = {"TikTokenTokenizer": KIMI, "HYTokenizer": QWEN, "ChatGLM4Tokenizer": GLM, "QWenTokenizer": QWEN}
+NORMALIZED = ("HYTokenizer", "QWenTokenizer")
 CHAT = {
     "added_tokens_decoder": {
         "500": {"content": "[BOS]", "special": True},
@@ -58,7 +60,10 @@ def ranks() -> dict[bytes, int]:
 
 def write(folder: Path, class_: str | None, ranks: Mapping[bytes, int], settings: Mapping[str, Any] = {}) -> Path:
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
-    path = folder / ("tiktoken.model" if class_ == "TikTokenTokenizer" else "hy.tiktoken")
+    name = {"TikTokenTokenizer": "tiktoken.model", "ChatGLM4Tokenizer": "tokenizer.model"}.get(
+        str(class_), "hy.tiktoken"
+    )
+    path = folder / name
     path.write_text("".join(lines))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_, **settings}))
     (folder / "tokenization.py").write_text("raise SystemExit('this must not run')")
@@ -80,9 +85,9 @@ def test_a_text_has_the_ids_that_tiktoken_gives_it(tmp_path: Path, ranks: dict[b
     ]
     pieces = regex.compile(PATTERNS[class_], regex.V1)
     for text in [*TEXTS, *more]:
-        read = text if class_ == "TikTokenTokenizer" else unicodedata.normalize("NFC", text)
+        read = unicodedata.normalize("NFC", text) if class_ in NORMALIZED else text
         wanted = [id_ for piece in pieces.findall(read) for id_ in joined(piece.encode(), ranks)]
-        assert tokenizer.encode(text).ids == wanted, text
+        assert tokenizer.encode(text, add_special_tokens=False).ids == wanted, text
         assert tokenizer.decode(wanted) == read
 
 
@@ -105,12 +110,23 @@ def test_control_tokens_are_those_of_the_settings_and_of_the_class(tmp_path: Pat
     assert tokenizer.encode("<|startoftext|><|extra_0|><|eos|>").ids == [501, 505, 503]
 
 
+def test_two_tokens_of_glm_stand_before_each_text(tmp_path: Path, ranks: dict[bytes, int]) -> None:
+    path = write(tmp_path, "ChatGLM4Tokenizer", ranks, {"eos_token": "<|endoftext|>"})
+    tokenizer = Tokenizer.from_str(read_text_files(tmp_path)["tokenizer.json"])
+    assert tokenizer.encode("<|user|>").ids == [502, 504, 507]
+    assert tokenizer.token_to_id("<|endoftext|>") == 500
+    path.unlink()
+    write(tmp_path, "ChatGLM4Tokenizer", ranks, {"added_tokens_decoder": {"504": {"content": "<s>", "special": True}}})
+    with pytest.raises(CheckpointError, match=r"'<sop>', which stands before each text, is no token of"):
+        read_text_files(tmp_path)
+
+
 LETTERS = {bytes([byte]): byte for byte in range(256)}
 BROKEN: dict[str, tuple[str | None, dict[bytes, int], str, str]] = {
     "another class": (
         "MyTokenizer", LETTERS, "",
         r"has no tokenizer\.json, and the tokenizer_class in tokenizer_config\.json is 'MyTokenizer'\. Of hy\.tiktoken "
-        r"it can be built for TikTokenTokenizer, HYTokenizer, QWenTokenizer\. Take a GGUF file",
+        r"it can be built for TikTokenTokenizer, HYTokenizer, ChatGLM4Tokenizer, QWenTokenizer\. Take a GGUF file",
     ),
     "no class": (None, LETTERS, "", "is None"),
     "a byte without a token": (
