@@ -16,6 +16,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import describe_file
 from edgelm.package.spdx import stated_license
+from edgelm_export.answer_settings import notes_on_answers
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
 from edgelm_export.architectures.gguf_header import layout_of, under_own_name
@@ -80,9 +81,10 @@ class GGUFCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which chat templates are not used, where none is."""
+        """Which chat templates are not used, where none is; and which settings of answers are not taken."""
         way_out = f"Import it (edgelm import), and put the one you mean into {CHAT_TEMPLATE} of that folder."
-        return notes_on_names(self.text_files, way_out)
+        answers = notes_on_answers(self._sampling(), encodes=self.config.encoder is not None)
+        return (*notes_on_names(self.text_files, way_out), *answers)
 
     def _sampling(self) -> dict[str, Any]:
         """Read how the author samples: from the file of that name beside it, which older files leave it to."""

@@ -26,6 +26,7 @@ from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE, missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import describe_file
+from edgelm_export.answer_settings import notes_on_answers
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.hf_values import token_ids
@@ -173,8 +174,12 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which chat templates are not used, where none is; and whether parts beside the text's were left out."""
+        """Which chat templates are not used, where none is; which settings of answers are not taken; and whether parts
+        beside the text's were left out.
+        """
+        answers = json.loads(self.text_files.get(GENERATION_CONFIG, "{}"))
         notes = notes_on_template(self.path, self.text_files)
+        notes += notes_on_answers(answers, encodes=self.config.encoder is not None)
         if self._text_part is None or not self._text_part.left_out:
             return notes
         left_out = self._text_part.left_out

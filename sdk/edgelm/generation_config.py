@@ -175,8 +175,8 @@ class GenerationConfig:
     def load(cls, folder: str | Path) -> GenerationConfig:
         """Read the defaults that a model's author wrote into generation_config.json (none: the neutral ones).
 
-        Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, and its `stop_strings`
-        are `stop`.
+        Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, its `stop_strings` are
+        `stop`, and the tokens of its `suppress_tokens` have a `logit_bias` that bans them.
 
         Raises:
             ConfigError: the file cannot be read, is no JSON object, or has a value outside of its range.
@@ -194,6 +194,10 @@ class GenerationConfig:
             elif "temperature" not in known:
                 known["temperature"] = 1.0
             known.pop("max_new_tokens", None)  # a library's habit, not the author's advice
+            if (never := values.get("suppress_tokens")) is not None:
+                if not isinstance(never, list) or not all(is_whole(id_) and id_ >= 0 for id_ in never):
+                    raise ConfigError(f"suppress_tokens is {never!r:.80}; it must be a list of token ids.")
+                known["logit_bias"] = dict.fromkeys(never, -_MAX_BIAS)
             return cls(**known)
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error

@@ -115,6 +115,12 @@ def test_all_tokens_are_taken_where_a_file_takes_fewer_than_one() -> None:
         sampling_values({"general.sampling.temp": "hot"})
 
 
+def test_tokens_that_a_file_never_wants_are_those_of_generation_config() -> None:
+    assert sampling_values({"tokenizer.ggml.suppress_tokens": array("i", [3, 5])}) == {"suppress_tokens": [3, 5]}
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.suppress_tokens is 5; it must be a list of token ids"):
+        sampling_values({"tokenizer.ggml.suppress_tokens": 5})
+
+
 def test_an_olmo_3_has_the_attention_factor_of_its_config() -> None:
     """llama.cpp's converter writes it as a factor of the usual one; of Olmo-3-7B it is the usual one."""
     usual = 0.1 * np.log(8.0) + 1

@@ -10,8 +10,10 @@ import pytest
 import torch
 from json_files import change_json, edited_json
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from unchecked_export import export_unchecked
 
+import edgelm
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import ChatTemplate, template_of
@@ -316,6 +318,34 @@ def test_the_chat_template_is_the_one_that_transformers_chooses_and_where_it_cho
         assert chosen is None
     note = f"It has no chat template: {words}. Put the one you mean into chat_template.jinja of the source's folder."
     assert checkpoint.notes == (() if words is None else (note,))
+
+
+def test_tokens_that_the_author_never_wants_are_not_generated(tmp_path: Path, save_llama: SaveLlama) -> None:
+    model = save_llama(tmp_path / "hf")
+    prompt = [5, 9, 60, 31]
+    first = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+    never = sorted({*first[:2], 7})
+    change_json(tmp_path / "hf/generation_config.json", suppress_tokens=never)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    wanted = again.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+    assert wanted != first
+    export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "fp32")
+    loaded = edgelm.load(tmp_path / "package")
+    given = loaded.generate(prompt, loaded.generation_config.replace(max_new_tokens=8))
+    assert list(given.token_ids) == wanted
+
+
+def test_settings_of_answers_that_are_not_taken_are_named(tmp_path: Path, save_llama: SaveLlama) -> None:
+    """As BART's for summaries has them, but those that change nothing."""
+    save_llama(tmp_path)
+    settings = {"min_length": 56, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "min_new_tokens": 0}
+    change_json(tmp_path / "generation_config.json", **settings, bad_words_ids=[[5]], encoder_repetition_penalty=None)
+    assert HuggingFaceCheckpoint(tmp_path).notes == (
+        "Of generation_config.json, edgelm does not do min_length = 56, no_repeat_ngram_size = 3, bad_words_ids = "
+        "[[5]].",
+        "Its generation_config.json asks for num_beams = 4, length_penalty = 2.0: here each request asks for its "
+        "beams.",
+    )
 
 
 def test_templates_with_names_in_files_are_named_too(tmp_path: Path, save_llama: SaveLlama) -> None:

@@ -237,6 +237,8 @@ def test_mirostat_chooses_no_token_beside_a_sampler() -> None:
         ({"stop_strings": ["User:", "\n\n"]}, GenerationConfig(stop=["User:", "\n\n"])),
         ({"stop_strings": "User:", "stop": ["Me:"]}, GenerationConfig(stop=["Me:"])),
         ({"stop_strings": None}, GenerationConfig()),
+        ({"suppress_tokens": [3, 5]}, GenerationConfig(logit_bias={3: -1e9, 5: -1e9})),
+        ({"suppress_tokens": None}, GenerationConfig()),
         ({"num_beams": 4, "length_penalty": 2.0, "context_shift": 4}, GenerationConfig()),
         ({"adapter": "mine", "speculation": "prompt_lookup", "exact_speculation": True}, GenerationConfig()),
         (
@@ -267,8 +269,15 @@ def test_a_file_that_is_not_a_json_object_is_an_error(content: str, tmp_path: Pa
         GenerationConfig.load(tmp_path)
 
 
-def test_a_value_outside_its_range_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"top_p": 2}')
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"top_p": 2}', "top_p is 2; it must be a number"),
+        ('{"suppress_tokens": [1, -1]}', r"suppress_tokens is \[1, -1\]; it must be a list of token ids"),
+    ],
+)
+def test_a_value_outside_its_range_names_the_file(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
 
-    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p is 2; it must be a number"):
+    with pytest.raises(ConfigError, match=rf"generation_config\.json: {message}"):
         GenerationConfig.load(tmp_path)

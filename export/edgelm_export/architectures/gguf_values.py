@@ -178,6 +178,9 @@ def _token_id(metadata: Mapping[str, Any], role: str) -> int | None:
     return value
 
 
+_NEVER = "tokenizer.ggml.suppress_tokens"  # of images and sound in Gemma 4's files
+
+
 def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Make generation_config.json's values of how the author samples, which newer files say as llama.cpp reads it."""
     prefix = "general.sampling."
@@ -187,7 +190,10 @@ def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
         values["top_k"] = max(whole_number(metadata, said["top_k"]), 0)  # from 0 down, all are taken
     if values.keys() - {"repetition_penalty"}:
         values["do_sample"] = values.get("temperature", 1.0) > 0
-    return values
+    never = metadata.get(_NEVER)
+    if never is not None and not isinstance(never, array):
+        raise CheckpointError(f"GGUF metadata: {_NEVER} is {str(never)[:100]}; it must be a list of token ids.")
+    return values | ({"suppress_tokens": never.tolist()} if never else {})
 
 
 def _named_ends(tokens: object) -> tuple[list[int], list[int]]:
