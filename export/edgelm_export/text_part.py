@@ -35,7 +35,31 @@ _CROSSING = "cross_attention_layers"  # which look at an image, and are no part 
 # Phi-4-multimodal as its author's own code reads it: each matrix stands beside those of two adapters, which images and
 # sound have, and text alone has not.
 _WITH_ADAPTERS, _BASE, _ADAPTERS = "phi4mm", ".base_layer.", (".lora_A.", ".lora_B.")
-# What transformers takes where config.json has no such key, and otherwise than in the family.
+# Of a config within another, transformers writes what is not its class's default, so that sizes may be left out: those
+# of vocabulary, hidden states and feed-forward, of layers, and of heads.
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_USUAL_SIZES = {
+    "cohere2": (256_000, 8192, 22_528, 40, 64),
+    "exaone4": (102_400, 4096, 16_384, 32, 32),
+    "gemma3_text": (262_208, 2304, 9216, 26, 8),
+    "glm4v_text": (151_552, 4096, 13_696, 40, 32),
+    "granite4_vision_text": (32_000, 4096, 11_008, 32, 32),
+    "lfm2": (65_536, 2560, 12_288, 32, 32),
+    "lfm3": (128_000, 2048, 7680, 24, 16),
+    "llama": (32_000, 4096, 11_008, 32, 32),
+    "ministral3": (131_072, 4096, 14_336, 34, 32),
+    "mistral": (32_000, 4096, 14_336, 32, 32),
+    "mllama_text_model": (128_256, 4096, 14_336, 40, 32),
+    "qwen2": (151_936, 4096, 22_016, 32, 32),
+    "qwen2_5_omni_text": (152_064, 3584, 18_944, 28, 28),
+    "qwen2_5_vl_text": (152_064, 8192, 29_568, 80, 64),
+    "qwen2_vl_text": (152_064, 8192, 29_568, 80, 64),
+    "qwen3": (151_936, 4096, 22_016, 32, 32),
+    "qwen3_5_text": (248_320, 4096, 12_288, 32, 16),
+    "qwen3_vl_text": (151_936, 4096, 22_016, 32, 32),
+    "qwen3_vl_moe_text": (151_936, 2048, 5632, 24, 16),
+}
+# What else it takes where config.json has no such key, and otherwise than in the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": {
         "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
@@ -44,7 +68,13 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 8, "max_position_embeddings": 131_072, "bos_token_id": 199_999,
         "eos_token_id": [199_999, 200_020],
     },
-    "mllama_text_model": {"num_hidden_layers": 40, _CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
+    "glm4v_text": {"max_position_embeddings": 32_768},
+    "qwen2_vl_text": {"num_key_value_heads": 8},
+    "qwen2_5_vl_text": {"num_key_value_heads": 8},
+    "qwen2_5_omni_text": {"num_key_value_heads": 4},
+    "qwen3_vl_text": {"max_position_embeddings": 128_000},
+    "qwen3_vl_moe_text": {"num_key_value_heads": 16, "max_position_embeddings": 128_000},
+    "mllama_text_model": {_CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
 }  # fmt: skip
 # What all models of a kind have, and config.json does not say of them as it would in their family.
 _SAID: Mapping[str, Mapping[str, Any]] = {
@@ -118,6 +148,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         raise CheckpointError(f"{both} and {sources[_name_in_text(both, stack)]} are one tensor of the text part.")
     model_type = own.get("model_type")
     text_values = {
+        **dict(zip(_SIZES, _USUAL_SIZES.get(str(model_type), ()), strict=False)),
         **_DEFAULTS.get(str(model_type), {}),
         **own,
         **_SAID.get(str(model_type), {}),
