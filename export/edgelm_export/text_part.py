@@ -21,7 +21,7 @@ _WHOLE = frozenset(
         "internvl", "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7",
         "mllama", "phi4_multimodal", "phi4mm", "mistral3", "qwen2_vl", "qwen2_5_omni", "qwen2_5_omni_thinker",
         "qwen2_5_vl", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe",
-        "smolvlm", "video_llama_3",
+        "qwen2_audio", "smolvlm", "video_llama_3", "voxtral",
     }
 )  # fmt: skip
 # A position has three numbers in these, which are the same without an image: rope as it is.

@@ -14,7 +14,12 @@ from family_models import GEMMA4, GEMMA4_EXPERTS, QWEN3_5, QWEN3_5_MOE, randomiz
 from json_files import change_json, edited_json
 from mlx_folder import pack_folder
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedTokenizerFast,
+)
 from unchecked_export import export_unchecked
 
 from edgelm.config import ModelConfig
@@ -43,7 +48,7 @@ COMPASS = {
     "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
 }  # fmt: skip
 # Each kind: the family of its text part, and what it has beside the sizes.
-KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "gemma3": (
         "gemma3_text",
         {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9},
@@ -247,13 +252,26 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "deepseek_vl": ("llama", {"model_type": "llama"}, VISION | {"model_type": "siglip_vision_model"}),
     "idefics2": ("mistral", {"model_type": "mistral", "sliding_window": 9}, VISION),
     "video_llama_3": ("qwen2", {"model_type": "qwen2"}, VISION | {"model_type": "video_llama_3_vision"}),
+    "voxtral": ("llama", {"model_type": "llama", "head_dim": 32}, None),
+    "qwen2_audio": ("qwen2", {"model_type": "qwen2"}, None),
 }
 # What a kind's config has beside those of its parts.
-_SOUND = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "output_dim": 64}
+_ENCODER = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+_SOUND = _ENCODER | {"d_model": 32, "output_dim": 64}
 MORE: dict[str, dict[str, Any]] = {
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "qwen2_5_omni_thinker": {"audio_config": _SOUND},
     "qwen3_omni_moe_thinker": {"audio_config": _SOUND | {"downsample_hidden_size": 32}},
+    "voxtral": {
+        "audio_config": {
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_mel_bins": 8,
+        }
+    },
+    "qwen2_audio": {"audio_config": _ENCODER | {"d_model": 32}},
 }
 IDS = np.random.default_rng(0).integers(3, 320, 60).tolist()
 STORED_OTHERWISE = (
@@ -279,8 +297,9 @@ def save(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> np.ndar
     torch.manual_seed(0)
     model_type = kind.partition(",")[0]
     more = deepcopy(MORE.get(kind, {}))
-    config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, pad_token_id=0, **more)
-    model = AutoModelForImageTextToText.from_config(config).eval()
+    more |= {} if vision is None else {"vision_config": vision}
+    config = AutoConfig.for_model(model_type, text_config=TEXT | text, pad_token_id=0, **more)
+    model = AutoModelForMultimodalLM.from_config(config).eval()
     randomize(model)
     model.save_pretrained(folder)
     if kind == "qwen3_vl_moe":  # whose published files have experts the other way round
