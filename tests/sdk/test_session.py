@@ -162,6 +162,19 @@ def test_a_graph_of_another_model_is_refused() -> None:
         DecoderSession(tiny_model_path(), with_convolution)
 
 
+def test_a_program_that_gave_onnx_runtime_threads_for_all_sessions_gets_the_same_answer() -> None:
+    program = """
+import onnxruntime
+onnxruntime.set_global_thread_pool_sizes(2, 1)
+import edgelm, edgelm.testing
+model = edgelm.load(edgelm.testing.tiny_model_path())
+print(*model.generate([5, 6, 7], edgelm.GenerationConfig(max_new_tokens=8)).token_ids)
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    alone = edgelm.load(tiny_model_path()).generate([5, 6, 7], edgelm.GenerationConfig(max_new_tokens=8))
+    assert tuple(map(int, said.split())) == alone.token_ids
+
+
 @pytest.mark.parametrize("threads", [0, 1.5, "2", True, 10**11])
 def test_threads_must_be_a_sensible_number(threads: int) -> None:
     with pytest.raises(ConfigError, match=r"threads is .* from 1 to 1024"):

@@ -23,6 +23,7 @@ from edgelm.runtime.providers import CPU, HEAVY_OPERATORS, PROVIDERS, Provider, 
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.tables import Tables, with_tables
 from edgelm.runtime.thread_limit import no_more_threads
+from edgelm.runtime.thread_pools import new_session
 from edgelm.shared_use import NATIVE_CALLS
 
 # How long a thread looks for work: longer than what lies between two steps, and no longer, as it keeps a core from the
@@ -108,7 +109,7 @@ def start(
         quiet = _quiet(runtime) if options.provider != CPU else contextlib.nullcontext()
         with quiet, tables.kept_small(), NATIVE_CALLS:
             tables.reach(1)  # what makes them has to start, too
-            session = runtime.InferenceSession(graph, settings, providers=wanted, enable_fallback=0)
+            session = new_session(runtime, graph, settings, wanted)
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         raise _error_of_loading(runtime, error, path, options.provider) from error
     _sessions.add(session)

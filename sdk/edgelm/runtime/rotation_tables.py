@@ -24,6 +24,7 @@ from edgelm.architecture.rope import LARGEST_TABLE
 from edgelm.errors import OutOfMemoryError
 from edgelm.files.protobuf_wire import message_field, number_field, text_field
 from edgelm.package.graph_parts import FLOAT32, GraphParts, Node, StoredTensor
+from edgelm.runtime.thread_pools import new_session
 
 # What the nodes give that make tables; the last are the tables.
 _MAKER = re.compile(r"(model\.rope\.[a-z]+)\.(positions|column|products|angles(\.(cos|sin)(\.scaled)?)?)")
@@ -41,7 +42,7 @@ class _Turns:
     def __init__(self, runtime: Any) -> None:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1  # no threads of its own, which a fork would not have
-        self._session = runtime.InferenceSession(_turns_graph(), options, providers=["CPUExecutionProvider"])
+        self._session = new_session(runtime, _turns_graph(), options, ["CPUExecutionProvider"])
 
     def of(self, angles: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         """Return the `cos` or `sin` of angles, of any shape."""
