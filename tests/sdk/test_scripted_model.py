@@ -21,6 +21,17 @@ def test_a_script_that_begins_as_the_chat_template_ends_is_said_in_each_turn() -
         assert "".join(chunk.text for chunk in session.send(said)) == "\nFine. Fine."
 
 
+def test_a_scripted_model_takes_prompts_and_answers_as_long_as_its_context() -> None:
+    answer, passages = "a wave " * 400, "The sea is blue. " * 200
+    with pytest.raises(edgelm.ContextLengthError, match="maximum context length is 1024"):
+        scripted_model(answer).generate(passages)
+    model = scripted_model(answer, context_length=20_000)
+    said = model.chat([{"role": "user", "content": passages}])
+    assert (said.text, said.finish_reason) == (answer, "stop")
+    with pytest.raises(edgelm.ConfigError, match="max_position_embeddings is 0"):
+        scripted_model(answer, context_length=0)
+
+
 @pytest.mark.parametrize("pooling", ["values", "mean", "last"])
 def test_a_scripted_model_embeds_texts_as_vectors_of_length_1(pooling: Pooling) -> None:
     vectors = scripted_model("Hello!").embed(["abc", "abc", "xyz"], pooling=pooling)

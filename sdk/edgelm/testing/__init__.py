@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +104,20 @@ class ScriptedDecoder(Decoder):
         return hidden_TD
 
 
-def scripted_model(answer: str) -> LanguageModel:
-    """Return a model, with the tiny model's tokenizer and chat template, that answers everything with `answer`."""
+def scripted_model(answer: str, *, context_length: int | None = None) -> LanguageModel:
+    """Return a model, with the tiny model's tokenizer and chat template, that answers everything with `answer`.
+
+    context_length: tokens of prompt and answer; None takes the tiny model's 1,024. A word has about three of them here.
+
+    Raises:
+        ConfigError: `context_length` is no whole number of 1 or more.
+    """
     folder = tiny_model_path()
-    tokenizer = Tokenizer.load(folder)
+    config, tokenizer = ModelConfig.load(folder), Tokenizer.load(folder)
+    if context_length is not None:
+        config = replace(config, max_position_embeddings=context_length)
     return LanguageModel(
-        session=ScriptedDecoder(ModelConfig.load(folder), tokenizer.encode(answer)),
+        session=ScriptedDecoder(config, tokenizer.encode(answer)),
         tokenizer=tokenizer,
         chat_template=ChatTemplate.load(folder),
         generation_config=GenerationConfig(),
