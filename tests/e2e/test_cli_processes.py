@@ -135,7 +135,7 @@ def test_colour_is_for_terminals_that_want_it(no_colour, term, coloured):
         (f"chat '{TINY}' <&- >&-", 0, ""),
         (f"run '{TINY}' hi --max-new-tokens 2 0>/dev/null", 0, ""),  # as nohup does
         (f"chat '{TINY}' 0>/dev/null", 0, ""),
-        ("rm foo <&-", 2, "Nobody is here to ask: add --yes"),
+        ("rm foo <&-", 0, "Removed foo."),
         ("list --json >/dev/full", 1, "error: Cannot write the output: "),
         ("--help >/dev/full", 1, "error: Cannot write the output: "),
         ("--version >/dev/full", 1, "error: Cannot write the output: "),

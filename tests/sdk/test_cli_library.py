@@ -146,11 +146,10 @@ def test_show_of_a_missing_model_is_an_error(library):
     assert "error: Only the source of 'original' is in the library." in result.stderr
 
 
-def test_rm_without_a_terminal_needs_yes(library):
+def test_rm_in_a_script_asks_nobody(library):
     result = invoke("rm", "tiny")
-    assert result.exit_code == 2
-    assert "Nobody is here to ask: add --yes to remove without asking." in result.stderr
-    assert "tiny" in library.packages()
+    assert (result.exit_code, result.stderr) == (0, "Removed tiny.\n")
+    assert "tiny" not in library.packages()
 
 
 def test_rm_of_a_missing_model_beside_others_asks_nobody_and_removes_nothing(library):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgelm.cli.generation_options import complete_kept, complete_model
-from edgelm.cli.output import ask, megabytes, one_line, print_json, print_table, say_waiting
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_table, say_waiting
 from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
@@ -266,7 +267,7 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
     """Remove models from the library.
 
     A model's package goes, its source, and an unfinished download of it. Of an alias, only the alias goes; with
-    --source-only it stays, and its model is meant.
+    --source-only it stays, and its model is meant. On a terminal you are asked first; a script is not.
 
     \b
     Examples:
@@ -280,9 +281,9 @@ def rm(names: tuple[str, ...], source_only: bool, yes: bool) -> None:
     for name in names:
         if library.resolve(name) == name:  # a missing one is an error before anything is asked
             library.removable(name, source_only=source_only)
-    if not yes:
+    if not yes and is_terminal(sys.stdin):
         what = "the sources of " if source_only else ""
-        ask(f"Remove {what}{', '.join(names)} from the library?", "add --yes to remove without asking.")
+        click.confirm(f"Remove {what}{', '.join(names)} from the library?", abort=True, err=True)
     for name in names:
         target = library.resolve(name)
         if target != name:
