@@ -127,6 +127,16 @@ def test_no_session_is_saved_into_a_model_package(session: ChatSession, tmp_path
         session.save(tmp_path / "chat")
 
 
+def test_a_folder_that_the_system_refuses_to_look_at_is_an_error_of_edgelm(
+    session: ChatSession, tmp_path: Path
+) -> None:
+    with pytest.raises(edgelm.ConfigError, match=r"chat (is not written|cannot be read): .*File name too long"):
+        session.save(tmp_path / ("x" * 300) / "chat")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(edgelm.ConfigError, match=r"chat (is not written|cannot be read): .*[Ss]ym"):
+        session.save(tmp_path / "circle" / "chat")
+
+
 def test_a_folder_with_other_things_is_never_replaced(session: ChatSession, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(edgelm.ConfigError, match=r"exists and is not a saved session; it is left alone"):

@@ -32,12 +32,15 @@ def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error
 
 def refuse_inside_package(folder: Path, error_class: type[EdgeLMError]) -> None:
     """Raise `error_class` where `folder` lies in a model package, which would not load any more."""
-    for parent in folder.resolve().parents:
-        if (parent / FILE_NAME).is_file():
-            raise error_class(
-                f"{folder} is not written: {parent} is a model package, which holds its own files alone. "
-                "Choose another folder."
-            )
+    try:
+        packages = [parent for parent in folder.resolve().parents if (parent / FILE_NAME).is_file()]
+    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 have a RuntimeError for links that go in a circle
+        raise error_class(f"{folder} is not written: {error}. Choose another folder.") from error
+    if packages:
+        raise error_class(
+            f"{folder} is not written: {packages[0]} is a model package, which holds its own files alone. "
+            "Choose another folder."
+        )
 
 
 def why_not_a_checkpoint(folder: Path) -> str | None:
