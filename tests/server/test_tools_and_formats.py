@@ -137,6 +137,16 @@ def test_ollama_streams_a_call_whole(serving):
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}},
             "nothing",
         ),
+        (
+            # Not the system's refusal of a thread, though in its words.
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "can't start new thread"}},
+                }
+            },
+            "can't start new thread",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_an_answer_begins(serving, fields, words):

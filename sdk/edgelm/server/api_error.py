@@ -116,7 +116,8 @@ def as_api_error(error: Exception) -> ApiError:
             "There is no memory for this request now. Try again later, or ask for less.",
             code="out_of_memory",
         )
-    if isinstance(error, ThreadLimitError) or no_more_threads(error) is not None:
+    # Of Python's own errors by its words; those of edgelm may quote a request that has them.
+    if isinstance(error, ThreadLimitError) or (isinstance(error, RuntimeError) and no_more_threads(error)):
         return ApiError(
             503,
             "The server can start no thread for this request now. Try again later.",
