@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 from edgelm_server import CHAT, TINY, EdgelmServer
 
 from edgelm import GenerationConfig, __version__
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.server.api_error import ApiError
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -151,6 +154,21 @@ def test_a_stop_ends_the_answer_before_it(serving):
 def test_logit_bias_forces_a_token(serving, tiny):
     id_ = tiny.tokenizer.encode("x")[0]
     assert chat(serving, logit_bias={str(id_): 100}, max_tokens=3).json["choices"][0]["message"]["content"] == "xxx"
+
+
+def test_what_the_models_author_suppresses_stays_so_beside_a_requests_logit_bias(tiny, tmp_path):
+    package, likeliest = shutil.copytree(TINY, tmp_path / "tiny"), tiny.chat(HELLO, GenerationConfig(max_new_tokens=1))
+    (package / "generation_config.json").write_text(json.dumps({"suppress_tokens": [*likeliest.token_ids]}))
+    manifest = Manifest.load(package)
+    files = (*manifest.files, describe_file(package / "generation_config.json"))
+    dataclasses.replace(manifest, files=files).save(package)
+    (id_,) = likeliest.token_ids
+    with EdgelmServer((str(package),)) as server:
+        first = chat(server, max_tokens=1).json["choices"][0]["message"]["content"]
+        assert first != likeliest.text
+        beside = chat(server, max_tokens=1, logit_bias={"65": -100}).json["choices"][0]["message"]["content"]
+        named = chat(server, max_tokens=1, logit_bias={str(id_): 100}).json["choices"][0]["message"]["content"]
+        assert (beside, named) == (first, likeliest.text)
 
 
 @pytest.mark.parametrize("limit", [10**9, -1])

@@ -95,7 +95,9 @@ def generation_config(
     if changes.get("temperature") == 0:  # as llama.cpp: the likeliest token, whatever else a client has set for all
         changes = {name: value for name, value in changes.items() if name not in OF_CHANCE}
     if "logit_bias" in changes:
-        changes["logit_bias"] = _logit_bias(changes["logit_bias"], model.config.vocab_size)
+        # Beside the tokens that the model's author bans, which a client that knows none of them does not mean.
+        given = _logit_bias(changes["logit_bias"], model.config.vocab_size)
+        changes["logit_bias"] = {**model.generation_config.logit_bias, **given}
     if max_tokens is not None:
         changes["max_new_tokens"] = model.context_length if max_tokens == -1 else min(max_tokens, model.context_length)
     return model.generation_config.replace(**changes, **fields)
