@@ -343,6 +343,18 @@ def test_a_folder_that_may_not_be_read_is_an_error_that_says_so(library, monkeyp
         library.find("./locked")
 
 
+def test_a_url_that_windows_takes_for_no_path_leads_to_the_hub(library, monkeypatch):
+    def refused(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        error = OSError(22, "The filename, directory name, or volume label syntax is incorrect", str(path))
+        error.winerror = 123
+        raise error
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(ModelNotFoundError, match=r"edgelm pull hf:org/repo"):
+        library.find("https://huggingface.co/org/repo")
+    assert library.find_source("./a*") == Path("./a*")
+
+
 def test_a_source_is_found_by_path_or_by_name(library, tmp_path, monkeypatch):
     folder = add_source(library, "small", "model.gguf")
     assert library.find_source("small") == folder / "model.gguf"

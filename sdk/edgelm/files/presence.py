@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+_INVALID_NAME = 123  # of Windows: nothing can have that name, such as a URL
+
 
 def is_there(path: Path) -> bool:
     """Tell whether something lies at a path.
@@ -15,4 +17,8 @@ def is_there(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        if getattr(error, "winerror", None) == _INVALID_NAME:
+            return False
+        raise
     return True
