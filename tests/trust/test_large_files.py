@@ -139,6 +139,15 @@ def test_a_header_with_one_name_for_two_tensors_is_refused(folder: Path) -> None
             load(folder)
 
 
+def test_a_number_of_thousands_of_digits_in_a_header_is_not_said_to_be_a_name_twice(folder: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    for load in (HuggingFaceCheckpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors.*invalid JSON in header"):
+            load(folder)
+
+
 def test_reading_a_short_file_sets_no_more_memory_aside_than_it_has(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("short")
 

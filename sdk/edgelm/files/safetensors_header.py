@@ -40,7 +40,8 @@ def check_header(path: Path) -> None:
             "are read. It is damaged, or has more tensors than belong into one file."
         )
     try:
-        json.loads(header.decode("utf-8"), object_pairs_hook=with_keys_once)
+        # Numbers stay texts: Python refuses those of more than some thousand digits by the error of a name twice.
+        json.loads(header.decode("utf-8"), object_pairs_hook=with_keys_once, parse_int=str)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return  # the library refuses it
     except ValueError as error:
