@@ -69,6 +69,14 @@ def test_training_reads_an_adapter_of_mlx_as_its_twin_of_peft(tmp_path: Path) ->
         assert all(one.equal(other) for one, other in zip(pair, theirs.matrices[layer], strict=True))
 
 
+def test_an_adapter_of_peft_has_its_own_scale_whatever_else_its_settings_say(tmp_path: Path) -> None:
+    peft = peft_twin(tmp_path / "peft", mlx_folder(tmp_path / "mlx"))
+    settings = json.loads((peft / "adapter_config.json").read_text())
+    (peft / "adapter_config.json").write_text(json.dumps(settings | {"mlx_scale": 5.0}))
+    (tmp_path / "mlx" / "adapters.safetensors").rename(peft / "adapters.safetensors")  # PEFT's file comes first
+    assert read_adapter(peft).scales == dict.fromkeys(LAYERS, SCALE)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from edgelm.arguments import is_number
 from edgelm.errors import CheckpointError
 from edgelm.number_bounds import FLOAT32_END, is_count
 from edgelm.shell_word import shell_word
@@ -31,13 +32,9 @@ def peft_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     settings = values.get(_SETTINGS)
     rank, scale = (settings.get("rank"), settings.get("scale")) if isinstance(settings, dict) else (None, None)
-    if not is_count(rank, 1) or not _is_scale(scale):
+    if not is_count(rank, 1) or not is_number(scale) or not abs(scale) < FLOAT32_END:
         raise CheckpointError(
             f"{path} has {_SETTINGS} = {settings!r:.120}; an adapter of mlx-lm ({WEIGHTS_FILE}) has a "
             '"rank" and a "scale" there, a count and a number that float32 holds.'
         )
     return {"r": rank, "lora_alpha": rank * scale, SCALE: scale, "base_model_name_or_path": values.get("model")}
-
-
-def _is_scale(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FLOAT32_END

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from edgelm.arguments import is_number
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.files.regular_file import read_json_object
@@ -85,6 +86,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no adapter: there is no {CONFIG_FILE}.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}.") from error
+    values.pop(mlx_adapter.SCALE, None)  # which nobody but peft_settings says
     if weights_path(folder).name == mlx_adapter.WEIGHTS_FILE:
         values = mlx_adapter.peft_settings(values, path)
     elif not (folder / WEIGHTS_FILE).exists() and (folder / _PICKLE).exists():
@@ -196,7 +198,7 @@ def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
     """
     key = mlx_adapter.SCALE if mlx_adapter.SCALE in values else "lora_alpha"
     number = values.get(key)
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) < FLOAT32_END:
+    if not is_number(number) or not abs(number) < FLOAT32_END:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} has {key} = {number!r:.60}; it must be a number that float32 holds."
         )
