@@ -170,9 +170,9 @@ import edgelm, edgelm.testing
 model = edgelm.load(edgelm.testing.tiny_model_path())
 print(*model.generate([5, 6, 7], edgelm.GenerationConfig(max_new_tokens=8)).token_ids)
 """
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     alone = edgelm.load(tiny_model_path()).generate([5, 6, 7], edgelm.GenerationConfig(max_new_tokens=8))
-    assert tuple(map(int, said.split())) == alone.token_ids
+    assert (tuple(map(int, ended.stdout.split())), ended.stderr) == (alone.token_ids, "")
 
 
 @pytest.mark.parametrize("threads", [0, 1.5, "2", True, 10**11])

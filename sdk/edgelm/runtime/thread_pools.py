@@ -19,5 +19,5 @@ def new_session(runtime: Any, graph: bytes, settings: Any, providers: Sequence[A
     except Exception as error:  # ONNX Runtime's own classes have no common base but this one
         if _POOLS_FOR_ALL not in str(error):
             raise
-    settings.use_per_session_threads = False
+    settings.use_per_session_threads, settings.intra_op_num_threads = False, 0  # of another number it warns
     return runtime.InferenceSession(graph, settings, providers=providers, enable_fallback=0)
