@@ -72,6 +72,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "t5gemma",
         dict.fromkeys(("encoder", "decoder"), GEMMA2 | {"attn_logit_softcapping": None, "num_key_value_heads": 4}),
     ),
+    "t5gemma, heads that attention does not turn": (
+        "t5gemma",
+        dict.fromkeys(("encoder", "decoder"), GEMMA2 | {"head_dim": 24}),
+    ),
     "plbart": ("plbart", BART | {"scale_embedding": True}),
     "mvp": ("mvp", BART | {"scale_embedding": True}),
     "pegasus": ("pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),

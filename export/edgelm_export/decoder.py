@@ -270,7 +270,7 @@ class DecoderStack(Stack):
             qkv = [self.projections.linear(hidden, f"{name}.q_proj"), *self.no_keys_and_values(i)]
         if self.config.qk_norm or self.config.v_norm:
             qkv = self.normed_heads(qkv, i, name)
-        if self.config.head_size(i) % ROTARY_MULTIPLE and not self.turns_before_norms:
+        if self.turns_apart(i) and not self.turns_before_norms:
             qkv = self.turned_parts(self.apart(qkv, i, name), i, name)
         if self.config.llama_4_scaling_beta is not None and self.config.rope_kind(i) is not None:
             query, *keys_and_values = self.apart(qkv, i, name)
@@ -295,9 +295,12 @@ class DecoderStack(Stack):
 
     def rotation(self, i: int) -> list[str]:
         """Return the tables by which attention turns queries and keys of layer i; none where they are turned before."""
-        is_before = self.turns_before_norms or self.config.kv_lora_rank is not None
-        is_before = is_before or self.config.head_size(i) % ROTARY_MULTIPLE != 0
+        is_before = self.turns_before_norms or self.turns_apart(i) or self.config.kv_lora_rank is not None
         return [] if is_before else self.rope[self.config.rope_kind(i)]
+
+    def turns_apart(self, i: int) -> bool:
+        """Tell whether the heads of layer i turn, and are of a size that attention turns none of."""
+        return self.config.rope_kind(i) is not None and self.config.head_size(i) % ROTARY_MULTIPLE != 0
 
     @property
     def turns_before_norms(self) -> bool:
