@@ -104,18 +104,18 @@ def add_adapters(model: Transformer, names: Sequence[str], config: LoraConfig) -
 
 
 def _check_rank(model: Transformer, names: Sequence[str], rank: int) -> None:
+    layers = dict(model.named_modules())
     sizes = {
         name: (layer.out_features, layer.in_features)
-        for name, layer in model.named_modules()
-        if name in names and isinstance(layer, (nn.Linear, QuantizedLinear))
+        for name in names
+        if isinstance(layer := layers[name], (nn.Linear, QuantizedLinear))
     }
     name, (rows, columns) = max(sizes.items(), key=lambda size: min(size[1]))
     most = min(rows, columns)
     if rank > most:
         raise SettingError(
             f"rank is {rank}; of the layers that get an adapter, none has a matrix of a higher rank than {most}, which "
-            f"{name} has with its {rows} x {columns} weights. Use {most} at the most; the whole model learns with "
-            "--method sft."
+            f"{name} has with its {rows} x {columns} weights. Use {most} at the most."
         )
 
 
