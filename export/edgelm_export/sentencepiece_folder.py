@@ -14,6 +14,7 @@ from edgelm_export.tokenizer_json import added_token, files_of, listed_tokens
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 # Settings of the class that read the SentencePiece model, or code of the author's.
 _OF_ANOTHER_CLASS = ("added_tokens_decoder", "auto_map", "legacy", "sp_model_kwargs", "use_default_system_prompt")
+_WITH_TOKENS_IN_CODE = ("ChatGLMTokenizer",)  # of ChatGLM 2 and 3
 
 
 def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, str]:
@@ -26,6 +27,11 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
     Raises:
         CheckpointError: the model is broken or not supported, or a setting is.
     """
+    if (name := config.get("tokenizer_class")) in _WITH_TOKENS_IN_CODE:
+        raise CheckpointError(
+            f"{path.parent} has no tokenizer.json, and the control tokens of a {name!r} are in its author's code, "
+            "which is not run. Take a folder with tokenizer.json."
+        )
     model = read_sentencepiece(path)
     roles = {role: _text_of(config, f"{role}_token", model.roles.get(role)) for role in ("bos", "eos", "unk", "pad")}
     around = []

@@ -192,6 +192,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"added_tokens_decoder": {"0": {"content": "</s>", "special": True}}}, "tokens 0 and 2 are both '</s>'"),
     "nothing to add": ({"add_bos_token": True, "bos_token": 7}, "add_bos_token is set, but there is no bos_token"),
     "an unknown one": ({"add_bos_token": True, "bos_token": "<no>"}, "tokenizer.model: .* there is no token '<no>'"),
+    "tokens in code": ({"tokenizer_class": "ChatGLMTokenizer"}, "control tokens of a 'ChatGLMTokenizer' are in its"),
 }
 
 
