@@ -22,5 +22,5 @@ MIMO = dataclasses.replace(
     model_type="mimo",
     layout=TensorLayout(ignored=_GUESSING),
     is_in_transformers=False,
-    gguf=None,  # where it is a Qwen2
+    gguf=None,  # llama.cpp does not know it
 )
