@@ -63,7 +63,7 @@ def main(rounds: int, lengths: tuple[int, ...], beside: tuple[str, ...], openvin
             for contestant, place in places.items()
         }
         for worker in workers.values():  # fills the buffers, and does not count
-            worker.ask("generate", prompt_ids=ids[: lengths[0]], new_tokens=NEW_TOKENS)
+            worker.ask("generate", prompt_ids=ids[: max(lengths)], new_tokens=NEW_TOKENS)
         for _ in range(rounds):
             for tokens in lengths:
                 for contestant, worker in workers.items():
