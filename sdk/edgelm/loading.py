@@ -86,11 +86,14 @@ def load(
         finally:
             for checked in hashes:
                 checked.result()
+        recommended = package.generation_config()
+        # transformers passes over what it is to suppress and the model has not.
+        banned = {id_: bias for id_, bias in recommended.logit_bias.items() if id_ < config.vocab_size}
         return LanguageModel(
             session=session,
             tokenizer=tokenizer.result(),
             chat_template=ChatTemplate.load(folder),
-            generation_config=package.generation_config(),
+            generation_config=recommended.replace(logit_bias=banned),
             manifest=package.manifest,
         )
 
