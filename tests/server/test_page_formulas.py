@@ -87,6 +87,26 @@ def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> Non
                 assert formula.evaluate("node => node.clientWidth < node.scrollWidth && node.clientWidth <= 288")
 
 
+def test_a_drawn_formula_has_its_columns_and_lines(page: Page) -> None:
+    page.evaluate(
+        VIEW + "}",
+        r"""\[ \begin{aligned} a + b + c &= 0 \\ x &= y + z + w \end{aligned} \]
+So $\overline{AB}$, $\underline{u}$, $\fbox{f}$ and $\cancel{x}$.""",
+    )
+    expect(page.locator("#thread .formula:has(math)")).to_have_count(5)
+    first, second = page.locator("#thread mtable mo", has_text="=").evaluate_all(
+        "all => all.map(sign => sign.getBoundingClientRect().x)"
+    )
+    assert first == pytest.approx(second, abs=1)  # pixels
+    for name, drawn in {
+        "overline": "borderTopStyle === 'solid'",
+        "underline": "borderBottomStyle === 'solid'",
+        "fbox": "borderStyle === 'solid'",
+        "cancel": "clipPath.startsWith('polygon')",
+    }.items():
+        assert page.locator(f"#thread .tml-{name}").evaluate(f"node => getComputedStyle(node).{drawn}"), name
+
+
 @pytest.mark.parametrize(
     "tex",
     [

@@ -1,5 +1,6 @@
 // Formulas in TeX: \(…\) and $…$ in a line, \[…\] and $$…$$ on lines of their own. Temml (0.13.5) makes MathML of
-// them, which browsers draw and screen readers know; it is loaded with the first one. What it does not know stays as it is.
+// them, which browsers draw and screen readers know, with the lines and columns of vendor/temml.css; it is loaded with the
+// first one. What it does not know stays as it is.
 
 import { element } from "./dom.js";
 
