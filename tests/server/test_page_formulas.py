@@ -58,6 +58,8 @@ def test_an_answer_has_its_formulas_drawn(open_page: Callable[..., Page]) -> Non
         ("| a | b |\n|---|---|\n| $x$ | \\(y\\) |", ["x", "y"]),
         ("\\[ \\begin{cases} 1 \\\\[2pt] 2 \\end{cases} \\]", ["\\begin{cases} 1 \\\\[2pt] 2 \\end{cases}"]),
         ("$" + "a" * 5000 + "$", []),
+        ("$$ \\text{if $n$ is even} $$", ["\\text{if $n$ is even}"]),
+        ("From $ over $$ (moderate) to $$$ (dear).", []),
     ],
 )
 def test_formulas_are_told_from_prices_code_and_emphasis(page: Page, text: str, formulas: list[str]) -> None:

@@ -10,7 +10,8 @@ const LONG = 60; // characters of TeX: it may be wider than a phone
 // An opening mark inside ends the search: each character is looked at once, however many are never closed.
 const ROUND = String.raw`\\\(((?:\\(?![()])[^]|[^\\])+?)\\\)`;
 const SQUARE = String.raw`\\\[((?:\\(?![[\]])[^]|[^\\])+?)\\\]`;
-const DOUBLE = String.raw`\$\$((?:\\[^]|[^\\$])+?)\$\$`;
+// A "$" alone inside is of a \text; three in a row say how dear something is.
+const DOUBLE = String.raw`\$\$(?!\$)((?:\\[^]|[^\\$]|\$(?!\$))+?)\$\$(?!\$)`;
 // As pandoc tells it from prices: no space inside the marks, and no digit behind them. Code is none either.
 const SINGLE = "\\$(?![\\s$])((?:\\\\[^]|[^\\\\$`])*?(?:\\\\[^]|[^\\\\$`\\s]))\\$(?![\\d$])";
 
