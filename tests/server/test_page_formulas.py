@@ -59,6 +59,9 @@ def test_an_answer_has_its_formulas_drawn(open_page: Callable[..., Page]) -> Non
         ("\\[ \\begin{cases} 1 \\\\[2pt] 2 \\end{cases} \\]", ["\\begin{cases} 1 \\\\[2pt] 2 \\end{cases}"]),
         ("$" + "a" * 5000 + "$", []),
         ("$$ \\text{if $n$ is even} $$", ["\\text{if $n$ is even}"]),
+        ("So\n$$\nx\n$$ where y is", ["x"]),
+        ("$$\nx\n$$ where y is", ["x"]),
+        ("See $$\nx\n$$ where y is", ["x"]),
         ("From $ over $$ (moderate) to $$$ (dear).", []),
     ],
 )
@@ -75,6 +78,26 @@ def test_emphasis_is_not_looked_for_in_formulas(page: Page) -> None:
         VIEW + "return [...target.querySelectorAll('strong, em')].map(node => node.textContent); }", text
     )
     assert shown == ["A:", "c", "f", "g"]
+
+
+@pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("$$", "$$")])
+@pytest.mark.parametrize("around", ["Hence\n\n{}\nSo.", "Hence\n{}", "1. Hence\n   {}\n", "> {}\n"])
+def test_a_formula_that_is_still_written_is_no_markdown(page: Page, around: str, opened: str, closed: str) -> None:
+    indent = {"1": "   ", ">": "> "}.get(around[0], "")
+    lines = [opened, "x", "=", "a_1 * b * c", "- d", "+ \\frac{e}{f}", closed]
+    text = around.format(f"\n{indent}".join(lines))
+    shown = page.evaluate(
+        VIEW
+        + """
+        const view = new MarkdownView(target), seen = new Set();
+        for (let end = 1; end <= text.length; end++) {
+            view.show(text.slice(0, end));
+            for (const node of target.querySelectorAll("h3, h4, ul, em")) seen.add(node.tagName);
+        }
+        return [[...seen], target.querySelectorAll(".formula.own").length]; }""",
+        text,
+    )
+    assert shown == [[], 1]
 
 
 def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> None:

@@ -18,12 +18,17 @@ const SINGLE = "\\$(?![\\s$])((?:\\\\[^]|[^\\\\$`])*?(?:\\\\[^]|[^\\\\$`\\s]))\\
 const IN_LINE = new RegExp(`^(?:${[ROUND, SINGLE].join("|")})`);
 const ON_ITS_OWN = new RegExp(`^(?:${[SQUARE, DOUBLE].join("|")})`);
 const BLOCK = new RegExp(`^ {0,3}(?:${[SQUARE, DOUBLE].join("|")})[ \\t]*(?:\\n|$)`);
+// One that is still being written, up to the end of the text: until it is closed, it is no Markdown.
+const NO_BLANK_LINE = String.raw`(?!\n[ \t]*\n)`;
+const BEGUN_SQUARE = String.raw`\\\[(?!\S)(?:${NO_BLANK_LINE}(?:\\(?![[\]])[^]|[^\\]))*`;
+const BEGUN_DOUBLE = String.raw`\$\$(?!\S)(?:${NO_BLANK_LINE}(?:\\[^]|[^\\$]|\$(?!\$)))*`;
+const BEGUN = new RegExp(String.raw`^ {0,3}((?:${BEGUN_SQUARE}|${BEGUN_DOUBLE})\\?)$`);
 const BLOCK_START = /\n(?= {0,3}(?:\$\$|\\\[))/g;
 const ANY = new RegExp([ROUND, SQUARE, DOUBLE, SINGLE].join("|"), "g");
 
 /** What marked's Lexer is told of formulas. */
 export const FORMULAS = {
-  block: [(source) => token("formula", BLOCK.exec(source))],
+  block: [blockFormula],
   startBlock: [blockFormulaIn],
   inline: [(source) => token("formula", ON_ITS_OWN.exec(source)) ?? token("inlineFormula", IN_LINE.exec(source))],
   startInline: [(source) => source.indexOf("$")],
@@ -33,9 +38,16 @@ export const FORMULAS = {
 export function blockFormulaIn(source) {
   const end = source.search(/\n[ \t]*\n/);
   for (const { index } of (end < 0 ? source : source.slice(0, end)).matchAll(BLOCK_START)) {
-    if (token("formula", BLOCK.exec(source.slice(index + 1)))) return index;
+    const found = blockFormula(source.slice(index + 1));
+    // A "$$" that closes another, with words behind it, begins none. marked leaves out the first character.
+    const closes = found?.type === "begunFormula" && source.slice(0, index).split(/^\$(?!\$)|\$\$/).length % 2 === 0;
+    if (found && !closes) return index;
   }
   return -1;
+}
+
+function blockFormula(source) {
+  return token("formula", BLOCK.exec(source)) ?? token("begunFormula", BEGUN.exec(source));
 }
 
 function token(type, match) {

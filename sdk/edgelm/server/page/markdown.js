@@ -93,6 +93,7 @@ const BLOCKS = {
   text: (token) => element("p", {}, ...inline(token.tokens ?? [token])),
   html: (token) => element("p", {}, token.raw),
   formula: (token) => element("p", {}, formula(token)),
+  begunFormula: (token) => element("p", {}, token.raw),
   hr: () => element("hr"),
   blockquote: (token) => element("blockquote", {}, ...blocks(token.tokens)),
   list: (token) =>
