@@ -110,6 +110,7 @@ def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> Non
         if tex == wide:
             for formula in page.locator("#thread .formula").all():
                 assert formula.evaluate("node => node.clientWidth < node.scrollWidth && node.clientWidth <= 288")
+                assert formula.get_attribute("tabindex") == "0"  # the arrow keys scroll it, in every browser
 
 
 def test_a_drawn_formula_has_its_columns_and_lines(page: Page) -> None:

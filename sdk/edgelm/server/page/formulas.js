@@ -79,9 +79,11 @@ function loaded() {
 /** A formula, shown as it is written until Temml is there. */
 export function formula({ raw, text, type }) {
   const isOwn = type === "formula";
+  const isLong = text.length > LONG;
   // Chromium and Safari break no formula over lines; one that is scrolled stands a little beside the line it is in.
-  const place = isOwn ? "own" : text.length > LONG ? "long" : "";
-  const node = element("span", { class: `formula ${place}`, dir: "ltr", "data-tex": text }, raw.trim());
+  const place = isOwn ? "own" : isLong ? "long" : "";
+  const scrolled = isLong ? { tabIndex: 0, role: "group", "aria-label": "Formula" } : {};
+  const node = element("span", { class: `formula ${place}`, dir: "ltr", "data-tex": text, ...scrolled }, raw.trim());
   if (window.temml) draw(node, text, isOwn);
   else loaded().then(() => draw(node, text, isOwn), () => {});
   return node;
