@@ -62,6 +62,8 @@ def configs(count: int, seed: int) -> list[tuple[list[int], GenerationConfig]]:
                 top_p=draw.choice([1.0, 0.9]),
                 repetition_penalty=draw.choice([1.0, 1.0, 1.1]),
                 dry_multiplier=draw.choice([0.0, 0.0, 0.5]),
+                no_repeat_ngram_size=draw.choice([0, 0, 0, 4]),
+                min_new_tokens=draw.choice([0, 0, 30]),
                 mirostat_tau=draw.choice([0.0, 0.0, 3.0]) if temperature else 0.0,
                 stop_token_ids=tuple(draw.sample(range(320), 2)),
                 stop=draw.choice([(), ("ea",)]),

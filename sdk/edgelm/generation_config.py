@@ -37,6 +37,7 @@ class GenerationConfig:
 
     # None: until an end token or the end of the context; with a context_shift, at most as many as the context has
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0  # neither an end token nor a stop ends the answer before; a constraint that is over does
     # None: a text ends where the context is full; n: it goes on, and the model reads its first n tokens, and the newest
     context_shift: int | None = None
     temperature: float = 0.0  # 0.0 is greedy
@@ -47,6 +48,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0  # arXiv:1909.05858
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0  # 0: off; n: no n tokens of prompt and answer come twice in this order (1705.04304)
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # a copy is kept
     dry_multiplier: float = 0.0  # 0.0: off; else the penalty of a repeated sequence (DRY), which grows ...
     dry_base: float = 1.75  # ... by this factor with each token ...
@@ -240,9 +242,13 @@ _NOT_WITH_BEAMS = (
 _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 ABOVE_ZERO = ("top_p", "typical_p")  # 0 would leave no token
-WHOLE = ("max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams")
+WHOLE = (
+    "max_new_tokens", "min_new_tokens", "context_shift", "top_k", "no_repeat_ngram_size", "seed", "logprobs",
+    "dry_allowed_length", "num_beams",
+)  # fmt: skip
 RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**31),
+    "min_new_tokens": (0, 2**31),
     "context_shift": (0, 2**31),
     "temperature": (0.0, 100.0),
     "top_k": (0, 2**31),
@@ -252,6 +258,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "repetition_penalty": (0.01, 100.0),  # logits are divided by it, and have to stay finite
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
+    "no_repeat_ngram_size": (0, 100),  # each place of a text keeps so many tokens
     "dry_multiplier": (0.0, 100.0),
     "dry_base": (1.0, 4.0),  # 4 ** 50 is still finite
     "dry_allowed_length": (1, 1000),

@@ -45,7 +45,7 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
          "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA, "strict": True}}},
     ),
     ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 1, "echo": True, "logprobs": 1}),
-    ("/v1/completions", {"prompt": [[5, 6, 7]], "max_tokens": 2, "stream": True, "min_p": 0.1, "top_k": 5}),
+    ("/v1/completions", {"prompt": [[5, 6, 7]], "max_tokens": 2, "stream": True, "min_p": 0.1, "min_tokens": 1}),
     ("/v1/responses", {"input": [{"role": "user", "content": "Hi"}], "instructions": "Be.", "max_output_tokens": 2}),
     (
         "/v1/responses",

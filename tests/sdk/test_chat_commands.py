@@ -140,7 +140,7 @@ def test_set_reaches_the_answer():
         ("/load  ", "/load needs FILE."),
         ("/retry in French", "/retry stands alone. Nothing was done; say the rest as a message of its own."),
         ("/quit smoking: how?", "/quit stands alone. "),
-        ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, context_shift, temperature"),
+        ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, min_new_tokens, context_shift"),
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set stop", "/set stop needs a value; it is [] now."),
         ("/set seed", "/set seed needs a value; it is null now."),

@@ -157,6 +157,18 @@ def test_penalties_are_the_librarys():
     assert answer["token_ids"] != list(tiny.generate("Hi hi", edgelm.GenerationConfig(max_new_tokens=12)).token_ids)
 
 
+def test_repeats_and_early_ends_are_the_librarys(says_sea):
+    assert run(TINY, "Hello", "--stop", " ", "--min-new-tokens", "3").stdout == "The sea\n"
+    tiny = edgelm.load(TINY)
+    plain, expected = (
+        tiny.generate("la la la la", edgelm.GenerationConfig(max_new_tokens=60, no_repeat_ngram_size=size))
+        for size in (0, 1)
+    )
+    options = ("--max-new-tokens", "60", "--no-repeat-ngram-size", "1")
+    answer = json.loads(run(TINY, "la la la la", "--raw", "--json", *options).stdout)
+    assert answer["token_ids"] == list(expected.token_ids) != list(plain.token_ids)
+
+
 def test_the_same_seed_gives_the_same_answer():
     sampled = ["--temperature", "1", "--max-new-tokens", "20", "--json"]
     texts = [json.loads(run(TINY, "Hi", *sampled, "--seed", seed).stdout)["text"] for seed in ("1", "1", "2")]

@@ -33,13 +33,15 @@ def test_every_number_has_a_range_and_every_row_of_the_sampler_a_field_that_requ
     defaults = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
     numbers = {name for name, default in defaults.items() if type(default) in (int, float)}
     assert numbers | {"seed", "logprobs", "max_new_tokens", "context_shift"} == set(RANGES)
-    assert set(PROCESSORS) | set(FILTERS) <= set(defaults) & set(SAMPLING)
+    assert set(PROCESSORS) | set(FILTERS) <= set(defaults)
+    assert set(PROCESSORS) | set(FILTERS) <= set(SAMPLING) - {"min_tokens"} | {"min_new_tokens"}  # vLLM's name of it
 
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
         ("max_new_tokens", 1, 2**31),
+        ("min_new_tokens", 0, 2**31),
         ("context_shift", 0, 2**31),
         ("temperature", 0.0, 100.0),
         ("top_k", 0, 2**31),
@@ -49,6 +51,7 @@ def test_every_number_has_a_range_and_every_row_of_the_sampler_a_field_that_requ
         ("repetition_penalty", 0.01, 100.0),
         ("presence_penalty", -2.0, 2.0),
         ("frequency_penalty", -2.0, 2.0),
+        ("no_repeat_ngram_size", 0, 100),
         ("seed", 0, 2**63),
         ("logprobs", 0, 100),
         ("num_beams", 1, 64),
@@ -108,7 +111,18 @@ def test_a_repetition_penalty_that_makes_logits_infinite_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["max_new_tokens", "context_shift", "top_k", "seed", "logprobs", "dry_allowed_length", "num_beams"]
+    "name",
+    [
+        "max_new_tokens",
+        "min_new_tokens",
+        "context_shift",
+        "top_k",
+        "no_repeat_ngram_size",
+        "seed",
+        "logprobs",
+        "dry_allowed_length",
+        "num_beams",
+    ],
 )
 def test_a_count_that_is_not_whole_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is 1\.5; it must be a whole number\."):
@@ -246,6 +260,10 @@ def test_mirostat_chooses_no_token_beside_a_sampler() -> None:
             GenerationConfig(),
         ),
         ({"begins_text": True}, GenerationConfig()),
+        (
+            {"no_repeat_ngram_size": 3, "min_new_tokens": 9, "min_length": 56},
+            GenerationConfig(no_repeat_ngram_size=3, min_new_tokens=9),
+        ),
     ],
 )
 def test_the_authors_defaults_are_read_from_the_folder(

@@ -92,6 +92,7 @@ def test_settings_reach_the_sampler(serving, tiny):
         {"mirostat_tau": 1.0, "mirostat_eta": 0.5},
         {"xtc_probability": 1.0, "xtc_threshold": 0.001},
         {"dry_multiplier": 5.0, "dry_base": 2.0, "dry_allowed_length": 1, "temperature": 0.0},  # it repeats itself
+        {"no_repeat_ngram_size": 2, "temperature": 0.0},
     ],
 )
 def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
@@ -99,6 +100,18 @@ def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
     expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain | fields)).text
     assert expected != tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain)).text
     assert chat(serving, max_tokens=40, **plain | fields).json["choices"][0]["message"]["content"] == expected
+
+
+def test_an_answer_has_the_least_tokens_that_are_asked_for(serving, tiny):
+    plain = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40))
+    stop = plain.text[1]
+    assert chat(serving, max_tokens=40, stop=stop, min_tokens=0).json["usage"]["completion_tokens"] < 10
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, stop=stop, min_new_tokens=10))
+    reply = chat(serving, max_tokens=40, stop=stop, min_tokens=10).json
+    assert reply["choices"][0]["message"]["content"] == expected.text
+    assert reply["usage"]["completion_tokens"] >= 10
+    # Beyond the limit too, as the settings of the model's author may be.
+    assert chat(serving, max_tokens=4, min_tokens=9).json["usage"]["completion_tokens"] == 4
 
 
 def test_a_temperature_of_zero_leaves_nothing_to_chance(serving, tiny):
@@ -235,7 +248,7 @@ def test_fields_that_change_no_answer_are_taken(serving):
 
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
-    off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "min_tokens": 0, "audio": False}
+    off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "audio": False}
     off["verbosity"] = "medium"  # OpenAI's default
     assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
 

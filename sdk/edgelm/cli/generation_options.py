@@ -52,6 +52,8 @@ _NUMBERS = {
     "repetition_penalty": "Above 1: fewer of the tokens that were there already.",
     "presence_penalty": "Subtract this from each token that the answer has already.",
     "frequency_penalty": "Subtract this once for each time that the answer has the token.",
+    "no_repeat_ngram_size": "Let no N tokens of prompt and answer come twice in the same order.",
+    "min_new_tokens": "Let no end token and no --stop end the answer before so many tokens.",
     "seed": "The same seed gives the same answer.",
     "num_beams": "Search for the likeliest answer, N beginnings at a time.",
 }

@@ -90,7 +90,7 @@ class Answer:
             matcher = config.constraint.compile(tokenizer, self._end_ids)
         elif begun:
             matcher = PrefixMatcher(tokenizer, begun)
-        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config))
+        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config), self._end_ids)
         if speculator is not None:
             speculator.extend(prompt_ids)
         self._ids: list[int] = []  # of the chunk that is being gathered
@@ -187,8 +187,11 @@ class Answer:
             return True
         if not self.config.stop:
             return False  # without decoding all tokens at each step of a search
-        text = "".join(map(self._new_decoder().push, token_ids))
-        return any(stop in text for stop in self.config.stop)
+        decoder, stops = self._new_decoder(), StopMatcher(self.config.stop)
+        return any(
+            stops.push(decoder.push(id_), may_stop=place >= self.config.min_new_tokens)[1]
+            for place, id_ in enumerate(token_ids)
+        )
 
     def _decode(
         self,
@@ -252,7 +255,7 @@ class Answer:
             self._logprobs.append(describe_token(self._tokenizer, logits_V, id_, self.config.logprobs))
         if id_ in self._end_ids:
             return self.rest(), "stop"
-        text, stopped = self._stops.push(self._decoder.push(id_))
+        text, stopped = self._push(self._decoder.push(id_))
         if stopped:
             return text, "stop"
         if self.sampler.ends_with(self.generated):
@@ -263,8 +266,12 @@ class Answer:
 
     def rest(self) -> str:
         """Return what was held back: half a character, or the beginning of a stop."""
-        text, stopped = self._stops.push(self._decoder.flush())
+        text, stopped = self._push(self._decoder.flush())
         return text if stopped else text + self._stops.flush()
+
+    def _push(self, text: str) -> tuple[str, bool]:
+        """Return what can be shown after the newest token's text, and whether a stop ends the answer here."""
+        return self._stops.push(text, may_stop=self.generated > self.config.min_new_tokens)
 
     @property
     def _prompt_tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT
+from edgelm.decoding.ngrams import NGrams
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 
@@ -33,13 +34,27 @@ _LONGEST_REPEAT = 50  # beyond it the penalty is overwhelming
 class History:
     """What stands before the next token: rows [V] of the tokens of prompt and answer, and of the answer's counts.
 
-    token_ids: prompt and answer, in order. breakers: the tokens that a repeated sequence does not go across.
+    token_ids: prompt and answer, in order; the first `prompt_tokens` are the prompt's. breakers: the tokens that a
+    repeated sequence does not go across. end_ids: those that end the answer. ngrams: None where they may come again.
     """
 
     seen: NDArray[np.bool_]
     counts: NDArray[np.float32]
     token_ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
     breakers: Collection[int] = ()
+    end_ids: Collection[int] = ()
+    ngrams: NGrams | None = None
+
+    def copy(self) -> History:
+        """Return one that goes on by itself."""
+        return replace(
+            self,
+            seen=self.seen.copy(),
+            counts=self.counts.copy(),
+            token_ids=list(self.token_ids),
+            ngrams=self.ngrams and self.ngrams.copy(),
+        )
 
 
 # Processors change a row in place, for greedy decoding too.
@@ -95,6 +110,18 @@ def penalize_repeated_sequences(logits_V: Logits, config: GenerationConfig, hist
     for id_, length in lengths.items():
         if length >= config.dry_allowed_length:
             logits_V[id_] -= config.dry_multiplier * config.dry_base ** (length - config.dry_allowed_length)
+
+
+def ban_repeated_ngrams(logits_V: Logits, config: GenerationConfig, history: History) -> None:
+    """Ban each token with which the last `no_repeat_ngram_size` tokens would be there a second time (1705.04304)."""
+    assert history.ngrams is not None
+    _ban(logits_V, history.ngrams.repeating())
+
+
+def ban_early_ends(logits_V: Logits, config: GenerationConfig, history: History) -> None:
+    """Ban the end tokens while the answer has fewer than `min_new_tokens` tokens."""
+    if len(history.token_ids) - history.prompt_tokens < config.min_new_tokens:
+        _ban(logits_V, history.end_ids)
 
 
 # Filters, for drawing alone, set what they drop to -inf. Where logits are equal they keep all or none of them.
@@ -187,6 +214,8 @@ PROCESSORS: dict[str, Callable[[Logits, GenerationConfig, History], None]] = {
     "presence_penalty": penalize_presence,
     "frequency_penalty": penalize_frequency,
     "dry_multiplier": penalize_repeated_sequences,
+    "no_repeat_ngram_size": ban_repeated_ngrams,
+    "min_new_tokens": ban_early_ends,
 }
 FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
     "top_n_sigma": keep_near_best,
@@ -201,7 +230,7 @@ FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
 class Sampler:
     """Choose the tokens of one answer, one after the other.
 
-    matcher: what the answer has to be; it masks the logits before all else. breakers: see History.
+    matcher: what the answer has to be; it masks the logits before all else. breakers, end_ids: see History.
     `seed` is the one in use: the config's, or a fresh one. The same seed and logits give the same tokens.
     """
 
@@ -211,12 +240,14 @@ class Sampler:
         prompt_ids: Sequence[int] = (),
         matcher: ConstraintMatcher | PrefixMatcher | None = None,
         breakers: Collection[int] = (),
+        end_ids: Collection[int] = (),
     ) -> None:
         self.seed: int = secrets.randbits(63) if config.seed is None else config.seed
         self._config = config
         self._prompt_ids = prompt_ids
         self._matcher = matcher
         self._breakers = breakers
+        self._end_ids = end_ids
         self._chosen = 0
         self._surprise_limit = 2 * config.mirostat_tau
         self._random = np.random.Generator(np.random.PCG64(self.seed))
@@ -281,19 +312,25 @@ class Sampler:
 
     def after(self, token_id: int) -> Sampler:
         """Return a sampler that has chosen one token more; this one stays as it is."""
-        sampler, history = copy.copy(self), self._history
-        if history is not None:
-            sampler._history = replace(
-                history, seen=history.seen.copy(), counts=history.counts.copy(), token_ids=list(history.token_ids)
-            )
+        sampler = copy.copy(self)
+        if self._history is not None:
+            sampler._history = self._history.copy()
         sampler._remember(token_id)
         return sampler
 
     def _start_history(self, vocab_size: int) -> History:
         seen_V = np.zeros(vocab_size, np.bool_)
         seen_V[np.asarray(self._prompt_ids, np.int64)] = True
-        counts_V = np.zeros(vocab_size, np.float32)
-        return History(seen=seen_V, counts=counts_V, token_ids=list(self._prompt_ids), breakers=self._breakers)
+        size = self._config.no_repeat_ngram_size
+        return History(
+            seen=seen_V,
+            counts=np.zeros(vocab_size, np.float32),
+            token_ids=list(self._prompt_ids),
+            prompt_tokens=len(self._prompt_ids),
+            breakers=self._breakers,
+            end_ids=self._end_ids,
+            ngrams=NGrams(size, self._prompt_ids) if size else None,
+        )
 
     def _process(self, row_V: Logits, history: History, *, is_constrained: bool = False) -> None:
         for process in self._processors:
@@ -329,6 +366,8 @@ class Sampler:
             self._history.seen[token_id] = True
             self._history.counts[token_id] += 1
             self._history.token_ids.append(token_id)
+            if self._history.ngrams is not None:
+                self._history.ngrams.add(token_id)
         if self._matcher is not None:
             self._matcher.advance(token_id)
         return token_id
@@ -412,6 +451,15 @@ def _checked_choice(token_id: int, is_open_V: NDArray[np.bool_]) -> int:
     if not is_whole(token_id) or not 0 <= token_id < is_open_V.size or not is_open_V[token_id]:
         raise ConfigError(f"The config's sampler returned {token_id!r}; it must be a token whose logit is not -inf.")
     return int(token_id)
+
+
+def _ban(logits_V: Logits, token_ids: Iterable[int]) -> None:
+    """Set the logits of some tokens to -inf, unless no other is left: a constraint may allow these alone."""
+    ids = [id_ for id_ in token_ids if id_ < logits_V.size]
+    before = logits_V[ids]
+    logits_V[ids] = -np.inf
+    if logits_V.max() == -np.inf:
+        logits_V[ids] = before
 
 
 def _drop_below(logits_V: Logits, threshold: np.float32) -> None:

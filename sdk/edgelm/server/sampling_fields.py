@@ -22,6 +22,7 @@ MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
 _AS_OURS = (
     "top_p", "min_p", "top_n_sigma", "mirostat_tau", "mirostat_eta", "xtc_probability", "xtc_threshold",
     "dry_multiplier", "dry_base", "dry_allowed_length", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "no_repeat_ngram_size",
 )  # fmt: skip
 SAMPLING: dict[str, Schema] = {
     **{name: whole(*map(int, RANGES[name])) if name in WHOLE else number(*RANGES[name]) for name in _AS_OURS},
@@ -36,6 +37,7 @@ SAMPLING: dict[str, Schema] = {
     "seed": whole(-(2**63), 2**63 - 1),
     "stop": {"anyOf": [_STOP, STOPS]},
     "ignore_eos": BOOLEAN,
+    "min_tokens": whole(*map(int, RANGES["min_new_tokens"])),  # vLLM's name, as max_tokens is OpenAI's
 }
 
 # Fields that name or file a request, or say where and how long another server keeps what it computed: they change
@@ -67,7 +69,6 @@ REFUSED: Mapping[str, str] = {
         ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema"),
         "use response_format.",
     ),
-    "min_tokens": "use ignore_eos with a limit.",
     **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
     "n_keep": "--context-shift of the server says what is kept.",
     "num_ctx": "the context is the model's own.",
@@ -94,6 +95,8 @@ def generation_config(
         changes["seed"] %= 2**63
     if changes.get("temperature") == 0:  # as llama.cpp: the likeliest token, whatever else a client has set for all
         changes = {name: value for name, value in changes.items() if name not in OF_CHANCE}
+    if "min_tokens" in changes:
+        changes["min_new_tokens"] = changes.pop("min_tokens")
     if "logit_bias" in changes:
         # Beside the tokens that the model's author bans, which a client that knows none of them does not mean.
         given = _logit_bias(changes["logit_bias"], model.config.vocab_size)

@@ -21,18 +21,23 @@ class StopMatcher:
         self._held = ""
         self.found: str | None = None
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, bool]:
         """Take a piece; return what can be shown now, and whether a stop was hit.
 
-        The longest tail that could be the beginning of a stop is held back.
+        The longest tail that could be the beginning of a stop is held back. may_stop: whether a stop that is complete
+        with this piece counts; one that does not stays text for good.
         """
         if not self._stops:
             return text, False
         if self.found is not None:
             return "", True
-        text = self._held + text
-        hits = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if hits:
+        held, text = len(self._held), self._held + text
+        hits = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, held - len(stop) + 1))) >= 0
+        ]
+        if hits and may_stop:
             _, start, self.found = min(hits)
             self._held = ""
             return text[:start], True
