@@ -7,9 +7,7 @@ from typing import Any
 
 # transformers' settings, and what each says where it changes nothing; null does so too.
 _NOT_DONE: Mapping[str, object] = {
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "no_repeat_ngram_size": 0,
+    "min_length": 0,  # without an encoder, where it counts the prompt
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "exponential_decay_length_penalty": [],
@@ -24,9 +22,11 @@ _BEAMS: Mapping[str, object] = {"num_beams": 1, "length_penalty": 1.0}
 def notes_on_answers(values: Mapping[str, Any], *, encodes: bool) -> tuple[str, ...]:
     """Say what the package will not do of a generation_config.json.
 
-    encodes: whether the model has an encoder; then single tokens of `bad_words_ids` are never generated.
+    encodes: whether the model has an encoder; then `min_length` is done, and single tokens of `bad_words_ids` are never
+    generated.
     """
-    left = {key: neutral for key, neutral in _NOT_DONE.items() if not (encodes and key == "bad_words_ids")}
+    done = ("min_length", "bad_words_ids") if encodes else ()
+    left = {key: neutral for key, neutral in _NOT_DONE.items() if key not in done}
     listed = _listed(values, left)
     notes = [f"Of generation_config.json, edgelm does not do {listed}."] if listed else []
     if (beams := _listed(values, _BEAMS)) and values.get("num_beams") not in (None, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ def text_tools(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
         folder = Path(name)
         for file, text in checkpoint.text_files.items():
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
-        _opened(GenerationConfig.load, folder, GENERATION_CONFIG, checkpoint.path)
+        load_settings = partial(GenerationConfig.load, decoder_prompt=len(checkpoint.config.decoder_prompt_ids))
+        _opened(load_settings, folder, GENERATION_CONFIG, checkpoint.path)
         template = _opened(ChatTemplate.load, folder, CHAT_TEMPLATE, checkpoint.path)
         return _opened(Tokenizer.load, folder, TOKENIZER, checkpoint.path), template
 

@@ -174,8 +174,12 @@ class GenerationConfig:
                 )
 
     @classmethod
-    def load(cls, folder: str | Path) -> GenerationConfig:
+    def load(cls, folder: str | Path, *, decoder_prompt: int = 0) -> GenerationConfig:
         """Read the defaults that a model's author wrote into generation_config.json (none: the neutral ones).
+
+        decoder_prompt: with how many tokens the decoder of a model with an encoder begins, all of which `min_length`
+        counts there, and all but the first `min_new_tokens`; 0: there is no encoder, and `min_length`, which counts the
+        prompt, is passed over.
 
         Keys of other programs are passed over; Hugging Face's `do_sample: false` means greedy, its `stop_strings` are
         `stop`, and the tokens of its `suppress_tokens` have a `logit_bias` that bans them.
@@ -200,6 +204,8 @@ class GenerationConfig:
                 if not isinstance(never, list) or not all(is_whole(id_) and id_ >= 0 for id_ in never):
                     raise ConfigError(f"suppress_tokens is {never!r:.80}; it must be a list of token ids.")
                 known["logit_bias"] = dict.fromkeys(never, -_MAX_BIAS)
+            if decoder_prompt:
+                known["min_new_tokens"] = _least_behind(decoder_prompt, values)
             return cls(**known)
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
@@ -225,6 +231,18 @@ class GenerationConfig:
         if changes.get("temperature") == 0 and changes.get("sampler", self.sampler) is None:
             changes = {**dict.fromkeys(OF_CHANCE, 0.0), **changes}
         return replace(self, **changes)
+
+
+def _least_behind(decoder_prompt: int, values: Mapping[str, Any]) -> int:
+    """Return how many tokens an answer has to have behind so many that the decoder begins with, as transformers counts
+    them; `min_new_tokens` comes before `min_length` there.
+    """
+    for name, begun in (("min_new_tokens", decoder_prompt - 1), ("min_length", decoder_prompt)):
+        if (least := values.get(name)) is not None:
+            if not is_whole(least):
+                raise ConfigError(f"{name} is {least!r:.80}; it must be a whole number.")
+            return max(0, least - begun)
+    return 0
 
 
 PROMPT_LOOKUP = "prompt_lookup"

@@ -21,7 +21,7 @@ from make_tiny_model import CONFIG
 from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from unchecked_export import export_unchecked
 
 import edgelm
@@ -232,6 +232,36 @@ def test_a_forced_token_counts_in_the_length_by_which_beams_are_compared(exporte
         with torch.no_grad():
             expected = model.generate(torch.tensor([source]), max_new_tokens=13, do_sample=False, num_beams=3, **bias)
         assert list(found) == expected[0, 2:].tolist()
+
+
+@pytest.mark.parametrize("name", ["bart", "bart that begins with a language", "t5"])
+def test_what_its_author_wrote_of_lengths_and_repeats_is_done_as_in_transformers(
+    name: str, tmp_path: Path, save_pair: SavePair
+) -> None:
+    """The least length counts all of the decoder's tokens: the one that it begins with, and the language."""
+    save_pair(name, tmp_path / "hf")
+    written = tmp_path / "hf/generation_config.json"
+    begun, ends = 1 + name.endswith("language"), [2, *range(40, 250)]
+    changed = 0
+    for settings in ({"min_length": 7}, {"min_length": 3, "min_new_tokens": 6}, {"min_length": 1}):
+        change_json(written, **{"eos_token_id": ends, "no_repeat_ngram_size": 2, "min_new_tokens": None, **settings})
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
+        assert HuggingFaceCheckpoint(tmp_path / "hf").notes == ()
+        package = tmp_path / f"package{len(settings)}{settings['min_length']}"
+        export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), package, "fp32")
+        loaded = edgelm.load(package)
+        for num_beams in (1, 3):
+            config = loaded.generation_config.replace(max_new_tokens=12, num_beams=num_beams)
+            found = loaded.generate(SOURCE[:20], config).token_ids
+            with torch.no_grad():
+                expected = model.generate(
+                    torch.tensor([SOURCE[:20]]), max_new_tokens=11 + begun, do_sample=False, num_beams=num_beams,
+                    use_cache=False,
+                )  # fmt: skip
+            assert list(found) == expected[0, begun:].tolist()
+            plain = config.replace(min_new_tokens=0, no_repeat_ngram_size=0)
+            changed += found != loaded.generate(SOURCE[:20], plain).token_ids
+    assert changed
 
 
 # The preset int4 keeps the outer layers in 8 bits, which are all that these models have.

@@ -338,11 +338,10 @@ def test_tokens_that_the_author_never_wants_are_not_generated(tmp_path: Path, sa
 def test_settings_of_answers_that_are_not_taken_are_named(tmp_path: Path, save_llama: SaveLlama) -> None:
     """As BART's for summaries has them, but those that change nothing."""
     save_llama(tmp_path)
-    settings = {"min_length": 56, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "min_new_tokens": 0}
+    settings = {"min_length": 56, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "min_new_tokens": 9}
     change_json(tmp_path / "generation_config.json", **settings, bad_words_ids=[[5]], encoder_repetition_penalty=None)
     assert HuggingFaceCheckpoint(tmp_path).notes == (
-        "Of generation_config.json, edgelm does not do min_length = 56, no_repeat_ngram_size = 3, bad_words_ids = "
-        "[[5]].",
+        "Of generation_config.json, edgelm does not do min_length = 56, bad_words_ids = [[5]].",
         "Its generation_config.json asks for num_beams = 4, length_penalty = 2.0: here each request asks for its "
         "beams.",
     )

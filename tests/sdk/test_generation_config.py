@@ -274,6 +274,29 @@ def test_the_authors_defaults_are_read_from_the_folder(
     assert GenerationConfig.load(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        ({"min_length": 56}, 54),
+        ({"min_length": 1}, 0),
+        ({"min_length": 56, "min_new_tokens": 9}, 8),
+        ({"min_length": 56, "min_new_tokens": 0}, 0),
+        ({"min_length": None, "min_new_tokens": None}, 0),
+    ],
+)
+def test_behind_what_a_decoder_begins_with_the_least_length_is_that_of_the_answer(
+    values: dict[str, Any], least: int, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    assert GenerationConfig.load(tmp_path, decoder_prompt=2) == GenerationConfig(min_new_tokens=least)
+
+
+def test_a_least_length_that_is_no_whole_number_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"min_length": "long"}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json: min_length is 'long'; it must be a whole number"):
+        GenerationConfig.load(tmp_path, decoder_prompt=1)
+
+
 def test_a_folder_without_the_file_has_the_neutral_defaults(tmp_path: Path) -> None:
     assert GenerationConfig.load(tmp_path) == GenerationConfig()
 

@@ -67,7 +67,7 @@ class Package:
 
     def generation_config(self) -> GenerationConfig:
         """Read the defaults of the model's author."""
-        return GenerationConfig.load(self.folder)
+        return GenerationConfig.load(self.folder, decoder_prompt=len(self.config().decoder_prompt_ids))
 
 
 class ForeignPackage(Package):

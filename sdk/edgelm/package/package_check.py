@@ -150,5 +150,5 @@ def _genai_config(folder: Path, _manifest: Manifest) -> str:
 
 
 def _generation_config(folder: Path, _manifest: Manifest) -> str:
-    GenerationConfig.load(folder)
+    GenerationConfig.load(folder, decoder_prompt=len(ModelConfig.load(folder).decoder_prompt_ids))
     return "fits"
