@@ -24,6 +24,7 @@ from edgelm.server.endpoint import Call, Endpoint
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
+from edgelm.server.other_paths import nothing_at
 from edgelm.server.request_body import read_json
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
@@ -175,8 +176,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Say in our own words what the router refuses: a path that is not there, a method that it has not."""
     assert isinstance(error, HTTPException)
     words = {
-        404: f"There is nothing at {request.url.path[:100]!r}. /openapi.json has all paths; "
-        "OpenAI's and Anthropic's begin with /v1, Ollama's with /api.",
+        404: nothing_at(request.url.path),
         405: f"{request.method} is not for this path, which takes {(error.headers or {}).get('Allow')}.",
     }
     return _error_response(
