@@ -243,13 +243,15 @@ def test_fields_that_change_no_answer_are_taken(serving):
     reply = chat(serving, user="u", metadata={"a": "b"}, store=True, service_tier="auto", **asks_nothing)
     assert reply.status == 200
     others = {"cache_prompt": True, "id_slot": -1, "ttl": 300}
+    others |= {"timings_per_token": True, "return_progress": True}
     others |= {"cache_salt": "a", "priority": 1, "request_id": "b", "keep_alive": "5m"}
     assert reply.json["choices"] == chat(serving).json["choices"] == chat(serving, **others).json["choices"]
 
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
     off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "audio": False}
-    off["verbosity"] = "medium"  # OpenAI's default
+    off |= {"lora": [], "n_probs": 0, "dynatemp_range": 0.0, "repeat_last_n": -1}
+    off |= {"verbosity": "medium", "reasoning_format": "auto"}  # OpenAI's default, and llama.cpp's
     assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
 
 
@@ -279,6 +281,9 @@ REFUSED = {
     "guided_choice": ({"guided_choice": ["a", "b"]}, "guided_choice is not supported: use response_format."),
     "n_predict": ({"n_predict": 5}, "n_predict is not supported: use max_tokens."),
     "options": ({"options": {"num_ctx": 9}}, "options is not supported: /api/chat and /api/generate have them."),
+    "lora": ({"lora": [{"id": 0, "scale": 1}]}, "lora is not supported: an adapter is a model of its own: name it as"),
+    "n_probs": ({"n_probs": 3}, "n_probs is not supported: use logprobs."),
+    "samplers": ({"samplers": ["top_k"]}, "samplers is not supported: the order of the filters is fixed; a filter"),
     "repeat_penalty": ({"repeat_penalty": 1.1}, "repeat_penalty is not supported: use repetition_penalty."),
     "reasoning.exclude": ({"reasoning": {"exclude": True}}, "what was thought comes apart, as reasoning_content."),
     "reasoning.max_tokens": ({"reasoning": {"max_tokens": 9}}, "max_tokens beside it limits the whole answer."),

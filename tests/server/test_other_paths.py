@@ -53,3 +53,8 @@ def test_each_path_and_command_that_is_named_is_there():
     told = " ".join(other_paths.nothing_at(name) for name in other_paths._THEIRS)
     assert set(re.findall(r"(?:GET|POST) /[\w/{}]+", told)) <= {f"{row.method} {row.path}" for row in ROUTES}
     assert set(re.findall(r"`edgelm (\w+)", told)) <= set(main.list_commands(main.make_context("edgelm", ["list"])))
+
+
+def test_llama_cpps_field_of_a_text_to_encode_is_refused_with_ours(serving):
+    reply = serving.post("/tokenize", {"content": "The sea"})
+    assert (reply.status, reply.json["error"]["message"]) == (400, "content is not supported: use prompt.")

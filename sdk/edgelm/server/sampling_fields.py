@@ -51,7 +51,7 @@ HARMLESS = (
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
-    *("cache_prompt", "id_slot"),  # llama.cpp's
+    *("cache_prompt", "id_slot", "return_progress", "timings_per_token"),  # llama.cpp's
     *("cache_salt", "priority", "request_id"),  # vLLM's
     *("ttl", "keep_alive"),  # LM Studio's and Ollama's
 )
@@ -73,6 +73,12 @@ REFUSED: Mapping[str, str] = {
     "n_keep": "--context-shift of the server says what is kept.",
     "num_ctx": "the context is the model's own.",
     "options": "/api/chat and /api/generate have them.",
+    **dict.fromkeys(("adapters", "lora"), "an adapter is a model of its own: name it as model."),
+    "dynatemp_range": "use temperature.",
+    "n_probs": "use logprobs.",
+    "reasoning_format": "what was thought comes apart, by itself.",
+    "repeat_last_n": "penalties see the whole text.",
+    "samplers": "the order of the filters is fixed; a filter without a field is off.",
 }
 
 

@@ -19,7 +19,13 @@ BOOLEAN: Schema = {"type": "boolean"}
 ANY: Schema = {}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
 # Refused fields, and the values with which they ask for nothing, besides empty ones.
-_OFF_AT: Mapping[str, object] = {"best_of": 1, "tfs_z": 1, "verbosity": "medium"}
+_OFF_AT: Mapping[str, object] = {
+    "best_of": 1,
+    "reasoning_format": "auto",
+    "repeat_last_n": -1,
+    "tfs_z": 1,
+    "verbosity": "medium",
+}
 
 
 def whole(low: int, high: int = 2**31) -> Schema:

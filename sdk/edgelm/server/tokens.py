@@ -25,6 +25,7 @@ TOKENIZE = record(
         "return_token_strs": BOOLEAN,
     },
     ignored=("add_generation_prompt",),
+    refused={"content": "use prompt."},  # llama.cpp's name
 )
 DETOKENIZE = record({"model": TEXT, "tokens": listing(whole(0), most=MAX_TOKENS)}, required=("tokens",))
 
