@@ -30,6 +30,12 @@ def fits(text):
     return set(value) == {"on", "level"} and isinstance(value["on"], bool) and value["level"] in ("low", "high")
 
 
+def test_a_continued_text_keeps_to_a_schema_too(serving):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    body = {"prompt": ["Is it on?", "Is it off?"], "max_tokens": 80, "response_format": form}
+    assert [fits(choice["text"]) for choice in serving.post("/v1/completions", body).json["choices"]] == [True, True]
+
+
 @pytest.mark.parametrize("strict", [True, False, None, "true", "false"])
 def test_an_answer_keeps_to_a_schema(serving, strict):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": strict}}

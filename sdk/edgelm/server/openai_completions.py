@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, TokenLogprob, Usage
+from edgelm.server import chat_messages
 from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
@@ -51,6 +52,7 @@ BODY = record(
         "best_of": whole(1, MAX_CHOICES),
         "echo": BOOLEAN,
         "logprobs": whole(0, MAX_LOGPROBS),
+        "response_format": chat_messages.CHAT["response_format"],
         "stream": BOOLEAN,
         "stream_options": STREAM_OPTIONS,
     },
@@ -83,6 +85,7 @@ async def create_completion(call: Call) -> Response:
             body,
             max_tokens=body.get("max_tokens", _DEFAULT_MAX_TOKENS) or 1,
             logprobs=body.get("logprobs", 0 if copies > kept else None),
+            constraint=chat_messages.constraint_of(body.get("response_format")),
         )
         if body.get("echo"):
             echoes.extend(_echoes(served.model.tokenizer, prompts, body.get("logprobs")))
