@@ -87,6 +87,13 @@ def test_a_misspelt_command_is_told_which_was_meant():
         (["serve", "-m", "m"], "No such option '-m'. [MODEL]... is an argument, without a name before it."),
         (["run", "m", "hi", "-ngl", "99"], "No such option '-ngl'. Here it is --provider."),
         (["chat", "m", "-md=small"], "No such option '-md'. Here it is --speculation."),
+        (["run", "m", "hi", "-fa", "on"], "No such option '-fa'. Leave it out: there is nothing to set."),
+        (["run", "-f", "a.txt", "m"], "No such option '-f'. Standard input is read: `edgelm run MODEL < FILE`."),
+        (["eval", "m", "-f", "a.txt"], "No such option '-f'. Here it is --data."),
+        (["eval", "m", "-c", "512"], "No such option '-c'. Here it is --window."),
+        (["finetune", "-c", "a.toml"], "No such option '-c'. [MODEL|TOML] is an argument, without a name before it."),
+        (["serve", "--top-k", "40"], f"No such option '--top-k'. {other_words.OF_ANSWERS['--top-k']}"),
+        (["chat", "m", "--ctx-size", "512"], f"No such option '--ctx-size'. {other_words.OF_ANSWERS['-c']}"),
         (["run", "m", "hi", "-nkvo", "-n", "5"], "No such option '-n'. Here it is --max-new-tokens."),
     ],
 )
@@ -98,6 +105,7 @@ def test_words_of_other_programs_are_told_ours(arguments, message):
 def test_other_words_are_answered_by_click():
     for arguments, words in (
         (["list", "--outfile", "a"], "--outfile"),
+        (["list", "-c"], "-c"),
         (["run", "--max-new-token", "3"], "-new-tokens"),
         (["run", "-nkvo"], "-n"),
     ):
@@ -115,7 +123,8 @@ def test_each_word_of_ours_for_another_programs_exists():
         assert theirs not in arguments
         assert set(names) <= ours | arguments
     assert not other_words.COMMANDS.keys() & set(COMMANDS)
-    named = {name for what in other_words.COMMANDS.values() for name in re.findall(r"`edgelm (\w+)", what)}
+    ways = (*other_words.COMMANDS.values(), *other_words.OF_ANSWERS.values(), *other_words.OF_ALL.values())
+    named = {name for what in ways for name in re.findall(r"`edgelm (\w+)", what)}
     assert named <= set(COMMANDS)
 
 

@@ -1,4 +1,4 @@
-"""What commands and options are called in Ollama, llama.cpp, mlx-lm and vLLM, and what does the same here."""
+"""What commands and options are called in other programs of this kind, and what does the same here."""
 
 from __future__ import annotations
 
@@ -8,81 +8,204 @@ import click
 
 # A command of theirs -> what to do here.
 COMMANDS: Mapping[str, str] = {
+    "awq": "`edgelm export --calibrate`",
+    "benchmark": "`edgelm bench`",
+    "cache_prompt": "`edgelm chat --keep-cache`",
     "convert": "`edgelm export`",
+    "convert_to_litgpt": "`edgelm import`",
     "copy": "`edgelm alias`",
     "cp": "`edgelm alias`",
     "create": "`edgelm export`",
     "delete": "`edgelm rm`",
     "download": "`edgelm pull`",
+    "dynamic_quant": "`edgelm export --precision mixed`",
+    "evaluate": "`edgelm eval`",
+    "finetune_full": "`edgelm finetune --method sft`",
+    "finetune_lora": "`edgelm finetune`",
     "fuse": "`edgelm merge`",
     "generate": "`edgelm run`",
+    "get": "`edgelm pull`",
+    "gptq": "`edgelm export --calibrate`",
     "help": "`edgelm --help`",
     "info": "`edgelm show`",
     "lora": "`edgelm finetune`",
     "ls": "`edgelm list`",
+    "merge_lora": "`edgelm merge`",
     "models": "`edgelm list`",
     "perplexity": "`edgelm eval`",
+    "pretrain": "`edgelm train`",
     "ps": "`curl http://127.0.0.1:8080/api/ps`, which asks `edgelm serve`",
     "remove": "`edgelm rm`",
     "rename": "`edgelm alias`",
     "search": "`edgelm list --available`",
+    "server": "`edgelm serve`",
     "stop": "Ctrl-C in `edgelm serve`, which unloads models that nobody uses by itself",
+    "tokenize": "model.tokenizer.encode(text) in Python, or POST /tokenize, which asks `edgelm serve`",
+    "upload": "`edgelm push`",
     "version": "`edgelm --version`",
 }
 _ANSWER_LENGTH, _PRECISION = ("--max-new-tokens",), ("--precision",)
 _MODEL = ("MODEL", "[MODEL]...", "SOURCE", "PACKAGE")
+_SETTINGS = ("TOML", "[MODEL|TOML]", "[STUDENT|TOML]")
 # An option of theirs -> options and arguments of ours that do it; the first one that the command has is named.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--adapter-path": ("--adapter", "ADAPTER"),
+    "--allowed-origins": ("--cors-origin",),
+    "--batch-size": ("--micro-batch-size",),
+    "--block_size": ("--recipe",),
     "--cache-type-k": ("--kv-cache",),
+    "--checkpoint_dir": _MODEL,
+    "--config": _SETTINGS,
+    "--ctx-size": ("--window",),
+    "--data-path": ("--data",),
+    "--depth": ("--params",),
     "--device": ("--provider",),
+    "--device-batch-size": ("--micro-batch-size",),
     "--draft-model": ("--speculation",),
     "--dtype": _PRECISION,
+    "--execution_provider": ("--provider",),
+    "--file": ("--data",),
+    "--fine-tune-type": ("--method",),
     "--format": ("--json-schema",),
     "--gpu-layers": ("--provider",),
+    "--grad-checkpoint": ("--activation-checkpointing",),
+    "--gradient_accumulation_steps": ("--grad-accum-steps",),
+    "--grammar-file": ("--grammar",),
     "--hf-path": _MODEL,
+    "--ignore-chat-template": ("--raw",),
+    "--initial_checkpoint_dir": ("--init",),
+    "--input": _MODEL,
+    "--iters": ("--max-steps",),
+    "--json-schema-file": ("--json-schema",),
+    "--keepalive": ("--keep-alive",),
     "--lora": ("--adapter",),
+    "--lora-rank": ("--rank",),
+    "--lora-scaled": ("--adapter",),
+    "--lora_r": ("--rank",),
     "--max-num-seqs": ("--batch",),
+    "--max-seq-len": ("--sequence-length",),
+    "--max-seq-length": ("--sequence-length",),
     "--max-tokens": _ANSWER_LENGTH,
+    "--mlx-path": ("--output",),
     "--model": _MODEL,
     "--model-draft": ("--speculation",),
     "--n-gpu-layers": ("--provider",),
     "--n-predict": _ANSWER_LENGTH,
+    "--num-iterations": ("--max-steps",),
     "--num-predict": _ANSWER_LENGTH,
+    "--num-trials": ("--rounds",),
+    "--origins": ("--cors-origin",),
+    "--out_dir": ("--output",),
     "--outfile": ("--output",),
     "--outtype": _PRECISION,
     "--parallel": ("--batch",),
+    "--ppl-stride": ("--stride",),
     "--predict": _ANSWER_LENGTH,
     "--prompt": ("PROMPT",),
+    "--prompt-cache": ("--keep-cache",),
+    "--q-bits": _PRECISION,
+    "--q-group-size": ("--recipe",),
     "--quantization": _PRECISION,
     "--quantize": _PRECISION,
     "--repeat-penalty": ("--repetition-penalty",),
+    "--repetitions": ("--rounds",),
+    "--report-to": ("--tensorboard",),
+    "--reverse-prompt": ("--stop",),
+    "--save-path": ("--output",),
+    "--session": ("--keep-cache",),
+    "--steps-per-eval": ("--eval-every",),
+    "--steps-per-report": ("--log-every",),
+    "--system-prompt": ("--system",),
     "--temp": ("--temperature",),
+    "--tensor-type": ("--recipe",),
+    "--threads-batch": ("--threads",),
+    "--token-embedding-type": ("--recipe",),
+    "--total-batch-size": ("--global-batch-size",),
+    "--val-batches": ("--eval-rows",),
     "--verbose": ("--stats",),
+    "--weight-format": _PRECISION,
+    "-c": (*_SETTINGS, "--window"),
     "-ctk": ("--kv-cache",),
+    "-f": ("--data",),
+    "-j": ("--json-schema",),
+    "-jf": ("--json-schema",),
     "-m": _MODEL,
     "-md": ("--speculation",),
     "-n": _ANSWER_LENGTH,
     "-ngl": ("--provider",),
+    "-no-cnv": ("--raw",),
     "-np": ("--batch",),
     "-p": ("PROMPT", "--port"),
     "-q": _PRECISION,
+    "-r": ("--stop", "--rounds"),
+    "-s": ("--seed",),
     "-sys": ("--system",),
     "-t": ("--threads",),
+    "-tb": ("--threads",),
+}
+_ALWAYS = "Leave it out: it is always so."
+_NOTHING = "Leave it out: there is nothing to set."
+_CONTEXT = "Leave it out: the context is the model's, and memory grows with what is used of it."
+_TEMPLATE = "The template is the package's: change chat_template.jinja in its checkpoint folder, and export that."
+_CHAT = "`edgelm chat` is the conversation."
+_KEPT = "`edgelm chat --keep-cache` keeps what was computed."
+_REQUEST = "A request to `edgelm serve` says it, or edgelm.GenerationConfig in a program."
+_HUB = "From the hub: `edgelm pull hf:ORG/REPO/FILE.gguf`; from then on it goes by its name."
+_CACHE = "A package says how they are kept: `edgelm export --kv-cache int8`."
+_TASKS = "lm-eval has the tasks, and asks `edgelm serve`."
+ANSWERING = ("run", "chat", "serve")
+# An option of theirs, for which ANSWERING have none of those above -> what to do.
+OF_ANSWERS: Mapping[str, str] = {
+    **dict.fromkeys(("--cont-batching", "-cb", "--jinja", "--metrics", "--embedding", "--embeddings"), _ALWAYS),
+    **dict.fromkeys(("--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser"), _ALWAYS),
+    **dict.fromkeys(("--enable-prefix-caching", "--hidethinking", "--no-display-prompt", "-st"), _ALWAYS),
+    **dict.fromkeys(("--mlock", "--no-mmap", "--numa", "--batch-size", "-b", "--ubatch-size", "-ub"), _NOTHING),
+    **dict.fromkeys(("--flash-attn", "-fa", "--gpu-memory-utilization"), _NOTHING),
+    **dict.fromkeys(("--ctx-size", "-c", "--max-model-len", "--max-kv-size"), _CONTEXT),
+    **dict.fromkeys(("--chat-template", "--chat-template-file"), _TEMPLATE),
+    **dict.fromkeys(("--conversation", "-cnv", "--interactive", "-i"), _CHAT),
+    **dict.fromkeys(("--prompt-cache", "--prompt-cache-file", "--session"), _KEPT),
+    **dict.fromkeys(("--temp", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "-s"), _REQUEST),
+    **dict.fromkeys(("--max-tokens", "--n-predict", "--predict", "-n", "--repeat-penalty"), _REQUEST),
+    **dict.fromkeys(("--ignore-eos", "--logit-bias", "--mirostat", "--typical", "--typical-p"), _REQUEST),
+    **dict.fromkeys(("--xtc-probability", "--xtc-threshold", "--dry-multiplier"), _REQUEST),
+    **dict.fromkeys(("--alias", "-a", "--served-model-name"), "`edgelm alias NEW NAME` gives a model another name."),
+    **dict.fromkeys(("--rerank", "--reranking"), "No model here ranks texts."),
+    **dict.fromkeys(("--ssl-key-file", "--ssl-cert-file"), "A proxy before the server has TLS."),
+    **dict.fromkeys(("--image", "--mmproj"), "Models read text here."),
+    **dict.fromkeys(("--file", "-f"), "Standard input is read: `edgelm run MODEL < FILE`."),
+    "--models-dir": "The variable EDGELM_HOME names it.",
+    "--pooling": "A request to /v1/embeddings says it.",
+}
+# An option of theirs, for which no command has one -> what to do.
+OF_ALL: Mapping[str, str] = {
+    **dict.fromkeys(("--hf-repo", "-hf", "-hfr", "--hf-file", "-hff"), _HUB),
+    **dict.fromkeys(("--tasks", "--num-shots", "--num_fewshot", "--hellaswag", "--winogrande"), _TASKS),
+    **dict.fromkeys(("--cache-type-k", "--cache-type-v", "--kv-bits", "-ctk", "-ctv"), _CACHE),
+    **dict.fromkeys(("--modelfile", "--parameters", "--template"), "It is in the files of the package's folder."),
+    **dict.fromkeys(("--opset", "--task"), _NOTHING),
+    "--imatrix": "Weigh by the text that it was made of: `edgelm export --calibration TEXT`.",
+    "--kl-divergence": "`edgelm compare` has it.",
+    "--revision": "Write it behind the model: `edgelm pull hf:ORG/REPO@REVISION`.",
+    "--trust-remote-code": "Leave it out: no code of a model is run.",
+    "--upload-repo": "`edgelm push` uploads.",
 }
 
 
 def in_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuchOption:
     """Say what the command, with these words behind it, calls an option that others have; else return the error."""
-    params = error.ctx.command.params if error.ctx is not None else []
+    command = error.ctx.command if error.ctx is not None else None
+    params = command.params if command is not None else []
     options = {name for param in params if isinstance(param, click.Option) for name in param.opts}
     arguments = {param.human_readable_name for param in params if isinstance(param, click.Argument)}
     written = _as_written(error.option_name, words)
+    ways = {**OF_ANSWERS, **OF_ALL} if command is not None and command.name in ANSWERING else OF_ALL
+    way = ways.get(written)
     for name in OPTIONS.get(written, ()):
         if name in options | arguments:
             way = f"Here it is {name}." if name in options else f"{name} is an argument, without a name before it."
-            return click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
-    return error
+            break
+    return error if way is None else click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
 
 
 def _as_written(option: str, words: Sequence[str]) -> str:
