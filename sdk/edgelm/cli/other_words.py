@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+_TOKEN = "the variable HF_TOKEN, which `edgelm pull` and `edgelm push` read"
+_UNLOADED = "Ctrl-C in `edgelm serve`, which unloads models that nobody uses by itself"
 # A command of theirs -> what to do here.
 COMMANDS: Mapping[str, str] = {
     "awq": "`edgelm export --calibrate`",
     "benchmark": "`edgelm bench`",
+    "builder": "`edgelm export`",
     "cache_prompt": "`edgelm chat --keep-cache`",
     "convert": "`edgelm export`",
     "convert_to_litgpt": "`edgelm import`",
@@ -18,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "create": "`edgelm export`",
     "delete": "`edgelm rm`",
     "download": "`edgelm pull`",
+    "dpo": "`edgelm finetune --method dpo`",
     "dynamic_quant": "`edgelm export --precision mixed`",
     "evaluate": "`edgelm eval`",
     "finetune_full": "`edgelm finetune --method sft`",
@@ -27,7 +31,11 @@ COMMANDS: Mapping[str, str] = {
     "get": "`edgelm pull`",
     "gptq": "`edgelm export --calibrate`",
     "help": "`edgelm --help`",
+    "imatrix": "`edgelm export --calibrate`",
     "info": "`edgelm show`",
+    "launch": "the program itself, which asks `edgelm serve`",
+    "load": "the first request to `edgelm serve`, which loads a model",
+    "login": _TOKEN,
     "lora": "`edgelm finetune`",
     "ls": "`edgelm list`",
     "merge_lora": "`edgelm merge`",
@@ -39,8 +47,11 @@ COMMANDS: Mapping[str, str] = {
     "rename": "`edgelm alias`",
     "search": "`edgelm list --available`",
     "server": "`edgelm serve`",
-    "stop": "Ctrl-C in `edgelm serve`, which unloads models that nobody uses by itself",
+    "sft": "`edgelm finetune --method sft`",
+    "signin": _TOKEN,
+    "stop": _UNLOADED,
     "tokenize": "model.tokenizer.encode(text) in Python, or POST /tokenize, which asks `edgelm serve`",
+    "unload": _UNLOADED,
     "upload": "`edgelm push`",
     "version": "`edgelm --version`",
 }
@@ -179,7 +190,7 @@ OF_ANSWERS: Mapping[str, str] = {
 }
 # An option of theirs, for which no command has one -> what to do.
 OF_ALL: Mapping[str, str] = {
-    **dict.fromkeys(("--hf-repo", "-hf", "-hfr", "--hf-file", "-hff"), _HUB),
+    **dict.fromkeys(("--hf-repo", "-hf", "-hfr", "--hf-file", "-hff", "--include"), _HUB),
     **dict.fromkeys(("--tasks", "--num-shots", "--num_fewshot", "--hellaswag", "--winogrande"), _TASKS),
     **dict.fromkeys(("--cache-type-k", "--cache-type-v", "--kv-bits", "-ctk", "-ctv"), _CACHE),
     **dict.fromkeys(("--modelfile", "--parameters", "--template"), "It is in the files of the package's folder."),
