@@ -408,6 +408,16 @@ def test_what_a_graph_lacks_is_named(
         edgelm.load(change_graph(folder, change))
 
 
+def test_a_pipeline_of_onnxruntime_genais_is_refused_for_what_it_is(tmp_path):
+    for name in ("embeddings", "context", "lm_head"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"")
+    stages = {name: {"filename": f"{name}.onnx"} for name in ("embeddings", "context", "lm_head")}
+    genai = {"model": {"type": "decoder-pipeline", "decoder": {"pipeline": [stages]}}}
+    (tmp_path / "genai_config.json").write_text(json.dumps(genai))
+    with pytest.raises(PackageError, match=r"genai_config\.json names a pipeline of several graphs.*edgelm export"):
+        edgelm.load(tmp_path)
+
+
 def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     change_json(folder / "config.json", num_hidden_layers=3)
     with pytest.raises(PackageError, match="has 4 keys and values; by the model's config they are 6"):

@@ -91,7 +91,14 @@ def _beside(file: Path) -> ForeignGraph | None:
 def _named_by_genai(folder: Path) -> Path | None:
     model = read_config(folder / GENAI_CONFIG).get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
-    name = decoder.get("filename") if isinstance(decoder, dict) else None
+    if not isinstance(decoder, dict):
+        return None
+    name = decoder.get("filename")
+    if name is None and decoder.get("pipeline"):
+        raise PackageError(
+            f"{folder / GENAI_CONFIG} names a pipeline of several graphs, made for one chip; edgelm runs a model "
+            "that is one graph. Make a package of its checkpoint: edgelm export CHECKPOINT -o package/"
+        )
     if name is None:
         return None
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
