@@ -21,12 +21,16 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 IDS = [5, 17, 3, 44, 8, 60, 200, 7, 9, 41]
-# The names of the adapters, with what they change: all, one part of a fused product, another rank in one layer.
+# The names of the adapters, with what they change: all, one part of a fused product, other ranks and alphas here and
+# there: by the end of a name, by an expression, and by what is no whole part of a name and so is none.
 ADAPTERS: Mapping[str, dict[str, object]] = {
     "all": {"r": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
     "values": {"r": 3, "target_modules": ["v_proj"], "use_rslora": True},
-    "ranks": {"r": 4, "target_modules": ["up_proj", "down_proj"], "rank_pattern": {"down_proj": 2}},
-}
+    "ranks": {
+        "r": 4, "target_modules": ["up_proj", "down_proj"], "rank_pattern": {"down_proj": 2},
+        "alpha_pattern": {"down_proj": 2.5, r"model\.layers\.[1-9]\..*": 9, "p_proj": 100},
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def _folded(trained: _Trained, checkpoint: Checkpoint, scales: ChannelScales) ->
     tensors = {}
     for layer, (a, _) in trained.matrices.items():
         name_a, name_b = tensor_names(layer)
-        scale = np.float32(scale_of(trained.config, len(a), trained.folder))
+        scale = np.float32(scale_of(trained.config, layer, len(a), trained.folder))
         with np.errstate(over="ignore", invalid="ignore"):  # export_adapter looks for what is not finite
             b = rows.tensor(f"{layer}.weight") * scale
             tensors[name_a] = a * scales.multipliers.get(layer, np.float32(1))

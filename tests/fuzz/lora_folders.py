@@ -24,7 +24,7 @@ _PACKAGE, _BASE, _ADAPTER, _MADE = "package", "base", "adapter", "made"
 _SETTINGS = {
     "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "r": 2, "lora_alpha": 4,
     "lora_dropout": 0.0, "target_modules": ["o_proj"], "bias": "none", "use_rslora": True, "modules_to_save": None,
-    "init_lora_weights": True, "alpha_pattern": {}, "rank_pattern": {}, "use_dora": False,
+    "init_lora_weights": True, "alpha_pattern": {"o_proj": 3}, "rank_pattern": {}, "use_dora": False,
 }  # fmt: skip
 
 

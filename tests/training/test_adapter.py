@@ -105,6 +105,7 @@ def test_an_adapter_of_a_base_in_4_bits_belongs_to_that_base(runs: Path, tiny_ch
 def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_chat_model: Path, tmp_path: Path) -> None:
     config = LoraConfig(
         r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2}, use_rslora=stabilized,
+        alpha_pattern={"down_proj": 2.5, r"layers\.1\..*": 9},
         init_lora_weights=False, task_type="CAUSAL_LM",
     )  # fmt: skip
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), config).eval()
@@ -245,6 +246,20 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another kind": (with_setting("peft_type", "IA3"), "has peft_type = 'IA3'; only plain LoRA"),
     "no alpha": (with_setting("lora_alpha", None), "has lora_alpha = None; it must be a number that float32 holds"),
     "an endless alpha": (with_setting("lora_alpha", 10**400), "has lora_alpha = 1000.*; it must be a number that"),
+    "no alpha that a layer has": (
+        lambda adapter: change_json(adapter / "adapter_config.json", lora_alpha=None, alpha_pattern={".*": 3}),
+        "has lora_alpha = None; it must be a number",
+    ),
+    "no alphas": (with_setting("alpha_pattern", [1]), r"has alpha_pattern = \[1\]; it must be an object, or null"),
+    "no alpha of a layer": (
+        with_setting("alpha_pattern", {"o_proj": True, "q_proj": 3}),
+        r"has alpha_pattern\['o_proj'\] = True; it must be a number that float32 holds",
+    ),
+    "no pattern": (
+        with_setting("alpha_pattern", {"(q_proj": 3}),
+        r"has alpha_pattern = \{'\(q_proj': 3\}; its keys must be ends of layers' names, or regular expressions",
+    ),
+    "an endless pattern": (with_setting("alpha_pattern", {"q{9999999999999}": 3}), "or regular expressions for them"),
     "no partner": (without("q_proj.lora_B.weight"), "unpaired or unknown: .*q_proj.lora_B.weight"),
     "nothing in it": (without(".weight"), "is no plain LoRA adapter; unpaired or unknown: all of it"),
     "no such layer": (in_place_of("q_proj", "c_attn"), r"\.c_attn: there is no such layer\nName the model that it"),

@@ -116,7 +116,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         folder=folder,
         base=Base(name=name, sha256=metadata.get(BASE_SHA256), grid=metadata.get(BASE_GRID)),
         matrices=matrices,
-        scales={layer: scale_of(values, len(a), folder) for layer, (a, _) in matrices.items()},
+        scales={layer: scale_of(values, layer, len(a), folder) for layer, (a, _) in matrices.items()},
     )
 
 

@@ -6,6 +6,7 @@ An adapter of mlx-lm is read as if PEFT had written it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -25,6 +26,7 @@ PREFIX = "base_model.model."
 # Of the weights file's metadata, where edgelm wrote it: which base the adapter belongs to.
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _BASE = "base_model_name_or_path"
+_ALPHAS = "alpha_pattern"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 MERGE_WHERE_TRAINED = (
     "merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or train it "
@@ -38,7 +40,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     **dict.fromkeys(
         (
-            "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "alpha_pattern", "layer_replication",
+            "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication",
             "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
         ),
         (None, False, {}, []),
@@ -99,6 +101,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read: {MERGE_WHERE_TRAINED}"
             )
+    if not isinstance(values.get(_ALPHAS), dict | None):
+        raise CheckpointError(f"{path} has {_ALPHAS} = {values[_ALPHAS]!r:.60}; it must be an object, or null.")
     if not isinstance(values.get(_BASE), str | None):
         raise CheckpointError(f"{path} has {_BASE} = {values[_BASE]!r:.60}; it must be a text, or null.")
     if values.get(_INIT) not in _INITS:
@@ -190,19 +194,38 @@ def tensor_names(layer: str) -> tuple[str, str]:
     return PREFIX + layer + _A, PREFIX + layer + _B
 
 
-def scale_of(values: Mapping[str, Any], rank: int, folder: Path) -> float:
-    """Return what the product of a layer's matrices is multiplied by.
+def scale_of(values: Mapping[str, Any], layer: str, rank: int, folder: Path) -> float:
+    """Return what the product of a layer's matrices is multiplied by; `layer` is its name where it was trained.
 
     Raises:
-        CheckpointError: lora_alpha is no number, or none that float32 holds.
+        CheckpointError: lora_alpha, or what alpha_pattern has for the layer, is no number, or none that float32 holds;
+            or alpha_pattern is none.
     """
     key = mlx_adapter.SCALE if mlx_adapter.SCALE in values else "lora_alpha"
-    number = values.get(key)
-    if not is_number(number) or not abs(number) < FLOAT32_END:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} has {key} = {number!r:.60}; it must be a number that float32 holds."
-        )
+    numbers = {key: values.get(key)}
+    pattern = _pattern_of(values, layer, folder)
+    if pattern is not None:
+        numbers[f"{_ALPHAS}[{pattern!r:.60}]"] = values[_ALPHAS][pattern]
+    scale: float = 0
+    for name, number in numbers.items():  # the last counts
+        if not is_number(number) or not abs(number) < FLOAT32_END:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE} has {name} = {number!r:.60}; it must be a number that float32 holds."
+            )
+        scale = number
     if key == mlx_adapter.SCALE:
-        return number
+        return scale
     # Rank-stabilized LoRA (arXiv:2312.03732) divides by the root.
-    return number / (math.sqrt(rank) if values.get("use_rslora") else rank)
+    return scale / (math.sqrt(rank) if values.get("use_rslora") else rank)
+
+
+def _pattern_of(values: Mapping[str, Any], layer: str, folder: Path) -> str | None:
+    """Return the first key of alpha_pattern that matches a layer, as get_pattern_key of PEFT does."""
+    patterns = values.get(_ALPHAS) or {}
+    try:
+        return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", layer)), None)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has {_ALPHAS} = {patterns!r:.120}; its keys must be ends of layers' names, or "
+            f"regular expressions for them ({error})."
+        ) from error
