@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,24 @@ def our_logits(model: LanguageModel, name: str | None) -> NDArray[np.float32]:
     first = model.session.forward(IDS[:6], cache, all_logits=True)
     rest = [model.session.forward((id_,), cache).copy() for id_ in IDS[6:]]
     return np.concatenate([first, *rest])
+
+
+def adapted_by_peft(folder: Path, **changes: Any) -> PeftModel:
+    """Open a folder in transformers, and put a random adapter on every projection of it."""
+    fields = {"r": 3, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(**(fields | changes))).eval()
+
+
+def check_beside_package(adapted: PeftModel, package: Path, folder: Path) -> None:
+    """Save an adapter as PEFT does, export it for a package, and compare what they compute."""
+    adapted.save_pretrained(folder / "peft")
+    with torch.no_grad():
+        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
+    export_adapter(folder / "peft", package, folder / "adapter")
+    model = edgelm.load(package)
+    model.load_adapter(folder / "adapter")
+    assert np.abs(our_logits(model, None) - expected).max() > 0.1
+    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
 
 
 def with_adapters(exported: Exported, precision: str, folder: Path, *names: str) -> LanguageModel:

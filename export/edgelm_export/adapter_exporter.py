@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from edgelm.files import atomic
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import WEIGHTS_FILE as BASE_WEIGHTS_FILE
-from edgelm.package.adapter import MAX_RANK, WEIGHTS_FILE, AdapterManifest, why_not_trained
+from edgelm.package.adapter import WEIGHTS_FILE, AdapterManifest, why_not_trained
 from edgelm.package.manifest import Manifest, describe_file, sha256_of
 from edgelm.package.peft_format import (
     BASE_GRID,
@@ -32,8 +32,6 @@ from edgelm.package.peft_format import (
     BASE_SHA256,
     CONFIG_FILE,
     check_matrices,
-    check_order_of_rows,
-    does_not_fit,
     in_pairs,
     read_peft_config,
     scale_of,
@@ -41,6 +39,7 @@ from edgelm.package.peft_format import (
     weights_path,
 )
 from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
+from edgelm_export.adapter_layers import layers_of_package, layout_of_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
@@ -48,11 +47,15 @@ from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 from edgelm_export.reference_weights import Array
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
+from edgelm_export.tensor_map import CANONICAL
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """An adapter as training saved it. metadata: of the weights file, where edgelm wrote it."""
+    """An adapter as training saved it.
+
+    metadata: of the weights file, where edgelm wrote it. matrices: A and B of each layer; B has the scale inside.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -77,8 +80,9 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """Write an adapter for a package, whole or not at all. The package is only read.
 
     source: an adapter of `edgelm finetune`, PEFT or mlx-lm, or the folder of a run, whose best adapter is taken (the
-    newest where nothing was validated). The matrices keep the names that training saved; B has the scale inside, and
-    both have what the exporter folded into the rows and columns of their projection.
+    newest where nothing was validated). Layers have the names of the package's projections: where training found the
+    family's own, they are renamed, split and put in order as the exporter did it with the weights. B has the scale
+    inside, and both have what the exporter folded into the rows and columns of their projection.
 
     Raises:
         CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
@@ -91,10 +95,13 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     trained = _read(_adapter_folder(source))
     notes = _notes_on_source(trained, package, origin)
     with PackageCheckpoint(base) as checkpoint:
-        _check_layers(trained, checkpoint.config)
+        layout = CANONICAL
         if BASE_SHA256 not in trained.metadata:
             name = trained.config.get("base_model_name_or_path")
-            check_order_of_rows(checkpoint.config.model_type, name, trained.matrices, trained.folder)
+            layout, more = layout_of_adapter(trained.matrices, checkpoint.config, name, trained.folder)
+            notes += more
+        matrices = layers_of_package(trained.matrices, checkpoint.config, layout, trained.folder)
+        trained = replace(trained, matrices=matrices)
         notes += _notes_on_grid(trained, checkpoint)
         tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))
     for name, tensor in tensors.items():
@@ -214,7 +221,11 @@ def _read(folder: Path) -> _Trained:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} has NaN or infinite values; the adapter is damaged.")
-    return _Trained(folder=folder, config=config, metadata=metadata, matrices=in_pairs(tensors, path))
+    matrices = {}
+    for layer, (a, b) in in_pairs(tensors, path).items():
+        with np.errstate(over="ignore"):  # export_adapter looks for what is not finite
+            matrices[layer] = a, b * np.float32(scale_of(config, layer, len(a), folder))
+    return _Trained(folder=folder, config=config, metadata=metadata, matrices=matrices)
 
 
 def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> tuple[str, ...]:
@@ -259,34 +270,14 @@ def _notes_on_grid(trained: _Trained, checkpoint: PackageCheckpoint) -> tuple[st
     )
 
 
-def _check_layers(trained: _Trained, config: ModelConfig) -> None:
-    shapes = config.tensor_shapes()
-    faults = []
-    for layer, (a, b) in trained.matrices.items():
-        shape = shapes.get(f"{layer}.weight", ()) if ".layers." in layer else ()
-        if len(shape) != 2:
-            faults.append(f"{layer}: there is no such projection")
-        elif ".altup." in layer:
-            faults.append(f"{layer}: what predicts and corrects residual streams takes no adapter beside it")
-        elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
-            faults.append(
-                f"{layer}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}"
-            )
-        elif not 1 <= len(a) <= MAX_RANK:
-            faults.append(f"{layer}: rank {len(a)}, and ranks are 1 to {MAX_RANK}")
-    if faults:
-        raise CheckpointError(does_not_fit(trained.folder, "package", faults))
-
-
 def _folded(trained: _Trained, checkpoint: Checkpoint, scales: ChannelScales) -> dict[str, Array]:
     """Return the tensors to write: A as its projection's columns are in the graph, and B as the rows are."""
     rows = FoldedCheckpoint(_OutputSides(checkpoint, trained))
     tensors = {}
     for layer, (a, _) in trained.matrices.items():
         name_a, name_b = tensor_names(layer)
-        scale = np.float32(scale_of(trained.config, layer, len(a), trained.folder))
         with np.errstate(over="ignore", invalid="ignore"):  # export_adapter looks for what is not finite
-            b = rows.tensor(f"{layer}.weight") * scale
+            b = rows.tensor(f"{layer}.weight")
             tensors[name_a] = a * scales.multipliers.get(layer, np.float32(1))
             tensors[name_b] = b / scales.divisors[layer][:, None] if layer in scales.divisors else b
     return tensors

@@ -34,8 +34,9 @@ Examples:
 def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> None:
     """Export an adapter to stand beside a package.
 
-    ADAPTER is the folder of a run of `edgelm finetune`, or of a LoRA adapter in PEFT's or mlx-lm's format. The package
-    stays as it is; `run`, `chat` and `serve` take the adapter beside it (--adapter).
+    ADAPTER is the folder of a run of `edgelm finetune`, or of a LoRA adapter in PEFT's or mlx-lm's format, whose
+    layers may have the names of the package or those of its family's published folder. The package stays as it is;
+    `run`, `chat` and `serve` take the adapter beside it (--adapter).
     """
     folder = Library().find(base)
     manifest = export_adapter(adapter, folder, output)

@@ -245,14 +245,25 @@ def map_tensors(
         CheckpointError: lists every tensor that is missing, unknown, or of another shape.
     """
     check_layers(config, len(present), where)
-    groups: dict[str, list[str]] = {}
-    for name in config.tensor_shapes():
-        groups.setdefault(layout.source_name(name), []).append(name)
+    groups = _groups(config, layout)
     prefix = _missing_prefix(layout, groups, present)
     prefixed = {name if name in groups else prefix + name: shape for name, shape in present.items()}
     _check(config, layout, groups, prefixed, where)
     parts = _parts(config, layout, groups)
     return {name: _without_prefix(part, prefix) for name, part in parts.items()} if prefix else parts
+
+
+def parts_of(config: ModelConfig, layout: TensorLayout) -> dict[str, Part]:
+    """Say where every canonical tensor is in a source of this layout that has all of them."""
+    return _parts(config, layout, _groups(config, layout))
+
+
+def _groups(config: ModelConfig, layout: TensorLayout) -> dict[str, list[str]]:
+    """List the canonical tensors that are parts of each tensor of a source."""
+    groups: dict[str, list[str]] = {}
+    for name in config.tensor_shapes():
+        groups.setdefault(layout.source_name(name), []).append(name)
+    return groups
 
 
 def _missing_prefix(layout: TensorLayout, groups: Collection[str], present: Collection[str]) -> str:

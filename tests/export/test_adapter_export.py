@@ -14,12 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 from command_line import invoke
-from exported_adapters import IDS, Exported, merged_logits, our_logits
+from exported_adapters import Exported, adapted_by_peft, check_beside_package, merged_logits, our_logits
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
@@ -38,18 +37,6 @@ from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 
 
-def check_beside_package(adapted: PeftModel, package: Path, folder: Path) -> None:
-    """Save an adapter as PEFT does, export it for a package, and compare what they compute."""
-    adapted.save_pretrained(folder / "peft")
-    with torch.no_grad():
-        expected = adapted(torch.tensor([IDS])).logits[0].numpy()
-    export_adapter(folder / "peft", package, folder / "adapter")
-    model = edgelm.load(package)
-    model.load_adapter(folder / "adapter")
-    assert np.abs(our_logits(model, None) - expected).max() > 0.1
-    np.testing.assert_allclose(our_logits(model, "adapter"), expected, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("transforms", [(), ("smooth",)])
 @pytest.mark.parametrize(
     ("family", "fields"),
@@ -66,37 +53,15 @@ def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
     save_model: Callable[..., PreTrainedModel],
     tmp_path: Path,
 ) -> None:
-    base = save_model(family, tmp_path / "ckpt", **fields)
+    save_model(family, tmp_path / "ckpt", **fields)
     floats = replace(PRECISIONS["fp32"], transforms=transforms)
     with HuggingFaceCheckpoint(tmp_path / "ckpt") as source:
         export_package(source, tmp_path / "pkg", floats, calibration=CalibrationOptions(max_tokens=256))
-    config = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = get_peft_model(base, config).eval()
-    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
-
-
-def test_an_adapter_whose_rows_are_in_another_order_is_refused(
-    save_model: Callable[..., PreTrainedModel], tmp_path: Path
-) -> None:
-    """A Helium turns neighbouring dimensions; import puts their rows apart, and PEFT knows nothing of it."""
-    save_model("helium", tmp_path / "hf", head_dim=16)
-    with HuggingFaceCheckpoint(tmp_path / "hf") as source:
-        export_package(source, tmp_path / "pkg", PRECISIONS["fp32"])
-    queries = LoraConfig(r=3, target_modules=["q_proj", "o_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    get_peft_model(base, queries).save_pretrained(tmp_path / "queries")
-    with pytest.raises(
-        CheckpointError, match=r"trained on .*/hf\. In .* a helium is published in, the rows of q_proj stand"
-    ):
-        export_adapter(tmp_path / "queries", tmp_path / "pkg", tmp_path / "out")
-    # transformers opens what import writes as a Llama, and its rows are ours.
-    import_checkpoint(tmp_path / "hf", tmp_path / "ckpt")
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "ckpt"), queries).eval()
-    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    check_beside_package(adapted_by_peft(tmp_path / "ckpt"), tmp_path / "pkg", tmp_path)
 
 
 def test_families_whose_rows_are_in_another_order_are_those_of_the_exporters_table() -> None:
-    """What has another name as well is refused as unknown."""
+    """Merging goes by this list, and what has another name as well is refused as unknown there."""
     found = {
         name: {
             stem.rpartition(".")[2]

@@ -28,10 +28,14 @@ BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "e
 _BASE = "base_model_name_or_path"
 _ALPHAS = "alpha_pattern"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+# What is no name of a folder here may be one on the hub.
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 MERGE_WHERE_TRAINED = (
     "merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or train it "
     "with edgelm finetune."
 )
+# What edgelm can do itself with an adapter whose layers are those of a family's published folder.
+_BESIDE_A_PACKAGE = "put it beside the package of its base, which knows the family's own layers (edgelm export-adapter)"
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
@@ -40,7 +44,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     **dict.fromkeys(
         (
-            "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication",
+            "use_dora", "lora_bias", "modules_to_save", "layer_replication",
             "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
         ),
         (None, False, {}, []),
@@ -160,7 +164,7 @@ def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
     listed = "".join(f"\n  {fault}" for fault in faults)
     return (
         f"The adapter in {folder} does not fit the {what}:{listed}\nName the {what} that it was trained for. If it is "
-        f"that one, and was published with other names than edgelm has, {MERGE_WHERE_TRAINED}"
+        f"that one, {f'{_BESIDE_A_PACKAGE}, ' if what == 'model' else ''}{MERGE_WHERE_TRAINED}"
     )
 
 
@@ -174,19 +178,30 @@ def check_order_of_rows(model_type: str, base_name: str | None, layers: Iterable
     """
     others = ROWS_IN_ANOTHER_ORDER.get(model_type, frozenset())
     found = sorted({layer.rpartition(".")[2] for layer in layers} & others)
-    if found and not _is_ours(base_name):
-        raise CheckpointError(
-            f"The adapter in {folder} was trained on {base_name or 'a model that it does not name'}. In the folders "
-            f"that a {model_type} is published in, the rows of {' and '.join(found)} stand otherwise than in edgelm: "
-            f"{MERGE_WHERE_TRAINED}"
-        )
+    if found and not is_base_ours(base_name):
+        unknown = unknown_order(model_type, base_name, found, folder)
+        raise CheckpointError(f"{unknown}: {_BESIDE_A_PACKAGE}, {MERGE_WHERE_TRAINED}")
 
 
-def _is_ours(base_name: str | None) -> bool:
+def is_base_ours(base_name: str | None) -> bool | None:
+    """Tell whether an adapter's base is a checkpoint folder of edgelm, and not published; None where nothing tells.
+
+    What has the form of a name on the hub, and is no folder here, is taken for one.
+    """
+    if not base_name:
+        return None
     try:
-        return base_name is not None and SECTION in read_json_object(Path(base_name) / "config.json")
+        return SECTION in read_json_object(Path(base_name) / "config.json")
     except (OSError, ValueError):
-        return False
+        return False if _HUB_NAME.fullmatch(base_name) else None
+
+
+def unknown_order(model_type: str, base_name: str | None, projections: Iterable[str], folder: Path) -> str:
+    """Say that rows of projections stand in another order where an adapter was trained, or may."""
+    return (
+        f"The adapter in {folder} was trained on {base_name or 'a model that it does not name'}. In the folders that a "
+        f"{model_type} is published in, the rows of {' and '.join(projections)} stand otherwise than in edgelm"
+    )
 
 
 def tensor_names(layer: str) -> tuple[str, str]:

@@ -1,0 +1,92 @@
+"""Layers of an adapter: those that training found in a family's published folder, as those of a package.
+
+A row of a weight is a row of B, and a column of it one of A: what splits a weight of the folder into ours, and puts its
+rows in order, does so with B, and each part has the A of the whole.
+
+Shapes: R rank, D and N what a projection takes and gives: A is [R, D], B is [N, R].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
+from edgelm.package.adapter import MAX_RANK
+from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_not_fit, is_base_ours, unknown_order
+from edgelm_export.architectures import ARCHITECTURES
+from edgelm_export.reference_weights import Array
+from edgelm_export.tensor_map import CANONICAL, Part, TensorLayout, parts_of
+
+Matrices = Mapping[str, tuple[Array, Array]]
+
+
+def layout_of_adapter(
+    layers: Collection[str], config: ModelConfig, base_name: str | None, folder: Path
+) -> tuple[TensorLayout, tuple[str, ...]]:
+    """Tell in which layout an adapter of PEFT or mlx-lm found its layers: edgelm's, or that of the family's folders.
+
+    Their names tell it, and where both have the same, the name of the base. Returns notes too, for the manifest.
+
+    Raises:
+        CheckpointError: the rows of some stand in another order there, and nothing tells where the adapter learned.
+    """
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        return CANONICAL, ()
+    weights = {f"{layer}.weight" for layer in layers}
+    layout = architecture.layout_for(config, weights)
+    parts = parts_of(config, layout)
+    sources = {part.source for part in parts.values()}
+    if weights & sources - parts.keys():
+        return layout, ()
+    if weights & parts.keys() - sources:
+        return CANONICAL, ()
+    others = [name for name in weights & parts.keys() if not (parts[name].source == name and parts[name].is_whole)]
+    reordered = sorted({name.split(".")[-2] for name in others})
+    is_ours = is_base_ours(base_name)
+    if not reordered or is_ours:
+        return CANONICAL, ()
+    if is_ours is None:
+        raise CheckpointError(
+            f"{unknown_order(config.model_type, base_name, reordered, folder)}. Say in its {CONFIG_FILE} which folder "
+            f"or model of the hub it was trained on (base_model_name_or_path), or {MERGE_WHERE_TRAINED}"
+        )
+    note = f"The adapter was trained on {base_name}, a {config.model_type} as published: the rows of "
+    return layout, (f"{note}{' and '.join(reordered)} were put in edgelm's order.",)
+
+
+def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLayout, folder: Path) -> Matrices:
+    """Return the matrices A and B of each projection of a package that an adapter in some layout changes.
+
+    Raises:
+        CheckpointError: layers do not fit the package; the message lists every one.
+    """
+    shapes = config.tensor_shapes()
+    parts: dict[str, dict[str, Part]] = {}
+    for name, part in parts_of(config, layout).items():
+        parts.setdefault(part.source, {})[name.removesuffix(".weight")] = part
+    faults: list[str] = []
+    found: dict[str, tuple[Array, Array]] = {}
+    for layer, (a, b) in matrices.items():
+        of_layer = parts.get(f"{layer}.weight", {})
+        of_parts = [shapes[f"{name}.weight"] for name in of_layer if ".layers." in name]
+        shape = (sum(rows for rows, *_ in of_parts), *of_parts[0][1:]) if of_parts else ()
+        if len(shape) != 2:
+            faults.append(f"{layer}: there is no such projection")
+        elif any(".altup." in name for name in of_layer):
+            faults.append(f"{layer}: what predicts and corrects residual streams takes no adapter beside it")
+        elif any(part.columns is not None for part in of_layer.values()):
+            faults.append(f"{layer}: its columns stand otherwise in edgelm")
+        elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+            faults.append(
+                f"{layer}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}"
+            )
+        elif not 1 <= len(a) <= MAX_RANK:
+            faults.append(f"{layer}: rank {len(a)}, and ranks are 1 to {MAX_RANK}")
+        else:
+            found |= {name: (a, b if part.rows is None else b[part.rows]) for name, part in of_layer.items()}
+    if faults:
+        raise CheckpointError(does_not_fit(folder, "package", faults))
+    return found

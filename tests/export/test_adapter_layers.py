@@ -1,0 +1,170 @@
+"""Adapters that PEFT trained on families' published folders, whose layers have other names there, or another order.
+
+The oracle is PEFT's own model of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported_adapters import adapted_by_peft, check_beside_package
+from family_models import MODELS
+from json_files import change_json
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
+from unchecked_export import export_unchecked
+
+from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.errors import CheckpointError
+from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+
+SaveModel = Callable[..., PreTrainedModel]
+
+PUBLISHED = (
+    "phi3",  # queries, keys and values in one matrix, gates and values in another
+    "gpt2",  # matrices the other way round
+    "gpt_neox",  # queries, keys and values of each head side by side
+    "bloom",
+    "mpt",
+    "gpt_bigcode",
+    "gpt_neo",
+    "starcoder2",
+    "falcon, two key heads, untied, another base",  # the query heads of each key head, then that, then its values
+    "codegen",  # by quarters of the heads, which turn by neighbours
+    "gptj",
+    "glm",
+    "granitemoehybrid with Mamba",
+    "qwen3_5",  # queries with their gates, under the name of queries
+    "cohere with norms of heads",
+    "nanochat",
+)
+
+
+def published(name: str, folder: Path, save_model: SaveModel) -> Path:
+    """Save a model as its family is published, and a package of it; return its folder."""
+    family, fields = MODELS[name]
+    save_model(family, folder / "hf", **fields)
+    with HuggingFaceCheckpoint(folder / "hf") as source:
+        export_unchecked(source, folder / "pkg", "fp32")
+    return folder / "hf"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_layers_of_a_published_folder_are_found_in_its_package(
+    name: str, save_model: SaveModel, tmp_path: Path
+) -> None:
+    base = published(name, tmp_path, save_model)
+    check_beside_package(adapted_by_peft(base), tmp_path / "pkg", tmp_path)
+
+
+def test_what_is_folded_into_a_package_and_alphas_of_layers_are_those_of_the_parts(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    save_model("phi3", tmp_path / "hf", pad_token_id=0)
+    with HuggingFaceCheckpoint(tmp_path / "hf") as source:
+        smooth = replace(PRECISIONS["fp32"], transforms=("smooth",))
+        export_unchecked(source, tmp_path / "pkg", smooth, calibration=CalibrationOptions(max_tokens=256))
+    adapted = adapted_by_peft(tmp_path / "hf", alpha_pattern={"qkv_proj": 2, "gate_up_proj": 20})
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+
+
+def test_where_names_are_the_same_the_base_tells_in_which_order_rows_are(save_model: SaveModel, tmp_path: Path) -> None:
+    """A Helium turns neighbouring dimensions; import puts their rows apart, and PEFT knows nothing of it."""
+    save_model("helium", tmp_path / "hf", head_dim=16)
+    with HuggingFaceCheckpoint(tmp_path / "hf") as source:
+        export_unchecked(source, tmp_path / "pkg", "fp32")
+    adapted = adapted_by_peft(tmp_path / "hf", target_modules=["q_proj", "o_proj"])
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    of_folder = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert "q_proj were put in edgelm's order" in (tmp_path / "adapter/adapter.json").read_text(encoding="utf-8")
+    settings = tmp_path / "peft/adapter_config.json"
+    for name in (None, "", str(tmp_path / "gone"), "../gone", "gone"):
+        change_json(settings, base_model_name_or_path=name)
+        with pytest.raises(
+            CheckpointError,
+            match=r"that a helium is published in, the rows of q_proj stand .*(_path|which) .*, or merge",
+        ):
+            export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+    change_json(settings, base_model_name_or_path="kyutai/helium-1-2b")
+    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "adapter")
+    of_hub = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert all(np.array_equal(of_hub[name], tensor) for name, tensor in of_folder.items())
+    change_json(settings, target_modules=["o_proj"], base_model_name_or_path=None)
+    weights = load_file(tmp_path / "peft/adapter_model.safetensors")
+    unmoved = {name: tensor for name, tensor in weights.items() if "q_proj" not in name}
+    save_file(unmoved, tmp_path / "peft/adapter_model.safetensors")
+    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "adapter")
+    # transformers opens what import writes as a Llama, and its rows are ours.
+    import_checkpoint(tmp_path / "hf", tmp_path / "ckpt")
+    adapted = adapted_by_peft(tmp_path / "ckpt", target_modules=["q_proj", "o_proj"])
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+
+
+def test_an_adapter_of_an_imported_folder_has_our_names_whatever_its_family_has(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    published("phi3", tmp_path, save_model)
+    import_checkpoint(tmp_path / "hf", tmp_path / "ckpt")
+    adapted = adapted_by_peft(tmp_path / "ckpt")
+    assert any(name.endswith("q_proj.lora_B.default.weight") for name, _ in adapted.named_parameters())
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+
+
+def test_mlx_calls_layers_of_some_families_otherwise_again(save_model: SaveModel, tmp_path: Path) -> None:
+    base = published("gpt2", tmp_path, save_model)
+    adapted_by_peft(base, r=3, lora_alpha=6).save_pretrained(tmp_path / "peft")
+    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "adapter")
+    theirs = load_file(tmp_path / "peft/adapter_model.safetensors")
+    (tmp_path / "mlx").mkdir()
+    settings = {"fine_tune_type": "lora", "model": "x/gpt2", "lora_parameters": {"rank": 3, "dropout": 0.0, "scale": 2}}
+    (tmp_path / "mlx/adapter_config.json").write_text(json.dumps(settings))
+    names = {name: name.removeprefix("base_model.model.").replace("transformer.", "model.") for name in theirs}
+    ends = {".lora_A.weight": ".lora_a", ".lora_B.weight": ".lora_b"}
+    mlx = {}
+    for name, tensor in theirs.items():
+        for end, of_mlx in ends.items():
+            if name.endswith(end):
+                mlx[names[name].removesuffix(end) + of_mlx] = np.ascontiguousarray(tensor.T)
+    save_file(mlx, tmp_path / "mlx/adapters.safetensors")
+    export_adapter(tmp_path / "mlx", tmp_path / "pkg", tmp_path / "of-mlx")
+    expected = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    found = load_file(tmp_path / "of-mlx/adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_layers_that_a_package_has_in_no_form_for_adapters_are_named_as_training_named_them(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    base = published("gpt_neox", tmp_path, save_model)
+    adapted_by_peft(base, target_modules=["query_key_value"]).save_pretrained(tmp_path / "peft")
+    weights = load_file(tmp_path / "peft/adapter_model.safetensors")
+    layer = "base_model.model.gpt_neox.layers.0.attention.query_key_value.lora_B.weight"
+    changed = {layer: weights[layer][:-1]}
+    changed |= {f"base_model.model.embed_out.lora_{part}.weight": np.zeros((3, 3), np.float32) for part in "AB"}
+    save_file(weights | changed, tmp_path / "peft/adapter_model.safetensors")
+    with pytest.raises(
+        CheckpointError,
+        match=r"\n  embed_out: there is no .*\n  gpt_neox\.layers\.0\.attention\.query_key_value: it is \[192, 64\]",
+    ):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+
+
+def test_a_layer_whose_columns_stand_otherwise_is_refused(save_model: SaveModel, tmp_path: Path) -> None:
+    base = published("youtu", tmp_path, save_model)
+    adapted_by_peft(base).save_pretrained(tmp_path / "peft")
+    with pytest.raises(
+        CheckpointError, match=r"layers\.0\.self_attn\.kv_b_proj: its columns stand otherwise in edgelm"
+    ):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+    others = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = adapted_by_peft(base, target_modules=others)
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
