@@ -39,7 +39,7 @@ from edgelm.package.peft_format import (
     weights_path,
 )
 from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
-from edgelm_export.adapter_layers import layers_of_package, layout_of_adapter
+from edgelm_export.adapter_layers import layers_of_package, layers_of_text, layout_of_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
@@ -95,12 +95,13 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     trained = _read(_adapter_folder(source))
     notes = _notes_on_source(trained, package, origin)
     with PackageCheckpoint(base) as checkpoint:
-        layout = CANONICAL
+        matrices, layout = trained.matrices, CANONICAL
         if BASE_SHA256 not in trained.metadata:
+            matrices, of_parts = layers_of_text(matrices, checkpoint.config)
             name = trained.config.get("base_model_name_or_path")
-            layout, more = layout_of_adapter(trained.matrices, checkpoint.config, name, trained.folder)
-            notes += more
-        matrices = layers_of_package(trained.matrices, checkpoint.config, layout, trained.folder)
+            layout, of_rows = layout_of_adapter(matrices, checkpoint.config, name, trained.folder)
+            notes += of_parts + of_rows
+        matrices = layers_of_package(matrices, checkpoint.config, layout, trained.folder)
         trained = replace(trained, matrices=matrices)
         notes += _notes_on_grid(trained, checkpoint)
         tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))

@@ -18,6 +18,7 @@ from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_no
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.reference_weights import Array
 from edgelm_export.tensor_map import CANONICAL, Part, TensorLayout, parts_of
+from edgelm_export.text_part import layers_in_text
 
 Matrices = Mapping[str, tuple[Array, Array]]
 
@@ -55,6 +56,19 @@ def layout_of_adapter(
         )
     note = f"The adapter was trained on {base_name}, a {config.model_type} as published: the rows of "
     return layout, (f"{note}{' and '.join(reordered)} were put in edgelm's order.",)
+
+
+def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, tuple[str, ...]]:
+    """Return the layers of an adapter as those of a model of text, where it learned on one that reads images or sound.
+
+    Returns notes too, for the manifest.
+    """
+    names = layers_in_text(matrices, config.model_type)
+    left_out = len(matrices) - len(names)
+    note = (
+        f"Layers of what reads images or sound, which the package has not, were left out: {left_out} of the adapter's."
+    )
+    return {name: matrices[layer] for layer, name in names.items()}, (note,) if left_out else ()
 
 
 def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLayout, folder: Path) -> Matrices:

@@ -7,7 +7,7 @@ out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     if not isinstance(own, Mapping):
         raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")
     names = list(names)
-    stack = next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), "model.")
+    stack = _stack_of(names) or "model."
     kept = [name for name in names if not name.startswith(_OTHER_PARTS)]
     if values.get("model_type") == _WITH_ADAPTERS:
         kept = [name for name in kept if not any(part in name for part in _ADAPTERS)]
@@ -161,6 +161,22 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     if _CROSSING in text_values:
         text_values, sources = _without_crossing(text_values, sources)
     return TextPart(values=text_values, sources=sources, left_out=len(names) - len(sources))
+
+
+def layers_in_text(layers: Collection[str], model_type: str) -> dict[str, str]:
+    """Return what layers of a whole model are called in its text part, without those of other parts.
+
+    They are as they are where they are no whole model's, or where the layers of its text part are counted anew.
+    """
+    stack = _stack_of(layers)
+    if stack is None or _CROSSING in _DEFAULTS.get(model_type, {}):
+        return {layer: layer for layer in layers}
+    return {layer: _name_in_text(layer, stack) for layer in layers if not layer.startswith(_OTHER_PARTS)}
+
+
+def _stack_of(names: Collection[str]) -> str | None:
+    """Return what the names of the text part begin with, where that tells them from those of other parts."""
+    return next((stack for stack in _STACKS if any(name.startswith(stack) for name in names)), None)
 
 
 def _without_crossing(values: dict[str, Any], sources: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -9,14 +9,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exported_adapters import adapted_by_peft, check_beside_package
-from family_models import MODELS
+from family_models import MODELS, randomize
 from json_files import change_json
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedModel, PreTrainedTokenizerFast
 from unchecked_export import export_unchecked
 
 from edgelm.architecture.quantization_recipe import PRECISIONS
@@ -168,3 +171,92 @@ def test_a_layer_whose_columns_stand_otherwise_is_refused(save_model: SaveModel,
     others = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj", "gate_proj", "up_proj", "down_proj"]
     adapted = adapted_by_peft(base, target_modules=others)
     check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+
+
+_TEXT = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+# What reads images too: the text part, and the other.
+_WHOLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({"head_dim": 32, "sliding_window": 9}, _VISION | {"model_type": "siglip_vision_model"}),
+    "smolvlm": ({"model_type": "llama"}, _VISION),
+    "glm4v": (  # gates and values in one matrix, and heads that turn by neighbours
+        {
+            "model_type": "glm4v_text", "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5,
+            },
+        },
+        {
+            "depth": 1, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64, "hidden_size": 32,
+            "image_size": 28,
+        },
+    ),
+    "mllama": (
+        {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]},
+        _VISION | {
+            "attention_heads": 2, "num_global_layers": 1, "vision_output_dim": 64, "intermediate_layers_indices": [0],
+            "supported_aspect_ratios": [[1, 1]], "max_num_tiles": 1,
+        },
+    ),
+}  # fmt: skip
+
+
+def adapted_whole(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, targets: str) -> PeftModel:
+    """Save a random model that reads images too, and a package of its text part; put an adapter on it."""
+    text, vision = _WHOLE[name]
+    config = AutoConfig.for_model(name, text_config=_TEXT | text, vision_config=vision, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForMultimodalLM.from_config(config).eval()
+    randomize(model)
+    model.save_pretrained(folder / "hf")
+    tokenizer.save_pretrained(folder / "hf")
+    with HuggingFaceCheckpoint(folder / "hf") as source:
+        export_unchecked(source, folder / "pkg", "fp32")
+    model = AutoModelForMultimodalLM.from_pretrained(folder / "hf")
+    return get_peft_model(model, LoraConfig(r=3, target_modules=targets, init_lora_weights=False)).eval()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "smolvlm", "glm4v"])
+def test_an_adapter_of_a_model_that_reads_images_too_goes_with_its_text_part(
+    name: str, bpe_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    adapted = adapted_whole(name, tmp_path, bpe_tokenizer, r".*\.(\w+_proj|qkv|fc1)")
+    weights = {layer for layer, _ in adapted.named_parameters() if "lora_A" in layer}
+    others = sum("language_model" not in layer and "text_model" not in layer for layer in weights)
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    notes = json.loads((tmp_path / "adapter/adapter.json").read_text(encoding="utf-8"))["notes"]
+    assert others > 0
+    assert (
+        f"Layers of what reads images or sound, which the package has not, were left out: {others} of the" in notes[1]
+    )
+
+
+def test_as_older_versions_of_transformers_call_them_they_are_the_same(
+    bpe_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    adapted = adapted_whole("gemma3", tmp_path, bpe_tokenizer, r".*language_model.*_proj")
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    of_text = load_file(tmp_path / "peft/adapter_model.safetensors")
+    older = {name.replace("model.language_model.", "language_model.model."): tensor for name, tensor in of_text.items()}
+    assert not older.keys() & of_text.keys()
+    save_file(older, tmp_path / "peft/adapter_model.safetensors")
+    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "older")
+    expected = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    found = load_file(tmp_path / "older/adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_where_layers_are_counted_anew_an_adapter_of_the_whole_model_is_refused(
+    bpe_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    adapted = adapted_whole("mllama", tmp_path, bpe_tokenizer, r".*language_model.*self_attn\.q_proj")
+    adapted.save_pretrained(tmp_path / "peft")
+    with pytest.raises(CheckpointError, match=r"language_model\.layers\.0\.self_attn\.q_proj: there is no such proj"):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
