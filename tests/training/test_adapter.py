@@ -261,6 +261,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         with_setting("alpha_pattern", {"(q_proj": 3}),
         r"has alpha_pattern = \{'\(q_proj': 3\}; its keys must be ends of layers' names, or regular expressions",
     ),
+    "a slow pattern": (
+        with_setting("alpha_pattern", {r"(\w+)+!": 3}),
+        "of none behind a bracket. Write the layers' names",
+    ),
+    "a pattern of many repetitions": (with_setting("alpha_pattern", {".*.*.*!": 3}), "two repetitions at most"),
+    "many patterns": (with_setting("alpha_pattern", {f"{i}.*": 3 for i in range(101)}), "at most 100 may be regular"),
     "an endless pattern": (with_setting("alpha_pattern", {"q{9999999999999}": 3}), "or regular expressions for them"),
     "no partner": (without("q_proj.lora_B.weight"), "unpaired or unknown: .*q_proj.lora_B.weight"),
     "nothing in it": (without(".weight"), "is no plain LoRA adapter; unpaired or unknown: all of it"),

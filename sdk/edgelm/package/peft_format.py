@@ -27,6 +27,10 @@ PREFIX = "base_model.model."
 BASE_SHA256, BASE_NAME, BASE_GRID = "edgelm.base_sha256", "edgelm.base_name", "edgelm.base_grid"
 _BASE = "base_model_name_or_path"
 _ALPHAS = "alpha_pattern"
+# A key of alpha_pattern that is an end of layers' names, and one that is quick on every name: of two repetitions at
+# most, and of none that is repeated as a whole.
+_MOST_PATTERNS = 100
+_NAME, _QUICK = re.compile(r"[\w.]+"), re.compile(r"(?!(?:.*(?<!\\)[*+?{]){3})(?!.*\)[*+?{]).{1,200}", re.DOTALL)
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # What is no name of a folder here may be one on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
@@ -237,10 +241,23 @@ def scale_of(values: Mapping[str, Any], layer: str, rank: int, folder: Path) -> 
 def _pattern_of(values: Mapping[str, Any], layer: str, folder: Path) -> str | None:
     """Return the first key of alpha_pattern that matches a layer, as get_pattern_key of PEFT does."""
     patterns = values.get(_ALPHAS) or {}
+    slow = [key for key in patterns if not _NAME.fullmatch(key)]
+    if len(slow) > _MOST_PATTERNS or not all(map(_QUICK.fullmatch, slow)):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has {_ALPHAS} = {patterns!r:.120}; of its keys at most {_MOST_PATTERNS} may be "
+            "regular expressions, each of 200 characters and two repetitions at most, and of none behind a bracket. "
+            "Write the layers' names."
+        )
     try:
-        return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", layer)), None)
+        return next((key for key in patterns if _matches(key, layer)), None)
     except (re.error, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} has {_ALPHAS} = {patterns!r:.120}; its keys must be ends of layers' names, or "
             f"regular expressions for them ({error})."
         ) from error
+
+
+def _matches(key: str, layer: str) -> bool:
+    if _NAME.fullmatch(key):
+        return f".{layer}".endswith(f".{key}")
+    return re.match(rf"(.*\.)?({key})$", layer) is not None
