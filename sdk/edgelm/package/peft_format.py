@@ -30,7 +30,10 @@ _ALPHAS = "alpha_pattern"
 # A key of alpha_pattern that is an end of layers' names, and one that is quick on every name: of two repetitions at
 # most, and of none that is repeated as a whole.
 _MOST_PATTERNS = 100
-_NAME, _QUICK = re.compile(r"[\w.]+"), re.compile(r"(?!(?:.*(?<!\\)[*+?{]){3})(?!.*\)[*+?{]).{1,200}", re.DOTALL)
+_NAME, _QUICK = (
+    re.compile(r"[\w.]+"),
+    re.compile(r"(?=.{1,200}\Z)(?!(?:.*(?<!\\)[*+?{]){3})(?!.*\)[*+?{]).*", re.DOTALL),
+)
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # What is no name of a folder here may be one on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
