@@ -89,7 +89,7 @@ FEATURES = {
     },
     "layers without rope": {"num_hidden_layers": 3, "layers_without_rope": [0, 2]},
     "heads that attention does not turn, longrope, a layer without rope": {
-        "head_dim": 24, "num_hidden_layers": 3, "layers_without_rope": [1],
+        "head_dim": 24, "num_hidden_layers": 2, "layers_without_rope": [1],
         "rope_scaling": LONGROPE | {"short_factor": [1.0] * 12, "long_factor": [float(i) for i in range(1, 13)]},
     },
     "a window in every layer": {"sliding_window": 7},

@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_of_their_surroundings(fi
 
 
 def test_the_wheel_says_under_which_licences_it_is_and_brings_the_notices_of_what_others_wrote(first: Path) -> None:
-    """The page's marked is MIT and has Markdown's BSD-3-Clause within; the tables of GGUF's types are ggml's, MIT."""
+    """The page's marked is MIT and has Markdown's BSD-3-Clause within; Temml, and ggml's tables of types, are MIT."""
     with zipfile.ZipFile(first) as wheel:
         (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
         stated = email.message_from_bytes(wheel.read(metadata))
@@ -49,7 +49,7 @@ def test_the_wheel_says_under_which_licences_it_is_and_brings_the_notices_of_wha
         notices = {Path(name).name: wheel.read(folder + name).decode() for name in stated.get_all("License-File", ())}
 
     assert stated["License-Expression"] == "Apache-2.0 AND MIT AND BSD-3-Clause"
-    assert notices.keys() == {"LICENSE", "marked.LICENSE", "codebooks.LICENSE"}
+    assert notices.keys() == {"LICENSE", "marked.LICENSE", "temml.LICENSE", "codebooks.LICENSE"}
     assert "The ggml authors" in notices["codebooks.LICENSE"]
 
 
