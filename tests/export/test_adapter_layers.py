@@ -60,6 +60,13 @@ def published(name: str, folder: Path, save_model: SaveModel) -> Path:
     return folder / "hf"
 
 
+def check_same_matrices(one: Path, other: Path) -> None:
+    """Compare two exported adapters."""
+    found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layers_of_a_published_folder_are_found_in_its_package(
     name: str, save_model: SaveModel, tmp_path: Path
@@ -138,10 +145,7 @@ def test_mlx_calls_layers_of_some_families_otherwise_again(save_model: SaveModel
                 mlx[names[name].removesuffix(end) + of_mlx] = np.ascontiguousarray(tensor.T)
     save_file(mlx, tmp_path / "mlx/adapters.safetensors")
     export_adapter(tmp_path / "mlx", tmp_path / "pkg", tmp_path / "of-mlx")
-    expected = load_file(tmp_path / "adapter/adapter_model.safetensors")
-    found = load_file(tmp_path / "of-mlx/adapter_model.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
+    check_same_matrices(tmp_path / "of-mlx", tmp_path / "adapter")
 
 
 def test_layers_that_a_package_has_in_no_form_for_adapters_are_named_as_training_named_them(
@@ -247,10 +251,7 @@ def test_as_older_versions_of_transformers_call_them_they_are_the_same(
     assert not older.keys() & of_text.keys()
     save_file(older, tmp_path / "peft/adapter_model.safetensors")
     export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "older")
-    expected = load_file(tmp_path / "adapter/adapter_model.safetensors")
-    found = load_file(tmp_path / "older/adapter_model.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
+    check_same_matrices(tmp_path / "older", tmp_path / "adapter")
 
 
 def test_where_layers_are_counted_anew_an_adapter_of_the_whole_model_is_refused(
