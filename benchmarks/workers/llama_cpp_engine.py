@@ -48,8 +48,10 @@ class LlamaCpp:
         return Generation(token_ids=token_ids, first_token=first_token, steps=steps)
 
     def _next(self, ids: list[int]) -> int:
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        _check(llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids))))
+        for start in range(0, len(ids), _BATCH):  # it ends the process at a longer batch than n_batch
+            piece = ids[start : start + _BATCH]
+            tokens = (llama_cpp.llama_token * len(piece))(*piece)
+            _check(llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(piece))))
         logits = llama_cpp.llama_get_logits_ith(self._context, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
 
