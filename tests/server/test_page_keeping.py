@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,15 +91,27 @@ def test_a_file_of_the_conversation_that_is_open_adds_to_it(page: Page, tmp_path
     ask(page, "Second question")
     done(page)
     page.set_input_files("#import-file", tmp_path / "file.json")
-    expect(page.locator(".message.user")).to_have_count(1)  # where the file stood
-    ask(page, "Third question")
-    done(page)
+    expect(page.locator("#status")).to_have_text("Imported: 1")
+    expect(page.locator(".message.user .text")).to_have_text(["First question", "Second question"])
     expect(page.locator("#conversations .open")).to_have_count(1)
-    page.locator(".message.user").last.get_by_role("button", name="The version before").click()
-    expect(page.locator(".message.user .text").last).to_have_text("Second question")
     page.reload()
-    expect(page.locator("#conversations .open")).to_have_count(1)
-    expect(page.locator(".message.user .branch")).to_have_text(re.compile("[12]/2"))
+    expect(page.locator(".message.user .text")).to_have_text(["First question", "Second question"])
+
+
+def test_what_another_tab_has_added_is_shown_though_this_one_saved_last(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    ask(other, "Second question")
+    done(other)
+    page.on("dialog", lambda dialog: dialog.accept("Renamed"))
+    page.get_by_label("Rename First question").dispatch_event("click")
+    expect(page.locator("#conversations .open")).to_have_text("Renamed")
+    other.reload()
+    expect(other.locator("#conversations .open")).to_have_text("Renamed")
+    expect(other.locator(".message.user .text")).to_have_text(["First question", "Second question"])
 
 
 @slowly

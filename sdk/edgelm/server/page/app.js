@@ -240,7 +240,7 @@ async function importFile(file) {
     const found = kept.imported(await file.text());
     for (const conversation of found) {
       const here = conversations.find(({ id }) => id === conversation.id);
-      if (here) Object.assign(here, conversation, { nodes: { ...conversation.nodes, ...here.nodes } });
+      if (here) kept.extend(here, conversation);
       else conversations.push(conversation);
       await keep(here ?? conversation);
     }

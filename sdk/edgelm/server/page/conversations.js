@@ -34,6 +34,13 @@ export async function all() {
 /** No answer of a conversation that comes from elsewhere is on its way here. */
 function atRest(conversation) {
   for (const node of Object.values(conversation.nodes)) if (node.state === "running") node.state = "interrupted";
+  return atItsEnd(conversation);
+}
+
+/** What is shown goes on to an end: messages of another tab may follow what this one showed last. */
+function atItsEnd(conversation) {
+  const shown = conversation.nodes[conversation.leaf];
+  if (shown) choose(conversation, shown);
   return conversation;
 }
 
@@ -67,6 +74,13 @@ export function joined(own, stored) {
     ...conversation, nodes: joinedNodes(conversation.nodes, others.get(conversation.id)?.nodes ?? {}),
   }));
   return [...both, ...stored.filter(({ id }) => !own.some((conversation) => conversation.id === id))];
+}
+
+/** Add the messages of a file to a conversation that is here; the rest is that of the one that was spoken in last. */
+export function extend(here, conversation) {
+  const later = here.updated < conversation.updated ? conversation : here;
+  Object.assign(here, later, { nodes: joinedNodes(here.nodes, conversation.nodes) });
+  atItsEnd(here);
 }
 
 export async function remove(conversation) {
