@@ -399,6 +399,14 @@ def test_an_adapter_that_was_set_stays_behind_where_another_model_has_none_of_it
     assert "adapter = null: this model has none of that name." in chat.screen.notes
 
 
+def test_a_draft_of_another_tokenizer_than_the_next_models_stays_behind(monkeypatch):
+    draft = scripted_model("The sea")
+    monkeypatch.setattr(draft.tokenizer, "control_token_ids", frozenset())
+    chat = converse("/model other", "Hello", speculation=draft)
+    assert (chat.screen.warnings, chat.screen.answers) == ([], ["I am another."])
+    assert any(note.startswith("Nothing is guessed ahead any more: tiny-random cannot") for note in chat.screen.notes)
+
+
 def test_the_status_shows_model_speed_and_context():
     chat = converse("Hello", "Again")
     assert chat.screen.statuses[:2] == [

@@ -18,7 +18,7 @@ from edgelm.cli.thinking import think_variables
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_text
-from edgelm.generation_config import RANGES
+from edgelm.generation_config import RANGES, GenerationConfig
 from edgelm.library.library import Library
 from edgelm.saved_session import SavedSessions
 from edgelm.text.thinking import switches_thinking
@@ -191,6 +191,12 @@ def _model(chat: Conversation, argument: str) -> None:
     if chat.settings.get("adapter") not in (None, *model.adapters):
         chat.settings["adapter"] = None
         chat.screen.note("adapter = null: this model has none of that name.")
+    if (speculation := chat.settings.get("speculation")) is not None:
+        try:
+            model.answer([0], GenerationConfig(speculation=speculation))
+        except ConfigError as error:  # no answer would come, and nothing that is typed could take it back
+            chat.settings["speculation"] = None
+            chat.screen.note(f"Nothing is guessed ahead any more: {error}")
     chat.screen.note(
         f"{model.name} · {model.manifest.precision} · {model.context_length} tokens of context"
         + (" · it reads the conversation with its next answer" if session.messages else "")
