@@ -147,6 +147,7 @@ def test_the_help_shows_the_default_that_is_in_force():
         ("[probe]\nstop = ['x', 1]\n", "[probe] stop is 1; it must be a text."),
         ("[probe]\napi_key = ['secret']\n", "[probe] api_key is (hidden); it must be a text."),
         ("[group.inner]\nsize = 'x'\n", "[group.inner] size is 'x'; it must be a whole number."),
+        ("[group]\ninner = 'x'\n", "group.inner is 'x'; it must be a section, [group.inner]."),
         ("[probe\n", "cannot be read: "),
         ("# " + "x" * 70_000, "cannot be read: "),
         ("[probe]\nstop = " + "[" * 100_000, "cannot be read: "),

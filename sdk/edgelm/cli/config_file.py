@@ -71,8 +71,11 @@ class ConfigFile:
                     f"{self.path}: there is no command {name!r}.{did_you_mean(name, known, most=1)} Its sections are "
                     f"named for the commands: {', '.join(known)}."
                 )
-            if not isinstance(section, dict):
-                raise ConfigError(f"{self.path}: {name} is {section!r}; it must be a section, [{name}].")
+            self._check_section(name, section)
+
+    def _check_section(self, name: str, section: Any) -> None:
+        if not isinstance(section, dict):
+            raise ConfigError(f"{self.path}: {name} is {section!r}; it must be a section, [{name}].")
 
     def defaults(self, name: str, command: click.Command) -> dict[str, Any]:
         """Return a command's section as click takes it, `Context.default_map`: values by the names of parameters.
@@ -87,7 +90,8 @@ class ConfigFile:
         commands = command.commands if isinstance(command, click.Group) else {}
         values: dict[str, Any] = {}
         for key, value in section.items():
-            if key in commands and isinstance(value, dict):
+            if key in commands:
+                self._check_section(f"{name}.{key}", value)
                 values[key] = self._defaults(f"{name}.{key}", commands[key], value)
                 continue
             if key not in parameters:
