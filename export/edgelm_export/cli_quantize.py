@@ -96,7 +96,9 @@ def quantize(
     )
     label = chosen.name + name_ending(kv_cache, prefill_graph, operators)
     if output is None:
-        name = f"{_base_name(manifest)}-{label}"
+        # A package that was pulled under another name, or renamed, still has its maker's name inside.
+        of_package = folder.name if folder.parent == library.root / "models" else manifest.name
+        name = f"{_base_name(of_package, manifest.precision)}-{label}"
         library.refuse_alias(name)
         output = library.package_path(name)
     if output.resolve() == folder.resolve():
@@ -111,9 +113,9 @@ def quantize(
         print_figures(made, output)
 
 
-def _base_name(manifest: Manifest) -> str:
-    name = manifest.name.removesuffix(IN_STANDARD)
-    return name.removesuffix(WITH_PREFILL).removesuffix(IN_INT8).removesuffix(f"-{manifest.precision}")
+def _base_name(name: str, precision: str) -> str:
+    name = name.removesuffix(IN_STANDARD)
+    return name.removesuffix(WITH_PREFILL).removesuffix(IN_INT8).removesuffix(f"-{precision}")
 
 
 def _weights(folder: Path, manifest: Manifest, source: str | None, library: Library) -> Path:

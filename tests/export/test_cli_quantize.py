@@ -15,7 +15,6 @@ from edgelm.architecture.quantization_recipe import OPERATOR_SETS
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm.testing import tiny_model_path
 from edgelm_export.cli_export import name_ending
 from edgelm_export.cli_quantize import _base_name, _is_source
 from edgelm_export.exporter import export_package
@@ -140,9 +139,13 @@ def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
 @pytest.mark.parametrize("prefill_graph", [False, True])
 @pytest.mark.parametrize("operators", OPERATOR_SETS)
 def test_what_is_made_of_a_package_is_named_like_its_source(kv_cache: str, prefill_graph: bool, operators: str) -> None:
-    name = f"tiny-int4{name_ending(kv_cache, prefill_graph, operators)}"
-    manifest = dataclasses.replace(Manifest.load(tiny_model_path()), name=name, precision="int4")
-    assert _base_name(manifest) == "tiny"
+    assert _base_name(f"tiny-int4{name_ending(kv_cache, prefill_graph, operators)}", "int4") == "tiny"
+
+
+def test_what_is_made_of_a_package_of_the_library_has_its_name_there(checkpoint: Path) -> None:
+    shutil.copytree(package(checkpoint, "fp32"), Library().package_path("mine"))
+    assert quantize("mine", "--precision", "int8").exit_code == 0
+    assert Library().packages() == ["mine", "mine-int8"]
 
 
 def test_an_alias_is_not_hidden_by_a_new_package(checkpoint: Path) -> None:
