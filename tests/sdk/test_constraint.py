@@ -80,6 +80,11 @@ def test_an_answer_matches_its_pattern_grammar_or_choice(tiny: LanguageModel) ->
         assert isinstance(json.loads(completion.text), dict)
 
 
+def test_comments_of_gbnf_are_told_from_what_looks_like_them(tokenizer: Tokenizer) -> None:
+    gbnf = Constraint.gbnf('# "a\nroot ::= "#" [#"] x # [b\n# c\n\nx ::= ( # "\n"\\"#" )#d')
+    assert [accepts(gbnf, tokenizer, text) for text in ('##"#', '#""#', '##"')] == [True, True, False]
+
+
 def test_the_answer_ends_where_nothing_can_follow_even_without_end_tokens(tiny: LanguageModel) -> None:
     completion = tiny.generate("x", constrained(Constraint.choices(["abc"]), ignore_eos=True))
     assert (completion.text, completion.finish_reason) == ("abc", "stop")
@@ -330,6 +335,10 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
         (Constraint.lark("start: foo"), 'The grammar cannot be enforced: .*unknown name: "foo"'),
         (Constraint.gbnf('roots ::= "a"'), "The grammar cannot be enforced: No 'root' rule found"),
         (Constraint.gbnf("root ::= ("), "The grammar cannot be enforced: Expected '[)]' at line 1"),
+        (
+            Constraint.gbnf('root ::= "a"\n' + 'b ::= "a"\n' * 2000),
+            "cannot be enforced: it has 2001 rules; at most 2000",
+        ),
         (Constraint.gbnf("root ::= " + "(" * 9000), "The grammar cannot be enforced: maximum recursion depth"),
         (Constraint.json_schema({"uniqueItems": True}), r'uniqueItems.* put \{"x-guidance": \{"lenient": true\}'),
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)"}), "pattern: regex parse error"),

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgelm.cli.wrong_usage import refused, wrong_usage
-from edgelm.structure.constraint import Constraint, is_gbnf
+from edgelm.structure.constraint import Constraint
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (
@@ -23,7 +23,7 @@ _OPTIONS = (
 _MAKERS: dict[str, Callable[[Any], Constraint]] = {
     "json_schema": lambda path: Constraint.json_schema(_read_json(path)),
     "regex": Constraint.regex,
-    "grammar": lambda path: _grammar(_read(path)),
+    "grammar": lambda path: Constraint.grammar(_read(path)),
     "choice": Constraint.choices,
 }
 
@@ -52,10 +52,6 @@ def constraint_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         with_constraint = option(with_constraint)
     return with_constraint
-
-
-def _grammar(text: str) -> Constraint:
-    return Constraint.gbnf(text) if is_gbnf(text) else Constraint.lark(text)
 
 
 def _read(path: Path) -> str:

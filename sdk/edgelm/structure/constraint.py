@@ -26,6 +26,7 @@ JSON_STYLE = {
     "key_separator": ": ",
     "json_allowed_escapes": 'nrbtf\\"',
 }
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]++[ \t]*::=", re.MULTILINE)
 # What cannot be enforced is passed over.
 LENIENT = {**JSON_STYLE, "lenient": True, "coerce_one_of": True}
 
@@ -114,6 +115,16 @@ class Constraint:
         return cls(kind="gbnf", source=_text(grammar, "grammar"))
 
     @classmethod
+    def grammar(cls, grammar: str) -> Constraint:
+        """Constrain to a grammar in whichever of the two languages it is: `name ::= ...` is GBNF, other rules are Lark.
+
+        Raises:
+            ConfigError: as from `lark`.
+        """
+        is_gbnf = isinstance(grammar, str) and _GBNF_RULE.search(grammar) is not None
+        return cls.gbnf(grammar) if is_gbnf else cls.lark(grammar)
+
+    @classmethod
     def choices(cls, texts: Iterable[str]) -> Constraint:
         """Constrain to exactly one of some texts.
 
@@ -156,11 +167,6 @@ class Constraint:
 def lark_string(text: str) -> str:
     """Write a text as a literal of a Lark grammar."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # llguidance does not read it as it is
-
-
-def is_gbnf(grammar: str) -> bool:
-    """Tell a grammar in GBNF from one in Lark: its rules are `name ::= ...`."""
-    return re.search(r"^[ \t]*[\w-]+[ \t]*::=", grammar, re.MULTILINE) is not None
 
 
 def _text(value: str, what: str) -> str:

@@ -17,12 +17,12 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.extras import require
 from edgelm.shared_use import NATIVE_CALLS
 from edgelm.structure.constraint import JSON_STYLE, Constraint
+from edgelm.structure.gbnf import lark_of_gbnf
 from edgelm.structure.grammar_depth import refuse_grammar_depth
 
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
 
-_LONG_ESCAPE = re.compile(r"\\(?:U([0-9A-Fa-f]{8})|.)", re.DOTALL)
 _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
@@ -223,28 +223,11 @@ def _grammar_of(constraint: Constraint) -> str:
             return str(matcher.grammar_from_json_schema(source, defaults=JSON_STYLE))
         if constraint.kind == "regex":
             return str(matcher.grammar_from_regex(source))
-        lark = _lark_of_gbnf(source) if constraint.kind == "gbnf" else source
+        lark = lark_of_gbnf(source) if constraint.kind == "gbnf" else source
         refuse_grammar_depth(lark)
         return str(matcher.grammar_from_lark(lark))
     except ValueError as error:  # a number that fits none of llguidance's
         raise ConfigError(_explain(constraint, str(error))) from error
-
-
-def _lark_of_gbnf(grammar: str) -> str:
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-
-    try:
-        return str(gbnf_to_lark(_LONG_ESCAPE.sub(_without_long_escape, grammar)))
-    except Exception as error:  # llguidance raises no class of its own for a rule that is missing
-        raise ValueError(error) from error
-
-
-def _without_long_escape(escape: re.Match[str]) -> str:
-    r"""Write `\U0001F600` as the character: of what gbnf_to_lark makes of it, `\U1F600`, llguidance reads nothing."""
-    code = int(escape[1] or "0", 16)
-    if 0x80 <= code < 0x110000 and not 0xD800 <= code < 0xE000:
-        return chr(code)
-    return f"\\x{code:02x}" if escape[1] and code < 0x80 else escape[0]
 
 
 class _Vocabulary:
