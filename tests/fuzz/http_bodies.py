@@ -44,6 +44,13 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
         {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2,
          "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA, "strict": True}}},
     ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "guided_json": json.dumps(_SCHEMA),
+         "structured_outputs": {"regex": "", "choice": [], "json_object": False}, "guided_decoding_backend": "auto"},
+    ),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 2, "grammar": 'root ::= "a" | [b-z] root # x'}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 2, "structured_outputs": {"choice": ["a", "b"]}}),
     ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 1, "echo": True, "logprobs": 1}),
     ("/v1/completions", {"prompt": [[5, 6, 7]], "max_tokens": 2, "stream": True, "min_p": 0.1, "min_tokens": 1}),
     ("/v1/responses", {"input": [{"role": "user", "content": "Hi"}], "instructions": "Be.", "max_output_tokens": 2}),

@@ -249,7 +249,7 @@ def test_fields_that_change_no_answer_are_taken(serving):
 
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
-    off = {"functions": [], "grammar": "", "mirostat": 0, "top_a": 0.0, "audio": False}
+    off = {"functions": [], "grammar": "", "guided_choice": [], "mirostat": 0, "top_a": 0.0, "audio": False}
     off |= {"lora": [], "n_probs": 0, "dynatemp_range": 0.0, "repeat_last_n": -1}
     off |= {"verbosity": "medium", "reasoning_format": "auto"}  # OpenAI's default, and llama.cpp's
     assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
@@ -274,11 +274,16 @@ REFUSED = {
     "best_of": ({"best_of": 2}, "best_of is not supported: ask for n answers, and choose."),
     "functions": ({"functions": [{"name": "f"}]}, "functions is not supported: use tools."),
     "mirostat": ({"mirostat": 1}, "mirostat is not supported: mirostat_tau turns Mirostat 2.0 on."),
-    "structured_outputs": (
-        {"structured_outputs": {"choice": ["a", "b"]}},
-        "structured_outputs is not supported: use response_format.",
+    "structured_outputs.structural_tag": (
+        {"structured_outputs": {"structural_tag": "{}"}},
+        "structured_outputs.structural_tag is not supported: calls of tools are held to their schemas by tools.",
     ),
-    "guided_choice": ({"guided_choice": ["a", "b"]}, "guided_choice is not supported: use response_format."),
+    "structured_outputs.regex": (
+        {"guided_choice": ["a", "b"], "structured_outputs": {"regex": "a"}},
+        "guided_choice and structured_outputs.regex exclude each other: an answer has one form.",
+    ),
+    "guided_json": ({"guided_json": "{'a'"}, "guided_json is no JSON: Expecting property name"),
+    "structured_outputs.json": ({"structured_outputs": {"json": "[]"}}, "is JSON, but no object; a schema is one."),
     "n_predict": ({"n_predict": 5}, "n_predict is not supported: use max_tokens."),
     "options": ({"options": {"num_ctx": 9}}, "options is not supported: /api/chat and /api/generate have them."),
     "lora": ({"lora": [{"id": 0, "scale": 1}]}, "lora is not supported: an adapter is a model of its own: name it as"),

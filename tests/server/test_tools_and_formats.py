@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from edgelm_server import CHAT
@@ -50,6 +51,52 @@ def test_an_answer_keeps_to_a_schema(serving, strict):
 def test_other_places_of_a_schema_are_taken(serving, name):
     choice = chat(serving, response_format={"type": "json_object", name: SCHEMA}).json["choices"][0]
     assert fits(choice["message"]["content"])
+
+
+FORMS = [
+    ({"grammar": 'root ::= "is " state # a bit\nstate ::= "on" | "off"'}, "is o(n|ff)"),  # llama.cpp's
+    ({"json_schema": {"enum": ["on", "off"]}}, '"o(n|ff)"'),
+    ({"guided_json": '{"enum": ["on", "off"]}'}, '"o(n|ff)"'),  # vLLM's older names
+    ({"guided_regex": "[0-9]{3}x"}, "[0-9]{3}x"),
+    ({"guided_choice": ["on", "off"]}, "o(n|ff)"),
+    ({"guided_grammar": 'start: "is " STATE\nSTATE: "on" | "off"'}, "is o(n|ff)"),
+    ({"structured_outputs": {"json": {"enum": ["on", "off"], "uniqueItems": True}}}, '"o(n|ff)"'),
+    ({"structured_outputs": {"regex": "[0-9]{3}x", "choice": [], "disable_any_whitespace": True}}, "[0-9]{3}x"),
+    ({"structured_outputs": {"choice": ["on", "off"], "json_object": False, "grammar": None}}, "o(n|ff)"),
+    ({"structured_outputs": {"grammar": 'root ::= [a-c]{4} "."'}}, r"[a-c]{4}\."),
+]
+
+
+@pytest.mark.parametrize(("fields", "pattern"), FORMS)
+def test_an_answer_keeps_to_a_form_in_another_servers_field(serving, fields, pattern):
+    free = {"temperature": 1.5, "seed": 1, "max_tokens": 40, **fields}
+    message = chat(serving, **free, response_format={"type": "text"}).json["choices"][0]["message"]
+    text = serving.post("/v1/completions", {"prompt": "Is it on?", **free}).json["choices"][0]["text"]
+    assert [bool(re.fullmatch(pattern, said)) for said in (message["content"], text)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"grammar": "root ::= ("}, "The grammar cannot be enforced: Expected"),
+        ({"guided_grammar": "start: ("}, "The grammar cannot be enforced: "),
+        ({"structured_outputs": {"regex": "a("}}, "The regular expression cannot be enforced: "),
+        ({"guided_choice": [""]}, "none of them empty"),
+        ({"structured_outputs": {"json_object": True}, "grammar": 'root ::= "x"'}, "exclude each other"),
+        ({"grammar": 'root ::= "x"', "tools": TOOLS}, "Beside tools an answer can have a JSON schema"),
+    ],
+)
+def test_a_form_that_is_none_is_refused(serving, fields, words):
+    reply = chat(serving, **fields)
+    assert (reply.status, words in reply.json["error"]["message"]) == (400, True), reply.data
+
+
+def test_json_objects_are_asked_for_in_vllms_field_too(serving):
+    answers = [
+        chat(serving, max_tokens=9, **form).json["choices"][0]["message"]["content"]
+        for form in ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}})
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("strict", [True, False, None])

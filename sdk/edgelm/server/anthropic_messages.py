@@ -16,9 +16,10 @@ from starlette.responses import Response
 from edgelm.completion import Chunk, Completion, FinishReason, Usage
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import chat_job, constraint_of, messages_of, thinking
+from edgelm.server.chat_messages import chat_job, messages_of, thinking
 from edgelm.server.delivery import calls_around_text, count_tokens, deliver, readable
 from edgelm.server.endpoint import Call
+from edgelm.server.forms import constraint_of
 from edgelm.server.message_input import as_chat
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import generation_config
@@ -78,7 +79,7 @@ async def count_message_tokens(call: Call) -> Response:
 
 
 def _job(model: LanguageModel, body: Mapping[str, Any], chat: Mapping[str, Any]) -> Job:
-    constraint = constraint_of(chat.get("response_format"))
+    constraint = constraint_of(chat)
     most = chat.get("max_tokens")
     config = generation_config(model, chat, max_tokens=1 if most == 0 else most, constraint=constraint)
     return chat_job(model, chat, messages_of(chat), config, _template_variables(model, body))

@@ -10,9 +10,9 @@ from edgelm.completion import Message
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.answers import Job
 from edgelm.server.api_error import ApiError
+from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import MAX_TOKENS
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
-from edgelm.structure.constraint import Constraint
 from edgelm.structure.reasoning import reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
@@ -60,10 +60,6 @@ _MESSAGE = record(
 _FUNCTION = record(
     {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
 )
-_STRICT: Schema = {"anyOf": [BOOLEAN, choice("true", "false")]}  # LM Studio's documentation has it as a text
-_JSON_SCHEMA = record(
-    {"name": TEXT, "description": TEXT, "schema": ANY_OBJECT, "strict": _STRICT}, required=("schema",)
-)
 TEMPLATE_VARIABLES: dict[str, Schema] = {
     "chat_template_kwargs": ANY_OBJECT,
     "reasoning_effort": choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
@@ -84,15 +80,7 @@ CHAT: dict[str, Schema] = {
         ]
     },
     "parallel_tool_calls": BOOLEAN,
-    "response_format": record(
-        {
-            "type": choice("text", "json_object", "json_schema"),
-            "json_schema": _JSON_SCHEMA,
-            # llama.cpp's server has the schema beside the type, and huggingface_hub's client under another name.
-            **dict.fromkeys(("schema", "value"), ANY_OBJECT),
-        },
-        required=("type",),
-    ),
+    **FORMS,
     "max_tokens": MAX_TOKENS,
     "max_completion_tokens": MAX_TOKENS,
     **TEMPLATE_VARIABLES,
@@ -180,24 +168,6 @@ def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) 
         why = f"the chat template of {model.name} reads none of {names}."
         raise ApiError(400, f"{field} is not supported: {why}", param=field)
     return thinking_variables(think, effort)
-
-
-def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | None:
-    """Return what the answer is held to.
-
-    Raises:
-        ApiError: 400, the schema is missing.
-    """
-    kind = "text" if response_format is None else response_format["type"]
-    if response_format is None or kind == "text":
-        return None
-    form = (response_format.get("json_schema") if kind == "json_schema" else None) or response_format
-    for name in ("schema", "value"):
-        if form.get(name) is not None:
-            return Constraint.json_schema(form[name], strict=form.get("strict") in (True, "true"))
-    if kind == "json_object":
-        return Constraint.json_object()
-    raise ApiError(400, "response_format.json_schema is missing.", param="response_format.json_schema")
 
 
 def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:

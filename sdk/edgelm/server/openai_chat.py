@@ -17,6 +17,7 @@ from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.forms import constraint_of
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
@@ -104,7 +105,7 @@ def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:
         body,
         max_tokens=body.get("max_completion_tokens", body.get("max_tokens")),
         logprobs=alternatives(body),
-        constraint=chat_messages.constraint_of(body.get("response_format")),
+        constraint=constraint_of(body),
     )
     effort = _effort(body.get("reasoning") or {})
     if "reasoning_effort" in body or effort is None:

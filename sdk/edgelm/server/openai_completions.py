@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, TokenLogprob, Usage
-from edgelm.server import chat_messages
 from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.forms import FORMS, constraint_of
 from edgelm.server.logprobs import TokenPlaces, finite
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import STREAM_OPTIONS, Frame
@@ -52,7 +52,7 @@ BODY = record(
         "best_of": whole(1, MAX_CHOICES),
         "echo": BOOLEAN,
         "logprobs": whole(0, MAX_LOGPROBS),
-        "response_format": chat_messages.CHAT["response_format"],
+        **FORMS,
         "stream": BOOLEAN,
         "stream_options": STREAM_OPTIONS,
     },
@@ -85,7 +85,7 @@ async def create_completion(call: Call) -> Response:
             body,
             max_tokens=body.get("max_tokens", _DEFAULT_MAX_TOKENS) or 1,
             logprobs=body.get("logprobs", 0 if copies > kept else None),
-            constraint=chat_messages.constraint_of(body.get("response_format")),
+            constraint=constraint_of(body),
         )
         if body.get("echo"):
             echoes.extend(_echoes(served.model.tokenizer, prompts, body.get("logprobs")))

@@ -17,9 +17,9 @@ from starlette.responses import Response
 from edgelm.completion import Chunk, Completion, ToolCallDelta, Usage
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import constraint_of
 from edgelm.server.delivery import calls_around_text, count_tokens, deliver
 from edgelm.server.endpoint import Call
+from edgelm.server.forms import constraint_of
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
 from edgelm.server.response_input import as_chat, namespaces_of
@@ -53,9 +53,7 @@ async def count_input_tokens(call: Call) -> Response:
 
 
 def _jobs(model: LanguageModel, chat: Mapping[str, Any]) -> list[Job]:
-    config = generation_config(
-        model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint_of(chat["response_format"])
-    )
+    config = generation_config(model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint_of(chat))
     return chat_jobs(model, chat, config, effort_field="reasoning.effort")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, need, text_of
-from edgelm.server.sampling_fields import FORMS, HARMLESS, REFUSED, SAMPLING
+from edgelm.server.forms import FORMS
+from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 
 # The types of items, and what each must have.
@@ -92,7 +93,7 @@ BODY = record(
     ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
     refused={
         **REFUSED,
-        **dict.fromkeys((*FORMS, "response_format"), "use text.format."),
+        **dict.fromkeys(FORMS, "use text.format."),
         **dict.fromkeys(
             ("previous_response_id", "conversation"), "nothing is kept here; send the whole conversation as input."
         ),

@@ -52,15 +52,10 @@ HARMLESS = (
     "prompt_cache_options",
     "prompt_cache_retention",
     *("cache_prompt", "id_slot", "return_progress", "timings_per_token"),  # llama.cpp's
-    *("cache_salt", "priority", "request_id"),  # vLLM's
+    *("cache_salt", "priority", "request_id", "guided_decoding_backend"),  # vLLM's
     *("ttl", "keep_alive"),  # LM Studio's and Ollama's
 )
 
-# Fields of vLLM's and llama.cpp's that hold an answer to a form.
-FORMS = (
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
-    *("grammar", "json_schema"),
-)
 # Fields of other servers, or of OpenAI's, that would change the answer.
 REFUSED: Mapping[str, str] = {
     "best_of": "ask for n answers, and choose.",
@@ -69,7 +64,6 @@ REFUSED: Mapping[str, str] = {
     "tfs_z": "use temperature, top_p or min_p.",
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
-    **dict.fromkeys(FORMS, "use response_format. Its schema may have a pattern or an enum."),
     **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
     "n_keep": "--context-shift of the server says what is kept.",
     "num_ctx": "the context is the model's own.",
