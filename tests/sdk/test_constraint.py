@@ -387,6 +387,11 @@ def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> N
         ({"$ref": "#/$defs/n", "$defs": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
         ({"$ref": "#/definitions/n", "definitions": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
         ({"oneOf": [{"exclusiveMinimum": 3, "maximum": 3.5}], "x-guidance": {"coerce_one_of": True}}, [3.25], [3]),
+        ({"type": "string", "pattern": r'^[^"\\]+$'}, ["a\n"], ['"', "a\\"]),
+        ({"type": "string", "pattern": r'^\[[^]"][^-"][^a-z"]$'}, ["[ab\n"],
+         ['["bC', '[a"C', '[ab"', "[]bC", "[a-C"]),
+        ({"type": "object", "patternProperties": {'^[^"]$': {"type": "integer"}}, "additionalProperties": False},
+         [{"a": 1}], [{'"': 1}]),
         ({"properties": {"exclusiveMinimum": {"const": 1}}}, [{"exclusiveMinimum": 1}], [{"exclusiveMinimum": 2}]),
     ],
 )  # fmt: skip
