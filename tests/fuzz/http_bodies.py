@@ -46,6 +46,23 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
     ),
     (
         "/v1/chat/completions",
+        {"messages": [*_MESSAGES, {"role": "assistant", "tool_calls": [
+            {"id": "c", "type": "custom", "custom": {"name": "edit", "input": "b"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "Done."}],
+         "tools": [{"type": "custom", "custom": {"name": "edit", "format": {"type": "grammar", "grammar": {
+             "syntax": "lark", "definition": 'start: ("a" | /[b-z]/i)+ INT~1..2\n%import common.INT'}}}}],
+         "tool_choice": {"type": "custom", "custom": {"name": "edit"}}, "max_tokens": 2},
+    ),
+    (
+        "/v1/responses",
+        {"input": [{"type": "custom_tool_call", "call_id": "c", "name": "edit", "input": "b"},
+                   {"type": "custom_tool_call_output", "call_id": "c", "output": "Done."}],
+         "tools": [{"type": "custom", "name": "edit", "format": {"type": "grammar", "syntax": "regex",
+                                                                 "definition": '[^"]{1,9}'}}],
+         "tool_choice": "required", "max_output_tokens": 2},
+    ),
+    (
+        "/v1/chat/completions",
         {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "guided_json": json.dumps(_SCHEMA),
          "structured_outputs": {"regex": "", "choice": [], "json_object": False}, "guided_decoding_backend": "auto"},
     ),

@@ -151,6 +151,86 @@ def test_a_call_streams_its_name_first_and_then_its_arguments(serving):
     assert choices[-1]["finish_reason"] == "tool_calls"
 
 
+# The first steps of the patches that Codex writes.
+PATCH = """start: begin line~2 end
+begin: "*** Begin" LF // of the patch
+end: "*** End" LF?
+line: ("+" | "-") /[ab"\\\\]{3}/ LF -> line
+%import common.LF
+"""
+PATCHES = r'\*\*\* Begin\n([+-][ab"\\]{3}\n){2}\*\*\* End\n?'
+
+
+def custom(syntax, definition):
+    grammar = {"syntax": syntax, "definition": definition}
+    return {"type": "custom", "custom": {"name": "edit", "format": {"type": "grammar", "grammar": grammar}}}
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition", "pattern"), [("lark", PATCH, PATCHES), ("regex", '"[^"]{2}', '"[^"]{2}')]
+)
+def test_the_input_of_a_custom_tool_is_a_text_of_its_grammar(serving, syntax, definition, pattern):
+    choice = {"type": "custom", "custom": {"name": "edit"}}
+    fields = {"tools": [TOOLS[1], custom(syntax, definition)], "tool_choice": choice, "temperature": 1.5, "seed": 2}
+    fields["max_tokens"] = 200
+    (call,) = chat(serving, **fields).json["choices"][0]["message"]["tool_calls"]
+    assert (call["type"], call["custom"].keys(), bool(call["id"])) == ("custom", {"name", "input"}, True)
+    assert re.fullmatch(pattern, call["custom"]["input"])
+    deltas = [
+        delta
+        for chunk in chat(serving, **fields, stream=True).events[:-1]
+        for delta in chunk["choices"][0]["delta"].get("tool_calls", ())
+    ]
+    assert deltas[0]["custom"]["name"] == "edit"
+    assert "".join(delta["custom"]["input"] for delta in deltas) == call["custom"]["input"]
+
+    messages = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "x"},
+    ]
+    assert chat(serving, messages=messages, tools=fields["tools"], max_tokens=3).status == 200
+
+    tool = {"type": "custom", "name": "edit", "format": {"type": "grammar", "syntax": syntax, "definition": definition}}
+    body = {
+        "input": "Is it on?",
+        "tools": [{"type": "function", **TOOLS[1]["function"]}, tool],
+        "temperature": 1.5,
+        "seed": 2,
+    }
+    body["tool_choice"] = {"type": "custom", "name": "edit"}
+    (item,) = serving.post("/v1/responses", body).json["output"]
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "edit", call["custom"]["input"])
+    events = {event["type"]: event for event in serving.post("/v1/responses", body | {"stream": True}).events}
+    assert events["response.custom_tool_call_input.done"]["input"] == item["input"]
+    assert events["response.completed"]["response"]["output"][0]["input"] == item["input"]
+    items = [
+        {"role": "user", "content": "x"},
+        item,
+        {"type": "custom_tool_call_output", "call_id": item["call_id"], "output": "y"},
+    ]
+    assert serving.post("/v1/responses", {"input": items, "tools": body["tools"], "max_output_tokens": 3}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "custom"}, "tools[0].custom is missing."),
+        ({"type": "custom", "custom": {"name": "x", "format": {"type": "grammar"}}}, "format.grammar is missing."),
+        (custom("lark", 'start: "(" start ")" | "x"'), "its rule 'start' leads back to itself. Write what repeats"),
+        (custom("lark", 'start: "a" %ignore " "'), "has '%ignore"),
+        (custom("lark", "start: a"), "has no rule 'a'"),
+        (custom("lark", 'start: "\\q"'), "which is no text"),
+        (custom("lark", "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(40)) + 'r40: "a"\nstart: r0'), "too large"),
+        (custom("lark", "".join(f"r{i}: r{i + 1}\n" for i in range(200)) + 'r200: "a"\nstart: r0'), "levels deep"),
+        (custom("regex", "a(?=b)"), "The JSON schema of a tool, or in a grammar, cannot be enforced: "),
+    ],
+)
+def test_a_custom_tool_that_cannot_be_held_to_its_grammar_is_refused(serving, tool, words):
+    reply = chat(serving, tools=[tool])
+    assert (reply.status, words in reply.json["error"]["message"]) == (400, True), reply.data
+
+
 def test_the_outcome_of_a_call_goes_back_to_the_model(serving):
     call = {"id": "call_1", "type": "function", "function": {"name": "switch", "arguments": '{"on": true}'}}
     messages = [
@@ -181,7 +261,7 @@ def test_ollama_streams_a_call_whole(serving):
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "'other'"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "Two tools have the same name"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name has 0 characters"),
-        ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function."),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function, custom."),
         *(
             ({"response_format": {"type": "json_schema", **more}}, "response_format.json_schema is missing.")
             for more in ({}, {"json_schema": None})

@@ -16,13 +16,12 @@ from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
-from edgelm.structure.reasoning import Reasoning, take_in_turn
+from edgelm.structure.reasoning import Parser, Reasoning, take_in_turn
 
 if TYPE_CHECKING:
     from edgelm.batching.generation import Generation
     from edgelm.server.metrics import Metrics
     from edgelm.server.model_pool import LoadedModel
-    from edgelm.structure.tool_call_parser import ToolCallParser
 
 _RETRY_SECONDS = 0.1  # until an answer that found the queue full, though its request is at work, tries again
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence
@@ -37,7 +36,7 @@ class Job:
 
     prompt_ids: Sequence[int]
     config: GenerationConfig
-    parser: Callable[[], ToolCallParser] | None = None
+    parser: Callable[[], Parser] | None = None
     reasoning: Reasoning | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,10 +10,11 @@ from edgelm.completion import Message
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.answers import Job
 from edgelm.server.api_error import ApiError
+from edgelm.server.custom_tools import CHAT_FORMAT, CustomCalls, as_call, as_function, custom_names
 from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import MAX_TOKENS
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
-from edgelm.structure.reasoning import reasoning_format
+from edgelm.structure.reasoning import Parser, reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
@@ -34,10 +35,10 @@ _TEXT_FIELDS: Mapping[str, str] = {**dict.fromkeys(("text", "input_text", "outpu
 _TOOL_CALL = record(
     {
         "id": TEXT,
-        "type": choice("function"),
+        "type": choice("function", "custom"),
         "function": record({"name": TOOL_NAME, "arguments": TEXT}, required=("name",)),
+        "custom": record({"name": TOOL_NAME, "input": TEXT}, required=("name", "input")),
     },
-    required=("function",),
     ignored=("index",),
 )
 _MESSAGE = record(
@@ -60,22 +61,29 @@ _MESSAGE = record(
 _FUNCTION = record(
     {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
 )
+_CUSTOM = record({"name": TOOL_NAME, "description": TEXT, "format": CHAT_FORMAT}, required=("name",))
 TEMPLATE_VARIABLES: dict[str, Schema] = {
     "chat_template_kwargs": ANY_OBJECT,
     "reasoning_effort": choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
 }
 
+FUNCTIONS = listing(
+    record({"type": choice("function"), "function": _FUNCTION}, required=("type", "function")), most=MAX_TOOLS
+)
 CHAT: dict[str, Schema] = {
     "messages": listing(_MESSAGE, fewest=1, most=MAX_MESSAGES),
     "tools": listing(
-        record({"type": choice("function"), "function": _FUNCTION}, required=("type", "function")), most=MAX_TOOLS
+        record({"type": choice("function", "custom"), "function": _FUNCTION, "custom": _CUSTOM}, required=("type",)),
+        most=MAX_TOOLS,
     ),
     "tool_choice": {
         "anyOf": [
             choice("none", "auto", "required"),
-            record(
-                {"type": choice("function"), "function": record({"name": TEXT}, required=("name",))},
-                required=("type", "function"),
+            *(
+                record(
+                    {"type": choice(kind), kind: record({"name": TEXT}, required=("name",))}, required=("type", kind)
+                )
+                for kind in ("function", "custom")
             ),
         ]
     },
@@ -91,11 +99,14 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
     """Return the conversation as a chat template takes it: contents are texts, `developer` is `system`.
 
     Raises:
-        ApiError: 400, a part of a content is no text.
+        ApiError: 400, a part of a content is no text, or a call is incomplete.
     """
     messages: list[dict[str, Any]] = []
     for i, given in enumerate(body["messages"]):
         message = {name: given[name] for name in _PASSED_ON if given.get(name)}
+        if "tool_calls" in message:
+            place = f"messages[{i}].tool_calls"
+            message["tool_calls"] = [as_call(call, f"{place}[{j}]") for j, call in enumerate(given["tool_calls"])]
         if given.get("reasoning"):
             message.setdefault("reasoning_content", given["reasoning"])
         content = (given.get("refusal") or None) if given.get("content") is None else given["content"]
@@ -171,17 +182,19 @@ def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) 
 
 
 def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
-    """Return the tools that a request gives, none where it says that none is to be used, and how it chooses.
+    """Return the functions that a request gives, none where it says that none is to be used, and how it chooses.
 
     Raises:
-        ApiError: 400, it asks for a call and has no tools.
+        ApiError: 400, it asks for a call and has no tools; as from `as_function`.
     """
     tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
     if isinstance(wanted, Mapping):
-        wanted = {"name": wanted["function"]["name"]}
+        wanted = {"name": wanted[wanted["type"]]["name"]}
     if not tools and wanted not in ("auto", "none"):
         raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
-    return () if wanted == "none" else tools, wanted
+    if wanted == "none":
+        return (), wanted
+    return [as_function(tool, f"tools[{i}]") for i, tool in enumerate(tools)], wanted
 
 
 def chat_job(
@@ -197,11 +210,13 @@ def chat_job(
         ApiError, EdgeLMError: what the model or its template has against them.
     """
     tools, choice = _tools_of(body)
-    parser = None
+    parser: Callable[[], Parser] | None = None
     if tools:
         format_ = tool_format(model.chat_template, model.tokenizer)
         config = tool_settings(config, tools, choice, format_, parallel=body.get("parallel_tool_calls", True))
         parser = partial(ToolCallParser, format_, tool_parameters(tools))
+        if names := custom_names(body["tools"]):
+            parser = partial(CustomCalls, parser, names)
     prompt_ids, config, reasoning = model.chat_prompt(messages, config, tools, variables)
     return Job(prompt_ids=prompt_ids, config=config, parser=parser, reasoning=reasoning)
 

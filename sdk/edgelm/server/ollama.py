@@ -18,7 +18,7 @@ from edgelm.completion import Chunk, Completion, Timings, TokenLogprob, ToolCall
 from edgelm.decoding.answer import join
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CHAT, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
+from edgelm.server.chat_messages import CHAT, FUNCTIONS, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
 from edgelm.server.delivery import deliver, readable
 from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import KEEP_ALIVE, acquire, seconds_of
@@ -101,7 +101,8 @@ CHAT_BODY = record(
     {
         **_COMMON,
         "messages": listing(_MESSAGE, most=MAX_MESSAGES),
-        **{name: CHAT[name] for name in ("tools", "tool_choice")},
+        "tools": FUNCTIONS,
+        "tool_choice": CHAT["tool_choice"],
     },
     required=("model", "messages"),
     ignored=_IGNORED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from edgelm.completion import Chunk, Completion, TokenLogprob, ToolCallDelta, Us
 from edgelm.server import chat_messages
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
+from edgelm.server.custom_tools import custom_names
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
@@ -93,6 +94,7 @@ async def create_chat_completion(call: Call) -> Response:
             ),
             logprobs=LogprobWriter.of(served.model, body),
             with_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            custom=custom_names(body.get("tools", ())),
         )
         return _jobs(served.model, body), writer
 
@@ -136,11 +138,12 @@ def chat_jobs(
 
 @dataclass(frozen=True, kw_only=True)
 class ChatWriter:
-    """Write chat completions and their chunks."""
+    """Write chat completions and their chunks. custom: the names of the tools whose calls have an input."""
 
     frame: Frame
     logprobs: LogprobWriter | None
     with_usage: bool
+    custom: frozenset[str] = frozenset()
     media_type = "text/event-stream"
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -152,7 +155,10 @@ class ChatWriter:
                 message["reasoning_content"] = completion.reasoning
             if completion.tool_calls:
                 message["content"] = completion.text or None
-                message["tool_calls"] = completion.message["tool_calls"]
+                message["tool_calls"] = [
+                    {"id": call.id, **_call(call.name in self.custom, call.name, call.arguments)}
+                    for call in completion.tool_calls
+                ]
             choices.append(
                 {
                     "index": index,
@@ -168,12 +174,14 @@ class ChatWriter:
         for index in range(len(answers.jobs)):
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
         usages: list[Usage] = []
+        custom: set[tuple[int, int]] = set()  # the calls of such tools, by their answer and their place in it
         async for item in answers.chunks():
             if item is None:
                 yield KEEPALIVE
                 continue
             index, chunk = item
-            delta = _delta(chunk)
+            custom |= {(index, call.index) for call in chunk.tool_calls if call.name in self.custom}
+            delta = _delta(chunk, {call for answer, call in custom if answer == index})
             logprobs = self._logprobs(chunk.logprobs) if chunk.logprobs else None
             if delta or logprobs:
                 yield self._chunk(index, delta, logprobs)
@@ -199,20 +207,26 @@ class ChatWriter:
         return None if self.logprobs is None else {"content": self.logprobs.write(tokens), "refusal": None}
 
 
-def _delta(chunk: Chunk) -> dict[str, Any]:
+def _delta(chunk: Chunk, custom: Collection[int]) -> dict[str, Any]:
     delta: dict[str, Any] = {"content": chunk.text} if chunk.text else {}
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
     if chunk.tool_calls:
-        delta["tool_calls"] = [tool_call_delta(call) for call in chunk.tool_calls]
+        delta["tool_calls"] = [_call_delta(call, call.index in custom) for call in chunk.tool_calls]
     return delta
 
 
-def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
+def _call_delta(call: ToolCallDelta, is_custom: bool) -> dict[str, Any]:
     """Write a piece of a tool call: the first one has the id and the name, each has what is new in the arguments."""
-    function = {"arguments": call.arguments} if call.name is None else {"name": call.name, "arguments": call.arguments}
-    start = {} if call.id is None else {"id": call.id, "type": "function"}
-    return {"index": call.index, **start, "function": function}
+    written = _call(is_custom, call.name, call.arguments)
+    if call.id is None:
+        del written["type"]
+    return {"index": call.index, **({} if call.id is None else {"id": call.id}), **written}
+
+
+def _call(is_custom: bool, name: str | None, arguments: str) -> dict[str, Any]:
+    kind, field = ("custom", "input") if is_custom else ("function", "arguments")
+    return {"type": kind, kind: ({} if name is None else {"name": name}) | {field: arguments}}
 
 
 def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
 from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
-from edgelm.server.response_input import as_chat, namespaces_of
+from edgelm.server.response_input import as_chat, custom_names_of, namespaces_of
 from edgelm.server.sampling_fields import generation_config
 from edgelm.server.sse import KEEPALIVE, JsonAnswer, event
 
 if TYPE_CHECKING:
     from edgelm.language_model import LanguageModel
 
+# The types of items that call a tool -> the field of what it gets.
+_ARGUMENTS = {"function_call": "arguments", "custom_tool_call": "input"}
 _ECHOED = (
     "instructions", "max_output_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "user",
 )  # fmt: skip
@@ -76,7 +78,7 @@ class ResponseWriter:
             self._output.append(_reasoning(answer.reasoning))
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
-        self._output += [self._function_call(call.id, call.name, call.arguments) for call in answer.tool_calls]
+        self._output += [self._call(call.id, call.name, call.arguments) for call in answer.tool_calls]
         self._output[-1]["status"] = _item_status(self._output[-1], answer.finish_reason)
         return self._response(answer.finish_reason, answer.usage)
 
@@ -127,20 +129,25 @@ class ResponseWriter:
     def _add_call(self, delta: ToolCallDelta) -> Iterator[bytes]:
         if delta.name is not None:
             yield from self._close()
-            yield from self._open(self._function_call(delta.id or "", delta.name, ""))
+            yield from self._open(self._call(delta.id or "", delta.name, ""))
         if delta.arguments:
-            self._output[-1]["arguments"] += delta.arguments
-            yield self._event("response.function_call_arguments.delta", **self._place(), delta=delta.arguments)
+            item = self._output[-1]
+            item[_ARGUMENTS[item["type"]]] += delta.arguments
+            yield self._event(
+                f"response.{item['type']}_{_ARGUMENTS[item['type']]}.delta", **self._place(), delta=delta.arguments
+            )
 
-    def _function_call(self, call_id: str, called: str, arguments: str) -> dict[str, Any]:
+    def _call(self, call_id: str, called: str, arguments: str) -> dict[str, Any]:
         namespace, name = namespaces_of(self.body).get(called, (None, called))
+        is_custom = called in custom_names_of(self.body)
+        kind = "custom_tool_call" if is_custom else "function_call"
         return {
-            "id": f"fc_{secrets.token_hex(16)}",
-            "type": "function_call",
+            "id": f"{'ctc' if is_custom else 'fc'}_{secrets.token_hex(16)}",
+            "type": kind,
             "status": "completed",
             "call_id": call_id,
             "name": name,
-            "arguments": arguments,
+            _ARGUMENTS[kind]: arguments,
             **({} if namespace is None else {"namespace": namespace}),
         }
 
@@ -165,12 +172,9 @@ class ResponseWriter:
             yield self._event(f"response.{part['type']}.done", **place, text=part["text"], **_logprobs_of(part))
             yield self._event("response.content_part.done", **place, part=part)
         else:
-            yield self._event(
-                "response.function_call_arguments.done",
-                **self._place(),
-                name=item["name"],
-                arguments=item["arguments"],
-            )
+            field = _ARGUMENTS[item["type"]]
+            named = {"name": item["name"]} if field == "arguments" else {}
+            yield self._event(f"response.{item['type']}_{field}.done", **self._place(), **named, **{field: item[field]})
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
 
     def _place(self, **more: int) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def _status(finish_reason: str) -> str:
 
 def _item_status(item: Mapping[str, Any], finish_reason: str) -> str:
     """Return how the last item of an answer has ended: a call with "stop" was stopped inside its arguments."""
-    is_cut_off = item["type"] == "function_call" and finish_reason == "stop"
+    is_cut_off = item["type"] in _ARGUMENTS and finish_reason == "stop"
     return "incomplete" if is_cut_off else _status(finish_reason)
 
 

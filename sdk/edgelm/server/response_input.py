@@ -7,6 +7,7 @@ from typing import Any
 
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, need, text_of
+from edgelm.server.custom_tools import FORMAT
 from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
@@ -16,6 +17,8 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "custom_tool_call": ("call_id", "name", "input"),
+    "custom_tool_call_output": ("call_id", "output"),
     "reasoning": (),
     "item_reference": (),
 }
@@ -28,6 +31,7 @@ _ITEM = record(
         "name": TOOL_NAME,
         "namespace": TEXT,
         "arguments": TEXT,
+        "input": TEXT,
         "output": CONTENT,
     },
     ignored=("id", "status", "summary", "encrypted_content", "phase"),
@@ -37,6 +41,7 @@ _TOOL: dict[str, Schema] = {
     "description": TEXT,
     "parameters": ANY_OBJECT,
     "strict": BOOLEAN,
+    "format": FORMAT,
 }
 # What a client may ask for besides; there is none of it here. Log-probabilities are not listed: they are refused.
 _INCLUDED = (
@@ -69,10 +74,11 @@ BODY = record(
         "tools": listing(
             record(
                 {
-                    "type": choice("function", "namespace"),
+                    "type": choice("function", "custom", "namespace"),
                     **_TOOL,
                     "tools": listing(
-                        record({"type": choice("function"), **_TOOL}, required=("type", "name")), most=MAX_TOOLS
+                        record({"type": choice("function", "custom"), **_TOOL}, required=("type", "name")),
+                        most=MAX_TOOLS,
                     ),
                 },
                 required=("type", "name"),
@@ -82,7 +88,7 @@ BODY = record(
         "tool_choice": {
             "anyOf": [
                 choice("none", "auto", "required"),
-                record({"type": choice("function"), "name": TEXT}, required=("type", "name")),
+                record({"type": choice("function", "custom"), "name": TEXT}, required=("type", "name")),
             ]
         },
         "parallel_tool_calls": BOOLEAN,
@@ -121,10 +127,10 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     tools = tools_of(body)
     if len(tools) > MAX_TOOLS:
         raise ApiError(400, f"There are {len(tools)} tools in all; {MAX_TOOLS} may be offered.", param="tools")
-    chat["tools"] = [{"type": "function", "function": _function(namespace, tool)} for namespace, tool in tools]
+    chat["tools"] = [_tool(namespace, tool) for namespace, tool in tools]
     wanted = body.get("tool_choice", "auto")
     if isinstance(wanted, Mapping):
-        wanted = {"type": "function", "function": {"name": wanted["name"]}}
+        wanted = {"type": wanted["type"], wanted["type"]: {"name": wanted["name"]}}
     chat["tool_choice"] = wanted
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     chat["response_format"] = {"type": form["type"]}
@@ -136,7 +142,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tools_of(body: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
-    """Return the functions that a request offers, each with the namespace that it stands in."""
+    """Return the tools that a request offers, each with the namespace that it stands in."""
     found: list[tuple[str | None, Mapping[str, Any]]] = []
     for tool in body.get("tools", ()):
         if tool["type"] == "namespace":
@@ -147,13 +153,24 @@ def tools_of(body: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any
 
 
 def namespaces_of(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the namespace and the name of each function in one, by what the model calls it."""
+    """Return the namespace and the name of each tool in one, by what the model calls it."""
     return {_full_name(space, tool["name"]): (space, tool["name"]) for space, tool in tools_of(body) if space}
 
 
-def _function(namespace: str | None, tool: Mapping[str, Any]) -> dict[str, Any]:
+def custom_names_of(body: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the custom tools that a request offers, as the model calls them."""
+    return frozenset(_full_name(space, tool["name"]) for space, tool in tools_of(body) if tool["type"] == "custom")
+
+
+def _tool(namespace: str | None, tool: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: tool[name] for name in _TOOL if tool.get(name) is not None}
-    return given | {"name": _full_name(namespace, tool["name"])}
+    given["name"] = _full_name(namespace, tool["name"])
+    if (form := given.pop("format", None)) and tool["type"] == "custom":
+        grammar = {name: form[name] for name in ("syntax", "definition") if form.get(name) is not None}
+        if form["type"] == "grammar":
+            need(form, "tools.format", "syntax", "definition")
+        given["format"] = {"type": form["type"], "grammar": grammar}
+    return {"type": tool["type"], tool["type"]: given}
 
 
 def _full_name(namespace: str | None, name: str) -> str:
@@ -191,18 +208,14 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
             else:
                 messages.append({"role": role, "content": said, **of_answer})
             thought = {}
-        elif kind == "function_call":
+        elif kind in ("function_call", "custom_tool_call"):
             name = names[item["call_id"]] = _full_name(item.get("namespace"), item["name"])
-            call = {
-                "id": item["call_id"],
-                "type": "function",
-                "function": {"name": name, "arguments": item["arguments"]},
-            }
+            call = _call(item["call_id"], name, item, is_custom=kind == "custom_tool_call")
             if thought or not messages or messages[-1]["role"] != "assistant":  # else an answer said something first
                 messages.append({"role": "assistant", "content": None, **thought})
             messages[-1].setdefault("tool_calls", []).append(call)
             thought = {}
-        elif kind == "function_call_output":
+        elif kind in ("function_call_output", "custom_tool_call_output"):
             messages.append(
                 {
                     "role": "tool",
@@ -212,6 +225,11 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return messages
+
+
+def _call(call_id: str, name: str, item: Mapping[str, Any], *, is_custom: bool) -> dict[str, Any]:
+    kind, field = ("custom", "input") if is_custom else ("function", "arguments")
+    return {"id": call_id, "type": kind, kind: {"name": name, field: item[field]}}
 
 
 def _text_of(content: str | list[dict[str, Any]] | None) -> str:

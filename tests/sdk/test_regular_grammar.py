@@ -1,0 +1,35 @@
+"""Patterns of grammars, against the grammars themselves as llguidance follows them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from constraint_texts import accepts
+
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.regular_grammar import pattern_of
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+
+GRAMMARS = [
+    (r'start: a~2..3 b{2} [c]' '\n  | "z" -> zed\na: "a" | "b"\nb: "\\x41" | "B"\n?c: ("c" "d")* // more',
+     ["abABcd", "z", "abaAA", "aBB", "aABB"]),
+    (r'start: /[^"]+/ "\n"? # one', ["a\n", "\\", '"', "}"]),
+    (r'start: /a.b/s /[x-z]/i', ["a\nbY", "abbz", "A\nby"]),
+    (r'start: "a\"\\\n"i', ['A"\\\n', 'a"\\N']),
+    (r'start: A+' '\nA: "$".."~"', ["a|\\z", "#"]),
+    ("start: INT LF ESCAPED_STRING\n%import common.INT\n%import common.LF\n%import common.ESCAPED_STRING",
+     ['12\n"a\\"b"', '12"a"', '1\n"a']),
+    (r'start: /[\]\/"\\]{2}\}/ /\x22/', ['"]}"', '\\/}"', 'a"}"']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grammar", "texts"), GRAMMARS)
+def test_a_pattern_takes_the_texts_of_its_grammar_in_json_too(grammar: str, texts: list[str]) -> None:
+    tokenizer = Tokenizer.load(tiny_model_path())
+    lark, pattern = Constraint.lark(grammar), f"^(?:{pattern_of(grammar)})$"
+    schema = Constraint.json_schema({"type": "string", "pattern": pattern})
+    taken = [accepts(lark, tokenizer, text) for text in texts]
+    assert [accepts(schema, tokenizer, json.dumps(text)) for text in texts] == taken
+    assert set(taken) == {True, False}
