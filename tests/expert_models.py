@@ -58,6 +58,12 @@ LARA_MINI = FLINT | {
     "num_hidden_layers": 5, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
     "linear_value_head_dim": 16,
 }  # fmt: skip
+# The first layer is wider than an expert, and turns its heads though it sees all.
+COHERE2_MOE = {
+    "num_hidden_layers": 4, "head_dim": 32, "num_experts": 6, "num_experts_per_tok": 3, "sliding_window": 9,
+    "logit_scale": 0.5, "expert_selection_fn": "sigmoid", "first_k_dense_replace": 1,
+    "prefix_dense_intermediate_size": 160,
+}  # fmt: skip
 EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flint": ("flint", FLINT | {"tie_word_embeddings": False}),
     "flint, all layers with experts whose weights do not sum to one": (
@@ -164,6 +170,22 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         MELLUM | {
             "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "mlp_layer_types": ["sparse", "dense"],
             "norm_topk_prob": False, "tie_word_embeddings": True, "attention_bias": True,
+        },
+    ),
+    "cohere2_moe": ("cohere2_moe", COHERE2_MOE),
+    "cohere2_moe, shared experts, softmax, RMS norms, first layers in a window, biases, untied": (
+        "cohere2_moe",
+        COHERE2_MOE | {
+            "first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2, "num_shared_experts": 2,
+            "shared_expert_combination_strategy": "sum", "expert_selection_fn": "softmax", "norm_topk_prob": False,
+            "rms_norm_eps": 1e-3, "attention_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "cohere2_moe, averaged with shared experts, weights that do not sum to one": (
+        "cohere2_moe",
+        COHERE2_MOE | {
+            "num_hidden_layers": 2, "first_k_dense_replace": 0, "num_shared_experts": 1, "norm_topk_prob": False,
+            "layer_types": ["full_attention", "sliding_attention"],
         },
     ),
     "flex_olmo": (

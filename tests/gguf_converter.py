@@ -23,17 +23,18 @@ PAIRED = (
     "internlm2", "deepseek", "bailingmoe",
 )  # fmt: skip
 _LAYER_NORMS = (
-    "command-r", "cohere2", "falcon", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm", "starcoder",
-    "starcoder2",
+    "command-r", "cohere2", "cohere2moe", "falcon", "gpt2", "gptneox", "jais2", "nemotron", "olmo", "phi2", "stablelm",
+    "starcoder", "starcoder2",
 )  # fmt: skip
 _HAVE_HEAD_DIM = (
-    "afmoe", "bailingmoe2", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe", "gpt-oss",
-    "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h", "nemotron_h_moe",
-    "falcon-h1",
+    "afmoe", "bailingmoe2", "cohere2moe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe",
+    "gpt-oss", "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h",
+    "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
     "cohere2",
+    "cohere2moe",
     "glm4",
     "bailingmoe2",
     "glm4moe",
@@ -80,7 +81,8 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
     elif architecture == "qwen":  # of both halves
         writer.add_feed_forward_length(2 * config.intermediate_size)
     else:
-        sizes = ("ffn_hidden_size", "intermediate_size_mlp", "intermediate_size", "n_inner")
+        own = ("ffn_hidden_size", "intermediate_size_mlp", "prefix_dense_intermediate_size")
+        sizes = (*own, "intermediate_size", "n_inner")
         writer.add_feed_forward_length(next(size for name in sizes if (size := getattr(config, name, None))))
     per_layer = getattr(config, "num_attention_heads_per_layer", None)
     writer.add_head_count(per_layer or config.num_attention_heads)
@@ -390,9 +392,16 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
-    if architecture in ("command-r", "cohere2"):
+    if architecture == "cohere2moe":
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+        writer.add_leading_dense_block_count(config.mlp_layer_types.count("dense"))
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_expert_shared_count(config.num_shared_experts)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+    if architecture in ("command-r", "cohere2", "cohere2moe"):
         writer.add_logit_scale(config.logit_scale)
-    if architecture == "cohere2":
+    if architecture in ("cohere2", "cohere2moe"):
         writer.add_sliding_window(config.sliding_window)
     if architecture == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from expert_models import AFMOE, DOTS1, EXAONE_MOE, GLM4_MOE, HUNYUAN_MOE, LAGUNA, MELLUM, QWEN2_MOE, mellum_rope
+from expert_models import (
+    AFMOE,
+    COHERE2_MOE,
+    DOTS1,
+    EXAONE_MOE,
+    GLM4_MOE,
+    HUNYUAN_MOE,
+    LAGUNA,
+    MELLUM,
+    QWEN2_MOE,
+    mellum_rope,
+)
 from family_models import (
     ERNIE4_5_MOE,
     GEMMA3N,
@@ -190,6 +201,12 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cohere": ("cohere", "command-r", {"logit_scale": 0.5}),
     "cohere with norms of heads": ("cohere", "command-r", {"use_qk_norm": True, "logit_scale": 0.5}),
     "cohere2": ("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": 9, "logit_scale": 0.5}),
+    "cohere2_moe": ("cohere2_moe", "cohere2moe", COHERE2_MOE),
+    "cohere2_moe, averaged with shared experts, untied": (
+        "cohere2_moe",
+        "cohere2moe",
+        COHERE2_MOE | {"first_k_dense_replace": 0, "num_shared_experts": 2, "tie_word_embeddings": False},
+    ),
     "glm": ("glm", "chatglm", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "glm4": ("glm4", "glm4", {"head_dim": 16, "pad_token_id": 0, "tie_word_embeddings": False}),
     "the text part of GLM-4.6V": (

@@ -36,7 +36,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
     )
-    own = {"bailingmoe2": "dots1", "laguna": "dots1"}.get(own, own)  # which has queries, keys and values apart
+    own = {"bailingmoe2": "dots1", "cohere2moe": "dots1", "laguna": "dots1"}.get(
+        own, own
+    )  # which has queries, keys and values apart
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}

@@ -37,6 +37,14 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_neox",
         {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
     ),
+    "persimmon": ("persimmon", {}),
+    "persimmon, three quarters of each head, without norms of heads, tied": (
+        "persimmon",
+        {
+            "num_attention_heads": 2, "qk_layernorm": False, "tie_word_embeddings": True, "hidden_act": "gelu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 25e3, "partial_rotary_factor": 0.75},
+        },
+    ),
     "falcon": ("falcon", FALCON_7B),
     "falcon, two key heads, untied, another base": (
         "falcon",

@@ -63,6 +63,16 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_experts": 4, "moe_topk": [1, 2, 1, 2]},
         r"moe_topk is \[1, 2, 1, 2\]; supported is one number for all layers",
     ),
+    "another scoring of Cohere's": (
+        "cohere2_moe",
+        {"expert_selection_fn": "relu"},
+        "expert_selection_fn is 'relu'; supported: softmax, sigmoid",
+    ),
+    "an average beside layers without experts": (
+        "cohere2_moe",
+        {"num_shared_experts": 1, "first_k_dense_replace": 2},
+        "strategy is 'average', and 2 layers have no experts; supported is 'sum', and 'average' where all",
+    ),
     "MiniCPM-MoE": ("minicpm", {"num_experts": 8}, "num_experts is 8; supported is 0: MiniCPM-MoE is not"),
     "a scoring of DeepSeek-MoE": ("deepseek", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; supported is"),
     "a head that is normed": ("bailing_moe", {"norm_head": True}, "norm_head is True; supported is False"),

@@ -150,6 +150,7 @@ STORED_OTHERWISE = (
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
     "jamba", "laguna", "flint", "lara_mini", "bloom", "mpt", "xglm", "openai-gpt", "chatglm",
+    "cohere2_moe", "persimmon",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name

@@ -28,6 +28,7 @@ from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.chatglm import CHATGLM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
+from edgelm_export.architectures.cohere2_moe import COHERE2_MOE
 from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
 from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2
@@ -88,6 +89,7 @@ from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
 from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.openai_gpt import OPENAI_GPT
 from edgelm_export.architectures.opt import OPT
+from edgelm_export.architectures.persimmon import PERSIMMON
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.phimoe import PHIMOE
@@ -159,6 +161,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere": COHERE,  # Command R, Aya
     "cohere_compass_text": COHERE_COMPASS,  # North Micro
     "cohere2": COHERE2,  # Command R7B, Tiny Aya
+    "cohere2_moe": COHERE2_MOE,  # North Mini Code
     "cwm": CWM,
     "deepseek": DEEPSEEK_MOE,
     "bailing_moe": LING,  # Ling-lite and -plus
@@ -212,6 +215,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nanochat": NANOCHAT,
     "opt": OPT,  # and Galactica
     "openai-gpt": OPENAI_GPT,
+    "persimmon": PERSIMMON,
     "xglm": XGLM,
     "t5": T5,  # v1.0 and v1.1, Flan-T5
     "mt5": MT5,

@@ -19,7 +19,7 @@ from edgelm_export.architectures.gguf_values import NO_KEYS, WINDOW, GGUFKeys, f
 from edgelm_export.tensor_map import TensorLayout
 from edgelm_export.text_part import plain_rope
 
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
     "logit_scale": 0.0625,
@@ -30,14 +30,15 @@ _DEFAULTS: Mapping[str, Any] = {
 _BASE = 10000.0
 _PATTERN = 4  # of these, the last layer sees all
 _RENAMED: Mapping[str, str] = {"rms_norm_eps": "layer_norm_eps"}
-_FEATURES: Mapping[str, Any] = {
+FEATURES: Mapping[str, Any] = {
     "norm": "layer_no_bias", "norm_placement": "shared", "parallel_residual": True, "mlp_bias": False,
 }  # fmt: skip
 _HEAD_NORMS = tuple(llama.GGUF_QK_NORMS)
 _ROW_ORDERS = llama.GGUF_ROW_ORDERS | dict.fromkeys(_HEAD_NORMS, "pairs")
 
 
-def _read(values: Mapping[str, Any]) -> ModelConfig:
+def read_scaled(values: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json's values as those of a Llama whose logits are multiplied by `logit_scale`."""
     scale = hf_values.number(values, "logit_scale", 0.0625)
     if not scale > 0:
         raise CheckpointError(f"config.json: logit_scale is {scale}; it must be above 0.")
@@ -46,12 +47,12 @@ def _read(values: Mapping[str, Any]) -> ModelConfig:
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     has_norms = hf_values.flag(values, "use_qk_norm")
-    config = _read(values)
+    config = read_scaled(values)
     return dataclasses.replace(config, qk_norm=has_norms, qk_norm_scope="own_head" if has_norms else "head")
 
 
 def _to_model_config_2(values: dict[str, Any]) -> ModelConfig:
-    config = _read(values)
+    config = read_scaled(values)
     step = hf_values.bounded({"sliding_window_pattern": _PATTERN} | dict(values), "sliding_window_pattern")
     kinds = hf_values.layer_types(values) or hf_values.last_sees_all(config.num_hidden_layers, step)
     return dataclasses.replace(
@@ -78,7 +79,7 @@ def _to_compass_config(values: dict[str, Any]) -> ModelConfig:
     scale = 1.0 if values.get("logit_scale") is None else values["logit_scale"]
     every = {"logit_scale": scale, "rope_parameters": next(iter(ropes.values()), None), "rope_scaling": None}
     return dataclasses.replace(
-        _read(values | every | both),
+        read_scaled(values | every | both),
         position="rope" if ropes else "none",
         layers_without_rope=tuple(layer for layer, kind in enumerate(kinds) if ropes and kind not in ropes),
         rope_local_theta=both.get("rope_local_base_freq"),
@@ -98,10 +99,10 @@ def _gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS
 # Both transformers and llama.cpp turn neighbouring dimensions of a head.
 COHERE = Architecture(
     model_type="cohere",
-    defaults={**_DEFAULTS, "rope_theta": 5e5},
+    defaults={**DEFAULTS, "rope_theta": 5e5},
     renamed=_RENAMED,
     read_config=_to_model_config,
-    features=_FEATURES,
+    features=FEATURES,
     layout=TensorLayout(row_orders=_ROW_ORDERS, vectors_in_rows=frozenset(f"{name}.weight" for name in _HEAD_NORMS)),
     gguf=GGUFFamily(
         architecture="command-r",
@@ -115,10 +116,10 @@ COHERE = Architecture(
 )
 COHERE2 = Architecture(
     model_type="cohere2",
-    defaults={**_DEFAULTS, "sliding_window": 4096},
+    defaults={**DEFAULTS, "sliding_window": 4096},
     renamed=_RENAMED,
     read_config=_to_model_config_2,
-    features=_FEATURES,
+    features=FEATURES,
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="cohere2",
@@ -128,9 +129,9 @@ COHERE2 = Architecture(
 )
 COHERE_COMPASS = Architecture(
     model_type="cohere_compass_text",
-    defaults={**_DEFAULTS, "logit_scale": None, "sliding_window": 4096},
+    defaults={**DEFAULTS, "logit_scale": None, "sliding_window": 4096},
     renamed=_RENAMED,
     read_config=_to_compass_config,
-    features=_FEATURES,
+    features=FEATURES,
     gguf=None,
 )

@@ -66,9 +66,10 @@ _INIT, _INITS = "init_lora_weights", (True, False, None, "gaussian", "eva", "ort
 # that learned there adds to other rows. Those of other names are unknown here anyway.
 _TURNED = frozenset({"q_proj", "k_proj"})
 _LATENT = frozenset({"q_proj", "q_b_proj", "kv_a_proj_with_mqa"})
+_COHERE = ("cohere", "cohere2", "cohere2_moe")
 ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
-        ("cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "llama4_text", "nanochat"), _TURNED
+        (*_COHERE, "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "llama4_text", "nanochat"), _TURNED
     ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
 }
