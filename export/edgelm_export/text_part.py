@@ -16,20 +16,22 @@ from edgelm.errors import CheckpointError
 # The model_types whose text part sees text alone as a model of text does.
 _WHOLE = frozenset(
     {
-        "apertus1p5", "aya_vision", "cohere2_vision", "cohere_compass", "deepseek_vl", "exaone4_5", "gemma3", "gemma3n",
-        "gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "granite4_vision", "idefics2", "idefics3",
-        "internvl", "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7",
-        "mllama", "phi4_multimodal", "phi4mm", "mistral3", "qwen2_vl", "qwen2_5_omni", "qwen2_5_omni_thinker",
-        "qwen2_5_vl", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe",
+        "apertus1p5", "aya_vision", "cohere2_vision", "cohere_compass", "deepseek_vl", "emu3", "exaone4_5", "gemma3",
+        "gemma3n", "gemma4", "gemma4_unified", "gemma4_unified_text", "glm46v", "glm4v", "glm4v_moe", "granite4_vision",
+        "idefics2", "idefics3", "internvl", "lfm2_vl", "lfm3_vl", "llava", "llava_next", "llava_onevision",
+        "minicpmv4_6", "minicpmv4_7", "mllama", "phi4_multimodal", "phi4mm", "mistral3", "qwen2_vl", "qwen2_5_omni",
+        "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe",
+        "qwen3_5", "qwen3_5_moe",
         "qwen2_audio", "smolvlm", "video_llama_3", "voxtral",
     }
 )  # fmt: skip
 # A position has three numbers in these, which are the same without an image: rope as it is.
 _SAME_FAMILY = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
-    "gemma4_unified_text": "gemma4_text", "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe",
-    "granite4_vision_text": "granite", "qwen2_5_omni_text": "qwen2", "qwen3_omni_moe_text": "qwen3_moe",
-    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "phi4_multimodal": "phi3", "phi4mm": "phi3",
+    "emu3_text_model": "llama", "gemma4_unified_text": "gemma4_text", "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe", "granite4_vision_text": "granite", "qwen2_5_omni_text": "qwen2",
+    "qwen3_omni_moe_text": "qwen3_moe", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+    "phi4_multimodal": "phi3", "phi4mm": "phi3",
 }  # fmt: skip
 _CROSSING = "cross_attention_layers"  # which look at an image, and are no part of the model without one
 # Phi-4-multimodal as its author's own code reads it: each matrix stands beside those of two adapters, which images and
@@ -40,6 +42,7 @@ _WITH_ADAPTERS, _BASE, _ADAPTERS = "phi4mm", ".base_layer.", (".lora_A.", ".lora
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _USUAL_SIZES = {
     "cohere2": (256_000, 8192, 22_528, 40, 64),
+    "emu3_text_model": (184_622, 4096, 14_336, 32, 32),
     "exaone4": (102_400, 4096, 16_384, 32, 32),
     "gemma3_text": (262_208, 2304, 9216, 26, 8),
     "glm4v_text": (151_552, 4096, 13_696, 40, 32),
@@ -61,6 +64,10 @@ _USUAL_SIZES = {
 }
 # What else it takes where config.json has no such key, and otherwise than in the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "emu3_text_model": {
+        "num_key_value_heads": 8, "max_position_embeddings": 9216, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        "bos_token_id": 151_849, "eos_token_id": 151_850,
+    },
     "gemma4_unified_text": {
         "hidden_size_per_layer_input": 0, "max_position_embeddings": 262_144, "sliding_window": 1024,
     },
@@ -85,8 +92,8 @@ _OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
-_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.")
-_HEADS = ("language_model.lm_head.", "thinker.lm_head.")
+_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.", "text_model.model.", "thinker.model.")
+_HEADS = ("language_model.lm_head.", "text_model.lm_head.", "thinker.lm_head.")
 # The part of a model that speaks too, which reads and writes text; its config is within the whole's.
 _THINKER = "thinker_config"
 # What those of the parts begin with that read images or sound, speak, or guess further tokens.
@@ -94,10 +101,10 @@ _OTHER_PARTS = tuple(
     f"{before}{part}"
     for before in ("", "model.", "thinker.")
     for part in (
-        "vision_tower.", "vision_tokenizer.", "vision_model.", "vision_embedder.", "visual.", "multi_modal_projector.",
-        "projector.", "connector.", "aligner.", "merger.", "layerwise_projectors.", "spatial_projectors.",
-        "image_newline", "audio_tower.", "audio_tokenizer.", "embed_vision.", "embed_audio.", "embed_tokens_extend.",
-        "talker.", "token2wav.", "code2wav.", "mtp.",
+        "vision_tower.", "vision_tokenizer.", "vision_model.", "vision_embedder.", "visual.", "vqmodel.",
+        "multi_modal_projector.", "projector.", "connector.", "aligner.", "merger.", "layerwise_projectors.",
+        "spatial_projectors.", "image_newline", "audio_tower.", "audio_tokenizer.", "embed_vision.", "embed_audio.",
+        "embed_tokens_extend.", "talker.", "token2wav.", "code2wav.", "mtp.",
     )
 )  # fmt: skip
 _SENSES = ("vision_config", "audio_config")

@@ -250,6 +250,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
         },
     ),
     "deepseek_vl": ("llama", {"model_type": "llama"}, VISION | {"model_type": "siglip_vision_model"}),
+    "emu3": ("llama", {"tie_word_embeddings": False}, None),
     "idefics2": ("mistral", {"model_type": "mistral", "sliding_window": 9}, VISION),
     "video_llama_3": ("qwen2", {"model_type": "qwen2"}, VISION | {"model_type": "video_llama_3_vision"}),
     "voxtral": ("llama", {"model_type": "llama", "head_dim": 32}, None),
@@ -259,6 +260,17 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
 _ENCODER = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
 _SOUND = _ENCODER | {"d_model": 32, "output_dim": 64}
 MORE: dict[str, dict[str, Any]] = {
+    "emu3": {
+        "vocabulary_map": {"<image>": 3},
+        "vq_config": {
+            "codebook_size": 8,
+            "base_channels": 32,
+            "channel_multiplier": [1],
+            "num_res_blocks": 1,
+            "hidden_size": 32,
+            "latent_channels": 4,
+        },
+    },
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "qwen2_5_omni_thinker": {"audio_config": _SOUND},
     "qwen3_omni_moe_thinker": {"audio_config": _SOUND | {"downsample_hidden_size": 32}},
@@ -338,6 +350,24 @@ def test_the_text_part_gives_the_logits_of_transformers(
         assert text.config.model_type in (family, "llama")  # a Mistral without a window is one
         with torch.no_grad():
             np.testing.assert_allclose(text(torch.tensor([IDS])).logits[0].numpy(), expected_TV, rtol=0, atol=1e-4)
+
+
+def test_a_text_part_that_stands_by_itself_is_read_as_that_of_the_whole(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As transformers saves Gemma4UnifiedForCausalLM, which is Gemma 4 12B without what reads images and sound."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma4_unified_text", **(TEXT | KINDS["gemma4_unified"][1]))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    bpe_tokenizer.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected_TV = model(torch.tensor([IDS])).logits[0].numpy()
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert (checkpoint.config.model_type, checkpoint.notes) == ("gemma4_text", ())
+    (logits_TV,) = reference_logits(checkpoint, [IDS])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("has_adapters", [False, True])

@@ -19,7 +19,7 @@ KINDS = {
     "mistral3": ("ministral3", ""), "glm4v": (None, ""), "qwen2_vl": (None, ""), "qwen2_5_vl": (None, ""),
     "qwen2_5_omni_thinker": (None, ""), "qwen3_vl": (None, ""), "qwen3_vl_moe": (None, "intermediate_size"),
     "qwen3_5": (None, ""), "exaone4_5": ("exaone4", ""), "granite4_vision": (None, ""), "lfm3_vl": (None, ""),
-    "gemma4": (None, ""), "mllama": (None, "num_hidden_layers"),
+    "gemma4": (None, ""), "emu3": (None, ""), "mllama": (None, "num_hidden_layers"),
 }  # fmt: skip
 
 
