@@ -15,6 +15,16 @@ SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 # Settings of the class that read the SentencePiece model, or code of the author's.
 _OF_ANOTHER_CLASS = ("added_tokens_decoder", "auto_map", "legacy", "sp_model_kwargs", "use_default_system_prompt")
 _WITH_TOKENS_IN_CODE = ("ChatGLMTokenizer",)  # of ChatGLM 2 and 3
+# GPT-SW3's puts no token around a text. It leaves out marks that are not printed, makes a space of other spaces, and
+# composes what is left, as for its training.
+_SW3 = "GPTSw3Tokenizer"
+_UNPRINTED = r"[\x{0}-\x{8}\x{b}-\x{1f}\x{7f}-\x{a0}\x{ad}\x{200b}]"
+_SPACES = r"[\x{2002}\x{2003}\x{2005}\x{2008}-\x{200a}\x{202f}\x{3000}\x{fffc}]"
+_SW3_STEPS: tuple[Mapping[str, Any], ...] = (
+    {"type": "Replace", "pattern": {"Regex": _UNPRINTED}, "content": ""},
+    {"type": "Replace", "pattern": {"Regex": _SPACES}, "content": " "},
+    {"type": "NFC"},
+)
 
 
 def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, str]:
@@ -22,7 +32,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
 
     config: the folder's tokenizer_config.json, which says what stands around a text and which tokens came after the
     model was trained; without it, a begin token stands before texts of a BPE and an end token behind those of a
-    unigram. added: its added_tokens.json, of older versions of transformers.
+    unigram, but for GPT-SW3's. added: its added_tokens.json, of older versions of transformers.
 
     Raises:
         CheckpointError: the model is broken or not supported, or a setting is.
@@ -39,7 +49,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
         token = roles[role]
         wanted = config.get(f"add_{role}_token")
         if not isinstance(wanted, bool):
-            wanted = default and token is not None
+            wanted = default and token is not None and name != _SW3
         if wanted and token is None:
             raise CheckpointError(f"{path.parent}: add_{role}_token is set, but there is no {role}_token.")
         around.append([token] if wanted and token is not None else [])
@@ -52,7 +62,8 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
         **{f"{role}_token": token for role, token in roles.items() if token is not None},
     }
     try:
-        tokenizer = sentencepiece_json(model, before=around[0], after=around[1], more=more)
+        prepared = _SW3_STEPS if name == _SW3 else ()
+        tokenizer = sentencepiece_json(model, before=around[0], after=around[1], more=more, prepared=prepared)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return files_of(tokenizer, settings)

@@ -46,11 +46,12 @@ def sentencepiece_json(
     before: Sequence[str] = (),
     after: Sequence[str] = (),
     more: Sequence[Mapping[str, Any]] = (),
+    prepared: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Build the tokenizer.json. Its largest parts are written here: json.dumps takes three times as long and as much.
 
     before, after: control tokens around every text. more: added tokens beside the model's own, as `added_token` makes
-    them; one with a piece's id takes its place.
+    them; one with a piece's id takes its place. prepared: steps of normalization before the model's own.
 
     Raises:
         CheckpointError: two tokens are alike, one that stands around texts is not there, a user-defined piece changes
@@ -72,7 +73,7 @@ def sentencepiece_json(
         "truncation": None,
         "padding": None,
         "added_tokens": _added_tokens(model, more),
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model)},
+        "normalizer": {"type": "Sequence", "normalizers": [*prepared, *_normalizers(model)]},
         "pre_tokenizer": (
             {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
             if _prefixes_later(model)

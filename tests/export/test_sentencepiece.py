@@ -18,7 +18,7 @@ import sentencepiece
 from sentencepiece import SentencePieceProcessor
 from tokenizer_corpus import CORPUS_TEXTS
 from tokenizers import Tokenizer as Tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPTSw3Tokenizer
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
@@ -182,6 +182,19 @@ def test_a_folder_adds_its_tokens_and_says_what_stands_around_a_text(tmp_path: P
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": size}))
     tokenizer = Tokenizer.load(write(tmp_path / "older", read_text_files(tmp_path)))
     assert (tokenizer.id_of("<tool>"), tokenizer.leading_ids) == (size, (1,))
+
+
+def test_a_folder_of_gpt_sw3_gives_the_ids_of_its_class(tmp_path: Path, trained: dict[str, bytes]) -> None:
+    (tmp_path / "spiece.model").write_bytes(trained["bpe, as Llama's"])
+    config = {"tokenizer_class": "GPTSw3Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = GPTSw3Tokenizer(str(tmp_path / "spiece.model"), name_or_path="sw3", **config)
+    tokenizer = Tokenizer.load(write(tmp_path / "rebuilt", read_text_files(tmp_path)))
+    every = "".join(f"a{chr(code)}b" for code in (*range(1, 256), *range(0x2000, 0x2070), 0x3000, 0xFFFC))
+    for text in (*TEXTS, every, "A\u030a och a\u0308", ""):
+        if not any(token in text for token in ("<s>", "</s>", "<unk>")):  # which are found in a text there
+            assert tokenizer.encode(text) == theirs(text)["input_ids"], text
+    assert tokenizer.leading_ids == ()
 
 
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
