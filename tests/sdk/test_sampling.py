@@ -9,6 +9,7 @@ from transformers.generation import logits_process as oracle
 
 from edgelm.config import SUPPRESSED_LOGIT
 from edgelm.decoding import sampling
+from edgelm.decoding.history import History
 from edgelm.decoding.sampling import Sampler, token_logprobs
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
@@ -30,11 +31,11 @@ def reference(process: Callable[..., torch.Tensor], row: Row, ids: list[int] | N
     return result
 
 
-def history(prompt: list[int], answer: list[int], size: int) -> sampling.History:
-    seen, counts = np.zeros(size, np.bool_), np.zeros(size, np.float32)
-    seen[prompt + answer] = True
-    np.add.at(counts, answer, 1)
-    return sampling.History(seen=seen, counts=counts)
+def history(prompt: list[int], answer: list[int], size: int) -> History:
+    past = History.of_prompt(prompt, size)
+    for id_ in answer:
+        past.add(id_)
+    return past
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -274,10 +275,7 @@ def test_dry_penalizes_what_would_prolong_a_repeated_sequence() -> None:
 
     def penalties(ids: list[int], breakers: tuple[int, ...] = ()) -> dict[int, float]:
         row = np.zeros(10, np.float32)
-        past = sampling.History(
-            seen=np.zeros(10, np.bool_), counts=np.zeros(10, np.float32), token_ids=ids, breakers=breakers
-        )
-        sampling.penalize_repeated_sequences(row, config, past)
+        sampling.penalize_repeated_sequences(row, config, History.of_prompt(ids, row.size, breakers=breakers))
         return {int(id_): round(float(-row[id_]), 4) for id_ in np.flatnonzero(row)}
 
     # 1 2 3 | 4 ... 1 2 3: the sequence of three would go on with 4: 0.8 * 2 ** (3 - 2).

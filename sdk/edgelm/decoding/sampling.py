@@ -6,7 +6,6 @@ import copy
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm.arguments import is_whole
 from edgelm.config import SUPPRESSED_LOGIT
-from edgelm.decoding.ngrams import NGrams
+from edgelm.decoding.history import History
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 
@@ -28,33 +27,6 @@ _BLOCK = 256
 _BINS = 4096
 _BANNED = SUPPRESSED_LOGIT / 2  # behind the best: what a model suppresses, also after a penalty, or a bias bans
 _LONGEST_REPEAT = 50  # beyond it the penalty is overwhelming
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What stands before the next token: rows [V] of the tokens of prompt and answer, and of the answer's counts.
-
-    token_ids: prompt and answer, in order; the first `prompt_tokens` are the prompt's. breakers: the tokens that a
-    repeated sequence does not go across. end_ids: those that end the answer. ngrams: None where they may come again.
-    """
-
-    seen: NDArray[np.bool_]
-    counts: NDArray[np.float32]
-    token_ids: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    breakers: Collection[int] = ()
-    end_ids: Collection[int] = ()
-    ngrams: NGrams | None = None
-
-    def copy(self) -> History:
-        """Return one that goes on by itself."""
-        return replace(
-            self,
-            seen=self.seen.copy(),
-            counts=self.counts.copy(),
-            token_ids=list(self.token_ids),
-            ngrams=self.ngrams and self.ngrams.copy(),
-        )
 
 
 # Processors change a row in place, for greedy decoding too.
@@ -270,9 +242,7 @@ class Sampler:
         is_constrained = self._matcher is not None and self._matcher.is_active
         if self._is_plain and not is_constrained:
             return self._remember(_best(logits_V))
-        if self._history is None:
-            self._history = self._start_history(logits_V.size)
-            self._scratch = np.empty(-(-logits_V.size // _BLOCK) * _BLOCK, np.float32)
+        history = self._history or self._start_history(logits_V.size)
         row_V = self._scratch[: logits_V.size]
         row_V[:] = logits_V
         self._scratch[logits_V.size :] = -np.inf
@@ -280,7 +250,7 @@ class Sampler:
             if forced := self._matcher.forced():
                 return self._remember(forced[0])
             self._matcher.mask(row_V)
-        self._process(row_V, self._history, is_constrained=is_constrained)
+        self._process(row_V, history, is_constrained=is_constrained)
         token_id = _best(row_V)
         if self._draws:
             for keep in self._filters:
@@ -304,9 +274,7 @@ class Sampler:
         _best(logits_V)
         row_V: Logits = logits_V - np.float32(_log_sum_exp(logits_V))
         if not self._is_plain:
-            if self._history is None:
-                self._history = self._start_history(logits_V.size)
-            self._process(row_V, self._history)
+            self._process(row_V, self._history or self._start_history(logits_V.size))
             _best(row_V)
         return row_V
 
@@ -319,18 +287,15 @@ class Sampler:
         return sampler
 
     def _start_history(self, vocab_size: int) -> History:
-        seen_V = np.zeros(vocab_size, np.bool_)
-        seen_V[np.asarray(self._prompt_ids, np.int64)] = True
-        size = self._config.no_repeat_ngram_size
-        return History(
-            seen=seen_V,
-            counts=np.zeros(vocab_size, np.float32),
-            token_ids=list(self._prompt_ids),
-            prompt_tokens=len(self._prompt_ids),
+        self._scratch = np.empty(-(-vocab_size // _BLOCK) * _BLOCK, np.float32)
+        self._history = History.of_prompt(
+            self._prompt_ids,
+            vocab_size,
+            ngram_size=self._config.no_repeat_ngram_size,
             breakers=self._breakers,
             end_ids=self._end_ids,
-            ngrams=NGrams(size, self._prompt_ids) if size else None,
         )
+        return self._history
 
     def _process(self, row_V: Logits, history: History, *, is_constrained: bool = False) -> None:
         for process in self._processors:
@@ -363,11 +328,7 @@ class Sampler:
     def _remember(self, token_id: int) -> int:
         self._chosen += 1
         if self._history is not None:
-            self._history.seen[token_id] = True
-            self._history.counts[token_id] += 1
-            self._history.token_ids.append(token_id)
-            if self._history.ngrams is not None:
-                self._history.ngrams.add(token_id)
+            self._history.add(token_id)
         if self._matcher is not None:
             self._matcher.advance(token_id)
         return token_id
