@@ -15,9 +15,10 @@ from edgelm_server import CHAT, HELLO, TINY, EdgelmServer
 from tiny_adapter import write_tiny_adapter
 from waiting import wait_for
 
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, PackageError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
+from edgelm.package.package import open_package
 from edgelm.server import process
 from edgelm.server.api_error import ApiError
 from edgelm.server.model_pool import ModelPool
@@ -136,6 +137,12 @@ def test_what_is_wrong_with_files_that_are_described_names_no_path_either(librar
         assert b"The models cannot be listed; the server's log says why." in server.post(CHAT, {"messages": HELLO}).data
         server.stop()
         assert any(f"The model library {library} cannot be read" in line for line in server.log)
+
+
+def test_a_package_that_goes_while_it_is_looked_into_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "gone")
+    with pytest.raises(PackageError, match="gone is not a model package"):
+        open_package(tmp_path / "gone")
 
 
 def test_a_package_that_comes_and_goes_fails_no_list_of_the_others(library):

@@ -46,7 +46,10 @@ def find_foreign_graph(path: Path) -> ForeignGraph | None:
     if file is not None:
         return _beside(file)
     for folder in (path / _SUBFOLDER, path):
-        found = sorted(folder.glob("*.onnx"))
+        try:
+            found = sorted(folder.glob("*.onnx"))
+        except OSError:  # up to Python 3.12: the folder was removed just now
+            return None
         known = [folder / name for name in _NAMES if folder / name in found]
         if known or len(found) == 1:
             return _beside((known or found)[0])
