@@ -20,9 +20,9 @@ from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import HOME_VARIABLE, data_folder
 from edgelm.files.held_folder import held_folder, holdable_folders
 from edgelm.files.presence import is_there
-from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.hub_address import as_reference
+from edgelm.library.no_package import why_no_package
 from edgelm.library.small_files import SmallFiles
 from edgelm.package import manifest
 from edgelm.package.foreign_graph import find_foreign_graph
@@ -227,7 +227,7 @@ class Library:
         if not exists:
             raise ModelNotFoundError(f"There is no model package at {path}. {self._instead_of(text)}")
         if not is_package and find_foreign_graph(path) is None:
-            raise ModelNotFoundError(_why_no_package(path))
+            raise ModelNotFoundError(why_no_package(path))
         return path
 
     def find_source(self, name_or_path: str) -> Path:
@@ -450,50 +450,3 @@ def check_name(name: str) -> str:
             + (f" Names have no tags here: write {untagged!r}." if is_tagged else "")
         )
     return name
-
-
-def _begins_with(path: Path, beginning: bytes) -> bool:
-    if not path.is_file():  # opening a pipe waits for ever
-        return False
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(len(beginning)) == beginning
-    return False
-
-
-def _why_no_package(path: Path) -> str:
-    from edgelm.package.adapter import is_adapter, is_trained_adapter  # bring numpy with them
-
-    if is_adapter(path):
-        return (
-            f"{path} is an adapter, which is no model by itself. Name the package that it was exported for, and it "
-            f"beside: --adapter {shell_word(path)}"
-        )
-    if is_trained_adapter(path):
-        quoted = shell_word(path)
-        return (
-            f"{path} holds an adapter, which is no model by itself. Put it beside the package of its base: edgelm "
-            f"export-adapter {quoted} --base PACKAGE -o adapter/ (or merge it: edgelm merge {quoted} -o merged/)."
-        )
-    export = f"edgelm export {shell_word(path)} -o package/"
-    if path.suffix.lower() == ".gguf" or _begins_with(path, b"GGUF"):  # a blob of Ollama's has no suffix
-        return f"{path} is a GGUF file, not a model package. Make one of it: {export}"
-    checkpoint = checkpoint_of_run(path)
-    if checkpoint is not None:
-        return (
-            f"{path} is the folder of a run. Make a package of its {checkpoint.name} checkpoint: edgelm export "
-            f"{shell_word(checkpoint)} -o package/"
-        )
-    if path.is_file() and (path.parent / manifest.FILE_NAME).is_file():
-        return f"{path} is a file of the package {path.parent}. Name the folder: {shell_word(path.parent)}"
-    if path.is_file() and _begins_with(path, b"PK") and path.suffix == ".zip":
-        return f"{path} is a zip archive. Unpack it, and name the folder in it that has {manifest.FILE_NAME}."
-    if path.is_file():
-        whole = path.parent if (path.parent / "config.json").is_file() else path
-        return (
-            f"{path} is a file, not a model package. Name the folder of one; of a checkpoint, make one: "
-            f"edgelm export {shell_word(whole)} -o package/"
-        )
-    return (
-        f"{path} is not a model package: it has no {manifest.FILE_NAME}. If it is a checkpoint, make a package of it: "
-        f"{export}"
-    )

@@ -20,8 +20,8 @@ from edgelm.structure.reasoning import Parser, Reasoning, take_in_turn
 
 if TYPE_CHECKING:
     from edgelm.batching.generation import Generation
+    from edgelm.server.loaded_model import LoadedModel
     from edgelm.server.metrics import Metrics
-    from edgelm.server.model_pool import LoadedModel
 
 _RETRY_SECONDS = 0.1  # until an answer that found the queue full, though its request is at work, tries again
 QUIET_SECONDS = 5.0  # proxies and clients take a connection for dead after some tens of seconds of silence

@@ -20,8 +20,8 @@ from edgelm.server.chat_messages import chat_job, messages_of, thinking
 from edgelm.server.delivery import calls_around_text, count_tokens, deliver, readable
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.message_input import as_chat
-from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import generation_config
 from edgelm.server.schema import TEXT, record, whole
 from edgelm.server.sse import JsonAnswer, event

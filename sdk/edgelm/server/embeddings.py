@@ -21,7 +21,7 @@ from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, list
 from edgelm.server.sse import JsonAnswer, to_json, unless_disconnected
 
 if TYPE_CHECKING:
-    from edgelm.server.model_pool import LoadedModel
+    from edgelm.server.loaded_model import LoadedModel
 
 MAX_INPUTS = 2048  # OpenAI's: its clients send what they have in parts as large
 _DIMENSIONS: Schema = whole(1)

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgelm.server.api_error import ApiError
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.metrics import Metrics
-from edgelm.server.model_pool import LoadedModel, ModelPool
+from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 from edgelm.server.schema import ANY_OBJECT, Schema
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from edgelm.server.api_error import ApiError
 from edgelm.server.endpoint import Call
-from edgelm.server.model_pool import LoadedModel
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.schema import Schema, number
 
 # Go's durations: 5m, 1h30m, 300ms; a number alone is seconds. A unit ends each part: there is one way to read a text.

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.thread_limit import no_more_threads
 from edgelm.server.api_error import ApiError
+from edgelm.server.loaded_model import LoadedModel, state_of_file
 from edgelm.server.turns import Turns
 from edgelm.shell_word import shell_word
 
@@ -36,60 +37,6 @@ _ROOM_FOR_ANSWERS = 1.25  # memory of a model with the caches of its answers, as
 _SWEEP_SECONDS = 1.0
 # Texts of an answer that nobody has read: 2 MB of log-probabilities (0.2 kB each), or 5 MB of chunks (0.6 kB each).
 _MAX_UNREAD = 1 << 13
-
-
-@dataclass(eq=False, kw_only=True)
-class LoadedModel:
-    """A model with its engine, and how many requests use it."""
-
-    name: str
-    model: LanguageModel
-    engine: Engine
-    turns: Turns
-    max_batch: int
-    size: int  # bytes of its files
-    keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
-    made_of: Mapping[Path, object]  # a file of its package and of each adapter -> its state before loading
-    base: LoadedModel | None = None  # the model itself, where this is the same with an adapter as its default
-    users: int = 0
-    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by what computes beside the engine
-    last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def idle_seconds(self) -> float:
-        """How long nobody has used the model."""
-        return 0.0 if self.users else time.monotonic() - self.last_used
-
-    @property
-    def is_expired(self) -> bool:
-        """Whether the model is to be unloaded."""
-        return not self.users and self.keep_alive is not None and self.idle_seconds >= self.keep_alive
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether its package or an adapter is gone, or another one in its place."""
-        return any(_state(path) != state for path, state in self.made_of.items())
-
-    def __enter__(self) -> LoadedModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """End one use of the model, as a `with` block does at its end."""
-        used = self.base or self
-        used.users -= 1
-        used.last_used = time.monotonic()
-
-    def keep_for(self, seconds: float | None) -> None:
-        """Keep the model for so many seconds after its last request; less than 0: always; None: as it was."""
-        if seconds is not None:
-            (self.base or self).keep_alive = seconds if seconds >= 0 else None
-
-    def adapted(self, adapter: str) -> LoadedModel:
-        """Return the model as those have it who ask for one of its adapters; who uses that uses the model."""
-        return replace(self, name=adapter, model=self.model.adapted(adapter), base=self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +205,7 @@ class ModelPool:
                 size = package.manifest.size
                 adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
-                made_of = {path: _state(path) for path in files}
+                made_of = {path: state_of_file(path) for path in files}
                 # The estimate knows little or nothing of a graph that another program wrote.
                 reads_prompts = self._options.runtime.prefill_graph
                 needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
@@ -415,15 +362,6 @@ def _not_served(name: str, given: str) -> str:
         f"{name} has an encoder, and is not served: its answers are not computed together with others. Ask it in the "
         f"terminal: edgelm run {shell_word(given)}; or in a program: edgelm.load."
     )
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """Return what differs for another file in its place; not the inode number, which some file systems make up."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def _name_of(folder: Path) -> str:

@@ -22,8 +22,8 @@ from edgelm.server.chat_messages import CHAT, FUNCTIONS, MAX_MESSAGES, MAX_TOOLS
 from edgelm.server.delivery import deliver, readable
 from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import KEEP_ALIVE, acquire, seconds_of
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
-from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, line

@@ -19,8 +19,8 @@ from edgelm.server.custom_tools import custom_names
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
-from edgelm.server.model_pool import LoadedModel
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, choice, listing, record, whole
 from edgelm.server.sse import DONE, KEEPALIVE, event

@@ -14,8 +14,8 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import FORMS, constraint_of
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.logprobs import TokenPlaces, finite
-from edgelm.server.model_pool import LoadedModel
 from edgelm.server.openai_chat import STREAM_OPTIONS, Frame
 from edgelm.server.sampling_fields import HARMLESS, MAX_CHOICES, REFUSED, SAMPLING, generation_config, with_seed
 from edgelm.server.schema import BOOLEAN, TEXT, Schema, listing, record, whole

@@ -20,7 +20,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import calls_around_text, count_tokens, deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
-from edgelm.server.model_pool import LoadedModel
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.openai_chat import chat_jobs
 from edgelm.server.response_input import as_chat, custom_names_of, namespaces_of
 from edgelm.server.sampling_fields import generation_config
