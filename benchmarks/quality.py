@@ -36,11 +36,11 @@ import click
 import numpy as np
 
 from contestants import Contestant
+from edgelm.architecture.quantization_recipe import Precision, precision_named
 from edgelm.architecture.quantization_scheme import KEEP
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.quantize import Precision, precision_named
 from edgelm_export.sources import open_checkpoint
 from edgelm_export.verification_text import verification_text
 from edgelm_training.held_out import held_out_documents

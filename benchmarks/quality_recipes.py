@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import KEEP, parse_scheme
-from edgelm_export.quantize import PRECISIONS, Precision, Rule
 
 _HEAD = r"embed_tokens|lm_head"
 _ENDS = r"layers\.(0|{last})\."

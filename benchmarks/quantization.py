@@ -16,10 +16,10 @@ import click
 import numpy as np
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.mixed import size_of_graph
-from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.sources import open_checkpoint
 from machine import describe_machine
 from prepare import prepare_models

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import click
 
-from edgelm.architecture.quantization_recipe import MIXED, OPERATOR_SETS, QUANTIZED, STANDARD, read_recipe
+from edgelm.architecture.quantization_recipe import (
+    DEFAULT_PRECISION,
+    MIXED,
+    OPERATOR_SETS,
+    PRECISIONS,
+    QUANTIZED,
+    STANDARD,
+    Precision,
+    precision_named,
+    read_recipe,
+)
 from edgelm.cli.generation_options import complete_source
 from edgelm.cli.output import is_terminal, print_json, print_rows
 from edgelm.cli.picture_file import PictureFile
@@ -30,7 +40,6 @@ from edgelm_export.byte_size import ByteSize
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package, usual_precision
 from edgelm_export.mixed import Budget, export_mixed, size_of_graph
-from edgelm_export.quantize import DEFAULT_PRECISION, PRECISIONS, Precision, precision_named
 from edgelm_export.quantize.frontier import Point
 from edgelm_export.sources import open_checkpoint
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.output import print_json
 from edgelm.cli.progress import progress_line
@@ -34,7 +35,6 @@ from edgelm_export.cli_export import (
 )
 from edgelm_export.exporter import export_package
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import PRECISIONS, Precision
 from edgelm_export.sources import open_checkpoint
 
 # What fewer bits have lost of a model cannot be told from the model any more.

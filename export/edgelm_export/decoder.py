@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors
 from edgelm.config import ModelConfig
@@ -36,7 +37,6 @@ from edgelm_export.latent_attention import add_latent_attention
 from edgelm_export.linear_attention import add_linear_attention, add_states
 from edgelm_export.mamba import add_mamba
 from edgelm_export.mamba2 import add_mamba2
-from edgelm_export.quantize import Precision
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.stack import Stack
 

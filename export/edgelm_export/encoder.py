@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.relative_positions import distances_name, relative_buckets
 from edgelm.config import ModelConfig
 from edgelm.runtime.decoder_graph import CROSS
@@ -18,7 +19,6 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import FoldedCheckpoint
 from edgelm_export.graph import BATCH, FLOAT, INT64
-from edgelm_export.quantize import Precision
 from edgelm_export.stack import Stack
 from edgelm_export.standard_attention import UNSEEN, rotate, split_heads
 

@@ -23,9 +23,9 @@ from edgelm.errors import ExportError
 from edgelm_export.graph import BOOL, MICROSOFT, Graph
 from edgelm_export.grouped_experts import add_grouped_experts
 from edgelm_export.projection import Projections
-from edgelm_export.quantize import Stored
 from edgelm_export.quantize.finer_grid import on_finer_grid
 from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.portions import Stored
 
 if TYPE_CHECKING:
     from edgelm_export.stack import Stack

@@ -15,7 +15,16 @@ import onnx
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm.architecture.quantization_recipe import OPERATOR_SETS, PRECISIONS, STANDARD, rule_for
+from edgelm.architecture.quantization_recipe import (
+    DEFAULT_PRECISION,
+    OPERATOR_SETS,
+    PRECISIONS,
+    STANDARD,
+    Precision,
+    precision_named,
+    rule_for,
+)
+from edgelm.architecture.quantization_scheme import KEEP
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import EdgeLMError, ExportError, VerificationError
 from edgelm.files import atomic
@@ -45,7 +54,6 @@ from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
-from edgelm_export.quantize import DEFAULT_PRECISION, KEEP, Precision, precision_named
 from edgelm_export.quantize.keep import moved_types, stored_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.standard_decoder import build_standard_decoder

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import MIXED
+from edgelm.architecture.quantization_recipe import MIXED, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
@@ -20,7 +20,6 @@ from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package, refuse_target, written_folder, written_size
 from edgelm_export.preparation import refuse_calibration
-from edgelm_export.quantize import Precision, Rule
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgelm.architecture.quantization_recipe import RATES
+from edgelm.architecture.quantization_recipe import RATES, Precision
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
@@ -34,9 +34,9 @@ from edgelm_export.linear_attention import add_memory, add_states
 from edgelm_export.mamba import add_mamba_memory
 from edgelm_export.mamba2 import add_mamba2_memory
 from edgelm_export.projection import Projections
-from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.portions import Stored
 from edgelm_export.tensor_map import GATHERED
 
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.architecture.block_grid import exact_grid, in_blocks
-from edgelm.architecture.quantization_recipe import integer_scheme_for, scheme_for
+from edgelm.architecture.quantization_recipe import Precision, integer_scheme_for, scheme_for
 from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -18,7 +18,6 @@ from edgelm.files.held_folder import held_folder
 from edgelm_export.calibration_text import CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.quantize import Precision
 from edgelm_export.quantize.calibration import calibrate, calibration_name
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, PlainHead, ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales

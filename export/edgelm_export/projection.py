@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from edgelm.architecture.planes import LOWER_BITS
+from edgelm.architecture.quantization_recipe import Precision, scheme_for
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.graph import FLOAT, Graph
 from edgelm_export.packed_operators import PACKED_OPERATORS
-from edgelm_export.quantize import Precision, Stored, quantize, scheme_for
 from edgelm_export.quantize.finer_grid import on_finer_grid
 from edgelm_export.quantize.packed import PackedWeight, stack
+from edgelm_export.quantize.portions import Stored
+from edgelm_export.quantize.stored import quantize
 from edgelm_export.tensor_map import EXPERTS
 
 

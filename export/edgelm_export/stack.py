@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.rope import sinusoidal_table, table_frequencies
 from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
 from edgelm.layer_features import EXPERT_NORMS
@@ -21,9 +22,9 @@ from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.graph import Graph
 from edgelm_export.layer_operators import LAYER_OPERATORS
 from edgelm_export.projection import Projections
-from edgelm_export.quantize import Precision, Stored
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight
+from edgelm_export.quantize.portions import Stored
 from edgelm_export.tensor_map import HEAD_FACTORS
 
 # Besides SiLU, which is one of the operators of a layer.

@@ -15,13 +15,13 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import DecoderStack, folded
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.graph import BOOL, FLOAT
-from edgelm_export.quantize import Precision
 from edgelm_export.standard_attention import UNSEEN, Attention, heads_first, rotate, split_heads
 
 

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import VerificationError
@@ -20,7 +21,6 @@ from edgelm.runtime.session import DecoderSession
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.quantize import Precision
 from edgelm_export.reference import log_softmax, reference_logits
 from edgelm_export.verification_text import verification_text
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm.architecture import quantization_recipe
-from edgelm.architecture.quantization_recipe import Precision, Rule
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
@@ -27,8 +27,8 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.preparation import prepared
-from edgelm_export.quantize import PRECISIONS, folding, in_passing
 from edgelm_export.quantize import calibration as calibration_module
+from edgelm_export.quantize import folding, in_passing
 from edgelm_export.quantize.calibration import calibrate, calibration_name
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ScaledCheckpoint
 from edgelm_export.quantize.folding import SmoothQuant, choose_scales

@@ -10,6 +10,7 @@ import pytest
 from command_line import invoke
 from make_tiny_model import make_checkpoint
 
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest
@@ -17,7 +18,6 @@ from edgelm_export import certificate
 from edgelm_export.certificate import check_certificate
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 from command_line import invoke
 from make_tiny_model import make_checkpoint
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 from edgelm_export import cli_export
 from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.quantize import PRECISIONS, Precision
 
 
 @pytest.fixture

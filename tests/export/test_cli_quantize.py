@@ -11,7 +11,7 @@ import pytest
 from command_line import invoke
 from make_tiny_model import make_checkpoint
 
-from edgelm.architecture.quantization_recipe import OPERATOR_SETS
+from edgelm.architecture.quantization_recipe import OPERATOR_SETS, Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, describe_file
@@ -19,7 +19,6 @@ from edgelm_export.cli_export import name_ending
 from edgelm_export.cli_quantize import _base_name, _is_source
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import Precision, Rule
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from package_logits import distance
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ACTIVATIONS, GATE_ACTIVATIONS, NORMS, POSITIONS, QK_NORM_SCOPES, SCORING_FUNCS, ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ExportError
@@ -25,7 +26,6 @@ from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.projection import Projections
-from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.reference import reference_logits
 from edgelm_training.checkpoint import load_checkpoint

@@ -25,6 +25,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from unchecked_export import export_unchecked
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.errors import (
     CheckpointError,
@@ -43,7 +44,6 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.mixed import Budget, export_mixed
-from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.quantize.keep import moved_types
 from edgelm_export.reference import reference_logits
 from edgelm_export.sources import open_checkpoint

@@ -16,6 +16,7 @@ from package_logits import distance
 from safetensors.numpy import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, scheme_for
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.runtime.session import DecoderSession
@@ -26,9 +27,9 @@ from edgelm_export.exporter import export_package
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.quantize import PRECISIONS, PackedWeight, Precision, Rule, quantize, scheme_for
 from edgelm_export.quantize.calibration import calibrate
-from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.stored import quantize
 from edgelm_export.reference import reference_logits
 from edgelm_export.tensor_map import pattern_of
 

@@ -16,6 +16,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, VerificationError
 from edgelm.package.manifest import Manifest
@@ -27,7 +28,6 @@ from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint, write_checkpoint
-from edgelm_export.quantize import PRECISIONS
 from edgelm_export.sources import open_checkpoint
 
 

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 from unchecked_export import export_unchecked
 
-from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, PackageError
 from edgelm.runtime.session import DecoderSession
@@ -39,7 +39,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import Precision, Rule, portions
+from edgelm_export.quantize import portions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint

@@ -8,10 +8,10 @@ import pytest
 from make_tiny_model import make_checkpoint
 
 import edgelm
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS, Precision
 
 genai = pytest.importorskip("onnxruntime_genai")
 

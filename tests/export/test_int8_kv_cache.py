@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.memory.kv_cache import KVCache
@@ -30,7 +31,6 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.kv_cache_scales import _sizes, measure_scales
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import PRECISIONS
 
 IDS = np.random.default_rng(0).integers(3, 320, 200).tolist()
 ANSWER = GenerationConfig(max_new_tokens=24, ignore_eos=True)

@@ -11,12 +11,12 @@ import pytest
 from make_tiny_model import WIDE, make_checkpoint
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.errors import PackageError
 from edgelm.runtime import joined_planes, onnx_runtime
 from edgelm.runtime.joined_planes import join_planes
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import Precision, Rule
 
 ENOUGH = 1 << 30
 GREEDY = edgelm.GenerationConfig(max_new_tokens=8, temperature=0.0)

@@ -18,6 +18,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.errors import PackageError
 from edgelm.memory.mapped_table import MappedTable
 from edgelm.runtime import onnx_runtime
@@ -26,7 +27,6 @@ from edgelm.runtime.tables import Tables, with_tables
 from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS
 
 CONFIG_OF_MANY = replace(CONFIG, vocab_size=1 << 16, hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
 IDS = list(range(0, CONFIG_OF_MANY.vocab_size, 1 << 9))

@@ -15,6 +15,7 @@ from command_line import invoke
 from make_tiny_model import CONFIG, WIDE, make_checkpoint
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.manifest import Manifest
@@ -24,7 +25,6 @@ from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
-from edgelm_export.quantize import Precision
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack

@@ -15,6 +15,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
 from unchecked_export import export_unchecked
 
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
 from edgelm.package.manifest import Manifest, describe_file
@@ -23,7 +24,6 @@ from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import PRECISIONS, Precision, Rule
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
 from edgelm_export.reference import reference_logits
 from edgelm_export.sources import open_checkpoint

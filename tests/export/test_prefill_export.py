@@ -18,7 +18,7 @@ from model_features import EXPERTS, FEATURES, config_with
 from numpy.typing import NDArray
 
 import edgelm
-from edgelm.architecture.quantization_recipe import Rule
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, precision_named
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ExportError, VerificationError
@@ -36,7 +36,6 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.kv_cache_scales import keep_in_int8
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
-from edgelm_export.quantize import PRECISIONS, Precision, precision_named
 from edgelm_export.verify import check_quality
 
 IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()

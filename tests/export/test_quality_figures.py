@@ -13,10 +13,10 @@ from make_tiny_model import CONFIG, make_checkpoint
 from torch.nn import functional as F  # noqa: N812
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm_export import verify
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import Precision, Rule
 from edgelm_export.verification_text import verification_text
 from edgelm_training.checkpoint import load_checkpoint
 

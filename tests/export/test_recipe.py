@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from make_tiny_model import make_checkpoint
 
-from edgelm.architecture.quantization_recipe import Precision, Rule, read_recipe
+from edgelm.architecture.quantization_recipe import (
+    PRECISIONS,
+    Precision,
+    Rule,
+    precision_named,
+    read_recipe,
+    scheme_for,
+)
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS, precision_named, quantize, scheme_for
+from edgelm_export.quantize.stored import quantize
 
 CONFIG = ModelConfig(
     model_type="llama", vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=5,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
 
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.architecture.rope import cos_sin_tables, sinusoidal_table
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError, PackageError
@@ -28,7 +29,6 @@ from edgelm_export.decoder import build_decoder
 from edgelm_export.external_data import ExternalData
 from edgelm_export.folded import padded_rotary_dim
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS
 from edgelm_export.standard_decoder import build_standard_decoder
 
 ROTATIONS = {name: features for name, features in FEATURES.items() if name == "tiny" or "rope " in name}

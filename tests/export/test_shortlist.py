@@ -29,11 +29,11 @@ from edgelm_export.graph import Graph
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.packed_operators import NBits
-from edgelm_export.quantize import quantize
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint, ScaledHead
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.quantize.stored import quantize
 from edgelm_export.quantize.two_planes import in_two_planes
 from edgelm_export.reference import reference_logits
 from edgelm_export.shortlist import SHORTLIST_SIZE, group_size

@@ -12,6 +12,7 @@ from make_tiny_model import CONFIG, WIDE, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import edgelm
+from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm_export import reference
@@ -20,7 +21,7 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.quantize import Precision, Rule, folding, smoothed_head
+from edgelm_export.quantize import folding, smoothed_head
 from edgelm_export.quantize.channel_scales import ChannelScales, PlainHead, ScaledCheckpoint, ScaledHead
 from edgelm_export.quantize.smoothed_head import _rounded_inputs, better_divisors
 from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, head_name

@@ -80,9 +80,9 @@ def test_openvino_generates_the_same_tokens_on_a_cpu(run_in: Any, tmp_path: Path
 def test_openvino_computes_all_of_a_package_in_standard_operators(name: str, run_in: Any, tmp_path: Path) -> None:
     from make_tiny_model import make_checkpoint
 
+    from edgelm.architecture.quantization_recipe import PRECISIONS
     from edgelm_export.exporter import export_package
     from edgelm_export.huggingface import HuggingFaceCheckpoint
-    from edgelm_export.quantize import PRECISIONS
 
     folder = tmp_path / "package"
     with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint")) as checkpoint:

@@ -16,6 +16,7 @@ from model_features import LONGROPE
 
 import edgelm
 from edgelm import ChatSession, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.batching.engine import Engine
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import compute_piece, prefill
@@ -29,7 +30,6 @@ from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm_export import verify
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.quantize import PRECISIONS
 from edgelm_export.sources import open_checkpoint
 from edgelm_export.verification_text import verification_text
 

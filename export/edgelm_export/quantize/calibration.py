@@ -24,10 +24,11 @@ from edgelm_export import reference
 from edgelm_export.checked import Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.quantize import Stored, quantize
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
+from edgelm_export.quantize.portions import Stored
 from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
+from edgelm_export.quantize.stored import quantize
 from edgelm_export.reference_weights import Array, ObservedWeights, Weights
 from edgelm_export.tensor_map import GATHERED
 
