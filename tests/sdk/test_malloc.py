@@ -12,12 +12,13 @@ from edgelm.memory import malloc
 # Holes between small arrays that stay: 32 arrays of 4 MB, freed, behind a larger one that raised glibc's own bound.
 # Still smaller ones all find room in what compiling numpy leaves, where nobody had, and there are no holes.
 PROGRAM = """
+import mmap
 import sys
 import numpy as np
 from edgelm.memory.malloc import map_arrays_from
 
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE / 2**20
 
 if sys.argv[1] == "told":
     map_arrays_from(1 << 20)
@@ -44,6 +45,7 @@ def test_freed_arrays_leave_memory_where_small_ones_between_them_stay() -> None:
 # 100 MB below one that stays.
 FREED = """
 import gc
+import mmap
 import sys
 from edgelm.memory.malloc import Returned, return_freed_memory
 
@@ -51,7 +53,7 @@ class Owner(Returned):
     pass
 
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE / 2**20
 
 before = resident()
 blocks = [b"x" * (100_000 + i) for i in range(1000)]
