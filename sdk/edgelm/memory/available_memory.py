@@ -58,10 +58,10 @@ def _limits() -> Iterator[tuple[int, int]]:
     for folder, version in own_groups("memory"):
         limit_file, used_file, prefix = _FILES[version]
         with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
-            limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
-            stat = (folder / "memory.stat").read_text()
-            cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+            limit = int((folder / limit_file).read_text())
             if limit < _NO_LIMIT:
+                used, stat = int((folder / used_file).read_text()), (folder / "memory.stat").read_text()
+                cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
                 yield limit, used - sum(map(int, cached))
     yield from _limit_of_address_space()
 
