@@ -137,12 +137,21 @@ def test_show_prints_documents_and_where_they_come_from() -> None:
 
 
 def test_show_cuts_long_documents_and_what_a_terminal_would_obey() -> None:
-    Path("corpus.txt").write_text("\x1b]0;title\x07" + "long " * 1000)  # click would take out a code of colour itself
-    prepare("corpus.txt")
+    name = "corpus.txt" if sys.platform == "win32" else "corpus\x1b]0;.txt"  # Windows has no such names
+    Path(name).write_text("\x1b]0;title\x07" + "long " * 1000)  # click would take out a code of colour itself
+    prepare(name)
     text = run("show", "shards").stdout
     assert "… (5,0" in text
     assert "\x1b" not in text
     assert len(text) < 1600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is Unicode")
+def test_the_name_of_a_file_need_not_be_utf8() -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    Path("corpus.txt").rename(name)
+    assert prepare(name).exit_code == 0
+    assert json.loads(run("show", "shards", "--json").stdout)["shown"][0]["place"] == f"{name}:1"
 
 
 def test_show_puts_what_is_learned_in_brackets() -> None:

@@ -61,6 +61,8 @@ def test_settings_of_a_program_may_be_paths_and_numbers_of_numpy_and_have_the_ty
         ({"max_steps": "3"}, r"max_steps is '3'; it must be a whole number\."),
         ({"sample_prompts": "abc"}, r"sample_prompts is 'abc'; it must be a list of texts\."),
         ({"save_every": None}, r"save_every is None; it must be a whole number\."),
+        ({"data": "caf\udce9/"}, r"data is 'caf\\udce9/', which is no UTF-8, .* another name"),
+        ({"sample_prompts": ["a", "\udce9"]}, r"sample_prompts is \('a', '\\udce9'\), which is no UTF-8"),
     ],
 )
 def test_a_wrong_setting_of_a_program_is_named_as_that_of_a_file_is(

@@ -188,7 +188,8 @@ def show(paths: tuple[str, ...], model: Path | None, split: str, count: int, sta
         text = document["text"]
         cut = f" … ({len(text):,} characters)" if len(text) > _SHOWN_CHARACTERS else ""
         click.echo()
-        click.secho(f"{split} {document['number']} · {document['place']} · {document['tokens']:,} tokens", dim=True)
+        place = one_line(document["place"])
+        click.secho(f"{split} {document['number']} · {place} · {document['tokens']:,} tokens", dim=True)
         click.echo(printable(text[:_SHOWN_CHARACTERS]) + cut)
 
 
@@ -257,7 +258,7 @@ def _show_chats(chats: Chats, tokenizer: Tokenizer, numbers: range, as_json: boo
     coloured = is_terminal(sys.stdout) and click.get_current_context().color is not False
     for chat in shown:
         click.echo()
-        click.secho(f"{chat['number']} · {chat['place']}", dim=True)
+        click.secho(f"{chat['number']} · {one_line(chat['place'])}", dim=True)
         for part in chat["parts"]:
             text = printable(part["text"])
             if part["learned"]:

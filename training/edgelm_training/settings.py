@@ -70,7 +70,7 @@ def checked_settings(values: Mapping[str, Any], config_class: type[Any]) -> dict
     to a setting that has no value by default.
 
     Raises:
-        ConfigError: a key is unknown, or a value has another type than its setting.
+        ConfigError: a key is unknown, or a value has another type than its setting, or is a text that is no UTF-8.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     checked = {}
@@ -79,6 +79,7 @@ def checked_settings(values: Mapping[str, Any], config_class: type[Any]) -> dict
             raise ConfigError(unknown_key(name, list(defaults)))
         is_left = value is None and defaults[name] is None
         checked[name] = None if is_left else _checked(name, value, value_type(config_class, name))
+        _check_utf8(name, checked[name])
     return checked
 
 
@@ -103,6 +104,18 @@ def _checked(name: str, value: Any, wanted: type) -> Any:
     if type(value) is not wanted:
         raise ConfigError(f"{name} is {value!r}; it must be {_WORDS.get(wanted, 'a table')}.")
     return value
+
+
+def _check_utf8(name: str, value: Any) -> None:
+    """Refuse bytes of a path or an argument that TOML cannot hold: the system passes them on as lone surrogates."""
+    try:
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} is {value!r}, which is no UTF-8, as the settings of a run are written down. Write it in UTF-8; "
+            "give a file or a folder another name, or a link."
+        ) from error
 
 
 def to_toml(config: Any) -> str:

@@ -149,7 +149,7 @@ def _prepare(
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, staging / name)
-        text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(index, indent=1) + "\n"  # in ASCII: under Linux a file's name may be no UTF-8
         (staging / INDEX_FILE).write_text(text, encoding="utf-8", newline="\n")
     return PreparedShards(folder=output, index=index, unchanged=False)
 
