@@ -316,6 +316,22 @@ def test_that_nothing_is_left_to_validate_on_is_said(settings: Any, tmp_path: Pa
     assert list(map(len, told)) == [1, 0]  # 0: as it was asked for
 
 
+@pytest.mark.parametrize(
+    ("end", "is_said"),
+    [("<|im_end|>{% endgeneration %}", False), ("{% endgeneration %}<|im_end|>", True), ("</s>{% endgeneration %}", True)],
+)
+def test_that_no_answer_teaches_the_model_to_stop_is_said(
+    end: str, is_said: bool, settings: Any, tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_chat_model, tmp_path / "model")
+    asked = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% else %}"
+    answered = f"{{% generation %}}{{{{ m['content'] }}}}{end}{{% endif %}}{{% endfor %}}"
+    (model / "chat_template.jinja").write_text(asked + answered)
+    notes = Notes()
+    build_recipe(FinetuneConfig(**settings("lora", model=str(model))), notes)
+    assert any("it does not learn to stop" in note for note in notes.texts) == is_said
+
+
 def test_what_is_validated_on_fits_the_rows_or_is_said_to_be_left_out(
     settings: Any, tiny_chats: Path, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     reporter.working("Reading the data")
     training, validation, config = _load_data(config, model_config)
     config = _with_defaults(config, training)
-    _note_data(config, training, validation, _context(model_config), reporter)
+    _note_data(config, training, validation, model_config, reporter)
     reporter.working("Reading the model")
     model, lora = _make_model(config)
     model.config = model_config
@@ -338,7 +338,7 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[int], list
 
 
 def _note_data(
-    config: FinetuneConfig, training: AnyRows, validation: AnyRows | None, context: int, reporter: Reporter
+    config: FinetuneConfig, training: AnyRows, validation: AnyRows | None, model: ModelConfig, reporter: Reporter
 ) -> None:
     kind, group = "conversations", 1
     if isinstance(training, PreferenceRows):
@@ -361,12 +361,17 @@ def _note_data(
     if left_out:
         reporter.note(
             f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
-            f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, context)
+            f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, _context(model))
         )
     if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
         reporter.note(
             f"{shared} of the {kind} to validate on are trained on too: neither the validation loss nor the best "
             "checkpoint says how well the rest is answered."
+        )
+    if not _has_end(training.chats, model):
+        reporter.note(
+            "No answer ends with a token at which the model stops, so it does not learn to stop. Let the chat template "
+            "write eos_token behind an answer, in the {% generation %} block where it has one."
         )
 
 
@@ -378,6 +383,12 @@ def _count_shared(training: Chats, validation: Chats) -> int:
     """Count the conversations of the validation data that are in the training data too."""
     trained = {training[number][0].tobytes() for number in range(len(training))}
     return sum(validation[number][0].tobytes() in trained for number in range(len(validation)))
+
+
+def _has_end(chats: Chats, model: ModelConfig) -> bool:
+    """Tell whether any answer ends with a token at which the model stops."""
+    is_last = chats.learned & ~np.append(chats.learned[1:], False)
+    return bool(np.isin(chats.token_ids[is_last], model.eos_token_ids).any())
 
 
 def _places_left_out(rows: AnyRows, group: int) -> list[str]:
