@@ -151,7 +151,10 @@ def distribute(model: nn.Module, parallel: str, workers: Workers, device: torch.
         ConfigError: FSDP is asked for, but there is one process.
     """
     if parallel == "fsdp" and workers.world_size == 1:
-        raise SettingError("parallel is 'fsdp', but there is one process. Start several: torchrun --nproc-per-node N …")
+        raise SettingError(
+            "parallel is 'fsdp', but there is one process. Start several (torchrun --nproc-per-node N …), or say "
+            "--parallel auto, with which a run that several began goes on too."
+        )
     if workers.world_size == 1:
         return model
     if parallel == "fsdp":
