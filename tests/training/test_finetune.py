@@ -318,7 +318,11 @@ def test_that_nothing_is_left_to_validate_on_is_said(settings: Any, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("end", "is_said"),
-    [("<|im_end|>{% endgeneration %}", False), ("{% endgeneration %}<|im_end|>", True), ("</s>{% endgeneration %}", True)],
+    [
+        ("<|im_end|>{% endgeneration %}", False),
+        ("{% endgeneration %}<|im_end|>", True),
+        ("</s>{% endgeneration %}", True),
+    ],
 )
 def test_that_no_answer_teaches_the_model_to_stop_is_said(
     end: str, is_said: bool, settings: Any, tiny_chat_model: Path, tmp_path: Path
