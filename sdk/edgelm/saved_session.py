@@ -49,8 +49,9 @@ _LEFT_OUT = re.compile("(?<=[a-z])[\u0300-\u036f]+|[\ufe0e\ufe0f\u20e3]")
 class SavedSession:
     """What a saved session is, without its content.
 
-    size: of its files, in bytes; cache_size: of the keys and values among them. saved: when, in local time. messages,
-    tokens: how many there are, tokens in the cache. problem: why it cannot be read; None where it can.
+    size: of its files, in bytes; cache_size: of the keys and values among them. saved: when, in local time. model,
+    fingerprint: of what held it, its name for itself and its `Manifest.fingerprint`. messages, tokens: how many there
+    are, tokens in the cache. problem: why it cannot be read; None where it can.
     """
 
     name: str
@@ -59,6 +60,7 @@ class SavedSession:
     cache_size: int
     saved: datetime.datetime
     model: str = ""
+    fingerprint: str = ""
     messages: int = 0
     tokens: int = 0
     problem: str | None = None
@@ -276,7 +278,7 @@ def _describe(folder: Path) -> SavedSession:
             sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         conversation, problem = _read_conversation(folder), None
     except EdgeLMError as error:  # one broken session must not hide the others
-        conversation, problem = {"model": "", "messages": (), "tokens": 0}, str(error)
+        conversation, problem = {"model": "", "fingerprint": "", "messages": (), "tokens": 0}, str(error)
     return SavedSession(
         name=folder.name,
         folder=folder,
@@ -285,6 +287,7 @@ def _describe(folder: Path) -> SavedSession:
         saved=saved,
         problem=problem,
         model=conversation["model"],
+        fingerprint=conversation["fingerprint"],
         messages=len(conversation["messages"]),
         tokens=conversation["tokens"],
     )

@@ -226,7 +226,11 @@ def test_a_kept_conversation_brings_its_model(own_library):
         "error: The conversation 'hello' was held with 'tiny-random', which is not in the library. "
         "Name a model: edgelm chat MODEL --resume hello\n"
     )
-    shutil.copytree(tiny_model_path(), own_library / "models" / "tiny-random")
+    another = own_library / "models" / "tiny-random"
+    shutil.copytree(tiny_model_path(), another)
+    assert chat_command("--resume", "hello").exit_code == 0
+    shutil.copytree(another, own_library / "models" / "mine")  # as `pull --name mine` brings what was pushed
+    (another / "edgelm.json").unlink()  # broken, or another model
     assert chat_command("--resume", "hello").exit_code == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.extras import require
 from edgelm.library.library import Library
+from edgelm.package.manifest import Manifest
 from edgelm.saved_session import SavedSession, SavedSessions
 
 if TYPE_CHECKING:
@@ -124,10 +126,15 @@ def _session_named(name: str) -> SavedSession:
 
 
 def _model_of(session: SavedSession) -> str:
-    """Name the model that held a session, where it is in the library."""
+    """Name the model that held a session: the very package, whatever its name in the library is, or one of its name."""
     if session.problem is not None:
         raise PackageError(session.problem)
-    if not Library().has_package(session.model):
+    library = Library()
+    for name in sorted(library.packages(), key=lambda name: name != session.model):
+        with contextlib.suppress(PackageError):  # a broken one must not hide the others
+            if Manifest.load(library.package_path(name)).fingerprint == session.fingerprint:
+                return name
+    if not library.has_package(session.model):
         raise ModelNotFoundError(
             f"The conversation {session.name!r} was held with {session.model!r}, which is not in the library. "
             f"Name a model: edgelm chat MODEL --resume {session.name}"
