@@ -110,6 +110,7 @@ def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(
         with pytest.raises(ApiError, match="There is no memory for this model") as caught:
             await pool.acquire("second")
         assert (caught.value.status, caught.value.code) == (503, "out_of_memory")
+        assert caught.value.headers == {"Retry-After": "1"}
         assert [model.name for model in pool.loaded()] == ["first"]
         first.release()
 
@@ -330,4 +331,5 @@ def test_errors_that_name_this_machine_are_kept_from_clients():
     assert as_api_error(QueueFullError("x")).status == 429
     no_memory = as_api_error(OutOfMemoryError("/secret"))
     assert (no_memory.status, str(no_memory)[:36]) == (503, "There is no memory for this request ")
+    assert no_memory.headers == {"Retry-After": "1"}
     assert as_api_error(MissingExtraError('pip install "edgelm[x]"')).status == 400

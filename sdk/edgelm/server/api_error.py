@@ -18,7 +18,8 @@ from edgelm.errors import (
 )
 from edgelm.runtime.thread_limit import no_more_threads
 
-RETRY_SECONDS = 1
+# Of refusals that time alone may lift.
+RETRY_LATER: Mapping[str, str] = {"Retry-After": "1"}
 MESSAGES = "/v1/messages"
 _OPENAI_KINDS: Mapping[int, str] = {
     401: "authentication_error",
@@ -108,13 +109,14 @@ def as_api_error(error: Exception) -> ApiError:
             429,
             "The server is busy and its queue is full. Try again later.",
             code="queue_full",
-            headers={"Retry-After": str(RETRY_SECONDS)},
+            headers=RETRY_LATER,
         )
     if isinstance(error, OutOfMemoryError):
         return ApiError(
             503,
             "There is no memory for this request now. Try again later, or ask for less.",
             code="out_of_memory",
+            headers=RETRY_LATER,
         )
     # Of Python's own errors by its words; those of edgelm may quote a request that has them.
     if isinstance(error, ThreadLimitError) or (isinstance(error, RuntimeError) and no_more_threads(error)):
@@ -122,7 +124,7 @@ def as_api_error(error: Exception) -> ApiError:
             503,
             "The server can start no thread for this request now. Try again later.",
             code="out_of_threads",
-            headers={"Retry-After": str(RETRY_SECONDS)},
+            headers=RETRY_LATER,
         )
     for kind, (param, code) in _REQUEST_ERRORS.items():
         if isinstance(error, kind):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 
-from edgelm.server.api_error import RETRY_SECONDS, ApiError
+from edgelm.server.api_error import RETRY_LATER, ApiError
 from edgelm.server.options import ServerOptions
 
 _HTTP_PORT = 80
@@ -123,7 +123,7 @@ def refuse_while_draining() -> ApiError:
         503,
         "The server is stopping; it takes no new requests.",
         code="stopping",
-        headers={"Retry-After": str(RETRY_SECONDS), **_CLOSE},
+        headers={**RETRY_LATER, **_CLOSE},
     )
 
 

@@ -22,7 +22,7 @@ from edgelm.package.load_memory import memory_to_load
 from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.thread_limit import no_more_threads
-from edgelm.server.api_error import ApiError
+from edgelm.server.api_error import RETRY_LATER, ApiError
 from edgelm.server.loaded_model import LoadedModel, state_of_file
 from edgelm.server.turns import Turns
 from edgelm.shell_word import shell_word
@@ -240,6 +240,7 @@ class ModelPool:
                     f"There is no memory for this model: {available >> 20} MiB are left, it needs about "
                     f"{needed >> 20}. Try again later, or ask for a smaller one.",
                     code="out_of_memory",
+                    headers=RETRY_LATER,
                 )
             await self._unload(min(idle)[1])
 
