@@ -178,6 +178,24 @@ def test_json_arrays_and_parquet_hold_conversations_too() -> None:
     assert conversations[2].messages == HI
 
 
+def test_calls_in_parquet_have_their_own_arguments_alone() -> None:
+    calls = [{"name": "weather", "arguments": {"city": "Bonn"}}, {"name": "add", "arguments": {"x": 1, "more": [2]}}]
+    tools = [
+        [{"name": call["name"], "parameters": {key: {"type": "any"} for key in call["arguments"]}}] for call in calls
+    ]
+    rows = [
+        {
+            "messages": [*HI, {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}],
+            "tools": tool,
+        }
+        for call, tool in zip(calls, tools, strict=True)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "calls.parquet")
+    conversations = list(read_conversations(["calls.parquet"]))
+    assert [conversation.messages[-1]["tool_calls"][0]["function"] for conversation in conversations] == calls
+    assert [conversation.tools for conversation in conversations] == tools
+
+
 def test_a_folder_of_a_hub_is_searched_for_conversations_alone() -> None:
     Path("set/data").mkdir(parents=True)
     Path("set/README.md").write_text("---\nlicense: mit\n---\n")

@@ -273,10 +273,17 @@ def _parquet_records(
                     if isinstance(values, UnicodeDecodeError):
                         on_error(DataError(f"{source.name}:{line}: {_no_utf8(values)} Write the row anew."))
                     else:
-                        yield Record(line, values)
+                        yield Record(line, {name: _without_missing(value) for name, value in values.items()})
                     line += 1
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(f"Cannot read {source.name}: {error}.") from error
+
+
+def _without_missing(value: Any) -> Any:
+    """Drop fields that are null: in Parquet, each call of a tool has the arguments of all others too."""
+    if isinstance(value, dict):
+        return {name: _without_missing(field) for name, field in value.items() if field is not None}
+    return list(map(_without_missing, value)) if isinstance(value, list) else value
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
