@@ -251,7 +251,7 @@ def test_what_the_hub_does_not_have_is_named():
     assert "org/Small-Model has no revision 'v9'" in refused("hf:org/Small-Model@v9")
     message = refused("hf:org/Small-Model/x.gguf")
     assert not any((Library().root / "downloads").iterdir())
-    assert "org/Small-Model has no file 'x.gguf'. Pick a repository with safetensors or GGUF files." in message
+    assert "org/Small-Model has no file 'x.gguf'. It comes as a whole: edgelm pull hf:org/Small-Model" in message
 
 
 def test_a_file_that_vanishes_meanwhile_is_named(server):
@@ -263,6 +263,8 @@ def test_a_repository_with_graphs_of_onnx_is_told_how_to_run_them(server):
     server.add_repository("org/graphs", {"config.json": b"{}", "onnx/model_q4.onnx": b"x"})
     message = refused("hf:org/graphs")
     assert "Its graphs of ONNX run as they are: hf download org/graphs --local-dir FOLDER, and then: edgelm" in message
+    server.add_repository("org/none", {"README.md": b"x"})
+    assert "Pick a repository with safetensors or GGUF files." in refused("hf:org/none")
 
 
 def test_pickles_are_refused_by_name(server):

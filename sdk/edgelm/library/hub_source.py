@@ -251,6 +251,9 @@ def _sha256_of(sibling: RepoSibling) -> str | None:
 
 def _what_else(repo: str, paths: Sequence[str]) -> str:
     ggufs = one_of_each_model(fnmatch.filter(paths, "*.gguf"))
+    top = [path for path in paths if "/" not in path]
+    if not ggufs and (FILE_NAME in top or fnmatch.filter(top, "*.safetensors")):
+        return f"It comes as a whole: edgelm pull {HUB_PREFIX}{repo}"
     if not ggufs and fnmatch.filter(paths, "*.onnx"):
         return (
             f"Its graphs of ONNX run as they are: hf download {repo} --local-dir FOLDER, and then: edgelm run FOLDER/"
