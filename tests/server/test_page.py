@@ -264,6 +264,12 @@ def test_one_of_several_models_is_chosen_and_stays_chosen(open_page: Callable[..
         page.evaluate("dispatchEvent(new Event('focus'))")
         expect(page.locator("#model option")).to_have_text(["first", "second", "third"])
         expect(page.locator("#model")).to_have_value("second")
+        shutil.rmtree(own_library / "models" / "second")
+        ask(page)
+        expect(page.locator(".problem")).to_contain_text("There is no model 'second' here.")
+        expect(page.locator("#model option")).to_have_text(["first", "third"])
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".stats").last).to_contain_text("first")
 
 
 def test_no_other_script_may_run_on_the_page(page: Page) -> None:

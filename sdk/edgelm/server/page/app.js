@@ -80,7 +80,8 @@ async function respond(parent, failed = null) {
   else sidebar.show(conversations, current);
   announce(saidAtTheEnd(conversation, node));
   if (node.status === 401) askForKey(node.problem);
-  if (isAway && node.state !== "broken") loadModels(); // it is back
+  const isBack = isAway && node.state !== "broken";
+  if (isBack || node.status === 404) loadModels(); // or its models are others by now
 }
 
 function saidAtTheEnd(conversation, node) {
