@@ -8,7 +8,6 @@ from typing import Any
 # transformers' settings, and what each says where it changes nothing; null does so too.
 _NOT_DONE: Mapping[str, object] = {
     "min_length": 0,  # without an encoder, where it counts the prompt
-    "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "exponential_decay_length_penalty": [],
     "begin_suppress_tokens": [],

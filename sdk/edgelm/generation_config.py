@@ -49,6 +49,7 @@ class GenerationConfig:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0  # 0: off; n: no n tokens of prompt and answer come twice in this order (1705.04304)
+    encoder_no_repeat_ngram_size: int = 0  # 0: off; n: no n tokens of the source come in the answer in this order
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # a copy is kept
     dry_multiplier: float = 0.0  # 0.0: off; else the penalty of a repeated sequence (DRY), which grows ...
     dry_base: float = 1.75  # ... by this factor with each token ...
@@ -261,8 +262,8 @@ _MAX_BIAS = 1e9  # far beyond every logit, and still exact enough in float32
 _TEXTS = {"stop": "stop", "visible_control_tokens": "token", "dry_breakers": "breaker"}  # the field, and one of them
 ABOVE_ZERO = ("top_p", "typical_p")  # 0 would leave no token
 WHOLE = (
-    "max_new_tokens", "min_new_tokens", "context_shift", "top_k", "no_repeat_ngram_size", "seed", "logprobs",
-    "dry_allowed_length", "num_beams",
+    "max_new_tokens", "min_new_tokens", "context_shift", "top_k", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "seed", "logprobs", "dry_allowed_length", "num_beams",
 )  # fmt: skip
 RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**31),
@@ -276,7 +277,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "repetition_penalty": (0.01, 100.0),  # logits are divided by it, and have to stay finite
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    "no_repeat_ngram_size": (0, 100),  # each place of a text keeps so many tokens
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, 100)),  # each place keeps so many
     "dry_multiplier": (0.0, 100.0),
     "dry_base": (1.0, 4.0),  # 4 ** 50 is still finite
     "dry_allowed_length": (1, 1000),

@@ -243,7 +243,8 @@ def test_what_its_author_wrote_of_lengths_and_repeats_is_done_as_in_transformers
     written = tmp_path / "hf/generation_config.json"
     begun, ends = 1 + name.endswith("language"), [2, *range(40, 250)]
     changed = 0
-    for settings in ({"min_length": 7}, {"min_length": 3, "min_new_tokens": 6}, {"min_length": 1}):
+    of_source = {"min_length": 2, "encoder_no_repeat_ngram_size": 1}
+    for settings in ({"min_length": 7}, {"min_length": 3, "min_new_tokens": 6}, {"min_length": 1}, of_source):
         change_json(written, **{"eos_token_id": ends, "no_repeat_ngram_size": 2, "min_new_tokens": None, **settings})
         model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
         assert HuggingFaceCheckpoint(tmp_path / "hf").notes == ()

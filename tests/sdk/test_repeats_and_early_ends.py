@@ -35,6 +35,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"no_repeat_ngram_size": 1},
     {"no_repeat_ngram_size": 2},
     {"no_repeat_ngram_size": 3},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"encoder_no_repeat_ngram_size": 2, "no_repeat_ngram_size": 3},
     {"min_new_tokens": 5},
     {"min_new_tokens": 24},  # all that there is room for
     {"no_repeat_ngram_size": 2, "min_new_tokens": 12, "repetition_penalty": 1.2},

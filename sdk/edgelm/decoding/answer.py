@@ -90,7 +90,7 @@ class Answer:
             matcher = config.constraint.compile(tokenizer, self._end_ids)
         elif begun:
             matcher = PrefixMatcher(tokenizer, begun)
-        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config), self._end_ids)
+        self.sampler = Sampler(config, prompt_ids, matcher, _breakers(tokenizer, config), self._end_ids, source_ids)
         if speculator is not None:
             speculator.extend(prompt_ids)
         self._ids: list[int] = []  # of the chunk that is being gathered

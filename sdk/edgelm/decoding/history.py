@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.decoding.ngrams import NGrams
+from edgelm.decoding.ngrams import Followers, NGrams, followers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class History:
 
     token_ids: prompt and answer; the first `prompt_tokens` are the prompt's. breakers: the tokens that a repeated
     sequence does not go across. end_ids: those that end the answer. ngrams: None where they may come again.
+    in_source: what comes behind sequences of a source that the answer may not have.
     """
 
     seen: NDArray[np.bool_]
@@ -26,6 +27,7 @@ class History:
     breakers: Collection[int]
     end_ids: Collection[int]
     ngrams: NGrams | None
+    in_source: Followers
 
     @classmethod
     def of_prompt(
@@ -36,8 +38,13 @@ class History:
         ngram_size: int = 0,
         breakers: Collection[int] = (),
         end_ids: Collection[int] = (),
+        source_ids: Sequence[int] = (),
+        source_ngram_size: int = 0,
     ) -> History:
-        """Return what stands before an answer's first token; ngram_size: how many tokens may not come again, 0: any."""
+        """Return what stands before an answer's first token.
+
+        ngram_size, source_ngram_size: how many tokens of it, or of a source, may not come again; 0 is any.
+        """
         seen_V = np.zeros(vocab_size, np.bool_)
         seen_V[np.asarray(prompt_ids, np.int64)] = True
         return cls(
@@ -48,6 +55,7 @@ class History:
             breakers=breakers,
             end_ids=end_ids,
             ngrams=NGrams(ngram_size, prompt_ids) if ngram_size else None,
+            in_source=followers(source_ngram_size, source_ids) if source_ngram_size else {},
         )
 
     def add(self, token_id: int) -> None:

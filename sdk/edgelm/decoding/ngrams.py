@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+Followers = dict[tuple[int, ...], set[int]]
+
+
+def followers(size: int, token_ids: Sequence[int]) -> Followers:
+    """Return the tokens that come behind each sequence of `size` - 1 tokens in a text."""
+    found: Followers = {}
+    for end in range(size, len(token_ids) + 1):
+        found.setdefault(tuple(token_ids[end - size : end - 1]), set()).add(token_ids[end - 1])
+    return found
 
 
 class NGrams:
@@ -12,13 +22,12 @@ class NGrams:
     size: n. A copy shares what it knows of the first tokens, the prompt's, and goes on by itself.
     """
 
-    def __init__(self, size: int, token_ids: Iterable[int]) -> None:
-        self._last: tuple[int, ...] = ()  # the newest tokens, n - 1 of them as soon as there are so many
+    def __init__(self, size: int, token_ids: Sequence[int]) -> None:
         self._before = size - 1
-        self._followers: dict[tuple[int, ...], set[int]] = {}
-        for id_ in token_ids:
-            self.add(id_)
-        self._followers_in_prompt, self._followers = self._followers, {}
+        # The newest tokens, n - 1 of them as soon as there are so many.
+        self._last = tuple(token_ids[max(0, len(token_ids) - self._before) :])
+        self._followers_in_prompt = followers(size, token_ids)
+        self._followers: Followers = {}
 
     def add(self, token_id: int) -> None:
         """Take the next token of the text."""

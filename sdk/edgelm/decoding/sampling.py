@@ -90,6 +90,13 @@ def ban_repeated_ngrams(logits_V: Logits, config: GenerationConfig, history: His
     _ban(logits_V, history.ngrams.repeating())
 
 
+def ban_ngrams_of_source(logits_V: Logits, config: GenerationConfig, history: History) -> None:
+    """Ban each token with which the last `encoder_no_repeat_ngram_size` tokens would be some of the source's."""
+    ids = history.token_ids
+    first = max(0, len(ids) + 1 - config.encoder_no_repeat_ngram_size)
+    _ban(logits_V, history.in_source.get(tuple(ids[first:]), ()))
+
+
 def ban_early_ends(logits_V: Logits, config: GenerationConfig, history: History) -> None:
     """Ban the end tokens while the answer has fewer than `min_new_tokens` tokens."""
     if len(history.token_ids) - history.prompt_tokens < config.min_new_tokens:
@@ -187,6 +194,7 @@ PROCESSORS: dict[str, Callable[[Logits, GenerationConfig, History], None]] = {
     "frequency_penalty": penalize_frequency,
     "dry_multiplier": penalize_repeated_sequences,
     "no_repeat_ngram_size": ban_repeated_ngrams,
+    "encoder_no_repeat_ngram_size": ban_ngrams_of_source,
     "min_new_tokens": ban_early_ends,
 }
 FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
@@ -202,7 +210,8 @@ FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
 class Sampler:
     """Choose the tokens of one answer, one after the other.
 
-    matcher: what the answer has to be; it masks the logits before all else. breakers, end_ids: see History.
+    matcher: what the answer has to be; it masks the logits before all else. breakers, end_ids: see History. source_ids:
+    what an encoder read; without one the prompt is the source, as in transformers.
     `seed` is the one in use: the config's, or a fresh one. The same seed and logits give the same tokens.
     """
 
@@ -213,6 +222,7 @@ class Sampler:
         matcher: ConstraintMatcher | PrefixMatcher | None = None,
         breakers: Collection[int] = (),
         end_ids: Collection[int] = (),
+        source_ids: Sequence[int] = (),
     ) -> None:
         self.seed: int = secrets.randbits(63) if config.seed is None else config.seed
         self._config = config
@@ -220,6 +230,7 @@ class Sampler:
         self._matcher = matcher
         self._breakers = breakers
         self._end_ids = end_ids
+        self._source_ids = source_ids or prompt_ids
         self._chosen = 0
         self._surprise_limit = 2 * config.mirostat_tau
         self._random = np.random.Generator(np.random.PCG64(self.seed))
@@ -294,6 +305,8 @@ class Sampler:
             ngram_size=self._config.no_repeat_ngram_size,
             breakers=self._breakers,
             end_ids=self._end_ids,
+            source_ids=self._source_ids,
+            source_ngram_size=self._config.encoder_no_repeat_ngram_size,
         )
         return self._history
 

@@ -22,7 +22,7 @@ MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
 _AS_OURS = (
     "top_p", "min_p", "top_n_sigma", "mirostat_tau", "mirostat_eta", "xtc_probability", "xtc_threshold",
     "dry_multiplier", "dry_base", "dry_allowed_length", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
 )  # fmt: skip
 SAMPLING: dict[str, Schema] = {
     **{name: whole(*map(int, RANGES[name])) if name in WHOLE else number(*RANGES[name]) for name in _AS_OURS},
