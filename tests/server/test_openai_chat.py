@@ -166,7 +166,25 @@ def test_a_stop_ends_the_answer_before_it(serving):
 
 def test_logit_bias_forces_a_token(serving, tiny):
     id_ = tiny.tokenizer.encode("x")[0]
-    assert chat(serving, logit_bias={str(id_): 100}, max_tokens=3).json["choices"][0]["message"]["content"] == "xxx"
+    others = [[other, False] for other in range(320) if other != id_]
+    for biases in ({str(id_): 100}, [[id_, 100]], others):
+        assert chat(serving, logit_bias=biases, max_tokens=3).json["choices"][0]["message"]["content"] == "xxx"
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ([65, True], "logit_bias has True for the token 65; a bias is from -100 to 100, or false."),
+        ([65, 101], "logit_bias has 101 for the token 65;"),
+        ([9999, 1], "logit_bias has the key '9999'; token ids are 0 to 319."),
+        ([False, 1], "logit_bias has the key 'False';"),
+        ([65.5, 1], "logit_bias has the key '65.5';"),
+        (["x", 1], "logit_bias[0][0] is 'x'; it must be a number."),
+    ],
+)
+def test_a_pair_that_is_no_bias_is_refused(serving, pair, words):
+    reply = chat(serving, logit_bias=[pair])
+    assert (reply.status, words in reply.json["error"]["message"]) == (400, True), reply.data
 
 
 def test_what_the_models_author_suppresses_stays_so_beside_a_requests_logit_bias(tiny, tmp_path):
@@ -268,6 +286,7 @@ REFUSED = {
     "max_tokens": ({"max_tokens": -5}, "max_tokens is -5; it must be from 1 to 2147483648."),
     "top_logprobs": ({"top_logprobs": 3}, "top_logprobs needs logprobs: true."),
     "logit_bias": ({"logit_bias": {"9999": 1}}, "logit_bias has the key '9999'; token ids are 0 to 319."),
+    "logit_bias[0]": ({"logit_bias": [[65]]}, "logit_bias[0] has 1 items; it must have 2 to 2."),
     "logit_bias.65": ({"logit_bias": {"65": 101}}, "logit_bias.65 is 101; it must be from -100 to 100."),
     "seed": ({"seed": 1.5}, "seed is 1.5; it must be a whole number."),
     "stream": ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),

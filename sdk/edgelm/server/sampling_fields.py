@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgelm.generation_config import OF_CHANCE, RANGES, WHOLE, GenerationConfig
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_CHOICES = 8
 MAX_STOPS = 16
 _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
+_MAX_BIASES = 4096
+_BAN = -1e9  # as of what a model's author suppresses
 STOPS: Schema = listing(_STOP, most=MAX_STOPS)
 
 # LM Studio and llama.cpp write -1 for as many as fit.
@@ -30,9 +32,15 @@ SAMPLING: dict[str, Schema] = {
     "top_k": whole(-1),
     "typical_p": number(0.001, 1),
     "logit_bias": {
-        "type": "object",
-        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
-        "additionalProperties": number(-100, 100),
+        "anyOf": [
+            {
+                "type": "object",
+                "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                "additionalProperties": number(-100, 100),
+            },
+            # llama.cpp's form, [id, bias]; false bans the token.
+            listing(listing({"anyOf": [number(-100, 2**31), BOOLEAN]}, fewest=2, most=2), most=_MAX_BIASES),
+        ]
     },
     "seed": whole(-(2**63), 2**63 - 1),
     "stop": {"anyOf": [_STOP, STOPS]},
@@ -112,12 +120,16 @@ def with_seed(config: GenerationConfig, index: int) -> GenerationConfig:
     return config if config.seed is None or not index else config.replace(seed=(config.seed + index) % 2**63)
 
 
-def _logit_bias(given: Mapping[str, float], vocab_size: int) -> dict[int, float]:
+def _logit_bias(given: Mapping[str, float] | Sequence[Sequence[float]], vocab_size: int) -> dict[int, float]:
     biases: dict[int, float] = {}
-    for key, bias in given.items():
+    pairs = given.items() if isinstance(given, Mapping) else [(str(id_), bias) for id_, bias in given]
+    for key, bias in pairs:
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             raise ApiError(
                 400, f"logit_bias has the key {key[:40]!r}; token ids are 0 to {vocab_size - 1}.", param="logit_bias"
             )
-        biases[int(key)] = bias
+        if bias is True or bias > 100:
+            rule = "a bias is from -100 to 100, or false"
+            raise ApiError(400, f"logit_bias has {bias!r} for the token {key}; {rule}.", param="logit_bias")
+        biases[int(key)] = _BAN if bias is False else bias
     return biases
