@@ -14,8 +14,8 @@ from edgelm_export.architectures.lacking import LACKING
 
 
 def test_unknown_architectures_are_refused_with_the_supported_ones() -> None:
-    with pytest.raises(CheckpointError, match=r"here: model_type 'ctrl' is not supported; supported: .*llama"):
-        architecture_of({"model_type": "ctrl", "architectures": ["CTRLLMHeadModel"]}, "here")
+    with pytest.raises(CheckpointError, match=r"here: model_type 'cpmant' is not supported; supported: .*llama"):
+        architecture_of({"model_type": "cpmant", "architectures": ["CpmAntForCausalLM"]}, "here")
     for values in ({}, {"model_type": ["llama"], "architectures": "LlamaForCausalLM"}):
         with pytest.raises(CheckpointError, match=r"here: model_type .* is not supported; supported: .*llama"):
             architecture_of(values, "here")
@@ -31,7 +31,7 @@ def test_a_known_family_is_refused_by_what_it_has_that_no_other_has(model_type: 
     assert model_type not in ARCHITECTURES
     message = rf"here: model_type '{model_type}' is not supported \({re.escape(LACKING[model_type])}\); supported: "
     with pytest.raises(CheckpointError, match=message):
-        architecture_of({"model_type": model_type, "architectures": ["ForCausalLM"]}, "here")
+        architecture_of({"model_type": model_type, "architectures": ["ForCausalLM"], "vision_config": {}}, "here")
 
 
 @pytest.mark.parametrize(

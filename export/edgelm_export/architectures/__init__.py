@@ -263,12 +263,12 @@ def architecture_of(values: Mapping[str, Any], where: object) -> Architecture:
     kind = ""
     if _OTHER_HEAD.search(name) or (not is_supported and _NO_HEAD.search(name)):
         kind = f" ({name} has no head that writes text: it embeds, labels or ranks)"
+    elif str(model_type) in LACKING:
+        kind = f" ({LACKING[str(model_type)]})"
     elif any(values.get(sense) is not None for sense in _SENSES):
         kind = f" ({name or 'it'} reads images or sound too; edgelm runs models of text alone)"
     if not is_supported:
         listed = ", ".join(sorted(ARCHITECTURES))
-        if not kind and str(model_type) in LACKING:
-            kind = f" ({LACKING[str(model_type)]})"
         raise CheckpointError(f"{where}: model_type {model_type!r} is not supported{kind}; supported: {listed}.")
     if kind:
         raise CheckpointError(f"{where}: this {model_type!r} is not supported{kind}. Take another model of its family.")
