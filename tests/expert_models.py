@@ -64,6 +64,11 @@ COHERE2_MOE = {
     "logit_scale": 0.5, "expert_selection_fn": "sigmoid", "first_k_dense_replace": 1,
     "prefix_dense_intermediate_size": 160,
 }  # fmt: skip
+SOLAR_OPEN = _EXPERTS | {"head_dim": 32, "n_routed_experts": 6, "tie_word_embeddings": False}
+HY_V3 = _EXPERTS | {"head_dim": 32, "num_experts": 6, "num_shared_experts": 2, "tie_word_embeddings": False}
+MINIMAX_M2 = {
+    "head_dim": 32, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 16, "tie_word_embeddings": False,
+}  # fmt: skip
 EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flint": ("flint", FLINT | {"tie_word_embeddings": False}),
     "flint, all layers with experts whose weights do not sum to one": (
@@ -187,6 +192,21 @@ EXPERT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 2, "first_k_dense_replace": 0, "num_shared_experts": 1, "norm_topk_prob": False,
             "layer_types": ["full_attention", "sliding_attention"],
         },
+    ),
+    "solar_open": ("solar_open", SOLAR_OPEN | {"n_shared_experts": 2, "routed_scaling_factor": 1.5}),
+    "solar_open with biases, weights that do not sum to one, tied": (
+        "solar_open",
+        SOLAR_OPEN | {"attention_bias": True, "norm_topk_prob": False, "tie_word_embeddings": True},
+    ),
+    "hy_v3": ("hy_v3", HY_V3 | {"router_scaling_factor": 1.5}),
+    "hy_v3, experts before a dense layer, biases, tied": (
+        "hy_v3",
+        HY_V3 | {"mlp_layer_types": ["sparse", "dense"], "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "minimax_m2": ("minimax_m2", MINIMAX_M2),
+    "minimax_m2, whole heads, tied": (
+        "minimax_m2",
+        {"head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2},
     ),
     "flex_olmo": (
         "flex_olmo",

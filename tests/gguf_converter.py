@@ -28,8 +28,8 @@ _LAYER_NORMS = (
 )  # fmt: skip
 _HAVE_HEAD_DIM = (
     "afmoe", "bailingmoe2", "cohere2moe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe",
-    "gpt-oss", "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next", "nemotron_h",
-    "nemotron_h_moe", "falcon-h1",
+    "gpt-oss", "minimax-m2", "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next",
+    "nemotron_h", "nemotron_h_moe", "falcon-h1",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -40,6 +40,7 @@ _TURN_IN_PART = (
     "glm4moe",
     "gptneox",
     "laguna",
+    "minimax-m2",
     "nemotron",
     "phi2",
     "phi3",
@@ -392,6 +393,9 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         rope = config.rope_parameters
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+    if architecture == "minimax-m2":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if architecture == "cohere2moe":
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
         writer.add_leading_dense_block_count(config.mlp_layer_types.count("dense"))

@@ -13,6 +13,7 @@ from expert_models import (
     HUNYUAN_MOE,
     LAGUNA,
     MELLUM,
+    MINIMAX_M2,
     QWEN2_MOE,
     mellum_rope,
 )
@@ -174,6 +175,7 @@ GGUF_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "exaone_moe": ("exaone_moe", "exaone-moe", EXAONE_MOE),
     "hunyuan_v1_moe": ("hunyuan_v1_moe", "hunyuan-moe", HUNYUAN_MOE),
     "mellum": ("mellum", "mellum", MELLUM | {"rope_parameters": mellum_rope(1e5)}),
+    "minimax_m2": ("minimax_m2", "minimax-m2", MINIMAX_M2),
     "jais2": ("jais2", "jais2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 32}),
     "gemma": ("gemma", "gemma", {"head_dim": 32}),

@@ -31,6 +31,7 @@ LATENT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2, queries of one matrix": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "n_shared_experts": 1}),
     "deepseek_v3": ("deepseek_v3", DEEPSEEK | IN_GROUPS | {"rope_parameters": DEEPSEEK_YARN | {"mscale": 1.0}}),
     "glm4_moe_lite": ("glm4_moe_lite", DEEPSEEK | {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
+    "sarvam_mla": ("sarvam_mla", DEEPSEEK | {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN}),
     "minicpm3": ("minicpm3", LATENT | {"scale_emb": 6, "scale_depth": 1.0, "dim_model_base": 32}),
     "minicpm3, tied": ("minicpm3", LATENT | {"v_head_dim": None, "tie_word_embeddings": True}),
     "minicpm3, longrope": ("minicpm3", LATENT | {"rope_parameters": LATENT_LONGROPE}),

@@ -42,7 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "deepseek_v2": {"attention_bias": False, "num_experts_per_tok": 2},
     "deepseek_v3": {"attention_bias": False},
-    **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "youtu")},
+    **{name: {"attention_bias": False} for name in ("glm4_moe_lite", "minicpm3", "sarvam_mla", "youtu")},
 }
 
 

@@ -150,7 +150,7 @@ STORED_OTHERWISE = (
     "afmoe", "exaone_moe", "hunyuan_v1_moe", "vaultgemma", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt",
     "deepseek", "bailing_moe", "bailing_moe_v2", "phimoe", "granitemoe_swa", "lfm3", "hyperclovax", "llama4_text",
     "jamba", "laguna", "flint", "lara_mini", "bloom", "mpt", "xglm", "openai-gpt", "chatglm",
-    "cohere2_moe", "persimmon",
+    "cohere2_moe", "persimmon", "sarvam_mla", "hy_v3", "minimax_m2",
 )  # fmt: skip
 NOT_IN_TRANSFORMERS = {
     name
@@ -168,6 +168,7 @@ NOT_IN_TRANSFORMERS = {
         "granitemoehybrid with Mamba, groups, experts and rope, untied",
     )
 } - {
+    "hy_v3",
     "glm, all of each head, without biases, tied",
     "falcon, one after the other, a key head for each query head, biases",
     "gpt_neox, one after the other, without biases",
@@ -184,10 +185,11 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(fa
     imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
     # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite; a Seed-OSS, a MiMo and a Qwen 1 as a Qwen2; a
-    # Sarvam as a GLM-4.5; a Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a Jais 2.
+    # Sarvam and a Solar Open as a GLM-4.5; a Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a
+    # Jais 2.
     another = (
         "phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "gpt_neox", "granitemoehybrid", "internlm2", "minicpm",
-        "seed_oss", "starcoder2", "sarvam_moe", "mimo", "qwen",
+        "seed_oss", "starcoder2", "sarvam_moe", "mimo", "qwen", "hy_v3",
     )  # fmt: skip
     assert imported.config.model_type == family.model_type or family.model_type in another
     np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)

@@ -341,13 +341,21 @@ def test_a_gpt_neox_is_parallel_where_its_file_does_not_say_otherwise() -> None:
     assert family_config("gpt_neox", norm | {"gptneox.use_parallel_residual": False})["use_parallel_residual"] is False
 
 
-@pytest.mark.parametrize(("family", "keys"), [("glm4_moe", {}), ("exaone_moe", {"attention.sliding_window": 9})])
-def test_a_layer_that_guesses_further_tokens_stands_behind_those_of_the_model(
-    family: str, keys: dict[str, int]
-) -> None:
+COHERE = {"attention.sliding_window_pattern": [True, False, True], "logit_scale": 0.5, "expert_shared_count": 0}
+
+
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("glm4_moe", {}),
+        ("exaone_moe", {"attention.sliding_window": 9}),
+        ("cohere2_moe", {"attention.sliding_window": 9, **COHERE}),
+    ],
+)
+def test_a_layer_that_guesses_further_tokens_stands_behind_those_of_the_model(family: str, own: dict[str, Any]) -> None:
     gguf = ARCHITECTURES[family].gguf
-    keys |= {"block_count": 3, "nextn_predict_layers": 1, "expert_count": 4, "expert_used_count": 2}
-    keys |= {"expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1}
+    keys = {"block_count": 3, "nextn_predict_layers": 1, "expert_count": 4, "expert_used_count": 2}
+    keys |= {"expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1, **own}
     values = family_config(family, {f"{gguf.architecture}.{key}": value for key, value in keys.items()})
     config = ARCHITECTURES[family].to_model_config(values)
     assert (config.num_hidden_layers, config.layers_without_experts) == (2, (0,))
@@ -389,6 +397,11 @@ def test_an_apertus_has_the_factors_of_its_activation_for_each_layer(factors: ob
             "nemotron_h",
             {"block_count": 5000, "feed_forward_length": array("i", [96] * 5000)},
             "nemotron_h.block_count is 5000; at most 4096 are supported",
+        ),
+        (
+            "minimax_m2",
+            {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32},
+            "minimax-m2.expert_feed_forward_length is 32; supported is feed_forward_length, 96",
         ),
         ("minicpm", {"residual_scale": 3.3e38}, r"scale_depth is 4\.6.*e\+38; it must be a number"),
         ("minicpm", {"logit_scale": 1e-45}, "dim_model_base is .*; it must be a number"),

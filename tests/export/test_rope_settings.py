@@ -29,6 +29,21 @@ def test_older_names_of_longrope_mean_it() -> None:
         )
 
 
+def test_an_older_name_of_sarvams_yarn_is_read_as_transformers_reads_it() -> None:
+    """As sarvam-105b is published, which also calls the numbers of its experts otherwise."""
+    named = {"type": "deepseek_yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 0.7, "rope_theta": 1e4}
+    named |= {"original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+    theirs = AutoConfig.for_model("sarvam_mla", rope_scaling=named, num_experts=16, num_shared_experts=2)
+    row, given = (
+        ARCHITECTURES["sarvam_mla"],
+        SIZES | {"rope_scaling": named, "num_experts": 16, "num_shared_experts": 2},
+    )
+    written = theirs.to_dict()
+    sizes = {key: written[key] for key in SIZES}
+    assert row.to_model_config(given | sizes) == row.to_model_config(written)
+    assert row.to_model_config(written).rope_scaling.rope_type == "yarn"
+
+
 def test_what_longrope_says_of_itself_comes_before_what_follows_from_the_contexts() -> None:
     factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     longrope = {"rope_type": "longrope", "type": "linear", "factor": 8.0, "attention_factor": 1.2, **factors}

@@ -30,7 +30,14 @@ from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cohere2_moe import COHERE2_MOE
 from edgelm_export.architectures.cwm import CWM
-from edgelm_export.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3, YOUTU
+from edgelm_export.architectures.deepseek import (
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
+    MINICPM3,
+    SARVAM_MLA,
+    YOUTU,
+)
 from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
@@ -58,6 +65,7 @@ from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
 from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
+from edgelm_export.architectures.hy_v3 import HY_V3
 from edgelm_export.architectures.hyperclovax import HYPERCLOVAX
 from edgelm_export.architectures.internlm2 import INTERNLM2
 from edgelm_export.architectures.internlm3 import INTERNLM3
@@ -74,6 +82,7 @@ from edgelm_export.architectures.llama4 import LLAMA4
 from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.mimo import MIMO
 from edgelm_export.architectures.minicpm import MINICPM
+from edgelm_export.architectures.minimax_m2 import MINIMAX_M2
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
 from edgelm_export.architectures.mllama import MLLAMA
@@ -103,6 +112,7 @@ from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
 from edgelm_export.architectures.sarvam import SARVAM
 from edgelm_export.architectures.seed_oss import SEED_OSS
 from edgelm_export.architectures.smollm3 import SMOLLM3
+from edgelm_export.architectures.solar_open import SOLAR_OPEN
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
 from edgelm_export.architectures.t5 import MT5, T5, UMT5
@@ -182,6 +192,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "helium": HELIUM,
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN_MOE,  # A13B
+    "hy_v3": HY_V3,  # Hy3
     "hyperclovax": HYPERCLOVAX,
     "internlm2": INTERNLM2,  # and 2.5
     "internlm3": INTERNLM3,
@@ -196,8 +207,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mellum": MELLUM,  # Mellum 2
     "mimo": MIMO,
     "minicpm": MINICPM,  # 1, 2 and 4
+    "minimax_m2": MINIMAX_M2,
     "sarvam_moe": SARVAM,
+    "sarvam_mla": SARVAM_MLA,
     "seed_oss": SEED_OSS,
+    "solar_open": SOLAR_OPEN,
     "stablelm": STABLELM,
     "starcoder2": STARCODER2,
     "glm": GLM,  # GLM-4-9B, GLM-Edge

@@ -1,6 +1,6 @@
 """DeepSeek V2 and V3, and those that are built like them: latent attention, and experts beside a shared one.
 
-GLM-4.7-Flash, MiniCPM 3 and Youtu-LLM have the attention; the last two have one feed-forward a layer.
+GLM-4.7-Flash, Sarvam's 105B, MiniCPM 3 and Youtu-LLM have the attention; the last two have one feed-forward a layer.
 Sources: arXiv:2405.04434, arXiv:2412.19437.
 """
 
@@ -32,6 +32,9 @@ _GLM_DEFAULTS: dict[str, Any] = _V3_DEFAULTS | {
     "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256, "n_routed_experts": 64,
     "moe_intermediate_size": 1536, "num_experts_per_tok": 4, "routed_scaling_factor": 1.8, "n_group": 1,
     "topk_group": 1, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "first_k_dense_replace": 1,
+}  # fmt: skip
+_SARVAM_DEFAULTS: dict[str, Any] = _V3_DEFAULTS | {
+    "q_lora_rank": None, "n_routed_experts": 128, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 _YOUTU_DEFAULTS: dict[str, Any] = _V2_DEFAULTS | {
     "max_position_embeddings": 131072, "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001,
@@ -167,6 +170,13 @@ def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
+def _to_sarvam_config(values: dict[str, Any]) -> ModelConfig:
+    scaling = values.get("rope_scaling")
+    if isinstance(scaling, Mapping) and "deepseek_yarn" in (scaling.get("type"), scaling.get("rope_type")):
+        values["rope_scaling"] = {key: value for key, value in scaling.items() if key != "type"} | {"rope_type": "yarn"}
+    return _to_v3_config(values)
+
+
 def _to_minicpm3_config(values: dict[str, Any]) -> ModelConfig:
     hidden, heads, layers = (
         hf_values.bounded(values, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
@@ -241,6 +251,13 @@ DEEPSEEK_V3 = Architecture(
     gguf=None,
 )
 GLM4_MOE_LITE = dataclasses.replace(DEEPSEEK_V3, model_type="glm4_moe_lite", defaults=_GLM_DEFAULTS)
+SARVAM_MLA = dataclasses.replace(
+    DEEPSEEK_V3,
+    model_type="sarvam_mla",
+    defaults=_SARVAM_DEFAULTS,
+    renamed={"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"},
+    read_config=_to_sarvam_config,
+)
 YOUTU = Architecture(
     model_type="youtu",
     defaults=_YOUTU_DEFAULTS,

@@ -71,7 +71,7 @@ ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
         (*_COHERE, "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "llama4_text", "nanochat"), _TURNED
     ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "sarvam_mla", "youtu"), _LATENT),
 }
 
 
