@@ -63,6 +63,11 @@ def test_an_answer_has_its_formulas_drawn(open_page: Callable[..., Page]) -> Non
         ("$$\nx\n$$ where y is", ["x"]),
         ("See $$\nx\n$$ where y is", ["x"]),
         ("From $ over $$ (moderate) to $$$ (dear).", []),
+        ("\\begin{equation*}\na_1 * b\n\\end{equation*}\nso", ["\\begin{equation*}\na_1 * b\n\\end{equation*}"]),
+        ("So \\begin{align} a_1 &= b_1 \\end{align}.", ["\\begin{align} a_1 &= b_1 \\end{align}"]),
+        ("$$ \\begin{align} a \\end{align} $$", ["\\begin{align} a \\end{align}"]),
+        ("```latex\n\\begin{align}\na\n\\end{align}\n```\nand `\\begin{align} a \\end{align}`", []),
+        ("\\begin{itemize} \\item a \\end{itemize}, and \\begin{align} alone", []),
     ],
 )
 def test_formulas_are_told_from_prices_code_and_emphasis(page: Page, text: str, formulas: list[str]) -> None:
@@ -80,7 +85,7 @@ def test_emphasis_is_not_looked_for_in_formulas(page: Page) -> None:
     assert shown == ["A:", "c", "f", "g"]
 
 
-@pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("$$", "$$")])
+@pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("$$", "$$"), ("\\begin{align*}", "\\end{align*}")])
 @pytest.mark.parametrize("around", ["Hence\n\n{}\nSo.", "Hence\n{}", "1. Hence\n   {}\n", "> {}\n"])
 def test_a_formula_that_is_still_written_is_no_markdown(page: Page, around: str, opened: str, closed: str) -> None:
     indent = {"1": "   ", ">": "> "}.get(around[0], "")
@@ -116,7 +121,7 @@ def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> Non
 def test_a_drawn_formula_has_its_columns_and_lines(page: Page) -> None:
     page.evaluate(
         VIEW + "}",
-        r"""\[ \begin{aligned} a + b + c &= 0 \\ x &= y + z + w \end{aligned} \]
+        r"""\begin{align} a + b + c &= 0 \\ x &= y + z + w \end{align}
 So $\overline{AB}$, $\underline{u}$, $\fbox{f}$ and $\cancel{x}$.""",
     )
     expect(page.locator("#thread .formula:has(math)")).to_have_count(5)

@@ -1,6 +1,6 @@
-// Formulas in TeX: \(…\) and $…$ in a line, \[…\] and $$…$$ on lines of their own. Temml (0.13.5) makes MathML of
-// them, which browsers draw and screen readers know, with the lines and columns of vendor/temml.css; it is loaded with the
-// first one. What it does not know stays as it is.
+// Formulas in TeX: \(…\) and $…$ in a line, \[…\], $$…$$ and \begin{align}…\end{align} on lines of their own. Temml
+// (0.13.5) makes MathML of them, which browsers draw and screen readers know, with the lines and columns of
+// vendor/temml.css; it is loaded with the first one. What it does not know stays as it is.
 
 import { element } from "./dom.js";
 
@@ -14,17 +14,21 @@ const SQUARE = String.raw`\\\[((?:\\(?![[\]])[^]|[^\\])+?)\\\]`;
 const DOUBLE = String.raw`\$\$(?!\$)((?:\\[^]|[^\\$]|\$(?!\$))+?)\$\$(?!\$)`;
 // As pandoc tells it from prices: no space inside the marks, and no digit behind them. Code is none either.
 const SINGLE = "\\$(?![\\s$])((?:\\\\[^]|[^\\\\$`])*?(?:\\\\[^]|[^\\\\$`\\s]))\\$(?![\\d$])";
+// Those of TeX's that are a formula without marks around them.
+const NAMES = String.raw`\{(?:equation|align|alignat|gather|multline)\*?\}`;
+const ENVIRONMENT = String.raw`(\\begin${NAMES}(?:(?!\\(?:begin|end)${NAMES})[^])+\\end${NAMES})`;
 
 const IN_LINE = new RegExp(`^(?:${[ROUND, SINGLE].join("|")})`);
-const ON_ITS_OWN = new RegExp(`^(?:${[SQUARE, DOUBLE].join("|")})`);
-const BLOCK = new RegExp(`^ {0,3}(?:${[SQUARE, DOUBLE].join("|")})[ \\t]*(?:\\n|$)`);
+const ON_ITS_OWN = new RegExp(`^(?:${[SQUARE, DOUBLE, ENVIRONMENT].join("|")})`);
+const BLOCK = new RegExp(`^ {0,3}(?:${[SQUARE, DOUBLE, ENVIRONMENT].join("|")})[ \\t]*(?:\\n|$)`);
 // One that is still being written, up to the end of the text: until it is closed, it is no Markdown.
 const NO_BLANK_LINE = String.raw`(?!\n[ \t]*\n)`;
 const BEGUN_SQUARE = String.raw`\\\[(?!\S)(?:${NO_BLANK_LINE}(?:\\(?![[\]])[^]|[^\\]))*`;
 const BEGUN_DOUBLE = String.raw`\$\$(?!\S)(?:${NO_BLANK_LINE}(?:\\[^]|[^\\$]|\$(?!\$)))*`;
-const BEGUN = new RegExp(String.raw`^ {0,3}((?:${BEGUN_SQUARE}|${BEGUN_DOUBLE})\\?)$`);
-const BLOCK_START = /\n(?= {0,3}(?:\$\$|\\\[))/g;
-const ANY = new RegExp([ROUND, SQUARE, DOUBLE, SINGLE].join("|"), "g");
+const BEGUN_ENVIRONMENT = String.raw`\\begin${NAMES}(?:${NO_BLANK_LINE}(?!\\(?:begin|end)${NAMES})[^])*`;
+const BEGUN = new RegExp(String.raw`^ {0,3}((?:${BEGUN_SQUARE}|${BEGUN_DOUBLE}|${BEGUN_ENVIRONMENT})\\?)$`);
+const BLOCK_START = /\n(?= {0,3}(?:\$\$|\\\[|\\begin\{))/g;
+const ANY = new RegExp([ROUND, SQUARE, DOUBLE, ENVIRONMENT, SINGLE].join("|"), "g");
 
 /** What marked's Lexer is told of formulas. */
 export const FORMULAS = {
