@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM
 import edgelm
 from edgelm.package.manifest import FILE_NAME
 from edgelm.runtime.session_options import SessionOptions
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.checkpoint_scorer import CheckpointScorer
 from edgelm_training.held_out import HeldOut

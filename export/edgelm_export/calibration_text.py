@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError, ExportError
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
 _WINDOW_TOKENS = 512

@@ -36,7 +36,8 @@ from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
 from edgelm.structure.tools import Tool, ToolChoice, listed_tools, tool_parameters, tool_settings
-from edgelm.text.chat_template import WITHOUT_TEMPLATE, ChatTemplate, encode_chat, words_to_continue
+from edgelm.text.chat_encoding import encode_chat, words_to_continue
+from edgelm.text.chat_template import WITHOUT_TEMPLATE, ChatTemplate
 from edgelm.text.fill_in_middle import fill_in_ids
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer

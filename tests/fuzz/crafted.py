@@ -30,7 +30,7 @@ from edgelm.files import regular_file, safetensors_header, safetensors_index
 from edgelm.files.safetensors_index import INDEX_FILE, read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
-from edgelm.text import chat_template, template_sandbox
+from edgelm.text import template_environment, template_sandbox
 from edgelm_export import (
     byte_level_folder,
     checkpoint_folder,
@@ -293,7 +293,7 @@ CRAFTED = {
     "template of comparisons": Crafted(
         kind="template", make=lambda: b"{{x in x}}" * (template_sandbox.MAX_NODES // 6 - 1)
     ),
-    "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (chat_template.MAX_TOKENS // 3)),
+    "template of outputs": Crafted(kind="template", make=lambda: b"{{-x}}" * (template_environment.MAX_TOKENS // 3)),
     "request of lists": Crafted(kind="http-body", make=lambda: request(lists(1 << 20, request_body._MAX_VALUES - 4))),
     "request of objects": Crafted(kind="http-body", make=lambda: request(objects((1 << 20) // 7))),
     "request of numbers": Crafted(

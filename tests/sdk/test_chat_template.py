@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from edgelm.completion import Message
 from edgelm.errors import ChatTemplateError, TokenizerError
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
 CHATML = (

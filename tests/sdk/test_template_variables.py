@@ -11,7 +11,8 @@ import edgelm
 from edgelm import ChatSession, Engine, GenerationConfig, LanguageModel, Message
 from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.testing import ScriptedDecoder, scripted_model
-from edgelm.text.chat_template import GENERATION_MARKS, ChatTemplate
+from edgelm.text.chat_template import ChatTemplate
+from edgelm.text.template_environment import GENERATION_MARKS
 
 QUESTION = [Message(role="user", content="Hello")]
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}

@@ -12,7 +12,8 @@ import pytest
 from metaspace_tokenizer import write_metaspace
 
 from edgelm.errors import ChatTemplateError
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.assistant_tokens import encode_conversation
 from edgelm_training.conversations import Conversation

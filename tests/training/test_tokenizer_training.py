@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from edgelm.errors import ConfigError, DataError
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training import tokenizer_training
 from edgelm_training.assistant_tokens import encode_conversation

@@ -10,7 +10,8 @@ import jinja2.sandbox
 import pytest
 
 from edgelm.errors import ChatTemplateError
-from edgelm.text.chat_template import MAX_SOURCE, MAX_TOKENS, ChatTemplate
+from edgelm.text.chat_template import MAX_SOURCE, ChatTemplate
+from edgelm.text.template_environment import MAX_TOKENS
 from edgelm.text.template_sandbox import MAX_NODES
 
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -10,8 +10,9 @@ from typing import Any
 from edgelm.errors import ChatTemplateError
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tool_messages import show_tools
-from edgelm.text.chat_template import GENERATION_MARKS, THOUGHT, ChatTemplate
+from edgelm.text.chat_template import THOUGHT, ChatTemplate
 from edgelm.text.control_guard import ControlGuard
+from edgelm.text.template_environment import GENERATION_MARKS
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.conversations import ASSISTANT, Conversation
 

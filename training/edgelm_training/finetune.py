@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from edgelm.config import ModelConfig
 from edgelm.errors import DataError, TrainingError
 from edgelm.generation_config import LANGUAGES
-from edgelm.text.chat_template import ChatTemplate, encode_chat
+from edgelm.text.chat_encoding import encode_chat
+from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter

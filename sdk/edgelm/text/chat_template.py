@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
 import reprlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2.ext
-import jinja2.lexer
-import jinja2.nodes
-import jinja2.parser
+import jinja2
 
 from edgelm.completion import Completion, Message
 from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.files.regular_file import read_json_object, read_text
-from edgelm.text.control_guard import ControlGuard
 from edgelm.text.template_budget import BudgetExceededError, budget_for, size_of
-from edgelm.text.template_sandbox import BudgetedEnvironment
-from edgelm.text.tokenizer import Tokenizer
+from edgelm.text.template_environment import GENERATION_MARKS, RefusedError, template_environment
 
 # What a template may write beside the messages' own texts: four million characters are more than a context of a million
 # tokens; a template that writes more is broken or hostile.
 MAX_CHARACTERS = 4_000_000
-# Of the template itself: three times the longest that is in use in characters. Compiling takes time and memory for its
-# words and marks, and for the expressions that they make (template_sandbox has their bound).
-MAX_SOURCE = 1 << 17
-MAX_TOKENS = 5 << 10
-_MAX_DATE_FORMAT = 200
+MAX_SOURCE = 1 << 17  # of the template itself: three times the longest that is in use
 
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 # transformers gives these to every template: some ask whether they are none, and not whether they are defined.
 _NOT_GIVEN = dict.fromkeys(("tools", "documents"))
 _PROBE = "a text that a template writes"
 THOUGHT = ("reasoning_content", "thinking", "reasoning")  # the names that what was thought has in messages
-# The variables that a `generation` block writes at its beginning and its end; training gives them values.
-GENERATION_MARKS = ("edgelm_generation_start", "edgelm_generation_end")
 # Behind a model's name, in an error.
 WITHOUT_TEMPLATE = (
     "has no chat template. Give it a plain prompt (stream, generate, `edgelm run`), or its author's template: put that "
@@ -67,7 +53,7 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
         try:
-            environment = _environment()
+            environment = template_environment()
             self._template = environment.from_string(source)
             self.variables = frozenset(environment.names_read).difference(GENERATION_MARKS)
         except ChatTemplateError:
@@ -204,7 +190,7 @@ class ChatTemplate:
             raise
         except BudgetExceededError as error:
             raise ChatTemplateError(f"The chat template is broken or hostile: {error}.") from error
-        except _RefusedError as error:
+        except RefusedError as error:
             raise ChatTemplateError(f"The chat template refuses this conversation: {error}") from error
         except Exception as error:  # a template can raise whatever an expression can
             other = next((i for i, turn in enumerate(messages) if not isinstance(turn.get("content", ""), str)), None)
@@ -250,132 +236,6 @@ def _with_thought(message: Message) -> Mapping[str, Any]:
 def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
-def encode_chat(
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = True,
-    variables: Mapping[str, object] | None = None,
-    marks: Mapping[str, str] | None = None,
-) -> list[int]:
-    """Render a conversation and encode it; only the template's own control tokens become control tokens.
-
-    marks: texts in the messages, which nobody else knows, each with what is put in its place as if the template had
-    written it.
-
-    A conversation whose texts spell none gets the ids of transformers' `apply_chat_template`; one that ends with words
-    of the assistant's, which an answer is to go on with, those with its `continue_final_message`.
-
-    Raises:
-        ChatTemplateError: as `ChatTemplate.render`, a value is not plain data, or the template does not write the last
-            message, which is to be continued.
-        TokenizerError: a text has half of a surrogate pair, which is no character.
-    """
-    continues = bool(words_to_continue(messages)) and add_generation_prompt  # checks the messages as they were given
-    guard = ControlGuard(tokenizer)
-    try:
-        hidden: list[Any] = [guard.hide(message, f"messages[{i}]") for i, message in enumerate(messages)]
-        hidden_variables = {name: guard.hide(value, name) for name, value in (variables or {}).items()}
-    except RecursionError as error:
-        raise ChatTemplateError("A message, a tool or a variable of the template is nested too deeply.") from error
-    end = secrets.token_hex(16)
-    if continues:  # a template that takes spaces off the content leaves those before this mark
-        hidden[-1] = {**hidden[-1], "content": f"{hidden[-1]['content']}{end} "}
-    rendered = template.render(
-        hidden,
-        add_generation_prompt=add_generation_prompt and not continues,
-        variables=hidden_variables,
-    )
-    if continues:
-        rendered = _before(end, rendered)
-    for mark, text in (marks or {}).items():
-        rendered = rendered.replace(mark, text)
-    return tokenizer.encode_parts(guard.reveal(rendered))
-
-
-def words_to_continue(messages: Sequence[Message]) -> str:
-    """Return the words of the assistant's that a conversation ends with, which an answer goes on with; "": none.
-
-    Raises:
-        ChatTemplateError: as `check_conversation`.
-    """
-    check_conversation(messages)
-    last = messages[-1]
-    content = last.get("content")
-    if last["role"] != "assistant" or not isinstance(content, str) or not content.strip() or last.get("tool_calls"):
-        return ""
-    return content
-
-
-def _before(end: str, rendered: str) -> str:
-    text, found, rest = rendered.rpartition(end)
-    if not found:
-        raise ChatTemplateError(
-            "The conversation ends with the assistant's own words, which this model's template does not write, so that "
-            "they cannot be continued. End it with a message of another role."
-        )
-    return text if rest.startswith(" ") else text.rstrip()
-
-
-def _environment() -> BudgetedEnvironment:
-    environment = BudgetedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Bound, _GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.meter()
-    return environment
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; else it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        start, end = (jinja2.nodes.Output([jinja2.nodes.Name(mark, "load")]) for mark in GENERATION_MARKS)
-        return [node.set_lineno(line) for node in (start, jinja2.nodes.Scope(body), end)]
-
-
-class _Bound(jinja2.ext.Extension):
-    """Refuses a template of too many words and marks, before more of them are compiled."""
-
-    def filter_stream(self, stream: Iterable[jinja2.lexer.Token]) -> Iterator[jinja2.lexer.Token]:
-        """Pass them on, and count them."""
-        for count, token in enumerate(stream):
-            if count == MAX_TOKENS:
-                raise ChatTemplateError(f"The chat template has more than {MAX_TOKENS} words and marks.")
-            yield token
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-class _RefusedError(Exception):
-    """What `raise_exception` of a template says."""
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusedError(message)
-
-
-def _strftime_now(format: str) -> str:  # templates may pass it by this name
-    if len(format) > _MAX_DATE_FORMAT or re.search("[0-9]{4}", format):
-        raise _RefusedError(f"{format[:40]!r} is no format of a date")  # the system would pad to any width
-    return datetime.datetime.now().strftime(format)
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:
