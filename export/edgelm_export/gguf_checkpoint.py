@@ -131,7 +131,7 @@ class GGUFCheckpoint:
         return self._times(part, dequantize(*self._stored_rows(part, slice(first, end))))
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
-        """Return a matrix on its own grid where that is one of 4 or 8 bits in blocks of 32, else None."""
+        """Return a matrix on its own grid where that is one that `integer_blocks` knows, else None."""
         part = self._parts[name]
         if part.source in self._computed or part.transposed:
             return None

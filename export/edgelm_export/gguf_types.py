@@ -77,7 +77,7 @@ def integer_blocks(
     if type in _LEVELS:
         levels, *scales_and_lowest = _LEVELS[type](blocks)
         in_rows = (part.reshape(rows, -1) for part in scales_and_lowest)
-        return on_levels(levels.reshape(rows, -1, _GRID_BLOCK), *in_rows, bits=4)
+        return on_levels(levels.reshape(rows, -1, 32), *in_rows, bits=4)
     if type not in _SYMMETRIC:
         return None
     bits, values_and_scales = _SYMMETRIC[type]
@@ -111,18 +111,6 @@ def _bfloat16(blocks: Blocks) -> Weights:
     return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _q4_0(blocks: Blocks) -> Weights:
-    """d f16, 16 bytes: byte j holds weight j below and weight j + 16 above; weight = d * (q - 8)."""
-    q = fields(blocks[:, None, 2:], 4).reshape(-1, 32)
-    return half(blocks, 0) * (q.view(np.int8) - np.int8(8))
-
-
-def _q4_1(blocks: Blocks) -> Weights:
-    """d f16, m f16, 16 bytes as in Q4_0; weight = d * q + m."""
-    q = fields(blocks[:, None, 4:], 4).reshape(-1, 32)
-    return half(blocks, 0) * q + half(blocks, 2)
-
-
 def _fifth_bits(blocks: Blocks, at: int) -> Blocks:
     """Join 4 bytes with the fifth bit of weights 0 to 31 (lowest first) and 16 bytes as in Q4_0: [N, 32]."""
     high = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
@@ -137,11 +125,6 @@ def _q5_0(blocks: Blocks) -> Weights:
 def _q5_1(blocks: Blocks) -> Weights:
     """d f16, m f16, 4 bytes of fifth bits, 16 bytes of lower bits; weight = d * q + m."""
     return half(blocks, 0) * _fifth_bits(blocks, 4) + half(blocks, 2)
-
-
-def _q8_0(blocks: Blocks) -> Weights:
-    """d f16, 32 int8; weight = d * q."""
-    return half(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
 def _q2_k(blocks: Blocks) -> Weights:
@@ -187,16 +170,6 @@ def _six_bit_scales(blocks: Blocks) -> tuple[Weights, Weights]:
     return (half(blocks, 0) * scale)[:, :, None], (half(blocks, 2) * minimum)[:, :, None]
 
 
-def _q4_k(blocks: Blocks) -> Weights:
-    """d, dmin and 6-bit scales (one for 32 weights), 128 bytes of weights; weight = (d * scale) * q - dmin * min.
-
-    Each 32 bytes of weights hold two runs of 32 weights, the first in the low nibbles.
-    """
-    scale, minimum = _six_bit_scales(blocks)
-    q = fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
-    return (scale * q - minimum).reshape(-1, 256)
-
-
 def _q5_k(blocks: Blocks) -> Weights:
     """As Q4_K, with 32 bytes of fifth bits before the weights: bit k of byte j belongs to weight 32 * k + j."""
     scale, minimum = _six_bit_scales(blocks)
@@ -218,24 +191,31 @@ def _q6_k(blocks: Blocks) -> Weights:
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
-_GRID_BLOCK = 32
+# What follows says the grid that a type is on, which may be kept: whole numbers, and their scales.
 
 
-def _q4_0_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
-    return fields(blocks[:, None, 2:], 4).view(np.int8) - np.int8(8), half(blocks, 0)
+def _q4_0(blocks: Blocks) -> tuple[Values, Weights]:
+    """d f16, 16 bytes: byte j holds weight j below and weight j + 16 above; weight = d * (q - 8)."""
+    return fields(blocks[:, None, 2:], 4).reshape(-1, 32).view(np.int8) - np.int8(8), half(blocks, 0)
 
 
-def _q8_0_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+def _q8_0(blocks: Blocks) -> tuple[Values, Weights]:
+    """d f16, 32 int8; weight = d * q."""
     return blocks[:, 2:].view(np.int8), half(blocks, 0)
 
 
-def _q4_1_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
-    return fields(blocks[:, None, 4:], 4), half(blocks, 0), half(blocks, 2)
+def _q4_1(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
+    """d f16, m f16, 16 bytes as in Q4_0; weight = d * q + m."""
+    return fields(blocks[:, None, 4:], 4).reshape(-1, 32), half(blocks, 0), half(blocks, 2)
 
 
-def _q4_k_levels(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
+def _q4_k(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
+    """d, dmin and 6-bit scales (one for 32 weights), 128 bytes of weights; weight = (d * scale) * q - dmin * min.
+
+    Each 32 bytes of weights hold two runs of 32 weights, the first in the low nibbles.
+    """
     scale, minimum = _six_bit_scales(blocks)
-    return fields(blocks[:, 16:].reshape(-1, 4, 32), 4), scale, -minimum
+    return fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32), scale, -minimum
 
 
 # The values of E2M1, four bits of the OCP Microscaling Formats (MX) 1.0, each twice as large.
@@ -247,14 +227,9 @@ def half_of_power(exponents: NDArray[np.uint8]) -> Weights:
     return np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
 
 
-def _mxfp4_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+def _mxfp4(blocks: Blocks) -> tuple[Values, Weights]:
     """One byte of exponent (E8M0), 16 bytes of E2M1 in the order of Q4_0."""
-    return E2M1_DOUBLED[fields(blocks[:, None, 1:], 4)], half_of_power(blocks[:, :1])
-
-
-def _mxfp4(blocks: Blocks) -> Weights:
-    values, scales = _mxfp4_symmetric(blocks)
-    return scales * values.reshape(-1, 32)
+    return E2M1_DOUBLED[fields(blocks[:, None, 1:], 4).reshape(-1, 32)], half_of_power(blocks[:, :1])
 
 
 # Halves of what a byte says as a scale: E4M3 without its sign, and 0 for what is no number.
@@ -262,39 +237,47 @@ _HALVES_OF_UE4M3 = (np.arange(128, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
 _HALVES = np.array([*_HALVES_OF_UE4M3[:127], 0, *_HALVES_OF_UE4M3[:127], 240], np.float32)
 
 
-def _nvfp4_symmetric(blocks: Blocks) -> tuple[Values, Weights]:
+def _nvfp4(blocks: Blocks) -> tuple[Values, Weights]:
     """Four scales, and 32 bytes of E2M1: of each 16 weights the first eight in the lower halves."""
     values = E2M1_DOUBLED[fields(blocks[:, 4:].reshape(-1, 4, 8), 4)]
     return values.reshape(-1, 4, 16), _HALVES[blocks[:, :4]][..., None]
 
 
-def _nvfp4(blocks: Blocks) -> Weights:
-    values, scales = _nvfp4_symmetric(blocks)
-    return (scales * values).reshape(-1, 64)
-
-
 # Of the types in tables, those that have a scale for 32 weights or more: 8 bits in blocks of 16 are slow.
 _IN_8_BITS = ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0")
-# Types whose weights are scale * value: the bits of a value, values, and scales.
+# Types whose weights are scale * value: the bits of a value, and what reads values and scales.
 _SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], tuple[Values, Weights]]]] = {
-    "Q4_0": (4, _q4_0_symmetric),
-    "Q8_0": (8, _q8_0_symmetric),
-    "MXFP4": (8, _mxfp4_symmetric),
-    "NVFP4": (8, _nvfp4_symmetric),
+    "Q4_0": (4, _q4_0),
+    "Q8_0": (8, _q8_0),
+    "MXFP4": (8, _mxfp4),
+    "NVFP4": (8, _nvfp4),
     **{name: (8, VALUES_AND_SCALES[name]) for name in _IN_8_BITS},
 }
 # Types whose weights are scale * value + lowest: values of 4 bits, scales, and the lowest.
 _LEVELS: Mapping[str, Callable[[Blocks], tuple[Blocks, Weights, Weights]]] = {
-    "Q4_1": _q4_1_levels,
-    "Q4_K": _q4_k_levels,
+    "Q4_1": _q4_1,
+    "Q4_K": _q4_k,
 }
 
 
-def _looked_up(name: str, block_bytes: int, block_size: int = 256) -> TensorType:
+def _scaled(values_and_scales: Callable[[Blocks], tuple[Values, Weights]]) -> Callable[[Blocks], Weights]:
     def unpack(blocks: Blocks) -> Weights:
-        values, scales = VALUES_AND_SCALES[name](blocks)
-        return (scales * values).reshape(-1, block_size)
+        values, scales = values_and_scales(blocks)
+        return (scales * values).reshape(len(blocks), -1)
 
+    return unpack
+
+
+def _above_lowest(levels: Callable[[Blocks], tuple[Blocks, Weights, Weights]]) -> Callable[[Blocks], Weights]:
+    def unpack(blocks: Blocks) -> Weights:
+        values, scales, lowest = levels(blocks)
+        return (scales * values + lowest).reshape(len(blocks), -1)
+
+    return unpack
+
+
+def _looked_up(name: str, block_bytes: int, block_size: int = 256) -> TensorType:
+    unpack = _scaled(VALUES_AND_SCALES[name])
     return TensorType(name=name, block_size=block_size, block_bytes=block_bytes, unpack=unpack)
 
 
@@ -302,14 +285,14 @@ def _looked_up(name: str, block_bytes: int, block_size: int = 256) -> TensorType
 TENSOR_TYPES: Mapping[int, TensorType] = {
     0: TensorType(name="F32", block_size=1, block_bytes=4, unpack=_float32),
     1: TensorType(name="F16", block_size=1, block_bytes=2, unpack=_float16),
-    2: TensorType(name="Q4_0", block_size=32, block_bytes=18, unpack=_q4_0),
-    3: TensorType(name="Q4_1", block_size=32, block_bytes=20, unpack=_q4_1),
+    2: TensorType(name="Q4_0", block_size=32, block_bytes=18, unpack=_scaled(_q4_0)),
+    3: TensorType(name="Q4_1", block_size=32, block_bytes=20, unpack=_above_lowest(_q4_1)),
     6: TensorType(name="Q5_0", block_size=32, block_bytes=22, unpack=_q5_0),
     7: TensorType(name="Q5_1", block_size=32, block_bytes=24, unpack=_q5_1),
-    8: TensorType(name="Q8_0", block_size=32, block_bytes=34, unpack=_q8_0),
+    8: TensorType(name="Q8_0", block_size=32, block_bytes=34, unpack=_scaled(_q8_0)),
     10: TensorType(name="Q2_K", block_size=256, block_bytes=84, unpack=_q2_k),
     11: TensorType(name="Q3_K", block_size=256, block_bytes=110, unpack=_q3_k),
-    12: TensorType(name="Q4_K", block_size=256, block_bytes=144, unpack=_q4_k),
+    12: TensorType(name="Q4_K", block_size=256, block_bytes=144, unpack=_above_lowest(_q4_k)),
     13: TensorType(name="Q5_K", block_size=256, block_bytes=176, unpack=_q5_k),
     14: TensorType(name="Q6_K", block_size=256, block_bytes=210, unpack=_q6_k),
     16: _looked_up("IQ2_XXS", 66),
@@ -324,8 +307,8 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     30: TensorType(name="BF16", block_size=1, block_bytes=2, unpack=_bfloat16),
     34: _looked_up("TQ1_0", 54),
     35: _looked_up("TQ2_0", 66),
-    39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_mxfp4),
-    40: TensorType(name="NVFP4", block_size=64, block_bytes=36, unpack=_nvfp4),
+    39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_scaled(_mxfp4)),
+    40: TensorType(name="NVFP4", block_size=64, block_bytes=36, unpack=_scaled(_nvfp4)),
     41: _looked_up("Q1_0", 18, block_size=128),
 }
 

@@ -1,6 +1,6 @@
 """The wire format of protocol buffers, read within bounds: fields, numbers, and nothing past the end of a message.
 
-And written, field by field, by `message_field`, `text_field` and `number_field`.
+And written, field by field, by `message_field` and the functions beside it.
 """
 
 from __future__ import annotations
