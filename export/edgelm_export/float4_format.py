@@ -21,7 +21,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.gguf_blocks import in_turn
-from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
+from edgelm_export.microscaling import E2M1_DOUBLED, half_of_power
 
 
 @dataclass(frozen=True, kw_only=True)

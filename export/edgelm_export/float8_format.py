@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import FLOATS, QuantizedBlocks, Read
-from edgelm_export.gguf_types import half_of_power
 from edgelm_export.grid_of_groups import Grid
+from edgelm_export.microscaling import half_of_power
 
 FLOAT8 = "F8_E4M3"  # as safetensors calls it
 _STORED = {"FP8": FLOAT8, "INT8": "I8"}

@@ -18,6 +18,7 @@ from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.gguf_blocks import Blocks, Weights, fields, half
 from edgelm_export.gguf_codebooks import VALUES_AND_SCALES, Values
 from edgelm_export.levels import on_levels
+from edgelm_export.microscaling import E2M1_DOUBLED, half_of_power
 
 # Weights unpacked at once. Temporary arrays take up to about 12 bytes a weight.
 _CHUNK = 1 << 20
@@ -216,15 +217,6 @@ def _q4_k(blocks: Blocks) -> tuple[Blocks, Weights, Weights]:
     """
     scale, minimum = _six_bit_scales(blocks)
     return fields(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32), scale, -minimum
-
-
-# The values of E2M1, four bits of the OCP Microscaling Formats (MX) 1.0, each twice as large.
-E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
-
-
-def half_of_power(exponents: NDArray[np.uint8]) -> Weights:
-    """Return half of what E8M0 says, 2 ** (exponent - 127), in float32: the scale of doubled values."""
-    return np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
 
 
 def _mxfp4(blocks: Blocks) -> tuple[Values, Weights]:

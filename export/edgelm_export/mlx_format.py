@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
 from edgelm_export.checkpoint import QuantizedBlocks, Read, shown
-from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
 from edgelm_export.levels import on_levels
+from edgelm_export.microscaling import E2M1_DOUBLED, half_of_power
 
 _FLOATS = tuple(np.dtype(name) for name in ("float16", ml_dtypes.bfloat16, "float32"))
 _WORDS, _BYTES = (np.dtype(np.uint32),), (np.dtype(np.uint8),)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgelm_export.checkpoint import QuantizedBlocks
 from edgelm_export.gguf_blocks import in_turn
-from edgelm_export.gguf_types import E2M1_DOUBLED, half_of_power
+from edgelm_export.microscaling import E2M1_DOUBLED, half_of_power
 
 BLOCK_SIZE = 32
 _VALUES, _SCALES = "_blocks", "_scales"
