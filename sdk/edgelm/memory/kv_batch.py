@@ -37,17 +37,17 @@ class KVRow(KVCache):
         self.binding = None
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in every row of the batch; what is cached stays."""
+        """Make room for `length` tokens in every row of the batch, as `KVBatch.reserve`."""
         self._batch.reserve(length)
 
 
 class KVBatch:
-    """Hold keys and values of L layers for several sequences.
+    """Hold what KVCache does, for several sequences.
 
-    `buffers` are 2L arrays [R, K, C, H] as in KVCache, with R rows of which the first `len(rows)` are in use.
-    The first `active` rows are the ones that a step computes together; rows behind them are still being filled. Rows
-    never have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens once
-    and saves every later step the empty row.
+    `buffers` are arrays as there, [R, K, C, H] of keys or values, with R rows of which the first `len(rows)` are in
+    use. The first `active` rows are the ones that a step computes together; rows behind them are still being filled.
+    Rows never have gaps between them: what leaves is replaced by the last of its kind, which copies that row's tokens
+    once and saves every later step the empty row.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -94,7 +94,11 @@ class KVBatch:
             return None
 
     def add(self) -> KVRow:
-        """Return a new row, empty and not yet active."""
+        """Return a new row, empty and not yet active.
+
+        Raises:
+            OutOfMemoryError: there is no memory for it.
+        """
         places = len(self.buffers[0])
         if len(self.rows) == places:
             self._resize(max(1, 2 * places), self.capacity)
@@ -140,6 +144,7 @@ class KVBatch:
 
         Raises:
             ContextLengthError: `length` is more than a row may have.
+            OutOfMemoryError: there is no memory for it.
         """
         limit = longest_row(self.config)
         if length > limit:
