@@ -138,7 +138,6 @@ def _package_for_adapters(base: Path) -> tuple[Manifest, _Origin]:
     package = Manifest.load(base)
     config = ModelConfig.load(base)
     kinds = {
-        "a model with experts": bool(config.num_experts),
         "a model with an encoder": config.encoder is not None,
         "a model whose keys are values too": config.attention_k_eq_v,
         "in operators of the ONNX standard": {"operators": STANDARD} in package.recipe,

@@ -17,7 +17,7 @@ from edgelm.package.adapter import MAX_RANK
 from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_not_fit, is_base_ours, unknown_order
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.reference_weights import Array
-from edgelm_export.tensor_map import CANONICAL, Part, TensorLayout, parts_of
+from edgelm_export.tensor_map import CANONICAL, EXPERTS, Part, TensorLayout, parts_of
 from edgelm_export.text_part import layers_in_text
 
 Matrices = Mapping[str, tuple[Array, Array]]
@@ -87,7 +87,9 @@ def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLay
         of_layer = parts.get(f"{layer}.weight", {})
         of_parts = [shapes[f"{name}.weight"] for name in of_layer if ".layers." in name]
         shape = (sum(rows for rows, *_ in of_parts), *of_parts[0][1:]) if of_parts else ()
-        if len(shape) != 2:
+        if any(EXPERTS in name for name in of_layer):
+            faults.append(f"{layer}: experts take no adapter beside them")
+        elif len(shape) != 2:
             faults.append(f"{layer}: there is no such projection")
         elif any(".altup." in name for name in of_layer):
             faults.append(f"{layer}: what predicts and corrects residual streams takes no adapter beside it")

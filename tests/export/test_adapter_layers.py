@@ -22,8 +22,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedModel, PreTrainedTokenizerFast
 from unchecked_export import export_unchecked
 
+import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
-from edgelm.errors import CheckpointError
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, PackageError
+from edgelm.package.adapter import AdapterManifest
+from edgelm.package.manifest import describe_file
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -73,6 +77,56 @@ def test_layers_of_a_published_folder_are_found_in_its_package(
 ) -> None:
     base = published(name, tmp_path, save_model)
     check_beside_package(adapted_by_peft(base), tmp_path / "pkg", tmp_path)
+
+
+# Models with experts, and what beside those has an adapter.
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+BESIDE_EXPERTS: dict[str, Any] = {
+    "qwen3_moe": _ATTENTION,
+    "olmoe": _ATTENTION,
+    "gpt_oss": _ATTENTION,
+    "granitemoe": [*_ATTENTION, "layer"],  # the router, by which others are chosen
+    "qwen2_moe": r".*(self_attn|shared_expert)\.\w+_proj",
+    "gemma4_text with experts, shared keys, features": _ATTENTION,  # each of which is products of its own
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_EXPERTS)
+def test_beside_experts_all_other_layers_take_adapters(name: str, save_model: SaveModel, tmp_path: Path) -> None:
+    base = published(name, tmp_path, save_model)
+    check_beside_package(adapted_by_peft(base, target_modules=BESIDE_EXPERTS[name]), tmp_path / "pkg", tmp_path)
+
+
+def test_experts_themselves_take_none(save_model: SaveModel, tmp_path: Path) -> None:
+    base = published("qwen3_moe", tmp_path, save_model)
+    adapted_by_peft(base, target_modules=_ATTENTION).save_pretrained(tmp_path / "peft")
+    weights = load_file(tmp_path / "peft/adapter_model.safetensors")
+    layer = "base_model.model.model.layers.0.mlp.experts.1.gate_proj"  # as older versions of transformers have them
+    weights |= {f"{layer}.lora_A.weight": np.ones((3, 64), "f4"), f"{layer}.lora_B.weight": np.ones((48, 3), "f4")}
+    save_file(weights, tmp_path / "peft/adapter_model.safetensors")
+    with pytest.raises(
+        CheckpointError,
+        match=r"\n  model\.layers\.0\.mlp\.experts\.1\.gate_proj: experts take no adapter .*\n.*merge_and_unload and",
+    ):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+    adapted = adapted_by_peft(base, target_modules=_ATTENTION, target_parameters=["mlp.experts.down_proj"])
+    adapted.save_pretrained(tmp_path / "peft")
+    with pytest.raises(CheckpointError, match=r"has target_parameters = .* merge it where it was trained"):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+
+
+def test_nor_does_a_file_made_by_hand_put_one_there(save_model: SaveModel, tmp_path: Path) -> None:
+    base = published("gemma4_text with experts, shared keys, features", tmp_path, save_model)
+    adapted = adapted_by_peft(base, target_modules=["down_proj"])
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    shapes = ModelConfig.load(tmp_path / "pkg").tensor_shapes()
+    name, (N, D) = next((name, shape) for name, shape in shapes.items() if ".experts.0.down_proj" in name)
+    layer, weights = f"base_model.model.{name.removesuffix('.weight')}", tmp_path / "adapter/adapter_model.safetensors"
+    of_expert = {"A": np.ones((3, D), "f4"), "B": np.ones((N, 3), "f4")}
+    save_file({f"{layer}.lora_{part}.weight": matrix for part, matrix in of_expert.items()}, weights)
+    replace(AdapterManifest.load(tmp_path / "adapter"), file=describe_file(weights)).save(tmp_path / "adapter")
+    with pytest.raises(PackageError, match=r"no product for .*\.experts\.0\.down_proj, which the adapter adapter"):
+        edgelm.load(tmp_path / "pkg").load_adapter(tmp_path / "adapter")
 
 
 def test_what_is_folded_into_a_package_and_alphas_of_layers_are_those_of_the_parts(

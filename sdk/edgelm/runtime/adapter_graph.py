@@ -31,6 +31,7 @@ FACTOR = 0.5
 # As many values are always added up in one go, one after the other.
 SUM_BLOCK = 128
 
+_EXPERTS = ".experts."
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11  # fields: of the model, and of the graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
@@ -60,10 +61,13 @@ def matrix_names(product: str) -> tuple[str, str]:
 
 
 def products_of(graph: bytes, path: Path) -> frozenset[str]:
-    """Return the names of the products with a weight in a graph that was walked; `path` is what errors name."""
+    """Return the names of the products with a weight in a graph that was walked; `path` is what errors name.
+
+    Those of experts are left out: they multiply some of the tokens, in another order.
+    """
     found = _Rewriting(graph, path, {})
     found.rewrite()
-    return frozenset(found.input_of)
+    return frozenset(product for product in found.input_of if _EXPERTS not in product)
 
 
 def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> bytes:
