@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,12 @@ from edgelm.package.peft_format import (
     weights_path,
 )
 from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
-from edgelm_export.adapter_layers import layers_of_package, layers_of_text, layout_of_adapter
+from edgelm_export.adapter_layers import Matrices, layers_of_package, layers_of_text, layout_of_adapter
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
+from edgelm_export.gguf import is_gguf
+from edgelm_export.gguf_adapter import GGUFAdapter, layout_of_gguf, read_gguf_adapter
 from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
 from edgelm_export.reference_weights import Array
@@ -54,13 +56,16 @@ from edgelm_export.tensor_map import CANONICAL
 class _Trained:
     """An adapter as training saved it.
 
-    metadata: of the weights file, where edgelm wrote it. matrices: A and B of each layer; B has the scale inside.
+    folder: its own, or its GGUF file. base_name: of its base, as PEFT wrote it. metadata: of the weights file, where
+    edgelm wrote it. matrices: A and B of each layer; B has the scale inside. gguf: what the file says, where it is one.
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    metadata: Mapping[str, str]
-    matrices: Mapping[str, tuple[Array, Array]]
+    alpha: float
+    base_name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    matrices: Matrices
+    gguf: GGUFAdapter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +85,10 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """Write an adapter for a package, whole or not at all. The package is only read.
 
     source: an adapter of `edgelm finetune`, PEFT or mlx-lm, or the folder of a run, whose best adapter is taken (the
-    newest where nothing was validated). Layers have the names of the package's projections: where training found the
-    family's own, they are renamed, split and put in order as the exporter did it with the weights. B has the scale
-    inside, and both have what the exporter folded into the rows and columns of their projection.
+    newest where nothing was validated); or the GGUF file of one for llama.cpp. Layers have the names of the package's
+    projections: where training, or the file, has the family's own, they are renamed, split and put in order as the
+    exporter did it with the weights. B has the scale inside, and both have what the exporter folded into the rows and
+    columns of their projection.
 
     Raises:
         CheckpointError: there is no adapter, it is no plain LoRA, was trained on other weights, or does not fit.
@@ -92,23 +98,17 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
     """
     refuse_to_replace(target, why_not_an_adapter, ExportError)
     package, origin = _package_for_adapters(base)
-    trained = _read(_adapter_folder(source))
+    trained = _read_gguf(source) if is_gguf(source) else _read(_adapter_folder(source))
     notes = _notes_on_source(trained, package, origin)
     with PackageCheckpoint(base) as checkpoint:
-        matrices, layout = trained.matrices, CANONICAL
-        if BASE_SHA256 not in trained.metadata:
-            matrices, of_parts = layers_of_text(matrices, checkpoint.config)
-            name = trained.config.get("base_model_name_or_path")
-            layout, of_rows = layout_of_adapter(matrices, checkpoint.config, name, trained.folder)
-            notes += of_parts + of_rows
-        matrices = layers_of_package(matrices, checkpoint.config, layout, trained.folder)
-        trained = replace(trained, matrices=matrices)
+        trained, on_layers = _with_layers_of(checkpoint.config, trained)
+        notes += on_layers
         notes += _notes_on_grid(trained, checkpoint)
         tensors = _folded(trained, checkpoint, _channel_scales(base, package, checkpoint.config))
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise ExportError(
-                f"{name} of {trained.folder}, with lora_alpha {trained.config['lora_alpha']:g} and what {base} has "
+                f"{name} of {trained.folder}, with lora_alpha {trained.alpha:g} and what {base} has "
                 "folded into its weights inside, has values that float32 does not hold. Merge the adapter, and export "
                 "the result: edgelm merge"
             )
@@ -122,7 +122,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
                 base=package.name,
                 base_fingerprint=package.fingerprint,
                 rank=max(ranks),
-                alpha=trained.config["lora_alpha"],
+                alpha=trained.alpha,
                 target_modules=tuple(sorted({layer.rpartition(".")[2] for layer in trained.matrices})),
                 file=describe_file(staging / WEIGHTS_FILE),
                 created_by={"edgelm": edgelm.__version__, "numpy": np.__version__},
@@ -218,14 +218,43 @@ def _read(folder: Path) -> _Trained:
                 tensors = {name: file.get_tensor(name).astype(np.float32) for name in parts}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Copy it again.") from error
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {name} has NaN or infinite values; the adapter is damaged.")
-    matrices = {}
-    for layer, (a, b) in in_pairs(tensors, path).items():
+    pairs = in_pairs(tensors, path)
+    matrices = _scaled(pairs, lambda layer, rank: scale_of(config, layer, rank, folder), path)
+    name = config.get("base_model_name_or_path")
+    return _Trained(folder=folder, alpha=config["lora_alpha"], base_name=name, metadata=metadata, matrices=matrices)
+
+
+def _read_gguf(path: Path) -> _Trained:
+    adapter = read_gguf_adapter(path)
+    matrices = _scaled(adapter.matrices, lambda _, rank: adapter.alpha / rank, path)
+    return _Trained(folder=path, alpha=adapter.alpha, matrices=matrices, gguf=adapter)
+
+
+def _scaled(matrices: Matrices, scale: Callable[[str, int], float], path: Path) -> Matrices:
+    """Return matrices of finite numbers, with the scale of each layer, which has a rank, in its B."""
+    scaled = {}
+    for layer, (a, b) in matrices.items():
+        for part, matrix in zip("AB", (a, b), strict=True):
+            if not np.isfinite(matrix).all():
+                raise CheckpointError(f"{path}: {part} of {layer} has NaN or infinite values; the adapter is damaged.")
         with np.errstate(over="ignore"):  # export_adapter looks for what is not finite
-            matrices[layer] = a, b * np.float32(scale_of(config, layer, len(a), folder))
-    return _Trained(folder=folder, config=config, metadata=metadata, matrices=matrices)
+            scaled[layer] = a, b * np.float32(scale(layer, len(a)))
+    return scaled
+
+
+def _with_layers_of(config: ModelConfig, trained: _Trained) -> tuple[_Trained, tuple[str, ...]]:
+    """Return an adapter with the layers of a package, and notes for the manifest."""
+    matrices = trained.matrices
+    notes: tuple[str, ...] = ()
+    if trained.gguf is not None:
+        layout = layout_of_gguf(trained.gguf, config)
+    elif BASE_SHA256 in trained.metadata:
+        layout = CANONICAL
+    else:
+        matrices, of_parts = layers_of_text(matrices, config)
+        layout, of_rows = layout_of_adapter(matrices, config, trained.base_name, trained.folder)
+        notes = of_parts + of_rows
+    return replace(trained, matrices=layers_of_package(matrices, config, layout, trained.folder)), notes
 
 
 def _notes_on_source(trained: _Trained, package: Manifest, origin: _Origin) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ EXAMPLES = """
 Examples:
   edgelm export-adapter ft/ --base pkg/ -o adapter/         the best adapter of a run, for the package of its base
   edgelm export-adapter peft/ --base my-model -o adapter/   one that PEFT trained, for a package of the library
+  edgelm export-adapter lora.gguf --base pkg/ -o adapter/   one that was converted for llama.cpp
   edgelm chat pkg/ --adapter adapter/
 """
 
@@ -35,8 +36,8 @@ def export_adapter_(adapter: Path, base: str, output: Path, as_json: bool) -> No
     """Export an adapter to stand beside a package.
 
     ADAPTER is the folder of a run of `edgelm finetune`, or of a LoRA adapter in PEFT's or mlx-lm's format, whose
-    layers may have the names of the package or those of its family's published folder. The package stays as it is;
-    `run`, `chat` and `serve` take the adapter beside it (--adapter).
+    layers may have the names of the package or those of its family's published folder; or a GGUF file of one for
+    llama.cpp. The package stays as it is; `run`, `chat` and `serve` take the adapter beside it (--adapter).
     """
     folder = Library().find(base)
     manifest = export_adapter(adapter, folder, output)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgelm.errors import CheckpointError
 from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
+MAGIC = b"GGUF"
 # The largest vocabularies have 262,144 tokens with scores and types, and 514,906 merges: under 20 MB in all, of which
 # 9 MB are the strings' own. The most tensors and keys in use are 1,400 and 80; no model has arrays of arrays.
 # docs/results/trust.md has what the worst header costs.
@@ -162,6 +163,17 @@ class GGUFFile:
         self.close()
 
 
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path is that of a GGUF file which can be read, by its first bytes."""
+    try:
+        if not path.is_file():  # opening a pipe waits for ever
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value & (value - 1):
@@ -183,10 +195,10 @@ class _Header:
 
     def start(self) -> tuple[int, int, int]:
         """Read magic, version and counts: (version, tensors, metadata keys)."""
-        magic = bytes(self._content[:4])
-        if magic != b"GGUF":
-            raise self._error("magic", f"is {magic!r}, not b'GGUF': this is no GGUF file")
-        self._position = 4
+        magic = bytes(self._content[: len(MAGIC)])
+        if magic != MAGIC:
+            raise self._error("magic", f"is {magic!r}, not {MAGIC!r}: this is no GGUF file")
+        self._position = len(MAGIC)
         version = self._unsigned(4, "version")
         if version and version & 0xFFFF == 0:
             raise self._error("version", f"is {version:#x}: big-endian files are not supported")

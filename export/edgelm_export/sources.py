@@ -11,12 +11,11 @@ from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE
 from edgelm.library.hub_address import as_reference
 from edgelm.package.manifest import FILE_NAME
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from edgelm_export.gguf import MAGIC
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.unsupported_source import FIRST_BYTES, why_no_checkpoint_file, why_no_checkpoint_folder
-
-_GGUF_MAGIC = b"GGUF"
 
 
 def open_checkpoint(path: str | Path) -> HuggingFaceCheckpoint | GGUFCheckpoint | PackageCheckpoint:
@@ -44,7 +43,7 @@ def open_checkpoint(path: str | Path) -> HuggingFaceCheckpoint | GGUFCheckpoint 
             beginning = file.read(FIRST_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if beginning.startswith(_GGUF_MAGIC):
+    if beginning.startswith(MAGIC):
         return GGUFCheckpoint(path)
     raise CheckpointError(why_no_checkpoint_file(path, beginning))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 from fuzz import gguf_families, package_files
 from fuzz.mutations import mutate_bytes, mutate_json
-from fuzz.target import Target
+from fuzz.target import Target, tiny_package
 
 from edgelm.testing import tiny_model_path
+from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.gguf import GGUFFile
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 
@@ -101,7 +103,30 @@ def _read_gguf_checkpoint(folder: Path, file: str = "model.gguf") -> None:
             checkpoint.quantized_blocks(name)
 
 
+def _adapter_seeds(folder: Path) -> list[bytes]:
+    """Copy the tiny package, and return adapters for it."""
+    from gguf_adapters import write_adapter
+
+    (folder / "package").mkdir()
+    tiny_package(folder / "package")
+    layers = ("blk.0.attn_output.weight", "blk.0.attn_q.weight")
+    tensors = {f"{layer}.lora_{part}": np.ones((32, 32), np.float32) for layer in layers for part in "ab"}
+    kinds = ("F32", "Q8_0")
+    return [write_adapter(folder / f"{kind}.gguf", tensors, "llama", kind).read_bytes() for kind in kinds]
+
+
+def _export_adapter(folder: Path) -> None:
+    try:
+        export_adapter(folder / "adapter.gguf", folder / "package", folder / "made")
+    finally:
+        shutil.rmtree(folder / "made", ignore_errors=True)
+
+
 ROWS: dict[str, Target] = {
+    "gguf-adapter": Target(
+        file="adapter.gguf", prepare=_adapter_seeds, mutate=mutate_bytes, read=_export_adapter, count=200,
+        long_count=50_000,
+    ),
     "gguf": Target(
         file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=2_000,
         long_count=1_000_000,

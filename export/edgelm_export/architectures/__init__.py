@@ -253,7 +253,8 @@ _NO_HEAD = re.compile(r"(?<!LMHead)(?<!MT)Model$")
 _SENSES = ("vision_config", "audio_config")
 # What a GGUF file of that general.type is.
 _GGUF_PARTS = {
-    "adapter": "an adapter (LoRA), which is no model by itself. Merge it into its base first, with llama-export-lora",
+    "adapter": "an adapter (LoRA), which is no model by itself. Put it beside the package of its base (edgelm "
+    "export-adapter), or merge it into its base first, with llama-export-lora",
     "mmproj": "the part of a model that reads images or sound; the model itself is another file",
     "imatrix": "statistics for quantizing a model; the model itself is another file",
 }

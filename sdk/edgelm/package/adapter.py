@@ -127,8 +127,8 @@ def why_not_trained(folder: Path) -> str:
         )
     if folder.suffix == ".gguf":
         return (
-            f"{folder} is a GGUF file. An adapter in one is merged into its base with llama-export-lora of llama.cpp; "
-            "export the model that comes of it."
+            f"{folder} is a GGUF file. An adapter in one stands beside a package (edgelm export-adapter), or is merged "
+            "into its base with llama-export-lora of llama.cpp; export the model that comes of it."
         )
     return f"{folder} is neither an adapter ({CONFIG_FILE}) nor a run with checkpoints."
 
