@@ -75,7 +75,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_manifest(PACKAGE.fingerprint, "0" * 64),
         r"belongs to the package tiny-random \(0{12}\), not to tiny-random \([0-9a-f]{12}\)\. Export it for this one",
     ),
-    "changed": (lambda folder: flip_last_bit(folder / "adapter_model.safetensors"), "does not match the SHA-256"),
+    "changed": (
+        lambda folder: flip_last_bit(folder / "adapter_model.safetensors"),
+        "does not match the SHA-256 .* damaged: export or download its folder again",
+    ),
     "huge": (edit_manifest('"size": ', '"size": 99999999'), r"has \d+ bytes; an adapter of this model has at most"),
     "wrong shape": (
         lambda folder: write_tiny_adapter(folder, ((2, 31), (32, 2))),

@@ -322,7 +322,7 @@ def _open_listed(path: Path, entry: FileEntry) -> BufferedReader:
         file.close()
         raise PackageError(
             f"{path} has {size} bytes; the manifest says {entry.size}. "
-            "It was changed or cut off: export or download the package again."
+            "It was changed or cut off: export or download its folder again."
         )
     return file
 
@@ -331,7 +331,7 @@ def _compare_hash(path: Path, found: str, entry: FileEntry) -> None:
     if found != entry.sha256:
         raise PackageError(
             f"{path} does not match the SHA-256 in the manifest. "
-            "It was changed or damaged: export or download the package again."
+            "It was changed or damaged: export or download its folder again."
         )
 
 
