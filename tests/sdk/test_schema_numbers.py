@@ -1,4 +1,4 @@
-"""Numbers in JSON schemas that have more digits than a float: written as they are, or refused by name."""
+"""Values in JSON schemas that llguidance would write as others: written as they are, or refused by name."""
 
 from __future__ import annotations
 
@@ -56,11 +56,13 @@ def test_bounds_beyond_what_a_float_counts_are_kept(
         ({"const": 7802749205078041.0}, "const has 7802749205078041.0, which has more digits than"),
         ({"const": 5.369963527750256e-247}, "const has 5.369963527750256e-247, which has more digits than"),
         ({"const": 10**400}, r"const has 10{17}\.\.\.0{19}, which has more digits than are followed"),
+        ({"const": {"a": ["b\x01"]}}, r"const has 'b\\x01', which has a control character that is not written"),
+        ({"enum": ["\n", "\x7f"]}, r"enum has '\\x7f', which has a control character"),
         ({"type": "integer", "minimum": 10**19}, "minimum is 10000000000000000000, and integers are followed up to"),
         ({"type": "integer", "exclusiveMaximum": -(2**63)}, "exclusiveMaximum is -9223372036854775808, and integers"),
     ],
 )
-def test_numbers_that_would_be_others_are_refused_or_passed_over(
+def test_values_that_would_be_others_are_refused_or_passed_over(
     tokenizer: Tokenizer, schema: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

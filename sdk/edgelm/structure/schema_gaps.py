@@ -12,7 +12,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
-from edgelm.structure.schema_numbers import close_bounds, drop_numbers, refuse_values
+from edgelm.structure.schema_numbers import close_bounds, drop_values, refuse_values
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09
@@ -85,7 +85,7 @@ def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     numbers and counts of properties that `close_gaps` refuses.
     """
     loose = _with_parts(schema, _loosen)
-    drop_numbers(loose)
+    drop_values(loose)
     if "pattern" in loose and not _reads(loose["pattern"]):
         del loose["pattern"]
     if isinstance(named := loose.get("patternProperties"), dict):

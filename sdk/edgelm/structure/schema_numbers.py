@@ -1,8 +1,11 @@
-"""Schema numbers: those in a JSON schema that llguidance, whose numbers are floats of 64 bits, takes for others."""
+"""Schema numbers: those in a JSON schema that llguidance, whose numbers are floats of 64 bits, takes for others; and
+texts that it would write as others.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
@@ -14,6 +17,8 @@ _DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiv
 _EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
 _LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
 _MOST = 1e308  # llguidance refuses what is no float
+# Control characters that JSON_STYLE has no escape for: llguidance leaves them out of a text.
+_UNWRITTEN = re.compile("[\0-\x07\x0b\x0e-\x1f\x7f]")
 _SMALLEST_POWER = -22  # of ten: it divides by what is a float no more above 10 ** 22
 
 
@@ -55,20 +60,22 @@ def close_bounds(schema: dict[str, Any]) -> None:
 
 
 def refuse_values(schema: dict[str, Any]) -> None:
-    """Refuse a `const` or `enum` with a number in it that would be written as another one.
+    """Refuse a `const` or `enum` with a number or a text in it that would be written as another one.
 
     Raises:
         ConfigError: there is one.
     """
     for keyword in ("const", "enum"):
-        if numbers := _unheld(schema.get(keyword)):
+        if values := _unheld(schema.get(keyword)):
+            problem = "more digits than are followed. Take a string in its place."
+            if isinstance(values[0], str):
+                problem = "a control character that is not written. Take another in its place."
             raise ConfigError(
-                f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(numbers[0])}, which has more digits "
-                "than are followed. Take a string in its place."
+                f"The JSON schema cannot be enforced: {keyword} has {reprlib.repr(values[0])}, which has {problem}"
             )
 
 
-def drop_numbers(schema: dict[str, Any]) -> None:
+def drop_values(schema: dict[str, Any]) -> None:
     """Leave out what `close_bounds` and `refuse_values` refuse."""
     for keyword in ("const", "enum"):
         if _unheld(schema.get(keyword)):
@@ -104,12 +111,14 @@ def _is_beyond(inner: float) -> bool:
     return abs(inner) > _LAST_INTEGER
 
 
-def _unheld(value: Any) -> list[float]:
-    """List the numbers in a value that llguidance reads as others, or may."""
+def _unheld(value: Any) -> list[float | str]:
+    """List the numbers and texts in a value that llguidance reads as others, or may."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [number for part in value for number in _unheld(part)]
+        return [found for part in value for found in _unheld(part)]
+    if isinstance(value, str):
+        return [value] if _UNWRITTEN.search(value) else []
     return [value] if _is_number(value) and not _is_held(value) else []
 
 
