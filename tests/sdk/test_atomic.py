@@ -10,10 +10,12 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_processes import exit_status, fork
 
 from edgelm.files import atomic
 
@@ -21,36 +23,6 @@ POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and limits o
 
 OLD = {"config.json": "old", "model.onnx": "old weights", "only-old.txt": "old"}
 NEW = {"config.json": "new", "model.onnx": "new weights", "only-new.txt": "new"}
-
-# Kills its own process just before the n-th time that the block touches the disk.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from edgelm.files import atomic
-
-target, left, exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchange"
-if not exchange:
-    atomic._exchange = lambda a, b: False
-
-def count(event, arguments=()):
-    global left
-    if event in ("fsync", "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-fsync = os.fsync
-os.fsync = lambda descriptor: (count("fsync"), fsync(descriptor))
-sys.addaudithook(count)
-"""
-REPLACE_FOLDER = """
-with atomic.replace_folder(target) as staging:
-    for name, text in (("config.json", "new"), ("model.onnx", "new weights"), ("only-new.txt", "new")):
-        (staging / name).write_text(text)
-"""
-WRITE_TEXT = """
-atomic.write_text(target, "new")
-"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
@@ -78,23 +50,45 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def run_killed(program: str, target: Path, after: int, exchange: str) -> bool:
-    """Run the block in a process of its own; False when it came to its end."""
-    command = [sys.executable, "-c", KILLED + program, str(target), str(after), exchange]
-    returncode = subprocess.run(command, check=False).returncode
-    assert returncode in (0, -signal.SIGKILL)
-    return returncode != 0
+def is_killed(action: Callable[[Path], None], target: Path, after: int, *, exchange: bool = True) -> bool:
+    """Act in a process that kills itself before it touches the disk once more than `after` times; False at its end."""
+    left = after
+
+    def count(event: str, _arguments: object = ()) -> None:
+        nonlocal left
+        if event in ("fsync", "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted() -> None:
+        fsync = os.fsync
+        os.fsync = lambda descriptor: (count("fsync"), fsync(descriptor))[1]
+        if not exchange:
+            atomic._exchange = lambda *_: False
+        sys.addaudithook(count)
+        action(target)
+
+    status = exit_status(fork(counted))
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def replace_folder(target: Path) -> None:
+    with atomic.replace_folder(target) as staging:
+        for name, text in NEW.items():
+            (staging / name).write_text(text)
 
 
 @POSIX_ONLY
-@pytest.mark.parametrize("exchange", ["exchange", "step aside"])
-def test_a_killed_replace_folder_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, exchange: str) -> None:
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_killed_replace_folder_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, exchange: bool) -> None:
     target = tmp_path / "package"
     fill(target, OLD)
     seen = []
     for after in range(100):
-        killed = run_killed(REPLACE_FOLDER, target, after, exchange)
-        if exchange == "exchange":
+        killed = is_killed(replace_folder, target, after, exchange=exchange)
+        if exchange:
             seen.append(content(target))
         # Where two folders cannot change places in one step, the name is missing for a moment.
         atomic.remove_leftovers(target)
@@ -119,7 +113,7 @@ def test_a_killed_write_leaves_the_old_text_or_the_new_one(tmp_path: Path) -> No
     target.write_text("old")
     seen = []
     for after in range(100):
-        killed = run_killed(WRITE_TEXT, target, after, "exchange")
+        killed = is_killed(lambda target: atomic.write_text(target, "new"), target, after)
         seen.append(target.read_text())
         if not killed:
             break
