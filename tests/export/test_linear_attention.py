@@ -83,9 +83,15 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder / "package"
 
 
-@pytest.fixture
-def model(package: Path) -> LanguageModel:
+@pytest.fixture(scope="module")
+def loaded(package: Path) -> LanguageModel:
     return edgelm.load(package, SessionOptions(threads=1))
+
+
+@pytest.fixture
+def model(loaded: LanguageModel) -> LanguageModel:
+    loaded.prefixes = PrefixCache(loaded.config)
+    return loaded
 
 
 def alone(model: LanguageModel, ids: Sequence[int], config: GenerationConfig = GREEDY) -> tuple[int, ...]:
@@ -197,8 +203,8 @@ def test_a_conversation_computes_what_is_new_alone(model: LanguageModel) -> None
 
 def test_requests_together_have_the_tokens_that_they_have_alone(model: LanguageModel) -> None:
     random = np.random.default_rng(1)
-    prompts = [IDS[: int(length)] for length in random.integers(1, 600, 7)]
-    prompts += [[*IDS[:200], *IDS[600 : 600 + int(length)]] for length in random.integers(1, 300, 5)]
+    prompts = [IDS[: int(length)] for length in random.integers(1, 300, 5)]
+    prompts += [[*IDS[:100], *IDS[600 : 600 + int(length)]] for length in random.integers(1, 200, 3)]
     configs = [
         GREEDY.replace(max_new_tokens=int(random.integers(1, 40)), **({"num_beams": 2} if i % 5 == 4 else {}))
         if i % 2
@@ -211,7 +217,7 @@ def test_requests_together_have_the_tokens_that_they_have_alone(model: LanguageM
         for _ in range(2):
             replies = model.generate_batch(prompts, configs, max_batch=4)
             assert [reply.token_ids for reply in replies] == expected
-        assert sum(reply.usage.cached_tokens for reply in replies) > 1000
+        assert sum(reply.usage.cached_tokens for reply in replies) > 400
 
 
 def test_a_call_that_is_stopped_changes_nothing_and_one_that_fails_goes_back(
