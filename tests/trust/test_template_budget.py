@@ -155,34 +155,38 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_stopped(name: str) -> None:
-    with pytest.raises(ChatTemplateError):
-        ChatTemplate(BOMBS[name]).render(MESSAGES)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
-def test_no_bomb_takes_64_megabytes() -> None:
+def test_bombs_are_stopped_within_64_megabytes() -> None:
     program = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.errors import ChatTemplateError
 ChatTemplate("{{ messages[0] | tojson }}").render([{"role": "user", "content": ""}])
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (64 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-for name, source in json.load(sys.stdin).items():
+if sys.platform.startswith("linux"):
+    import resource
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+bombs, messages = json.load(sys.stdin)
+for name, source in bombs.items():
     try:
-        ChatTemplate(source).render([{"role": "user", "content": "Hello"}])
+        ChatTemplate(source).render(messages)
+        print(name, "is not stopped")
     except ChatTemplateError as error:
         assert "MemoryError" not in str(error), name
+    except BaseException:
+        print(name)
+        raise
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(BOMBS), capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        input=json.dumps([BOMBS, MESSAGES]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -316,8 +320,9 @@ def test_a_template_may_go_through_all_messages_for_each_of_a_thousand(name: str
         for i in range(500)
         for message in ({"role": "user", "content": f"{i} "}, {"role": "assistant", "content": "b", "calls": calls})
     ]
-    plain = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(SCANS[name])
-    assert ChatTemplate(SCANS[name]).render(messages) == plain.render(messages=messages)
+    plain, ours = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(SCANS[name]), ChatTemplate(SCANS[name])
+    assert ours.render(messages[:100]) == plain.render(messages=messages[:100])  # which takes longer than ours for all
+    assert len(ours.render(messages)) > 2000
 
 
 @pytest.mark.parametrize(("turns", "characters"), [(1, 10), (2000, 200), (3, 1_000_000), (15, 100_000)])
