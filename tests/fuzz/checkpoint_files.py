@@ -122,26 +122,26 @@ def _read_family(folder: Path) -> None:
 ROWS: dict[str, Target] = {
     "safetensors": Target(
         file="model.safetensors", prepare=_safetensors_seeds, mutate=mutate_safetensors, read=_read_checkpoint,
-        count=1_000, long_count=1_000_000,
+        count=400, long_count=1_000_000,
     ),
     "hf-config": Target(
-        file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=500,
+        file="config.json", prepare=_config_seeds, mutate=mutate_json, read=_read_checkpoint, count=200,
         long_count=100_000,
     ),
     "mlx-settings": Target(
-        file="config.json", prepare=_mlx_config_seeds, mutate=_mutate_mlx_config, read=_read_mlx, count=300,
+        file="config.json", prepare=_mlx_config_seeds, mutate=_mutate_mlx_config, read=_read_mlx, count=120,
         long_count=100_000,
     ),
     "mlx-weights": Target(
-        file="model.safetensors", prepare=_mlx_weight_seeds, mutate=mutate_safetensors, read=_read_mlx, count=300,
+        file="model.safetensors", prepare=_mlx_weight_seeds, mutate=mutate_safetensors, read=_read_mlx, count=120,
         long_count=100_000,
     ),
     "packed": Target(
         file=packed_folders.FOLDER, prepare=packed_folders.prepare, mutate=packed_folders.mutate,
-        read=packed_folders.read, count=300, long_count=100_000,
+        read=packed_folders.read, count=120, long_count=100_000,
     ),
     "families": Target(
-        file="config.json", prepare=_family_seeds, mutate=mutate_json, read=_read_family, count=1_000,
+        file="config.json", prepare=_family_seeds, mutate=mutate_json, read=_read_family, count=400,
         long_count=100_000,
     ),
 }  # fmt: skip

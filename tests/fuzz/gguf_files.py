@@ -128,7 +128,7 @@ ROWS: dict[str, Target] = {
         long_count=50_000,
     ),
     "gguf": Target(
-        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=2_000,
+        file="model.gguf", prepare=_short_gguf_seeds, mutate=mutate_bytes, read=_read_gguf, count=800,
         long_count=1_000_000,
     ),
     "gguf-checkpoint": Target(
@@ -141,6 +141,6 @@ ROWS: dict[str, Target] = {
     ),
     "gguf-families": Target(
         file="metadata.json", prepare=gguf_families.metadata_of_families, mutate=mutate_json,
-        read=gguf_families.read_metadata, count=1_000, long_count=1_000_000,
+        read=gguf_families.read_metadata, count=400, long_count=1_000_000,
     ),
 }  # fmt: skip

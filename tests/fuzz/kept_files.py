@@ -122,18 +122,18 @@ def _read_shards(folder: Path) -> None:
 
 ROWS: dict[str, Target] = {
     "kv-cache": Target(
-        file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=500, long_count=100_000,
+        file="cache", prepare=_cache_seeds, mutate=mutate_bytes, read=_read_cache, count=200, long_count=100_000,
     ),
     "session": Target(
         file=f"{_SESSION}/{CONVERSATION_FILE}", prepare=_session_seeds, mutate=mutate_json, read=_read_session,
-        count=200, long_count=50_000,
+        count=80, long_count=50_000,
     ),
     "run": Target(
         file=f"{_CHECKPOINT}/{TRAINER_FOLDER}/{STATE_FILE}", prepare=_run_seeds, mutate=mutate_json, read=_read_run,
-        count=300, long_count=100_000,
+        count=120, long_count=100_000,
     ),
     "shards": Target(
-        file=f"{_SHARDS}/both", prepare=_shard_seeds, mutate=_mutate_shards, read=_read_shards, count=300,
+        file=f"{_SHARDS}/both", prepare=_shard_seeds, mutate=_mutate_shards, read=_read_shards, count=120,
         long_count=100_000,
     ),
 }  # fmt: skip

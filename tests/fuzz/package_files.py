@@ -88,34 +88,34 @@ def _adapter_seeds(folder: Path, name: str) -> list[bytes]:
 ROWS: dict[str, Target] = {
     "adapter": Target(
         file="adapter.json", prepare=lambda folder: _adapter_seeds(folder, "adapter.json"), mutate=mutate_json,
-        read=lambda folder: AdapterManifest.load(folder) and None, count=500, long_count=100_000,
+        read=lambda folder: AdapterManifest.load(folder) and None, count=200, long_count=100_000,
     ),
     "adapter-weights": Target(
         file="adapter_model.safetensors",
         prepare=lambda folder: _adapter_seeds(folder, "adapter_model.safetensors"), mutate=mutate_safetensors,
-        read=_read_adapter_weights, count=1_000, long_count=1_000_000,
+        read=_read_adapter_weights, count=400, long_count=1_000_000,
     ),
     "lora": Target(
         file=lora_folders.FOLDER, prepare=lora_folders.prepare, mutate=lora_folders.mutate, read=lora_folders.read,
-        count=200, long_count=50_000,
+        count=80, long_count=50_000,
     ),
     "manifest": Target(
         file="edgelm.json", prepare=lambda folder: tiny_package(folder, "edgelm.json"), mutate=mutate_json,
-        read=_read_manifest, count=1_000, long_count=100_000,
+        read=_read_manifest, count=400, long_count=100_000,
     ),
     "package-texts": Target(
-        file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=500, long_count=100_000,
+        file="config.json", prepare=_text_seeds, mutate=mutate_json, read=_read_texts, count=200, long_count=100_000,
     ),
     "onnx": Target(
         file="model.onnx", prepare=lambda folder: tiny_package(folder, "model.onnx"), mutate=mutate_bytes,
-        read=_read_graph, count=1_500, long_count=1_000_000,
+        read=_read_graph, count=600, long_count=1_000_000,
     ),
     "package": Target(
-        file="package", prepare=packages.prepare, mutate=packages.mutate, read=packages.read, count=200,
+        file="package", prepare=packages.prepare, mutate=packages.mutate, read=packages.read, count=80,
         long_count=50_000,
     ),
     "template": Target(
         file="chat_template.jinja", prepare=lambda _: [text.encode() for text in TEMPLATES], mutate=mutate_template,
-        read=_read_template, count=400, long_count=10_000,
+        read=_read_template, count=160, long_count=10_000,
     ),
 }  # fmt: skip

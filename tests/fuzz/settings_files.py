@@ -70,7 +70,7 @@ def _read_toml(folder: Path) -> None:
 
 ROWS: dict[str, Target] = {
     "toml": Target(
-        file="settings.toml", prepare=_toml_seeds, mutate=_mutate_toml, read=_read_toml, count=300,
+        file="settings.toml", prepare=_toml_seeds, mutate=_mutate_toml, read=_read_toml, count=120,
         long_count=100_000,
     ),
 }  # fmt: skip

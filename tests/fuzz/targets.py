@@ -24,14 +24,14 @@ TARGETS: dict[str, Target] = {
     **kept_files.ROWS,
     "constraint": Target(
         file="form", prepare=constraints.prepare, mutate=constraints.mutate,
-        read=lambda folder: constraints.read(folder / "form"), count=300, long_count=50_000,
+        read=lambda folder: constraints.read(folder / "form"), count=120, long_count=50_000,
     ),
     "tool-calls": Target(
         file="calls", prepare=tool_calls.prepare, mutate=tool_calls.mutate,
-        read=lambda folder: tool_calls.read(folder / "calls"), count=300, long_count=50_000,
+        read=lambda folder: tool_calls.read(folder / "calls"), count=120, long_count=50_000,
     ),
     "http-body": Target(
         file="request", prepare=lambda _: http_bodies.seeds(), mutate=http_bodies.mutate,
-        read=lambda folder: http_bodies.send(folder / "request"), count=400, long_count=100_000,
+        read=lambda folder: http_bodies.send(folder / "request"), count=160, long_count=100_000,
     ),
 }  # fmt: skip

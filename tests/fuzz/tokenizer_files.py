@@ -35,22 +35,22 @@ ROWS: dict[str, Target] = {
     ),
     "sentencepiece": Target(
         file="tokenizer.model", prepare=sentencepiece_models.prepare_models, mutate=sentencepiece_models.mutate,
-        read=_read_sentencepiece, count=300, long_count=1_000_000,
+        read=_read_sentencepiece, count=120, long_count=1_000_000,
     ),
     "sentencepiece-settings": Target(
         file="tokenizer_config.json", prepare=sentencepiece_models.prepare_settings, mutate=mutate_json,
-        read=_read_text_files, count=300, long_count=100_000,
+        read=_read_text_files, count=120, long_count=100_000,
     ),
     "marian-vocabulary": Target(
         file="vocab.json", prepare=sentencepiece_models.prepare_vocabularies,
-        mutate=sentencepiece_models.mutate_vocabulary, read=_read_text_files, count=300, long_count=100_000,
+        mutate=sentencepiece_models.mutate_vocabulary, read=_read_text_files, count=120, long_count=100_000,
     ),
     "byte-level": Target(
         file=byte_level_folders.FOLDER, prepare=byte_level_folders.prepare, mutate=byte_level_folders.mutate,
-        read=byte_level_folders.read, count=500, long_count=100_000,
+        read=byte_level_folders.read, count=200, long_count=100_000,
     ),
     "ranked": Target(
         file=ranked_folders.FOLDER, prepare=ranked_folders.prepare, mutate=ranked_folders.mutate,
-        read=ranked_folders.read, count=300, long_count=100_000,
+        read=ranked_folders.read, count=120, long_count=100_000,
     ),
 }  # fmt: skip
