@@ -336,7 +336,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory, smollm2_package: Path) -> 
     """The real model's package in int8, with the graph beside its own: what was smoothed and packed stays so."""
     folder = tmp_path_factory.mktemp("smollm2") / "package"
     with open_checkpoint(smollm2_package) as checkpoint, pytest.MonkeyPatch.context() as changed:
-        changed.setattr(verify, "_LARGE", 10**8)  # it is checked on a quarter of the text, as larger ones are
+        changed.setattr(verify, "_LARGE", 10**8)  # it is checked as larger ones are, and on half of that
+        changed.setattr(verify, "_WINDOWS", 2)
         export_package(checkpoint, folder, PRECISIONS["keep"].with_prefill_graph())
     return edgelm.load(folder, SessionOptions(threads=2))
 
@@ -347,7 +348,7 @@ def test_the_real_model_reads_prompts_to_one_result_and_within_two_percent(smoll
     quality = smollm2.manifest.quality
     assert quality is not None
     after, source_after = quality.after_prefill or (0.0, 1.0)
-    assert after == pytest.approx(source_after, rel=0.02)  # 0.0102 measured
+    assert after == pytest.approx(source_after, rel=0.02)  # 0.0056 measured
     session, ids = smollm2.session, smollm2.tokenizer.encode(verification_text())[:258]
     for length in (33, 258):
         fresh, pieces, reused = session.new_cache(), session.new_cache(), session.new_cache()

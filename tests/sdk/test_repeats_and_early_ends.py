@@ -88,7 +88,7 @@ def test_answers_are_those_of_transformers(
     end_ids = END_IDS if "min_new_tokens" in settings else (2,)
     config = GenerationConfig(max_new_tokens=24, num_beams=num_beams, stop_token_ids=end_ids)
     changed = 0
-    for length in (5, 40, 90, 150):
+    for length in (5, 150):
         prompt = PROMPT[:length]
         expected = llama.generate(
             torch.tensor([prompt]), do_sample=False, pad_token_id=0, max_new_tokens=24, num_beams=num_beams,

@@ -99,7 +99,7 @@ def check_all(model: LanguageModel, chosen: list[Case], options: EngineOptions, 
     return engine
 
 
-@pytest.mark.parametrize(("max_batch", "pause"), [(1, 0.0), (2, 0.0), (3, 0.002), (8, 0.0), (8, 0.004)])
+@pytest.mark.parametrize(("max_batch", "pause"), [(1, 0.0), (3, 0.002), (8, 0.004)])
 def test_answers_in_changing_company_are_those_of_each_alone(
     model: LanguageModel, max_batch: int, pause: float
 ) -> None:

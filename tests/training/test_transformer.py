@@ -284,12 +284,12 @@ def test_sampling_draws_from_the_tempered_softmax(tiny_config: ModelConfig) -> N
     model = random_model(replace(tiny_config, vocab_size=5, eos_token_ids=()))
     generator = torch.Generator().manual_seed(0)
 
-    draws = [generate(model, [3, 4], 1, temperature=2.0, generator=generator)[0] for _ in range(1000)]
+    draws = [generate(model, [3, 4], 1, temperature=2.0, generator=generator)[0] for _ in range(500)]
 
     expected = torch.softmax(model(torch.tensor([[3, 4]]))[0, -1] / 2.0, dim=-1)
-    shares = torch.bincount(torch.tensor(draws), minlength=5) / 1000
-    # Three standard deviations of a share of 1,000 draws are at most 0.048.
-    torch.testing.assert_close(shares, expected.detach(), atol=0.05, rtol=0)
+    shares = torch.bincount(torch.tensor(draws), minlength=5) / 500
+    # Three standard deviations of a share of 500 draws are at most 0.067.
+    torch.testing.assert_close(shares, expected.detach(), atol=0.07, rtol=0)
 
 
 @pytest.mark.real_model
