@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import re
 import tracemalloc
@@ -150,8 +149,9 @@ def in_one_scheme(scheme: str) -> Precision:
 @pytest.mark.parametrize(
     ("source", "precision"),
     [
-        *itertools.product(["folder", "Q4_1", "fp32 package"], ["int8", "fp16", "keep"]),
-        *((source, "keep") for source in ("Q8_0", "Q5_0", "mlx", "int6 package")),
+        *(("folder", precision) for precision in ("int8", "fp16", "keep")),
+        *((source, "keep") for source in ("Q4_1", "Q8_0", "Q5_0", "mlx", "fp32 package", "int6 package")),
+        ("Q4_1", "int8"),
     ],
 )
 def test_a_table_of_features_is_never_read_as_a_whole(

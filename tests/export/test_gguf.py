@@ -324,7 +324,7 @@ def test_a_header_larger_than_any_model_has_is_refused_though_each_of_its_texts_
         GGUFFile.open(path)
 
 
-def test_thousands_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Path) -> None:
+def test_hundreds_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Path) -> None:
     original = write_valid(tmp_path / "model.gguf").read_bytes()
     header_end = GGUFFile.open(tmp_path / "model.gguf").tensors["a.matrix"].offset
     random = Random(0)
@@ -333,7 +333,7 @@ def test_thousands_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Pat
     tracemalloc.start()
     # One handle for all: opening a file to overwrite it took three quarters of the time.
     with path.open("wb", buffering=0) as output:
-        for _ in range(2000):
+        for _ in range(700):
             damaged = bytearray(original)
             for _ in range(random.randint(1, 3)):
                 # The extremes of a byte make huge counts and lengths, the other values the rest.
@@ -350,8 +350,8 @@ def test_thousands_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Pat
                 refused += 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert opened + refused == 2000
-    assert min(opened, refused) > 150
+    assert opened + refused == 700
+    assert min(opened, refused) > 50
     assert peak < 2 << 20
 
 
