@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,7 +130,7 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, 
 @pytest.mark.parametrize("family", MODELS, indirect=True)
 def test_gradients_are_those_of_transformers(family: Family) -> None:
     """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
-    model = copy.deepcopy(family.model)  # its weights become the gradients
+    model = family.model  # whose weights become the gradients: its logits are known, and no other test computes with it
     # transformers gives the embedding of a padding token no gradient.
     ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
     for logits_BTV in (model(ids_BT).logits, family.ours(ids_BT)):
@@ -247,8 +245,9 @@ def test_a_text_is_scored_and_embedded_as_one_of_its_length(length: int, tmp_pat
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFamily:
-    """A model of transformers, its folder, and llama.cpp's name of its family."""
+    """A row of GGUF_MODELS, its model of transformers, that one's folder, and llama.cpp's name of its family."""
 
+    name: str
     model_type: str
     model: PreTrainedModel
     folder: Path
@@ -263,7 +262,9 @@ def stored(
     model_type, architecture, changes = GGUF_MODELS[request.param]
     folder = tmp_path_factory.mktemp("stored")
     model = save_model(model_type, folder, **changes)
-    return StoredFamily(model_type=model_type, model=model, folder=folder, architecture=architecture)
+    return StoredFamily(
+        name=request.param, model_type=model_type, model=model, folder=folder, architecture=architecture
+    )
 
 
 # Rows in another order, rows of one tensor, columns in another order, Mamba, experts, a matrix that is turned.
@@ -271,53 +272,45 @@ _IN_OTHER_TYPES = ("mistral", "phi3", "qwen3_5", "falcon_h1", "gemma4_text with 
 _FLOATS = ("embed_positions", ".altup.", ".mamba.A_log", ".mamba.x_proj", ".mamba.dt_proj")  # in the files of here
 
 
-@pytest.mark.parametrize(
-    ("stored", "quantization"),
-    [
-        *((name, "Q8_0") for name in GGUF_MODELS),
-        *itertools.product(_IN_OTHER_TYPES, ("F32", "Q4_0")),
-    ],
-    indirect=["stored"],
-)
+@pytest.mark.parametrize("stored", GGUF_MODELS, indirect=True)
 def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
-    stored: StoredFamily, quantization: str, tmp_path: Path, write_gguf: WriteGGUF
+    stored: StoredFamily, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", stored.model, quantization, architecture=stored.architecture)
     folder = HuggingFaceCheckpoint(stored.folder)
-    type_ = gguf.GGMLQuantizationType[quantization]
-    with GGUFCheckpoint(path) as checkpoint:
-        is_called_llama = stored.model_type == "mistral" and stored.architecture == "llama"
-        other = {"model_type": "llama"} if is_called_llama else {}
-        assert checkpoint.config.to_dict() == folder.config.to_dict() | other
-        for tensor, shape in checkpoint.config.tensor_shapes().items():
-            expected = folder.tensor(tensor)
-            is_turned = stored.architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
-            if len(shape) == 2 and not any(part in tensor for part in _FLOATS):
-                written = np.ascontiguousarray(expected.T) if is_turned else expected
-                rounded = gguf.quants.dequantize(gguf.quants.quantize(written, type_), type_)
-                expected = rounded.T if is_turned else rounded
-            # 1 + weight and -exp(weight) were rounded in the file: by half a unit in the last place of up to 4.
-            # Measured: 1.5e-7.
-            is_rounded = len(shape) == 1 and checkpoint.config.norm.endswith("_offset")
-            tolerance = 1.6e-7 if is_rounded or tensor.endswith("A_log") else 0
-            np.testing.assert_allclose(checkpoint.tensor(tensor), expected, rtol=0, atol=tolerance, err_msg=tensor)
-            blocks = checkpoint.quantized_blocks(tensor)
-            if blocks is not None:  # the rows of a part of a fused tensor, too
-                values = (blocks.values * blocks.scales[..., None]).reshape(shape)
-                np.testing.assert_array_equal(values, expected, err_msg=tensor)
+    for quantization in ("Q8_0", "F32", "Q4_0") if stored.name in _IN_OTHER_TYPES else ("Q8_0",):
+        path = write_gguf(
+            tmp_path / f"{quantization}.gguf", stored.model, quantization, architecture=stored.architecture
+        )
+        with GGUFCheckpoint(path) as checkpoint:
+            check_file(checkpoint, folder, stored, gguf.GGMLQuantizationType[quantization])
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        name
-        for name, (model_type, _, _) in GGUF_MODELS.items()
-        if (row := ARCHITECTURES[model_type]).layout.is_canonical
-        and row.is_in_transformers
-        and name not in NOT_IN_TRANSFORMERS
-    ],
-    indirect=True,
-)
+def check_file(
+    checkpoint: GGUFCheckpoint, folder: HuggingFaceCheckpoint, stored: StoredFamily, type_: gguf.GGMLQuantizationType
+) -> None:
+    is_called_llama = stored.model_type == "mistral" and stored.architecture == "llama"
+    other = {"model_type": "llama"} if is_called_llama else {}
+    assert checkpoint.config.to_dict() == folder.config.to_dict() | other
+    for tensor, shape in checkpoint.config.tensor_shapes().items():
+        expected = folder.tensor(tensor)
+        is_turned = stored.architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
+        if len(shape) == 2 and not any(part in tensor for part in _FLOATS):
+            written = np.ascontiguousarray(expected.T) if is_turned else expected
+            rounded = gguf.quants.dequantize(gguf.quants.quantize(written, type_), type_)
+            expected = rounded.T if is_turned else rounded
+        # 1 + weight and -exp(weight) were rounded in the file: by half a unit in the last place of up to 4.
+        # Measured: 1.5e-7.
+        is_rounded = len(shape) == 1 and checkpoint.config.norm.endswith("_offset")
+        tolerance = 1.6e-7 if is_rounded or tensor.endswith("A_log") else 0
+        np.testing.assert_allclose(checkpoint.tensor(tensor), expected, rtol=0, atol=tolerance, err_msg=tensor)
+        blocks = checkpoint.quantized_blocks(tensor)
+        if blocks is not None:  # the rows of a part of a fused tensor, too
+            values = (blocks.values * blocks.scales[..., None]).reshape(shape)
+            np.testing.assert_array_equal(values, expected, err_msg=tensor)
+
+
+# The file has the folder's config and tensors, and an imported folder of each family loads: so a few are enough here.
+@pytest.mark.parametrize("stored", ["mistral", "gemma3_text", "qwen3_moe", "olmo3"], indirect=True)
 def test_an_imported_gguf_file_loads_in_transformers(
     stored: StoredFamily, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
@@ -357,14 +350,16 @@ _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
 
 
 # Its contexts are multiples of 256 tokens, so that it would take LongRoPE's factors for a longer text.
-@pytest.mark.parametrize("name", sorted(GGUF_MODELS.keys() - {"phi3, longrope"}))
+@pytest.mark.parametrize("stored", [name for name in GGUF_MODELS if name != "phi3, longrope"], indirect=True)
 def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
-    name: str, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+    stored: StoredFamily, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
 ) -> None:
     """So the files are what its own converter would have written: the names, the orders of rows, the keys."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    model_type, architecture, changes = GGUF_MODELS[name]
-    model = save_model(model_type, tmp_path / "hf", **changes | _FOR_LLAMA_CPP.get(name, {}))
+    model, architecture = stored.model, stored.architecture
+    if stored.name in _FOR_LLAMA_CPP:
+        changes = GGUF_MODELS[stored.name][2] | _FOR_LLAMA_CPP[stored.name]
+        model = save_model(stored.model_type, tmp_path / "hf", **changes)
     path = write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture)
     ids = random_ids()[:30]
     options = {"logits_all": True, "n_threads": 1, "verbose": False, "flash_attn": False}
