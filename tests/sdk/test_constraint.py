@@ -339,6 +339,10 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
             Constraint.gbnf('root ::= "a"\n' + 'b ::= "a"\n' * 2000),
             "cannot be enforced: it has 2001 rules; at most 2000",
         ),
+        (
+            Constraint.gbnf('root ::= "' + "a" * (1 << 18) + '"'),
+            r"it has 262155 characters without its comments; at most",
+        ),
         (Constraint.gbnf("root ::= " + "(" * 9000), "The grammar cannot be enforced: maximum recursion depth"),
         (Constraint.json_schema({"uniqueItems": True}), r'uniqueItems.* put \{"x-guidance": \{"lenient": true\}'),
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)"}), "pattern: regex parse error"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-# The converter compares rules with each other: 2,000 of them, in the worst order, take it two seconds.
+# The converter compares rules with each other: 2,000 of them, in the worst order, take it two seconds. It reads
+# characters one by one: so many take it a second.
 _MOST_RULES = 2000
+_MOST_CHARACTERS = 1 << 18
 # A text or a set of characters, in which an escape and a # are what they are; one that nobody ends takes the rest.
 _PART = re.compile(
     r'"(?:\\.|[^"\\])*+(?:"|\\?\Z)|\[(?:\\.|[^\]\\])*+(?:\]|\\?\Z)|(?P<comment>#[^\r\n]*+)|(?P<rule>::=)', re.DOTALL
@@ -17,15 +19,19 @@ def lark_of_gbnf(grammar: str) -> str:
     """Return a grammar in GBNF as one in Lark.
 
     Raises:
-        ValueError: it is none, or has too many rules.
+        ValueError: it is none, is too long, or has too many rules.
     """
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     rules = sum(part["rule"] is not None for part in _PART.finditer(grammar))
     if rules > _MOST_RULES:
         raise ValueError(f"it has {rules} rules; at most {_MOST_RULES} are read. Write it in Lark, which may have more")
+    read = _PART.sub(_as_the_converter_reads, grammar)
+    if len(read) > _MOST_CHARACTERS:
+        limit = f"{len(read)} characters without its comments; at most {_MOST_CHARACTERS} are read"
+        raise ValueError(f"it has {limit}. Write it in Lark, which may have more")
     try:
-        return str(gbnf_to_lark(_PART.sub(_as_the_converter_reads, grammar)))
+        return str(gbnf_to_lark(read))
     except Exception as error:  # it raises no class of its own for a rule that is missing
         raise ValueError(error) from error
 
