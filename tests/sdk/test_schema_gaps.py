@@ -1,0 +1,137 @@
+"""JSON schemas: what llguidance passes over, or takes for something else, is enforced or refused by name."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from constraint_texts import accepts
+
+from edgelm.errors import ConfigError
+from edgelm.structure.constraint import Constraint
+from edgelm.structure.schema_gaps import close_gaps
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(tiny_model_path())
+
+
+def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> None:
+    schema = {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}
+    assert accepts(Constraint.json_schema(schema), tokenizer, "[1, 1]")
+    style = {"whitespace_flexible": True, "item_separator": ",", "key_separator": ":"}
+    assert accepts(Constraint.json_schema({"x-guidance": style}), tokenizer, "[1 ,\n1]")
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"type": "string", "format": "date"}, ["2020-02-29", "2000-02-29", "2021-12-31"],
+         ["2021-02-29", "1900-02-29", "0000-01-01", "2021-04-31"]),
+        ({"type": "string", "format": "time"}, ["23:59:59Z", "12:00:00.5+01:00"], ["12:00:60Z", "24:00:00Z", "12:00"]),
+        ({"type": "string", "format": "date-time"}, ["2024-02-29T12:00:00Z"], ["2021-02-29T12:00:00Z"]),
+        ({"type": "number", "exclusiveMinimum": 10, "maximum": 10.25}, [10.1, 10.25], [10, 10.0, 10.26]),
+        ({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}, [-0.1], [0, 0.0]),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 10.5}, [10, 10.4], [10.5]),
+        ({"type": "number", "minimum": 5, "maximum": 15.379999999999999}, [15.25, 5, 5.5], [15.38]),
+        ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4}, [2, 3], [1, 4]),
+        ({"allOf": [{"exclusiveMinimum": 3}, {"maximum": 3.5}], "type": "number"}, [3.25], [3]),
+        ({"$ref": "#/components/schemas/n", "components": {"schemas": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}},
+         [3.25], [3]),
+        ({"type": "array", "items": {"exclusiveMinimum": 3, "maximum": 3.5}}, [[3.25]], [[3]]),
+        ({"type": "array", "prefixItems": [{"exclusiveMinimum": 3, "maximum": 3.5}]}, [[3.25]], [[3]]),
+        ({"type": "object", "additionalProperties": {"exclusiveMinimum": 3, "maximum": 3.5}},
+         [{"a": 3.25}], [{"a": 3}]),
+        ({"type": "object", "patternProperties": {"^a$": {"exclusiveMinimum": 3, "maximum": 3.5}}},
+         [{"a": 3.25}], [{"a": 3}]),
+        ({"$ref": "#/$defs/n", "$defs": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
+        ({"$ref": "#/definitions/n", "definitions": {"n": {"exclusiveMinimum": 3, "maximum": 3.5}}}, [3.25], [3]),
+        ({"oneOf": [{"exclusiveMinimum": 3, "maximum": 3.5}], "x-guidance": {"coerce_one_of": True}}, [3.25], [3]),
+        ({"type": "string", "pattern": r'^[^"\\]+$'}, ["a\n"], ['"', "a\\"]),
+        ({"type": "string", "pattern": r'^\[[^]"][^-"][^a-z"]$'}, ["[ab\n"],
+         ['["bC', '[a"C', '[ab"', "[]bC", "[a-C"]),
+        ({"type": "object", "patternProperties": {'^[^"]$': {"type": "integer"}}, "additionalProperties": False},
+         [{"a": 1}], [{'"': 1}]),
+        ({"properties": {"exclusiveMinimum": {"const": 1}}}, [{"exclusiveMinimum": 1}], [{"exclusiveMinimum": 2}]),
+        ({"type": "string", "pattern": r'^[^"\\\]]$'}, ["a", " "], ['"', "\\", "]"]),
+        ({"type": "string", "pattern": r"^\[[^-a]$"}, ["[b"], ["[-", "[a"]),
+        ({"type": "object", "patternProperties": {'^[^"]$': {"const": 1}}, "additionalProperties": False},
+         [{"a": 1}], [{'"': 1}]),
+    ],
+)  # fmt: skip
+def test_gaps_of_llguidance_are_closed(
+    tokenizer: Tokenizer, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
+) -> None:
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    for value in valid:
+        assert validator.is_valid(value)
+        assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value))
+    for value in invalid:
+        assert not validator.is_valid(value)
+        assert not accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value))
+
+
+def test_the_items_of_older_drafts_are_closed_too(tokenizer: Tokenizer) -> None:
+    schema = {"type": "array", "items": [{"exclusiveMinimum": 3, "maximum": 3.5}]}
+    validator = jsonschema.Draft7Validator(schema)
+    for value, is_valid in (([3.25], True), ([3], False)):
+        assert validator.is_valid(value) == is_valid
+        assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value)) == is_valid
+
+
+NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "strict", "taken"),
+    [
+        (NAME, {"name": "x"}, False, True),
+        (NAME, {"name": "x", "b": 1}, False, False),
+        (NAME, {"name": "x", "b": 1}, True, True),
+        ({"type": "object", "properties": {"properties": NAME}}, {"properties": {"name": "x", "b": 1}}, False, False),
+        ({"$ref": "#/$defs/a", "$defs": {"a": NAME}}, {"name": "x", "b": 1}, False, False),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": NAME}}, {"name": "x", "b": 1}, False, False),
+        ({"anyOf": [NAME, {"type": "null"}]}, {"name": "x", "b": 1}, False, False),
+        # What says of others what it likes, or would shut out its own properties, is read as it stands.
+        (NAME | {"additionalProperties": {"type": "integer"}}, {"name": "x", "b": 1}, False, True),
+        (NAME | {"patternProperties": {"^b$": {"type": "integer"}}}, {"name": "x", "b": 1}, False, True),
+        (NAME | {"required": ["b"]}, {"b": 1}, False, True),
+        ({"allOf": [NAME, AGE]}, {"name": "x", "age": 1}, False, True),
+        (NAME | {"anyOf": [AGE]}, {"name": "x", "age": 1}, False, True),
+        (NAME | {"allOf": [AGE]}, {"name": "x", "age": 1}, False, True),
+        ({"type": "object"}, {"b": 1}, False, True),
+    ],
+)
+def test_an_object_that_does_not_say_has_no_other_names_where_that_is_not_strict(
+    tokenizer: Tokenizer, schema: dict[str, Any], value: object, strict: bool, taken: bool
+) -> None:
+    assert accepts(Constraint.json_schema(schema, strict=strict), tokenizer, json.dumps(value)) == taken
+
+
+@pytest.mark.parametrize("broken", [{"allOf": 5}, {"required": 5}, {"required": [{}]}, {"properties": 5}])
+def test_a_broken_schema_that_is_not_strict_is_named_where_it_is_compiled(
+    tokenizer: Tokenizer, broken: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="The JSON schema cannot be enforced"):
+        Constraint.json_schema({"type": "object", "properties": {"a": {}}} | broken, strict=False).compile(tokenizer)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_count_may_be_written_with_a_point(strict: bool) -> None:
+    parts = [{"minLength": 1, "maxLength": 2}, {"minItems": 1, "maxItems": 2}, {"minProperties": 1, "maxProperties": 2}]
+    pointed = [{key: float(count) for key, count in part.items()} for part in parts]
+    constraint = Constraint.json_schema({"anyOf": pointed}, strict=strict)
+    assert constraint == Constraint.json_schema({"anyOf": parts}, strict=strict)
+    with pytest.raises(ConfigError, match=r"minProperties is 3, with 0"):
+        Constraint.json_schema({"minProperties": 3.0})
+    assert Constraint.json_schema({"minLength": 1.5}).source == '{"minLength": 1.5}'  # which llguidance refuses
+
+
+def test_names_and_values_in_a_schema_are_no_keywords() -> None:
+    schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}}
+    schema |= {key: {"minProperties": 9} for key in ("const", "default", "example", "x-guidance")}
+    assert close_gaps(schema) == schema
