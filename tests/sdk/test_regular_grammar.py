@@ -21,6 +21,7 @@ GRAMMARS = [
     (r'start: A+' '\nA: "$".."~"', ["a|\\z", "#"]),
     ("start: INT LF ESCAPED_STRING\n%import common.INT\n%import common.LF\n%import common.ESCAPED_STRING",
      ['12\n"a\\"b"', '12"a"', '1\n"a']),
+    ('start: N{,2} "\\x41".."\\u0043"' "\n%import common.DIGIT -> N", ["12B", "A", "123C", "1D"]),
     (r'start: /[\]\/"\\]{2}\}/ /\x22/', ['"]}"', '\\/}"', 'a"}"']),
 ]  # fmt: skip
 

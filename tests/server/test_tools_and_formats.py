@@ -220,6 +220,8 @@ def test_the_input_of_a_custom_tool_is_a_text_of_its_grammar(serving, syntax, de
         (custom("lark", 'start: "(" start ")" | "x"'), "its rule 'start' leads back to itself. Write what repeats"),
         (custom("lark", 'start: "a" %ignore " "'), "has '%ignore"),
         (custom("lark", "start: a"), "has no rule 'a'"),
+        (custom("lark", 'start: "a"\nstart: "b"'), "has two rules 'start'"),
+        (custom("lark", 'start: "ab".."c"'), "has '..\"c\"', which is not read there"),
         (custom("lark", 'start: "\\q"'), "which is no text"),
         (custom("lark", "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(40)) + 'r40: "a"\nstart: r0'), "too large"),
         (custom("lark", "".join(f"r{i}: r{i + 1}\n" for i in range(200)) + 'r200: "a"\nstart: r0'), "levels deep"),

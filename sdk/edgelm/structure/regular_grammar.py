@@ -14,13 +14,14 @@ from edgelm.errors import ConfigError
 _MOST_CHARACTERS = 1 << 16  # of the pattern, in which each rule stands as often as others name it
 _MOST_LEVELS = 128
 _TEXT = r'"(?:\\.|[^"\\\n])*+"'
+_CHARACTER = r'"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\[^xu]|[^"\\\n])"'
 _PART = re.compile(
     rf"""(?P<space>\s++|(?://|\#)[^\n]*+|->\s*+\w++)
     |(?P<head>(?<![^\n])[?!]?(?P<rule>[A-Za-z_]\w*+)\s*+:(?!:))
-    |(?P<from>{_TEXT})\s*+\.\.\s*+(?P<to>{_TEXT})
+    |(?P<from>{_CHARACTER})\s*+\.\.\s*+(?P<to>{_CHARACTER})
     |(?P<text>{_TEXT})(?P<any_case>i?)
     |/(?P<pattern>(?:\\.|[^/\\\n])++)/(?P<flags>[a-z]*+)
-    |%import\s++common\.(?P<common>[A-Z_]++)
+    |%import\s++common\.(?P<common>[A-Z_]++)(?:\s*+->\s*+(?P<alias>\w++))?
     |~\s*+(?P<fewest>\d++)(?:\s*+\.\.\s*+(?P<most>\d++))?
     |(?P<count>\{{[\d,\s]++\}})
     |(?P<name>[A-Za-z_]\w*+)
@@ -61,8 +62,8 @@ def pattern_of(grammar: str) -> str:
     """Return a regular expression of the texts of a grammar in Lark, from its rule `start`.
 
     Raises:
-        ConfigError: a rule leads back to itself, or is missing; the pattern would be too long; or the grammar has what
-            is no text, pattern or rule.
+        ConfigError: a rule leads back to itself, is missing, or is there twice; the pattern would be too long; or the
+            grammar has what is no text, pattern or rule.
     """
     return _pattern_of("start", _read(grammar), ())
 
@@ -72,10 +73,12 @@ def _read(grammar: str) -> dict[str, list[re.Match[str] | str]]:
     rules: dict[str, list[re.Match[str] | str]] = {}
     parts: list[re.Match[str] | str] | None = None
     for part in _PART.finditer(grammar):
-        if part["rule"]:
-            parts = rules[part["rule"]] = []
-        elif part["common"] in _COMMON:
-            rules[part["common"]], parts = [_COMMON[part["common"]]], None
+        common = part["common"] if part["common"] in _COMMON else None
+        if name := part["rule"] or (common and (part["alias"] or common)):
+            if name in rules:
+                raise ConfigError(f"The grammar of a tool's input has two rules {name!r}; it may have one of a name.")
+            rules[name] = [_COMMON[common]] if common else []
+            parts = None if common else rules[name]
         elif not part["space"]:
             if parts is None or part["unread"] or part["common"]:
                 raise ConfigError(
@@ -116,7 +119,7 @@ def _written(part: re.Match[str]) -> str:
     if part["sign"]:
         return _SIGNS.get(part["sign"], part["sign"])
     if part["count"]:
-        return re.sub(r"\s", "", part["count"])
+        return re.sub(r"\s", "", part["count"]).replace("{,", "{0,")
     if part["fewest"]:
         return f"{{{part['fewest']},{part['most'] or part['fewest']}}}"
     if part["pattern"]:
