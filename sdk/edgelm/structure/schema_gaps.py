@@ -31,8 +31,8 @@ _DATE = (
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 # llguidance takes 29 February of every year, and a 61st second in every minute.
-_NEGATED_SET = re.compile(r"\\.|\[\^(?P<first>[]-]?)", re.DOTALL)
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
+_NEGATED_SET = re.compile(r"\\.|\[\^(?P<first>[]-]?)", re.DOTALL)
 
 
 def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
