@@ -66,12 +66,14 @@ def as_token_ids(values: Iterable[int]) -> list[int]:
     """Return token ids as a list of Python's numbers; numpy's and torch's will do.
 
     Raises:
-        TokenizerError: they are none.
+        TokenizerError: they are none; True and False are none either.
     """
     try:
-        if isinstance(values, (bytes, bytearray)):  # a list of numbers to Python, and a text to who wrote it
-            raise TypeError("bytes")
-        return [operator.index(id_) for id_ in values]
+        ids = list(values)
+        # Numbers to Python: of bytes, which are a text to who wrote them, and of a mask of tokens.
+        if isinstance(values, (bytes, bytearray)) or bool in map(type, ids):
+            raise TypeError("bytes or bool")
+        return [operator.index(id_) for id_ in ids]
     except TypeError as error:
         raise TokenizerError(
             f"{reprlib.repr(values)} is neither a text nor a list of token ids. A conversation is answered by chat, "

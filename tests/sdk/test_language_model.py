@@ -61,7 +61,7 @@ def test_what_are_no_chunks_are_no_answer(chunks: Any) -> None:
         edgelm.join(chunks)
 
 
-@pytest.mark.parametrize("prompt", [QUESTION, [1.5], None, 7, b"The sea", ["The sea", "The sky"]])
+@pytest.mark.parametrize("prompt", [QUESTION, [1.5], [True, False], None, 7, b"The sea", ["The sea", "The sky"]])
 def test_what_is_neither_a_text_nor_tokens_is_refused_with_the_way_out(model: LanguageModel, prompt: Any) -> None:
     with pytest.raises(edgelm.TokenizerError, match=r"is neither a text nor a list of token ids\. A conversation is"):
         model.generate(prompt)
