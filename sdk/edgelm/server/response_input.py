@@ -99,7 +99,8 @@ BODY = record(
     ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
     refused={
         **REFUSED,
-        **dict.fromkeys(FORMS, "use text.format."),
+        **dict.fromkeys(FORMS, "use text.format; other forms than JSON are for /v1/chat/completions."),
+        "response_format": "use text.format.",
         **dict.fromkeys(
             ("previous_response_id", "conversation"), "nothing is kept here; send the whole conversation as input."
         ),
