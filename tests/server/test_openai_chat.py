@@ -315,6 +315,11 @@ REFUSED = {
     "web_search_options": ({"web_search_options": {}}, "web_search_options is not supported: there is no network"),
     "max_tokenz": ({"max_tokenz": 1}, "There is no field 'max_tokenz'; check its spelling."),
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),
+    "tool_choice.type": (
+        {"tool_choice": {"type": "x"}},
+        "tool_choice.type is 'x'; it must be one of function, custom.",
+    ),
+    "tool_choice.custom": ({"tool_choice": {"type": "custom"}}, "tool_choice.custom is missing."),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice asks for a call, but there are no tools."),
     "messages[0].content[0]": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]},

@@ -32,10 +32,11 @@ PART = record({"type": TEXT, "text": TEXT, "refusal": TEXT}, required=("type",),
 CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}
 # The kinds of parts that are text -> the field that has it.
 _TEXT_FIELDS: Mapping[str, str] = {**dict.fromkeys(("text", "input_text", "output_text"), "text"), "refusal": "refusal"}
+_TOOL_KINDS = ("function", "custom")
 _TOOL_CALL = record(
     {
         "id": TEXT,
-        "type": choice("function", "custom"),
+        "type": choice(*_TOOL_KINDS),
         "function": record({"name": TOOL_NAME, "arguments": TEXT}, required=("name",)),
         "custom": record({"name": TOOL_NAME, "input": TEXT}, required=("name", "input")),
     },
@@ -73,17 +74,18 @@ FUNCTIONS = listing(
 CHAT: dict[str, Schema] = {
     "messages": listing(_MESSAGE, fewest=1, most=MAX_MESSAGES),
     "tools": listing(
-        record({"type": choice("function", "custom"), "function": _FUNCTION, "custom": _CUSTOM}, required=("type",)),
+        record({"type": choice(*_TOOL_KINDS), "function": _FUNCTION, "custom": _CUSTOM}, required=("type",)),
         most=MAX_TOOLS,
     ),
     "tool_choice": {
         "anyOf": [
             choice("none", "auto", "required"),
-            *(
-                record(
-                    {"type": choice(kind), kind: record({"name": TEXT}, required=("name",))}, required=("type", kind)
-                )
-                for kind in ("function", "custom")
+            record(
+                {
+                    "type": choice(*_TOOL_KINDS),
+                    **dict.fromkeys(_TOOL_KINDS, record({"name": TEXT}, required=("name",))),
+                },
+                required=("type",),
             ),
         ]
     },
@@ -185,11 +187,14 @@ def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
     """Return the functions that a request gives, none where it says that none is to be used, and how it chooses.
 
     Raises:
-        ApiError: 400, it asks for a call and has no tools; as from `as_function`.
+        ApiError: 400, it asks for a call and has no tools, or names none; as from `as_function`.
     """
     tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
     if isinstance(wanted, Mapping):
-        wanted = {"name": wanted[wanted["type"]]["name"]}
+        kind = wanted["type"]
+        if wanted.get(kind) is None:
+            raise ApiError(400, f"tool_choice.{kind} is missing.", param=f"tool_choice.{kind}")
+        wanted = {"name": wanted[kind]["name"]}
     if not tools and wanted not in ("auto", "none"):
         raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
     if wanted == "none":
