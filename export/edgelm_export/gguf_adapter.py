@@ -109,7 +109,7 @@ def layout_of_gguf(adapter: GGUFAdapter, config: ModelConfig) -> TensorLayout:
             f"{config.model_type}, {_called(names)}. Name the package that it was trained for, or give the folder "
             f"that the file was converted from. If it is that one, {MERGE_WHERE_TRAINED}"
         )
-    if config.multipliers != Multipliers():
+    if family.has_multiplied_weights and config.multipliers != Multipliers():
         raise CheckpointError(
             f"{adapter.path} is for a GGUF file, which has the multipliers of a {config.model_type}'s projections in "
             "its weights, and so has the adapter; the package has them beside. Export a package of the GGUF file, or "

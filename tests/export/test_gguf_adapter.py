@@ -36,6 +36,7 @@ ADAPTED: dict[str, Any] = {
     "gpt_neox": "all-linear",  # the same, which lie by head in the published folder
     "cohere": "all-linear",  # heads that turn by neighbours in both
     "olmoe": ATTENTION,  # beside experts
+    "cohere2_moe, averaged with shared experts, untied": ATTENTION,  # a multiplier that no weight of the file has
     "falcon_h1": [*ATTENTION, "gate_proj"],
 }
 _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {"olmoe": {"num_key_value_heads": 4}, "falcon_h1": FALCON_H1_MULTIPLIERS}

@@ -40,6 +40,7 @@ class GGUFFamily:
     ways meet in `Architecture.to_model_config`; with a `model_type` where they are a sibling's. has_experts: whether
     the row is for files with experts. also_called: its other names for models of the family, such as those that also
     read images. computed: makes the tensors, by their names in the layout, that a file holds as metadata.
+    has_multiplied_weights: whether files have a config's multipliers of projections in their weights.
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class GGUFFamily:
     has_experts: bool = False
     also_called: tuple[str, ...] = ()
     computed: Callable[[GGUFHeader], Mapping[str, NDArray[np.float32]]] = lambda header: {}
+    has_multiplied_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

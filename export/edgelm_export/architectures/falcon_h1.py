@@ -105,5 +105,6 @@ FALCON_H1 = Architecture(
         architecture="falcon-h1",
         to_hf_config=_gguf_to_hf_config,
         layout=mamba2.gguf_layout(_GGUF_NAMES, {}),
+        has_multiplied_weights=True,
     ),
 )
