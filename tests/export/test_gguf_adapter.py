@@ -35,6 +35,7 @@ ADAPTED: dict[str, Any] = {
     "phi3": "all-linear",  # queries, keys and values in one matrix, gates and values in another
     "gpt_neox": "all-linear",  # the same, which lie by head in the published folder
     "cohere": "all-linear",  # heads that turn by neighbours in both
+    "the text part of Mistral Small 3": ATTENTION,  # which has Ministral 3's name there
     "olmoe": ATTENTION,  # beside experts
     "cohere2_moe, averaged with shared experts, untied": ATTENTION,  # a multiplier that no weight of the file has
     "falcon_h1": [*ATTENTION, "gate_proj"],

@@ -123,9 +123,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,  # Llama 1 to 3, SmolLM2, TinyLlama
     "llama4_text": LLAMA4,  # MobileLLM-R1
     "mllama_text_model": MLLAMA,  # Llama 3.2 Vision
+    "ministral3": MINISTRAL3,
     "mistral": MISTRAL,
     "ministral": MINISTRAL,
-    "ministral3": MINISTRAL3,
     "mixtral": MIXTRAL,
     "qwen": QWEN,  # Qwen 1
     "qwen2": QWEN2,  # and Qwen2.5

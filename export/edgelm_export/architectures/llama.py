@@ -109,14 +109,15 @@ def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -
 GGUF_ROW_ORDERS = {"model.layers.{i}.self_attn.q_proj": "pairs", "model.layers.{i}.self_attn.k_proj": "pairs"}
 GGUF_LAYOUT = TensorLayout(names=GGUF_NAMES, row_orders=GGUF_ROW_ORDERS)
 
+GGUF = GGUFFamily(
+    architecture="llama",
+    to_hf_config=_gguf_to_hf_config,
+    layout=dataclasses.replace(GGUF_LAYOUT, ignored=frozenset({"rope_freqs.weight"})),  # read by to_hf_config
+)
 LLAMA = Architecture(
     model_type="llama",
     # Not of every family that is read as a Llama.
     defaults={"bos_token_id": 1, "eos_token_id": 2},
     read_config=to_model_config,
-    gguf=GGUFFamily(
-        architecture="llama",
-        to_hf_config=_gguf_to_hf_config,
-        layout=dataclasses.replace(GGUF_LAYOUT, ignored=frozenset({"rope_freqs.weight"})),  # read by to_hf_config
-    ),
+    gguf=GGUF,
 )

@@ -67,13 +67,15 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return {**values, "rope_scaling": scaling}
 
 
-# llama.cpp's converter calls both "llama", so their GGUF files are read by Llama's row, the first of that name.
+# llama.cpp's converter calls both "llama", and as Ministral 3 the parts of text of those that read images: so their
+# GGUF files are read by Llama's row or by Ministral 3's, the first of these names.
 MISTRAL = dataclasses.replace(
     llama.LLAMA,
     model_type="mistral",
     defaults=_DEFAULTS,
     read_config=_to_model_config,
     features=hf_values.biases(False),
+    gguf=dataclasses.replace(llama.GGUF, also_called=("mistral3",)),
 )
 MINISTRAL = dataclasses.replace(MISTRAL, model_type="ministral")
 MINISTRAL3 = Architecture(
