@@ -38,6 +38,11 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [*HI, *HI, *HI],
         {1, 5},
     ),
+    "messages that are trained": (
+        {"messages": [HI[0], {**HI[1], "train": False}, HI[0], {**HI[1], "train": True, "weight": 1}]},
+        [*HI, *HI],
+        {3},
+    ),
     "messages with a system beside them": ({"system": "Be brief.", "messages": [*HI, *HI]}, [SYSTEM, *HI, *HI], {2, 4}),
     "messages with a system of their own": ({"system": "Go on.", "messages": [SYSTEM, *HI]}, [SYSTEM, *HI], {2}),
     "messages in parts": (
@@ -120,9 +125,11 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
                 {"from": "gpt", "value": "Hello!", "weight": 0},
                 {"role": "user", "content": "Hi"},
                 {"role": "assistant", "content": "Hello!", "weight": 1},
+                {"from": "human", "value": "Hi", "train": False},
+                {"from": "gpt", "value": "Hello!", "train": False},
             ]
         },
-        [*HI, *HI],
+        [*HI, *HI, *HI],
         {3},
     ),
     "Alpaca": ({"instruction": "Hi", "input": "", "output": "Hello!"}, HI, {1}),
@@ -137,6 +144,7 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         {2, 4},
     ),
     "prompt and completion": ({"prompt": "Hi", "completion": "Hello!"}, HI, {1}),
+    "KTO's good answer": ({"prompt": "Hi", "completion": "Hello!", "label": True}, HI, {1}),
     "prompt and completion in messages": ({"prompt": [*HI, HI[0]], "completion": [HI[1]]}, [*HI, *HI], {3}),
     "prompt and completion with a system": (
         {"system": "Be brief.", "prompt": "Hi", "completion": "Hello!"},
@@ -326,6 +334,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a weight that is a text": (
         {"messages": [HI[0], {**HI[1], "weight": "0"}]},
         "the weight of messages[1] is '0'; it must be 0 or 1.",
+    ),
+    "a training that is a text": (
+        {"messages": [HI[0], {**HI[1], "train": "no"}]},
+        "the train of messages[1] is 'no'; it must be true or false.",
+    ),
+    "KTO's bad answer": (
+        {"prompt": "Hi", "completion": "What?", "label": False},
+        "label is false: the completion is one of KTO's bad answers. Leave such rows out;",
     ),
     "a weight of ShareGPT that is a text": (
         {"conversations": [{"from": "gpt", "value": "Hi", "weight": "0"}]},

@@ -41,6 +41,8 @@ _ROLES = {
 # Templates know roles of their own besides ("ipython", "document"), so that another one is wrong only if it looks like
 # one of these.
 _KNOWN_ROLES = ("system", "user", ASSISTANT, "tool", *_ROLES)
+# OpenAI's and Axolotl's fields that say whether a message is learned -> their values.
+_WEIGHTS = {"weight": "0 or 1", "train": "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,11 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
                 f"this is no conversation: its fields are {', '.join(map(repr, values)) or 'none'}; expected are "
                 "messages, conversations, instruction and output, or prompt and completion."
             )
+        if values.get("label") is False and "completion" in values:
+            raise DataError(
+                "label is false: the completion is one of KTO's bad answers. Leave such rows out; of the others, the "
+                "good answers are learned."
+            )
         messages, learned = parse(values)
         before = system_message(values, messages)
         messages, learned = [*before, *messages], {i + len(before) for i in learned}
@@ -133,7 +140,7 @@ def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
     turns = values["conversations"]
     if isinstance(turns, list):
         turns = [
-            {"role": turn.get("from"), "content": turn.get("value"), "weight": turn.get("weight")}
+            {"role": turn.get("from"), "content": turn.get("value")} | {key: turn.get(key) for key in _WEIGHTS}
             if isinstance(turn, dict) and "role" not in turn
             else turn
             for turn in turns
@@ -180,11 +187,15 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], _Parsed]] = {
 
 def _weighed(messages: list[dict[str, Any]], field: str) -> _Parsed:
     """Return messages without their weights, and which of the assistant's are to be learned by them."""
-    weights = [message.pop("weight", 1) for message in messages]
-    for i, weight in enumerate(weights):
-        if weight not in (0, 1):
-            raise DataError(f"the weight of {field}[{i}] is {weight!r:.60}; it must be 0 or 1.")
-    return messages, {i for i in _assistants(messages) if weights[i]}
+    learned = _assistants(messages)
+    for i, message in enumerate(messages):
+        for key, values in _WEIGHTS.items():
+            weight = message.pop(key, 1)
+            if weight not in (0, 1):
+                raise DataError(f"the {key} of {field}[{i}] is {weight!r:.60}; it must be {values}.")
+            if not weight:
+                learned.discard(i)
+    return messages, learned
 
 
 def system_message(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
