@@ -137,6 +137,12 @@ def test_a_suffix_that_is_no_picture_is_wrong_usage(run: Path, tmp_path: Path) -
     assert (result.exit_code, "has no suffix of a picture: use .png, .svg or .pdf." in result.stderr) == (2, True)
 
 
+def test_a_picture_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
+    result = plot(run, "-o", tmp_path / "none" / "loss.png")
+    assert result.exit_code == 1
+    assert f"Cannot write {tmp_path / 'none' / 'loss.png'}: No such file or directory." in result.stderr
+
+
 def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
     assert "Name the folder of a run." in plot(tmp_path).stderr
     (tmp_path / "log.jsonl").write_text('{"step": 1, "validation_loss": 3.0}\n')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgelm.errors import ConfigError, TrainingError
 from edgelm.extras import require
+from edgelm.files import atomic
 from edgelm_training.run_folder import LOG_FILE
 from edgelm_training.train_log import read_log
 
@@ -58,7 +59,7 @@ def draw_picture(runs: Sequence[str | Path], output: Path) -> str:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        TrainingError: a run has no log.
+        TrainingError: a run has no log, or the picture cannot be written.
         ConfigError: the suffix is none that matplotlib writes, or matplotlib cannot read its settings.
     """
     try:
@@ -105,8 +106,8 @@ def _draw(runs: Sequence[str | Path], output: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    if output.suffix.lstrip(".").lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
+    figure, suffix = Figure(figsize=(9, 9), layout="constrained"), output.suffix.lstrip(".").lower()
+    if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
         raise ConfigError(f"{output} has no suffix of a picture: use .png, .svg or .pdf.")
     panels = figure.subplots(len(PANELS), 1, sharex=True)
     for panel, (key, title) in zip(panels, PANELS.items(), strict=True):
@@ -122,7 +123,11 @@ def _draw(runs: Sequence[str | Path], output: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend()
     panels[-1].set_xlabel("step")
-    figure.savefig(output, dpi=110)
+    try:
+        with atomic.replace_file(output) as file:
+            figure.savefig(file, dpi=110, format=suffix)
+    except OSError as error:
+        raise TrainingError(f"Cannot write {output}: {error.strerror or error}.") from error
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
