@@ -320,6 +320,7 @@ def test_that_nothing_is_left_to_validate_on_is_said(settings: Any, tmp_path: Pa
     ("end", "is_said"),
     [
         ("<|im_end|>{% endgeneration %}", False),
+        ("<|im_end|>\n{% endgeneration %}", False),  # as SmolLM3's
         ("{% endgeneration %}<|im_end|>", True),
         ("</s>{% endgeneration %}", True),
     ],

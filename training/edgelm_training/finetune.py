@@ -371,7 +371,7 @@ def _note_data(
         )
     if not _has_end(training.chats, model):
         reporter.note(
-            "No answer ends with a token at which the model stops, so it does not learn to stop. Let the chat template "
+            "No answer has a token at which the model stops, so it does not learn to stop. Let the chat template "
             "write eos_token behind an answer, in the {% generation %} block where it has one."
         )
 
@@ -387,9 +387,8 @@ def _count_shared(training: Chats, validation: Chats) -> int:
 
 
 def _has_end(chats: Chats, model: ModelConfig) -> bool:
-    """Tell whether any answer ends with a token at which the model stops."""
-    is_last = chats.learned & ~np.append(chats.learned[1:], False)
-    return bool(np.isin(chats.token_ids[is_last], model.eos_token_ids).any())
+    """Tell whether any answer has a token at which the model stops; templates may learn a line's end behind it."""
+    return bool(np.isin(chats.token_ids[chats.learned], model.eos_token_ids).any())
 
 
 def _places_left_out(rows: AnyRows, group: int) -> list[str]:
