@@ -41,6 +41,14 @@ def test_the_end_of_a_turn_stands_behind_the_ends_that_are_known(
     assert with_end_of_answers(known, base) == found
 
 
+def test_a_line_s_end_behind_the_end_of_a_turn_may_be_learned_too(base: Path, tmp_path: Path) -> None:
+    shutil.copy(base / "tokenizer.json", tmp_path)
+    asked = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% else %}"
+    answered = "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}{% endif %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(asked + answered)  # as SmolLM3's
+    assert with_end_of_answers((END_OF_TEXT,), tmp_path) == (END_OF_TEXT, END_OF_TURN)
+
+
 TEMPLATES = {
     "none": None,
     "one of text alone": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '. ' }}{% endfor %}",

@@ -35,5 +35,6 @@ def with_end_of_answers(end_ids: Iterable[int], folder: str | Path) -> tuple[int
         encoded = encode_conversation(template, tokenizer, _PROBE)
     except (ChatTemplateError, TokenizerError):
         return end_ids
-    said = [id_ for id_, is_learned in zip(encoded.token_ids, encoded.learned, strict=True) if is_learned]
+    learned = [id_ for id_, is_learned in zip(encoded.token_ids, encoded.learned, strict=True) if is_learned]
+    said = [id_ for id_ in learned if tokenizer.token_text(id_).strip()]  # a line's end may follow the answer's
     return tuple(dict.fromkeys((*end_ids, *(id_ for id_ in said[-1:] if id_ in tokenizer.control_token_ids))))
