@@ -1,3 +1,6 @@
+import os
+import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,14 @@ def test_a_name_that_is_not_here_is_an_error_of_ours() -> None:
 def test_what_is_neither_a_name_nor_a_path_is_no_model(name: Any) -> None:
     with pytest.raises(edgelm.ModelNotFoundError, match=r"is neither the name of a model nor a path\. The library .*"):
         edgelm.load(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder's name is Unicode")
+def test_the_name_of_a_package_s_folder_need_not_be_utf8(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model_path(), tmp_path / os.fsdecode(b"caf\xe9"))
+    config = edgelm.GenerationConfig(max_new_tokens=4)
+    expected = edgelm.load(tiny_model_path()).generate("the sea", config)
+    assert edgelm.load(folder).generate("the sea", config).token_ids == expected.token_ids
 
 
 @pytest.mark.parametrize("is_large", [False, True])

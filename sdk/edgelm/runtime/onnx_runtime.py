@@ -151,7 +151,8 @@ def _settings(runtime: Any, path: Path, options: SessionOptions, largest_constan
     # From the bytes that were walked, not from the path, and read as the walk reads them, whatever mark of another
     # format they have: what runs is what was checked.
     settings.add_session_config_entry("session.load_model_format", "ONNX")
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    folder = os.fsencode(path.parent)  # under Linux it may be no UTF-8
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     settings.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(largest_constant))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(options.provider != CPU)))
     if provider_named(options.provider).is_sequential:
