@@ -123,6 +123,8 @@ def refuse_target(checkpoint: Checkpoint, target: Path) -> None:
     """
     if isinstance(checkpoint, PackageCheckpoint) and checkpoint.path.resolve() == target:
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
+    if target.name.encode("utf-8", "replace").decode() != target.name:
+        raise ExportError(f"{target.name!r} is no UTF-8, and a package has its folder's name. Choose another with -o.")
     refuse_to_replace(target, why_not_a_package, ExportError)
 
 

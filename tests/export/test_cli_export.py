@@ -106,6 +106,13 @@ def test_a_package_that_is_read_is_not_written_over(monkeypatch, options):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_package_is_not_named_in_bytes_that_are_no_text(tmp_path):
+    result = export(str(tiny_model_path()), "-o", str(tmp_path / "ex\udce9"))
+    assert result.exit_code == 1
+    assert r"error: 'ex\udce9' is no UTF-8, and a package has its folder's name. Choose another" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", [None, "rules = 3\n"])
 def test_a_recipe_that_cannot_be_read_is_wrong_usage(tmp_path, content):
     recipe = tmp_path / "mine.toml"
