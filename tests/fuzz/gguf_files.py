@@ -124,7 +124,7 @@ def _export_adapter(folder: Path) -> None:
 
 ROWS: dict[str, Target] = {
     "gguf-adapter": Target(
-        file="adapter.gguf", prepare=_adapter_seeds, mutate=mutate_bytes, read=_export_adapter, count=200,
+        file="adapter.gguf", prepare=_adapter_seeds, mutate=mutate_bytes, read=_export_adapter, count=80,
         long_count=50_000,
     ),
     "gguf": Target(
