@@ -128,12 +128,16 @@ class _RoundingStack(_PrefillStack):
         if self.rotation(i):
             query = self.turned_heads(query, config.query_heads(i), i, f"{name}.turned_query")
             new[0] = self.turned_heads(new[0], config.kv_heads(i), i, f"{name}.turned_key")
-        past = []
+        past, scales = [], []
         for number, part in enumerate(("key", "value")):
             scale_K1H = self.graph.weight(f"{name}.{part[0]}_scale", self._scales[2 * place + number])
             past.append(self._past(i, part, scale_K1H, f"{name}.past_{part}"))
-            new[number] = self._kept(new[number], i, part, scale_K1H, f"{name}.new_{part}")
-        return self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)
+            new[number] = self._rounded(new[number], i, scale_K1H, f"{name}.new_{part}")
+            scales.append(scale_K1H)
+        output = self.look([query, *new], past, [f"{name}.all_keys", f"{name}.all_values"], [], i, name)
+        for part, all_parts, scale_K1H in zip(("key", "value"), ("all_keys", "all_values"), scales, strict=True):
+            self._give(f"{name}.{all_parts}", i, part, scale_K1H)
+        return output
 
     def turning_positions(self) -> str:
         """Return the position of the first new token, [1]."""
@@ -148,8 +152,8 @@ class _RoundingStack(_PrefillStack):
         floats = graph.node("Cast", [integers], f"{name}.floats", attributes={"to": FLOAT})
         return graph.node("Mul", [floats, scale_K1H], name)
 
-    def _kept(self, projected: str, i: int, part: str, scale_K1H: str, name: str) -> str:
-        """Round keys or values [B, T, K * H] to their grids: give the integers, and return them as floats again."""
+    def _rounded(self, projected: str, i: int, scale_K1H: str, name: str) -> str:
+        """Round keys or values [B, T, K * H] to their grids."""
         graph, K, H = self.graph, self.config.kv_heads(i), self.config.head_size(i)
         split = graph.constant([0, 0, K, H])
         heads_BTKH = graph.node("Reshape", [projected, split], f"{name}.heads")
@@ -159,12 +163,24 @@ class _RoundingStack(_PrefillStack):
         whole = graph.node("Round", [steps], f"{name}.whole")
         bounds = [graph.constant(bound, np.float32) for bound in (-_ZERO, _LARGEST)]
         integers = graph.node("Clip", [whole, *bounds], f"{name}.integers")
-        cache = graph.output(f"present.{i}.{part}", INT8, self.cache_shape(i, "tokens"))
-        graph.node("Cast", [integers], cache, attributes={"to": INT8})
         rounded_BKTH = graph.node("Mul", [integers, scale_K1H], f"{name}.rounded")
         rounded_BTKH = graph.node("Transpose", [rounded_BKTH], f"{name}.by_token", attributes=swap)
         joined = graph.constant([0, 0, K * H])
         return graph.node("Reshape", [rounded_BTKH, joined], name)
+
+    def _give(self, floats: str, i: int, part: str, scale_K1H: str) -> None:
+        """Give the integers of a layer's new keys or values, of `floats` [B, K, P + T, H], all of them.
+
+        They are taken from there so that something reads what attention gives: ONNX Runtime frees what was read to the
+        end, and keeps what nothing reads until all layers are done (docs/results/quantization.md).
+        """
+        graph = self.graph
+        new = [floats, self._past_length, self.key_count, graph.constant([2])]
+        rounded = graph.node("Slice", new, f"{floats}.new")
+        steps = graph.node("Div", [rounded, scale_K1H], f"{floats}.steps")
+        integers = graph.node("Round", [steps], f"{floats}.integers")  # whole but for what floats lose
+        cache = graph.output(f"present.{i}.{part}", INT8, self.cache_shape(i, "tokens"))
+        graph.node("Cast", [integers], cache, attributes={"to": INT8})
 
 
 class _IntegerProjections(Projections):

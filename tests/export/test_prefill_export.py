@@ -6,6 +6,8 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,21 @@ WITHOUT = {"num_experts", "kv_lora_rank", "altup_num_inputs"}
 DENSE = {name: features for name, features in FEATURES.items() if not WITHOUT & features.keys()}
 
 
-def export_graphs(folder: Path, config: ModelConfig, precision: Precision = WITH_PREFILL) -> HuggingFaceCheckpoint:
+def export_graphs(
+    folder: Path,
+    config: ModelConfig,
+    precision: Precision = WITH_PREFILL,
+    scales: Sequence[NDArray[np.float32]] = (),
+) -> HuggingFaceCheckpoint:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(folder / "checkpoint", config, seed=1))
     with (
         ExternalData(folder / "model.onnx.data") as data,
         ExternalData(folder / "prefill.onnx.data", beside=data) as own,
     ):
         graphs = {"model.onnx": build_decoder(checkpoint, precision, data)}
-        graphs["prefill.onnx"] = build_prefill(checkpoint, precision, own)
+        graphs["prefill.onnx"] = build_prefill(checkpoint, precision, own, scales)
+    if scales:
+        keep_in_int8(graphs["model.onnx"], scales)
     for name, graph in graphs.items():
         (folder / name).write_bytes(graph.SerializeToString())
     return checkpoint
@@ -130,6 +139,30 @@ def test_keys_and_values_in_int8_are_those_in_floats_on_their_grids(graphs: Grap
         steps = np.abs(float_BKTH / scale_K1H - integer_BKTH)
         assert steps.max() < (0.51 if i < 2 else 16)  # 7.9 measured
     np.testing.assert_allclose(logits[1], logits[0], atol=0.1 * np.abs(logits[0]).max())  # 0.06 measured
+
+
+def kilobytes(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process's memory from Linux")
+def test_beside_int8_the_past_is_in_floats_of_one_layer_at_a_time(tmp_path: Path) -> None:
+    layers, past, H = 16, 7900, 128
+    config = dataclasses.replace(CONFIG, num_hidden_layers=layers, head_dim=H, max_position_embeddings=8192)
+    config = dataclasses.replace(config, kv_cache="int8")
+    export_graphs(tmp_path, config, scales=[np.ones((1, 1, H), np.float32)] * (2 * layers))
+    session = DecoderSession(tmp_path, config)
+    cache = session.new_cache()
+    cache.reserve(8000)
+    cache.extend([3] * past)  # as if they had been computed
+    for buffer in cache.buffers:
+        buffer.fill(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = kilobytes("VmRSS")
+    session.read_prompt(IDS[:16], cache)
+    floats = 4 * past * H / 1024  # of one layer's keys, or of its values
+    assert kilobytes("VmHWM") - before < 16 * floats  # 6 measured, and 40 where the floats of all layers are kept
 
 
 def test_what_both_graphs_read_is_on_disk_once(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class DecoderSession(Returned):
         self._prefill: Graph | None = None
         prefill_path = folder / PREFILL_FILE
         if options.prefill_graph and self._single_steps is not None and prefill_path.exists():
-            session, tables = self._started(self._read(prefill_path)[0], prefill_path, multiplies_integers=True)
+            session, tables = self._started(self._read(prefill_path)[0], prefill_path, is_prefill_graph=True)
             check_prefill_graph(prefill_path, *_values_of(session), inputs, outputs)
             self._prefill = Graph(self._runtime, session, tables, decoder, self.config, provider.device)
         self._takes_adapters = self._single_steps is not None
@@ -260,8 +260,8 @@ class DecoderSession(Returned):
                     raise
             self._graph.adapters = new
 
-    def _started(self, graph: bytes, path: Path, *, multiplies_integers: bool = False) -> tuple[Any, Tables]:
-        return onnx_runtime.start(self._runtime, graph, path, self._options, multiplies_integers=multiplies_integers)
+    def _started(self, graph: bytes, path: Path, *, is_prefill_graph: bool = False) -> tuple[Any, Tables]:
+        return onnx_runtime.start(self._runtime, graph, path, self._options, is_prefill_graph=is_prefill_graph)
 
     def _graph_for(self, bank: AdapterBank) -> bytes:
         """Return the graph for some adapters; the package is checked again, since its weights are read again."""
