@@ -90,8 +90,18 @@ def client_left() -> ApiError:
     return ApiError(499, "The client has left.")
 
 
+# What time alone may lift: the status, what is said, and its code.
+_REFUSED_NOW: Mapping[type[EdgeLMError], tuple[int, str, str]] = {
+    QueueFullError: (429, "The server is busy and its queue is full. Try again later.", "queue_full"),
+    OutOfMemoryError: (
+        503, "There is no memory for this request now. Try again later, or ask for less.", "out_of_memory",
+    ),
+    ThreadLimitError: (
+        503, "The server can start no thread for this request now. Try again later.", "out_of_threads",
+    ),
+}  # fmt: skip
 # Errors whose messages are about the request; those of any other class may name paths of this machine.
-_REQUEST_ERRORS: dict[type[EdgeLMError], tuple[str | None, str | None]] = {
+_REQUEST_ERRORS: Mapping[type[EdgeLMError], tuple[str | None, str | None]] = {
     ChatTemplateError: ("messages", None),
     ConfigError: (None, None),
     ContextLengthError: (None, "context_length_exceeded"),
@@ -104,29 +114,12 @@ def as_api_error(error: Exception) -> ApiError:
     """Return what a client is told about an error: nothing about this machine where it is none of the client's."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, QueueFullError):
-        return ApiError(
-            429,
-            "The server is busy and its queue is full. Try again later.",
-            code="queue_full",
-            headers=RETRY_LATER,
-        )
-    if isinstance(error, OutOfMemoryError):
-        return ApiError(
-            503,
-            "There is no memory for this request now. Try again later, or ask for less.",
-            code="out_of_memory",
-            headers=RETRY_LATER,
-        )
-    # Of Python's own errors by its words; those of edgelm may quote a request that has them.
-    if isinstance(error, ThreadLimitError) or (isinstance(error, RuntimeError) and no_more_threads(error)):
-        return ApiError(
-            503,
-            "The server can start no thread for this request now. Try again later.",
-            code="out_of_threads",
-            headers=RETRY_LATER,
-        )
-    for kind, (param, code) in _REQUEST_ERRORS.items():
+    if isinstance(error, RuntimeError):  # Python's own; those of edgelm may quote a request that has its words
+        error = no_more_threads(error) or error
+    for kind, (status, message, code) in _REFUSED_NOW.items():
         if isinstance(error, kind):
-            return ApiError(400, str(error), param=param, code=code)
+            return ApiError(status, message, code=code, headers=RETRY_LATER)
+    for kind, (param, about) in _REQUEST_ERRORS.items():
+        if isinstance(error, kind):
+            return ApiError(400, str(error), param=param, code=about)
     return ApiError(500, "The server failed at this request; its log says why.")
