@@ -13,7 +13,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.custom_tools import CHAT_FORMAT, CustomCalls, as_call, as_function, custom_names
 from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import MAX_TOKENS
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, record
 from edgelm.structure.reasoning import Parser, reasoning_format
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.structure.tool_formats import tool_format
@@ -113,8 +113,8 @@ def messages_of(body: Mapping[str, Any]) -> list[Message]:
             message.setdefault("reasoning_content", given["reasoning"])
         content = (given.get("refusal") or None) if given.get("content") is None else given["content"]
         message["content"] = text_of(content, f"messages[{i}].content")
-        if message["content"] is None and not message.get("tool_calls"):
-            raise ApiError(400, f"messages[{i}].content is missing.", param=f"messages[{i}].content")
+        if not message.get("tool_calls"):
+            need(message, f"messages[{i}]", "content")
         message["role"] = "system" if message["role"] == "developer" else message["role"]
         messages.append(message)
     return cast(list[Message], messages)
@@ -141,17 +141,6 @@ def text_of(content: str | list[dict[str, Any]] | None, place: str) -> str | Non
             )
         texts.append(text)
     return "".join(texts)
-
-
-def need(item: Mapping[str, Any], place: str, *names: str) -> None:
-    """Check that an item of a request has these fields; `place` is what the error names.
-
-    Raises:
-        ApiError: 400, one is missing.
-    """
-    for name in names:
-        if item.get(name) is None:
-            raise ApiError(400, f"{place}.{name} is missing.", param=f"{place}.{name}")
 
 
 def template_variables(
@@ -191,10 +180,8 @@ def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
     """
     tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
     if isinstance(wanted, Mapping):
-        kind = wanted["type"]
-        if wanted.get(kind) is None:
-            raise ApiError(400, f"tool_choice.{kind} is missing.", param=f"tool_choice.{kind}")
-        wanted = {"name": wanted[kind]["name"]}
+        need(wanted, "tool_choice", wanted["type"])
+        wanted = {"name": wanted[wanted["type"]]["name"]}
     if not tools and wanted not in ("auto", "none"):
         raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
     if wanted == "none":

@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from edgelm.completion import Chunk, ToolCallDelta
-from edgelm.server.api_error import ApiError
-from edgelm.server.schema import TEXT, choice, record
+from edgelm.server.schema import TEXT, choice, need, record
 from edgelm.structure.reasoning import Parser
 from edgelm.structure.regular_grammar import pattern_of
 
@@ -43,18 +42,15 @@ def as_function(tool: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         ApiError: 400, what its type needs is missing.
         ConfigError: its grammar is none that can be enforced inside of a call.
     """
-    kind = tool["type"]
-    if tool.get(kind) is None:
-        raise ApiError(400, f"{place}.{kind} is missing.", param=f"{place}.{kind}")
-    if kind == "function":
+    need(tool, place, tool["type"])
+    if tool["type"] == "function":
         return tool
     custom = tool["custom"]
     form = custom.get("format") or {"type": "text"}
     schema: dict[str, Any] = {"type": "string"}
     if form["type"] == "grammar":
-        grammar = form.get("grammar")
-        if grammar is None:
-            raise ApiError(400, f"{place}.custom.format.grammar is missing.", param=f"{place}.custom.format.grammar")
+        need(form, f"{place}.custom.format", "grammar")
+        grammar = form["grammar"]
         pattern = grammar["definition"]
         if grammar["syntax"] == "lark":
             schema["description"] = f"A text of this grammar:\n{pattern}"  # which says more to a model than the pattern
@@ -72,8 +68,7 @@ def as_call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         ApiError: 400, what its type needs is missing.
     """
     kind = call.get("type") or "function"
-    if call.get(kind) is None:
-        raise ApiError(400, f"{place}.{kind} is missing.", param=f"{place}.{kind}")
+    need(call, place, kind)
     if kind == "function":
         return call
     arguments = json.dumps({_INPUT: call["custom"]["input"]}, ensure_ascii=False)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TOOL_NAME, need, text_of
+from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TOOL_NAME, text_of
 from edgelm.server.sampling_fields import SAMPLING, STOPS
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, number, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, number, record, whole
 
 # What stands in a message of each role.
 _BLOCKS: Mapping[str, tuple[str, ...]] = {

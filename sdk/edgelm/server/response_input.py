@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.api_error import ApiError
-from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, need, text_of
+from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, text_of
 from edgelm.server.custom_tools import FORMAT
 from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
-from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
+from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, record, whole
 
 # The types of items, and what each must have.
 _NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -136,8 +136,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     chat["response_format"] = {"type": form["type"]}
     if form["type"] == "json_schema":
-        if form.get("schema") is None:
-            raise ApiError(400, "text.format.schema is missing.", param="text.format.schema")
+        need(form, "text.format", "schema")
         chat["response_format"]["json_schema"] = {"schema": form["schema"], "strict": form.get("strict")}
     return chat
 

@@ -143,9 +143,19 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             raise ApiError(400, f"There is no field {place[:80]!r}; check its spelling.", param=place[:80])
         elif isinstance(others, Mapping):
             check(item, others, place[:80])
-    for name in schema.get("required", ()):
-        if value.get(name) is None:
-            raise ApiError(400, f"{inside}{name} is missing.", param=f"{inside}{name}")
+    need(value, param, *schema.get("required", ()))
+
+
+def need(item: Mapping[str, Any], place: str, *names: str) -> None:
+    """Check that an object of a request has these fields; `place` is where it stands there.
+
+    Raises:
+        ApiError: 400, one is missing.
+    """
+    for name in names:
+        if item.get(name) is None:
+            missing = f"{place}.{name}" if place else name
+            raise ApiError(400, f"{missing} is missing.", param=missing)
 
 
 def _whole_if_meant(value: Any, schema: Schema) -> Any:
