@@ -100,7 +100,6 @@ def _check_kinds(config: LayerFeatures) -> None:
 
 
 def _check_linear_attention(config: LayerFeatures) -> None:
-    """Check the fields of the layers that keep a state."""
     for name, least in _LINEAR_FIELDS.items():
         size, most = getattr(config, name), MAX_CONV if name == "linear_conv_kernel_dim" else _MAX_LINEAR
         if size is None and config.state_layers:
@@ -134,7 +133,6 @@ def _check_linear_attention(config: LayerFeatures) -> None:
 
 
 def _check_experts(config: LayerFeatures) -> None:
-    """Check the fields of experts."""
     for field, least in (
         ("num_experts", 0),
         ("num_experts_per_tok", 1 if config.num_experts else 0),
@@ -178,7 +176,6 @@ def _check_experts(config: LayerFeatures) -> None:
 
 
 def _check_latent_attention(config: LayerFeatures) -> None:
-    """Check the fields of multi-head latent attention."""
     rank = config.kv_lora_rank
     for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"):
         size, needed = getattr(config, name), rank is not None and name != "q_lora_rank"

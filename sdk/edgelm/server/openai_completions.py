@@ -202,7 +202,6 @@ class CompletionWriter:
         }
 
     def _written(self, piece: Piece) -> Piece:
-        """Return a chunk or an answer as it is written."""
         if not self.without_answer:
             return piece
         return replace(piece, text="", logprobs=(), finish_reason=piece.finish_reason and "length")

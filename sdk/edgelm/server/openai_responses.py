@@ -213,7 +213,6 @@ class ResponseWriter:
 
 
 def _status(finish_reason: str) -> str:
-    """Return how an answer has ended."""
     return "incomplete" if finish_reason == "length" else "completed"
 
 

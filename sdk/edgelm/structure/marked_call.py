@@ -136,7 +136,6 @@ class _Writer:
             raise unenforceable(self.name, f"{others[0]!r} cannot be enforced in a call with strings between marks")
 
     def _written(self, value: object) -> str:
-        """Write one value."""
         if isinstance(value, str):
             return f"{self.format.lark(self.format.quote)} {self.text.word(value)}"
         if isinstance(value, Mapping):

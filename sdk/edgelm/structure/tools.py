@@ -235,7 +235,6 @@ def _in_one_style(form: Constraint) -> str:
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a tool's parameters."""
     given = function.get("parameters") or _NO_PARAMETERS
     kind = given.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
