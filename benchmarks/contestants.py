@@ -26,101 +26,49 @@ class Contestant:
         return self.baseline is not None
 
 
+_Q8, _Q4 = "llama-q8_0", "llama-q4_0"
+
+
+def _edgelm(precision: str, label: str, baseline: str | None) -> Contestant:
+    name = f"edgelm-{precision}"
+    return Contestant(name=name, label=f"edgelm {label}", engine="edgelm_engine", model=name, baseline=baseline)
+
+
+def _llama(
+    name: str, label: str, baseline: str, *, model: str | None = None, engine: str = "llama_cpp_engine"
+) -> Contestant:
+    file = model or f"{name}.gguf"
+    return Contestant(name=name, label=f"llama.cpp{label}", engine=engine, model=file, baseline=baseline)
+
+
+def _genai(precision: str, baseline: str) -> Contestant:
+    name = f"genai-{precision}"
+    return Contestant(
+        name=name,
+        label=f"onnxruntime-genai {precision}",
+        engine="genai_engine",
+        model=name,
+        scored_model=f"{name}-all-logits",
+        baseline=baseline,
+    )
+
+
+_PLAIN = "llama_cpp_plain_engine"
 CONTESTANTS = (
-    Contestant(
-        name="edgelm-int8", label="edgelm int8", engine="edgelm_engine", model="edgelm-int8", baseline="llama-q8_0"
-    ),
-    Contestant(
-        name="edgelm-int8-wide",
-        label="edgelm int8-wide",
-        engine="edgelm_engine",
-        model="edgelm-int8-wide",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="edgelm-int8-prefill",
-        label="edgelm int8 + prefill graph",
-        engine="edgelm_engine",
-        model="edgelm-int8-prefill",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="edgelm-int8-long",
-        label="edgelm int8 + prefill graph, int8 keys",
-        engine="edgelm_engine",
-        model="edgelm-int8-long",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="edgelm-int8-wide-long",
-        label="edgelm int8-wide + prefill graph, int8 keys",
-        engine="edgelm_engine",
-        model="edgelm-int8-wide-long",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="llama-q8_0",
-        label="llama.cpp Q8_0",
-        engine="llama_cpp_engine",
-        model="llama-q8_0.gguf",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="llama-q8_0-plain",
-        label="llama.cpp Q8_0, no flash attention",
-        engine="llama_cpp_plain_engine",
-        model="llama-q8_0.gguf",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="genai-int8",
-        label="onnxruntime-genai int8",
-        engine="genai_engine",
-        model="genai-int8",
-        scored_model="genai-int8-all-logits",
-        baseline="llama-q8_0",
-    ),
-    Contestant(
-        name="edgelm-int4", label="edgelm int4", engine="edgelm_engine", model="edgelm-int4", baseline="llama-q4_0"
-    ),
-    Contestant(
-        name="edgelm-keep", label="edgelm keep", engine="edgelm_engine", model="edgelm-keep", baseline="llama-q4_0"
-    ),
-    Contestant(
-        name="edgelm-int4-long",
-        label="edgelm int4 + prefill graph, int8 keys",
-        engine="edgelm_engine",
-        model="edgelm-int4-long",
-        baseline="llama-q4_0",
-    ),
-    Contestant(
-        name="llama-q4_0",
-        label="llama.cpp Q4_0",
-        engine="llama_cpp_engine",
-        model="llama-q4_0.gguf",
-        baseline="llama-q4_0",
-    ),
-    Contestant(
-        name="llama-q4_0-plain",
-        label="llama.cpp Q4_0, no flash attention",
-        engine="llama_cpp_plain_engine",
-        model="llama-q4_0.gguf",
-        baseline="llama-q4_0",
-    ),
-    Contestant(
-        name="llama-source",
-        label="llama.cpp, the file itself",
-        engine="llama_cpp_engine",
-        model="source.gguf",
-        baseline="llama-q4_0",
-    ),
-    Contestant(
-        name="genai-int4",
-        label="onnxruntime-genai int4",
-        engine="genai_engine",
-        model="genai-int4",
-        scored_model="genai-int4-all-logits",
-        baseline="llama-q4_0",
-    ),
-    Contestant(name="edgelm-fp32", label="edgelm fp32", engine="edgelm_engine", model="edgelm-fp32", baseline=None),
+    _edgelm("int8", "int8", _Q8),
+    _edgelm("int8-wide", "int8-wide", _Q8),
+    _edgelm("int8-prefill", "int8 + prefill graph", _Q8),
+    _edgelm("int8-long", "int8 + prefill graph, int8 keys", _Q8),
+    _edgelm("int8-wide-long", "int8-wide + prefill graph, int8 keys", _Q8),
+    _llama(_Q8, " Q8_0", _Q8),
+    _llama("llama-q8_0-plain", " Q8_0, no flash attention", _Q8, model="llama-q8_0.gguf", engine=_PLAIN),
+    _genai("int8", _Q8),
+    _edgelm("int4", "int4", _Q4),
+    _edgelm("keep", "keep", _Q4),
+    _edgelm("int4-long", "int4 + prefill graph, int8 keys", _Q4),
+    _llama(_Q4, " Q4_0", _Q4),
+    _llama("llama-q4_0-plain", " Q4_0, no flash attention", _Q4, model="llama-q4_0.gguf", engine=_PLAIN),
+    _llama("llama-source", ", the file itself", _Q4, model="source.gguf"),
+    _genai("int4", _Q4),
+    _edgelm("fp32", "fp32", None),
 )
