@@ -16,40 +16,34 @@ import click
 import numpy as np
 
 import edgelm
-from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
+from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.mixed import size_of_graph
 from edgelm_export.sources import open_checkpoint
 from machine import describe_machine
 from prepare import prepare_models
+from quality_recipes import recipe
 from workload import FULL, read_text
 
-_HEAD = r"embed_tokens|lm_head"
-
-
-def _recipe(rest: str, *in_8_bits: str, transforms: tuple[str, ...] = (), eight: str = "int8-block64") -> Precision:
-    kept = tuple(Rule(pattern=pattern, scheme=eight) for pattern in in_8_bits)
-    return Precision(rules=(*kept, Rule(pattern=".", scheme=rest)), perplexity_bound=math.inf, transforms=transforms)
-
-
+_HEAD = (r"embed_tokens|lm_head", "int8-block64")
 RECIPES = {
     "fp32": PRECISIONS["fp32"],
     "fp16": PRECISIONS["fp16"],
     "bf16": PRECISIONS["bf16"],
-    "8 bits, block 64": _recipe("int8-block64"),
-    "8 bits, block 32": _recipe("int8-block32"),
+    "8 bits, block 64": recipe("int8-block64"),
+    "8 bits, block 32": recipe("int8-block32"),
     "8 bits, block 64, smoothed (`int8`)": PRECISIONS["int8"],
     "8 bits, block 128, smoothed (`int8-wide`)": dataclasses.replace(PRECISIONS["int8-wide"], fallback=None),
-    "4 bits, block 64, rounded; head in 8": _recipe("int4-block64-rounded", _HEAD),
-    "4 bits, block 64, searched; head in 8": _recipe("int4-block64", _HEAD),
-    "4 bits, block 64, hqq; head in 8": _recipe("int4-block64-hqq", _HEAD),
-    "4 bits, block 64, asymmetric; head in 8": _recipe("int4-block64-asymmetric", _HEAD),
-    "4 bits, block 32, asymmetric; head in 8": _recipe("int4-block32-asymmetric", _HEAD),
-    "4 bits, block 32, asymmetric, awq; head in 8": _recipe("int4-block32-asymmetric", _HEAD, transforms=("awq",)),
+    "4 bits, block 64, rounded; head in 8": recipe("int4-block64-rounded", _HEAD),
+    "4 bits, block 64, searched; head in 8": recipe("int4-block64", _HEAD),
+    "4 bits, block 64, hqq; head in 8": recipe("int4-block64-hqq", _HEAD),
+    "4 bits, block 64, asymmetric; head in 8": recipe("int4-block64-asymmetric", _HEAD),
+    "4 bits, block 32, asymmetric; head in 8": recipe("int4-block32-asymmetric", _HEAD),
+    "4 bits, block 32, asymmetric, awq; head in 8": recipe("int4-block32-asymmetric", _HEAD, transforms=("awq",)),
     "head, first and last layer in 8 (`int4`)": PRECISIONS["int4"],
     "the same, gptq (`int4 --calibrate`)": PRECISIONS["int4"].calibrated(),
-    "4 bits, block 32, asymmetric, gptq; head in 8": _recipe("int4-block32-asymmetric-gptq", _HEAD),
+    "4 bits, block 32, asymmetric, gptq; head in 8": recipe("int4-block32-asymmetric-gptq", _HEAD),
     "`int2`": PRECISIONS["int2"],
 }
 
