@@ -87,7 +87,7 @@ def read_wordnet(folder: Path) -> list[Entry]:
     """Read the words that WordNet's texts use, each in its most frequent sense; see wndb(5WN)."""
     best: dict[str, Entry] = {}
     for suffix, part in PARTS.items():
-        glosses = dict(_glosses(folder / f"data.{suffix}"))
+        glosses = {offset: re.split(r";|\"", gloss)[0].strip() for offset, _, gloss in meanings(folder, suffix)}
         for line in (folder / f"index.{suffix}").read_text(encoding="ascii").splitlines():
             fields = line.split()
             if line.startswith(" ") or not re.fullmatch(r"[a-z]{4,}", fields[0]):
@@ -100,11 +100,13 @@ def read_wordnet(folder: Path) -> list[Entry]:
     return sorted(best.values(), key=lambda entry: entry.word)
 
 
-def _glosses(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text(encoding="ascii").splitlines():
+def meanings(wordnet: Path, suffix: str) -> Iterator[tuple[str, list[str], str]]:
+    """Yield the meanings of a part of speech: their offsets, their words and their glosses; see wndb(5WN)."""
+    for line in (wordnet / f"data.{suffix}").read_text(encoding="ascii").splitlines():
         if not line.startswith(" "):
-            gloss = line.partition(" | ")[2]
-            yield line.split()[0], re.split(r";|\"", gloss)[0].strip()
+            data, _, gloss = line.partition(" | ")
+            fields = data.split()
+            yield fields[0], fields[4 : 4 + 2 * int(fields[3], 16) : 2], gloss
 
 
 def write_chats(entries: Sequence[Entry], path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from definitions import fetch_wordnet
+from definitions import fetch_wordnet, meanings
 
 # Part of speech -> how a definition becomes a sentence.
 _SENTENCES = {"noun": "{article} {word} is {gloss}.", "verb": "To {word} is to {gloss}."}
@@ -20,17 +20,12 @@ _LONGEST = 300  # characters
 
 
 def sentences(wordnet: Path) -> Iterator[str]:
-    """Yield a sentence for each word of each meaning; see wndb(5WN)."""
+    """Yield a sentence for each word of each meaning."""
     for part, pattern in _SENTENCES.items():
-        for line in (wordnet / f"data.{part}").read_text(encoding="ascii").splitlines():
-            if line.startswith(" "):
-                continue
-            data, _, gloss = line.partition(" | ")
-            fields = data.split()
+        for _, words, gloss in meanings(wordnet, part):
             meaning = re.split(r"; |\"", gloss)[0].strip(" ;:.")
             meaning = re.sub(r"^\([^)]*\) ", "", meaning)
-            for index in range(int(fields[3], 16)):
-                word = re.sub(r"\(.*\)", "", fields[4 + 2 * index]).replace("_", " ")
+            for word in (re.sub(r"\(.*\)", "", word).replace("_", " ") for word in words):
                 sentence = pattern.format(article="An" if word[0] in "aeiouAEIOU" else "A", word=word, gloss=meaning)
                 # Names and plurals would be bad sentences of this form.
                 if word.islower() and meaning[:1].islower() and len(sentence) <= _LONGEST:

@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 
 import click
 
-from definitions import PARTS, fetch_package, fetch_wordnet
+from definitions import PARTS, fetch_package, fetch_wordnet, meanings
 from edgelm.runtime.cpu import physical_cores
 from finetune_proof import run
 from gguf_twin import write_first
@@ -42,16 +42,13 @@ _DOCUMENTATION = "usr/share/doc/python3.13/html/_sources"
 _SCORED, _RUN = "reference", 8
 
 
-def meanings(wordnet: Path) -> Iterator[str]:
-    """Yield documents: some meanings that follow each other in WordNet, each with its words; see wndb(5WN)."""
+def documents(wordnet: Path) -> Iterator[str]:
+    """Yield documents: some meanings that follow each other in WordNet, each with its words."""
     for part in PARTS:
         lines = []
-        for line in (wordnet / f"data.{part}").read_text(encoding="ascii").splitlines():
-            if not line.startswith(" "):
-                data, _, gloss = line.partition(" | ")
-                fields = data.split()
-                words = [fields[4 + 2 * index].partition("(")[0] for index in range(int(fields[3], 16))]
-                lines.append(f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}")
+        for _, words, gloss in meanings(wordnet, part):
+            names = ", ".join(word.partition("(")[0] for word in words)
+            lines.append(f"{names.replace('_', ' ')}: {gloss.strip()}")
         for start in range(0, len(lines), _MEANINGS):
             yield "\n".join(lines[start : start + _MEANINGS])
 
@@ -80,7 +77,7 @@ def main(folder: Path, steps: int, threads: int) -> None:
     if not corpus.exists():
         wordnet = fetch_wordnet(folder / "wordnet")
         documentation = fetch_package("python3.13-doc", folder / "documentation") / _DOCUMENTATION
-        texts = [*meanings(wordnet), *pages(documentation)]
+        texts = [*documents(wordnet), *pages(documentation)]
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     if not tokenizer.exists():
         run("tokenizer", "train", corpus, "--vocab-size", VOCABULARY, "-o", tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from trained_llama import meanings, pages
+from trained_llama import documents, pages
 
 _OWN = "A paragraph that stands in no topic of the help and that training may have seen."
 
@@ -26,4 +26,4 @@ def test_meanings_are_read_from_wordnet_with_their_words(tmp_path: Path) -> None
     with (tmp_path / "data.adj").open("a", encoding="ascii") as file:
         file.write(line * 33)
     meaning = 'law practice, galore: the practice of law; "a law practice"'
-    assert list(meanings(tmp_path)) == ["\n".join([meaning] * 32), meaning]
+    assert list(documents(tmp_path)) == ["\n".join([meaning] * 32), meaning]
