@@ -47,7 +47,7 @@ _GGUF_KEYS: GGUFKeys = {
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
-    dense = _dense_layers(values, layers)
+    dense = experts.dense_layers(values, layers)
     kinds = hf_values.layer_types(values) or _usual_kinds(values, layers)
     turns = dense if hf_values.bounded(values, "prefix_dense_sliding_window_pattern") == 1 else ()
     sees_all = hf_values.layers_of(kinds, "full_attention")
@@ -68,13 +68,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         **_shared(values, size, dense),
         **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
     )
-
-
-def _dense_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    listed = hf_values.layer_types(values, "mlp_layer_types")
-    if listed is not None:
-        return hf_values.layers_of(listed, "dense")
-    return tuple(range(min(hf_values.whole_number(values, "first_k_dense_replace"), layers)))
 
 
 def _usual_kinds(values: Mapping[str, Any], layers: int) -> list[str]:

@@ -123,28 +123,6 @@ def _growth_of_scores(values: Mapping[str, Any]) -> float:
     return grown * grown  # infinite, which a config refuses, where a power would raise
 
 
-def _expert_fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    size, shared = (hf_values.whole_number(values, key) for key in ("moe_intermediate_size", "n_shared_experts"))
-    dense = hf_values.layer_types(values, "mlp_layer_types")
-    if dense is None:
-        first = min(max(hf_values.whole_number(values, "first_k_dense_replace"), 0), layers)
-        dense = ["dense"] * first + ["sparse"] * (layers - first)
-    if len(dense) != layers or not set(dense) <= {"dense", "sparse"}:
-        raise CheckpointError(
-            f"config.json: mlp_layer_types is {dense!r:.200}; it must say 'dense' or 'sparse' of each of {layers} "
-            "layers."
-        )
-    return {
-        "moe_intermediate_size": size,
-        "shared_expert_intermediate_size": size * shared or None,
-        "routed_scaling_factor": hf_values.number(values, "routed_scaling_factor", 1.0),
-        "layers_without_experts": hf_values.layers_of(dense, "dense"),
-        "n_group": hf_values.bounded(values, "n_group"),
-        "topk_group": hf_values.bounded(values, "topk_group"),
-        **experts.expert_fields(values, "n_routed_experts"),
-    }
-
-
 def _to_v2_config(values: dict[str, Any]) -> ModelConfig:
     config = latent_config(values)
     method, groups = values.get("topk_method", "greedy"), hf_values.whole_number(values, "n_group", 1)
@@ -152,22 +130,14 @@ def _to_v2_config(values: dict[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"config.json: topk_method is {method!r:.60} and n_group {groups}; supported is 'greedy'."
         )
-    return dataclasses.replace(
-        config,
-        norm_topk_prob=False,
-        **_expert_fields(values | {"n_group": 1, "topk_group": 1}, config.num_hidden_layers),
-    )
+    fields = sigmoid_experts.fields(values | {"n_group": 1, "topk_group": 1}, config.num_hidden_layers)
+    fields |= {"scoring_func": "softmax", "norm_topk_prob": False, "expert_choice_bias": False}
+    return dataclasses.replace(config, **fields)
 
 
 def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
     config = latent_config(values)
-    return dataclasses.replace(
-        config,
-        scoring_func="sigmoid",
-        norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
-        expert_choice_bias=True,
-        **_expert_fields(values, config.num_hidden_layers),
-    )
+    return dataclasses.replace(config, **sigmoid_experts.fields(values, config.num_hidden_layers))
 
 
 def _to_sarvam_config(values: dict[str, Any]) -> ModelConfig:

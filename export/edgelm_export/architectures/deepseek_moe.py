@@ -48,10 +48,9 @@ _GGUF_KEYS = experts.gguf_keys("n_routed_experts") | {
 def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     config = llama.to_model_config({**values, "mlp_bias": False})
     size = hf_values.whole_number(values, "moe_intermediate_size", config.intermediate_size)
-    dense = hf_values.whole_number(values, "first_k_dense_replace")
     return dataclasses.replace(
         config,
-        layers_without_experts=tuple(range(min(dense, config.num_hidden_layers))),
+        layers_without_experts=experts.dense_layers(values, config.num_hidden_layers),
         moe_intermediate_size=size,
         shared_expert_intermediate_size=size * hf_values.whole_number(values, "n_shared_experts", 0) or None,
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),

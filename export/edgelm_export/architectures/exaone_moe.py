@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import exaone, experts, hf_values, llama, sigmoid_experts
+from edgelm_export.architectures import exaone, experts, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN
 from edgelm_export.tensor_map import TensorLayout
@@ -17,11 +17,7 @@ _NAMES = {f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.e_score_correction_bi
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = exaone.EXAONE4.to_model_config(values)
-    fields = sigmoid_experts.fields(values, config.num_hidden_layers)
-    kinds = hf_values.layer_types(values, "mlp_layer_types")
-    if kinds is not None:
-        fields["layers_without_experts"] = hf_values.layers_of(kinds, "dense")
-    return dataclasses.replace(config, norm_placement="pre", **fields)
+    return dataclasses.replace(config, norm_placement="pre", **sigmoid_experts.fields(values, config.num_hidden_layers))
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:

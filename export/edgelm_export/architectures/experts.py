@@ -77,6 +77,23 @@ def sparse_layers(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {"layers_without_experts": without}
 
 
+def dense_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Return the layers without experts: those that mlp_layer_types calls dense; without it, the first so many.
+
+    Raises:
+        CheckpointError: mlp_layer_types does not say "dense" or "sparse" of each layer.
+    """
+    kinds = hf_values.layer_types(values, "mlp_layer_types")
+    if kinds is None:
+        return tuple(range(min(hf_values.whole_number(values, "first_k_dense_replace"), layers)))
+    if len(kinds) != layers or not set(kinds) <= {"dense", "sparse"}:
+        raise CheckpointError(
+            f"config.json: mlp_layer_types is {kinds!r:.200}; it must say 'dense' or 'sparse' of each of {layers} "
+            "layers."
+        )
+    return hf_values.layers_of(kinds, "dense")
+
+
 def shared_expert_names(mlp: str) -> dict[str, str]:
     """Return how Qwen's families name the one feed-forward beside the experts that every token goes through."""
     return {f"{mlp}.shared_experts.{part}_proj": f"{mlp}.shared_expert.{part}_proj" for part in ("gate", "up", "down")}

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import hf_values, llama, sigmoid_experts
+from edgelm_export.architectures import llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
@@ -20,11 +20,7 @@ _NAMES = {
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
-    fields = sigmoid_experts.fields(values, config.num_hidden_layers)
-    kinds = hf_values.layer_types(values, "mlp_layer_types")
-    if kinds is not None:
-        fields["layers_without_experts"] = hf_values.layers_of(kinds, "dense")
-    return dataclasses.replace(config, **fields)
+    return dataclasses.replace(config, **sigmoid_experts.fields(values, config.num_hidden_layers))
 
 
 HY_V3 = Architecture(

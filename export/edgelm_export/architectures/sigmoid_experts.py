@@ -30,15 +30,12 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Return the fields of ModelConfig for experts, of config.json's values under DeepSeek-V3's names.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are none, or mlp_layer_types does not say of each layer whether it has some.
     """
-    size, shared, dense = (
-        hf_values.whole_number(values, key)
-        for key in ("moe_intermediate_size", "n_shared_experts", "first_k_dense_replace")
-    )
+    size, shared = (hf_values.whole_number(values, key) for key in ("moe_intermediate_size", "n_shared_experts"))
     return {
         "mlp_bias": False,
-        "layers_without_experts": tuple(range(min(dense, layers))),
+        "layers_without_experts": experts.dense_layers(values, layers),
         "moe_intermediate_size": size,
         "shared_expert_intermediate_size": size * shared or None,
         "scoring_func": "sigmoid",
