@@ -301,8 +301,9 @@ def gguf_header(**changes: Any) -> GGUFHeader:
         "blk.0.laurel_l.weight": (8, 64),
     }
     shapes |= changes.pop("shapes", {})
+    said = {f"gemma3n.{key}": value for key, value in (metadata | changes).items() if value is not None}
     return GGUFHeader(
-        metadata={f"gemma3n.{key}": value for key, value in (metadata | changes).items() if value is not None},
+        metadata={"general.architecture": "gemma3n", **said},
         shapes=shapes,
         rope_factors={},
     )

@@ -341,8 +341,9 @@ def gguf_header(**changes: Any) -> GGUFHeader:
         "attention.shared_kv_layers": 1,
     }  # fmt: skip
     factors = changes.pop("factors", [1.0] * 4 + [1e30] * 12)
+    said = metadata | changes
     return GGUFHeader(
-        metadata={f"gemma4.{key}": value for key, value in (metadata | changes).items()},
+        metadata={"general.architecture": "gemma4", **{f"gemma4.{key}": value for key, value in said.items()}},
         shapes={"token_embd.weight": (320, 64)},
         rope_factors={} if factors is None else {"rope_freqs.weight": np.array(factors, np.float32)},
     )

@@ -53,7 +53,8 @@ def test_a_llama_with_experts_is_a_mixtral_in_gguf() -> None:
 
 def test_a_llama_4_in_gguf_is_one_whose_layers_see_all_tokens() -> None:
     metadata = {key.replace("llama.", "llama4."): value for key, value in METADATA.items()}
-    row, family = gguf_architecture_of(metadata | {"general.architecture": "llama4"}, "here")
+    metadata["general.architecture"] = "llama4"
+    row, family = gguf_architecture_of(metadata, "here")
 
     def config(**said: Any) -> ModelConfig:
         header = GGUFHeader(metadata=metadata | said, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
@@ -170,9 +171,10 @@ def test_gguf_rope_scalings_become_ours() -> None:
 
 
 def test_a_deepseek_moe_is_scored_by_softmax() -> None:
-    header = GGUFHeader(metadata={"deepseek.expert_gating_func": 2}, shapes={}, rope_factors={})
+    metadata = {"general.architecture": "deepseek", "deepseek.expert_gating_func": 2}
+    header = GGUFHeader(metadata=metadata, shapes={}, rope_factors={})
     with pytest.raises(CheckpointError, match=r"expert_gating_func is 2; supported is this family's 1 \(softmax\)"):
-        check_gguf_scoring(header, "deepseek", GGUF_SOFTMAX)
+        check_gguf_scoring(header, GGUF_SOFTMAX)
 
 
 def test_of_two_epsilons_a_family_reads_that_of_its_norm() -> None:
@@ -281,6 +283,7 @@ def family_config(family: str, changes: dict[str, Any], **header: Any) -> dict[s
     """Make config.json of METADATA as that of another family."""
     gguf = ARCHITECTURES[family].gguf
     metadata = {key.replace("llama.", f"{gguf.architecture}."): value for key, value in METADATA.items()} | changes
+    metadata["general.architecture"] = gguf.architecture
     fields = {"shapes": {"token_embd.weight": (320, 64)}, "rope_factors": {}} | header
     return gguf.to_hf_config(GGUFHeader(metadata=metadata, **fields))
 
@@ -367,7 +370,7 @@ def test_a_layer_that_guesses_further_tokens_stands_behind_those_of_the_model(fa
 
 def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> None:
     metadata = {key.replace("llama.", "lfm2moe."): value for key, value in METADATA.items()}
-    metadata |= {"lfm2moe.shortconv.l_cache": 3, "lfm2moe.expert_gating_func": 1}
+    metadata |= {"general.architecture": "lfm2moe", "lfm2moe.shortconv.l_cache": 3, "lfm2moe.expert_gating_func": 1}
     header = GGUFHeader(metadata=metadata, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
     with pytest.raises(CheckpointError, match=r"expert_gating_func is 1; supported is this family's 2 \(sigmoid\)"):
         ARCHITECTURES["lfm2_moe"].gguf.to_hf_config(header)

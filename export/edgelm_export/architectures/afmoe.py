@@ -45,7 +45,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = sigmoid_experts.gguf_values(header, "afmoe", WINDOW)
+    values = sigmoid_experts.gguf_values(header, WINDOW)
     return {**values, "route_norm": values["norm_topk_prob"], "mup_enabled": True}  # as llama.cpp computes
 
 

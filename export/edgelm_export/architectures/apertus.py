@@ -54,7 +54,7 @@ def _to_model_config_1p5(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = llama.gguf_values(header, "apertus")
+    values = llama.gguf_values(header)
     default = {"rope_type": "default", "rope_theta": values["rope_theta"]}
     return values | {"rope_scaling": values["rope_scaling"] or default}
 

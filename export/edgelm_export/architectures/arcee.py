@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 
 ARCEE = Architecture(
@@ -16,9 +16,5 @@ ARCEE = Architecture(
     },
     read_config=llama.to_model_config,
     features={"mlp_gated": False},
-    gguf=GGUFFamily(
-        architecture="arcee",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "arcee"),
-        layout=llama.GGUF_LAYOUT,
-    ),
+    gguf=GGUFFamily(architecture="arcee", layout=llama.GGUF_LAYOUT),
 )

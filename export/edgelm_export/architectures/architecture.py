@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm_export.architectures import gguf_header
 from edgelm_export.tensor_map import CANONICAL, TensorLayout, pattern_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
-    """What a GGUF file says of its model before any large tensor is read.
+    """What a GGUF file says of its model before any large tensor is read, with the keys of its family.
 
     shapes: the tensors by GGUF name, each in numpy's order (rows first). rope_factors: by their names, the tensors
     [R/2] by which llama.cpp divides each rotary frequency (`ROPE_FACTORS`), those that the file has.
@@ -26,6 +27,11 @@ class GGUFHeader:
     metadata: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     rope_factors: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def architecture(self) -> str:
+        """What llama.cpp calls the family, before each of its keys."""
+        return str(self.metadata["general.architecture"])
 
 
 # Llama 3's factors, and LongRoPE's within and beyond the original context.
@@ -44,7 +50,7 @@ class GGUFFamily:
     """
 
     architecture: str
-    to_hf_config: Callable[[GGUFHeader], dict[str, Any]]
+    to_hf_config: Callable[[GGUFHeader], dict[str, Any]] = gguf_header.to_hf_config
     layout: TensorLayout
     has_experts: bool = False
     also_called: tuple[str, ...] = ()

@@ -59,9 +59,7 @@ BLOOM = Architecture(
     layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
     gguf=GGUFFamily(
         architecture="bloom",
-        to_hf_config=lambda header: gguf_header.to_hf_config(
-            header, "bloom", {"context_length": "seq_length"}, norm="layer"
-        ),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, {"context_length": "seq_length"}, norm="layer"),
         layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED | {"model.embed_norm": "token_embd_norm"}),
     ),
 )

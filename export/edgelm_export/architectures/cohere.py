@@ -88,12 +88,12 @@ def _to_compass_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return _gguf_values(header, "command-r") | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
+    return _gguf_values(header) | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 
-def _gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, architecture, {"logit_scale": None, **keys}, norm="layer")
-    return values | {"logit_scale": float32_number(header.metadata, f"{architecture}.logit_scale")}
+def _gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    values = gguf_header.to_hf_config(header, {"logit_scale": None, **keys}, norm="layer")
+    return values | {"logit_scale": float32_number(header.metadata, f"{header.architecture}.logit_scale")}
 
 
 # Both transformers and llama.cpp turn neighbouring dimensions of a head.
@@ -123,7 +123,7 @@ COHERE2 = Architecture(
     layout=TensorLayout(row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="cohere2",
-        to_hf_config=lambda header: _gguf_values(header, "cohere2", WINDOW),
+        to_hf_config=lambda header: _gguf_values(header, WINDOW),
         layout=dataclasses.replace(llama.GGUF_LAYOUT, ignored=frozenset({"rope_freqs.weight"})),
     ),
 )

@@ -104,10 +104,10 @@ def _shared(values: Mapping[str, Any], size: int, dense: tuple[int, ...]) -> dic
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    experts.check_gguf_scoring(header, "cohere2moe")
+    experts.check_gguf_scoring(header)
     metadata = header.metadata
     is_rms = "cohere2moe.attention.layer_norm_rms_epsilon" in metadata
-    values = gguf_header.to_hf_config(header, "cohere2moe", _GGUF_KEYS, norm="rms" if is_rms else "layer")
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS, norm="rms" if is_rms else "layer")
     layers = values["num_hidden_layers"] - whole_number(metadata, "cohere2moe.nextn_predict_layers", 0)
     return values | {
         "num_hidden_layers": layers,
@@ -116,7 +116,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         "prefix_dense_intermediate_size": values["intermediate_size"],
         "intermediate_size": values["moe_intermediate_size"],
         "expert_selection_fn": "sigmoid",
-        "layer_types": window_kinds(metadata, "cohere2moe")[: max(layers, 0)],
+        "layer_types": window_kinds(header)[: max(layers, 0)],
         "logit_scale": float32_number(metadata, "cohere2moe.logit_scale"),
     }
 

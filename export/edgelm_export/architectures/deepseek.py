@@ -161,11 +161,12 @@ def _to_minicpm3_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_latent_values(header: GGUFHeader, name: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+def _gguf_latent_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a file of either kind: one head of keys for all queries, or the older one with the
     size of each query's.
     """
-    metadata, prefix = header.metadata, f"{name}.attention."
+    metadata, name = header.metadata, header.architecture
+    prefix = f"{name}.attention."
     rank, turning = (
         whole_number(metadata, f"{prefix}kv_lora_rank"),
         whole_number(metadata, f"{name}.rope.dimension_count"),
@@ -177,7 +178,7 @@ def _gguf_latent_values(header: GGUFHeader, name: str, keys: GGUFKeys = NO_KEYS)
     kept = {f"{prefix}{part}_length": rank + turning for part in ("key", "value")}
     as_one_head = {**metadata, **kept, f"{prefix}head_count_kv": 1, f"{name}.rope.dimension_count": rank + turning}
     header = dataclasses.replace(header, metadata=as_one_head)
-    values = gguf_header.to_hf_config(header, name, {**_GGUF_KEYS, **keys})
+    values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys})
     grown = f"{name}.rope.scaling.yarn_log_multiplier"
     if values["rope_scaling"] and grown in metadata:
         scale = 10 * float32_number(metadata, grown)  # a tenth of it is in the file
@@ -189,7 +190,7 @@ def _gguf_latent_values(header: GGUFHeader, name: str, keys: GGUFKeys = NO_KEYS)
 
 def _gguf_to_expert_config(header: GGUFHeader) -> dict[str, Any]:
     metadata, name = header.metadata, "deepseek2"
-    values = _gguf_latent_values(header, name, _GGUF_EXPERTS)
+    values = _gguf_latent_values(header, _GGUF_EXPERTS)
     unsaid = experts.GGUF_SIGMOID if values["vocab_size"] == _GLM_VOCABULARY else experts.GGUF_SOFTMAX
     scoring = whole_number(metadata, f"{name}.expert_gating_func", unsaid)
     if scoring not in (experts.GGUF_SOFTMAX, experts.GGUF_SIGMOID):
@@ -236,7 +237,7 @@ YOUTU = Architecture(
     layout=_LAYOUT,
     gguf=GGUFFamily(
         architecture="deepseek2",
-        to_hf_config=lambda header: _gguf_latent_values(header, "deepseek2"),
+        to_hf_config=_gguf_latent_values,
         layout=_GGUF_LAYOUT,
     ),
 )
@@ -247,7 +248,7 @@ MINICPM3 = Architecture(
     layout=dataclasses.replace(_LAYOUT, row_orders={}, has_more_layers=False),
     gguf=GGUFFamily(
         architecture="minicpm3",
-        to_hf_config=lambda header: _gguf_latent_values(header, "minicpm3"),
+        to_hf_config=_gguf_latent_values,
         layout=dataclasses.replace(_GGUF_LAYOUT, row_orders={}, ignored=gguf_header.LONGROPE_TENSORS),
     ),
 )

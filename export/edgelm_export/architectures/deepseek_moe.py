@@ -73,9 +73,9 @@ def _to_ling_config(values: dict[str, Any]) -> ModelConfig:
     return _to_model_config({**_LING_DEFAULTS, **values})
 
 
-def _gguf_values(header: GGUFHeader, name: str) -> dict[str, Any]:
-    experts.check_gguf_scoring(header, name, experts.GGUF_SOFTMAX)
-    return gguf_header.to_hf_config(header, name, _GGUF_KEYS)
+def _gguf_values(header: GGUFHeader) -> dict[str, Any]:
+    experts.check_gguf_scoring(header, experts.GGUF_SOFTMAX)
+    return gguf_header.to_hf_config(header, _GGUF_KEYS)
 
 
 DEEPSEEK_MOE = Architecture(
@@ -94,7 +94,7 @@ DEEPSEEK_MOE = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="deepseek",
-        to_hf_config=lambda header: _gguf_values(header, "deepseek"),
+        to_hf_config=_gguf_values,
         layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
@@ -113,7 +113,7 @@ LING = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe",
-        to_hf_config=lambda header: _gguf_values(header, "bailingmoe"),
+        to_hf_config=_gguf_values,
         layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),
@@ -136,7 +136,7 @@ LING_2 = Architecture(
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe2",
-        to_hf_config=lambda header: sigmoid_experts.gguf_values(header, "bailingmoe2", turns_a_part=True),
+        to_hf_config=lambda header: sigmoid_experts.gguf_values(header, turns_a_part=True),
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
         has_experts=True,
     ),

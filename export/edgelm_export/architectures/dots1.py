@@ -38,7 +38,7 @@ DOTS1 = Architecture(
     mlx=TensorLayout(names=experts.mlx_names("model.layers.{i}.mlp.experts")),
     gguf=GGUFFamily(
         architecture="dots1",
-        to_hf_config=lambda header: sigmoid_experts.gguf_values(header, "dots1") | {"sliding_window": None},
+        to_hf_config=lambda header: sigmoid_experts.gguf_values(header) | {"sliding_window": None},
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),

@@ -90,7 +90,7 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return gguf_header.to_hf_config(header, "ernie4_5") | {"use_bias": "blk.0.attn_q.bias" in header.shapes}
+    return gguf_header.to_hf_config(header) | {"use_bias": "blk.0.attn_q.bias" in header.shapes}
 
 
 ERNIE4_5 = Architecture(
@@ -121,7 +121,7 @@ ERNIE4_5_MOE = Architecture(
     ),
     gguf=GGUFFamily(
         architecture="ernie4_5-moe",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "ernie4_5-moe", _GGUF_MOE_KEYS),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, _GGUF_MOE_KEYS),
         layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),

@@ -58,7 +58,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = llama.gguf_values(header, "exaone4", {"attention.sliding_window": None, WINDOW_PATTERN: None})
+    values = llama.gguf_values(header, {"attention.sliding_window": None, WINDOW_PATTERN: None})
     layers = values["num_hidden_layers"]
     has_windows = layers == _LAYERS_OF_32B
     return {
@@ -89,7 +89,7 @@ EXAONE = Architecture(
     layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
     gguf=GGUFFamily(
         architecture="exaone",
-        to_hf_config=lambda header: llama.gguf_values(header, "exaone"),
+        to_hf_config=llama.gguf_values,
         layout=TensorLayout(
             names=llama.GGUF_NAMES,
             ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config

@@ -22,7 +22,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "exaone-moe"
-    values = sigmoid_experts.gguf_values(header, name, {**WINDOW, WINDOW_PATTERN: None})
+    values = sigmoid_experts.gguf_values(header, {**WINDOW, WINDOW_PATTERN: None})
     pattern = header.metadata.get(f"{name}.{WINDOW_PATTERN}")
     kinds = None
     if isinstance(pattern, list):

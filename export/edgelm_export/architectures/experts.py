@@ -106,13 +106,13 @@ def gguf_keys(
     return {"expert_count": count, "expert_used_count": chosen, "expert_feed_forward_length": size}
 
 
-def check_gguf_scoring(header: GGUFHeader, architecture: str, expected: int = GGUF_SIGMOID) -> None:
+def check_gguf_scoring(header: GGUFHeader, expected: int = GGUF_SIGMOID) -> None:
     """Check that the experts of a GGUF file are scored as its family's are, where it says how.
 
     Raises:
         CheckpointError: it says another.
     """
-    key = f"{architecture}.expert_gating_func"
+    key = f"{header.architecture}.expert_gating_func"
     number = whole_number(header.metadata, key, expected)
     if number != expected:
         name = "sigmoid" if expected == GGUF_SIGMOID else "softmax"

@@ -78,9 +78,9 @@ def _refuse_what_is_not_read(values: Mapping[str, Any], config: ModelConfig, giv
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     # Of the multipliers a file says nothing: llama.cpp's converter puts them into the weights.
-    header, of_mamba = mamba2.gguf_values(header, "falcon-h1")
+    header, of_mamba = mamba2.gguf_values(header)
     return {
-        **gguf_header.to_hf_config(header, "falcon-h1", mamba2.GGUF_KEYS),
+        **gguf_header.to_hf_config(header, mamba2.GGUF_KEYS),
         **{key: value for key, value in of_mamba.items() if key != "layer_types"},
         "mamba_rms_norm": "blk.0.ssm_norm.weight" in header.shapes,
         "mamba_norm_before_gate": False,

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
@@ -44,9 +44,5 @@ GEMMA = Architecture(
     },
     read_config=_to_model_config,
     features={"norm": "rms_offset", "mlp_bias": False},
-    gguf=GGUFFamily(
-        architecture="gemma",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "gemma"),
-        layout=TensorLayout(names=llama.GGUF_NAMES, norms_plus_one=True),
-    ),
+    gguf=GGUFFamily(architecture="gemma", layout=TensorLayout(names=llama.GGUF_NAMES, norms_plus_one=True)),
 )

@@ -48,9 +48,9 @@ def to_model_config(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys: GGUFKeys) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, layers_of_27b: int, keys: GGUFKeys) -> dict[str, Any]:
     """Make the values of config.json that Gemma 2 and 3 share; llama.cpp leaves the scale of scores to its reader."""
-    values = gguf_header.to_hf_config(header, architecture, {**WINDOW, **keys})
+    values = gguf_header.to_hf_config(header, {**WINDOW, **keys})
     scalar = values["head_dim"]
     if values["num_hidden_layers"] == layers_of_27b:
         scalar = values["hidden_size"] // values["num_attention_heads"]
@@ -59,7 +59,7 @@ def gguf_values(header: GGUFHeader, architecture: str, layers_of_27b: int, keys:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    return gguf_values(header, "gemma2", _LAYERS_OF_27B, {key: (key, default) for key, default in caps.items()})
+    return gguf_values(header, _LAYERS_OF_27B, {key: (key, default) for key, default in caps.items()})
 
 
 GEMMA2 = Architecture(

@@ -70,7 +70,7 @@ def rotations(values: Mapping[str, Any], theta: float, local_theta: float) -> di
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gemma2.gguf_values(header, "gemma3", _LAYERS_OF_27B, _GGUF_KEYS)
+    values = gemma2.gguf_values(header, _LAYERS_OF_27B, _GGUF_KEYS)
     if "gemma3.final_logit_softcapping" in header.metadata:
         values["final_logit_softcapping"] = float32_number(header.metadata, "gemma3.final_logit_softcapping")
     return values

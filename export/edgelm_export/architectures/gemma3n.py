@@ -146,14 +146,14 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if isinstance(sizes, array):  # of each layer
         size = _one_size(sizes.tolist())
         header = dataclasses.replace(header, metadata={**metadata, "gemma3n.feed_forward_length": size})
-    values = gguf_header.to_hf_config(header, "gemma3n", _GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     table, left = "per_layer_token_embd.weight", "blk.0.laurel_l.weight"
     for name in (table, left):
         if not header.shapes.get(name):
             raise CheckpointError(f"The GGUF file has no tensor {name}: it is not a whole Gemma 3n.")
     return {
         **values,
-        "layer_types": window_kinds(metadata, "gemma3n") if f"gemma3n.{WINDOW_PATTERN}" in metadata else None,
+        "layer_types": window_kinds(header) if f"gemma3n.{WINDOW_PATTERN}" in metadata else None,
         "vocab_size_per_layer_input": header.shapes[table][0],
         "altup_correct_scale": True,
         "laurel_rank": header.shapes[left][0],

@@ -173,7 +173,7 @@ def _refuse_another_vocabulary(values: Mapping[str, Any], per_layer: int) -> Non
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    kinds = window_kinds(header.metadata, "gemma4")
+    kinds = window_kinds(header)
     shared = whole_number(header.metadata, "gemma4.attention.shared_kv_layers", 0)
     heads, is_wide = _gguf_kv_heads(header, kinds), False
     sizes = header.metadata.get("gemma4.feed_forward_length")
@@ -183,7 +183,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         header = _with(header, "feed_forward_length", sizes[0] if is_wide else sizes)
     has_experts = whole_number(header.metadata, "gemma4.expert_count", 0)
     keys = {**_GGUF_KEYS, **(_GGUF_EXPERTS if has_experts else {})}
-    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), "gemma4", keys)
+    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), keys)
     metadata = header.metadata
     head_dim = whole_number(metadata, "gemma4.attention.key_length_swa", values["head_dim"])
     for key in ("attention.value_length_swa", "rope.dimension_count_swa"):

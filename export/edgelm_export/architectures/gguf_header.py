@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgelm.config import MAX_LAYERS
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (
     NO_KEYS,
     GGUFKeys,
@@ -21,6 +20,9 @@ from edgelm_export.architectures.gguf_values import (
     whole_number,
 )
 from edgelm_export.tensor_map import TensorLayout
+
+if TYPE_CHECKING:
+    from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 
 # What of `<architecture>.*` is read below, repeats what the tensors say, is the caller's choice (pooling), or has no
 # effect in llama.cpp either (yarn_attn_factor: the factor of attention that config.json names follows from the rest).
@@ -52,7 +54,8 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
         return metadata
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     kept = {f"{architecture}.{key}": value for key, value in own.items() if key not in _OF_IMAGES}
-    return {key: value for key, value in metadata.items() if not key.startswith(prefix)} | kept
+    others = {key: value for key, value in metadata.items() if not key.startswith(prefix)}
+    return {**others, **kept, "general.architecture": architecture}
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
@@ -76,9 +79,7 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     return dataclasses.replace(layout, names={**names, **packed})
 
 
-def by_layer(
-    header: GGUFHeader, architecture: str, key: str = "attention.head_count_kv"
-) -> tuple[GGUFHeader, list[int]]:
+def by_layer(header: GGUFHeader, key: str = "attention.head_count_kv") -> tuple[GGUFHeader, list[int]]:
     """Read a size of each layer, such as its heads of keys and values: none, or one and the same as all others have.
 
     Returns the header with that size for all, as `to_hf_config` reads it, and the list.
@@ -86,10 +87,10 @@ def by_layer(
     Raises:
         CheckpointError: the file has more layers than are supported, or lists the size for more or fewer than it has.
     """
-    key, layers = f"{architecture}.{key}", whole_number(header.metadata, f"{architecture}.block_count")
+    key, layers = f"{header.architecture}.{key}", whole_number(header.metadata, f"{header.architecture}.block_count")
     if layers > MAX_LAYERS:
         raise CheckpointError(
-            f"GGUF metadata: {architecture}.block_count is {layers}; at most {MAX_LAYERS} are supported."
+            f"GGUF metadata: {header.architecture}.block_count is {layers}; at most {MAX_LAYERS} are supported."
         )
     sizes = header.metadata.get(key)
     if not isinstance(sizes, array):
@@ -103,22 +104,17 @@ def by_layer(
 
 
 def to_hf_config(
-    header: GGUFHeader,
-    architecture: str,
-    keys: GGUFKeys = NO_KEYS,
-    *,
-    norm: str = "rms",
-    turns_a_part: bool = False,
+    header: GGUFHeader, keys: GGUFKeys = NO_KEYS, *, norm: str = "rms", turns_a_part: bool = False
 ) -> dict[str, Any]:
     """Make the values of config.json that all families share, in Llama's terms.
 
-    architecture: the prefix of the metadata's keys. keys: those of the family, which count before the shared ones.
-    norm: "rms" or "layer". turns_a_part: a head may turn in its first part alone.
+    keys: those of the family, which count before the shared ones. norm: "rms" or "layer". turns_a_part: a head may turn
+    in its first part alone.
 
     Raises:
         CheckpointError: the metadata lacks a value, or asks for a feature that is not supported.
     """
-    metadata, shapes, prefix = header.metadata, header.shapes, f"{architecture}."
+    metadata, shapes, prefix = header.metadata, header.shapes, f"{header.architecture}."
     epsilon = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[norm]
     # A converter may write both epsilons of a config that has one; llama.cpp reads that of the family's norm.
     refuse_unknown_keys(metadata, prefix, frozenset(f"{prefix}{key}" for key in _KEYS | keys.keys()))

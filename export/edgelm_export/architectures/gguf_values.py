@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from edgelm.arguments import is_number, is_whole
 from edgelm.errors import CheckpointError
 from edgelm.number_bounds import FLOAT32_END
 from edgelm_export.gguf import GGUFStrings
+
+if TYPE_CHECKING:
+    from edgelm_export.architectures.architecture import GGUFHeader
 
 WINDOW_PATTERN = "attention.sliding_window_pattern"
 # Keys of a family's metadata, without its prefix, to what config.json calls them: a whole number that a file must have;
@@ -81,27 +84,26 @@ def named_values(metadata: Mapping[str, Any], prefix: str, keys: GGUFKeys) -> di
     return values
 
 
-def rope_by_kind(values: dict[str, Any], metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+def rope_by_kind(values: dict[str, Any], header: GGUFHeader) -> dict[str, Any]:
     """Return `values` with rope apart for layers that see all tokens and those with a window, which scale none."""
     values, theta = dict(values), values["rope_theta"]
     every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {"rope_type": "default"})}
-    local = float32_number(metadata, f"{architecture}.rope.freq_base_swa", theta)
+    local = float32_number(header.metadata, f"{header.architecture}.rope.freq_base_swa", theta)
     kinds = {"full_attention": every, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
     return {**values, "rope_parameters": kinds}
 
 
-def window_kinds(metadata: Mapping[str, Any], architecture: str) -> list[str]:
+def window_kinds(header: GGUFHeader) -> list[str]:
     """Read which layers have a window, as config.json's layer_types.
 
     Raises:
         CheckpointError: the file does not say it of each layer.
     """
-    listed = metadata.get(f"{architecture}.{WINDOW_PATTERN}")
-    layers = whole_number(metadata, f"{architecture}.block_count")
+    key = f"{header.architecture}.{WINDOW_PATTERN}"
+    listed, layers = header.metadata.get(key), whole_number(header.metadata, f"{header.architecture}.block_count")
     if not isinstance(listed, list) or len(listed) != layers or not all(isinstance(value, bool) for value in listed):
         raise CheckpointError(
-            f"{architecture}.{WINDOW_PATTERN} is {str(listed)[:60]}; it must say of each of {str(layers)[:20]} layers "
-            "whether it has a window."
+            f"{key} is {str(listed)[:60]}; it must say of each of {str(layers)[:20]} layers whether it has a window."
         )
     return ["sliding_attention" if slides else "full_attention" for slides in listed]
 

@@ -28,9 +28,9 @@ _GGUF_NAMES = llama.GGUF_NAMES | _GGUF_GATE
 _GGUF_NAMES_4 = GGUF_NAMES | _GGUF_GATE
 
 
-def _gguf_values(header: GGUFHeader, architecture: str) -> dict[str, Any]:
+def _gguf_values(header: GGUFHeader) -> dict[str, Any]:
     keys = {gguf_header.SECTIONS: None}  # of a text part, whose positions have three numbers, the same
-    values = gguf_header.to_hf_config(header, architecture, keys, turns_a_part=True)
+    values = gguf_header.to_hf_config(header, keys, turns_a_part=True)
     has_biases = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & header.shapes.keys())
     return {**values, "attention_bias": has_biases}
 
@@ -51,7 +51,7 @@ GLM = Architecture(
     layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="chatglm",  # as its first version was called
-        to_hf_config=lambda header: _gguf_values(header, "chatglm"),
+        to_hf_config=_gguf_values,
         layout=TensorLayout(names=_GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )
@@ -62,7 +62,7 @@ GLM4 = dataclasses.replace(
     layout=TensorLayout(names=_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     gguf=GGUFFamily(
         architecture="glm4",
-        to_hf_config=lambda header: _gguf_values(header, "glm4"),
+        to_hf_config=_gguf_values,
         layout=TensorLayout(names=_GGUF_NAMES_4, row_orders=llama.GGUF_ROW_ORDERS),
     ),
 )

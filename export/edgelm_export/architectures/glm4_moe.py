@@ -29,7 +29,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = {gguf_header.SECTIONS: None}  # of GLM-4.5V, whose three are the same for a text
-    values = sigmoid_experts.gguf_values(header, "glm4moe", keys, turns_a_part=True)
+    values = sigmoid_experts.gguf_values(header, keys, turns_a_part=True)
     return values | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 

@@ -70,7 +70,7 @@ GPT2 = Architecture(
     mlx=TensorLayout(names={name: source.replace("transformer.", "model.") for name, source in NAMES.items()}),
     gguf=GGUFFamily(
         architecture="gpt2",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "gpt2", norm="layer"),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer"),
         layout=TensorLayout(names=GGUF_NAMES),
     ),
 )

@@ -21,7 +21,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     # The converter writes models with one key head alone.
-    return gguf_header.to_hf_config(header, "starcoder", norm="layer") | {"multi_query": True}
+    return gguf_header.to_hf_config(header, norm="layer") | {"multi_query": True}
 
 
 GPT_BIGCODE = Architecture(

@@ -38,7 +38,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys: GGUFKeys = {"use_parallel_residual": ("use_parallel_residual", True)}
-    values = gguf_header.to_hf_config(header, "gptneox", keys, norm="layer", turns_a_part=True)
+    values = gguf_header.to_hf_config(header, keys, norm="layer", turns_a_part=True)
     return values | {"attention_bias": "blk.0.attn_qkv.bias" in header.shapes}
 
 

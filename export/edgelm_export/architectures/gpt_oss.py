@@ -49,7 +49,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = {**WINDOW, **experts.gguf_keys("num_local_experts", size="intermediate_size")}
-    values = gguf_header.to_hf_config(header, "gpt-oss", keys)
+    values = gguf_header.to_hf_config(header, keys)
     if (scaling := values["rope_scaling"]) and scaling["rope_type"] == "yarn":
         scaling["truncate"] = False
     return values

@@ -69,16 +69,16 @@ def _to_moe_shared_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_values(header, "granitemoe", GGUF_MOE_KEYS)
+    values = gguf_values(header, GGUF_MOE_KEYS)
     return {"model_type": "granitemoeshared" if values["shared_intermediate_size"] else "granitemoe", **values}
 
 
-def gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a header, with the multipliers."""
-    values = gguf_header.to_hf_config(header, architecture, {**dict.fromkeys(_MULTIPLIERS.values()), **keys})
+    values = gguf_header.to_hf_config(header, {**dict.fromkeys(_MULTIPLIERS.values()), **keys})
     for key, name in _MULTIPLIERS.items():
         default = max(values["head_dim"], 1) ** -0.5 if key == "attention_multiplier" else 1.0
-        values[key] = float32_number(header.metadata, f"{architecture}.{name}", default)
+        values[key] = float32_number(header.metadata, f"{header.architecture}.{name}", default)
     return values
 
 
@@ -88,7 +88,7 @@ GRANITE = Architecture(
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="granite",
-        to_hf_config=lambda header: gguf_values(header, "granite"),
+        to_hf_config=gguf_values,
         layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -41,11 +41,11 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "granitehybrid"
-    header, layers = mamba2.gguf_values(header, name)
+    header, layers = mamba2.gguf_values(header)
     keys: GGUFKeys = granite.GGUF_MOE_KEYS
     if f"{name}.expert_count" not in header.metadata:
         keys = dict.fromkeys(keys)
-    values = granite.gguf_values(header, name, {**mamba2.GGUF_KEYS, **keys})
+    values = granite.gguf_values(header, {**mamba2.GGUF_KEYS, **keys})
     turns = header.metadata.get(f"{name}.rope.scaling.finetuned") is not False
     return {
         "num_local_experts": 0,

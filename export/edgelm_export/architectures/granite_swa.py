@@ -90,7 +90,7 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
-    values, metadata = granite.gguf_values(header, "granite_swa", {**keys, **_GGUF_KEYS}), header.metadata
+    values, metadata = granite.gguf_values(header, {**keys, **_GGUF_KEYS}), header.metadata
     patterns = {}
     for key, yes, no in (
         ("sliding_window_pattern", "sliding_attention", "full_attention"),

@@ -86,9 +86,7 @@ HUNYUAN = Architecture(
     features=_FEATURES,
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
-        architecture="hunyuan-dense",
-        # llama.cpp's converter has stretched the base.
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "hunyuan-dense"),
+        architecture="hunyuan-dense",  # whose base llama.cpp's converter has stretched
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
     ),
 )
@@ -105,7 +103,7 @@ HUNYUAN_MOE = Architecture(
     mlx=TensorLayout(names=_MOE_NAMES | experts.mlx_names(f"{_MLP}.switch_mlp")),
     gguf=GGUFFamily(
         architecture="hunyuan-moe",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "hunyuan-moe", _GGUF_MOE_KEYS),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, _GGUF_MOE_KEYS),
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),

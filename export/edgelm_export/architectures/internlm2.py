@@ -25,7 +25,7 @@ _NAMES = {
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     has_biases = "blk.0.attn_output.bias" in header.shapes
-    return gguf_header.to_hf_config(header, "internlm2") | {"attention_bias": has_biases}
+    return gguf_header.to_hf_config(header) | {"attention_bias": has_biases}
 
 
 INTERNLM2 = Architecture(

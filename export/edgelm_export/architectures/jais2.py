@@ -22,7 +22,7 @@ JAIS2 = Architecture(
     features={"norm": "layer", "mlp_gated": False},
     gguf=GGUFFamily(
         architecture="jais2",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "jais2", norm="layer"),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer"),
         layout=TensorLayout(names=llama.GGUF_NAMES),
     ),
 )

@@ -94,8 +94,8 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    header, heads = gguf_header.by_layer(header, "jamba")
-    values = gguf_header.to_hf_config(header, "jamba", _GGUF_KEYS)
+    header, heads = gguf_header.by_layer(header)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     inner = whole_number(header.metadata, "jamba.ssm.inner_size")
     count = whole_number(header.metadata, "jamba.expert_count", 0)
     return {

@@ -96,15 +96,15 @@ def _heads(values: Mapping[str, Any], kinds: list[str], has_windows: bool) -> tu
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     key = "laguna.attention.head_count"
-    header, heads = gguf_header.by_layer(header, "laguna", "attention.head_count")
+    header, heads = gguf_header.by_layer(header, "attention.head_count")
     metadata = {**header.metadata, key: heads[0] if heads else 0}
     header = dataclasses.replace(header, metadata=metadata)
-    values = sigmoid_experts.gguf_values(header, "laguna", _GGUF_KEYS, turns_a_part=True)
+    values = sigmoid_experts.gguf_values(header, _GGUF_KEYS, turns_a_part=True)
     head_dim = values["head_dim"]
     window = whole_number(metadata, "laguna.attention.sliding_window", 0)
     kinds = hf_values.first_sees_all(len(heads), _PATTERN if window else 1)
     if window and isinstance(metadata.get(f"laguna.{WINDOW_PATTERN}"), list):
-        kinds = window_kinds(metadata, "laguna")
+        kinds = window_kinds(header)
     dense = values["first_k_dense_replace"]
     every = {"rope_theta": values.pop("rope_theta"), **(values.pop("rope_scaling") or {})}
     turning = whole_number(metadata, "laguna.rope.dimension_count_swa", head_dim)

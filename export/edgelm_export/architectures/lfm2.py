@@ -129,18 +129,18 @@ def _kinds_by_number(values: Mapping[str, Any]) -> list[str]:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return _gguf_values(header, "lfm2") | {"block_auto_adjust_ff_dim": False}
+    return _gguf_values(header) | {"block_auto_adjust_ff_dim": False}
 
 
 def _moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    experts.check_gguf_scoring(header, "lfm2moe")
+    experts.check_gguf_scoring(header)
     keys = {"leading_dense_block_count": ("num_dense_layers", 0), "expert_gating_func": None}
-    return _gguf_values(header, "lfm2moe", experts.gguf_keys("num_experts") | keys)
+    return _gguf_values(header, experts.gguf_keys("num_experts") | keys)
 
 
-def _gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
-    header, listed = gguf_header.by_layer(header, architecture)
-    values = gguf_header.to_hf_config(header, architecture, {"shortconv.l_cache": "conv_L_cache", **keys})
+def _gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    header, listed = gguf_header.by_layer(header)
+    values = gguf_header.to_hf_config(header, {"shortconv.l_cache": "conv_L_cache", **keys})
     return {
         **values,
         "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in header.shapes),

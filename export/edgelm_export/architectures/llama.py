@@ -67,9 +67,9 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
     )
 
 
-def gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     """Make config.json's values of a header, with the settings that Llama 3's factors come from."""
-    values = gguf_header.to_hf_config(header, architecture, keys)
+    values = gguf_header.to_hf_config(header, keys)
     factors = header.rope_factors.get("rope_freqs.weight")
     if factors is not None:
         values["rope_scaling"] = _llama3_scaling(factors, values["rope_theta"], values["head_dim"])
@@ -77,7 +77,7 @@ def gguf_values(header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS)
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    return gguf_values(header, "llama") | {"mlp_bias": "blk.0.ffn_up.bias" in header.shapes}
+    return gguf_values(header) | {"mlp_bias": "blk.0.ffn_up.bias" in header.shapes}
 
 
 def _llama3_scaling(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def _check_chunks(values: Mapping[str, Any], context_length: int) -> None:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = llama.gguf_values(header, "llama4", _GGUF_KEYS)
+    values = llama.gguf_values(header, _GGUF_KEYS)
     window = header.metadata.get("llama4.attention.sliding_window")
     if window != 0:  # else llama.cpp takes the chunks and the layers without rope of the published ones with experts
         raise CheckpointError(

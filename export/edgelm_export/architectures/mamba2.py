@@ -105,15 +105,15 @@ def gguf_layout(names: Mapping[str, str], row_orders: Mapping[str, str]) -> Tens
     )
 
 
-def gguf_values(header: GGUFHeader, architecture: str) -> tuple[GGUFHeader, dict[str, Any]]:
+def gguf_values(header: GGUFHeader) -> tuple[GGUFHeader, dict[str, Any]]:
     """Make what `GGUF_KEYS` do not name of config.json's values for layers of Mamba 2, which have no heads of keys and
     values there.
 
     Returns the header with one number of such heads, that of the layers which have some, and the values.
     """
-    header, listed = gguf_header.by_layer(header, architecture)
+    header, listed = gguf_header.by_layer(header)
     inner, heads = (
-        whole_number(header.metadata, f"{architecture}.ssm.{key}") for key in ("inner_size", "time_step_rank")
+        whole_number(header.metadata, f"{header.architecture}.ssm.{key}") for key in ("inner_size", "time_step_rank")
     )
     return header, {
         "mamba_d_head": inner // max(heads, 1),

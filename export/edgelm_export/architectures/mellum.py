@@ -50,14 +50,14 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     metadata = header.metadata
-    values = gguf_header.to_hf_config(header, "mellum", _GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     window = whole_number(metadata, "mellum.attention.sliding_window", 0)
     layers = max(min(values["num_hidden_layers"], MAX_LAYERS), 0)
     kinds = hf_values.last_sees_all(layers, _PATTERN)
     if isinstance(metadata.get(f"mellum.{WINDOW_PATTERN}"), list):
-        kinds = window_kinds(metadata, "mellum")
+        kinds = window_kinds(header)
     values |= {"sliding_window": window or None, "layer_types": kinds if window else None}
-    return rope_by_kind(values, metadata, "mellum")
+    return rope_by_kind(values, header)
 
 
 MELLUM = Architecture(

@@ -42,7 +42,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "minicpm", _GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     layers, size = values["num_hidden_layers"], values["hidden_size"]
     return {
         **values,

@@ -33,8 +33,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    experts.check_gguf_scoring(header, "minimax-m2")
-    values = gguf_header.to_hf_config(header, "minimax-m2", _GGUF_KEYS, turns_a_part=True)
+    experts.check_gguf_scoring(header)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS, turns_a_part=True)
     own = values.pop("moe_intermediate_size")
     if own != values["intermediate_size"]:
         raise CheckpointError(

@@ -56,7 +56,7 @@ def _to_ministral3(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = dict.fromkeys((_GGUF_GROWTH, "attention.temperature_scale"))
-    values = gguf_header.to_hf_config(header, "mistral3", keys)
+    values = gguf_header.to_hf_config(header, keys)
     metadata, scaling = header.metadata, values["rope_scaling"]
     if scaling is None:  # Mistral Small 3, which llama.cpp calls so too where it reads images
         return {"model_type": "mistral", **values, "sliding_window": None}

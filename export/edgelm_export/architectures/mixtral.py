@@ -46,7 +46,7 @@ MIXTRAL = Architecture(
     mlx=TensorLayout(names=MLX_NAMES),
     gguf=GGUFFamily(
         architecture="llama",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "llama", _GGUF_KEYS),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, _GGUF_KEYS),
         layout=experts.GGUF_LAYOUT,
         has_experts=True,
     ),

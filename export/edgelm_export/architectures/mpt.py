@@ -47,7 +47,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "mpt", {_ALIBI: None}, norm="layer")
+    values = gguf_header.to_hf_config(header, {_ALIBI: None}, norm="layer")
     steepest, size = float32_number(header.metadata, f"mpt.{_ALIBI}", 0.0), values["hidden_size"]
     return values | {
         "expansion_ratio": values["intermediate_size"] // max(size, 1),

@@ -11,7 +11,7 @@ from edgelm_export.tensor_map import TensorLayout
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "nemotron", norm="layer", turns_a_part=True)
+    values = gguf_header.to_hf_config(header, norm="layer", turns_a_part=True)
     return {
         **values,
         "attention_bias": "blk.0.attn_output.bias" in header.shapes,

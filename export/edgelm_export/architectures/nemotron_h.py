@@ -103,8 +103,8 @@ def _expert_fields(values: Mapping[str, Any], kinds: list[str]) -> dict[str, Any
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "nemotron_h"
-    header, of_mamba = mamba2.gguf_values(header, name)
-    header, sizes = gguf_header.by_layer(header, name, "feed_forward_length")
+    header, of_mamba = mamba2.gguf_values(header)
+    header, sizes = gguf_header.by_layer(header, "feed_forward_length")
     metadata, mixing = header.metadata, of_mamba.pop("layer_types")
     has_experts = f"{name}.expert_count" in metadata
     of_block = "moe" if has_experts else "mlp"
@@ -112,10 +112,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     norm = "rms" if f"{name}.attention.layer_norm_rms_epsilon" in metadata else "layer"
     keys: GGUFKeys = dict.fromkeys(_GGUF_EXPERTS)
     if has_experts:
-        experts.check_gguf_scoring(header, name)
+        experts.check_gguf_scoring(header)
         keys = _GGUF_EXPERTS
     return {
-        **gguf_header.to_hf_config(header, name, {**mamba2.GGUF_KEYS, **keys}, norm=norm),
+        **gguf_header.to_hf_config(header, {**mamba2.GGUF_KEYS, **keys}, norm=norm),
         **of_mamba,
         "layers_block_type": [of_block if size else kind for size, kind in zip(sizes, mixing, strict=True)],
     }

@@ -37,7 +37,7 @@ OLMO = Architecture(
     read_config=_to_model_config,
     gguf=GGUFFamily(
         architecture="olmo",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "olmo", norm="layer"),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer"),
         layout=llama.GGUF_LAYOUT,
     ),
 )

@@ -20,7 +20,7 @@ _ATTENTION = "olmo2.rope.scaling.attn_factor"
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "olmo2", _WINDOW_KEYS)
+    values = gguf_header.to_hf_config(header, _WINDOW_KEYS)
     if values["rope_scaling"] and _ATTENTION in header.metadata:
         factor = float32_number(header.metadata, _ATTENTION)
         values["rope_scaling"] = {**values["rope_scaling"], "attention_factor": factor}
@@ -29,7 +29,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         return values
     # llama.cpp takes the pattern of the published models, whatever the file has for it.
     values |= {"model_type": "olmo3", "sliding_window": window}
-    return rope_by_kind(values, header.metadata, "olmo2")
+    return rope_by_kind(values, header)
 
 
 OLMO2 = Architecture(

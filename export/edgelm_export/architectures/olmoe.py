@@ -22,7 +22,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = experts.gguf_keys("num_experts", size=None)
-    return gguf_header.to_hf_config(header, "olmoe", keys) | {"norm_topk_prob": False}
+    return gguf_header.to_hf_config(header, keys) | {"norm_topk_prob": False}
 
 
 OLMOE = Architecture(

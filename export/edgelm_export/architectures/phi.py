@@ -47,7 +47,7 @@ PHI = Architecture(
     layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="phi2",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "phi2", norm="layer", turns_a_part=True),
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer", turns_a_part=True),
         layout=TensorLayout(names=llama.GGUF_NAMES),
     ),
 )

@@ -39,7 +39,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "phi3", _GGUF_KEYS, turns_a_part=True)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS, turns_a_part=True)
     context = values["max_position_embeddings"]
     original = whole_number(header.metadata, "phi3.rope.scaling.original_context_length", context)
     if header.rope_factors and "phi3.rope.scaling.attn_factor" in header.metadata:

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, llama
+from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.phi3 import GGUF_FUSED
 from edgelm_export.tensor_map import TensorLayout
@@ -47,9 +47,5 @@ QWEN = Architecture(
     features={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
     layout=TensorLayout(names=_NAMES, prefix="transformer."),
     is_in_transformers=False,
-    gguf=GGUFFamily(
-        architecture="qwen",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen"),
-        layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED),
-    ),
+    gguf=GGUFFamily(architecture="qwen", layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED)),
 )

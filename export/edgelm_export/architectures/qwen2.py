@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
@@ -24,7 +24,6 @@ QWEN2 = Architecture(
     features={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
     gguf=GGUFFamily(
         architecture="qwen2",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen2"),
         layout=TensorLayout(names=llama.GGUF_NAMES),
         also_called=("qwen2vl",),  # and Qwen2.5-VL
     ),

@@ -33,7 +33,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "qwen2moe", GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, GGUF_KEYS)
     return values | {"norm_topk_prob": False}  # llama.cpp leaves it to its reader
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgelm_export.architectures import gguf_header, llama, qwen2
+from edgelm_export.architectures import llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
@@ -13,7 +13,6 @@ QWEN3 = Architecture(
     features={"mlp_bias": False, "qk_norm": True},
     gguf=GGUFFamily(
         architecture="qwen3",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "qwen3"),
         layout=TensorLayout(names=llama.GGUF_NAMES | llama.GGUF_QK_NORMS),
         also_called=("qwen3vl",),
     ),

@@ -105,9 +105,9 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
-    metadata = header.metadata
-    values = gguf_header.to_hf_config(header, name, {**_GGUF_KEYS, **keys}, turns_a_part=True)
+def _gguf_to_hf_config(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
+    metadata, name = header.metadata, header.architecture
+    values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys}, turns_a_part=True)
     # Layers that predict further tokens stand behind the others, and count.
     layers = values["num_hidden_layers"] - whole_number(metadata, f"{name}.nextn_predict_layers", 0)
     listed = metadata.get(f"{name}.attention.recurrent_layers")
@@ -123,12 +123,11 @@ def _gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35", keys: GGUFKeys 
     }
 
 
-def moe_gguf_to_hf_config(header: GGUFHeader, name: str = "qwen35moe") -> dict[str, Any]:
-    """Make config.json's values of a header; name: what llama.cpp calls the family."""
-    # Files with experts may leave out how long a feed-forward without them would be.
-    metadata = {f"{name}.feed_forward_length": 0, **header.metadata}
+def moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    """Make config.json's values of a header, which may leave out how long a feed-forward without experts would be."""
+    metadata = {f"{header.architecture}.feed_forward_length": 0, **header.metadata}
     header = dataclasses.replace(header, metadata=metadata)
-    return _gguf_to_hf_config(header, name, qwen2_moe.GGUF_KEYS)
+    return _gguf_to_hf_config(header, qwen2_moe.GGUF_KEYS)
 
 
 GGUF_LAYOUT = TensorLayout(

@@ -34,7 +34,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "qwen3moe", experts.gguf_keys("num_experts"))
+    values = gguf_header.to_hf_config(header, experts.gguf_keys("num_experts"))
     return values | {"norm_topk_prob": True}  # llama.cpp leaves it to its reader
 
 

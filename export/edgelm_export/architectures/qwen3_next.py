@@ -47,7 +47,7 @@ QWEN3_NEXT = Architecture(
     ),
     gguf=GGUFFamily(
         architecture="qwen3next",
-        to_hf_config=lambda header: qwen3_5.moe_gguf_to_hf_config(header, "qwen3next"),
+        to_hf_config=qwen3_5.moe_gguf_to_hf_config,
         # llama.cpp's converter takes queries, keys, values and gates apart, and leaves the value heads where they are.
         layout=dataclasses.replace(
             GGUF_LAYOUT,

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
-from edgelm_export.architectures import gguf_header, hf_values, llama
+from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
@@ -31,9 +31,5 @@ SEED_OSS = Architecture(
         "eos_token_id": 2,
     },
     read_config=_to_model_config,
-    gguf=GGUFFamily(
-        architecture="seed_oss",
-        to_hf_config=lambda header: gguf_header.to_hf_config(header, "seed_oss"),
-        layout=TensorLayout(names=_GGUF_NAMES),
-    ),
+    gguf=GGUFFamily(architecture="seed_oss", layout=TensorLayout(names=_GGUF_NAMES)),
 )

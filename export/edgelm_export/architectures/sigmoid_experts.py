@@ -47,11 +47,9 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     }
 
 
-def gguf_values(
-    header: GGUFHeader, architecture: str, keys: GGUFKeys = NO_KEYS, *, turns_a_part: bool = False
-) -> dict[str, Any]:
+def gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS, *, turns_a_part: bool = False) -> dict[str, Any]:
     """Make config.json's values of a header; `num_hidden_layers` without those that guess further tokens."""
-    experts.check_gguf_scoring(header, architecture)
-    values = gguf_header.to_hf_config(header, architecture, {**_GGUF_KEYS, **keys}, turns_a_part=turns_a_part)
-    values["num_hidden_layers"] -= whole_number(header.metadata, f"{architecture}.nextn_predict_layers", 0)
+    experts.check_gguf_scoring(header)
+    values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys}, turns_a_part=turns_a_part)
+    values["num_hidden_layers"] -= whole_number(header.metadata, f"{header.architecture}.nextn_predict_layers", 0)
     return values

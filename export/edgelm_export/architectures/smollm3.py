@@ -25,7 +25,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "smollm3")
+    values = gguf_header.to_hf_config(header)
     # llama.cpp takes the interval of the one published model.
     return {"no_rope_layer_interval": 4, **values}
 

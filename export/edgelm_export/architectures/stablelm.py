@@ -40,7 +40,7 @@ def _layout(config: ModelConfig) -> TensorLayout:
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     keys = {"use_parallel_residual": None}
-    values = gguf_header.to_hf_config(header, "stablelm", keys, norm="layer", turns_a_part=True)
+    values = gguf_header.to_hf_config(header, keys, norm="layer", turns_a_part=True)
     return {
         **values,
         "qk_layernorm": "blk.0.attn_q_norm.weight" in header.shapes,

@@ -27,7 +27,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, "starcoder2", norm="layer")
+    values = gguf_header.to_hf_config(header, norm="layer")
     return values | {"use_bias": values["attention_bias"]}
 
 

@@ -132,7 +132,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     128 on all are in one bucket.
     """
     metadata = header.metadata
-    values = gguf_header.to_hf_config(header, "t5", _GGUF_KEYS)
+    values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     layers = values["num_hidden_layers"]
     return {
         "model_type": "umt5" if any(name.endswith(".blk.1.attn_rel_b.weight") for name in header.shapes) else "t5",
