@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from edgelm_training.distill_config import DistillConfig
@@ -15,7 +14,7 @@ from edgelm_training.pretrain import FIXED, build_recipe
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
 from edgelm_training.settings import SettingError
-from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
 
 
@@ -25,8 +24,7 @@ def distill(settings: Mapping[str, Any], *, resume: bool = False, reporter: Repo
     Raises:
         EdgeLMError: there is no teacher or it does not fit, and as `pretrain`.
     """
-    build = partial(_build_recipe, reporter=reporter or SilentReporter())
-    return execute_run(DistillConfig, settings, build, resume=resume, fixed=FIXED, reporter=reporter)
+    return execute_run(DistillConfig, settings, _build_recipe, resume=resume, fixed=FIXED, reporter=reporter)
 
 
 def _build_recipe(config: DistillConfig, reporter: Reporter) -> tuple[DistillConfig, Recipe]:

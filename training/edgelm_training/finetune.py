@@ -59,7 +59,7 @@ from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError
 from edgelm_training.source_rows import SourceRows, load_pairs
 from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
 
 # Rows are as long as the longest conversation needs, in steps of 64 and up to this, where the config does not say.
@@ -90,8 +90,7 @@ def finetune(settings: Mapping[str, Any], *, resume: bool = False, reporter: Rep
     """
     if "epochs" in settings and "max_steps" in settings:
         raise SettingError("epochs and max_steps both say how long to train; leave one of them out.")
-    build = partial(build_recipe, reporter=reporter or SilentReporter())
-    return execute_run(FinetuneConfig, settings, build, resume=resume, fixed=_FIXED, reporter=reporter)
+    return execute_run(FinetuneConfig, settings, build_recipe, resume=resume, fixed=_FIXED, reporter=reporter)
 
 
 def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneConfig, Recipe]:

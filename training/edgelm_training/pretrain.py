@@ -34,7 +34,7 @@ from edgelm_training.scaling import model_shape, parse_params, training_budget, 
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError, unknown_key
 from edgelm_training.shards import Shards
-from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
 
 Config = TypeVar("Config", bound=PretrainConfig)
@@ -49,8 +49,7 @@ def pretrain(settings: Mapping[str, Any], *, resume: bool = False, reporter: Rep
     Raises:
         EdgeLMError: settings, data or run folder do not allow it, or the run failed; see `execute_run`.
     """
-    build = partial(build_recipe, reporter=reporter or SilentReporter())
-    return execute_run(PretrainConfig, settings, build, resume=resume, fixed=FIXED, reporter=reporter)
+    return execute_run(PretrainConfig, settings, build_recipe, resume=resume, fixed=FIXED, reporter=reporter)
 
 
 def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:

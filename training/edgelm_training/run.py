@@ -30,7 +30,7 @@ FIXED = ("seed", "sequence_length", "global_batch_size", "optimizer", "qat")
 def execute_run(
     config_class: type[Config],
     settings: Mapping[str, Any],
-    build: Callable[[Config], tuple[Config, Recipe]],
+    build: Callable[[Config, Reporter], tuple[Config, Recipe]],
     *,
     resume: bool = False,
     fixed: tuple[str, ...] = (),
@@ -39,7 +39,7 @@ def execute_run(
     """Train what `build` makes of the settings, or go on with the run in their output folder.
 
     settings: those that the user gave. When resuming they change the run's own, but for those in FIXED and in `fixed`.
-    build: turns the config into one in which every setting has its value, and the recipe.
+    build: turns the config into one in which every setting has its value, and the recipe, and says what it does.
     resume: go on from the newest whole checkpoint; a run that saved none begins. Implied where torchrun starts the
     processes again after a loss.
 
@@ -66,7 +66,7 @@ def execute_run(
         workers.barrier()
         device = choose_device(config, workers.local_rank)
         with _memory_errors_told(workers):
-            config, recipe = build(config)
+            config, recipe = build(config, reporter)
             trainer = Trainer(recipe, config, run=run, workers=workers, device=device, reporter=reporter)
             # A run that cannot go on as asked, or has nothing left to do, keeps its settings.
             trainer.restore()
