@@ -9,7 +9,6 @@ from typing import Any
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.afmoe import AFMOE
 from edgelm_export.architectures.apertus import APERTUS, APERTUS_1P5
-from edgelm_export.architectures.arcee import ARCEE
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.bamba import BAMBA
 from edgelm_export.architectures.bart import (
@@ -29,7 +28,6 @@ from edgelm_export.architectures.chatglm import CHATGLM
 from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cohere2_moe import COHERE2_MOE
-from edgelm_export.architectures.cwm import CWM
 from edgelm_export.architectures.deepseek import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -63,13 +61,10 @@ from edgelm_export.architectures.gptj import GPTJ
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
-from edgelm_export.architectures.helium import HELIUM
 from edgelm_export.architectures.hunyuan import HUNYUAN, HUNYUAN_MOE
 from edgelm_export.architectures.hy_v3 import HY_V3
 from edgelm_export.architectures.hyperclovax import HYPERCLOVAX
 from edgelm_export.architectures.internlm2 import INTERNLM2
-from edgelm_export.architectures.internlm3 import INTERNLM3
-from edgelm_export.architectures.iquestcoder import IQUESTCODER
 from edgelm_export.architectures.jais2 import JAIS2
 from edgelm_export.architectures.jamba import JAMBA
 from edgelm_export.architectures.lacking import LACKING
@@ -79,13 +74,13 @@ from edgelm_export.architectures.lfm2 import LFM2, LFM2_MOE
 from edgelm_export.architectures.lfm3 import LFM3
 from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.llama4 import LLAMA4
+from edgelm_export.architectures.llamas import ARCEE, CWM, HELIUM, INTERNLM3, IQUESTCODER, MLLAMA, SEED_OSS, SMOLLM3
 from edgelm_export.architectures.mellum import MELLUM
 from edgelm_export.architectures.mimo import MIMO
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.minimax_m2 import MINIMAX_M2
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from edgelm_export.architectures.mixtral import MIXTRAL
-from edgelm_export.architectures.mllama import MLLAMA
 from edgelm_export.architectures.modernbert_decoder import MODERNBERT_DECODER
 from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -110,8 +105,6 @@ from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
 from edgelm_export.architectures.sarvam import SARVAM
-from edgelm_export.architectures.seed_oss import SEED_OSS
-from edgelm_export.architectures.smollm3 import SMOLLM3
 from edgelm_export.architectures.solar_open import SOLAR_OPEN
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2
