@@ -155,7 +155,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         **values,
         "layer_types": window_kinds(header) if f"gemma3n.{WINDOW_PATTERN}" in metadata else None,
         "vocab_size_per_layer_input": header.shapes[table][0],
-        "altup_correct_scale": True,
         "laurel_rank": header.shapes[left][0],
         "activation_sparsity_pattern": _gguf_shares(header),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, olmo
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 
@@ -18,11 +18,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.expert_fields(values, "num_experts"),
     )
-
-
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    keys = experts.gguf_keys("num_experts", size=None)
-    return gguf_header.to_hf_config(header, keys) | {"norm_topk_prob": False}
 
 
 OLMOE = Architecture(
@@ -40,7 +35,7 @@ OLMOE = Architecture(
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="olmoe",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, experts.gguf_keys("num_experts", size=None)),
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),

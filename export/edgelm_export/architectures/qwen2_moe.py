@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
-from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.tensor_map import TensorLayout
 
 GGUF_KEYS = experts.gguf_keys("num_experts") | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
@@ -32,11 +32,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, GGUF_KEYS)
-    return values | {"norm_topk_prob": False}  # llama.cpp leaves it to its reader
-
-
 QWEN2_MOE = Architecture(
     model_type="qwen2_moe",
     defaults={
@@ -53,7 +48,7 @@ QWEN2_MOE = Architecture(
     layout=TensorLayout(names=experts.shared_expert_names("model.layers.{i}.mlp")),
     gguf=GGUFFamily(
         architecture="qwen2moe",
-        to_hf_config=_gguf_to_hf_config,
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, GGUF_KEYS),
         layout=TensorLayout(names=experts.GGUF_NAMES, ones_elsewhere=frozenset({"blk.{i}.ffn_gate_inp_shexp.weight"})),
         has_experts=True,
     ),
