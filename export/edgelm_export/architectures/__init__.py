@@ -43,7 +43,6 @@ from edgelm_export.architectures.exaone import EXAONE, EXAONE4
 from edgelm_export.architectures.exaone_moe import EXAONE_MOE
 from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.falcon_h1 import FALCON_H1
-from edgelm_export.architectures.flex_olmo import FLEX_OLMO
 from edgelm_export.architectures.flint import FLINT
 from edgelm_export.architectures.gemma import GEMMA
 from edgelm_export.architectures.gemma2 import GEMMA2, VAULTGEMMA
@@ -86,11 +85,8 @@ from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.nanochat import NANOCHAT
 from edgelm_export.architectures.nemotron import NEMOTRON
 from edgelm_export.architectures.nemotron_h import NEMOTRON_H
-from edgelm_export.architectures.olmo import OLMO
-from edgelm_export.architectures.olmo2 import OLMO2
-from edgelm_export.architectures.olmo3 import OLMO3
+from edgelm_export.architectures.olmo import FLEX_OLMO, OLMO, OLMO2, OLMO3, OLMOE
 from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
-from edgelm_export.architectures.olmoe import OLMOE
 from edgelm_export.architectures.openai_gpt import OPENAI_GPT
 from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.persimmon import PERSIMMON
