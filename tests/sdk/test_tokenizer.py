@@ -286,6 +286,19 @@ def test_an_interrupt_passes_through(byte_level_folder: Path, monkeypatch: pytes
         Tokenizer.load(byte_level_folder)
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_while_the_library_reads_the_merges_passes_through(
+    end: BaseException, byte_level_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(merges: list[Any]) -> Any:
+        raise end
+
+    monkeypatch.setattr("edgelm.text.tokenizer._Merges.pop", interrupt)
+    with pytest.raises(type(end)) as raised:
+        Tokenizer.load(byte_level_folder)
+    assert raised.value is end
+
+
 def test_an_unknown_decoder_is_an_error_that_names_it(byte_level_folder: Path, tmp_path: Path) -> None:
     spec = json.loads((byte_level_folder / "tokenizer.json").read_text())
     for decoder, name in (({"type": "WordPiece", "prefix": "##", "cleanup": True}, "WordPiece"), (None, "none")):

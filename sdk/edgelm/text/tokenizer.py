@@ -346,8 +346,16 @@ class _Merges(list[Any]):
     """
 
     hidden: Set[str]
+    failure: BaseException | None = None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
+        try:
+            yield from self._shown()
+        except (Exception, KeyboardInterrupt, SystemExit) as failure:
+            self.failure = failure
+            raise
+
+    def _shown(self) -> Iterator[tuple[str, str]]:
         self.reverse()
         while self:
             merge = self.pop()
@@ -371,7 +379,13 @@ def _build(spec: dict[str, Any]) -> tokenizers.Tokenizer:
     frame = {**spec, "model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
     rust = tokenizers.Tokenizer.from_str(json.dumps(frame))
     options = {name: model[name] for name in _BPE_OPTIONS if model.get(name) is not None}
-    rust.model = tokenizers.models.BPE(model["vocab"], model["merges"], **options)
+    merges = model["merges"]
+    try:
+        rust.model = tokenizers.models.BPE(model["vocab"], merges, **options)
+    except TypeError:  # which the library makes of whatever ends the merges early, of Ctrl-C too
+        if merges.failure is not None:
+            raise merges.failure from None
+        raise
     rust.add_tokens([tokenizers.AddedToken(**{name: token[name] for name in _ADDED_FIELDS}) for token in added])
     return rust
 
