@@ -20,6 +20,7 @@ from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic, schema_version
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
+from edgelm.files.modified import modified
 from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_text
 from edgelm.package.manifest import is_plain_name
@@ -271,7 +272,7 @@ def _read_conversation(folder: Path) -> dict[str, Any]:
 
 def _describe(folder: Path) -> SavedSession:
     with _reaching(folder, "read"):
-        saved = datetime.datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
+        saved = datetime.datetime.fromtimestamp(modified(folder.stat()), datetime.UTC).astimezone()
     sizes: dict[str, int] = {}
     try:
         with _reaching(folder, "read"):

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import errno
 import json
 import os
@@ -24,6 +25,7 @@ from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.package import open_package
 from edgelm.testing import scripted_model, tiny_model_path
 
 CONFIG = GenerationConfig(max_new_tokens=12, ignore_eos=True)
@@ -255,6 +257,23 @@ def test_names_are_found_without_reading_a_conversation(own_library: Path, monke
     assert [one.text for one in suggestions("/resume m")] == ["middle"]
     with pytest.raises(edgelm.ConfigError, match=r"'midle'\. Did you mean middle\? Saved: newest, middle, oldest\.$"):
         saved.describe("midle")
+
+
+@pytest.mark.parametrize("seconds", [-(10**12), 10**14])
+def test_a_file_of_a_year_that_no_date_has_hides_neither_session_nor_package(
+    seconds: int, session: ChatSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, real = SavedSessions(), Path.stat
+    saved.save("first", session)
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = real(path, follow_symlinks=follow_symlinks)
+        return os.stat_result((*found[:8], seconds, found[9]))  # most disks of tests keep no such year
+
+    monkeypatch.setattr(Path, "stat", stat)
+    modified = open_package(tiny_model_path()).modified  # the server writes it as a date
+    years = {saved.sessions()[0].saved.year, datetime.datetime.fromtimestamp(modified, datetime.UTC).year}
+    assert years <= {1969, 1970, 2999}
 
 
 def test_of_many_sessions_an_error_names_a_few(own_library: Path) -> None:

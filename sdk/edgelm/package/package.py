@@ -12,6 +12,7 @@ from typing import Any
 from edgelm.arguments import is_whole
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
+from edgelm.files.modified import modified
 from edgelm.files.regular_file import open_regular
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
@@ -46,7 +47,7 @@ class Package:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self.modified = _status(self.last_file).st_mtime  # now: it may be removed at any time
+        self.modified = modified(_status(self.last_file))  # now: it may be removed at any time
 
     @property
     def last_file(self) -> Path:
@@ -88,7 +89,7 @@ class ForeignPackage(Package):
             )
         self.folder = found.folder
         self.manifest = self._described()
-        self.modified = _status(self.last_file).st_mtime
+        self.modified = modified(_status(self.last_file))
 
     @property
     def last_file(self) -> Path:
