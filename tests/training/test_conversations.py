@@ -186,6 +186,13 @@ def test_json_arrays_and_parquet_hold_conversations_too() -> None:
     assert conversations[2].messages == HI
 
 
+def test_a_row_of_parquet_with_a_date_beyond_pythons_is_named() -> None:
+    dates = pyarrow.array([0, 10**15], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [list(HI)] * 2, "sent": dates}), "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet:2: a date or a duration is beyond .* Leave that column out\.$"):
+        list(read_conversations(["a.parquet"]))
+
+
 def test_calls_in_parquet_have_their_own_arguments_alone() -> None:
     calls = [{"name": "weather", "arguments": {"city": "Bonn"}}, {"name": "add", "arguments": {"x": 1, "more": [2]}}]
     tools = [

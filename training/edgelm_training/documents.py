@@ -272,6 +272,9 @@ def _parquet_records(
                 for values in _rows(batch):
                     if isinstance(values, UnicodeDecodeError):
                         on_error(DataError(f"{source.name}:{line}: {_no_utf8(values)} Write the row anew."))
+                    elif isinstance(values, OverflowError):
+                        problem = f"a date or a duration is beyond those of Python ({values}). Leave that column out."
+                        on_error(DataError(f"{source.name}:{line}: {problem}"))
                     else:
                         yield Record(line, {name: _without_missing(value) for name, value in values.items()})
                     line += 1
@@ -286,12 +289,12 @@ def _without_missing(value: Any) -> Any:
     return list(map(_without_missing, value)) if isinstance(value, list) else value
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield the rows of a pyarrow.RecordBatch; in the place of one that is no UTF-8, its error."""
+def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError | OverflowError]:
+    """Yield the rows of a pyarrow.RecordBatch; in the place of one that Python cannot hold, its error."""
     try:
         yield from batch.to_pylist()  # of all, or of none
         return
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OverflowError) as error:
         if batch.num_rows == 1:
             yield error
             return
