@@ -12,7 +12,7 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
-from edgelm.structure.schema_numbers import close_bounds, drop_values, refuse_values
+from edgelm.structure.schema_values import close_bounds, drop_values, refuse_values
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # the last of them up to draft 2019-09

@@ -1,5 +1,5 @@
-"""Schema numbers: those in a JSON schema that llguidance, whose numbers are floats of 64 bits, takes for others; and
-texts that it would write as others.
+"""Schema values: the numbers in a JSON schema that llguidance, whose numbers are floats of 64 bits, takes for others,
+and the texts that it would write as others.
 """
 
 from __future__ import annotations
