@@ -247,6 +247,11 @@ def test_an_answer_keeps_to_a_schema(serving):
         ),
         ({"previous_response_id": "resp_1"}, "nothing is kept here; send the whole conversation as input."),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing."),
+        (
+            {"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "x"}]}},
+            "tool_choice.mode is missing.",
+        ),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.name is missing."),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort is not supported: the chat template of tiny-random reads"),
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort is 'lots'; it must be one of none, minimal"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported: use text.format."),

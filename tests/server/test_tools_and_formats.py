@@ -140,6 +140,29 @@ def test_a_tool_that_must_be_called_is_called(serving, choice):
     assert fits(call["function"]["arguments"])
 
 
+@pytest.mark.parametrize("name", ["switch", "nothing"])
+def test_tools_that_are_not_allowed_are_shown_and_not_called(serving, name):
+    """A random model would call either; what it is shown stays, so that the prompt's beginning can be used again."""
+    choice = {"mode": "required", "tools": [{"type": "function", "function": {"name": name}}]}
+    fields = {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": choice}}
+    shown = chat(serving, tools=TOOLS, tool_choice="required", max_tokens=1).json["usage"]["prompt_tokens"]
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+    body = {"input": HELLO, "tools": tools, "tool_choice": choice, "max_output_tokens": 80}
+    for seed in range(2):
+        reply = chat(serving, **fields, seed=seed, temperature=1.5).json
+        assert {call["function"]["name"] for call in reply["choices"][0]["message"]["tool_calls"]} == {name}
+        assert reply["usage"]["prompt_tokens"] == shown
+        response = serving.post("/v1/responses", {**body, "seed": seed, "temperature": 1.5}).json
+        assert {item["name"] for item in response["output"]} == {name}
+        assert (response["tool_choice"], response["usage"]["input_tokens"]) == (choice, shown)
+
+    choice["mode"] = "auto"
+    form = {"format": {"type": "json_schema", "schema": {"const": "x"}}}
+    (item,) = serving.post("/v1/responses", {**body, "text": form}).json["output"]
+    assert item.get("name") == name or item["content"][0]["text"] == '"x"'
+
+
 def test_a_call_streams_its_name_first_and_then_its_arguments(serving):
     fields = {"tools": TOOLS[:1], "tool_choice": "required", "parallel_tool_calls": False, "stream": True}
     choices = [chunk["choices"][0] for chunk in chat(serving, **fields).events[:-1]]
@@ -261,6 +284,16 @@ def test_ollama_streams_a_call_whole(serving):
     ("fields", "words"),
     [
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "'other'"),
+        *(
+            ({"tools": tools, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}}, words)
+            for tools, allowed, words in (
+                (TOOLS, {"mode": "auto", "tools": [{"type": "custom", "custom": {"name": "z"}}]}, "the tool 'z'"),
+                (TOOLS, {"mode": "auto", "tools": [{"type": "custom"}]}, "allowed_tools.tools[0].custom is missing."),
+                (TOOLS, {"mode": "auto", "tools": []}, "it must have 1 to 128"),
+                (TOOLS, None, "tool_choice.allowed_tools is missing."),
+                ([], {"mode": "auto", "tools": [TOOLS[1]]}, "there are no tools."),
+            )
+        ),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "Two tools have the same name"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name has 0 characters"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type is 'retrieval'; it must be one of function, custom."),

@@ -63,6 +63,16 @@ _FUNCTION = record(
     {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
 )
 _CUSTOM = record({"name": TOOL_NAME, "description": TEXT, "format": CHAT_FORMAT}, required=("name",))
+_CHOSEN: dict[str, Schema] = dict.fromkeys(_TOOL_KINDS, record({"name": TEXT}, required=("name",)))
+_ALLOWED = record(
+    {
+        "mode": choice("auto", "required"),
+        "tools": listing(
+            record({"type": choice(*_TOOL_KINDS), **_CHOSEN}, required=("type",)), fewest=1, most=MAX_TOOLS
+        ),
+    },
+    required=("mode", "tools"),
+)
 TEMPLATE_VARIABLES: dict[str, Schema] = {
     "chat_template_kwargs": ANY_OBJECT,
     "reasoning_effort": choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
@@ -81,10 +91,7 @@ CHAT: dict[str, Schema] = {
         "anyOf": [
             choice("none", "auto", "required"),
             record(
-                {
-                    "type": choice(*_TOOL_KINDS),
-                    **dict.fromkeys(_TOOL_KINDS, record({"name": TEXT}, required=("name",))),
-                },
+                {"type": choice(*_TOOL_KINDS, "allowed_tools"), **_CHOSEN, "allowed_tools": _ALLOWED},
                 required=("type",),
             ),
         ]
@@ -172,21 +179,42 @@ def thinking(model: LanguageModel, field: str, think: bool, effort: str | None) 
     return thinking_variables(think, effort)
 
 
-def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
-    """Return the functions that a request gives, none where it says that none is to be used, and how it chooses.
+def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], Sequence[Tool], ToolChoice]:
+    """Return the functions that a request gives, none where it says that none is to be used; those of them that may be
+    called; and how it chooses.
 
     Raises:
         ApiError: 400, it asks for a call and has no tools, or names none; as from `as_function`.
     """
     tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
+    allowed: list[str] | None = None
     if isinstance(wanted, Mapping):
-        need(wanted, "tool_choice", wanted["type"])
-        wanted = {"name": wanted[wanted["type"]]["name"]}
-    if not tools and wanted not in ("auto", "none"):
+        kind = wanted["type"]
+        need(wanted, "tool_choice", kind)
+        if kind == "allowed_tools":
+            allowed = [_name_of(tool, i) for i, tool in enumerate(wanted[kind]["tools"])]
+            wanted = wanted[kind]["mode"]
+        else:
+            wanted = {"name": wanted[kind]["name"]}
+    if not tools and (allowed or wanted not in ("auto", "none")):
         raise ApiError(400, "tool_choice asks for a call, but there are no tools.", param="tool_choice")
     if wanted == "none":
-        return (), wanted
-    return [as_function(tool, f"tools[{i}]") for i, tool in enumerate(tools)], wanted
+        return (), (), wanted
+    functions = [as_function(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    return functions, functions if allowed is None else _named(functions, allowed), wanted
+
+
+def _name_of(tool: Mapping[str, Any], index: int) -> str:
+    need(tool, f"tool_choice.allowed_tools.tools[{index}]", tool["type"])
+    return str(tool[tool["type"]]["name"])
+
+
+def _named(functions: Sequence[Tool], names: Sequence[str]) -> list[Tool]:
+    known = [function["function"]["name"] for function in functions]
+    if unknown := [name for name in names if name not in known]:
+        text = f"tool_choice allows the tool {unknown[0]!r}; there are: {', '.join(known)}."
+        raise ApiError(400, text, param="tool_choice")
+    return [function for function in functions if function["function"]["name"] in names]
 
 
 def chat_job(
@@ -201,12 +229,12 @@ def chat_job(
     Raises:
         ApiError, EdgeLMError: what the model or its template has against them.
     """
-    tools, choice = _tools_of(body)
+    tools, allowed, choice = _tools_of(body)
     parser: Callable[[], Parser] | None = None
     if tools:
         format_ = tool_format(model.chat_template, model.tokenizer)
-        config = tool_settings(config, tools, choice, format_, parallel=body.get("parallel_tool_calls", True))
-        parser = partial(ToolCallParser, format_, tool_parameters(tools))
+        config = tool_settings(config, allowed, choice, format_, parallel=body.get("parallel_tool_calls", True))
+        parser = partial(ToolCallParser, format_, tool_parameters(allowed))
         if names := custom_names(body["tools"]):
             parser = partial(CustomCalls, parser, names)
     prompt_ids, config, reasoning = model.chat_prompt(messages, config, tools, variables)

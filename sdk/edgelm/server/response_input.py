@@ -43,6 +43,8 @@ _TOOL: dict[str, Schema] = {
     "strict": BOOLEAN,
     "format": FORMAT,
 }
+_CALLED = ("function", "custom")
+_CHOSEN = record({"type": choice(*_CALLED), "name": TEXT}, required=("type", "name"))
 # What a client may ask for besides; there is none of it here. Log-probabilities are not listed: they are refused.
 _INCLUDED = (
     "reasoning.encrypted_content",
@@ -74,10 +76,10 @@ BODY = record(
         "tools": listing(
             record(
                 {
-                    "type": choice("function", "custom", "namespace"),
+                    "type": choice(*_CALLED, "namespace"),
                     **_TOOL,
                     "tools": listing(
-                        record({"type": choice("function", "custom"), **_TOOL}, required=("type", "name")),
+                        record({"type": choice(*_CALLED), **_TOOL}, required=("type", "name")),
                         most=MAX_TOOLS,
                     ),
                 },
@@ -88,7 +90,15 @@ BODY = record(
         "tool_choice": {
             "anyOf": [
                 choice("none", "auto", "required"),
-                record({"type": choice("function", "custom"), "name": TEXT}, required=("type", "name")),
+                record(
+                    {
+                        "type": choice(*_CALLED, "allowed_tools"),
+                        "name": TEXT,
+                        "mode": choice("auto", "required"),
+                        "tools": listing(_CHOSEN, fewest=1, most=MAX_TOOLS),
+                    },
+                    required=("type",),
+                ),
             ]
         },
         "parallel_tool_calls": BOOLEAN,
@@ -129,10 +139,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     if len(tools) > MAX_TOOLS:
         raise ApiError(400, f"There are {len(tools)} tools in all; {MAX_TOOLS} may be offered.", param="tools")
     chat["tools"] = [_tool(namespace, tool) for namespace, tool in tools]
-    wanted = body.get("tool_choice", "auto")
-    if isinstance(wanted, Mapping):
-        wanted = {"type": wanted["type"], wanted["type"]: {"name": wanted["name"]}}
-    chat["tool_choice"] = wanted
+    chat["tool_choice"] = _tool_choice(body.get("tool_choice", "auto"))
     form = (body.get("text") or {}).get("format") or {"type": "text"}
     chat["response_format"] = {"type": form["type"]}
     if form["type"] == "json_schema":
@@ -160,6 +167,21 @@ def namespaces_of(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def custom_names_of(body: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of the custom tools that a request offers, as the model calls them."""
     return frozenset(_full_name(space, tool["name"]) for space, tool in tools_of(body) if tool["type"] == "custom")
+
+
+def _tool_choice(wanted: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    if isinstance(wanted, str):
+        return wanted
+    kind = wanted["type"]
+    if kind == "allowed_tools":
+        need(wanted, "tool_choice", "mode", "tools")
+        return {"type": kind, kind: {"mode": wanted["mode"], "tools": [*map(_chosen, wanted["tools"])]}}
+    need(wanted, "tool_choice", "name")
+    return _chosen(wanted)
+
+
+def _chosen(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": tool["type"], tool["type"]: {"name": tool["name"]}}
 
 
 def _tool(namespace: str | None, tool: Mapping[str, Any]) -> dict[str, Any]:
