@@ -58,6 +58,10 @@ def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> N
         ({"properties": {"exclusiveMinimum": {"const": 1}}}, [{"exclusiveMinimum": 1}], [{"exclusiveMinimum": 2}]),
         ({"type": "string", "pattern": r'^[^"\\\]]$'}, ["a", " "], ['"', "\\", "]"]),
         ({"type": "string", "pattern": r"^\[[^-a]$"}, ["[b"], ["[-", "[a"]),
+        *(({"type": "string", "pattern": pattern}, ["a\n"], ['a"', "a\\"]) for pattern in (
+            r"^a[\x00-\x1f]$", "^a[\0-\x1f]$", "^a[\x00-\x07\x08-\x1f]$", "^a(?:[\x00-\x0f]|[\x10-\x1f])$")),
+        ({"type": "string", "pattern": r"^\[[\]\x00-\x21]$"}, ["[]", "[!", "[\t"], ['["', "[\\", "[[", "[-"]),
+        ({"type": "string", "pattern": r"^a[-\x00-\x1f]$"}, ["a-", "a\t"], ['a"', "a\\", "a&"]),
     ],
 )  # fmt: skip
 def test_gaps_of_llguidance_are_closed(

@@ -58,6 +58,9 @@ def test_bounds_beyond_what_a_float_counts_are_kept(
         ({"const": 10**400}, r"const has 10{17}\.\.\.0{19}, which has more digits than are followed"),
         ({"const": {"a": ["b\x01"]}}, r"const has 'b\\x01', which has a control character that is not written"),
         ({"enum": ["\n", "\x7f"]}, r"enum has '\\x7f', which has a control character"),
+        ({"pattern": "^a\x01?$"}, r"the pattern '\^a\\x01\?\$' has '\\x01', a control character that is not written"),
+        ({"pattern": r"[a]\x{007f}|b"}, r"has '\\\\x\{007f\}', a control"),
+        ({"patternProperties": {r"[^a[\x02]][\u000b]": {}}}, r"has '\[\\\\u000b\]', a control"),
         ({"type": "integer", "minimum": 10**19}, "minimum is 10000000000000000000, and integers are followed up to"),
         ({"type": "integer", "exclusiveMaximum": -(2**63)}, "exclusiveMaximum is -9223372036854775808, and integers"),
     ],
@@ -68,3 +71,15 @@ def test_values_that_would_be_others_are_refused_or_passed_over(
     with pytest.raises(ConfigError, match=message):
         Constraint.json_schema(schema)
     Constraint.json_schema(schema, strict=False).compile(tokenizer)
+
+
+# \\p and [:…:] are not in Python's patterns, which jsonschema has.
+@pytest.mark.parametrize("pattern", [r"^a\p{Cc}$", r"^a[[:cntrl:]]$", r"^a\P{P}$", r"^a[\x09\x0d\x1f\p{Cc}]$"])
+def test_a_set_with_all_control_characters_takes_no_quotation_mark(tokenizer: Tokenizer, pattern: str) -> None:
+    constraint = Constraint.json_schema({"type": "string", "pattern": pattern})
+    assert [accepts(constraint, tokenizer, json.dumps(text)) for text in ("a\n", 'a"', "a\\")] == [True, False, False]
+
+
+def test_a_set_with_unwritten_control_characters_alone_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"no text has this form.* or for a set of control characters alone"):
+        Constraint.json_schema({"type": "string", "pattern": r"^a[\x00-\x07]$"}).compile(tokenizer)

@@ -294,7 +294,10 @@ def _explain(constraint: Constraint, error: str) -> str:
     _raise_interrupt(error)
     error = error.partition("<backtrace>")[0]  # of llguidance's own code
     if error.startswith(_NOTHING_CAN_COME):
-        error = "no text has this form. Look for a part that leads back to itself before it says anything."
+        error = (
+            "no text has this form. Look for a part that leads back to itself before it says anything, or for a set of "
+            "control characters alone."
+        )
     _, is_schema, inside = error.partition("failed to compile JSON schema: ")
     if constraint.kind == "lark" and is_schema:  # the grammar's lines follow, and around a tool's schema they are ours
         return (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
+from edgelm.structure.schema_patterns import close_patterns, drop_patterns
 from edgelm.structure.schema_values import close_bounds, drop_values, refuse_values
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
@@ -32,7 +32,6 @@ _DATE = (
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 # llguidance takes 29 February of every year, and a 61st second in every minute.
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
-_NEGATED_SET = re.compile(r"\\.|\[\^(?P<first>[]-]?)", re.DOTALL)
 
 
 def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
@@ -54,30 +53,9 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     closed = _with_parts(schema, _closed)
-    for close in (refuse_values, close_bounds, _close_format, _close_patterns, _refuse_count, _refuse_optional):
+    for close in (refuse_values, close_bounds, _close_format, close_patterns, _refuse_count, _refuse_optional):
         close(closed)
     return closed
-
-
-def _close_patterns(part: dict[str, Any]) -> None:
-    """Take U+0000, which no answer has, out of the sets in patterns that say what is not in them.
-
-    In a text of JSON, llguidance 1.9 lets a quotation mark and a backslash stand for any set that has all control
-    characters, also for one that leaves those two out.
-    """
-    if isinstance(part.get("pattern"), str):
-        part["pattern"] = _without_null(part["pattern"])
-    if isinstance(named := part.get("patternProperties"), dict):
-        part["patternProperties"] = {_without_null(pattern): schema for pattern, schema in named.items()}
-
-
-def _without_null(pattern: str) -> str:
-    def narrowed(found: re.Match[str]) -> str:
-        if found["first"] is None:
-            return found[0]
-        return r"[^\x00" + (f"\\{found['first']}" if found["first"] else "")
-
-    return _NEGATED_SET.sub(narrowed, pattern)
 
 
 def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,10 +64,7 @@ def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     loose = _with_parts(schema, _loosen)
     drop_values(loose)
-    if "pattern" in loose and not _reads(loose["pattern"]):
-        del loose["pattern"]
-    if isinstance(named := loose.get("patternProperties"), dict):
-        loose["patternProperties"] = {pattern: part for pattern, part in named.items() if _reads(pattern)}
+    drop_patterns(loose, _reads)
     if _counts_too_far(loose):
         del loose["minProperties"]
     return loose
