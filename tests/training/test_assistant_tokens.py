@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from metaspace_tokenizer import write_metaspace
 
-from edgelm.errors import ChatTemplateError
+from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -139,6 +140,17 @@ def marked(source: str, tokenizer: Tokenizer, *messages: Any, learned: set[int] 
         text += b"" if id_ is None else tokenizer.token_bytes(id_)
         before = is_learned
     return text.decode()
+
+
+def test_the_template_reads_what_a_conversation_gives_it_by_name(tok: Tokenizer) -> None:
+    said = conversation(*HI, tools=[{"name": "add"}])
+    for source in ("{{- rules }}" + PLAIN, "{{- rules }}{{- '' if tools }}" + PLAIN):
+        variables = {"rules": "Add.<|im_end|>"}
+        encoded = encode_conversation(ChatTemplate(source), tok, dataclasses.replace(said, variables=variables))
+        assert b"".join(map(tok.token_bytes, encoded.token_ids)).startswith(b"Add.<|im_end|>")
+        assert encoded.token_ids.count(tok.control_tokens["<|im_end|>"]) == len(said.messages) + ("tools" not in source)
+    with pytest.raises(ConfigError, match="variable 'bos_token' is set by edgelm itself"):
+        encode_conversation(ChatTemplate(PLAIN), tok, dataclasses.replace(said, variables={"bos_token": "x"}))
 
 
 TURNS = (SYSTEM, *HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": " So long.\n"})

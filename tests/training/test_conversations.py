@@ -43,6 +43,11 @@ FORMS: dict[str, tuple[Any, Sequence[Any], set[int]]] = {
         [*HI, *HI],
         {3},
     ),
+    "messages in training": (
+        {"messages": [HI[0], {**HI[1], "training": False}, HI[0], {**HI[1], "training": True, "train_detail": []}]},
+        [*HI, *HI],
+        {3},
+    ),
     "messages with a system beside them": ({"system": "Be brief.", "messages": [*HI, *HI]}, [SYSTEM, *HI, *HI], {2, 4}),
     "messages with a system of their own": ({"system": "Go on.", "messages": [SYSTEM, *HI]}, [SYSTEM, *HI], {2}),
     "messages in parts": (
@@ -272,6 +277,13 @@ def test_tools_are_a_list_or_json_text() -> None:
     assert parse({"messages": HI, "tools": ""}).tools is None
 
 
+def test_what_the_chat_template_reads_by_name_is_an_object_or_json_text() -> None:
+    given = {"enable_thinking": False, "xml_tools": None}
+    assert parse({"messages": HI, "chat_template_kwargs": given}).variables == {"enable_thinking": False}
+    assert parse({"messages": HI, "chat_template_kwargs": json.dumps(given)}).variables == {"enable_thinking": False}
+    assert parse({"messages": HI, "chat_template_kwargs": ""}).variables == parse({"messages": HI}).variables == {}
+
+
 BROKEN: dict[str, tuple[Any, str]] = {
     "unknown": ({"question": "Hi", "answer": "Hello!"}, "this is no conversation: its fields are 'question', 'answer'"),
     "nothing": ({}, "this is no conversation: its fields are none; expected are messages, conversations,"),
@@ -349,6 +361,18 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "KTO's bad answer": (
         {"prompt": "Hi", "completion": "What?", "label": False},
         "label is false: the completion is one of KTO's bad answers. Leave such rows out;",
+    ),
+    "a message that is learned in parts": (
+        {"messages": [HI[0], {**HI[1], "training_detail": [{"begin_offset": 0, "end_offset": 2, "train": False}]}]},
+        "messages[1] has a training_detail, and a message is learned as a whole or not at all.",
+    ),
+    "a turn of ShareGPT that is learned in parts": (
+        {"conversations": [{"from": "gpt", "value": "Hi", "train_detail": [{"begin_offset": 0, "end_offset": 0}]}]},
+        "conversations[0] has a train_detail, and a message is learned as a whole or not at all.",
+    ),
+    "variables that are a list": (
+        {"messages": HI, "chat_template_kwargs": ["enable_thinking"]},
+        "chat_template_kwargs is ['enable_thinking']; it must be an object.",
     ),
     "a weight of ShareGPT that is a text": (
         {"conversations": [{"from": "gpt", "value": "Hi", "weight": "0"}]},

@@ -47,9 +47,11 @@ def test_what_both_sides_share_is_not_learned() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_system_and_tools_stand_before_both_answers(form: str) -> None:
     values = {**FORMS[form], "system": "Be brief.", "tools": json.dumps([{"name": "add"}])}
+    values["chat_template_kwargs"] = {"enable_thinking": False}
     for side in parse_preference(values, FILE, 1):
         assert side.messages[:2] == ({"role": "system", "content": "Be brief."}, USER)
         assert (side.learned, side.tools) == ({2}, [{"name": "add"}])
+        assert side.variables == {"enable_thinking": False}
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -40,6 +40,7 @@ def encode_conversation(
 
     Raises:
         ChatTemplateError: the template refuses the conversation, or hides where the assistant speaks.
+        ConfigError: it gives the template what edgelm gives.
         TokenizerError: a text has half of a surrogate pair.
     """
     guard = ControlGuard(tokenizer)
@@ -81,9 +82,10 @@ class _Shown:
 def _shown(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> _Shown:
     """Show tools, calls and results as inference does, but to a template that has a form of its own for them."""
     messages, tools = conversation.messages, conversation.tools
+    given = template.check_variables(conversation.variables)
     form = tool_format(template, tokenizer)
     if not form.takes_tools and any(word in template.source for word in ("tools", "tool_calls")):
-        variables = {} if tools is None else {"tools": tools}
+        variables = {**given} if tools is None else {**given, "tools": tools}
         numbers = {i: i for i, message in enumerate(messages) if message["role"] == ASSISTANT}
         return _Shown(
             messages=messages, learned=conversation.learned, own_numbers=numbers, variables=variables, marks={}
@@ -98,7 +100,7 @@ def _shown(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversat
             for _ in range(calls if calls and form.takes_tools and not form.is_parallel else 1):
                 numbers[next(answers)] = i
     learned = frozenset(number for number, own in numbers.items() if own in conversation.learned)
-    return _Shown(messages=turns, learned=learned, own_numbers=numbers, variables=variables, marks=marks)  # type: ignore[arg-type]
+    return _Shown(messages=turns, learned=learned, own_numbers=numbers, variables={**given, **variables}, marks=marks)  # type: ignore[arg-type]
 
 
 class _Rendering:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.errors import ChatTemplateError, DataError, TokenizerError
+from edgelm.errors import ChatTemplateError, ConfigError, DataError, TokenizerError
 from edgelm.package.manifest import sha256_of
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ def split_chats(
 def _encode(template: ChatTemplate, tokenizer: Tokenizer, conversation: Conversation) -> EncodedConversation:
     try:
         encoded = encode_conversation(template, tokenizer, conversation)
-    except (ChatTemplateError, TokenizerError) as error:
+    except (ChatTemplateError, ConfigError, TokenizerError) as error:
         raise DataError(f"{conversation.place}: {error}") from error
     if not any(encoded.learned):
         raise DataError(f"{conversation.place}: the chat template leaves nothing of the assistant to learn.")

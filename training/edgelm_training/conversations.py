@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ _ROLES = {
 # one of these.
 _KNOWN_ROLES = ("system", "user", ASSISTANT, "tool", *_ROLES)
 # OpenAI's and Axolotl's fields that say whether a message is learned -> their values.
-_WEIGHTS = {"weight": "0 or 1", "train": "true or false"}
+_WEIGHTS = {"weight": "0 or 1", "train": "true or false", "training": "true or false"}
+_DETAILS = ("train_detail", "training_detail")  # Axolotl's, of the parts of a message that are learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Conversation:
     """One conversation, in OpenAI's form, and where it stands.
 
     learned: the numbers of the assistant's messages that are to be learned. tools: what the chat template reads under
-    this name.
+    this name. variables: what else it reads by name.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -58,6 +59,7 @@ class Conversation:
     file: str
     line: int
     tools: Sequence[Any] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -118,6 +120,7 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         if not learned:
             roles = ", ".join(repr(role) for role in dict.fromkeys(message["role"] for message in messages))
             raise DataError(f"there is no message of the assistant to learn; the roles here are {roles:.60}.")
+        tools, variables = parse_tools(values), parse_variables(values)
     except DataError as error:
         raise DataError(f"{file.name}:{line}: {error}") from error
     return Conversation(
@@ -125,7 +128,8 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         learned=frozenset(learned),
         file=file.name,
         line=line,
-        tools=parse_tools(values, f"{file.name}:{line}"),
+        tools=tools,
+        variables=variables,
     )
 
 
@@ -140,7 +144,8 @@ def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
     turns = values["conversations"]
     if isinstance(turns, list):
         turns = [
-            {"role": turn.get("from"), "content": turn.get("value")} | {key: turn.get(key) for key in _WEIGHTS}
+            {"role": turn.get("from"), "content": turn.get("value")}
+            | {key: turn.get(key) for key in (*_WEIGHTS, *_DETAILS)}
             if isinstance(turn, dict) and "role" not in turn
             else turn
             for turn in turns
@@ -189,6 +194,11 @@ def _weighed(messages: list[dict[str, Any]], field: str) -> _Parsed:
     """Return messages without their weights, and which of the assistant's are to be learned by them."""
     learned = _assistants(messages)
     for i, message in enumerate(messages):
+        if detail := next((key for key in _DETAILS if message.pop(key, None)), None):
+            raise DataError(
+                f"{field}[{i}] has a {detail}, and a message is learned as a whole or not at all. Leave it out, or say "
+                "so by train: true or false."
+            )
         for key, values in _WEIGHTS.items():
             weight = message.pop(key, 1)
             if weight not in (0, 1):
@@ -301,26 +311,42 @@ def text_field(values: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def parse_tools(values: Mapping[str, Any], place: str) -> Sequence[Any] | None:
-    """Return what the field `tools` holds (before it there was `functions`), in some data sets as JSON text, because
-    Parquet has no type for it.
+def parse_tools(values: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Return what the field `tools` holds (before it there was `functions`).
 
     Raises:
-        DataError: it is no list of objects; the message begins with `place`.
+        DataError: it is no list of objects.
     """
-    value = values["tools"] if values.get("tools") is not None else values.get("functions")
-    if isinstance(value, str):
-        if not value:
-            return None
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: tools is a text that is no JSON: {error}.") from error
+    value = _as_json("tools", values["tools"] if values.get("tools") is not None else values.get("functions"))
     if value is None:
         return None
     if not isinstance(value, list):
-        raise DataError(f"{place}: tools is {value!r:.60}; it must be a list.")
+        raise DataError(f"tools is {value!r:.60}; it must be a list.")
     for i, tool in enumerate(value):
         if not isinstance(tool, dict):
-            raise DataError(f"{place}: tools[{i}] is {tool!r:.60}; a definition is an object.")
+            raise DataError(f"tools[{i}] is {tool!r:.60}; a definition is an object.")
     return value
+
+
+def parse_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what TRL's field `chat_template_kwargs` gives to the chat template, such as `enable_thinking`.
+
+    Raises:
+        DataError: it is no object.
+    """
+    value = _as_json("chat_template_kwargs", values.get("chat_template_kwargs"))
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"chat_template_kwargs is {value!r:.60}; it must be an object.")
+    return {name: given for name, given in (value or {}).items() if given is not None}
+
+
+def _as_json(field: str, value: Any) -> Any:
+    """Return a value that some data sets have as JSON text, because Parquet has no type for it."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{field} is a text that is no JSON: {error}.") from error

@@ -18,6 +18,7 @@ from edgelm_training.conversations import (
     Conversation,
     parse_messages,
     parse_tools,
+    parse_variables,
     system_message,
     text_field,
 )
@@ -72,11 +73,13 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
         answered = [[*system_message(values, messages), *messages] for messages in answered]
         shared = _shared(*answered)
         learned = [_learned(messages, shared, side) for messages, side in zip(answered, _SIDES, strict=True)]
+        tools, variables = parse_tools(values), parse_variables(values)
     except DataError as error:
         raise DataError(f"{file.name}:{line}: {error}") from error
-    tools = parse_tools(values, f"{file.name}:{line}")
     chosen, rejected = (
-        Conversation(messages=tuple(messages), learned=numbers, file=file.name, line=line, tools=tools)
+        Conversation(
+            messages=tuple(messages), learned=numbers, file=file.name, line=line, tools=tools, variables=variables
+        )
         for messages, numbers in zip(answered, learned, strict=True)
     )
     return chosen, rejected
