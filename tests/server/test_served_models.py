@@ -61,6 +61,17 @@ def test_a_model_with_an_encoder_is_left_out_and_refused_by_name(library):
             ModelPool(("first", given), ServerOptions())
 
 
+def test_what_is_kept_of_a_text_has_to_fit_those_that_are_named_or_one_of_the_library(library):
+    second = library / "models" / "second"
+    dataclasses.replace(Manifest.load(second), context_length=100).save(second)
+    for models, keep in (((), 512), (("first",), 512), (("first", "second"), 50)):
+        ModelPool(models, ServerOptions(context_shift=keep))
+    for models, name, most in (((), "first", 512), (("first",), "first", 512), (("first", "second"), "second", 50)):
+        words = f"context_shift is {most + 1}; of a text, {name} can keep {most} tokens, .*: --context-shift {most}$"
+        with pytest.raises(ConfigError, match=words):
+            ModelPool(models, ServerOptions(context_shift=most + 1))
+
+
 def test_an_empty_library_says_how_to_fill_it(own_library):
     with EdgelmServer(()) as server:
         assert server.get("/v1/models").json["data"] == []

@@ -56,8 +56,8 @@ class ModelPool:
 
     Raises:
         ModelNotFoundError: one of the models is not here.
-        ConfigError: two of them have one name, one has an encoder, an adapter's package is not among them, or the
-            library cannot be read.
+        ConfigError: two of them have one name, one has an encoder, an adapter's package is not among them, a context
+            shift keeps more than half of a context, or the library cannot be read.
         PackageError: a manifest or an adapter is broken, or an adapter is not signed where that is required.
     """
 
@@ -74,6 +74,8 @@ class ModelPool:
         self._adapters: dict[str, _Offer] = {}
         for name, folder in options.adapters:
             self._offer(name, folder)
+        if options.context_shift:
+            self._check_context_shift(options.context_shift)
 
     def folders(self) -> Mapping[str, Path]:
         """Return the folder of each model that is offered; of an adapter it is that of its package.
@@ -106,6 +108,17 @@ class ModelPool:
         package = packages[base]
         read_adapter(folder, package.manifest, package.config())  # one that is broken would keep its model from loading
         self._adapters[name] = _Offer(folder=folder, base=base, digest=manifest.file.sha256)
+
+    def _check_context_shift(self, keep: int) -> None:
+        """Refuse to keep more than half of the context of a model that was named, or of all in the library."""
+        most = {name: package.manifest.context_length // 2 for name, package in self.packages().items()}
+        short = [name for name in most if keep > most[name]]
+        if short and (self._folders or len(short) == len(most)):
+            name = min(short, key=most.__getitem__) if self._folders else max(short, key=most.__getitem__)
+            raise ConfigError(
+                f"context_shift is {keep}; of a text, {name} can keep {most[name]} tokens, half of its context. Lower "
+                f"it: --context-shift {most[name]}"
+            )
 
     def _models(self) -> Mapping[str, Path]:
         if self._folders:
