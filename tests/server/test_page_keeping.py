@@ -114,6 +114,26 @@ def test_what_another_tab_has_added_is_shown_though_this_one_saved_last(page: Pa
     expect(other.locator(".message.user .text")).to_have_text(["First question", "Second question"])
 
 
+def test_what_one_tab_has_renamed_another_that_speaks_on_does_not_name_back(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    page.on("dialog", lambda dialog: dialog.accept("Renamed"))
+    page.get_by_label("Rename First question").dispatch_event("click")
+    page.keyboard.press("Alt+s")
+    page.fill("#system", "Be brief.")
+    page.keyboard.press("Escape")
+    ask(other, "Second question")
+    done(other)
+    expect(other.locator("#conversations .open")).to_have_text("Renamed")
+    expect(other.locator("#system")).to_have_value("Be brief.")
+    page.reload()
+    expect(page.locator("#conversations .open")).to_have_text("Renamed")
+    expect(page.locator("#system")).to_have_value("Be brief.")
+
+
 @slowly
 def test_an_answer_that_was_on_its_way_in_a_file_can_be_asked_for_again(page: Page, tmp_path: Path) -> None:
     ask(page)
@@ -141,6 +161,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "a leaf that every object has": lambda conversation: conversation.update(leaf="toString"),
     "messages in a circle": ring,
     "no message": lambda conversation: conversation["nodes"].update(none=None),
+    "a time that is a text": lambda conversation: conversation.update(titleAt="now"),
     "a count that is a text": lambda conversation: conversation.update(used="many"),
     "a speed that is none": lambda conversation: answer_of(conversation).update(stats={"tokens": 3}),
     "a token without alternatives": lambda conversation: answer_of(conversation).update(tokens=[["The", -0.5]]),

@@ -156,7 +156,7 @@ function open(conversation) {
 function rename(conversation) {
   const title = prompt("Title", conversation.title);
   if (!title?.trim()) return;
-  conversation.title = title.trim();
+  kept.set(conversation, "title", title.trim());
   keep(conversation);
   show();
 }
@@ -282,7 +282,7 @@ function listen() {
     chosen();
   });
   byId("open-settings").addEventListener("click", () => byId("settings").showModal());
-  byId("system").addEventListener("input", (event) => (current.system = event.target.value));
+  byId("system").addEventListener("input", (event) => kept.set(current, "system", event.target.value));
   byId("settings").addEventListener("close", () => conversations.includes(current) && keep(current));
   byId("ask-key").addEventListener("close", ({ target }) => {
     if (!target.returnValue) return; // left without a key

@@ -1,10 +1,11 @@
 // Conversations: trees of messages, kept in this browser. An edited message or a second answer is a sibling of the first.
 //
-// conversation: {id, title, created, updated, system, leaf, nodes}; node: {id, parent, role, text, and for an answer
-// thinking (what was thought before it), tokens, stats, model, state}, where state is "running", "stopped", "length",
-// "broken", "interrupted" or absent, and `problem` says why it is broken.
+// conversation: {id, title, created, updated, system, leaf, nodes, and titleAt and systemAt: when somebody changed those};
+// node: {id, parent, role, text, and for an answer thinking (what was thought before it), tokens, stats, model, state},
+// where state is "running", "stopped", "length", "broken", "interrupted" or absent, and `problem` says why it is broken.
 
 const STORE = "conversations";
+const CHANGED = { title: "titleAt", system: "systemAt" }; // a field that two tabs may change -> when that was
 const opened = open();
 
 function open() {
@@ -44,12 +45,26 @@ function atItsEnd(conversation) {
   return conversation;
 }
 
+/** Change a field; of two tabs that do, the later one counts. */
+export function set(conversation, field, value) {
+  conversation[field] = value;
+  conversation[CHANGED[field]] = Date.now();
+}
+
+/** The fields that were changed later in `other`. */
+function changedIn(other, own) {
+  const later = Object.entries(CHANGED).filter(([, at]) => (other[at] ?? 0) > (own[at] ?? 0));
+  return Object.fromEntries(later.flat().map((name) => [name, other[name]]));
+}
+
 /** Messages that another tab has added since stay: none is ever taken out of a conversation. */
 export async function save(conversation) {
   await inStore("readwrite", (store) => {
     const kept = store.get(conversation.id);
     kept.onsuccess = () => {
-      store.put({ ...conversation, nodes: joinedNodes(conversation.nodes, kept.result?.nodes ?? {}) });
+      const other = kept.result ?? { nodes: {} };
+      Object.assign(conversation, changedIn(other, conversation));
+      store.put({ ...conversation, nodes: joinedNodes(conversation.nodes, other.nodes) });
     };
     return kept;
   });
@@ -70,16 +85,18 @@ function joinedNodes(own, others) {
 /** The conversations of this tab, and what the store has besides. */
 export function joined(own, stored) {
   const others = new Map(stored.map((conversation) => [conversation.id, conversation]));
-  const both = own.map((conversation) => ({
-    ...conversation, nodes: joinedNodes(conversation.nodes, others.get(conversation.id)?.nodes ?? {}),
-  }));
+  const both = own.map((conversation) => {
+    const other = others.get(conversation.id) ?? { nodes: {} };
+    const nodes = joinedNodes(conversation.nodes, other.nodes);
+    return { ...conversation, ...changedIn(other, conversation), nodes };
+  });
   return [...both, ...stored.filter(({ id }) => !own.some((conversation) => conversation.id === id))];
 }
 
 /** Add the messages of a file to a conversation that is here; the rest is that of the one that was spoken in last. */
 export function extend(here, conversation) {
-  const later = here.updated < conversation.updated ? conversation : here;
-  Object.assign(here, later, { nodes: joinedNodes(here.nodes, conversation.nodes) });
+  const [earlier, later] = [conversation, here].sort((a, b) => a.updated - b.updated);
+  Object.assign(here, later, changedIn(earlier, later), { nodes: joinedNodes(here.nodes, conversation.nodes) });
   atItsEnd(here);
 }
 
@@ -176,8 +193,9 @@ const isObject = (value) => typeof value === "object" && value !== null && !Arra
 
 function isSound(conversation) {
   if (!isObject(conversation)) return false;
-  const { id, title, system, created, updated, used, nodes, leaf } = conversation;
-  return [id, title, system].every(isText) && [created, updated, used ?? 0].every(Number.isFinite) && isObject(nodes) &&
+  const { id, title, system, created, updated, used, titleAt, systemAt, nodes, leaf } = conversation;
+  const numbers = [created, updated, used ?? 0, titleAt ?? 0, systemAt ?? 0];
+  return [id, title, system].every(isText) && numbers.every(Number.isFinite) && isObject(nodes) &&
     (leaf === null || Object.hasOwn(nodes, leaf)) && Object.keys(nodes).every((key) => isSoundNode(nodes, key));
 }
 
