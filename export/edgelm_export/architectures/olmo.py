@@ -46,8 +46,8 @@ OLMO = Architecture(
 )
 
 
-# OLMo 2: a Llama with norms behind each part, and of all query and of all key heads together. Its row reads GGUF files of
-# OLMo 3 too, which llama.cpp tells apart by their window.
+# OLMo 2: a Llama with norms behind each part, and of all query and of all key heads together. Its row reads GGUF files
+# of OLMo 3 too, which llama.cpp tells apart by their window.
 _WINDOW_KEYS = dict.fromkeys(("attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa"))
 # llama.cpp's converter writes config.json's attention_factor there, which is the whole; llama.cpp multiplies by it.
 _ATTENTION = "olmo2.rope.scaling.attn_factor"
