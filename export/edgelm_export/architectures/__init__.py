@@ -25,7 +25,6 @@ from edgelm_export.architectures.bart import (
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.bloom import BLOOM
 from edgelm_export.architectures.chatglm import CHATGLM
-from edgelm_export.architectures.codegen import CODEGEN
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cohere2_moe import COHERE2_MOE
 from edgelm_export.architectures.deepseek import (
@@ -51,12 +50,11 @@ from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
 from edgelm_export.architectures.glm import GLM, GLM4
 from edgelm_export.architectures.glm4_moe import GLM4_MOE
-from edgelm_export.architectures.gpt2 import GPT2
-from edgelm_export.architectures.gpt_bigcode import GPT_BIGCODE
+from edgelm_export.architectures.gpt2 import GPT2, GPT_BIGCODE, OPENAI_GPT
 from edgelm_export.architectures.gpt_neo import GPT_NEO
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
 from edgelm_export.architectures.gpt_oss import GPT_OSS
-from edgelm_export.architectures.gptj import GPTJ
+from edgelm_export.architectures.gptj import CODEGEN, GPTJ
 from edgelm_export.architectures.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
 from edgelm_export.architectures.granite_hybrid import GRANITE_HYBRID
 from edgelm_export.architectures.granite_swa import GRANITE_MOE_SWA, GRANITE_SWA
@@ -79,7 +77,7 @@ from edgelm_export.architectures.mimo import MIMO
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.minimax_m2 import MINIMAX_M2
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
-from edgelm_export.architectures.mixtral import MIXTRAL
+from edgelm_export.architectures.mixtral import MIXTRAL, PHIMOE
 from edgelm_export.architectures.modernbert_decoder import MODERNBERT_DECODER
 from edgelm_export.architectures.mpt import MPT
 from edgelm_export.architectures.nanochat import NANOCHAT
@@ -87,12 +85,10 @@ from edgelm_export.architectures.nemotron import NEMOTRON
 from edgelm_export.architectures.nemotron_h import NEMOTRON_H
 from edgelm_export.architectures.olmo import FLEX_OLMO, OLMO, OLMO2, OLMO3, OLMOE
 from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
-from edgelm_export.architectures.openai_gpt import OPENAI_GPT
 from edgelm_export.architectures.opt import OPT
 from edgelm_export.architectures.persimmon import PERSIMMON
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
-from edgelm_export.architectures.phimoe import PHIMOE
 from edgelm_export.architectures.qwen import QWEN
 from edgelm_export.architectures.qwen2 import QWEN2
 from edgelm_export.architectures.qwen2_moe import QWEN2_MOE

@@ -1,7 +1,8 @@
-"""GPT-2: layer norms, learned positions, a plain feed-forward, and weights stored as [in, out]."""
+"""GPT-2, and what is one but for little: layer norms, learned positions, a plain feed-forward, weights as [in, out]."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -73,4 +74,57 @@ GPT2 = Architecture(
         to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer"),
         layout=TensorLayout(names=GGUF_NAMES),
     ),
+)
+
+
+# StarCoder 1 and SantaCoder: a GPT-2 whose query heads share one key head.
+_FUSED = "transformer.h.{i}.attn.c_attn"
+
+
+def _to_gpt_bigcode_config(values: dict[str, Any]) -> ModelConfig:
+    config = GPT2.to_model_config(values)
+    is_shared = hf_values.flag(values, "multi_query")
+    return dataclasses.replace(config, num_key_value_heads=1 if is_shared else config.num_attention_heads)
+
+
+GPT_BIGCODE = Architecture(
+    model_type="gpt_bigcode",
+    defaults={"hidden_act": "gelu_pytorch_tanh", "multi_query": True},
+    read_config=_to_gpt_bigcode_config,
+    layout=TensorLayout(names=NAMES, by_group=frozenset({_FUSED}), ignored=MASKS),
+    gguf=GGUFFamily(
+        architecture="starcoder",  # whose converter writes models with one key head alone
+        to_hf_config=lambda header: gguf_header.to_hf_config(header, norm="layer"),
+        layout=TensorLayout(names=GGUF_NAMES),
+    ),
+)
+
+
+# OpenAI's first GPT: a GPT-2 that norms the residual stream behind each part of a block.
+_LAYER = "model.layers.{i}"
+_OTHERS = {
+    "model.embed_tokens": "transformer.tokens_embed",
+    "model.embed_positions": "transformer.positions_embed",
+    f"{_LAYER}.post_attention_layernorm": "transformer.h.{i}.ln_1",
+    f"{_LAYER}.post_feedforward_layernorm": "transformer.h.{i}.ln_2",
+}
+
+
+def _to_openai_gpt_config(values: dict[str, Any]) -> ModelConfig:
+    # It computes gelu by a tanh, whatever that name means elsewhere.
+    activation = "gelu_new" if values.get("afn", "gelu") == "gelu" else values["afn"]
+    return GPT2.to_model_config({**values, "n_inner": None, "hidden_act": activation})
+
+
+OPENAI_GPT = dataclasses.replace(
+    GPT2,
+    model_type="openai-gpt",
+    defaults={"max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None},
+    fixed={},
+    renamed={},
+    read_config=_to_openai_gpt_config,
+    features={"norm_placement": "residual", "final_norm": False},
+    layout=dataclasses.replace(GPT2.layout, names=NAMES | _OTHERS),
+    mlx=None,
+    gguf=None,  # llama.cpp does not know it
 )

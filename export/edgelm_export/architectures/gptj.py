@@ -1,4 +1,4 @@
-"""GPT-J: attention and feed-forward side by side behind one layer norm, and heads that turn in part, by neighbours."""
+"""GPT-J, CodeGen: attention and feed-forward side by side behind one layer norm; heads turn in part, by neighbours."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any
 
 from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gpt2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
 _BLOCK = "transformer.h.{i}"
-NAMES = {
+_NAMES = {
     "model.embed_tokens": "transformer.wte",
     "model.layers.{i}.input_layernorm": f"{_BLOCK}.ln_1",
     **{f"model.layers.{{i}}.self_attn.{part}_proj": f"{_BLOCK}.attn.{part}_proj" for part in "qkv"},
@@ -44,6 +45,34 @@ GPTJ = Architecture(
         "attention_output_bias": False,
         "lm_head_bias": True,
     },
-    layout=TensorLayout(names=NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
+    layout=TensorLayout(names=_NAMES, row_orders=llama.GGUF_ROW_ORDERS, ignored=gpt2.MASKS),
     gguf=None,  # llama.cpp has its name alone
+)
+
+
+# CodeGen: a GPT-J whose queries, values and keys are one tensor, a quarter of the heads at a time.
+_FUSED = "transformer.h.{i}.attn.qkv_proj"
+_CODEGEN_NAMES = _NAMES | dict.fromkeys((f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), _FUSED)
+_QUARTERS = 4  # which CodeGen was trained on
+
+
+def _to_codegen_config(values: dict[str, Any]) -> ModelConfig:
+    config = GPTJ.read_config(values)
+    if config.num_attention_heads % _QUARTERS:
+        raise CheckpointError(
+            f"config.json: n_head is {config.num_attention_heads}; of CodeGen it must be a multiple of {_QUARTERS}."
+        )
+    return config
+
+
+CODEGEN = dataclasses.replace(
+    GPTJ,
+    model_type="codegen",
+    read_config=_to_codegen_config,
+    layout=TensorLayout(
+        names=_CODEGEN_NAMES,
+        row_orders=GPTJ.layout.row_orders,
+        by_quarter=frozenset({_FUSED}),
+        ignored=frozenset({"transformer.h.{i}.attn.causal_mask"}),  # which older versions of transformers stored
+    ),
 )
