@@ -130,9 +130,9 @@ def _to_v2_config(values: dict[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"config.json: topk_method is {method!r:.60} and n_group {groups}; supported is 'greedy'."
         )
-    fields = sigmoid_experts.fields(values | {"n_group": 1, "topk_group": 1}, config.num_hidden_layers)
-    fields |= {"scoring_func": "softmax", "norm_topk_prob": False, "expert_choice_bias": False}
-    return dataclasses.replace(config, **fields)
+    values |= {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}
+    fields = sigmoid_experts.fields(values, config.num_hidden_layers)
+    return dataclasses.replace(config, **fields | {"scoring_func": "softmax", "expert_choice_bias": False})
 
 
 def _to_v3_config(values: dict[str, Any]) -> ModelConfig:
