@@ -90,11 +90,8 @@ from edgelm_export.architectures.persimmon import PERSIMMON
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen import QWEN
-from edgelm_export.architectures.qwen2 import QWEN2
-from edgelm_export.architectures.qwen2_moe import QWEN2_MOE
-from edgelm_export.architectures.qwen3 import QWEN3
+from edgelm_export.architectures.qwen2 import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
-from edgelm_export.architectures.qwen3_moe import QWEN3_MOE
 from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
 from edgelm_export.architectures.sarvam import SARVAM
 from edgelm_export.architectures.solar_open import SOLAR_OPEN

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2_moe
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
 from edgelm_export.tensor_map import TensorLayout
@@ -127,7 +127,7 @@ def moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     """Make config.json's values of a header, which may leave out how long a feed-forward without experts would be."""
     metadata = {f"{header.architecture}.feed_forward_length": 0, **header.metadata}
     header = dataclasses.replace(header, metadata=metadata)
-    return _gguf_to_hf_config(header, qwen2_moe.GGUF_KEYS)
+    return _gguf_to_hf_config(header, qwen2.MOE_GGUF_KEYS)
 
 
 GGUF_LAYOUT = TensorLayout(
