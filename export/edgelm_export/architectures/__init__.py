@@ -24,7 +24,6 @@ from edgelm_export.architectures.bart import (
 )
 from edgelm_export.architectures.bitnet import BITNET
 from edgelm_export.architectures.bloom import BLOOM
-from edgelm_export.architectures.chatglm import CHATGLM
 from edgelm_export.architectures.cohere import COHERE, COHERE2, COHERE_COMPASS
 from edgelm_export.architectures.cohere2_moe import COHERE2_MOE
 from edgelm_export.architectures.deepseek import (
@@ -35,11 +34,10 @@ from edgelm_export.architectures.deepseek import (
     SARVAM_MLA,
     YOUTU,
 )
-from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2
+from edgelm_export.architectures.deepseek_moe import DEEPSEEK_MOE, LING, LING_2, SARVAM
 from edgelm_export.architectures.dots1 import DOTS1
 from edgelm_export.architectures.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
-from edgelm_export.architectures.exaone import EXAONE, EXAONE4
-from edgelm_export.architectures.exaone_moe import EXAONE_MOE
+from edgelm_export.architectures.exaone import EXAONE, EXAONE4, EXAONE_MOE
 from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.flint import FLINT
@@ -48,8 +46,7 @@ from edgelm_export.architectures.gemma2 import GEMMA2, VAULTGEMMA
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
-from edgelm_export.architectures.glm import GLM, GLM4
-from edgelm_export.architectures.glm4_moe import GLM4_MOE
+from edgelm_export.architectures.glm import CHATGLM, GLM, GLM4, GLM4_MOE
 from edgelm_export.architectures.gpt2 import GPT2, GPT_BIGCODE, OPENAI_GPT
 from edgelm_export.architectures.gpt_neo import GPT_NEO
 from edgelm_export.architectures.gpt_neox import GPT_NEOX
@@ -93,7 +90,6 @@ from edgelm_export.architectures.qwen import QWEN
 from edgelm_export.architectures.qwen2 import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
-from edgelm_export.architectures.sarvam import SARVAM
 from edgelm_export.architectures.solar_open import SOLAR_OPEN
 from edgelm_export.architectures.stablelm import STABLELM
 from edgelm_export.architectures.starcoder2 import STARCODER2

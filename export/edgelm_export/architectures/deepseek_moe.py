@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -24,11 +25,11 @@ _LING_DEFAULTS: Mapping[str, Any] = {
 }
 _LING_FIXED: dict[str, Any] = {"norm_head": False, "use_bias": False, "use_qkv_bias": False}
 # DeepSeek's names for what Ling calls otherwise.
-AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+_AS_DEEPSEEK = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.query_key_value"
-LING_NAMES = {
+_LING_NAMES = {
     "model.embed_tokens": "model.word_embeddings",
     **{f"{_LAYER}.self_attn.{part}_proj": _FUSED for part in "qkv"},
     f"{_LAYER}.self_attn.o_proj": f"{_LAYER}.attention.dense",
@@ -55,15 +56,6 @@ def _to_model_config(values: Mapping[str, Any]) -> ModelConfig:
         shared_expert_intermediate_size=size * hf_values.whole_number(values, "n_shared_experts", 0) or None,
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.expert_fields(values, "n_routed_experts"),
-    )
-
-
-def _to_ling_2_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config({**values, "mlp_bias": False}, partial=1.0)
-    return dataclasses.replace(
-        config,
-        qk_norm=hf_values.flag(values, "use_qk_norm"),
-        **sigmoid_experts.fields(values, config.num_hidden_layers),
     )
 
 
@@ -102,11 +94,11 @@ DEEPSEEK_MOE = Architecture(
 LING = Architecture(
     model_type="bailing_moe",
     fixed=_LING_FIXED,
-    renamed=AS_DEEPSEEK,
+    renamed=_AS_DEEPSEEK,
     read_config=_to_ling_config,
-    layout=TensorLayout(names=LING_NAMES),
+    layout=TensorLayout(names=_LING_NAMES),
     mlx=TensorLayout(
-        names=LING_NAMES
+        names=_LING_NAMES
         | {f"{_LAYER}.mlp.gate": f"{_LAYER}.mlp.gate.gate_proj"}
         | experts.mlx_names(f"{_LAYER}.mlp.switch_mlp")
     ),
@@ -130,9 +122,9 @@ LING_2 = Architecture(
         "norm_topk_prob": True,
     },
     fixed=_LING_FIXED | {"moe_router_enable_expert_bias": True, "score_function": "sigmoid"},
-    renamed=AS_DEEPSEEK,
-    read_config=_to_ling_2_config,
-    layout=TensorLayout(names=LING_NAMES, has_more_layers=True),
+    renamed=_AS_DEEPSEEK,
+    read_config=partial(sigmoid_experts.to_model_config, partial=1.0),
+    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe2",
@@ -140,4 +132,31 @@ LING_2 = Architecture(
         layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
         has_experts=True,
     ),
+)
+
+
+# Sarvam (30B-A2.4B): a Ling 2.0 that turns whole heads, under DeepSeek-V3's names or Ling's.
+SARVAM = Architecture(
+    model_type="sarvam_moe",
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 8e6,
+        "moe_intermediate_size": 1024,
+        "num_experts_per_tok": 6,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+        "eos_token_id": 1,
+    },
+    renamed={**_AS_DEEPSEEK, "attention_bias": "use_qkv_bias"},
+    read_config=sigmoid_experts.to_model_config,
+    features={"attention_output_bias": False},
+    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
+    gguf=None,
 )

@@ -1,4 +1,4 @@
-"""EXAONE 3 and 4.
+"""EXAONE 3 and 4, and K-EXAONE.
 
 EXAONE 3 is a Llama under other names. EXAONE 4 has norms behind each part and of each head; with windows, the layers
 that see all do not turn their heads.
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm_export.architectures import hf_values, llama
+from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma2 import GGUF_NAMES
-from edgelm_export.architectures.gguf_values import WINDOW_PATTERN
+from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -112,5 +112,52 @@ EXAONE4 = Architecture(
             names=GGUF_NAMES | llama.GGUF_QK_NORMS,
             ignored=frozenset({"rope_freqs.weight"}),  # read by to_hf_config
         ),
+    ),
+)
+
+
+# K-EXAONE: windows and heads of EXAONE 4, norms before each part, and experts behind the first layers.
+_MLP = "model.layers.{i}.mlp"
+_NAMES = {f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.e_score_correction_bias"}
+
+
+def _to_exaone_moe_config(values: dict[str, Any]) -> ModelConfig:
+    config = EXAONE4.to_model_config(values)
+    return dataclasses.replace(config, norm_placement="pre", **sigmoid_experts.fields(values, config.num_hidden_layers))
+
+
+def _exaone_moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    values = sigmoid_experts.gguf_values(header, {**WINDOW, WINDOW_PATTERN: None})
+    pattern = header.metadata.get(f"exaone-moe.{WINDOW_PATTERN}")
+    kinds = None
+    if isinstance(pattern, list):
+        layers = max(values["num_hidden_layers"], 0)
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
+    return values | {"layer_types": kinds}
+
+
+EXAONE_MOE = Architecture(
+    model_type="exaone_moe",
+    defaults={
+        "bos_token_id": 1,
+        "eos_token_id": 53,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 1024,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    renamed={"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"},
+    read_config=_to_exaone_moe_config,
+    # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
+    layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),
+    mlx=TensorLayout(names=experts.MLX_NAMES),
+    gguf=GGUFFamily(
+        architecture="exaone-moe",
+        to_hf_config=_exaone_moe_gguf_to_hf_config,
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
+        has_experts=True,
     ),
 )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from edgelm.config import ModelConfig
-from edgelm_export.architectures import llama, sigmoid_experts
+from edgelm_export.architectures import sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
 
@@ -16,11 +12,6 @@ _NAMES = {
     f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.expert_bias",
     **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
-
-
-def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    config = llama.to_model_config(values)
-    return dataclasses.replace(config, **sigmoid_experts.fields(values, config.num_hidden_layers))
 
 
 HY_V3 = Architecture(
@@ -44,7 +35,7 @@ HY_V3 = Architecture(
         "n_shared_experts": "num_shared_experts",
         "routed_scaling_factor": "router_scaling_factor",
     },
-    read_config=_to_model_config,
+    read_config=sigmoid_experts.to_model_config,
     features={"qk_norm": True},
     layout=TensorLayout(names=_NAMES, has_more_layers=True),
     gguf=None,

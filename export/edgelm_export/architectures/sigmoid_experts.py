@@ -6,10 +6,12 @@ makes. The first layers have a plain feed-forward.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm_export.architectures import experts, gguf_header, hf_values
+from edgelm.config import ModelConfig
+from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
 
@@ -45,6 +47,13 @@ def fields(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
         **{key: hf_values.bounded({key: 1, **values}, key) for key in _GROUPS},
         **experts.expert_fields(values, "n_routed_experts"),
     }
+
+
+def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) -> ModelConfig:
+    """Read config.json's values as those of a Llama with such experts, whose heads may have norms (`use_qk_norm`)."""
+    config = llama.to_model_config(values, partial=partial)
+    has_norms = hf_values.flag(values, "use_qk_norm")
+    return dataclasses.replace(config, qk_norm=has_norms, **fields(values, config.num_hidden_layers))
 
 
 def gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS, *, turns_a_part: bool = False) -> dict[str, Any]:
