@@ -180,16 +180,6 @@ def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str])
     return {"sliding_window": window, "layer_types": tuple(kinds)}
 
 
-def switched_windows(values: Mapping[str, Any], *, layers: int) -> dict[str, Any]:
-    """Read the windows of Qwen's families: with `use_sliding_window`, of the layers from `max_window_layers` on."""
-    values = {"sliding_window": 4096, **values}
-    has_window = flag(values, "use_sliding_window") and values["sliding_window"] is not None
-    window = whole_number(values, "sliding_window") if has_window else None
-    first = whole_number(values, "max_window_layers", 28)
-    kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    return windows(values, window, kinds)
-
-
 def rope(values: Mapping[str, Any], context_length: int, *, partial: float | None = None) -> dict[str, Any]:
     """Return the fields of ModelConfig for the rotation, and the context that it makes.
 

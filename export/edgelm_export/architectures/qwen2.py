@@ -13,7 +13,14 @@ from edgelm_export.tensor_map import TensorLayout
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
-    return dataclasses.replace(config, **hf_values.switched_windows(values, layers=config.num_hidden_layers))
+    # With use_sliding_window, the layers from max_window_layers on have one.
+    values = {"sliding_window": 4096, **values}
+    has_window = hf_values.flag(values, "use_sliding_window") and values["sliding_window"] is not None
+    window = hf_values.whole_number(values, "sliding_window") if has_window else None
+    first = hf_values.whole_number(values, "max_window_layers", 28)
+    layers = range(config.num_hidden_layers)
+    kinds = ["full_attention" if layer < first else "sliding_attention" for layer in layers]
+    return dataclasses.replace(config, **hf_values.windows(values, window, kinds))
 
 
 QWEN2 = Architecture(
