@@ -41,8 +41,7 @@ from edgelm_export.architectures.exaone import EXAONE, EXAONE4, EXAONE_MOE
 from edgelm_export.architectures.falcon import FALCON
 from edgelm_export.architectures.falcon_h1 import FALCON_H1
 from edgelm_export.architectures.flint import FLINT
-from edgelm_export.architectures.gemma import GEMMA
-from edgelm_export.architectures.gemma2 import GEMMA2, VAULTGEMMA
+from edgelm_export.architectures.gemma import GEMMA, GEMMA2, VAULTGEMMA
 from edgelm_export.architectures.gemma3 import GEMMA3
 from edgelm_export.architectures.gemma3n import GEMMA3N
 from edgelm_export.architectures.gemma4 import GEMMA4
@@ -70,7 +69,6 @@ from edgelm_export.architectures.llama import LLAMA
 from edgelm_export.architectures.llama4 import LLAMA4
 from edgelm_export.architectures.llamas import ARCEE, CWM, HELIUM, INTERNLM3, IQUESTCODER, MLLAMA, SEED_OSS, SMOLLM3
 from edgelm_export.architectures.mellum import MELLUM
-from edgelm_export.architectures.mimo import MIMO
 from edgelm_export.architectures.minicpm import MINICPM
 from edgelm_export.architectures.minimax_m2 import MINIMAX_M2
 from edgelm_export.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
@@ -87,7 +85,7 @@ from edgelm_export.architectures.persimmon import PERSIMMON
 from edgelm_export.architectures.phi import PHI
 from edgelm_export.architectures.phi3 import PHI3
 from edgelm_export.architectures.qwen import QWEN
-from edgelm_export.architectures.qwen2 import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from edgelm_export.architectures.qwen2 import MIMO, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from edgelm_export.architectures.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from edgelm_export.architectures.qwen3_next import QWEN3_NEXT
 from edgelm_export.architectures.solar_open import SOLAR_OPEN

@@ -13,7 +13,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN
 from edgelm_export.tensor_map import TensorLayout
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gemma2, hf_values, llama
+from edgelm_export.architectures import gemma, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys, float32_number
 from edgelm_export.tensor_map import TensorLayout
@@ -40,7 +40,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     if values.get("layer_types") is None:
         values["layer_types"] = hf_values.last_sees_all(layers, pattern)
     # transformers reads a soft-cap of attention here, and computes without it.
-    config = gemma2.to_model_config(values | {"attn_logit_softcapping": None})
+    config = gemma.to_gemma2_config(values | {"attn_logit_softcapping": None})
     return dataclasses.replace(config, rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4))
 
 
@@ -70,7 +70,7 @@ def rotations(values: Mapping[str, Any], theta: float, local_theta: float) -> di
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gemma2.gguf_values(header, _LAYERS_OF_27B, _GGUF_KEYS)
+    values = gemma.gguf_values(header, _LAYERS_OF_27B, _GGUF_KEYS)
     if "gemma3.final_logit_softcapping" in header.metadata:
         values["final_logit_softcapping"] = float32_number(header.metadata, "gemma3.final_logit_softcapping")
     return values
@@ -84,6 +84,6 @@ GEMMA3 = Architecture(
     gguf=GGUFFamily(
         architecture="gemma3",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=gemma2.GGUF_NAMES | llama.GGUF_QK_NORMS, norms_plus_one=True),
+        layout=TensorLayout(names=gemma.GGUF_NAMES | llama.GGUF_QK_NORMS, norms_plus_one=True),
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm_export.architectures import gemma2, gemma3, gguf_header, hf_values, llama
+from edgelm_export.architectures import gemma, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN, GGUFKeys, window_kinds
 from edgelm_export.tensor_map import TensorLayout
@@ -46,7 +46,7 @@ _DIGITS = 5  # of a share, of which a file holds the quantile in float32
 _LAYER = "model.layers.{i}"
 # Of a Gemma 3 whose layers have features of their own.
 GGUF_NAMES = {
-    **gemma2.GGUF_NAMES,
+    **gemma.GGUF_NAMES,
     **llama.GGUF_QK_NORMS,
     "model.embed_tokens_per_layer": "per_layer_token_embd",
     "model.per_layer_model_projection": "per_layer_model_proj",

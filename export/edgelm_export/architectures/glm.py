@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.tensor_map import TensorLayout
 
 _NAMES = {

@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gemma2 import GGUF_NAMES
+from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, rope_by_kind, whole_number
 from edgelm_export.tensor_map import TensorLayout
 

@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.architectures.gemma2 import GEMMA2
+from edgelm_export.architectures.gemma import GEMMA2
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where a stack's part of config.json has no such key, and Gemma 2 has no default here.
