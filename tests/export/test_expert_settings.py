@@ -38,6 +38,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"score_function": "sigmoid", "moe_router_enable_expert_bias": False},
         "moe_router_enable_expert_bias is False; supported is True",
     ),
+    "layers that nothing is said of": (
+        "hy_v3",
+        {"mlp_layer_types": ["dense"]},
+        r"mlp_layer_types is \['dense'\]; it must say 'dense' or 'sparse' of each of 4 layers",
+    ),
     "groups of no experts": (
         "nemotron_h",
         {"hybrid_override_pattern": "M*E", "n_group": 0},
