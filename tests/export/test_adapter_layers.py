@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported_adapters import adapted_by_peft, check_beside_package
+from exported_adapters import adapted_by_peft, check_beside_package, our_logits
 from family_models import MODELS, randomize
 from json_files import change_json
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -77,6 +77,21 @@ def test_layers_of_a_published_folder_are_found_in_its_package(
 ) -> None:
     base = published(name, tmp_path, save_model)
     check_beside_package(adapted_by_peft(base), tmp_path / "pkg", tmp_path)
+
+
+def test_without_an_adapter_a_package_with_biases_has_the_bits_of_itself_alone(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    """ONNX Runtime joins biases to products by integers, and some to the gelu behind them."""
+    save_model("gpt2", tmp_path / "hf")
+    with HuggingFaceCheckpoint(tmp_path / "hf") as source:
+        export_unchecked(source, tmp_path / "pkg", "int8")
+    adapted_by_peft(tmp_path / "hf").save_pretrained(tmp_path / "peft")
+    export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "adapter")
+    model = edgelm.load(tmp_path / "pkg")
+    alone = our_logits(model, None)
+    model.load_adapter(tmp_path / "adapter")
+    np.testing.assert_array_equal(our_logits(model, None), alone)
 
 
 # Models with experts, and what beside those has an adapter.

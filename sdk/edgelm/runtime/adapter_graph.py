@@ -5,6 +5,10 @@ adapters, and loading another one changes no graph. Shapes: B batch, T tokens, D
 D in G blocks of K; C components: pairs of a row of A and a row of B, rank times as many as the projections that the
 product fuses.
 
+What an adapter gives is added behind a bias, which ONNX Runtime joins to its product, but for one that it joins to the
+gelu behind it: without an adapter the bits are then those of the package alone. (Sums that it joins to a layer norm
+come apart, which changes the last bit.)
+
 A row's sums have the same bits in any company, as those of the package's own products. ONNX Runtime's product of two
 inputs adds up blocks of 128 or more, as many as suit the number of rows, of columns and of threads, and one row takes a
 path of its own; so x Aᵀ is given to it in blocks of at most 128, and no product has the factor one.
@@ -33,6 +37,7 @@ SUM_BLOCK = 128
 
 _EXPERTS = ".experts."
 _PRODUCTS = ("MatMul", "MatMulNBits")
+_OUTPUT, _BIASED = ".output", ".biased"  # behind a product's name: what it gives, and that with a bias
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11  # fields: of the model, and of the graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _SHAPE, _FIRST_AXIS = "adapters.shape", "adapters.first_axis"
@@ -85,6 +90,7 @@ class _Rewriting(GraphWalk):
         super().__init__(graph, path)
         self._adapted = adapted
         self.input_of: dict[str, str] = {}
+        self._sums: dict[str, str] = {}  # products, by the value that their adapters are added to
 
     def rewrite(self) -> bytes:
         model: list[bytes] = []
@@ -94,41 +100,55 @@ class _Rewriting(GraphWalk):
         return b"".join(model)
 
     def _graph(self, start: int, end: int) -> bytes:
+        self._sums = self._sums_of(start, end)
         fields = [
             self._node(place, first, last) if number == _NODE else self._data[place:last]
             for number, place, first, last in self._parts(start, end)
         ]
-        for product in sorted(self._adapted):
-            fields += _beside(product, self.input_of[product], self._adapted[product])
+        for sum_, product in sorted(self._sums.items()):
+            fields += _beside(product, self.input_of[product], self._adapted[product], sum_)
         if self._adapted:
             fields += _shared(self._adapted)
         return b"".join(fields)
 
+    def _sums_of(self, start: int, end: int) -> dict[str, str]:
+        """Return the products that are adapted, by what they give, or that with a bias."""
+        nodes = [self._labels(first, last) for number, _, first, last in self._parts(start, end) if number == _NODE]
+        read_by_gelu = {inputs[0] for operators, inputs, _ in nodes if operators[-1:] == ["Gelu"] and inputs}
+        biased = {outputs[0] for operators, _, outputs in nodes if operators[-1:] == ["Add"] and outputs} - read_by_gelu
+        return {
+            f"{product}{_BIASED if f'{product}{_BIASED}' in biased else _OUTPUT}": product for product in self._adapted
+        }
+
+    def _labels(self, start: int, end: int) -> tuple[list[str], list[str], list[str]]:
+        """Return the operator of a node, as the last of a list, its inputs and its outputs."""
+        found: dict[int, list[str]] = {_NODE_OPERATOR: [], _NODE_INPUT: [], _NODE_OUTPUT: []}
+        for number, _, first, last in self._parts(start, end):
+            if number in found:
+                found[number].append(self._label(first, last))
+        return found[_NODE_OPERATOR], found[_NODE_INPUT], found[_NODE_OUTPUT]
+
     def _node(self, place: int, start: int, end: int) -> bytes:
-        """Return a node's field, which begins at `place`; the output of a product that is adapted gets another name."""
-        whole, fields = self._data[place:end], list(self._parts(start, end))
-        operator, inputs, outputs = (
-            [self._label(first, last) for number, _, first, last in fields if number == wanted]
-            for wanted in (_NODE_OPERATOR, _NODE_INPUT, _NODE_OUTPUT)
-        )
-        if not (operator and inputs and outputs) or operator[-1] not in _PRODUCTS:
+        """Return a node's field, which begins at `place`; what adapters add to gets another name."""
+        whole = self._data[place:end]
+        operator, inputs, outputs = self._labels(start, end)
+        if not (operator and inputs and outputs):
             return whole
-        product = outputs[0].removesuffix(".output")
-        if product == outputs[0]:
+        product = outputs[0].removesuffix(_OUTPUT)
+        if operator[-1] in _PRODUCTS and product != outputs[0]:
+            self.input_of[product] = inputs[0].removesuffix(WITH_SUMS)
+        if outputs[0] not in self._sums:
             return whole
-        self.input_of[product] = inputs[0].removesuffix(WITH_SUMS)
-        if product not in self._adapted:
-            return whole
-        base = _base_of(product)
+        base = _base_of(outputs[0])
         parts = [
             text_field(number, base) if number in (_NODE_OUTPUT, _NODE_NAME) else self._data[at:last]
-            for number, at, _, last in fields
+            for number, at, _, last in self._parts(start, end)
         ]
         return message_field(_NODE, b"".join(parts))
 
 
-def _base_of(product: str) -> str:
-    return f"{product}.base_output"
+def _base_of(sum_: str) -> str:
+    return f"{sum_}.base"
 
 
 def _gate_of(product: str) -> str:
@@ -151,7 +171,7 @@ def _shared(products: Mapping[str, int]) -> list[bytes]:
     ]
 
 
-def _beside(product: str, hidden: str, width: int) -> list[bytes]:
+def _beside(product: str, hidden: str, width: int, sum_: str) -> list[bytes]:
     """Return the nodes and inputs beside one product, as fields of the graph."""
     a, b = matrix_names(product)
     names = ("lora_blocks", "lora_sums", "lora_sum", "lora_thin", "lora_gated", "lora_output")
@@ -165,7 +185,7 @@ def _beside(product: str, hidden: str, width: int) -> list[bytes]:
         _node("Reshape", [total, _SHAPE], thin),
         _node("Mul", [thin, _gate_of(product)], gated),
         _node("FusedMatMul", [gated, b], learned, "com.microsoft", factor),
-        _node("Add", [_base_of(product), learned], f"{product}.output"),
+        _node("Add", [_base_of(sum_), learned], sum_),
         message_field(_INPUT, _value_info(a, 3)),
         message_field(_INPUT, _value_info(b, 2)),
     ]
