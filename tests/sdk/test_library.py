@@ -51,6 +51,16 @@ def test_packages_and_sources_are_named_in_order_without_hidden_folders_and_file
     assert library.sources() == ["bee"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no folder of such a name")
+def test_a_folder_whose_name_no_model_can_have_is_none(library):
+    shutil.copytree(tiny_model_path(), library.root / "models" / "CON")
+    assert library.packages() == []
+    assert not library.has_package("CON")
+    assert library.resolve("CON") == "CON"
+    with pytest.raises(ModelNotFoundError, match=r"The library .* is empty\."):
+        library.latest()
+
+
 def test_a_name_leads_to_its_package(library):
     folder = add_package(library, "tiny")
     assert library.find("tiny") == folder == library.package_path("tiny")

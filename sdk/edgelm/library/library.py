@@ -99,12 +99,12 @@ class Library:
     def resolve(self, name: str) -> str:
         """Return the name of the model that an alias means; any other name comes back as it is."""
         try:
-            if not _NAME.fullmatch(name) or self._has(name):
+            if not _is_name(name) or self._has(name):
                 return name
             target = self._aliases.read(name)
         except ConfigError:  # there is no library, or it cannot be read: no alias is known
             return name
-        return target if target is not None and _NAME.fullmatch(target) else name
+        return target if target is not None and _is_name(target) else name
 
     def add_alias(self, name: str, target: str) -> str:
         """Let `name` mean a model of the library, whatever it meant before, and return that model's name.
@@ -159,11 +159,11 @@ class Library:
     def _has(self, name: str) -> bool:
         with self._reaching("read"):
             folders = (self.root / kind / name for kind in ("models", "sources"))
-            return bool(_NAME.fullmatch(name)) and any(folder.is_dir() for folder in folders)
+            return _is_name(name) and any(folder.is_dir() for folder in folders)
 
     def has_package(self, name: str) -> bool:
         """Tell whether the package `name` is here, with its manifest: a folder alone is none."""
-        return bool(_NAME.fullmatch(name)) and manifest.has_manifest(self.root / "models" / name)
+        return _is_name(name) and manifest.has_manifest(self.root / "models" / name)
 
     def package_path(self, name: str) -> Path:
         """Return the folder that the package `name` has or would have.
@@ -366,7 +366,7 @@ class Library:
                 entries = sorted(folder.iterdir())
             except FileNotFoundError:  # nothing has been pulled yet; a file in a folder's place is an error
                 return []
-        return [path.name for path in entries if _NAME.fullmatch(path.name) and path.is_dir()]
+            return [path.name for path in entries if _is_name(path.name) and path.is_dir()]
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """Turn the failure to write into the library into an error that says what to do.
@@ -435,13 +435,17 @@ def reading_path(text: str) -> Iterator[None]:
         raise ModelNotFoundError(f"There is no model at {text!r}: {reason}. Check the path.") from error
 
 
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and manifest.is_plain_name(name)
+
+
 def check_name(name: str) -> str:
     """Return `name` as it is, if it is a valid name of a model.
 
     Raises:
         ConfigError: it is not.
     """
-    if not (_NAME.fullmatch(name) and manifest.is_plain_name(name)):
+    if not _is_name(name):
         untagged = name.removesuffix(TAG)
         is_tagged = untagged != name and _NAME.fullmatch(untagged)
         raise ConfigError(
