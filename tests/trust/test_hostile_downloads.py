@@ -39,6 +39,7 @@ ANSWERS = {
     ),
     "an address that is none": (REDIRECT + b"http://[::1\r\n\r\n", "cannot be followed: Invalid IPv6 URL"),
     "a file of this machine": (REDIRECT + b"file:///etc/passwd\r\n\r\n", "answers 302"),
+    "a server of FTP": (REDIRECT + b"FTP://127.0.0.1:1/x\r\n\r\n", "answers 302 Found, to ftp://127.0.0.1:1/x"),
     "another protocol": (b"SSH-2.0-server\r\n", "SSH-2.0-server"),
     "too many headers": (OK + b"a: b\r\n" * 300 + b"\r\n", "got more than 100 headers"),
     "broken chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", "IncompleteRead"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import re
 import urllib.error
@@ -9,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgelm._version import __version__
 from edgelm.errors import DownloadError
@@ -59,9 +60,31 @@ def open_range(remote: RemoteFile, first: int = 0, last: int | None = None, *, v
         if version:
             request.add_header("If-Range", version)
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        return _opener().open(request, timeout=_TIMEOUT_SECONDS)
     except ValueError as error:  # of an address that it redirects to
         raise urllib.error.URLError(f"the server's answer cannot be followed: {error}") from error
+
+
+class _WebAlone(urllib.request.HTTPRedirectHandler):
+    """Follow a server to addresses of the web. urllib would also ask one of FTP, whose answer it reads without end."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise urllib.error.HTTPError(req.full_url, code, f"{msg}, to {newurl:.80}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_WebAlone)
 
 
 def whole_number(text: str | None) -> int | None:
