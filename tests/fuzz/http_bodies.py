@@ -37,7 +37,9 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
             {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]},
             {"role": "tool", "tool_call_id": "c", "content": "Rain."}],
          "max_completion_tokens": 2, "stream": True, "stream_options": {"include_usage": True},
-         "tools": [{"type": "function", "function": _FUNCTION}], "tool_choice": "auto"},
+         "tools": [{"type": "function", "function": _FUNCTION}],
+         "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+             "mode": "auto", "tools": [{"type": "function", "function": {"name": "weather"}}]}}},
     ),
     (
         "/v1/chat/completions",
@@ -59,7 +61,8 @@ _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
                    {"type": "custom_tool_call_output", "call_id": "c", "output": "Done."}],
          "tools": [{"type": "custom", "name": "edit", "format": {"type": "grammar", "syntax": "regex",
                                                                  "definition": '[^"]{1,9}'}}],
-         "tool_choice": "required", "max_output_tokens": 2},
+         "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "custom", "name": "edit"}]},
+         "max_output_tokens": 2},
     ),
     (
         "/v1/chat/completions",
