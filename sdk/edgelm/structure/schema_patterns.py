@@ -19,7 +19,7 @@ _UNWRITTEN = (
 )
 _PIECES = re.compile(rf"(?P<alone>\[(?:{_UNWRITTEN})\]|{_UNWRITTEN})|\\.|(?P<opens>\[\^?\]?)|(?P<closes>\])", re.DOTALL)
 _SETS = re.compile(
-    r"(?P<property>\\[pP](?:\{[^}]*\}|[A-Z]))"
+    r"(?P<property>\\[pP](?:\{[^}]{1,64}\}|[A-Z]))"
     r"|\\.|\[:\^?\w+:\]"  # the last inside of a set alone
     r"|(?P<negated>\[\^)(?P<first>[]-]?)"
     r"|\[(?P<start>[]-]?)(?=(?:\\.|[^]\\])*?(?:\\[xuUpPDWS]|[\0-\x1f]|\[))",  # those that may have U+0000
