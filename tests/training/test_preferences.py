@@ -58,6 +58,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a side is missing": ({"prompt": "Hi", "chosen": "Hello!"}, "this is no preference: it has no rejected; expected"),
     "no field fits": ({"text": "Hi"}, "this is no preference: it has no chosen and no rejected"),
     "a side is a number": ({"prompt": "Hi", "chosen": "Hello!", "rejected": 3}, "the field 'rejected' is 3"),
+    "an answer that is learned in parts": (
+        {"prompt": "Hi", "chosen": [{"role": "assistant", "content": "A", "train_detail": [{}]}], "rejected": "B"},
+        r"chosen\[0\] has a train_detail, and a message is learned as a whole",
+    ),
     "tools of one": ({**FORMS["texts"], "tools": {}}, "tools is {}; it must be a list"),
     "no prompt": ({"chosen": "Hello!", "rejected": "What?"}, "there is no prompt, and chosen is no list of messages"),
     "the same": ({"prompt": "Hi", "chosen": "A", "rejected": "A"}, "chosen and rejected say the same"),

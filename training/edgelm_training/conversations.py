@@ -240,6 +240,11 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     message = {key: item for key, item in value.items() if item is not None}
     if call := message.pop(_CALLING, None):  # as OpenAI had one call, before it had several
         message["tool_calls"] = message.get("tool_calls") or [call]
+    if detail := next((key for key in _DETAILS if message.pop(key, None)), None):
+        raise DataError(
+            f"{place} has a {detail}, and a message is learned as a whole or not at all. Leave it out, or say so by "
+            "train: true or false."
+        )
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"the role of {place} is {role!r:.60}; it must be a text, such as 'user' or 'assistant'.")
