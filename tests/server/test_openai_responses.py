@@ -255,7 +255,11 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"reasoning": {"effort": "low"}}, "reasoning.effort is not supported: the chat template of tiny-random reads"),
         ({"reasoning": {"effort": "lots"}}, "reasoning.effort is 'lots'; it must be one of none, minimal"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported: use text.format."),
-        ({"guided_json": {"type": "object"}}, "guided_json is not supported: use text.format; other forms than"),
+        (
+            {"guided_json": {"type": "object"}, "text": {"format": {"type": "json_object"}}},
+            "text.format and guided_json exclude each other: an answer has one form.",
+        ),
+        ({"grammar": 'root ::= "x"', "guided_regex": "x"}, "grammar and guided_regex exclude each other"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
         ({"truncation": "auto"}, "truncation is 'auto'"),
         ({"context_management": [{"type": "compaction"}]}, "--context-shift of the server says what goes."),

@@ -72,7 +72,9 @@ def test_an_answer_keeps_to_a_form_in_another_servers_field(serving, fields, pat
     free = {"temperature": 1.5, "seed": 1, "max_tokens": 40, **fields}
     message = chat(serving, **free, response_format={"type": "text"}).json["choices"][0]["message"]
     text = serving.post("/v1/completions", {"prompt": "Is it on?", **free}).json["choices"][0]["text"]
-    assert [bool(re.fullmatch(pattern, said)) for said in (message["content"], text)] == [True, True]
+    (item,) = serving.post("/v1/responses", {"input": "Is it on?", **free, "max_tokens": None}).json["output"]
+    said = (message["content"], text, item["content"][0]["text"])
+    assert [bool(re.fullmatch(pattern, text)) for text in said] == [True, True, True]
 
 
 @pytest.mark.parametrize(

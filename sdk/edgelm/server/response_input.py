@@ -60,6 +60,8 @@ _FORMAT = record(
     required=("type",),
     ignored=("description",),
 )
+# llama.cpp's and vLLM's, whose servers take them here too.
+_OTHER_FORMS = {name: schema for name, schema in FORMS.items() if name != "response_format"}
 BODY = record(
     {
         "model": TEXT,
@@ -102,6 +104,7 @@ BODY = record(
             ]
         },
         "parallel_tool_calls": BOOLEAN,
+        **_OTHER_FORMS,
         "truncation": choice("disabled"),
         "include": listing(choice(*_INCLUDED), most=len(_INCLUDED)),
     },
@@ -109,7 +112,6 @@ BODY = record(
     ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
     refused={
         **REFUSED,
-        **dict.fromkeys(FORMS, "use text.format; other forms than JSON are for /v1/chat/completions."),
         "response_format": "use text.format.",
         **dict.fromkeys(
             ("previous_response_id", "conversation"), "nothing is kept here; send the whole conversation as input."
@@ -129,7 +131,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ApiError: 400, an item of the input has not what its type needs.
     """
-    chat = {name: body[name] for name in ("parallel_tool_calls", *SAMPLING) if name in body}
+    chat = {name: body[name] for name in ("parallel_tool_calls", *_OTHER_FORMS, *SAMPLING) if name in body}
     chat["messages"] = _messages(body)
     if "max_output_tokens" in body:
         chat["max_tokens"] = body["max_output_tokens"]
@@ -145,6 +147,8 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     if form["type"] == "json_schema":
         need(form, "text.format", "schema")
         chat["response_format"]["json_schema"] = {"schema": form["schema"], "strict": form.get("strict")}
+    if form["type"] != "text" and (other := next((name for name in _OTHER_FORMS if body.get(name)), None)):
+        raise ApiError(400, f"text.format and {other} exclude each other: an answer has one form.", param=other)
     return chat
 
 
