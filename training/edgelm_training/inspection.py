@@ -82,11 +82,11 @@ def inspect_text(model: Transformer, tokenizer: Tokenizer, ids: Sequence[int], *
     with contextlib.ExitStack() as hooks:
         for number, block in enumerate(model.model.layers):
             if number == 0:
-                hooks.enter_context(_hook(block.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0]))))
-            hooks.enter_context(_hook(block.register_forward_hook(lambda _, __, output: stream.append(output))))
+                hooks.enter_context(block.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0])))
+            hooks.enter_context(block.register_forward_hook(lambda _, __, output: stream.append(output)))
             if number in attending:
                 keep = _attention(block).register_forward_pre_hook(lambda _, inputs: attention_inputs.append(inputs))
-                hooks.enter_context(_hook(keep))
+                hooks.enter_context(keep)
         logits_TV = model(torch.tensor([list(ids)], device=device))[0].float()
     weights = [
         attention_weights(_attention(model.model.layers[layer]), inputs)
@@ -116,8 +116,8 @@ def attention_weights(attention: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
         values_KTH[:, torch.arange(start, stop), torch.arange(stop - start)] = 1
         mixed: list[Tensor] = []
         with (
-            _hook(attention.values.register_forward_hook(lambda *_, values=values_KTH: values[None])),  # type: ignore[union-attr]
-            _hook(attention.gathered.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0]))),  # type: ignore[union-attr]
+            attention.values.register_forward_hook(lambda *_, values=values_KTH: values[None]),  # type: ignore[union-attr]
+            attention.gathered.register_forward_pre_hook(lambda _, given, kept=mixed: kept.append(given[0])),  # type: ignore[union-attr]
         ):
             attention(*inputs)
         parts.append(mixed[0][0, ..., : stop - start])
@@ -131,14 +131,6 @@ def _first_stream(hidden: Tensor) -> Tensor:
 
 def _attention(block: nn.Module) -> nn.Module:
     return block.get_submodule("self_attn")
-
-
-@contextlib.contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _positions(logits_TV: Tensor, tokenizer: Tokenizer, ids: Sequence[int], guesses: int) -> Iterator[Position]:
