@@ -39,7 +39,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         config,
         embedding_multiplier=config.hidden_size**0.5 if hf_values.flag(values, "mup_enabled") else 1.0,
         layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
-        **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
+        **hf_values.windows_by_kind(values, kinds),
         **sigmoid_experts.fields({**values, "norm_topk_prob": True}, layers),
     )
 

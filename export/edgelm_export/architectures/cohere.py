@@ -58,7 +58,7 @@ def _to_model_config_2(values: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(
         config,
         layers_without_rope=hf_values.layers_of(kinds, "full_attention"),
-        **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
+        **hf_values.windows_by_kind(values, kinds),
     )
 
 

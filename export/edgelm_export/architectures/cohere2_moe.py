@@ -66,7 +66,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         routed_scaling_factor=hf_values.number(values, "routed_scaling_factor", 1.0),
         **experts.expert_fields(values, "num_experts"),
         **_shared(values, size, dense),
-        **hf_values.windows(values, hf_values.window_of(values, kinds), kinds),
+        **hf_values.windows_by_kind(values, kinds),
     )
 
 

@@ -139,18 +139,6 @@ def layers_of(kinds: Sequence[str], kind: str) -> tuple[int, ...]:
     return tuple(layer for layer, each in enumerate(kinds) if each == kind)
 
 
-def window_of(values: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
-    """Read the window of a family whose layers say by their kinds which of them attend in it.
-
-    Raises:
-        CheckpointError: some do, and `sliding_window` is null.
-    """
-    window = optional_whole_number(values, "sliding_window")
-    if window is None and "sliding_attention" in kinds:
-        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
-    return window
-
-
 def layers_without_rope(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Read `no_rope_layers`, which has a 1 for a layer that turns, whatever the name says; without it, every layer but
     each `no_rope_layer_interval`-th does.
@@ -178,6 +166,18 @@ def windows(values: Mapping[str, Any], window: int | None, kinds: Sequence[str])
     if set(kinds) == {"sliding_attention"}:
         return {"sliding_window": window}
     return {"sliding_window": window, "layer_types": tuple(kinds)}
+
+
+def windows_by_kind(values: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """Return the same for a family whose layers say by their kinds which of them attend in its `sliding_window`.
+
+    Raises:
+        CheckpointError: some do, and `sliding_window` is null.
+    """
+    window = optional_whole_number(values, "sliding_window")
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has 'sliding_attention', and sliding_window is null.")
+    return windows(values, window, kinds)
 
 
 def rope(values: Mapping[str, Any], context_length: int, *, partial: float | None = None) -> dict[str, Any]:

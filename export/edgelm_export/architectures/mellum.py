@@ -36,7 +36,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or ["full_attention"] * layers
     listed = hf_values.layer_types(values, "mlp_layer_types") or []
-    windows = hf_values.windows(values, hf_values.window_of(values, kinds), kinds)
+    windows = hf_values.windows_by_kind(values, kinds)
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
