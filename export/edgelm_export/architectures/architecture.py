@@ -33,6 +33,11 @@ class GGUFHeader:
         """What llama.cpp calls the family, before each of its keys."""
         return str(self.metadata["general.architecture"])
 
+    def changed(self, changes: Mapping[str, Any]) -> GGUFHeader:
+        """Return the header with other values of the family's keys, which are named without what stands before each."""
+        own = {f"{self.architecture}.{key}": value for key, value in changes.items()}
+        return dataclasses.replace(self, metadata={**self.metadata, **own})
+
 
 # Llama 3's factors, and LongRoPE's within and beyond the original context.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")

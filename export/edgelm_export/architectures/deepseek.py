@@ -175,9 +175,8 @@ def _gguf_latent_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[st
     heads, width = whole_number(metadata, f"{prefix}head_count"), whole_number(metadata, f"{name}.embedding_length")
     key = whole_number(metadata, f"{prefix}key_length{mla}")
     value = whole_number(metadata, f"{prefix}value_length{mla}", width // max(heads, 1))
-    kept = {f"{prefix}{part}_length": rank + turning for part in ("key", "value")}
-    as_one_head = {**metadata, **kept, f"{prefix}head_count_kv": 1, f"{name}.rope.dimension_count": rank + turning}
-    header = dataclasses.replace(header, metadata=as_one_head)
+    sizes_of_one_head = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    header = header.changed({**dict.fromkeys(sizes_of_one_head, rank + turning), "attention.head_count_kv": 1})
     values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys})
     grown = f"{name}.rope.scaling.yarn_log_multiplier"
     if values["rope_scaling"] and grown in metadata:

@@ -144,8 +144,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     metadata = header.metadata
     sizes = metadata.get("gemma3n.feed_forward_length")
     if isinstance(sizes, array):  # of each layer
-        size = _one_size(sizes.tolist())
-        header = dataclasses.replace(header, metadata={**metadata, "gemma3n.feed_forward_length": size})
+        header = header.changed({"feed_forward_length": _one_size(sizes.tolist())})
     values = gguf_header.to_hf_config(header, _GGUF_KEYS)
     table, left = "per_layer_token_embd.weight", "blk.0.laurel_l.weight"
     for name in (table, left):

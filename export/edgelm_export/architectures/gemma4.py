@@ -180,10 +180,10 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     if isinstance(sizes, array) and sizes:
         own = min(max(len(kinds) - shared, 0), len(kinds))
         is_wide = sizes.tolist() == [sizes[0]] * own + [2 * sizes[0]] * (len(kinds) - own) and own < len(kinds)
-        header = _with(header, "feed_forward_length", sizes[0] if is_wide else sizes)
+        header = header.changed({"feed_forward_length": sizes[0] if is_wide else sizes})
     has_experts = whole_number(header.metadata, "gemma4.expert_count", 0)
     keys = {**_GGUF_KEYS, **(_GGUF_EXPERTS if has_experts else {})}
-    values = gguf_header.to_hf_config(_with(header, "attention.head_count_kv", heads[0]), keys)
+    values = gguf_header.to_hf_config(header.changed({"attention.head_count_kv": heads[0]}), keys)
     metadata = header.metadata
     head_dim = whole_number(metadata, "gemma4.attention.key_length_swa", values["head_dim"])
     for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
@@ -213,10 +213,6 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
         },
         "enable_moe_block": bool(has_experts),
     }
-
-
-def _with(header: GGUFHeader, key: str, value: Any) -> GGUFHeader:
-    return dataclasses.replace(header, metadata={**header.metadata, f"gemma4.{key}": value})
 
 
 def _gguf_kv_heads(header: GGUFHeader, kinds: Sequence[str]) -> tuple[Any, Any]:

@@ -87,19 +87,19 @@ def by_layer(header: GGUFHeader, key: str = "attention.head_count_kv") -> tuple[
     Raises:
         CheckpointError: the file has more layers than are supported, or lists the size for more or fewer than it has.
     """
-    key, layers = f"{header.architecture}.{key}", whole_number(header.metadata, f"{header.architecture}.block_count")
+    name, layers = f"{header.architecture}.{key}", whole_number(header.metadata, f"{header.architecture}.block_count")
     if layers > MAX_LAYERS:
         raise CheckpointError(
             f"GGUF metadata: {header.architecture}.block_count is {layers}; at most {MAX_LAYERS} are supported."
         )
-    sizes = header.metadata.get(key)
+    sizes = header.metadata.get(name)
     if not isinstance(sizes, array):
-        return header, [whole_number(header.metadata, key, 1)] * layers
+        return header, [whole_number(header.metadata, name, 1)] * layers
     if len(sizes) != layers:
-        raise CheckpointError(f"GGUF metadata: {key} has {len(sizes)} entries; the model has {layers} layers.")
+        raise CheckpointError(f"GGUF metadata: {name} has {len(sizes)} entries; the model has {layers} layers.")
     counts = set(sizes) - {0}
     if len(counts) == 1:
-        header = dataclasses.replace(header, metadata={**header.metadata, key: counts.pop()})
+        header = header.changed({key: counts.pop()})
     return header, sizes.tolist()
 
 

@@ -95,10 +95,9 @@ def _heads(values: Mapping[str, Any], kinds: list[str], has_windows: bool) -> tu
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    key = "laguna.attention.head_count"
     header, heads = gguf_header.by_layer(header, "attention.head_count")
-    metadata = {**header.metadata, key: heads[0] if heads else 0}
-    header = dataclasses.replace(header, metadata=metadata)
+    header = header.changed({"attention.head_count": heads[0] if heads else 0})
+    metadata = header.metadata
     values = sigmoid_experts.gguf_values(header, _GGUF_KEYS, turns_a_part=True)
     head_dim = values["head_dim"]
     window = whole_number(metadata, "laguna.attention.sliding_window", 0)
