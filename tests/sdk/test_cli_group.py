@@ -94,6 +94,9 @@ def test_a_misspelt_command_is_told_which_was_meant():
         (["finetune", "-c", "a.toml"], "No such option '-c'. [MODEL|TOML] is an argument, without a name before it."),
         (["serve", "--top-k", "40"], f"No such option '--top-k'. {other_words.OF_ANSWERS['--top-k']}"),
         (["chat", "m", "--ctx-size", "512"], f"No such option '--ctx-size'. {other_words.OF_ANSWERS['-c']}"),
+        (["run", "m", "- milk"], "No such option '- milk'. A text that begins with - stands last, behind --."),
+        (["run", "m", "-5 degrees"], "No such option '-5 degrees'. A text that begins with - stands last, behind --."),
+        (["run", "m", "--x y"], "No such option '--x y'. A text that begins with - stands last, behind --."),
         (["run", "m", "hi", "-nkvo", "-n", "5"], "No such option '-n'. Here it is --max-new-tokens."),
     ],
 )
@@ -108,11 +111,13 @@ def test_other_words_are_answered_by_click():
         (["list", "-c"], "-c"),
         (["run", "--max-new-token", "3"], "-new-tokens"),
         (["run", "-nkvo"], "-n"),
+        (["run", "m", "--stopp=a b"], "--stopp"),
     ):
         result = invoke(*arguments)
         assert result.exit_code == 2
         assert words in result.stderr
         assert "Here it is" not in result.stderr
+        assert "behind --" not in result.stderr
 
 
 def test_each_word_of_ours_for_another_programs_exists():

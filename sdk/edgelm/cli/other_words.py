@@ -216,6 +216,8 @@ def in_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuc
         if name in options | arguments:
             way = f"Here it is {name}." if name in options else f"{name} is an argument, without a name before it."
             break
+    if way is None and _is_text(written):
+        way = "A text that begins with - stands last, behind --."
     return error if way is None else click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
 
 
@@ -225,3 +227,8 @@ def _as_written(option: str, words: Sequence[str]) -> str:
         return option
     clusters = (word.partition("=")[0] for word in words if word.startswith("-") and not word.startswith("--"))
     return next((word for word in clusters if option[1] in word), option)
+
+
+def _is_text(option: str) -> bool:
+    """Say whether what click took for an option is a text of the user's, such as "- milk" or "-5 degrees"."""
+    return " " in option or not option.lstrip("-")[:1].isalpha()
