@@ -215,6 +215,7 @@ def test_wrong_usage_ends_with_2_and_says_why(arguments, message):
 def test_an_error_ends_with_1_and_says_why(tmp_path):
     for arguments, said in (
         (["nothing", "x"], ""),
+        (["nothing"], ""),
         ([TINY, "x", "--speculation", "nothing"], "--speculation takes prompt_lookup, or a model. "),
     ):
         result = run(*arguments)

@@ -120,6 +120,9 @@ def _whole_prompt(model: str, prompt: str | None) -> str:
     piped = "" if is_terminal(sys.stdin) else "".join(piped_lines()).strip("\n")
     parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
     if not parts:
+        from edgelm.library.library import Library
+
+        Library().find(model)  # which is an error where the only word is a prompt
         raise click.UsageError(
             f"There is no prompt: give one as an argument, or pipe one in. To talk with it: "
             f"edgelm chat {shell_word(model)}"
