@@ -67,6 +67,23 @@ def test_each_command_has_help_with_examples(name):
         assert f"    edgelm {name}" in examples or f"| edgelm {name}" in examples
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_an_example_does_stands_below_it_where_the_terminal_is_too_narrow_for_both(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    examples = invoke(name, "-h").output.partition("Examples:\n")[2].partition("\n\n")[0]
+    assert not [line for line in examples.splitlines() if len(line) > 80 and "  " in line.strip()]
+
+
+def test_what_an_example_does_stands_beside_it_where_there_is_room(monkeypatch):
+    def examples(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        return invoke("import", "-h").output.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+
+    widest = max(map(len, examples(200)))
+    assert len(examples(widest)) == len(examples(200)) == 3
+    assert len(examples(widest - 1)) == 6
+
+
 def test_a_misspelt_command_is_told_which_was_meant():
     result = invoke("chta")
     assert result.exit_code == 2

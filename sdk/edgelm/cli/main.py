@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 from edgelm._version import __version__
 from edgelm.arguments import did_you_mean
 from edgelm.cli.config_file import ConfigFile, name_variables
+from edgelm.cli.help_page import fold_examples
 from edgelm.cli.other_words import COMMANDS, in_our_words
 from edgelm.cli.output import is_dumb, printable
 from edgelm.cli.termination import unwinding
@@ -69,6 +70,7 @@ class LazyGroup(click.Group):
             raise _not_loaded(entry_point, error) from error
         if not isinstance(command, click.Command):
             raise ConfigError(f"The command {name!r} of {_owner(entry_point)} is not a click command: {command!r}.")
+        fold_examples(command)
         return command
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
