@@ -39,7 +39,13 @@ from edgelm.package.peft_format import (
     weights_path,
 )
 from edgelm.package.replaceable import refuse_to_replace, why_not_an_adapter
-from edgelm_export.adapter_layers import Matrices, layers_of_package, layers_of_text, layout_of_adapter
+from edgelm_export.adapter_layers import (
+    Matrices,
+    as_in_folders,
+    layers_of_package,
+    layers_of_text,
+    layout_of_adapter,
+)
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.folded import FoldedCheckpoint
@@ -251,7 +257,7 @@ def _with_layers_of(config: ModelConfig, trained: _Trained) -> tuple[_Trained, t
     elif BASE_SHA256 in trained.metadata:
         layout = CANONICAL
     else:
-        matrices, of_parts = layers_of_text(matrices, config)
+        matrices, of_parts = layers_of_text(as_in_folders(matrices, config), config)
         layout, of_rows = layout_of_adapter(matrices, config, trained.base_name, trained.folder)
         notes = of_parts + of_rows
     return replace(trained, matrices=layers_of_package(matrices, config, layout, trained.folder)), notes

@@ -8,6 +8,7 @@ Shapes: R rank, D and N what a projection takes and gives: A is [R, D], B is [N,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -21,6 +22,13 @@ from edgelm_export.tensor_map import CANONICAL, EXPERTS, Part, TensorLayout, par
 from edgelm_export.text_part import layers_in_text
 
 Matrices = Mapping[str, tuple[Array, Array]]
+
+# What a model of transformers calls layers that its family's folders call otherwise, and PEFT with it.
+_IN_TRANSFORMERS = {
+    "laguna": (r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),
+    "lfm3": (r"\.self_attn\.g_proj$", ".self_attn.gate_proj"),
+    "nemotron_h": (r"^model\.layers\.(\d+)\.mixer\.", r"backbone.layers.\1.mixer."),
+}
 
 
 def layout_of_adapter(
@@ -56,6 +64,14 @@ def layout_of_adapter(
         )
     note = f"The adapter was trained on {base_name}, a {config.model_type} as published: the rows of "
     return layout, (f"{note}{' and '.join(reordered)} were put in edgelm's order.",)
+
+
+def as_in_folders(matrices: Matrices, config: ModelConfig) -> Matrices:
+    """Return the layers of an adapter as its family's folders call them, where transformers has other names."""
+    if config.model_type not in _IN_TRANSFORMERS:
+        return matrices
+    pattern, name = _IN_TRANSFORMERS[config.model_type]
+    return {re.sub(pattern, name, layer): pair for layer, pair in matrices.items()}
 
 
 def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, tuple[str, ...]]:

@@ -112,6 +112,23 @@ def test_beside_experts_all_other_layers_take_adapters(name: str, save_model: Sa
     check_beside_package(adapted_by_peft(base, target_modules=BESIDE_EXPERTS[name]), tmp_path / "pkg", tmp_path)
 
 
+# What transformers calls otherwise than the folders that it reads and writes.
+NAMES_IN_TRANSFORMERS = {
+    "laguna": r".*(q_proj|g_proj|shared_experts\.\w+_proj)",
+    "lfm3": ["q_proj", "g_proj"],
+    "nemotron_h with experts": ["in_proj", "q_proj", "o_proj", "up_proj", "down_proj"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES_IN_TRANSFORMERS)
+def test_layers_that_transformers_calls_otherwise_than_its_folders_are_found(
+    name: str, save_model: SaveModel, tmp_path: Path
+) -> None:
+    base = published(name, tmp_path, save_model)
+    adapted = adapted_by_peft(base, target_modules=NAMES_IN_TRANSFORMERS[name])
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+
+
 def test_experts_themselves_take_none(save_model: SaveModel, tmp_path: Path) -> None:
     base = published("qwen3_moe", tmp_path, save_model)
     adapted_by_peft(base, target_modules=_ATTENTION).save_pretrained(tmp_path / "peft")
