@@ -151,6 +151,7 @@ def test_the_help_shows_the_default_that_is_in_force():
         ("[probe\n", "cannot be read: "),
         ("# " + "x" * 70_000, "cannot be read: "),
         ("[probe]\nstop = " + "[" * 100_000, "cannot be read: "),
+        (f"[probe]\nport = 0x{'f' * 5000}\n", "cannot be read: "),
     ],
 )
 def test_a_mistake_is_an_error_that_names_the_file_and_the_key(text, message):

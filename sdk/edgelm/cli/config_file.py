@@ -49,7 +49,9 @@ class ConfigFile:
             text = read_text(path, MAX_TOML_BYTES)
             import tomllib  # most have no such file
 
-            return cls(path=path, sections=tomllib.loads(text))
+            sections = tomllib.loads(text)
+            repr(sections)  # a ValueError: a number, in hexadecimal, that is too long to be written into a message
+            return cls(path=path, sections=sections)
         except (FileNotFoundError, NotADirectoryError) as error:
             if os.environ.get(VARIABLE):
                 raise ConfigError(f"{VARIABLE} is {path}, and there is no such file. Write it, or unset it.") from error
