@@ -59,6 +59,15 @@ def test_what_is_no_number_is_passed_over(run: Path) -> None:
     assert read_curves(run, "grad_norm").steps == [*range(1, 11)]
 
 
+def test_a_log_with_numbers_beyond_a_float_or_steps_in_another_order_has_charts(run: Path) -> None:
+    chart = draw_text([run], width=40)
+    log = run / "log.jsonl"
+    huge, *lines = "1" + "0" * 400, *reversed(log.read_text().splitlines())
+    odd = [f'{{"step": {huge}, "loss": 1}}', f'{{"step": 3, "loss": {huge}}}', '{"step": 4, "loss": -1e308}']
+    log.write_text("\n".join([*odd, *lines]))
+    assert draw_text([run], width=40) == chart
+
+
 def test_a_run_of_one_step_a_narrow_terminal_and_many_runs_have_charts(run: Path, tmp_path: Path) -> None:
     one = tmp_path / "one"
     one.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ _MARKS = "•+x*o#"
 _COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 # The logged losses vary from step to step; a mean over this part of a run shows where they go.
 _SMOOTHED_PART = 0.02
+# Of numbers below it, sums and differences are still numbers; those of a run are of float32.
+_BEYOND = 1e100
 # matplotlib's own, and what it draws boxes with
 _FONT, _BOXES = "DejaVu Sans", "Last Resort"
 
@@ -48,7 +49,7 @@ def read_curves(run: str | Path, key: str) -> Curve:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < _BEYOND
 
 
 def draw_picture(runs: Sequence[str | Path], output: Path) -> str:
@@ -151,8 +152,8 @@ def draw_text(runs: Sequence[str | Path], *, width: int, height: int = 12) -> st
 def _chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
     low = min(min(curve.values) for curve in curves)
     high = max(max(curve.values) for curve in curves)
-    first = min(curve.steps[0] for curve in curves)
-    last = max(curve.steps[-1] for curve in curves)
+    first = min(min(curve.steps) for curve in curves)  # a log that was put together has them in any order
+    last = max(max(curve.steps) for curve in curves)
     columns = max(10, width - 12)
     grid = [[" "] * columns for _ in range(height)]
     for number, curve in enumerate(curves):

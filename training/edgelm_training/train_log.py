@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgelm.errors import TrainingError
+from edgelm.number_bounds import is_count
+
+_LAST_STEP = 1 << 53  # which a float still holds
 
 
 class Reporter(Protocol):
@@ -165,7 +168,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    return entry if isinstance(entry, dict) and is_count(entry.get("step"), 0, _LAST_STEP) else None
 
 
 def _truncate(path: Path, after_step: int) -> None:
