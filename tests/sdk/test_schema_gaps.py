@@ -62,6 +62,9 @@ def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> N
             r"^a[\x00-\x1f]$", "^a[\0-\x1f]$", "^a[\x00-\x07\x08-\x1f]$", "^a(?:[\x00-\x0f]|[\x10-\x1f])$")),
         ({"type": "string", "pattern": r"^\[[\]\x00-\x21]$"}, ["[]", "[!", "[\t"], ['["', "[\\", "[[", "[-"]),
         ({"type": "string", "pattern": r"^a[-\x00-\x1f]$"}, ["a-", "a\t"], ['a"', "a\\", "a&"]),
+        ({"$ref": "#/$defs/Liste[1 #], 5%, ä", "$defs": {"Liste[1 #], 5%, ä": {"type": "integer"}}}, [1], ["1"]),
+        ({"$ref": "#/$defs/List%5Bint%5D", "$defs": {"List[int]": {"type": "integer"}}}, [1], ["1"]),
+        ({"$id": "Output Format", "$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, [1], ["1"]),
     ],
 )  # fmt: skip
 def test_gaps_of_llguidance_are_closed(

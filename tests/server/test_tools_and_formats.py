@@ -11,6 +11,7 @@ from edgelm_server import CHAT
 HELLO = [{"role": "user", "content": "Is it on?"}]
 SCHEMA = {
     "$schema": "http://json-schema.org/draft-07/schema#",
+    "$id": "Output Format",  # no URI, but griptape writes it
     "type": "object",
     "properties": {"on": {"type": "boolean"}, "level": {"enum": ["low", "high"]}},
     "required": ["on", "level"],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
@@ -32,6 +34,9 @@ _DATE = (
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 # llguidance takes 29 February of every year, and a 61st second in every minute.
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
+# What may stand in a reference beside letters and digits (RFC 3986); a percent sign only before two hexadecimal digits.
+_IN_REFERENCES = "%!$&'()*+,;=:@/?"
+_LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
@@ -53,9 +58,21 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     closed = _with_parts(schema, _closed)
-    for close in (refuse_values, close_bounds, _close_format, close_patterns, _refuse_count, _refuse_optional):
+    for close in (
+        refuse_values, close_bounds, _close_format, close_patterns, _close_references, _refuse_count, _refuse_optional,
+    ):  # fmt: skip
         close(closed)
     return closed
+
+
+def _close_references(part: dict[str, Any]) -> None:
+    """Encode what no URI may have: programs make references and ids of titles, types and properties' names as they are,
+    such as `#/$defs/List[City]`.
+    """
+    for key in ("$id", "$ref"):
+        if isinstance(part.get(key), str):
+            base, mark, fragment = _LONE_PERCENT.sub("%25", part[key]).partition("#")
+            part[key] = quote(base, safe=_IN_REFERENCES) + mark + quote(fragment, safe=_IN_REFERENCES)
 
 
 def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
