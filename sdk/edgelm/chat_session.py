@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgelm import saved_session
 from edgelm.arguments import as_list, as_path, is_whole, of_class
@@ -66,7 +67,7 @@ class ChatSession:
         """How many tokens the conversation has in the model's context."""
         return self._cache.length
 
-    def restore(self, messages: Sequence[Message]) -> None:
+    def restore(self, messages: Sequence[Message | Mapping[str, Any]]) -> None:
         """Replace the turns by others, such as those of a saved conversation.
 
         Raises:

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +157,7 @@ class LanguageModel(Returned):
 
     def encode_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         tools: Sequence[Tool] | None = None,
         template_variables: Mapping[str, object] | None = None,
     ) -> list[int]:
@@ -180,7 +181,7 @@ class LanguageModel(Returned):
 
     def chat_prompt(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         config: GenerationConfig,
         tools: Sequence[Tool] | None = None,
         template_variables: Mapping[str, object] | None = None,
@@ -289,7 +290,7 @@ class LanguageModel(Returned):
 
     def stream_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
         cancel: threading.Event | None = None,
@@ -316,7 +317,7 @@ class LanguageModel(Returned):
 
     def chat_request(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         config: GenerationConfig | None,
         tools: Sequence[Tool] | None,
         tool_choice: ToolChoice,
@@ -366,7 +367,7 @@ class LanguageModel(Returned):
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
         tools: Sequence[Tool] | None = None,

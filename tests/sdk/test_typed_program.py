@@ -37,6 +37,14 @@ def begin(model: edgelm.LanguageModel, cache: edgelm.KVCache) -> str:
         return next(chunks).text
 
 
+def plain_dicts(model: edgelm.LanguageModel, engine: edgelm.Engine, history: list[dict[str, str]]) -> str:
+    question = [{"role": "user", "content": [{"type": "text", "text": "And in parts?"}]}]
+    session = edgelm.ChatSession(model)
+    session.restore(history)
+    engine.submit_chat(history)
+    return model.chat(history).text + model.chat(question).text + "".join(c.text for c in model.stream_chat(history))
+
+
 def misspell() -> None:
     edgelm.lod("name")  # type: ignore[attr-defined]  # which --strict wants to be an error
 

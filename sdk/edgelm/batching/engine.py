@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgelm.arguments import as_list, is_number, is_whole, of_class, or_default, reading
 from edgelm.batching.generation import Generation
@@ -152,7 +153,7 @@ class Engine:
 
     def submit_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         config: GenerationConfig | None = None,
         *,
         tools: Sequence[Tool] | None = None,

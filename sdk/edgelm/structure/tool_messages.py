@@ -34,7 +34,7 @@ The result of each call will stand between <tool_response> and </tool_response>.
 
 
 def show_tools(
-    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], format: ToolFormat
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], format: ToolFormat
 ) -> tuple[list[Message], dict[str, Any], dict[str, str]]:
     """Return a conversation's messages, and the template's variables beside them, so that the template shows the tools;
     and the marks in the messages, each with what stands in its place once the template has written them.
@@ -71,7 +71,7 @@ def _definition(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"type": "function", "function": tool} if is_alone else tool
 
 
-def _turn(message: Message, place: str) -> dict[str, Any]:
+def _turn(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     if "content" not in message and not message.get("tool_calls"):  # misspelt, it would be an empty message
         raise no_message(message, place)
     turn: dict[str, Any] = {**message, "content": _text_of(message.get("content"), f"{place}['content']")}

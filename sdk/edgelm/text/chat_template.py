@@ -146,7 +146,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         variables: Mapping[str, object] | None = None,
@@ -226,10 +226,9 @@ def no_message(value: object, place: str) -> ChatTemplateError:
     return ChatTemplateError(f"{place} is {reprlib.repr(value)}; a message is a mapping with role and content.{way}")
 
 
-def _with_thought(message: Message) -> Mapping[str, Any]:
+def _with_thought(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give what was thought the name that most templates read, and that of GPT-OSS's, as transformers does."""
-    given: Mapping[str, Any] = message
-    thought = next((given[name] for name in THOUGHT if given.get(name) is not None), None)
+    thought = next((message[name] for name in THOUGHT if message.get(name) is not None), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
