@@ -80,6 +80,9 @@ class SavedSessions:
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = state_folder() / "sessions" if root is None else as_path(root)
 
+    def __repr__(self) -> str:
+        return f"<SavedSessions in {str(self.root)!r}>"
+
     def new_name(self, text: str) -> str:
         """Make a name that no session has of the first words of a text, such as `why-is-the-sea-blue-2`.
 

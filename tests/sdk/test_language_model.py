@@ -105,6 +105,15 @@ def test_the_public_objects_say_what_they_are(model: LanguageModel) -> None:
     assert repr(edgelm.ChatSession(model)) == "<ChatSession with 'tiny-random': 0 messages>"
     with edgelm.Engine(model) as engine:
         assert repr(engine) == "<Engine of 'tiny-random': 0 requests at work, 0 waiting>"
+        generation = engine.submit("The sea", edgelm.GenerationConfig(max_new_tokens=2))
+        assert repr(generation).startswith("<Generation: ")
+        list(generation)
+        assert repr(generation) == "<Generation: ended, 0 chunks unread>"
+        generation.cancel()
+        assert repr(generation) == "<Generation: cancelled, 0 chunks unread>"
+    assert repr(model.new_cache()) == "<KVCache: 0 tokens, room for 0>"
+    assert repr(edgelm.PrefixCache(model.config, max_bytes=9)) == "<PrefixCache: 0 tokens, 0 of 9 bytes>"
+    assert repr(edgelm.SavedSessions("chats")) == "<SavedSessions in 'chats'>"
 
 
 def test_a_message_is_named_as_it_was_given(model: LanguageModel) -> None:

@@ -41,6 +41,10 @@ class Generation:
         self._ended = False
         self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
+    def __repr__(self) -> str:
+        state = "cancelled" if self.cancelled else "ended" if self._ended else "under way"
+        return f"<Generation: {state}, {len(self._unread)} chunks unread>"
+
     def cancel(self) -> None:
         """End the answer within one step, from any thread; its last chunk has finish_reason "cancelled"."""
         self._check_process()

@@ -115,6 +115,9 @@ class KVCache:
         self.turn = threading.Lock()  # held by the generation that computes with it now
         self.user: object = None  # the generation that goes on with it
 
+    def __repr__(self) -> str:
+        return f"<KVCache: {self.length} tokens, room for {self.capacity}>"
+
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled, or copied otherwise than by `clone`: a copy would write into the same buffers."""
         raise EdgeLMError(

@@ -76,6 +76,9 @@ class PrefixCache:
         self._by_use: OrderedDict[_Block, None] = OrderedDict()
         self.reused_tokens = 0
 
+    def __repr__(self) -> str:
+        return f"<PrefixCache: {self.tokens} tokens, {self.bytes} of {self.max_bytes} bytes>"
+
     def of_model(self, config: ModelConfig, fingerprint: str) -> PrefixCache:
         """Return this, for a model whose beginnings it is to keep: the first one that asks, or one that is the same.
 
