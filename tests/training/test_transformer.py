@@ -45,6 +45,12 @@ def random_model(config: ModelConfig) -> Transformer:
     return model
 
 
+@pytest.fixture(scope="module")
+def featured(request: pytest.FixtureRequest) -> Transformer:
+    """A random model of a row of FEATURES; pytest runs all tests of one after each other, and none changes it."""
+    return random_model(config_with(FEATURES[request.param]))
+
+
 def test_sinusoidal_positions_are_added_to_the_embeddings(tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, position="sinusoidal", hidden_size=4)
     model = random_model(config)
@@ -76,16 +82,15 @@ def test_without_positions_the_order_of_earlier_tokens_does_not_matter(tiny_conf
     assert (rotated_BV[0] - rotated_BV[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_a_later_token_does_not_change_earlier_logits(name: str) -> None:
-    config = config_with(FEATURES[name])
-    model = random_model(config)
+@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+def test_a_later_token_does_not_change_earlier_logits(featured: Transformer) -> None:
+    config = featured.config
     ids_BT = random_ids(config, 1, LONG)
     changed_BT = ids_BT.clone()
     changed_BT[0, 12] = (ids_BT[0, 12] + 1) % config.vocab_size
 
     with torch.no_grad():
-        logits, changed = model(ids_BT), model(changed_BT)
+        logits, changed = featured(ids_BT), featured(changed_BT)
 
     # A token that chooses another expert changes how many rows its products have, which then sum in another order.
     # Measured: 4.8e-7.
@@ -106,18 +111,16 @@ def test_a_batch_gives_the_logits_of_its_rows(tiny_config: ModelConfig) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_documents_in_one_row_give_the_logits_of_each_alone(name: str) -> None:
-    config = config_with(FEATURES[name])
-    model = random_model(config)
-    ids_BT = random_ids(config, 2, LONG)
+@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+def test_documents_in_one_row_give_the_logits_of_each_alone(featured: Transformer) -> None:
+    ids_BT = random_ids(featured.config, 2, LONG)
     lengths = ((7, 1, LONG - 8), (25, 10, LONG - 35))
     # A number that comes back after another one is a new document.
     documents_BT = torch.stack([torch.tensor([4, 9, 4]).repeat_interleave(torch.tensor(row)) for row in lengths])
 
     with torch.no_grad():
-        packed = model(ids_BT, documents_BT)
-        alone = [torch.cat([model(part[None])[0] for part in ids_BT[b].split(row)]) for b, row in enumerate(lengths)]
+        packed = featured(ids_BT, documents_BT)
+        alone = [torch.cat([featured(part[None])[0] for part in ids_BT[b].split(row)]) for b, row in enumerate(lengths)]
 
     # Attention sums a masked row in another order. Measured: 1.5e-5 on logits of up to 9.2.
     torch.testing.assert_close(packed, torch.stack(alone), atol=5e-5, rtol=0)
@@ -144,13 +147,11 @@ def test_activation_checkpointing_changes_neither_logits_nor_gradients(name: str
     assert len(blocks) == 4
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_parameters_have_the_canonical_names_shapes_and_order(name: str) -> None:
-    config = config_with(FEATURES[name])
+@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+def test_parameters_have_the_canonical_names_shapes_and_order(featured: Transformer) -> None:
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in featured.state_dict().items()]
 
-    state = Transformer(config).state_dict()
-
-    assert [(k, tuple(v.shape)) for k, v in state.items()] == list(config.tensor_shapes().items())
+    assert shapes == list(featured.config.tensor_shapes().items())
 
 
 def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is_trained(
@@ -167,14 +168,11 @@ def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is
         Transformer(tiny_config)
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_every_parameter_has_a_gradient(name: str) -> None:
-    config = config_with(FEATURES[name])
-    model = random_model(config)
+@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+def test_every_parameter_has_a_gradient(featured: Transformer) -> None:
+    featured(random_ids(featured.config, 2, 20)).logsumexp(-1).sum().backward()
 
-    model(random_ids(config, 2, 20)).logsumexp(-1).sum().backward()
-
-    without = [k for k, v in model.named_parameters() if v.grad is None or not v.grad.isfinite().all()]
+    without = [k for k, v in featured.named_parameters() if v.grad is None or not v.grad.isfinite().all()]
     assert without == []
 
 
