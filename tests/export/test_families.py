@@ -127,7 +127,11 @@ def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, 
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", MODELS, indirect=True)
+# PyTorch derives the gradients from what is computed, which is compared for every row: one of each family is enough.
+_FIRST_OF_ITS_TYPE = {model_type: name for name, (model_type, _) in reversed(MODELS.items())}.values()
+
+
+@pytest.mark.parametrize("family", sorted(_FIRST_OF_ITS_TYPE), indirect=True)
 def test_gradients_are_those_of_transformers(family: Family) -> None:
     """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
     model = family.model  # whose weights become the gradients: its logits are known, and no other test computes with it
