@@ -337,7 +337,7 @@ def _keeps(precision: Precision) -> bool:
 
 
 def _notes_on_4_bits(checkpoint: Checkpoint, used: Precision) -> list[str]:
-    """Say what `keep` does better, where the source has 4 bits of its own, or what int8 does, where they are kept."""
+    """Say what `keep` does better, where the source has a grid of 4 bits, or what int8 does, where they are kept."""
     bits = {scheme.bits for scheme in used.schemes}
     if _keeps(used) and _is_large_in_4_bits(checkpoint):
         kept = ", ".join(types_of_4_bits(checkpoint))
@@ -352,7 +352,7 @@ def _notes_on_4_bits(checkpoint: Checkpoint, used: Precision) -> list[str]:
     else:
         return []
     types = types_of_4_bits(checkpoint)
-    return [f"The source has 4 bits of its own ({', '.join(types)}): --precision keep {gain}."] if types else []
+    return [f"The source has a grid of its own ({', '.join(types)}): --precision keep {gain}."] if types else []
 
 
 def _is_large_in_4_bits(checkpoint: Checkpoint) -> bool:

@@ -145,7 +145,7 @@ def test_keep_holds_its_grid_and_other_precisions_read_it(save_llama: SaveModel,
     assert isinstance(kept, PackedWeight)
     assert (kept.bits, kept.block_size) == (4, 32)
     assert np.abs(unpack(kept) - checkpoint.tensor(MATRIX)).max() < kept.scales.max() / 25
-    note = "The source has 4 bits of its own (MLX-4bit): --precision keep loses less."
+    note = "The source has a grid of its own (MLX-4bit): --precision keep loses less."
     assert note in export_package(checkpoint, tmp_path / "int4", "int4").notes
     import_checkpoint(tmp_path / "source", tmp_path / "ours")
     np.testing.assert_array_equal(HuggingFaceCheckpoint(tmp_path / "ours").tensor(MATRIX), checkpoint.tensor(MATRIX))

@@ -247,7 +247,7 @@ def test_products_apart_that_read_one_input_have_its_sums_once(q4_1: GGUFCheckpo
 
 def test_who_rounds_a_source_of_4_bits_to_4_others_is_told_of_keep(q4_1: GGUFCheckpoint, tmp_path: Path) -> None:
     manifest = export_package(q4_1, tmp_path / "package", "int4")
-    assert "The source has 4 bits of its own (Q4_1): --precision keep loses less." in manifest.notes
+    assert "The source has a grid of its own (Q4_1): --precision keep loses less." in manifest.notes
     assert not any("keep" in note for note in export_package(q4_1, tmp_path / "int8", "int8").notes)
 
 
@@ -256,7 +256,7 @@ def test_who_puts_a_large_source_of_4_bits_into_8_is_told_what_keep_saves(
 ) -> None:
     monkeypatch.setattr("edgelm_export.exporter._LARGE", 1000)
     saves = (
-        "The source has 4 bits of its own (Q4_1): --precision keep takes about two thirds of the bytes, and longer to "
+        "The source has a grid of its own (Q4_1): --precision keep takes about two thirds of the bytes, and longer to "
         "read prompts."
     )
     assert saves in export_package(q4_1, tmp_path / "int8", "int8").notes
