@@ -128,6 +128,23 @@ def test_a_file_that_may_not_be_read_is_an_error_of_ours(tmp_path: Path, monkeyp
             open_regular(tmp_path / "a")
 
 
+@pytest.mark.parametrize("function", ["listdir", "scandir"])
+def test_a_folder_that_may_not_be_listed_or_is_gone_is_an_error_of_ours(
+    function: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(os, function)
+
+    def refuse(path: Path) -> object:
+        if path == package:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, refuse)
+        with pytest.raises(PackageError, match=r"package cannot be read: .*Permission denied.* may you not list it\?$"):
+            load(package)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reading one's own memory at 0 fails on Linux")
 def test_a_read_that_the_disk_refuses_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgelm.files.regular_file.open_regular", lambda _path: open("/proc/self/mem", "rb"))  # noqa: SIM115

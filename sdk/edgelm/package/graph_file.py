@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgelm.errors import PackageError
 from edgelm.files.folder_entries import is_left_by_looking
 from edgelm.files.regular_file import read_regular
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, FileEntry, Manifest, read_checked
@@ -42,12 +43,18 @@ def files_of_tensors(folder: Path) -> dict[str, int]:
 
     Where a manifest was checked they are those that it lists: itself and the signature have no hash in it, nor has what
     a file manager leaves.
+
+    Raises:
+        PackageError: the folder cannot be read.
     """
-    with os.scandir(folder) as files:
-        return {
-            file.name: file.stat(follow_symlinks=False).st_size
-            for file in files
-            if file.is_file(follow_symlinks=False)
-            and file.name not in (FILE_NAME, SIGNATURE_NAME)
-            and not is_left_by_looking(file.name)
-        }
+    try:
+        with os.scandir(folder) as files:
+            return {
+                file.name: file.stat(follow_symlinks=False).st_size
+                for file in files
+                if file.is_file(follow_symlinks=False)
+                and file.name not in (FILE_NAME, SIGNATURE_NAME)
+                and not is_left_by_looking(file.name)
+            }
+    except OSError as error:
+        raise PackageError(f"{folder} cannot be read: {error}. Was it removed, or may you not list it?") from error

@@ -229,7 +229,11 @@ class Manifest:
                 raise PackageError(f"{folder / FILE_NAME} lists {name!r} twice.")
             listed.add(folded)
         own = {entry.path for entry in self.files} | {FILE_NAME, SIGNATURE_NAME}
-        for path in entries_of(folder):
+        try:
+            entries = entries_of(folder)
+        except OSError as error:
+            raise PackageError(f"{folder} cannot be read: {error}. Was it removed, or may you not list it?") from error
+        for path in entries:
             if path.name == SIGNATURE_NAME:
                 check_signature_file(path)
             if path.name not in own:
