@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -188,10 +189,22 @@ def test_a_child_is_told_no_secrets(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list((own_library / "known-tokenizers").iterdir())) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read_in_its_place(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(TokenizerError, match=r"^Cannot read .*tokenizer\.json: it is not a regular file\.$"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_file_beyond_all_sizes_is_not_read(folder: Path) -> None:
     with (folder / "tokenizer.json").open("r+b") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(TokenizerError, match=r"has 67108865 bytes; at most 67108864 are read\."):
+    with pytest.raises(TokenizerError, match=r"has 67108865 bytes, and at most 67108864 are read\."):
         Tokenizer.load(folder)
 
 

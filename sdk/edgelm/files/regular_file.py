@@ -78,12 +78,12 @@ def read_regular(path: Path, most: int) -> bytes:
             raise PackageError(f"{path} cannot be read: {error}.") from error
 
 
-def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8-sig") -> str:
-    """Read a text file of at most `most` bytes; links are followed, and a byte order mark is taken off.
+def read_file(path: Path, most: int) -> bytes:
+    """Read a whole file of at most `most` bytes; links are followed.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger, is no file but a pipe or the like, or is not of that encoding.
+        ValueError: it is larger, or is no file but a pipe or the like.
     """
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for ever
         raise ValueError("it is not a regular file")
@@ -92,7 +92,16 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8-sig
         if size > most:
             raise ValueError(f"it has {size} bytes, and at most {most} are read")
         # Python sets aside as much memory as is asked for, however short the file is.
-        return file.read(size + 1).decode(encoding)
+        return file.read(size + 1)
+
+
+def read_text(path: Path, most: int = MAX_JSON_BYTES, encoding: str = "utf-8-sig") -> str:
+    """Read a text file as `read_file` does; a byte order mark is taken off.
+
+    Raises:
+        OSError, ValueError: as `read_file`, or it is not of that encoding.
+    """
+    return read_file(path, most).decode(encoding)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tokenizers.models
 
 from edgelm.arguments import as_list, as_path, as_token_ids
 from edgelm.errors import TokenizerError
+from edgelm.files.regular_file import read_file
 from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 
@@ -85,10 +86,10 @@ class Tokenizer:
                 f"There is no tokenizer.json in {folder}. Name a folder that has one: a checkpoint, a package, or what "
                 "`edgelm tokenizer train` wrote."
             )
-        with _errors(f"Cannot read {path}"):
-            if path.stat().st_size > MAX_BYTES:
-                raise TokenizerError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
-            data = path.read_bytes()
+        try:
+            data = read_file(path, MAX_BYTES)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"Cannot read {path}: {error}.") from error
         try_tokenizer(data, path)
         return cls.parse(data, path)
 
