@@ -109,6 +109,8 @@ AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
         (NAME | {"anyOf": [AGE]}, {"name": "x", "age": 1}, False, True),
         (NAME | {"allOf": [AGE]}, {"name": "x", "age": 1}, False, True),
         ({"type": "object"}, {"b": 1}, False, True),
+        # null is as good as left out.
+        (NAME | dict.fromkeys(("additionalProperties", "minProperties", "items")), {"name": "x", "b": 1}, False, False),
     ],
 )
 def test_an_object_that_does_not_say_has_no_other_names_where_that_is_not_strict(
@@ -123,6 +125,15 @@ def test_a_broken_schema_that_is_not_strict_is_named_where_it_is_compiled(
 ) -> None:
     with pytest.raises(ConfigError, match="The JSON schema cannot be enforced"):
         Constraint.json_schema({"type": "object", "properties": {"a": {}}} | broken, strict=False).compile(tokenizer)
+
+
+def test_a_schema_that_is_not_strict_may_have_nulls_and_any_dialect(tokenizer: Tokenizer) -> None:
+    nulls = dict.fromkeys(("enum", "pattern", "minLength", "description"))
+    schema = {"$schema": "https://spec.openapis.org/oas/3.1/dialect/base", "type": ["string", "null"], **nulls}
+    constraint = Constraint.json_schema(schema, strict=False)
+    assert [accepts(constraint, tokenizer, text) for text in ('"x"', "null", "1")] == [True, True, False]
+    only_null = Constraint.json_schema({"$schema": "http://json-schema.org/schema#", "const": None}, strict=False)
+    assert [accepts(only_null, tokenizer, text) for text in ("null", "1")] == [True, False]
 
 
 @pytest.mark.parametrize("strict", [True, False])

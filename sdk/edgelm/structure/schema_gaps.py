@@ -36,6 +36,7 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
 # What may stand in a reference beside letters and digits (RFC 3986); a percent sign only before two hexadecimal digits.
 _IN_REFERENCES = "%!$&'()*+,;=:@/?"
+_DIALECT = re.compile(r"(?:https?://json-schema\.org/draft(?:-0[467]|/2019-09|/2020-12)/schema#?)?$")
 _LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
@@ -76,10 +77,13 @@ def _close_references(part: dict[str, Any]) -> None:
 
 
 def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema without what llguidance's option `lenient` does not pass over: patterns that it cannot read, and
-    numbers and counts of properties that `close_gaps` refuses.
+    """Return a schema without what llguidance's option `lenient` does not pass over: keywords that are null (programs
+    that leave none out write them), dialects and patterns that it cannot read, and numbers and counts of properties
+    that `close_gaps` refuses.
     """
-    loose = _with_parts(schema, _loosen)
+    loose = {key: part for key, part in _with_parts(schema, _loosen).items() if part is not None or key in _VALUES}
+    if not (isinstance(dialect := loose.get("$schema", ""), str) and _DIALECT.match(dialect)):
+        del loose["$schema"]
     drop_values(loose)
     drop_patterns(loose, _reads)
     if _counts_too_far(loose):
