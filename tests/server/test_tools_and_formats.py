@@ -135,7 +135,8 @@ def test_ollama_takes_a_schema_as_its_format(serving):
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "switch"}}])
 def test_a_tool_that_must_be_called_is_called(serving, choice):
-    reply = chat(serving, tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False).json["choices"][0]
+    tools = [TOOLS[0] | {"cache_control": {"type": "ephemeral"}}]  # for Anthropic, through OpenAI
+    reply = chat(serving, tools=tools, tool_choice=choice, parallel_tool_calls=False).json["choices"][0]
     assert reply["finish_reason"] == "tool_calls"
     assert reply["message"]["content"] is None
     (call,) = reply["message"]["tool_calls"]

@@ -84,7 +84,11 @@ FUNCTIONS = listing(
 CHAT: dict[str, Schema] = {
     "messages": listing(_MESSAGE, fewest=1, most=MAX_MESSAGES),
     "tools": listing(
-        record({"type": choice(*_TOOL_KINDS), "function": _FUNCTION, "custom": _CUSTOM}, required=("type",)),
+        record(
+            {"type": choice(*_TOOL_KINDS), "function": _FUNCTION, "custom": _CUSTOM},
+            required=("type",),
+            ignored=("cache_control",),
+        ),
         most=MAX_TOOLS,
     ),
     "tool_choice": {
