@@ -29,7 +29,7 @@ class GenerationConfig:
 
     Every default is neutral: greedy, until an end token or the context is full. Penalties see the prompt and the
     answer, as in Hugging Face's processors; `presence_penalty` and `frequency_penalty` count the answer alone, as
-    OpenAI defines them.
+    OpenAI defines them. What each field does, and when it is off, is a table in docs/guides/embed.md.
 
     Raises:
         ConfigError: a field is outside its range; the message names the field, the value and the range.
