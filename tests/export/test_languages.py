@@ -216,6 +216,7 @@ def test_a_target_before_the_source_is_what_a_user_would_write_there(
         export_package(HuggingFaceCheckpoint(hf), package, "fp32")
         loaded = edgelm.load(package)
         assert list(loaded.languages) == ["fra"]
+        assert repr(loaded.languages) == "<Languages: fra>"
         source = tokenizer(f"{form} {TEXT}").input_ids
         assert loaded.languages.source_ids(TEXT, None, "fra") == source
         assert loaded.languages.is_chosen  # by who writes the text, perhaps

@@ -111,6 +111,7 @@ def test_the_public_objects_say_what_they_are(model: LanguageModel) -> None:
         assert repr(generation) == "<Generation: ended, 0 chunks unread>"
         generation.cancel()
         assert repr(generation) == "<Generation: cancelled, 0 chunks unread>"
+    assert repr(model.languages) == "<Languages: none>"
     assert repr(model.new_cache()) == "<KVCache: 0 tokens, room for 0>"
     assert repr(edgelm.PrefixCache(model.config, max_bytes=9)) == "<PrefixCache: 0 tokens, 0 of 9 bytes>"
     assert repr(edgelm.SavedSessions("chats")) == "<SavedSessions in 'chats'>"

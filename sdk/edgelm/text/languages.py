@@ -44,6 +44,9 @@ class Languages(Mapping[str, int]):
                 self._before_source = before_source
                 break
 
+    def __repr__(self) -> str:
+        return f"<Languages: {', '.join(self) or 'none'}>"
+
     def __getitem__(self, name: str) -> int:
         return self._ids[name]
 
