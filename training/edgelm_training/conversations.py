@@ -194,11 +194,6 @@ def _weighed(messages: list[dict[str, Any]], field: str) -> _Parsed:
     """Return messages without their weights, and which of the assistant's are to be learned by them."""
     learned = _assistants(messages)
     for i, message in enumerate(messages):
-        if detail := next((key for key in _DETAILS if message.pop(key, None)), None):
-            raise DataError(
-                f"{field}[{i}] has a {detail}, and a message is learned as a whole or not at all. Leave it out, or say "
-                "so by train: true or false."
-            )
         for key, values in _WEIGHTS.items():
             weight = message.pop(key, 1)
             if weight not in (0, 1):
