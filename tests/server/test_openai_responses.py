@@ -226,9 +226,10 @@ def test_of_an_answer_that_was_cut_off_the_last_item_is_incomplete(chunk, finish
 
 def test_an_answer_keeps_to_a_schema(serving):
     form = {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}
-    response = respond(serving, text={"format": form}, max_output_tokens=40).json
-    assert response["status"] == "completed"
-    assert isinstance(json.loads(response["output"][0]["content"][0]["text"])["on"], bool)
+    for others in ({}, {"structured_outputs": {"json": None, "regex": ""}, "guided_choice": []}):  # ask for nothing
+        response = respond(serving, text={"format": form}, max_output_tokens=40, **others).json
+        assert response["status"] == "completed"
+        assert isinstance(json.loads(response["output"][0]["content"][0]["text"])["on"], bool)
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,17 @@ FORMS: dict[str, Schema] = {
     "guided_choice": _CHOICE,
     "guided_grammar": TEXT,
 }
+OF_RESPONSES = "text.format"  # where a Responses request has its `response_format`
 
 
 def constraint_of(body: Mapping[str, Any]) -> Constraint | None:
-    """Return what the answer is held to, by whichever of FORMS the request has.
+    """Return what the answer is held to, by whichever of FORMS and OF_RESPONSES the request has.
 
     Raises:
         ApiError: 400, there are several, or one has no schema, or a text that is none.
         ConfigError: the form cannot be enforced.
     """
-    given: dict[str, Any] = {name: value for name in FORMS if _asks(value := body.get(name))}
+    given: dict[str, Any] = {name: value for name in (OF_RESPONSES, *FORMS) if _asks(value := body.get(name))}
     given |= {f"structured_outputs.{name}": value for name, value in given.pop("structured_outputs", {}).items()}
     made = {place: form for place, value in given.items() if (form := _form(place, value)) is not None}
     if len(made) > 1:
@@ -100,6 +101,7 @@ def _schema(schema: Mapping[str, Any] | str, place: str) -> Constraint:
 # What a field's last word says -> the constraint of its value.
 _MAKERS: Mapping[str, Callable[[Any, str], Constraint | None]] = {
     "response_format": _response_format,
+    "format": _response_format,
     "json_schema": _schema,
     "json": _schema,
     "json_object": lambda _, __: Constraint.json_object(),

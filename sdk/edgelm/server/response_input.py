@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, text_of
 from edgelm.server.custom_tools import FORMAT
-from edgelm.server.forms import FORMS
+from edgelm.server.forms import FORMS, OF_RESPONSES
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, record, whole
 
@@ -142,13 +142,10 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         raise ApiError(400, f"There are {len(tools)} tools in all; {MAX_TOOLS} may be offered.", param="tools")
     chat["tools"] = [_tool(namespace, tool) for namespace, tool in tools]
     chat["tool_choice"] = _tool_choice(body.get("tool_choice", "auto"))
-    form = (body.get("text") or {}).get("format") or {"type": "text"}
-    chat["response_format"] = {"type": form["type"]}
-    if form["type"] == "json_schema":
-        need(form, "text.format", "schema")
-        chat["response_format"]["json_schema"] = {"schema": form["schema"], "strict": form.get("strict")}
-    if form["type"] != "text" and (other := next((name for name in _OTHER_FORMS if body.get(name)), None)):
-        raise ApiError(400, f"text.format and {other} exclude each other: an answer has one form.", param=other)
+    if form := (body.get("text") or {}).get("format"):
+        if form["type"] == "json_schema":
+            need(form, OF_RESPONSES, "schema")
+        chat[OF_RESPONSES] = form
     return chat
 
 
