@@ -279,7 +279,7 @@ def test_sampling_with_one_seed_gives_the_same_tokens(tiny_config: ModelConfig) 
 
 
 def test_sampling_draws_from_the_tempered_softmax(tiny_config: ModelConfig) -> None:
-    model = random_model(replace(tiny_config, vocab_size=5, eos_token_ids=()))
+    model = random_model(replace(tiny_config, vocab_size=5, num_hidden_layers=1, eos_token_ids=()))
     generator = torch.Generator().manual_seed(0)
 
     draws = [generate(model, [3, 4], 1, temperature=2.0, generator=generator)[0] for _ in range(500)]
