@@ -73,7 +73,12 @@ def test_what_was_thought_earlier_is_taken_and_passed_over(thinking):
     turn = {"role": "assistant", "content": SAID}
     usage = [
         thinking.post(CHAT, {"messages": [*HELLO, {**turn, **more}, *HELLO]}).json["usage"]
-        for more in ({}, {"reasoning_content": THOUGHT}, {"thinking": {"content": THOUGHT}, "cache_control": {}})
+        for more in (
+            {},
+            {"reasoning_content": THOUGHT},
+            {"thinking": {"content": THOUGHT}, "cache_control": {}},
+            {"reasoning_content": THOUGHT, "provider_specific_fields": {"citations": None}},  # litellm's
+        )
     ]
     assert len({counts["prompt_tokens"] for counts in usage}) == 1
     body = {"model": "tiny-random", "messages": [*HELLO, {**turn, "thinking": THOUGHT}, *HELLO], "stream": False}

@@ -55,8 +55,8 @@ _MESSAGE = record(
         "prefix": BOOLEAN,  # Mistral's: to go on with a last message, which is done anyway
     },
     required=("role",),
-    # A proxy that speaks Anthropic's protocol adds the last three.
-    ignored=("annotations", "audio", "cache_control", "thinking", "reasoning_details"),
+    # A proxy that speaks Anthropic's protocol adds the next three, litellm the last, where another server answered.
+    ignored=("annotations", "audio", "cache_control", "thinking", "reasoning_details", "provider_specific_fields"),
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
