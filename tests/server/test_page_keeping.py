@@ -190,11 +190,15 @@ def test_a_broken_file_is_refused_and_the_page_goes_on(page: Page, tmp_path: Pat
     assert messages == len(BROKEN) * ['The conversation "What is the sea?" in this file is broken.']
     content = json.loads(sound)
     (conversation,) = content["conversations"]
-    conversation["id"] = "another"
+    conversation |= {"id": "another", "title": "Before", "titleAt": conversation["created"] + 3_600_000}
     answer_of(conversation)["created"] -= 3_600_000  # a clock that was set back breaks nothing
     (tmp_path / "file.json").write_text(json.dumps(content), encoding="utf-8")
     page.set_input_files("#import-file", tmp_path / "file.json")
     expect(page.locator("#conversations .open")).to_have_count(2)
+    page.evaluate("window.prompt = () => 'After'")
+    page.get_by_label("Rename Before").dispatch_event("click")
+    kept = "async () => (await (await import('/page/conversations.js')).all()).map(({ title }) => title)"
+    assert "After" in page.evaluate(kept)
 
 
 def test_an_answer_that_is_made_again_streams_though_its_tokens_were_shown(open_page: Callable[..., Page]) -> None:

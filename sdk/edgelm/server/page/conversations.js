@@ -45,10 +45,11 @@ function atItsEnd(conversation) {
   return conversation;
 }
 
-/** Change a field; of two tabs that do, the later one counts. */
+/** Change a field; of two tabs that do, the later one counts, though the clock was set back. */
 export function set(conversation, field, value) {
+  const at = CHANGED[field];
   conversation[field] = value;
-  conversation[CHANGED[field]] = Date.now();
+  conversation[at] = Math.max(Date.now(), (conversation[at] ?? 0) + 1);
 }
 
 /** The fields that were changed later in `other`. */
