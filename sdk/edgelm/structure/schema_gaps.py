@@ -122,10 +122,10 @@ def _describes_in_several_places(schema: Mapping[str, Any]) -> bool:
     return (len(parts) if isinstance(parts, (list, tuple)) else 0) + sum(key in schema for key in _PLACES) > 1
 
 
-def _reads(pattern: Any) -> bool:
+def _reads(pattern: str) -> bool:
     """Say whether llguidance can read a pattern: of JavaScript's it has no look-around and no backreferences."""
-    schema = json.dumps({"type": "string", "pattern": pattern}) if isinstance(pattern, str) else ""
-    return not schema or takes(lambda matcher: matcher.grammar_from_json_schema(schema))
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    return takes(lambda matcher: matcher.grammar_from_json_schema(schema))
 
 
 def takes(grammar: Callable[[Any], str]) -> bool:

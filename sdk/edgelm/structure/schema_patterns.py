@@ -1,4 +1,4 @@
-r"""Schema patterns: control characters in the patterns of a JSON schema, which stand in a text of JSON as escapes.
+r"""Schema patterns: the sets in the patterns of a JSON schema, and control characters, which stand in JSON as escapes.
 
 llguidance writes those that JSON_STYLE has an escape for, such as \n. The others it leaves out of a text.
 """
@@ -17,21 +17,25 @@ _UNWRITTEN = (
     rf"[\0-\x07\x0b\x0e-\x1f\x7f]|\\(?:[av]|x{_CODE}|u00{_CODE}|U000000{_CODE}"
     r"|[xuU]\{0*(?:[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])\})"
 )
-_PIECES = re.compile(rf"(?P<alone>\[(?:{_UNWRITTEN})\]|{_UNWRITTEN})|\\.|(?P<opens>\[\^?\]?)|(?P<closes>\])", re.DOTALL)
-_SETS = re.compile(
-    r"(?P<property>\\[pP](?:\{[^}]{1,64}\}|[A-Z]))"
-    r"|\\.|\[:\^?\w+:\]"  # the last inside of a set alone
-    r"|(?P<negated>\[\^)(?P<first>[]-]?)"
-    r"|\[(?P<start>[]-]?)(?=(?:\\.|[^]\\])*?(?:\\[xuUpPDWS]|[\0-\x1f]|\[))",  # those that may have U+0000
+_POSIX = r"\[:\^?\w{1,16}:\]"
+_PARTS = re.compile(
+    rf"(?P<unwritten>\[(?:{_UNWRITTEN})\]|{_UNWRITTEN})"
+    r"|(?P<property>\\[pP](?:\{[^}]{1,64}\}|[A-Z]))"
+    r"|\\."
+    rf"|\[(?P<negated>\^?)(?P<inside>\]?(?:{_POSIX}|\\.|[^]\\])*)(?P<end>\]?)",
     re.DOTALL,
 )
+_ITEM = rf"{_POSIX}|\\(?:x\w\w|u\w{{4}}|U\w{{8}}|[xuUpP]\{{[^}}]{{1,64}}\}}|.)|[^\\]"
+_RANGES = re.compile(rf"({_ITEM})(?:-({_ITEM}))?", re.DOTALL)
+_MAY_HAVE_NULL = re.compile(r"\\[xuUpPDWS]|[\0-\x1f]|\[:")
 _ALL_BUT_NULL = r"[\x01-\x{10ffff}&&"
 
 
 def close_patterns(part: dict[str, Any]) -> None:
-    """Take U+0000, which no answer has, out of the sets in patterns.
+    """Take U+0000, which no answer has, out of the sets in patterns, and write them as llguidance reads them.
 
-    In a text of JSON, llguidance 1.9 lets a quotation mark and a backslash stand for any set that has all control
+    In its sets, as in Rust's, stand sets and the operators &&, -- and ~~, which are characters in JSON Schema's. In a
+    text of JSON, llguidance 1.9 lets a quotation mark and a backslash stand for any set that has all control
     characters, also for one that has neither of those two.
 
     Raises:
@@ -43,11 +47,11 @@ def close_patterns(part: dict[str, Any]) -> None:
         part["patternProperties"] = {_closed(pattern): schema for pattern, schema in named.items()}
 
 
-def drop_patterns(part: dict[str, Any], is_held: Callable[[Any], bool]) -> None:
-    """Leave out the patterns that `close_patterns` refuses, and those that are not held."""
+def drop_patterns(part: dict[str, Any], is_held: Callable[[str], bool]) -> None:
+    """Leave out the patterns that `close_patterns` refuses, and those that are not held as it writes them."""
 
     def stays(pattern: Any) -> bool:
-        return is_held(pattern) and not (isinstance(pattern, str) and _unwritten(pattern))
+        return not isinstance(pattern, str) or (_unwritten(pattern) is None and is_held(_rewritten(pattern)))
 
     if "pattern" in part and not stays(part["pattern"]):
         del part["pattern"]
@@ -61,7 +65,7 @@ def _closed(pattern: str) -> str:
             f"The JSON schema cannot be enforced: the pattern {reprlib.repr(pattern)} has {alone!r}, a control "
             "character that is not written. Take another in its place."
         )
-    return _SETS.sub(_without_null, pattern)
+    return _rewritten(pattern)
 
 
 def _unwritten(pattern: str) -> str | None:
@@ -69,22 +73,23 @@ def _unwritten(pattern: str) -> str | None:
 
     In a set with others it is one that may stand there, and does not.
     """
-    depth = 0
-    for piece in _PIECES.finditer(pattern):
-        if piece["opens"]:
-            depth += 1
-        elif piece["closes"]:
-            depth = max(0, depth - 1)
-        elif piece["alone"] and depth == 0:
-            return piece["alone"]
-    return None
+    return next((part[0] for part in _PARTS.finditer(pattern) if part["unwritten"]), None)
 
 
-def _without_null(found: re.Match[str]) -> str:
-    first = found["first"] or found["start"]
-    escaped = f"\\{first}" if first else ""
-    if found["negated"]:
-        return rf"[^\x00{escaped}"
-    if found["property"]:
-        return f"{_ALL_BUT_NULL}{found[0]}]"
-    return found[0] if found["start"] is None else _ALL_BUT_NULL + escaped
+def _rewritten(pattern: str) -> str:
+    return _PARTS.sub(_without_null, pattern)
+
+
+def _without_null(part: re.Match[str]) -> str:
+    if part["property"]:
+        return f"{_ALL_BUT_NULL}{part[0]}]"
+    if not part["end"]:
+        return part[0]
+    inside = _RANGES.sub(_as_characters, part["inside"])
+    if part["negated"]:
+        return rf"[^\x00{inside}]"
+    return f"{_ALL_BUT_NULL if _MAY_HAVE_NULL.search(inside) else '['}{inside}]"
+
+
+def _as_characters(found: re.Match[str]) -> str:
+    return "-".join(f"\\{item}" if item in "[]&~-" else item for item in found.groups() if item)
