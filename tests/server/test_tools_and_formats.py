@@ -8,6 +8,11 @@ import re
 import pytest
 from edgelm_server import CHAT
 
+from edgelm.errors import MissingExtraError
+from edgelm.generation_config import GenerationConfig
+from edgelm.server.chat_messages import chat_job
+from edgelm.testing import scripted_model
+
 HELLO = [{"role": "user", "content": "Is it on?"}]
 SCHEMA = {
     "$schema": "http://json-schema.org/draft-07/schema#",
@@ -165,6 +170,14 @@ def test_tools_that_are_not_allowed_are_shown_and_not_called(serving, name):
     form = {"format": {"type": "json_schema", "schema": {"const": "x"}}}
     (item,) = serving.post("/v1/responses", {**body, "text": form}).json["output"]
     assert item.get("name") == name or item["content"][0]["text"] == '"x"'
+
+
+def test_tools_are_not_allowed_where_nothing_holds_calls_to_them(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "switch"}}]}
+    body = {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}}
+    with pytest.raises(MissingExtraError, match=r"tool_choice\.allowed_tools needs 'llguidance'"):
+        chat_job(scripted_model(""), body, [], GenerationConfig(), {})
 
 
 def test_a_call_streams_its_name_first_and_then_its_arguments(serving):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from edgelm.completion import Message
+from edgelm.extras import require
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.answers import Job
 from edgelm.server.api_error import ApiError
@@ -189,6 +190,7 @@ def _tools_of(body: Mapping[str, Any]) -> tuple[Sequence[Tool], Sequence[Tool], 
 
     Raises:
         ApiError: 400, it asks for a call and has no tools, or names none; as from `as_function`.
+        MissingExtraError: it allows some of them, and llguidance is not installed.
     """
     tools, wanted = body.get("tools") or (), body.get("tool_choice", "auto")
     allowed: list[str] | None = None
@@ -214,6 +216,7 @@ def _name_of(tool: Mapping[str, Any], index: int) -> str:
 
 
 def _named(functions: Sequence[Tool], names: Sequence[str]) -> list[Tool]:
+    require("llguidance", "structured", "tool_choice.allowed_tools")  # nothing else keeps a call from the others
     known = [function["function"]["name"] for function in functions]
     if unknown := [name for name in names if name not in known]:
         text = f"tool_choice allows the tool {unknown[0]!r}; there are: {', '.join(known)}."
