@@ -140,13 +140,20 @@ def test_ollama_takes_a_schema_as_its_format(serving):
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "switch"}}])
 def test_a_tool_that_must_be_called_is_called(serving, choice):
-    tools = [TOOLS[0] | {"cache_control": {"type": "ephemeral"}}]  # for Anthropic, through OpenAI
-    reply = chat(serving, tools=tools, tool_choice=choice, parallel_tool_calls=False).json["choices"][0]
+    reply = chat(serving, tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False).json["choices"][0]
     assert reply["finish_reason"] == "tool_calls"
     assert reply["message"]["content"] is None
     (call,) = reply["message"]["tool_calls"]
     assert (call["type"], call["function"]["name"]) == ("function", "switch")
     assert fits(call["function"]["arguments"])
+
+
+def test_a_mark_for_anthropics_cache_changes_no_prompt(serving):
+    """LiteLLM takes it beside a function and in it."""
+    mark, tool = {"cache_control": {"type": "ephemeral"}}, TOOLS[0]
+    marked = {**tool, **mark, "function": tool["function"] | mark}
+    plain, other = (chat(serving, tools=[given], max_tokens=1).json["usage"] for given in (tool, marked))
+    assert other["prompt_tokens"] == plain["prompt_tokens"]
 
 
 @pytest.mark.parametrize("name", ["switch", "nothing"])

@@ -61,7 +61,9 @@ _MESSAGE = record(
     refused={"function_call": "use tool_calls."},
 )
 _FUNCTION = record(
-    {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN}, required=("name",)
+    {"name": TOOL_NAME, "description": TEXT, "parameters": ANY_OBJECT, "strict": BOOLEAN},
+    required=("name",),
+    ignored=("cache_control",),
 )
 _CUSTOM = record({"name": TOOL_NAME, "description": TEXT, "format": CHAT_FORMAT}, required=("name",))
 _CHOSEN: dict[str, Schema] = dict.fromkeys(_TOOL_KINDS, record({"name": TEXT}, required=("name",)))

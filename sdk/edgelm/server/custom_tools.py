@@ -43,8 +43,9 @@ def as_function(tool: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         ConfigError: its grammar is none that can be enforced inside of a call.
     """
     need(tool, place, tool["type"])
-    if tool["type"] == "function":
-        return tool
+    if tool["type"] == "function":  # alone, as templates write all that is there into the prompt
+        shown = {name: value for name, value in tool["function"].items() if name != "cache_control"}
+        return {"type": "function", "function": shown}
     custom = tool["custom"]
     form = custom.get("format") or {"type": "text"}
     schema: dict[str, Any] = {"type": "string"}
