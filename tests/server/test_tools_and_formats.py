@@ -272,6 +272,8 @@ def test_the_input_of_a_custom_tool_is_a_text_of_its_grammar(serving, syntax, de
         (custom("lark", 'start: "\\q"'), "which is no text"),
         (custom("lark", "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(40)) + 'r40: "a"\nstart: r0'), "too large"),
         (custom("lark", "".join(f"r{i}: r{i + 1}\n" for i in range(200)) + 'r200: "a"\nstart: r0'), "levels deep"),
+        (custom("regex", r"[[:alpha:]\[]+[a-z&&[^aeiou]]"), "has '&&' inside of a set: sets and operators there"),
+        (custom("lark", "start: /[[a-z]_]/"), "has '[' inside of a set"),
         (custom("regex", "a(?=b)"), "The JSON schema of a tool, or in a grammar, cannot be enforced: "),
     ],
 )

@@ -15,6 +15,7 @@ from edgelm.completion import Chunk, ToolCallDelta
 from edgelm.server.schema import TEXT, choice, need, record
 from edgelm.structure.reasoning import Parser
 from edgelm.structure.regular_grammar import pattern_of
+from edgelm.structure.schema_patterns import refuse_rusts_sets
 
 _GRAMMAR = {"syntax": choice("lark", "regex"), "definition": TEXT}
 # Of Chat Completions, and of Responses, where a grammar's fields stand beside the type.
@@ -56,6 +57,7 @@ def as_function(tool: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         if grammar["syntax"] == "lark":
             schema["description"] = f"A text of this grammar:\n{pattern}"  # which says more to a model than the pattern
             pattern = pattern_of(pattern)
+        refuse_rusts_sets(pattern)
         schema["pattern"] = f"^(?:{pattern})$"
     parameters = {"type": "object", "properties": {_INPUT: schema}, "required": [_INPUT], "additionalProperties": False}
     told = {name: custom[name] for name in ("name", "description") if custom.get(name) is not None}

@@ -27,6 +27,7 @@ _PARTS = re.compile(
 )
 _ITEM = rf"{_POSIX}|\\(?:x\w\w|u\w{{4}}|U\w{{8}}|[xuUpP]\{{[^}}]{{1,64}}\}}|.)|[^\\]"
 _RANGES = re.compile(rf"({_ITEM})(?:-({_ITEM}))?", re.DOTALL)
+_RUSTS = re.compile(rf"{_POSIX}|\\.|(\[|&&|--|~~)", re.DOTALL)
 _MAY_HAVE_NULL = re.compile(r"\\[xuUpPDWS]|[\0-\x1f]|\[:")
 _ALL_BUT_NULL = r"[\x01-\x{10ffff}&&"
 
@@ -57,6 +58,20 @@ def drop_patterns(part: dict[str, Any], is_held: Callable[[str], bool]) -> None:
         del part["pattern"]
     if isinstance(named := part.get("patternProperties"), dict):
         part["patternProperties"] = {pattern: schema for pattern, schema in named.items() if stays(pattern)}
+
+
+def refuse_rusts_sets(pattern: str) -> None:
+    """Refuse a pattern in Rust's syntax that means something else in a JSON schema.
+
+    Raises:
+        ConfigError: it has a set, or an operator, inside of a set.
+    """
+    for part in _PARTS.finditer(pattern):
+        if found := next((own[1] for own in _RUSTS.finditer(part["inside"] or "") if own[1]), None):
+            raise ConfigError(
+                f"The pattern {reprlib.repr(pattern)} has {found!r} inside of a set: sets and operators there cannot "
+                "be enforced in a call. Write out the characters that are meant, with a backslash before one of those."
+            )
 
 
 def _closed(pattern: str) -> str:
