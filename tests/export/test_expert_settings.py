@@ -62,6 +62,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"sliding_window": None, "layer_types": ["sliding_attention", "full_attention"] * 2},
         "layer_types has 'sliding_attention', and sliding_window is null",
     ),
+    "layers of a Mellum that nothing is said of": (
+        "mellum",
+        {"mlp_layer_types": ["dense"]},
+        r"mlp_layer_types is \['dense'\]; it must say 'dense' or 'sparse' of each of",
+    ),
     "keys of other layers in a Hunyuan": ("hunyuan_v1_moe", {"use_cla": True}, "use_cla is True; supported is False"),
     "other numbers of experts in each layer": (
         "hunyuan_v1_moe",
@@ -126,6 +131,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "laguna",
         {"moe_router_logit_softcapping": 5.0},
         "moe_router_logit_softcapping is 5.0; supported is none",
+    ),
+    "layers of a Laguna that nothing is said of": (
+        "laguna",
+        {"mlp_layer_types": ["dense"]},
+        r"mlp_layer_types is \['dense'\]; it must say 'dense' or 'sparse' of each of",
     ),
     "another gate of a Laguna": ("laguna", {"gating": False}, "gating is False; supported: true, 'per-head', 'per-"),
     "heads of a Laguna that differ otherwise": (

@@ -54,7 +54,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     heads, own = _heads(values, kinds, bool(windows))
     # How much turns stands by kind of layer alone.
     config = llama.to_model_config({**values, "num_attention_heads": heads, "partial_rotary_factor": None}, partial=1.0)
-    listed = hf_values.layer_types(values, "mlp_layer_types") or ["dense"]
     return dataclasses.replace(
         config,
         num_global_attention_heads=own,
@@ -62,7 +61,7 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
         local_partial_rotary_factor=part if windows else None,
         attention_output_gate=True,
         attention_gate_per_head=_GATES[values["gating"]],
-        layers_without_experts=hf_values.layers_of(listed, "dense"),
+        layers_without_experts=experts.dense_layers(values, layers),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
         routed_scaling_factor=hf_values.number(values, "moe_routed_scaling_factor", 1.0),
@@ -133,6 +132,7 @@ LAGUNA = Architecture(
         "rms_norm_eps": 1e-6,
         "sliding_window": 512,
         "gating": True,
+        "first_k_dense_replace": 1,
         "num_experts": 256,
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 512,

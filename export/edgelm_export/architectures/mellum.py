@@ -20,6 +20,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_experts": 64,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 896,
+    "first_k_dense_replace": 0,
     "norm_topk_prob": True,
     "rope_theta": 5e5,
     "rope_local_base_freq": 1e4,
@@ -35,12 +36,11 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     kinds = hf_values.layer_types(values) or ["full_attention"] * layers
-    listed = hf_values.layer_types(values, "mlp_layer_types") or []
     windows = hf_values.windows_by_kind(values, kinds)
     return dataclasses.replace(
         llama.to_model_config(values | {"mlp_bias": False}),
         rope_local_theta=hf_values.number(values, "rope_local_base_freq", 1e4) if windows else None,
-        layers_without_experts=hf_values.layers_of(listed, "dense"),
+        layers_without_experts=experts.dense_layers(values, layers),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **windows,
