@@ -1,7 +1,7 @@
 """DeepSeek-MoE, the first, and Ling (lite, plus): a Llama with experts beside a shared one, scored by softmax.
 
 Ling and Ring 2.0 (mini, flash) say that they are the same model_type: they norm queries and keys, turn a part of each
-head, and score experts by sigmoids.
+head, and score experts by sigmoids. Sarvam is such a one that turns whole heads.
 """
 
 from __future__ import annotations

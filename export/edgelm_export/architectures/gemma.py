@@ -1,4 +1,4 @@
-"""Gemma 1 (with CodeGemma) and 2: norms of 1 + weight, and an embedding that is scaled."""
+"""Gemma 1 (with CodeGemma) and 2, VaultGemma: norms of 1 + weight, and an embedding that is scaled."""
 
 from __future__ import annotations
 

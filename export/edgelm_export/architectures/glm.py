@@ -1,6 +1,7 @@
 """GLM-4 and GLM-Edge: a Llama that turns the first part of each head, by neighbouring dimensions.
 
-GLM-4-0414 (model_type glm4) also norms what attention and feed-forward add.
+GLM-4-0414 (model_type glm4) also norms what attention and feed-forward add. GLM-4.5 and 4.6 (glm4_moe) have
+experts; ChatGLM is a GLM-4 in the form of its author's own code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GPT-2, and what is one but for little: layer norms, learned positions, a plain feed-forward, weights as [in, out]."""
+"""GPT-2, StarCoder 1, OpenAI's first GPT: layer norms, learned positions, a plain feed-forward, weights as [in, out]."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ GPT2 = Architecture(
 )
 
 
-# StarCoder 1 and SantaCoder: a GPT-2 whose query heads share one key head.
+# StarCoder 1 and SantaCoder: a GPT-2 whose query heads share one key head, with weights as [out, in].
 _FUSED = "transformer.h.{i}.attn.c_attn"
 
 

@@ -1,5 +1,7 @@
 """Llamas under other names: rows with other defaults, or one feature more.
 
+They are Arcee's, CWM, Helium, InternLM 3, IQuest-Coder, Llama 3.2 Vision's text part, Seed-OSS and SmolLM3.
+
 llama.cpp's converter calls InternLM 3 and IQuest-Coder "llama", so their GGUF files are read by that row, the first of
 that name.
 """

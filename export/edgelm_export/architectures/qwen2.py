@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5, a Llama with biases on queries, keys and values alone; Qwen3; and those with experts."""
+"""Qwen2 and Qwen2.5, a Llama with biases on queries, keys and values alone; Qwen3; those with experts; MiMo."""
 
 from __future__ import annotations
 
