@@ -114,6 +114,7 @@ def test_beside_experts_all_other_layers_take_adapters(name: str, save_model: Sa
 
 # What transformers calls otherwise than the folders that it reads and writes.
 NAMES_IN_TRANSFORMERS = {
+    "lara_mini": r".*(in_proj_\w+|out_proj|q_proj|o_proj|shared_expert\.\w+_proj)",
     "laguna": r".*(q_proj|g_proj|shared_experts\.\w+_proj)",
     "lfm3": ["q_proj", "g_proj"],
     "nemotron_h with experts": ["in_proj", "q_proj", "o_proj", "up_proj", "down_proj"],
