@@ -69,6 +69,8 @@ def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> N
         ({"type": "string", "pattern": r"^[+--][\x00-\x1f--/][a&&b]$"}, ["+-a", ",/&", "-.b"],
          ["*-a", "+,a", "+-c"]),
         ({"type": "string", "pattern": "^[a[b]]$"}, ["a]", "[]"], ["a", "b", "]"]),
+        ({"$id": "Step 2: Plan", "$ref": "Step 2: Plan#/$defs/a", "$defs": {"a": {"type": "integer"}}}, [1], ["1"]),
+        ({"$id": "http://[::1]:80/a b", "$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, [1], ["1"]),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Possible set:FutureWarning")  # of Python's patterns, which may have those once too

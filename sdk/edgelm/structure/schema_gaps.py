@@ -36,6 +36,7 @@ _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:
 _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{_DATE})[Tt ]{_TIME}$"}
 # What may stand in a reference beside letters and digits (RFC 3986); a percent sign only before two hexadecimal digits.
 _IN_REFERENCES = "%!$&'()*+,;=:@/?"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://\[[0-9A-Fa-f:.]+\])?")  # with an address of IPv6 behind it
 _DIALECT = re.compile(r"(?:https?://json-schema\.org/draft(?:-0[467]|/2019-09|/2020-12)/schema#?)?$")
 _LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
@@ -73,7 +74,11 @@ def _close_references(part: dict[str, Any]) -> None:
     for key in ("$id", "$ref"):
         if isinstance(part.get(key), str):
             base, mark, fragment = _LONE_PERCENT.sub("%25", part[key]).partition("#")
-            part[key] = quote(base, safe=_IN_REFERENCES) + mark + quote(fragment, safe=_IN_REFERENCES)
+            scheme = found[0] if (found := _SCHEME.match(base)) else ""
+            path = quote(base.removeprefix(scheme), safe=_IN_REFERENCES)
+            if not scheme:  # what stands before a colon would be one
+                path = path.replace(":", "%3A")
+            part[key] = scheme + path + mark + quote(fragment, safe=_IN_REFERENCES)
 
 
 def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
