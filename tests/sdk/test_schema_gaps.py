@@ -139,7 +139,8 @@ def test_a_schema_that_is_not_strict_may_have_nulls_and_any_dialect(tokenizer: T
     schema = {"$schema": "https://spec.openapis.org/oas/3.1/dialect/base", "type": ["string", "null"], **nulls}
     constraint = Constraint.json_schema(schema, strict=False)
     assert [accepts(constraint, tokenizer, text) for text in ('"x"', "null", "1")] == [True, True, False]
-    only_null = Constraint.json_schema({"$schema": "http://json-schema.org/schema#", "const": None}, strict=False)
+    written_otherwise = "https://json-schema.org/draft-07/schema#"  # it is http
+    only_null = Constraint.json_schema({"$schema": written_otherwise, "const": None}, strict=False)
     assert [accepts(only_null, tokenizer, text) for text in ("null", "1")] == [True, False]
 
 

@@ -37,7 +37,9 @@ _FORMATS = {"date": f"^(?:{_DATE})$", "time": f"^{_TIME}$", "date-time": f"^(?:{
 # What may stand in a reference beside letters and digits (RFC 3986); a percent sign only before two hexadecimal digits.
 _IN_REFERENCES = "%!$&'()*+,;=:@/?"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://\[[0-9A-Fa-f:.]+\])?")  # with an address of IPv6 behind it
-_DIALECT = re.compile(r"(?:https?://json-schema\.org/draft(?:-0[467]|/2019-09|/2020-12)/schema#?)?$")
+_DIALECT = re.compile(
+    r"(?:http://json-schema\.org/draft-0[467]|https://json-schema\.org/draft/20(?:19-09|20-12))/schema#?$|$"
+)
 _LONE_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
