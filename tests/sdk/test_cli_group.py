@@ -129,6 +129,7 @@ def test_other_words_are_answered_by_click():
         (["run", "--max-new-token", "3"], "-new-tokens"),
         (["run", "-nkvo"], "-n"),
         (["run", "m", "--stopp=a b"], "--stopp"),
+        (["list", "-5"], "-5"),  # which takes no text
     ):
         result = invoke(*arguments)
         assert result.exit_code == 2

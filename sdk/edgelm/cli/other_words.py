@@ -216,7 +216,7 @@ def in_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuc
         if name in options | arguments:
             way = f"Here it is {name}." if name in options else f"{name} is an argument, without a name before it."
             break
-    if way is None and _is_text(written):
+    if way is None and arguments and _is_text(written):
         way = "A text that begins with - stands last, behind --."
     return error if way is None else click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
 
