@@ -1,4 +1,4 @@
-"""GPT-2, StarCoder 1, OpenAI's first GPT: layer norms, learned positions, a plain feed-forward, weights as [in, out]."""
+"""GPT-2, StarCoder 1, OpenAI's first GPT: layer norms, learned positions, a plain feed-forward, weights [in, out]."""
 
 from __future__ import annotations
 
