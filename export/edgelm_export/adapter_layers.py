@@ -92,6 +92,8 @@ def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, t
 def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLayout, folder: Path) -> Matrices:
     """Return the matrices A and B of each projection of a package that an adapter in some layout changes.
 
+    A projection that folders have in a larger matrix may have its own name, as in Lara's model of transformers.
+
     Raises:
         CheckpointError: layers do not fit the package; the message lists every one.
     """
@@ -99,6 +101,7 @@ def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLay
     parts: dict[str, dict[str, Part]] = {}
     for name, part in parts_of(config, layout).items():
         parts.setdefault(part.source, {})[name.removesuffix(".weight")] = part
+    parts = {name: {name.removesuffix(".weight"): part} for name, part in parts_of(config, CANONICAL).items()} | parts
     faults: list[str] = []
     found: dict[str, tuple[Array, Array]] = {}
     for layer, (a, b) in matrices.items():
