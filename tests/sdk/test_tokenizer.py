@@ -1,5 +1,9 @@
+import _thread
+import functools
 import json
+import operator
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -297,6 +301,24 @@ def test_an_interrupt_while_the_library_reads_the_merges_passes_through(
     with pytest.raises(type(end)) as raised:
         Tokenizer.load(byte_level_folder)
     assert raised.value is end
+
+
+def test_an_interrupt_while_the_library_reads_the_vocabulary_passes_through(
+    byte_level_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting:
+        """The number 1, in C alone: the interrupt is raised where Python code runs next."""
+
+        __index__ = functools.partial(operator.countOf, map(_thread.interrupt_main, [signal.SIGINT]), None)
+
+    real = tokenizers.models.BPE
+
+    def build(vocabulary: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        return real(vocabulary | {"interrupt": Interrupting()}, *rest, **options)
+
+    monkeypatch.setattr(tokenizers.models, "BPE", build)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.load(byte_level_folder)
 
 
 def test_an_unknown_decoder_is_an_error_that_names_it(byte_level_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import reprlib
 import secrets
@@ -348,9 +349,19 @@ class _Merges(list[Any]):
 
     hidden: Set[str]
     failure: BaseException | None = None
+    _reading: Iterator[tuple[str, str] | None]
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
+    # No bytecode of its own: an interrupt of the time before would be raised there, where nothing catches it.
+    __iter__ = property(operator.attrgetter("_reading.__iter__"))
+
+    def begin(self) -> None:
+        """Enter the block that keeps what ends the reading."""
+        self._reading = self._read()
+        next(self._reading)
+
+    def _read(self) -> Iterator[tuple[str, str] | None]:
         try:
+            yield None
             yield from self._shown()
         except (Exception, KeyboardInterrupt, SystemExit) as failure:
             self.failure = failure
@@ -381,6 +392,7 @@ def _build(spec: dict[str, Any]) -> tokenizers.Tokenizer:
     rust = tokenizers.Tokenizer.from_str(json.dumps(frame))
     options = {name: model[name] for name in _BPE_OPTIONS if model.get(name) is not None}
     merges = model["merges"]
+    merges.begin()
     try:
         rust.model = tokenizers.models.BPE(model["vocab"], merges, **options)
     except TypeError:  # which the library makes of whatever ends the merges early, of Ctrl-C too
