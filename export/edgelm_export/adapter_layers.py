@@ -23,10 +23,8 @@ from edgelm_export.text_part import layers_in_text
 
 Matrices = Mapping[str, tuple[Array, Array]]
 
-# What a model of transformers calls layers that its family's folders call otherwise, and PEFT with it. Lara's has parts
-# of a matrix by themselves, as edgelm; so the layers beside them get edgelm's names, too.
+# What a model of transformers calls layers that its family's folders call otherwise, and PEFT with it.
 _IN_TRANSFORMERS = {
-    "lara_mini": (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
     "laguna": (r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),
     "lfm3": (r"\.self_attn\.g_proj$", ".self_attn.gate_proj"),
     "nemotron_h": (r"^model\.layers\.(\d+)\.mixer\.", r"backbone.layers.\1.mixer."),
