@@ -317,7 +317,7 @@ REFUSED = {
     "response_format.type": ({"response_format": {"type": "xml"}}, "it must be one of"),
     "tool_choice.type": (
         {"tool_choice": {"type": "x"}},
-        "tool_choice.type is 'x'; it must be one of function, custom.",
+        "tool_choice.type is 'x'; it must be one of function, custom, allowed_tools.",
     ),
     "tool_choice.custom": ({"tool_choice": {"type": "custom"}}, "tool_choice.custom is missing."),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice asks for a call, but there are no tools."),
