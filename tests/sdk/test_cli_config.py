@@ -245,6 +245,23 @@ def test_config_shows_what_is_set_and_from_where(monkeypatch):
 
 
 @with_these_commands
+@pytest.mark.parametrize("arguments", [(), ("probe",), ("--json",)])
+def test_config_names_a_variable_that_is_misspelt(monkeypatch, arguments):
+    other = {"probe-more": group}  # its variables begin as those of probe do
+    get_command = main_module.LazyGroup.get_command
+    monkeypatch.setattr(main_module.LazyGroup, "list_commands", lambda *_: ["config", "group", "probe", "probe-more"])
+    monkeypatch.setattr(main_module.LazyGroup, "get_command", lambda *given: other.get(given[2]) or get_command(*given))
+    monkeypatch.setenv("EDGELM_PROBE_MORE_LOUD", "1")
+    monkeypatch.setenv("EDGELM_PROBE_TEMPERATUR", "0.5")
+    monkeypatch.setenv("EDGELM_GROUP_INNER_SIZE", "3")
+    monkeypatch.setenv("EDGELM_ELSEWHERE", "x")  # of another program
+    result = invoke("config", *arguments)
+    told = [line for line in result.stderr.splitlines() if "EDGELM_" in line]
+    assert told == ["EDGELM_PROBE_TEMPERATUR sets nothing. Did you mean EDGELM_PROBE_TEMPERATURE?"]
+    assert "TEMPERATUR " not in result.stdout
+
+
+@with_these_commands
 def test_config_shows_every_option_of_one_command():
     lines = [line.split() for line in invoke("config", "probe").stdout.splitlines()]
     assert ["probe.temperature", "1.0", "default", "($EDGELM_PROBE_TEMPERATURE)"] in lines

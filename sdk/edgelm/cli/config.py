@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from edgelm.arguments import did_you_mean
 from edgelm.cli.config_file import SECRET, ConfigFile, config_path, name_variables, settings
 from edgelm.cli.output import print_json, printable
 from edgelm.cli.wrong_usage import refused, wrong_usage
@@ -64,9 +66,13 @@ def config(context: click.Context, /, command: str | None, path_only: bool, as_j
     if path_only:
         click.echo(config_path())
         return
+    root = context.find_root()
     with wrong_usage():
         file = ConfigFile.load()
-        found = list(_settings(context.find_root(), file, command))
+        found = list(_settings(root, file, command))
+    assert isinstance(root.command, click.Group)
+    for line in _misspelt(found, root.command.list_commands(root)):
+        click.echo(printable(line), err=True)
     if command is None:
         found = [setting for setting in found if setting.source != "default"]
     if as_json:
@@ -100,6 +106,18 @@ def _settings(root: click.Context, file: ConfigFile, only: str | None) -> Iterat
         name_variables(command, f"{root.auto_envvar_prefix}_{name}")
         with click.Context(command, parent=root, info_name=name, default_map=file.defaults(name, command)) as context:
             yield from _settings_of(name, command, context)
+
+
+def _misspelt(found: list[Setting], commands: list[str]) -> Iterator[str]:
+    """Name the variables that look like those of the commands that were found, and set none of their options."""
+    known = [setting.variable for setting in found if setting.variable is not None]
+    asked = {setting.command.partition(".")[0] for setting in found}
+    begins = {name: f"EDGELM_{name}_".upper().replace("-", "_") for name in commands}
+    for variable in sorted(os.environ.keys() - known):
+        # Of two commands, such as export and export-adapter, the longer name.
+        owner = max((name for name in commands if variable.startswith(begins[name])), key=len, default=None)
+        if owner in asked:
+            yield f"{variable} sets nothing.{did_you_mean(variable, known, most=1)}"
 
 
 def _settings_of(name: str, command: click.Command, context: click.Context) -> Iterator[Setting]:
