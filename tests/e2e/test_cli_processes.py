@@ -130,7 +130,10 @@ def test_colour_is_for_terminals_that_want_it(no_colour, term, coloured):
 @pytest.mark.parametrize(
     ("command", "code", "errors"),
     [
-        (f"run '{TINY}' hi --max-new-tokens 2 <&- >&-", 0, ""),
+        (f"run '{TINY}' hi --max-new-tokens 2 <&- >&-", 1, "error: Cannot write the output: "),
+        ("list --json >&-", 1, "error: Cannot write the output: "),
+        ("--help >&-", 1, "error: Cannot write the output: "),
+        ("rm foo <&- >&-", 0, "Removed foo."),
         (f"run '{TINY}' hi --max-new-tokens 2 </dev/null 2>&-", 0, ""),
         (f"chat '{TINY}' <&- >&-", 0, ""),
         (f"run '{TINY}' hi --max-new-tokens 2 0>/dev/null", 0, ""),  # as nohup does

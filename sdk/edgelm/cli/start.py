@@ -7,6 +7,7 @@ import sys
 TYPE_CHECKING = False  # as typing's, which takes a while to import
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import TextIO
 
 
 def main() -> None:
@@ -24,6 +25,8 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from edgelm.cli.main import main as run
 
+    if sys.stdout is None:
+        sys.stdout = _closed_output()
     try:
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +37,14 @@ def main() -> None:
     finally:
         if is_ours:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _closed_output() -> TextIO:
+    """Return a standard output that refuses what is written: Python has None for a closed one, which drops it."""
+    import os
+
+    # The descriptor is open, so that no file of ours takes its number, and what others print lands in none.
+    return open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
 
 
 def with_home(words: list[str]) -> list[str]:
