@@ -87,13 +87,37 @@ def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, t
     return {name: matrices[layer] for layer, name in names.items()}, (note,) if left_out else ()
 
 
+def layers_of_checkpoint(
+    matrices: Matrices, config: ModelConfig, base_name: str | None, folder: Path
+) -> tuple[Matrices, tuple[str, ...]]:
+    """Return the layers of an adapter of PEFT or mlx-lm as those of a checkpoint folder of edgelm, to be merged there.
+
+    Those that have edgelm's names and order already are as they are, and not compared with the config. Returns notes
+    too, for the user.
+
+    Raises:
+        CheckpointError: layers do not fit the model, or nothing tells in which order their rows are.
+    """
+    matrices, of_parts = layers_of_text(as_in_folders(matrices, config), config)
+    layout, of_rows = layout_of_adapter(matrices, config, base_name, folder)
+    if layout is not CANONICAL:
+        matrices = _in_our_order(matrices, config, layout, folder, "model")
+    return matrices, of_parts + of_rows
+
+
 def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLayout, folder: Path) -> Matrices:
     """Return the matrices A and B of each projection of a package that an adapter in some layout changes.
 
-    A projection that folders have in a larger matrix may have its own name, as in Lara's model of transformers.
-
     Raises:
         CheckpointError: layers do not fit the package; the message lists every one.
+    """
+    return _in_our_order(matrices, config, layout, folder, "package")
+
+
+def _in_our_order(matrices: Matrices, config: ModelConfig, layout: TensorLayout, folder: Path, what: str) -> Matrices:
+    """Split layers, and put their rows in order, for a `model` or a `package`.
+
+    A projection that folders have in a larger matrix may have its own name, as in Lara's model of transformers.
     """
     shapes = config.tensor_shapes()
     parts: dict[str, dict[str, Part]] = {}
@@ -104,24 +128,31 @@ def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLay
     found: dict[str, tuple[Array, Array]] = {}
     for layer, (a, b) in matrices.items():
         of_layer = parts.get(f"{layer}.weight", {})
-        of_parts = [shapes[f"{name}.weight"] for name in of_layer if ".layers." in name]
+        of_parts = [shapes[f"{name}.weight"] for name in of_layer]
         shape = (sum(rows for rows, *_ in of_parts), *of_parts[0][1:]) if of_parts else ()
-        if any(EXPERTS in name for name in of_layer):
-            faults.append(f"{layer}: experts take no adapter beside them")
-        elif len(shape) != 2:
+        if what == "package" and (fault := _why_not_beside(of_layer, len(a))) is not None:
+            faults.append(f"{layer}: {fault}")
+        elif len(shape) != 2 or any(part.index is not None for part in of_layer.values()):
             faults.append(f"{layer}: there is no such projection")
-        elif any(".altup." in name for name in of_layer):
-            faults.append(f"{layer}: what predicts and corrects residual streams takes no adapter beside it")
         elif any(part.columns is not None for part in of_layer.values()):
             faults.append(f"{layer}: its columns stand otherwise in edgelm")
         elif (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
             faults.append(
                 f"{layer}: it is {list(shape)}, the adapter's A and B are {list(a.shape)} and {list(b.shape)}"
             )
-        elif not 1 <= len(a) <= MAX_RANK:
-            faults.append(f"{layer}: rank {len(a)}, and ranks are 1 to {MAX_RANK}")
         else:
             found |= {name: (a, b if part.rows is None else b[part.rows]) for name, part in of_layer.items()}
     if faults:
-        raise CheckpointError(does_not_fit(folder, "package", faults))
+        raise CheckpointError(does_not_fit(folder, what, faults))
     return found
+
+
+def _why_not_beside(names: Collection[str], rank: int) -> str | None:
+    """Say why projections of these names take no adapter beside them; None where they do."""
+    if any(EXPERTS in name for name in names):
+        return "experts take no adapter beside them"
+    if any(".layers." not in name for name in names):
+        return "there is no such projection"
+    if any(".altup." in name for name in names):
+        return "what predicts and corrects residual streams takes no adapter beside it"
+    return None if 1 <= rank <= MAX_RANK else f"rank {rank}, and ranks are 1 to {MAX_RANK}"

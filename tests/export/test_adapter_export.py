@@ -26,9 +26,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.manifest import Manifest, describe_file, sha256_of
-from edgelm.package.peft_format import ROWS_IN_ANOTHER_ORDER
 from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -58,20 +56,6 @@ def test_what_the_exporter_folds_into_weights_is_folded_into_adapters(
     with HuggingFaceCheckpoint(tmp_path / "ckpt") as source:
         export_package(source, tmp_path / "pkg", floats, calibration=CalibrationOptions(max_tokens=256))
     check_beside_package(adapted_by_peft(tmp_path / "ckpt"), tmp_path / "pkg", tmp_path)
-
-
-def test_families_whose_rows_are_in_another_order_are_those_of_the_exporters_table() -> None:
-    """Merging goes by this list, and what has another name as well is refused as unknown there."""
-    found = {
-        name: {
-            stem.rpartition(".")[2]
-            for stem in architecture.layout.row_orders
-            if (architecture.layout.names or {}).get(stem, stem) == stem
-            and not stem.endswith("_norm")  # beside which no adapter is
-        }
-        for name, architecture in ARCHITECTURES.items()
-    }
-    assert {name: projections for name, projections in found.items() if projections} == ROWS_IN_ANOTHER_ORDER
 
 
 def test_a_base_that_was_imported_from_the_packages_own_source_is_known(exported: Exported, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported_adapters import adapted_by_peft, check_beside_package, our_logits
+from exported_adapters import IDS, adapted_by_peft, check_beside_package, our_logits
 from family_models import MODELS, randomize
 from json_files import change_json
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -32,6 +32,8 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
+from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.merge import Merged, merge_adapter
 
 SaveModel = Callable[..., PreTrainedModel]
 
@@ -64,6 +66,20 @@ def published(name: str, folder: Path, save_model: SaveModel) -> Path:
     return folder / "hf"
 
 
+def merged_into_import(adapted: PeftModel, folder: Path) -> Merged:
+    """Merge an adapter into what import makes of the published folder, and compare what they compute."""
+    adapted.save_pretrained(folder / "peft")
+    import_checkpoint(folder / "hf", folder / "ckpt")
+    merged = merge_adapter(folder / "peft", folder / "merged", base=folder / "ckpt")
+    with torch.no_grad():
+        expected = adapted(torch.tensor([IDS])).logits
+        before, ours = (load_checkpoint(folder / name).eval()(torch.tensor([IDS])) for name in ("ckpt", "merged"))
+    assert (before - expected).abs().max() > 0.1
+    # Sums in another order. Measured: 2e-5.
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    return merged
+
+
 def check_same_matrices(one: Path, other: Path) -> None:
     """Compare two exported adapters."""
     found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
@@ -77,6 +93,17 @@ def test_layers_of_a_published_folder_are_found_in_its_package(
 ) -> None:
     base = published(name, tmp_path, save_model)
     check_beside_package(adapted_by_peft(base), tmp_path / "pkg", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["phi3", "gpt2", "gpt_neox", "codegen", "qwen3_5", "cohere with norms of heads", "nemotron_h with experts"]
+)
+def test_such_layers_are_merged_into_a_checkpoint_of_ours(name: str, save_model: SaveModel, tmp_path: Path) -> None:
+    family, fields = MODELS[name]
+    save_model(family, tmp_path / "hf", **fields)
+    changes = {"target_modules": NAMES_IN_TRANSFORMERS[name]} if name in NAMES_IN_TRANSFORMERS else {}
+    merged = merged_into_import(adapted_by_peft(tmp_path / "hf", **changes), tmp_path)
+    assert not merged.checked
 
 
 def test_without_an_adapter_a_package_with_biases_has_the_bits_of_itself_alone(
@@ -323,9 +350,9 @@ def test_an_adapter_of_a_model_that_reads_images_too_goes_with_its_text_part(
     check_beside_package(adapted, tmp_path / "pkg", tmp_path)
     notes = json.loads((tmp_path / "adapter/adapter.json").read_text(encoding="utf-8"))["notes"]
     assert others > 0
-    assert (
-        f"Layers of what reads images or sound, which the package has not, were left out: {others} of the" in notes[1]
-    )
+    left_out = f"Layers of what reads images or sound, which the package has not, were left out: {others} of the"
+    assert left_out in notes[1]
+    assert merged_into_import(adapted, tmp_path).notes[0].startswith(left_out)
 
 
 def test_as_older_versions_of_transformers_call_them_they_are_the_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training_runs import finetune_settings
 from transformers import AutoModelForCausalLM
 
-from edgelm.errors import CheckpointError, ConfigError
+from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
 from edgelm.loading import load
 from edgelm.testing import tiny_model_path
 from edgelm_export.adapter_exporter import export_adapter
@@ -101,6 +102,19 @@ def test_an_adapter_of_a_base_in_4_bits_belongs_to_that_base(runs: Path, tiny_ch
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), ours, **CLOSE)
 
 
+def test_what_tells_layers_of_other_programs_adapters_is_an_extra(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = shutil.copytree(runs / "lora/latest", tmp_path / "theirs")
+    weights = load_file(theirs / "adapter_model.safetensors")
+    save_file(weights, theirs / "adapter_model.safetensors")  # which says nothing of its base
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    for name in [name for name in sys.modules if name.startswith("edgelm_export")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtraError, match=r"'ml_dtypes' is needed, .* pip install .edgelm\[export\]"):
+        merge_adapter(theirs, tmp_path / "merged")
+
+
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_chat_model: Path, tmp_path: Path) -> None:
     config = LoraConfig(
@@ -118,7 +132,9 @@ def test_an_adapter_that_peft_wrote_is_read_and_merged(stabilized: bool, tiny_ch
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, **CLOSE)
 
 
-def test_an_adapter_that_learned_on_rows_in_another_order_is_not_merged(tiny_chat_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_may_have_learned_on_rows_in_another_order_is_not_merged(
+    tiny_chat_model: Path, tmp_path: Path
+) -> None:
     base = shutil.copytree(tiny_chat_model, tmp_path / "base")
     with edited_json(base / "config.json") as config:
         config["edgelm"]["model_type"] = "glm"
@@ -126,10 +142,9 @@ def test_an_adapter_that_learned_on_rows_in_another_order_is_not_merged(tiny_cha
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_chat_model), matrices).save_pretrained(
         tmp_path / "adapter"
     )
-    # PEFT itself would ask the hub for it.
-    change_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="zai-org/glm-4-9b-chat-hf")
+    change_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(
-        CheckpointError, match=r"trained on zai-org/glm-4-9b-chat-hf\. .* the rows of q_proj stand.*-adapter"
+        CheckpointError, match=r"that it does not name\. .* the rows of q_proj stand.*_path\), or merge"
     ):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", base=base)
     assert not (tmp_path / "merged").exists()
@@ -272,7 +287,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing in it": (without(".weight"), "is no plain LoRA adapter; unpaired or unknown: all of it"),
     "no such layer": (
         in_place_of("q_proj", "c_attn"),
-        r"\.c_attn: there is no such layer\nName the model .* \(edgelm export-adapter\), merge it where",
+        r"\.c_attn: there is no such layer\nName the model .* If it is that one, merge it where",
     ),
     "another shape": (
         in_place_of("self_attn.o_proj", "mlp.up_proj"),

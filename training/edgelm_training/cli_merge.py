@@ -51,9 +51,12 @@ def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: b
             "base": str(merged.base),
             "layers": merged.layers,
             "base_checked": merged.checked,
+            "notes": merged.notes,
         }
         print_json(facts)
         return
     click.echo(f"{merged.output}  {merged.adapter} in {merged.layers} layers of {merged.base}")
+    for note in merged.notes:
+        click.echo(note, err=True)
     if not merged.checked:
         click.echo("The adapter does not say which weights it was trained on; its shapes fit these.", err=True)

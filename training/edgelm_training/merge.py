@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from edgelm.errors import CheckpointError, ConfigError
+from edgelm.config import ModelConfig
+from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from edgelm.package.peft_format import check_order_of_rows
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
@@ -25,13 +26,18 @@ DTYPES = ("same", *TYPES)
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What was merged. checked: whether the adapter says which base it belongs to, and it was this one."""
+    """What was merged.
+
+    checked: whether the adapter says which base it belongs to, and it was this one. notes: what was done with its
+    layers, for the user.
+    """
 
     output: Path
     adapter: Path
     base: Path
     layers: int
     checked: bool
+    notes: tuple[str, ...] = ()
 
 
 def merge_adapter(
@@ -60,9 +66,10 @@ def merge_adapter(
         )
     checked = _check_base(adapter, base)
     config, weights = read_weights(base)
-    check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    notes: tuple[str, ...] = ()
     if adapter.base.sha256 is None:
-        check_order_of_rows(config.model_type, adapter.base.name, adapter.matrices, adapter.folder)
+        adapter, notes = _with_layers_of(config, adapter)
+    check_layers(adapter, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     wanted = {name: TYPES.get(dtype, tensor.dtype) for name, tensor in weights.items()}
     if adapter.base.grid is not None:
         with torch.device("meta"):
@@ -74,7 +81,14 @@ def merge_adapter(
     merged = {name: tensor.to(wanted[name]).contiguous() for name, tensor in weights.items()}
     config = replace(config, eos_token_ids=with_end_of_answers(config.eos_token_ids, base))
     save_weights(merged, config, output, text_files_from=base)
-    return Merged(output=Path(output), adapter=adapter.folder, base=base, layers=len(adapter.matrices), checked=checked)
+    return Merged(
+        output=Path(output),
+        adapter=adapter.folder,
+        base=base,
+        layers=len(adapter.matrices),
+        checked=checked,
+        notes=notes,
+    )
 
 
 def adapter_folder(folder: str | Path) -> Path:
@@ -103,6 +117,25 @@ def _base_folder(adapter: Adapter, base: str | Path | None) -> Path:
         )
     check_is_checkpoint(named)
     return Path(named)
+
+
+def _with_layers_of(config: ModelConfig, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
+    """Return an adapter of PEFT's with the base's layers, and notes: the exporter knows what families call them."""
+    (found,) = metadata.entry_points(group="edgelm.adapter_layers", name="checkpoint")
+    try:
+        layers_of_checkpoint = found.load()
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"To read the layers of an adapter that another program trained, {error.name!r} is needed, which is not "
+            'installed: pip install "edgelm[export]"'
+        ) from error
+    scaled = {
+        layer: (a.float().numpy(), (adapter.scales[layer] * b.float()).numpy())
+        for layer, (a, b) in adapter.matrices.items()
+    }
+    matrices, notes = layers_of_checkpoint(scaled, config, adapter.base.name, adapter.folder)
+    tensors = {layer: (torch.from_numpy(a), torch.from_numpy(b)) for layer, (a, b) in matrices.items()}
+    return replace(adapter, matrices=tensors, scales=dict.fromkeys(tensors, 1.0)), notes
 
 
 def _check_base(adapter: Adapter, base: Path) -> bool:

@@ -41,8 +41,6 @@ MERGE_WHERE_TRAINED = (
     "merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or train it "
     "with edgelm finetune."
 )
-# What edgelm can do itself with an adapter whose layers are those of a family's published folder.
-_BESIDE_A_PACKAGE = "put it beside the package of its base, which knows the family's own layers (edgelm export-adapter)"
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
@@ -61,18 +59,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 # Ways of making a fresh adapter that leave the weights beside it as they are. The others (PiSSA, OLoRA, CorDA, LoftQ,
 # LoRA-GA) take out of the base what the adapter begins with.
 _INIT, _INITS = "init_lora_weights", (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-
-# Projections whose rows stand in another order in a family's own folders than in edgelm, by who turns them: an adapter
-# that learned there adds to other rows. Those of other names are unknown here anyway.
-_TURNED = frozenset({"q_proj", "k_proj"})
-_LATENT = frozenset({"q_proj", "q_b_proj", "kv_a_proj_with_mqa"})
-_COHERE = ("cohere", "cohere2", "cohere2_moe")
-ROWS_IN_ANOTHER_ORDER: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(
-        (*_COHERE, "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium", "llama4_text", "nanochat"), _TURNED
-    ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "sarvam_mla", "youtu"), _LATENT),
-}
 
 
 class Matrix(Protocol):
@@ -172,23 +158,8 @@ def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
     listed = "".join(f"\n  {fault}" for fault in faults)
     return (
         f"The adapter in {folder} does not fit the {what}:{listed}\nName the {what} that it was trained for. If it is "
-        f"that one, {f'{_BESIDE_A_PACKAGE}, ' if what == 'model' else ''}{MERGE_WHERE_TRAINED}"
+        f"that one, {MERGE_WHERE_TRAINED}"
     )
-
-
-def check_order_of_rows(model_type: str, base_name: str | None, layers: Iterable[str], folder: Path) -> None:
-    """Make sure that the rows of an adapter that PEFT trained are in edgelm's order.
-
-    They are where its base was a checkpoint folder of edgelm, or where a family's own folders have the same.
-
-    Raises:
-        CheckpointError: they are not, or nothing tells.
-    """
-    others = ROWS_IN_ANOTHER_ORDER.get(model_type, frozenset())
-    found = sorted({layer.rpartition(".")[2] for layer in layers} & others)
-    if found and not is_base_ours(base_name):
-        unknown = unknown_order(model_type, base_name, found, folder)
-        raise CheckpointError(f"{unknown}: {_BESIDE_A_PACKAGE}, {MERGE_WHERE_TRAINED}")
 
 
 def is_base_ours(base_name: str | None) -> bool | None:
