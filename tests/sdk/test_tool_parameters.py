@@ -12,7 +12,7 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.loading import load
 from edgelm.structure.tagged_values import value_form
-from edgelm.structure.tools import tool_constraint
+from edgelm.structure.tools import tool_constraint, tool_parameters
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
@@ -47,6 +47,42 @@ def test_a_pattern_that_can_be_enforced_holds_in_a_tool_that_is_not_strict() -> 
     answer = load(tiny_model_path()).chat(QUESTION, config, tools=[tool], tool_choice="required")
     (call,) = answer.tool_calls
     assert re.fullmatch("[0-9]{3}", json.loads(call.arguments)["a"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_types_of_python_are_those_of_json(strict: bool) -> None:
+    """Programs write them into schemas from annotations."""
+    parts = {
+        "amount": {"type": "float"},
+        "count": {"type": ["int", "None"], "maximum": 3},
+        "names": {"type": "list", "items": {"type": "str", "maxLength": 2}, "maxItems": 2},
+        "more": {"type": "dict", "properties": {"type": {"type": "bool"}}, "required": ["type"]},
+    }
+    parts["more"]["additionalProperties"] = False
+    tool = {"name": "f", "parameters": {"type": "dict", "properties": parts, "required": [*parts]}, "strict": strict}
+    config = GenerationConfig(max_new_tokens=200, temperature=1.0, seed=2)
+    (call,) = load(tiny_model_path()).chat(QUESTION, config, tools=[tool], tool_choice="required").tool_calls
+    made = json.loads(call.arguments)
+    assert isinstance(made["amount"], (int, float))
+    assert made["count"] is None or made["count"] <= 3
+    assert all(len(name) <= 2 for name in made["names"])
+    assert [type(value) for value in made["more"].values()] == [bool]
+
+
+def test_a_parameter_of_any_type_may_be_anything() -> None:
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "any"}}, "required": ["a"]}}
+    constraint = tool_constraint([tool], "required", row("hermes"))
+    assert constraint is not None
+    tokenizer = Tokenizer.load(tiny_model_path())
+    for value in ("1", '"x"', "[null]"):
+        matcher = constraint.compile(tokenizer)
+        for id_ in tokenizer.encode(f'<tool_call>\n{{"name": "f", "arguments": {{"a": {value}}}}}\n</tool_call>'):
+            matcher.advance(id_)
+
+
+def test_a_text_that_a_call_has_in_tags_is_read_by_the_type_that_python_calls_so() -> None:
+    parameters = tool_parameters([{"name": "f", "parameters": {"properties": {"a": {"type": "str"}}}}])["f"]
+    assert value_form(parameters["properties"]["a"], parameters).read("5") == '"5"'
 
 
 def test_a_tools_broken_schema_is_refused_without_the_grammar_around_it() -> None:

@@ -61,7 +61,7 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    closed = _with_parts(schema, _closed)
+    closed = with_parts(schema, _closed)
     for close in (
         refuse_values, close_bounds, _close_format, close_patterns, _close_references, _refuse_count, _refuse_optional,
     ):  # fmt: skip
@@ -88,7 +88,7 @@ def _loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
     that leave none out write them), dialects and patterns that it cannot read, and numbers and counts of properties
     that `close_gaps` refuses.
     """
-    loose = {key: part for key, part in _with_parts(schema, _loosen).items() if part is not None or key in _VALUES}
+    loose = {key: part for key, part in with_parts(schema, _loosen).items() if part is not None or key in _VALUES}
     if not (isinstance(dialect := loose.get("$schema", ""), str) and _DIALECT.match(dialect)):
         del loose["$schema"]
     drop_values(loose)
@@ -110,7 +110,7 @@ def _close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
     def closed(part: Mapping[str, Any]) -> dict[str, Any]:
         nonlocal composes
         composes |= _describes_in_several_places(part)
-        result = _with_parts(part, closed)
+        result = with_parts(part, closed)
         named = result.get("properties")
         if isinstance(named, dict) and not any(key in result for key in _OF_OTHERS):
             required = result.get("required", ())
@@ -144,7 +144,7 @@ def takes(grammar: Callable[[Any], str]) -> bool:
     return not LLMatcher.validate_grammar(grammar(LLMatcher))
 
 
-def _with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+def with_parts(schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """Return a schema with each schema inside it changed, and with 5.0, which JSON Schema takes for a count, as 5.
 
     Raises:

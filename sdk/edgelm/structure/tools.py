@@ -15,6 +15,7 @@ from edgelm.structure.marked_call import marked_call
 from edgelm.structure.python_call import python_call
 from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.schema_gaps import close_gaps
+from edgelm.structure.schema_types import in_json_types
 from edgelm.structure.tagged_call import tagged_call
 from edgelm.structure.tool_formats import ToolFormat
 
@@ -41,7 +42,7 @@ def tool_parameters(tools: Sequence[Tool]) -> dict[str, Mapping[str, Any]]:
     Raises:
         ConfigError: one of them is not in OpenAI's form.
     """
-    return {function["name"]: function.get("parameters") or _NO_PARAMETERS for function in _functions(tools)}
+    return {function["name"]: _schema_of(function) for function in _functions(tools)}
 
 
 def tool_constraint(
@@ -235,7 +236,7 @@ def _in_one_style(form: Constraint) -> str:
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    given = function.get("parameters") or _NO_PARAMETERS
+    given = _schema_of(function)
     kind = given.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise ConfigError(
@@ -252,6 +253,13 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(schema, allow_nan=False)
         return schema
     except (TypeError, ValueError, RecursionError) as error:
+        raise _no_schema(function, error) from error
+
+
+def _schema_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return in_json_types(function.get("parameters") or _NO_PARAMETERS)
+    except (TypeError, RecursionError) as error:
         raise _no_schema(function, error) from error
 
 
