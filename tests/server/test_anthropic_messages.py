@@ -384,7 +384,7 @@ def test_what_the_server_refuses_before_it_reads_has_that_form_too(serving, meth
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role is 'tool'; it must be one of"),
         ({"tools": [{"type": "web_search_20260318", "name": "x"}]}, "tools[0].type is 'web_search_20260318'"),
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema is missing."),
-        ({"tools": [WEATHER | {"name": "x" * 129}]}, "tools[0].name has 129 characters; it must have 1 to 128."),
+        ({"tools": [WEATHER | {"name": "x" * 257}]}, "tools[0].name has 257 characters; it must have 1 to 256."),
         ({"tools": [WEATHER | {"input_examples": [{}]}]}, "tools[0].input_examples is not supported"),
         ({"tools": [WEATHER | {"allowed_callers": ["code_execution_20260521"]}]}, "allowed_callers[0] is 'code"),
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, "tool_choice.name is missing."),

@@ -148,6 +148,17 @@ def test_a_tool_that_must_be_called_is_called(serving, choice):
     assert fits(call["function"]["arguments"])
 
 
+def test_a_name_may_be_as_long_as_a_call_of_it_is_read(serving):
+    name = "mcp__" + "x" * 251
+    tools = [{"type": "function", "function": {"name": name}}]
+    (call,) = chat(serving, tools=tools, tool_choice="required", max_tokens=400).json["choices"][0]["message"][
+        "tool_calls"
+    ]
+    assert call["function"]["name"] == name
+    tools[0]["function"]["name"] += "x"
+    assert "name has 257 characters; it must have 1 to 256." in chat(serving, tools=tools).json["error"]["message"]
+
+
 def test_a_mark_for_anthropics_cache_changes_no_prompt(serving):
     """LiteLLM takes it beside a function and in it."""
     mark, tool = {"cache_control": {"type": "ephemeral"}}, TOOLS[0]

@@ -16,7 +16,7 @@ from edgelm.server.forms import FORMS
 from edgelm.server.sampling_fields import MAX_TOKENS
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, record
 from edgelm.structure.reasoning import Parser, reasoning_format
-from edgelm.structure.tool_call_parser import ToolCallParser
+from edgelm.structure.tool_call_parser import LONGEST_NAME, ToolCallParser
 from edgelm.structure.tool_formats import tool_format
 from edgelm.structure.tools import Tool, ToolChoice, tool_parameters, tool_settings
 from edgelm.text.thinking import EFFORT, SWITCHES, knows_thinking, thinking_variables
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _PASSED_ON = ("role", "tool_calls", "tool_call_id", "name", "reasoning_content")
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
-TOOL_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
+# OpenAI has 64 and Anthropic 128 at most, and programs write the name of an MCP server before that of its tool.
+TOOL_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
 
 PART = record({"type": TEXT, "text": TEXT, "refusal": TEXT}, required=("type",), open_ended=True)
 CONTENT: Schema = {"anyOf": [TEXT, listing(PART, most=MAX_MESSAGES)]}

@@ -26,15 +26,13 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "thinking": ("thinking",),
     "redacted_thinking": (),
 }
-# Longer than OpenAI's: programs write the name of an MCP server before that of its tool.
-_TOOL_NAME: Schema = {**TOOL_NAME, "maxLength": 128}
 _BLOCK = record(
     {
         "type": choice(*_NEEDS),
         "text": TEXT,
         "thinking": TEXT,
         "id": TEXT,
-        "name": _TOOL_NAME,
+        "name": TOOL_NAME,
         "input": ANY_OBJECT,
         "tool_use_id": TEXT,
         "content": CONTENT,
@@ -47,7 +45,7 @@ _BLOCK = record(
 _TOOL = record(
     {
         "type": choice("custom"),
-        "name": _TOOL_NAME,
+        "name": TOOL_NAME,
         "description": TEXT,
         "input_schema": ANY_OBJECT,
         "strict": BOOLEAN,

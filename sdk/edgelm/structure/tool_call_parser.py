@@ -18,7 +18,7 @@ from edgelm.structure.tagged_call_reader import TaggedCallReader
 from edgelm.structure.tool_call_reader import ToolCallReader
 from edgelm.structure.tool_formats import ToolFormat
 
-_LONGEST_NAME = 256
+LONGEST_NAME = 256
 _CALL_IN_FENCE = '{"name"'  # how a call begins, white space aside
 _FENCE_END = "```"
 
@@ -159,7 +159,7 @@ class ToolCallParser:
     def _read_name(self) -> str:
         place, is_whole = first_mark(self._held, (self._format.name_end,))
         name, arguments = self._held[:place], self._held[place + len(self._format.name_end) :].lstrip()
-        is_name = len(name) <= _LONGEST_NAME and "\n" not in name
+        is_name = len(name) <= LONGEST_NAME and "\n" not in name
         if is_name and is_whole and arguments.startswith("{"):
             self._pass_over(len(self._held) - len(arguments))
             name = min((name.partition(stop)[0] for stop in self._format.name_stops), key=len, default=name)
