@@ -263,6 +263,8 @@ def test_fields_that_change_no_answer_are_taken(serving):
     others = {"cache_prompt": True, "id_slot": -1, "ttl": 300}
     others |= {"timings_per_token": True, "return_progress": True}
     others |= {"cache_salt": "a", "priority": 1, "request_id": "b", "keep_alive": "5m"}
+    others |= {"spaces_between_special_tokens": True, "stream_reasoning": True}
+    others |= {"add_generation_prompt": True, "continue_final_message": False}
     assert reply.json["choices"] == chat(serving).json["choices"] == chat(serving, **others).json["choices"]
 
 
@@ -270,6 +272,11 @@ def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving)
     off = {"functions": [], "grammar": "", "guided_choice": [], "mirostat": 0, "top_a": 0.0, "audio": False}
     off |= {"lora": [], "n_probs": 0, "dynatemp_range": 0.0, "repeat_last_n": -1}
     off |= {"verbosity": "medium", "reasoning_format": "auto"}  # OpenAI's default, and llama.cpp's
+    # vLLM's, and SGLang's.
+    off |= {"skip_special_tokens": True, "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False}
+    off |= {"use_beam_search": False, "length_penalty": 1.0, "early_stopping": False, "bad_words": []}
+    off |= {"include_stop_str_in_output": False, "return_token_ids": False, "return_tokens_as_token_ids": False}
+    off |= {"separate_reasoning": True, "no_stop_trim": False}
     assert chat(serving, **off).json["choices"] == chat(serving).json["choices"]
 
 
@@ -308,6 +315,12 @@ REFUSED = {
     "lora": ({"lora": [{"id": 0, "scale": 1}]}, "lora is not supported: an adapter is a model of its own: name it as"),
     "n_probs": ({"n_probs": 3}, "n_probs is not supported: use logprobs."),
     "samplers": ({"samplers": ["top_k"]}, "samplers is not supported: the order of the filters is fixed; a filter"),
+    "skip_special_tokens": ({"skip_special_tokens": False}, "skip_special_tokens is not supported: special tokens are"),
+    "separate_reasoning": ({"separate_reasoning": False}, "separate_reasoning is not supported: what was thought"),
+    "stop_token_ids": ({"stop_token_ids": [2]}, "stop_token_ids is not supported: use stop."),
+    "use_beam_search": ({"use_beam_search": True}, "use_beam_search is not supported: edgelm run --num-beams has it."),
+    "length_penalty": ({"length_penalty": 2}, "length_penalty is not supported: edgelm run --num-beams has it."),
+    "include_stop_str_in_output": ({"include_stop_str_in_output": True}, "what ends an answer is no part of it."),
     "repeat_penalty": ({"repeat_penalty": 1.1}, "repeat_penalty is not supported: use repetition_penalty."),
     "reasoning.exclude": ({"reasoning": {"exclude": True}}, "what was thought comes apart, as reasoning_content."),
     "reasoning.max_tokens": ({"reasoning": {"max_tokens": 9}}, "max_tokens beside it limits the whole answer."),

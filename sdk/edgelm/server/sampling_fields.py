@@ -60,7 +60,9 @@ HARMLESS = (
     "prompt_cache_options",
     "prompt_cache_retention",
     *("cache_prompt", "id_slot", "return_progress", "timings_per_token"),  # llama.cpp's
-    *("cache_salt", "priority", "request_id", "guided_decoding_backend"),  # vLLM's
+    # vLLM's. The next but last says how special tokens are written, which no answer has.
+    *("cache_salt", "priority", "request_id", "spaces_between_special_tokens", "guided_decoding_backend"),
+    "stream_reasoning",  # SGLang's
     *("ttl", "keep_alive"),  # LM Studio's and Ollama's
 )
 
@@ -82,6 +84,15 @@ REFUSED: Mapping[str, str] = {
     "reasoning_format": "what was thought comes apart, by itself.",
     "repeat_last_n": "penalties see the whole text.",
     "samplers": "the order of the filters is fixed; a filter without a field is off.",
+    # vLLM's, and SGLang's.
+    "allowed_token_ids": "use a form of the answer.",
+    "bad_words": "use logit_bias.",
+    **dict.fromkeys(("early_stopping", "length_penalty", "use_beam_search"), "edgelm run --num-beams has it."),
+    **dict.fromkeys(("include_stop_str_in_output", "no_stop_trim"), "what ends an answer is no part of it."),
+    **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), "/tokenize has them."),
+    "separate_reasoning": "what was thought comes apart, by itself.",
+    "skip_special_tokens": "special tokens are no part of an answer.",
+    "stop_token_ids": "use stop.",
 }
 
 

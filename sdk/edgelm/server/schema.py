@@ -18,11 +18,14 @@ TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 ANY: Schema = {}
 ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
-# Refused fields, and the values with which they ask for nothing, besides empty ones.
+# Refused fields, and the values with which they ask for nothing, besides empty ones: where that is true, false asks.
 _OFF_AT: Mapping[str, object] = {
     "best_of": 1,
+    "length_penalty": 1,
     "reasoning_format": "auto",
     "repeat_last_n": -1,
+    "separate_reasoning": True,
+    "skip_special_tokens": True,
     "tfs_z": 1,
     "verbosity": "medium",
 }
@@ -136,7 +139,8 @@ def _check_object(value: dict[str, Any], schema: Schema, param: str) -> None:
             check(item, properties[name], place)
         elif name in schema.get("x-refused", {}):
             # 0 is False, too. Clients that write every field ask for nothing with these.
-            if item in ([], "", 0) or (name in _OFF_AT and item == _OFF_AT[name]):
+            off = _OFF_AT.get(name)
+            if item in (([], off) if off is True else ([], "", 0, off)):
                 continue
             raise ApiError(400, f"{place[:80]} is not supported: {schema['x-refused'][name]}", param=place[:80])
         elif not others:
