@@ -193,8 +193,26 @@ def test_json_arrays_and_parquet_hold_conversations_too() -> None:
 
 def test_a_row_of_parquet_with_a_date_beyond_pythons_is_named() -> None:
     dates = pyarrow.array([0, 10**15], pyarrow.timestamp("ms"))
-    pyarrow.parquet.write_table(pyarrow.table({"messages": [list(HI)] * 2, "sent": dates}), "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [list(HI)] * 2, "label": dates}), "a.parquet")
     with pytest.raises(DataError, match=r"^a\.parquet:2: a date or a duration is beyond .* Leave that column out\.$"):
+        list(read_conversations(["a.parquet"]))
+
+
+def test_of_parquet_only_what_a_conversation_has_is_read() -> None:
+    """Data sets have columns beside it, such as of embeddings, that are larger than all that is said."""
+    dates = pyarrow.array([10**15], pyarrow.timestamp("ms"))  # which no Python can read
+    for fields in (
+        {"messages": list(HI), "system": "Be kind.", "tools": [{"name": "f"}]},
+        {"instruction": "Hi", "input": "you", "output": "Hello!", "history": [["a", "b"]]},
+        {"prompt": "Hi", "completion": "Hello!", "label": True},
+    ):
+        expected = parse(fields)
+        table = pyarrow.table({"sent": dates, **{name: [value] for name, value in fields.items()}})
+        pyarrow.parquet.write_table(table, "a.parquet")
+        (found,) = read_conversations(["a.parquet"])
+        assert (found.messages, found.tools) == (expected.messages, expected.tools)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Hi"], "tools": ["[]"]}), "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet:1: this is no conversation: its fields are 'text', 'tools'; "):
         list(read_conversations(["a.parquet"]))
 
 

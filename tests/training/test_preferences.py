@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -36,6 +38,14 @@ def test_every_form_says_the_same(form: str) -> None:
     assert (list(chosen.messages), chosen.learned) == ([USER, BETTER], {1})
     assert (list(rejected.messages), rejected.learned) == ([USER, WORSE], {1})
     assert chosen.place == "p.jsonl:3"
+
+
+def test_of_parquet_only_what_a_preference_has_is_read(tiny_chat_model: Path, tmp_path: Path) -> None:
+    dates = pyarrow.array([10**15], pyarrow.timestamp("ms"))  # which no Python can read
+    table = pyarrow.table({"sent": dates, **{name: [value] for name, value in FORMS["messages"].items()}})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    pairs, _ = load_preferences([tmp_path / "a.parquet"], tiny_chat_model)
+    assert len(pairs) == 2
 
 
 def test_what_both_sides_share_is_not_learned() -> None:

@@ -86,7 +86,7 @@ def read_conversations(paths: Sequence[str | Path], *, progress: Progress = lamb
     files = find_files(paths, searched=SEARCHED_FOR_OBJECTS)
     for number, file in enumerate(files):
         progress("Reading", number, len(files))
-        for line, values in read_records(file, whole_span(file)):
+        for line, values in read_records(file, whole_span(file), columns=_FIELDS, telling=_FORMS):
             yield parse_conversation(values, file, line)
     progress("Reading", len(files), len(files))
 
@@ -188,6 +188,9 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], _Parsed]] = {
     "instruction": _parse_alpaca,
     "prompt": _parse_pair,
 }
+# What may stand beside them, in any of the forms.
+BESIDE = ("system", "tools", "functions", "chat_template_kwargs")
+_FIELDS = frozenset({*_FORMS, "input", "output", "history", "completion", "chosen", "label", *BESIDE})
 
 
 def _weighed(messages: list[dict[str, Any]], field: str) -> _Parsed:

@@ -6,7 +6,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -188,19 +188,21 @@ def read_records(
     source: SourceFile,
     span: Span,
     *,
-    columns: list[str] | None = None,
+    columns: Collection[str] = (),
+    telling: Collection[str] = (),
     on_error: Callable[[DataError], None] = _raise,
 ) -> Iterator[Record]:
     """Yield the objects of a span of a JSONL, JSON or Parquet file.
 
-    columns: of a Parquet file, those to read (None: all). on_error: called with what is wrong with a line; if it
-    returns, the line is left out.
+    columns: of a Parquet file, those to read. telling: those of them by which an object is known (none given: any); a
+    file that has none of these is read whole, so that an error can name what there is. on_error: called with what is
+    wrong with a line; if it returns, the line is left out.
 
     Raises:
         DataError: a line or the file is broken, with the file and the line named; or the file is of another kind.
     """
     if source.kind == "parquet":
-        yield from _parquet_records(source, span, columns, on_error)
+        yield from _parquet_records(source, span, columns, telling or columns, on_error)
         return
     if source.kind == "text":
         raise DataError(
@@ -259,13 +261,17 @@ def _is_json(content: bytes) -> bool:
 
 
 def _parquet_records(
-    source: SourceFile, span: Span, columns: list[str] | None, on_error: Callable[[DataError], None]
+    source: SourceFile,
+    span: Span,
+    columns: Collection[str],
+    telling: Collection[str],
+    on_error: Callable[[DataError], None],
 ) -> Iterator[Record]:
     parquet = require("pyarrow.parquet", "parquet", f"Reading {source.name}")
     try:
         with parquet.ParquetFile(source.path) as file:
-            known = [column for column in columns or () if column in file.schema_arrow.names]
-            wanted = known or None  # none of them: read all, so that the error can name what there is
+            names = file.schema_arrow.names
+            wanted = None if set(names).isdisjoint(telling) else [name for name in names if name in columns]
             line = span.first_line
             groups = range(span.start, span.stop)
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=wanted):

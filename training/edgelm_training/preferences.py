@@ -15,6 +15,7 @@ from edgelm.errors import DataError
 from edgelm_training.chats import Chats, encode_chats
 from edgelm_training.conversations import (
     ASSISTANT,
+    BESIDE,
     Conversation,
     parse_messages,
     parse_tools,
@@ -48,7 +49,7 @@ def load_preferences(
     pairs = [
         parse_preference(values, file, line)
         for file in find_files(paths, searched=SEARCHED_FOR_OBJECTS)
-        for line, values in read_records(file, whole_span(file))
+        for line, values in read_records(file, whole_span(file), columns=("prompt", *_SIDES, *BESIDE))
     ]
     if not pairs:
         raise DataError(f"There is no preference in {', '.join(map(str, paths))}.")
