@@ -406,6 +406,12 @@ def test_what_cannot_be_done_is_refused(serving, fields, words):
     assert words in reply.json["error"]["message"]
 
 
+def test_packages_can_tell_that_no_conversation_is_kept(serving):
+    error = ask(serving, thread={"type": "create"}).json["error"]
+    assert error["message"] == "thread is not supported: nothing is kept here; send the whole conversation."
+    assert error["details"] == {"error_code": "thread_unsupported_request"}
+
+
 @pytest.mark.parametrize(
     ("role", "block", "words"),
     [

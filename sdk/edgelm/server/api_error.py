@@ -34,6 +34,8 @@ _ANTHROPIC_KINDS: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+# Of refused fields: by them Anthropic's packages see that they have to do without.
+_ANTHROPIC_DETAILS: Mapping[str, Mapping[str, str]] = {"thread": {"error_code": "thread_unsupported_request"}}
 
 
 class ApiError(EdgeLMError):
@@ -75,7 +77,10 @@ class ApiError(EdgeLMError):
     def anthropic(self) -> dict[str, Any]:
         """The error as Anthropic writes it."""
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": str(self)}}
+        error: dict[str, Any] = {"type": kind, "message": str(self)}
+        if details := _ANTHROPIC_DETAILS.get(self.param or ""):
+            error["details"] = details
+        return {"type": "error", "error": error}
 
 
 def protocol_of(path: str) -> Literal["openai", "ollama", "anthropic"]:

@@ -95,6 +95,7 @@ _REFUSED: Mapping[str, str] = {
     "mcp_servers": "the client calls tools.",
     "stop": "use stop_sequences.",
     "max_tokens_to_sample": "use max_tokens.",
+    "thread": "nothing is kept here; send the whole conversation.",
 }
 COUNT_BODY = record(_COUNTED, required=("messages",), ignored=_HARMLESS, refused=_REFUSED)
 BODY = record(

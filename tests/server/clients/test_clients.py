@@ -64,6 +64,7 @@ def test_anthropic_for_python(run):
     assert told["tool"] == ["tool_use", "person"]
     assert told["input"] == told["streamed_input"] == told["structured"] == PERSON
     assert told["after"] == "assistant"
+    assert told["tools_run"] == ["tool_use", "tool_use"]
     assert (told["not_found"], told["bad"], told["unauthorized"]) == (
         "not_found_error",
         "invalid_request_error",
@@ -77,6 +78,7 @@ def test_anthropic_for_node(run):
     assert told["models"] == ["smollm2-135m-instruct"]
     assert tokyo(told["whole"], told["streamed"], told["final"])
     assert (told["tool"], told["input"]) == (["tool_use", "person"], PERSON)
+    assert told["tools_run"] == ["tool_use", "tool_use"]
     assert told["not_found"] == [404, "not_found_error"]
 
 

@@ -33,6 +33,16 @@ const call = await client.messages
   .finalMessage();
 told.tool = [call.stop_reason, call.content[0].name];
 told.input = Object.keys(call.content[0].input).sort();
+const runner = client.beta.messages.toolRunner({
+  ...settings,
+  messages: [{ role: "user", content: "Ada is 36 years old." }],
+  tools: [{ type: "custom", name: "note", description: "Note a name.", input_schema, run: () => "noted", parse: (input) => input }],
+  tool_choice: { type: "any" },
+  max_tokens: 80,
+  max_iterations: 2,
+});
+told.tools_run = [];
+for await (const message of runner) told.tools_run.push(message.stop_reason);
 const error = await client.messages.create({ ...settings, model: "claude-nothing" }).catch((error) => error);
 told.not_found = [error.status, error.error.error.type];
 console.log(JSON.stringify(told));

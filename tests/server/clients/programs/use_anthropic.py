@@ -47,6 +47,18 @@ form = {"format": {"type": "json_schema", "schema": person}}
 structured = client.messages.create(**greedy, messages=asked["messages"], output_config=form, max_tokens=80)
 told["structured"] = sorted(json.loads(structured.content[0].text))
 
+
+@anthropic.beta_tool
+def note(name: str) -> str:
+    """Note a name."""
+    return f"noted: {name}"
+
+
+runner = client.beta.messages.tool_runner(
+    **greedy, messages=asked["messages"], tools=[note], tool_choice={"type": "any"}, max_tokens=80, max_iterations=2
+)
+told["tools_run"] = [message.stop_reason for message in runner]
+
 for name, error, fields in (
     ("not_found", anthropic.NotFoundError, {"model": "claude-nothing"}),
     ("bad", anthropic.BadRequestError, {"extra_body": {"temperature": 9}}),
