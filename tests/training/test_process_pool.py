@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,19 @@ def test_no_module_of_the_working_folder_is_run_in_a_worker(tmp_path: Path, monk
 
     assert sorted(run_tasks(abs, [1, -2], workers=2)) == [1, 2]
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_is_heard_while_a_task_lasts_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Python hears of it when a wait is over."""
+    waits, wait = [], threading.Event.wait
+
+    def watched_wait(event: threading.Event, timeout: float | None = None) -> bool:
+        is_ours = threading.current_thread() is threading.main_thread()
+        if is_ours and sys._getframe(1).f_code is not threading.Thread.start.__code__:
+            waits.append(timeout)
+        return wait(event, timeout)
+
+    monkeypatch.setattr(threading.Event, "wait", watched_wait)
+    assert sorted(run_tasks(abs, [1, -2], workers=2)) == [1, 2]
+    assert waits
+    assert None not in waits

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from edgelm.errors import DataError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+# On Windows no Ctrl-C ends a wait: none is longer than this.
+_LOOKS_SECONDS = 0.1
 # In a worker: set when it is to stop.
 _stop: Any = None
 
@@ -58,7 +60,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
         try:
             with _interrupts_held_back(), _working_folder_passed_over():
                 futures = [pool.submit(function, task) for task in tasks]
-            for future in as_completed(futures):
+            for future in _as_they_end(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
@@ -68,6 +70,13 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)  # and wait: those that begin still read `stop`
+
+
+def _as_they_end(futures: Sequence[Future[Result]]) -> Iterator[Future[Result]]:
+    left = set(futures)
+    while left:
+        ended, left = wait(left, _LOOKS_SECONDS, FIRST_COMPLETED)
+        yield from ended
 
 
 @contextlib.contextmanager
