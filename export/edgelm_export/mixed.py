@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgelm.architecture.quantization_recipe import MIXED, Precision, Rule
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ConfigError, ExportError
+from edgelm.files.atomic import rename
 from edgelm.package.manifest import Manifest
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
@@ -103,7 +104,7 @@ def export_mixed(
             over = _share_of_budget(manifest, budget)
             if over <= 1:
                 for path in folder.iterdir():
-                    path.replace(staging / path.name)
+                    rename(path, staging / path.name)
                 folder.rmdir()
                 return manifest, walk_frontier(choices)
             _refuse_the_nearest(point, choices, budget, over)

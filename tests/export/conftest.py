@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from edgelm.files import atomic
 from edgelm_export import verify
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
@@ -56,6 +58,23 @@ def _short_check() -> Iterator[None]:
         changed.setattr(verify, "_WINDOW_TOKENS", verify._WINDOW_TOKENS_OF_LARGE)
         changed.setattr(verify, "_WINDOWS", 1)
         yield
+
+
+@pytest.fixture
+def first_rename_refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Refuse each file its first rename, as Windows does while what looks for viruses has it open; name them."""
+    refused: list[str] = []
+    replace = os.replace
+
+    def replace_at_the_second_try(source: Path, target: Path) -> None:
+        if str(source) not in refused:
+            refused.append(str(source))
+            raise PermissionError(13, "Access is denied", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(atomic, "_WAITS", (0,))
+    monkeypatch.setattr(os, "replace", replace_at_the_second_try)
+    return refused
 
 
 @pytest.fixture

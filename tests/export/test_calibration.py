@@ -36,6 +36,7 @@ from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.prepared import save_layer
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.reference import (
@@ -395,6 +396,14 @@ def test_a_calibration_that_was_stopped_goes_on_and_ends_the_same(
         assert second is not None
         np.testing.assert_array_equal(first.values, second.values)
         np.testing.assert_array_equal(first.scales, second.scales)
+
+
+def test_a_layer_gets_its_name_where_windows_refuses_it_for_a_moment(
+    tmp_path: Path, first_rename_refused: list[str]
+) -> None:
+    save_layer(tmp_path, 0, {"weight": np.ones(2, np.float32)})
+    assert [path.name for path in tmp_path.iterdir()] == ["layer-00000.npz"]
+    assert first_rename_refused
 
 
 @pytest.mark.parametrize(("name", "content"), [("layer-00001.npz", b"PK"), ("entering.npz", b"")])

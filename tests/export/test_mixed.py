@@ -18,6 +18,7 @@ import edgelm
 from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import ConfigError, ExportError
+from edgelm.package.graph_file import GRAPH_FILE
 from edgelm.package.manifest import Manifest
 from edgelm_export import mixed, reference
 from edgelm_export.calibration_text import CalibrationOptions
@@ -197,10 +198,11 @@ def test_what_a_killed_export_leaves_has_a_name_by_which_the_next_one_removes_it
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path) -> None:
+def test_a_mixed_package_keeps_to_its_divergence(folder: Path, tmp_path: Path, first_rename_refused: list[str]) -> None:
     manifest, _ = export_mixed(HuggingFaceCheckpoint(folder), tmp_path / "package", Budget(divergence=0.01))
     assert manifest.quality is not None
     assert manifest.quality.mean_kl_divergence <= 0.01
+    assert GRAPH_FILE in {Path(path).name for path in first_rename_refused}
 
 
 @pytest.mark.parametrize("calibration", [None, CalibrationOptions(max_tokens=64)])

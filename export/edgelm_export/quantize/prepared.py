@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.files.atomic import rename
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.keep import as_blocks
@@ -77,4 +78,4 @@ def save_layer(folder: Path, layer: int, tensors: Mapping[str, Prepared]) -> Non
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    unfinished.replace(path)
+    rename(unfinished, path)
