@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import ntpath
+import os
 import signal
 
 import pytest
@@ -446,6 +448,14 @@ def test_what_is_typed_is_completed(tmp_path, own_library):
     assert texts(f"/file {tmp_path}/.") == [f"/file {tmp_path}/.hidden"]
     assert texts("/file ~nosuchuser/") == []
     assert next(iter(suggestions("/help"))).meaning == "show this list"
+
+
+def test_a_path_is_completed_behind_the_separator_of_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "basename", ntpath.basename)
+    (tmp_path / "notes\\").mkdir()
+    (tmp_path / "notes\\" / "sea.txt").touch()
+    (found,) = suggestions(f"/file {tmp_path}/notes\\s")
+    assert found.text == f"{tmp_path}/notes\\sea.txt"
 
 
 def test_what_cannot_be_listed_is_not_completed(own_library):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -94,13 +95,14 @@ def suggestions(typed: str) -> Iterator[Suggestion]:
 
 def _paths_typed(argument: str) -> Iterable[str]:
     """List the folder that is typed, in the words it is typed in."""
-    folder, slash, begun = argument.rpartition("/")
+    begun = os.path.basename(argument)  # Windows has two separators
+    folder = argument.removesuffix(begun)
     try:
-        entries = sorted(Path(folder + slash).expanduser().iterdir())
+        entries = sorted(Path(folder).expanduser().iterdir())
         names = [path.name + ("/" if path.is_dir() else "") for path in entries]
     except (OSError, RuntimeError, ValueError):
         return []
-    return [folder + slash + name for name in names if begun or not name.startswith(".")]
+    return [folder + name for name in names if begun or not name.startswith(".")]
 
 
 def _help(chat: Conversation, _argument: str) -> None:
