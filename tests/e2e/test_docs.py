@@ -3,8 +3,10 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from fnmatch import fnmatch
 from importlib import metadata
@@ -177,6 +179,71 @@ def test_the_page_for_those_who_come_from_elsewhere_names_what_there_is() -> Non
     }
     assert len(ours) > 15
     assert ours <= options | {"--no-think"}
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """Yield what `edgelm` is called with on a line of the shell."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|;<>&")
+    lexer.whitespace_split = True
+    for command in re.split(r"\0[|;&]+\0", "\0".join(lexer)):
+        words = re.sub(r"\0[<>]+\0[^\0]+", "", command).split("\0")
+        while re.match(r"[A-Z_]+=", words[0]):
+            del words[0]
+        if words[0] == "edgelm":
+            yield words[1:]
+
+
+def check_that_it_is_taken(words: list[str]) -> None:
+    """Raise click's error where a command, an option or a choice does not exist, or an argument is too many or missing.
+
+    No file is looked at: those of the pages are the reader's.
+    """
+    context = click.Context(main, info_name="edgelm")
+    given, rest, _ = main.make_parser(context).parse_args(words)
+    while rest and isinstance(context.command, click.Group):
+        name, command, rest = context.command.resolve_command(context, rest)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=context)
+        given, rest, _ = command.make_parser(context).parse_args(rest)
+    if rest:
+        raise click.UsageError(f"{rest} is too much")
+    for parameter in context.command.params:
+        value = given.get(parameter.name)
+        if parameter.required and not value:
+            raise click.MissingParameter(ctx=context, param=parameter)
+        if value is not None and isinstance(parameter.type, click.Choice | click.types.IntParamType):
+            parameter.type_cast_value(context, value)
+
+
+def pages_of_help(command: click.Command, context: click.Context) -> Iterator[str]:
+    """Yield the help of a command, and of all that are in it."""
+    yield f"{command.help}\n\n{command.epilog}"
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        inner = command.get_command(context, name)
+        assert inner is not None
+        yield from pages_of_help(inner, context)
+
+
+def test_each_command_in_the_pages_and_in_the_help_is_one_that_is_taken() -> None:
+    pages = [path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))]
+    lines = [
+        line
+        for page in pages
+        for block in re.findall(r"^ *```sh\n(.*?)^ *```", page, re.MULTILINE | re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+        if "edgelm" in line
+    ]
+    for page in pages_of_help(main, click.Context(main)):
+        lines += [
+            line.partition("  ")[0] for line in re.findall(r"^ +((?:[A-Z_]+=\S+ |.*\| )?edgelm .*)", page, re.MULTILINE)
+        ]
+    found = [words for line in lines for words in commands_of(line)]
+    assert len(found) > 300
+    for words in found:
+        try:
+            check_that_it_is_taken(words)
+        except click.UsageError as error:
+            pytest.fail(f"edgelm {shlex.join(words)}: {error.format_message()}")
 
 
 @pytest.mark.parametrize("code", [EXIT_CLOSED_PIPE, EXIT_INTERRUPTED])

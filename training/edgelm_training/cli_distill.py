@@ -17,12 +17,12 @@ from edgelm_training.setting_options import given_settings, setting_options, tom
 EXAMPLES = """
 \b
 Examples:
-  edgelm distill student/ --teacher teacher/ --data shards/ -o out/     a small checkpoint learns from a large one
-  edgelm distill --params 15M --teacher teacher/ --data shards/ -o out/ a new model does
+  edgelm distill student/ --teacher teacher/ --data shards/ -o out/      a small checkpoint learns from a large one
+  edgelm distill --params 15M --teacher teacher/ --data shards/ -o out/  a new model does
   edgelm distill ckpt/ --teacher ckpt/ --data shards/ --qat int4 --teacher-weight 1 --teacher-temperature 1 -o out/
-  edgelm distill distill.toml --learning-rate 1e-4                      a file of settings; flags win
-  edgelm distill -o out/ --resume                                       go on with a run that was stopped
-  edgelm eval out/best --data held-out.txt                              what came of it
+  edgelm distill distill.toml --learning-rate 1e-4                       a file of settings; flags win
+  edgelm distill -o out/ --resume                                        go on with a run that was stopped
+  edgelm eval out/best --data held-out.txt                               what came of it
   torchrun --nproc-per-node 8 -m edgelm_training.distill distill.toml
 """
 
