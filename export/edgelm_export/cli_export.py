@@ -220,9 +220,15 @@ def recipe_of(
     recipe = precision_named(precision) if isinstance(precision, str) else precision
     recipe = recipe.calibrated() if calibrate and recipe is not precision else recipe
     if calibrate and not recipe.calibrates:
+        what = f"There is nothing in {recipe.name} to calibrate"
+        if reading := recipe.reading_transforms:
+            what = (
+                f"{recipe.name} reads the text for {' and '.join(reading)} anyway, and none of its schemes is found on "
+                "one. Leave --calibrate out, or choose other schemes"
+            )
         raise refused(
-            f"There is nothing in {recipe.name} to calibrate: --calibrate is for {', '.join(QUANTIZED)} and mixed, "
-            "and for recipes with schemes that end in -gptq.",
+            f"{what}: --calibrate is for {', '.join(QUANTIZED)} and mixed, and for recipes with schemes that end in "
+            "-gptq.",
             "calibrate", "precision", "recipe",
         )  # fmt: skip
     try:

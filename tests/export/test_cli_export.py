@@ -161,6 +161,7 @@ def test_an_alias_is_not_hidden_by_a_new_package(tmp_path, exported):
     [
         (["--precision", "fp32", "--calibrate"], "There is nothing in fp32 to calibrate: --calibrate is for int8,"),
         (["--recipe", "plain.toml", "--calibrate"], "There is nothing in plain to calibrate:"),
+        (["--recipe", "smooth.toml", "--calibrate"], "smooth reads the text for smooth and awq anyway, and none"),
         (["--precision", "int4", "--calibration-tokens", "9"], "are of no use here: int4 is made without running"),
         (["--recipe", "plain.toml", "--calibration", "own.txt"], "are of no use here: plain is made without running"),
         (["--precision", "int4", "--recipe", "plain.toml"], "either --precision or --recipe."),
@@ -173,7 +174,9 @@ def test_an_alias_is_not_hidden_by_a_new_package(tmp_path, exported):
 def test_an_option_that_would_change_nothing_is_refused(tmp_path, monkeypatch, exported, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ckpt").mkdir()
-    (tmp_path / "plain.toml").write_text('rules = [{pattern = ".", scheme = "int4-block64"}]\n')
+    rules = 'rules = [{pattern = ".", scheme = "int4-block64"}]\n'
+    (tmp_path / "plain.toml").write_text(rules)
+    (tmp_path / "smooth.toml").write_text(f'transforms = ["smooth", "awq"]\n{rules}')
     result = export("ckpt", *options)
     assert result.exit_code == 2
     assert message in result.stderr
