@@ -390,7 +390,7 @@ def test_errors_have_openais_types(status, kind):
     assert ApiError(status, "No.").body(CHAT)["error"]["type"] == kind
 
 
-def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_is_told_to(serving, tiny):
+def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_or_the_request_says_so(serving, tiny):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "word " * 600}, *HELLO]
     expected = tiny.chat(turns, GenerationConfig(max_new_tokens=12, context_shift=0))
     assert "this model's maximum context length is 1024" in chat(serving, messages=turns).json["error"]["message"]
@@ -400,6 +400,7 @@ def test_a_conversation_that_outgrows_the_context_goes_on_where_the_server_is_to
         ollama = shifting.post("/api/chat", {"messages": turns, **options}).json
         generated = shifting.post("/api/generate", {"prompt": "word " * 600, "system": "Be brief.", **options}).json
     assert answer["choices"][0]["message"]["content"] == ollama["message"]["content"] == expected.text
+    assert chat(serving, messages=turns, context_shift=0).json["choices"] == answer["choices"]
     assert answer["usage"]["prompt_tokens"] == expected.usage.prompt_tokens <= 1024
     expected = tiny.chat(turns[:2], GenerationConfig(max_new_tokens=12, context_shift=0))
     assert generated["response"] == expected.text

@@ -297,8 +297,11 @@ def test_errors_are_told_in_plain_words_and_can_be_retried(open_page: Callable[.
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".answer")).to_contain_text("Back again.")
         expect(page.locator(".problem")).to_have_count(0)
-        ask(page, "word " * 3000)
-        expect(page.locator(".problem")).to_contain_text("context")
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("System prompt").fill("word " * 400)
+        page.get_by_role("button", name="Done").click()
+        ask(page)
+        expect(page.locator(".problem")).to_contain_text("A conversation keeps its system message")
 
 
 def test_an_answer_that_breaks_off_keeps_what_arrived(open_page: Callable[..., Page]) -> None:
@@ -460,3 +463,15 @@ def test_a_message_that_was_not_sent_is_kept(page: Page) -> None:
     page.press("#question", "Shift+Enter")
     page.type("#question", "ght")
     expect(page.locator("#question")).to_have_value("Half a thou\nght")
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_and_says_so(open_page: Callable[..., Page]) -> None:
+    with EdgelmServer((TINY,), prelude=scripted("The sea.")) as server:  # the model's context is 1,024 tokens
+        page = open_page(server)
+        ask(page, "word " * 250)
+        done(page)
+        expect(page.locator(".stats")).not_to_contain_text("left out")
+        ask(page, "word " * 250)
+        done(page)
+        expect(page.locator(".answer >> nth=1")).to_have_text("The sea.")
+        expect(page.locator(".stats >> nth=1")).to_contain_text("the oldest part was left out")

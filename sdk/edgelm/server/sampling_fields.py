@@ -24,7 +24,7 @@ MAX_TOKENS: Schema = {"anyOf": [whole(1), {"type": "integer", "enum": [-1]}]}
 _AS_OURS = (
     "top_p", "min_p", "top_n_sigma", "mirostat_tau", "mirostat_eta", "xtc_probability", "xtc_threshold",
     "dry_multiplier", "dry_base", "dry_allowed_length", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "context_shift",
 )  # fmt: skip
 SAMPLING: dict[str, Schema] = {
     **{name: whole(*map(int, RANGES[name])) if name in WHOLE else number(*RANGES[name]) for name in _AS_OURS},
@@ -75,7 +75,7 @@ REFUSED: Mapping[str, str] = {
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
     **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
-    "n_keep": "--context-shift of the server says what is kept.",
+    "n_keep": "use context_shift.",
     "num_ctx": "the context is the model's own.",
     "options": "/api/chat and /api/generate have them.",
     **dict.fromkeys(("adapters", "lora"), "an adapter is a model of its own: name it as model."),

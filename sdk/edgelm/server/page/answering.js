@@ -1,13 +1,13 @@
 // One answer on its way: from the request to the last token.
 
-import { answer, Problem } from "./api.js";
+import { answer, countTokens, Problem } from "./api.js";
 import { path } from "./conversations.js";
 
 /**
  * Fill `node` with the answer of its `model` to what stands before it; its `state` says how it ended. `changed` is called as
- * text arrives.
+ * text arrives. A conversation that outgrows the `context` goes on without its oldest part.
  */
-export async function fill(conversation, node, { settings, signal, changed }) {
+export async function fill(conversation, node, { settings, context, signal, changed }) {
   const shown = path(conversation);
   const before = shown.slice(0, shown.indexOf(node));
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
@@ -17,7 +17,7 @@ export async function fill(conversation, node, { settings, signal, changed }) {
   const leave = () => (isLeft = true); // Firefox breaks the connections of a page off before it leaves it
   addEventListener("beforeunload", leave); // no longer than needed: it may keep the page from being gone back to
   try {
-    for await (const piece of answer({ model: node.model, messages, ...settings.request() }, signal)) {
+    for await (const piece of answer({ model: node.model, messages, context_shift: 0, ...settings.request() }, signal)) {
       if ((piece.text || piece.thinking) && !first) first = performance.now();
       node.text += piece.text;
       if (piece.thinking) node.thinking = (node.thinking ?? "") + piece.thinking;
@@ -26,6 +26,7 @@ export async function fill(conversation, node, { settings, signal, changed }) {
       if (piece.usage) note(conversation, node, piece.usage, first);
       changed();
     }
+    node.isCut = await isLongerThan(context, conversation, node, messages);
     if (node.ended) node.state = node.ended;
     else delete node.state;
   } catch (error) {
@@ -41,6 +42,12 @@ export async function fill(conversation, node, { settings, signal, changed }) {
     removeEventListener("beforeunload", leave);
     delete node.ended;
   }
+}
+
+/** Whether the model has not read all of a conversation: it reads half a context of one at the least then. */
+async function isLongerThan(context, conversation, node, messages) {
+  if (!(conversation.used >= context / 2)) return false;
+  return (await countTokens(node.model, messages).catch(() => 0)) + node.stats.tokens > context;
 }
 
 function note(conversation, node, usage, first) {

@@ -52,17 +52,21 @@ export async function templateVariables(model) {
   return (await (await request(`v1/models/${encodeURIComponent(model)}`)).json()).template_variables;
 }
 
+/** @returns {Promise<number>} how many tokens a conversation has for a model */
+export async function countTokens(model, messages) {
+  return (await (await post("tokenize", { model, messages })).json()).count;
+}
+
+function post(path, body, signal) {
+  return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+}
+
 /**
  * Ask for an answer, and yield it in pieces: {text, thinking, tokens, finish, usage}. A token is [text, logprob, alternatives],
  * an alternative [text, logprob].
  */
 export async function* answer(body, signal) {
-  const response = await request("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-    signal,
-  });
+  const response = await post("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
   let finished = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;

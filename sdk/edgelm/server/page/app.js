@@ -50,7 +50,7 @@ async function respond(parent, failed = null) {
   const conversation = current;
   if (running.has(conversation.id)) return;
   const controller = new AbortController();
-  const empty = { role: "assistant", text: "", thinking: "", tokens: [], stats: null, status: 0, state: "running" };
+  const empty = { role: "assistant", text: "", thinking: "", tokens: [], stats: null, isCut: false, status: 0, state: "running" };
   const node = failed ? Object.assign(failed, empty) : kept.add(conversation, parent, empty);
   running.set(conversation.id, controller);
   if (!conversations.includes(conversation)) conversations.push(conversation);
@@ -73,7 +73,7 @@ async function respond(parent, failed = null) {
       if (conversation === current) thread.update(node);
     });
   };
-  await fill(conversation, node, { settings, signal: controller.signal, changed });
+  await fill(conversation, node, { settings, context: contextOf(node.model), signal: controller.signal, changed });
   running.delete(conversation.id);
   await keep(conversation);
   if (conversation === current) show({ staying: true });
@@ -138,8 +138,10 @@ function show(how) {
   byId("title").textContent = current.title || "New conversation";
 }
 
+const contextOf = (name) => models.find(({ id }) => id === name)?.context_length;
+
 function contextText() {
-  const context = models.find((model) => model.id === settings.model)?.context_length;
+  const context = contextOf(settings.model);
   if (!context || !current.used) return "";
   return `${current.used.toLocaleString()} / ${context.toLocaleString()} tokens`;
 }

@@ -1,8 +1,9 @@
 // Conversations: trees of messages, kept in this browser. An edited message or a second answer is a sibling of the first.
 //
 // conversation: {id, title, created, updated, system, leaf, nodes, and titleAt and systemAt: when somebody changed those};
-// node: {id, parent, role, text, and for an answer thinking (what was thought before it), tokens, stats, model, state},
-// where state is "running", "stopped", "length", "broken", "interrupted" or absent, and `problem` says why it is broken.
+// node: {id, parent, role, text, and for an answer thinking (what was thought before it), tokens, stats, isCut (whether the
+// model has not read the oldest part of the conversation), model, state}, where state is "running", "stopped", "length",
+// "broken", "interrupted" or absent, and `problem` says why it is broken.
 
 const STORE = "conversations";
 const CHANGED = { title: "titleAt", system: "systemAt" }; // a field that two tabs may change -> when that was

@@ -179,6 +179,7 @@ function stats(node) {
   const parts = [];
   if (node.state === "stopped") parts.push("stopped");
   if (node.state === "length") parts.push("reached the longest answer");
+  if (node.isCut) parts.push("the oldest part was left out");
   if (node.stats) parts.push(`${node.stats.tokens} tokens`, `${node.stats.rate.toFixed(1)} tokens/s`);
   if (node.model) parts.push(node.model);
   return parts.join(" · ");
