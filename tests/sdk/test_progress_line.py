@@ -20,6 +20,12 @@ with progress_line() as progress:
         for done in range(4):
             progress(label, done, 3)
 """
+PASSING = """
+from edgelm.cli.progress import status
+
+with status("Loading /home/ada/" + "models/读/" * 20):
+    pass
+"""
 
 
 def drawn(program: str, term: str = "xterm") -> str:
@@ -33,11 +39,12 @@ def drawn(program: str, term: str = "xterm") -> str:
 
 
 @pytest.mark.parametrize("columns", [30, 45, 60, 100])
-def test_a_bar_stays_on_one_line_where_standard_output_is_a_pipe(columns: int) -> None:
+def test_bars_stay_on_one_line_and_what_passes_on_none_where_standard_output_is_a_pipe(columns: int) -> None:
     screen, (ours, theirs) = pyte.Screen(columns, 12), pty.openpty()
     termios.tcsetwinsize(theirs, (12, columns))
     environment = os.environ | {"TERM": "xterm"}
-    subprocess.run([sys.executable, "-c", DRAWN], stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
+    command = [sys.executable, "-c", PASSING + DRAWN]
+    subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
     pyte.ByteStream(screen).feed(os.read(ours, 1 << 16))
     os.close(ours)
     os.close(theirs)

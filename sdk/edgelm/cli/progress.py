@@ -26,6 +26,8 @@ _AROUND = 25
 def status(text: str) -> Iterator[None]:
     """Show `text …` while the block runs."""
     passing = can_redraw(sys.stderr)
+    if passing:
+        text = cut_to(text, columns_of_stderr() - 3)  # of a longer one, only the last line could be taken away again
     if is_terminal(sys.stderr):
         click.echo(f"{text} …", err=True, nl=not passing)
     try:
