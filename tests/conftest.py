@@ -7,6 +7,7 @@ import gc
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
+from edgelm.files import atomic
 from edgelm.library import sources
 from edgelm.library.library import Library
 from edgelm.runtime import cpu, onnx_runtime
@@ -146,6 +148,34 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, int]]:
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     return events
+
+
+@pytest.fixture
+def open_files_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to rename or to delete a file that this process has open or mapped, or its folder, as Windows does."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("asks Linux what is open")
+    unlink, rename = os.unlink, os.replace
+
+    def check(*paths: str | Path) -> None:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        there = {os.path.realpath(link) for link in links if os.path.isfile(link)}
+        there.update(re.findall(r"^(?:\S+ +){5}(/.+)$", Path("/proc/self/maps").read_text(), re.MULTILINE))
+        for path in map(os.path.realpath, paths):
+            if any(file == path or file.startswith(f"{path}/") for file in there):
+                raise PermissionError(13, "Another process is using the file", path)
+
+    def unlink_closed(path: str | Path, *, dir_fd: int | None = None) -> None:
+        check(path if dir_fd is None else f"/proc/self/fd/{dir_fd}/{path}")
+        unlink(path, dir_fd=dir_fd)
+
+    def rename_closed(source: str | Path, target: str | Path) -> None:
+        check(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "unlink", unlink_closed)
+    monkeypatch.setattr(os, "replace", rename_closed)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
 
 
 @pytest.fixture

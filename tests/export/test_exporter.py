@@ -113,6 +113,7 @@ def test_a_folder_that_is_no_package_is_not_replaced(checkpoint: HuggingFaceChec
     assert (home / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.usefixtures("open_files_stay")  # the check of the new one has closed it
 def test_an_older_package_is_replaced_whole(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
     target = tmp_path / "package"
     export_package(checkpoint, target, "fp32")

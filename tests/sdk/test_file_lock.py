@@ -53,7 +53,13 @@ def test_a_lock_file_that_its_holder_deletes_keeps_nobody_out(tmp_path: Path, mo
         assert path.read_text() == f"{os.getpid()}\n"
 
 
-def test_a_folder_is_one_holders_at_a_time_and_its_lock_goes_with_the_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_a_folder_is_one_holders_at_a_time_and_its_lock_goes_with_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, system: str
+) -> None:
+    if system == "win32":
+        request.getfixturevalue("open_files_stay")
+    monkeypatch.setattr(sys, "platform", system)
     folder = tmp_path / "work"
     with held_folder(folder) as first, held_folder(folder) as second:
         assert (first, second) == (True, False)

@@ -151,6 +151,7 @@ def test_a_folder_with_other_things_is_never_replaced(session: ChatSession, tmp_
     assert (tmp_path / "chat" / "notes.txt").read_text() == "on this chat"
 
 
+@pytest.mark.usefixtures("open_files_stay")
 def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat")
     list(session.send("More", CONFIG))

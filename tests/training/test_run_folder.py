@@ -322,7 +322,13 @@ def test_a_folder_of_something_else_is_left_alone(tiny_shards: Path, tmp_path: P
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_no_run_begins_in_a_model_package(tiny_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_no_run_begins_in_a_model_package(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, system: str
+) -> None:
+    if system == "win32":
+        request.getfixturevalue("open_files_stay")
+    monkeypatch.setattr(sys, "platform", system)
     (tmp_path / "edgelm.json").touch()
     with pytest.raises(TrainingError, match=f"run is not written: {tmp_path} is a model package"):
         pretrain(settings(tiny_shards, tmp_path / "run"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def held_folder(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-        with contextlib.suppress(PermissionError):  # Windows keeps what is open
+        if sys.platform != "win32":  # while it is held, as another process may have the lock next
+            lock.unlink(missing_ok=True)
+    if sys.platform == "win32":
+        with contextlib.suppress(PermissionError):  # one that another process has open stays
             lock.unlink(missing_ok=True)
 
 
