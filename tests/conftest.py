@@ -179,6 +179,21 @@ def open_files_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find what has a name in small letters by that name in large ones too, as macOS and Windows do."""
+    stat, access = os.stat, os.access
+
+    def found(path: str | Path | int) -> str | Path | int:
+        if isinstance(path, int) or os.path.lexists(path):
+            return path
+        folder, name = os.path.split(path)
+        return os.path.join(folder, name.lower())
+
+    monkeypatch.setattr(os, "stat", lambda path, **options: stat(found(path), **options))
+    monkeypatch.setattr(os, "access", lambda path, *options, **more: access(found(path), *options, **more))
+
+
+@pytest.fixture
 def no_collection() -> Iterator[None]:
     """Keep what earlier tests left from being finalized at the end of Python's stack, where no finalizer has room."""
     gc.disable()

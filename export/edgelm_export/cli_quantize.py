@@ -18,6 +18,7 @@ from edgelm.errors import ExportError
 from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, sha256_of
+from edgelm.package.replaceable import is_same_folder
 from edgelm.shell_word import shell_word
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.cli_export import (
@@ -101,7 +102,7 @@ def quantize(
         name = f"{_base_name(of_package, manifest.precision)}-{label}"
         library.refuse_alias(name)
         output = library.package_path(name)
-    if output.resolve() == folder.resolve():
+    if is_same_folder(output, folder):
         raise ExportError(f"{output} is the package that is read. Choose another folder with -o.")
     path = _weights(folder, manifest, source, library)
     options = CalibrationOptions(cache=library.calibration_path)

@@ -40,7 +40,7 @@ from edgelm.package.graph_file import (
     PREFILL_FILE,
 )
 from edgelm.package.manifest import Manifest, Quality, describe_file
-from edgelm.package.replaceable import refuse_to_replace, why_not_a_package
+from edgelm.package.replaceable import is_same_folder, refuse_to_replace, why_not_a_package
 from edgelm.package.spdx import spdx_identifier
 from edgelm_export.calibration_text import CalibrationOptions, CalibrationText
 from edgelm_export.checked import CheckedCheckpoint, Progress
@@ -121,7 +121,7 @@ def refuse_target(checkpoint: Checkpoint, target: Path) -> None:
     Raises:
         ExportError: it may not; the message says why.
     """
-    if isinstance(checkpoint, PackageCheckpoint) and checkpoint.path.resolve() == target:
+    if isinstance(checkpoint, PackageCheckpoint) and is_same_folder(checkpoint.path, target):
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
     if target.name.encode("utf-8", "replace").decode() != target.name:
         raise ExportError(f"{target.name!r} is no UTF-8, and a package has its folder's name. Choose another with -o.")

@@ -95,15 +95,18 @@ def test_a_source_that_is_nowhere_is_an_error_that_names_it(source, message):
     assert result.stderr.startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("options", [(), ("-o", "tiny"), ("-o", "tiny", "--precision", "mixed", "--max-kl", "1")])
-def test_a_package_that_is_read_is_not_written_over(monkeypatch, options):
+@pytest.mark.parametrize(
+    "options", [(), ("-o", "tiny"), ("-o", "TINY"), ("-o", "tiny", "--precision", "mixed", "--max-kl", "1")]
+)
+def test_a_package_that_is_read_is_not_written_over(monkeypatch, any_case, options):
     folder = shutil.copytree(tiny_model_path(), Library().package_path("tiny"))  # whose name int8 would have there
     monkeypatch.chdir(folder.parent)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = export(str(folder), *options)
     assert result.exit_code == 1
-    assert f"error: {folder} is the package that is read. Choose another folder with -o." in result.stderr
+    assert " is the package that is read. Choose another folder with -o." in result.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_package_is_not_named_in_bytes_that_are_no_text(tmp_path):

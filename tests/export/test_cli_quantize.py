@@ -127,9 +127,10 @@ def test_fewer_than_8_bits_need_the_source(checkpoint: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("any_case")
 def test_what_is_read_is_not_written_over(checkpoint: Path) -> None:
     folder = package(checkpoint, "fp32")
-    for same in (folder, folder.parent / "other" / ".." / folder.name):
+    for same in (folder, folder.parent / "other" / ".." / folder.name, folder.with_name(folder.name.upper())):
         result = quantize(folder, "-o", same, "--precision", "int8")
         assert f"error: {same} is the package that is read. Choose another folder with -o." in result.stderr
 

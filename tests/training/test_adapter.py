@@ -333,12 +333,13 @@ def test_an_adapter_is_merged_into_its_own_base_alone(runs: Path, tiny_chat_mode
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
+@pytest.mark.usefixtures("any_case")
 def test_the_base_is_never_replaced_by_what_was_merged_into_it(
     runs: Path, tiny_chat_model: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny_chat_model, tmp_path / "base")
     (tmp_path / "link").symlink_to(base, target_is_directory=True)
-    for output in (base, tmp_path / "link"):
+    for output in (base, tmp_path / "link", tmp_path / "BASE"):
         with pytest.raises(
             ConfigError, match=r"output is .*, the base, without which .* Choose another folder: -o FOLDER"
         ):

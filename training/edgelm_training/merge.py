@@ -12,6 +12,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from edgelm.package.replaceable import is_same_folder
 from edgelm_training.adapter import Adapter, check_layers, read_adapter
 from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
@@ -60,7 +61,7 @@ def merge_adapter(
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     adapter = read_adapter(adapter_folder(folder))
     base = _base_folder(adapter, base)
-    if Path(output).resolve() == base.resolve():
+    if is_same_folder(Path(output), base):
         raise ConfigError(
             f"output is {output}, the base, without which its runs cannot go on. Choose another folder: -o FOLDER."
         )

@@ -43,6 +43,12 @@ def refuse_inside_package(folder: Path, error_class: type[EdgeLMError]) -> None:
         )
 
 
+def is_same_folder(folder: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one folder, also where the disk does not tell case apart."""
+    folder, other = folder.resolve(), other.resolve()
+    return folder.exists() and other.exists() and folder.samefile(other)
+
+
 def why_not_a_checkpoint(folder: Path) -> str | None:
     """Say why `folder` may not be replaced by a checkpoint folder; None: it is absent, empty, or one of ours."""
     if is_free(folder):
