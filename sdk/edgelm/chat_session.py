@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgelm import saved_session
 from edgelm.arguments import as_list, as_path, is_whole, of_class
@@ -36,6 +36,13 @@ class ChatSession:
 
     def __repr__(self) -> str:
         return f"<ChatSession with {self._model.name!r}: {len(self._messages)} messages>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a copy would write into the same cache."""
+        raise EdgeLMError(
+            "A conversation is neither pickled nor copied by the module copy: both would write into one cache. Give "
+            "another its turns, by ChatSession(model, system) and restore(messages); save() keeps it in a folder."
+        )
 
     @property
     def model(self) -> LanguageModel:

@@ -1,6 +1,9 @@
+import copy
 import gc
+import pickle
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +268,9 @@ def test_an_answer_that_another_thread_reads_is_not_ended_under_it() -> None:
     reader.join()
     assert [turn["content"] for turn in session.messages] == ["one", "I am well."]
     say(session, "two")
+
+
+@pytest.mark.parametrize("copy_of", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_copy_would_share_the_cache_and_is_refused(copy_of: Callable[[object], object]) -> None:
+    with pytest.raises(edgelm.EdgeLMError, match=r"both would write into one cache\. .* and restore\(messages\); "):
+        copy_of(ChatSession(scripted_model("c")))
