@@ -60,8 +60,7 @@ def _figures(checkpoint: Checkpoint, output: Path, notes: Sequence[str]) -> dict
     config = checkpoint.config
     return {
         "folder": str(output),
-        # Resolved, as it was written: the system does not pass over a missing folder in missing/../ckpt.
-        "bytes": sum(path.stat().st_size for path in output.resolve().iterdir()),
+        "bytes": sum(path.stat().st_size for path in output.iterdir()),
         "model_type": config.model_type,
         "parameters": config.count_parameters(),
         "context_length": config.max_position_embeddings,
