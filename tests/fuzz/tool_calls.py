@@ -109,7 +109,7 @@ def _calls(text: str, format_: ToolFormat, tools: Sequence[Any]) -> list[Any]:
     chunks = [parser.take(Chunk(text=piece, token_ids=(1,))) for piece in pieces]
     timings = Timings(prefill_seconds=0, decode_seconds=0, prefill_tokens=1, decode_tokens=1)
     usage = Usage(prompt_tokens=1, completion_tokens=1)
-    end = parser.take(Chunk(text="", token_ids=(), finish_reason="stop", usage=usage, timings=timings))
+    end = parser.take(Chunk(text="", token_ids=(1,), finish_reason="stop", usage=usage, timings=timings))
     answer = join([*chunks, end])
     writer = OllamaWriter(model="m", is_chat=True, load_seconds=0, logprobs=None)
     to_json(writer.whole([answer]))

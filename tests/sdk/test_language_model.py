@@ -55,6 +55,15 @@ def test_chunks_without_the_last_one_are_no_answer(model: LanguageModel) -> None
             edgelm.join(part)
 
 
+def test_chunks_of_which_some_were_read_before_are_no_answer(model: LanguageModel) -> None:
+    chunks = model.stream("The sea", GenerationConfig(max_new_tokens=9))
+    read = len(next(chunks).token_ids)
+    with pytest.raises(
+        ConfigError, match=rf"The chunks have {9 - read} of the answer's 9 tokens: the others were read"
+    ):
+        edgelm.join(chunks)
+
+
 @pytest.mark.parametrize("chunks", [None, "text", ["text"], [None]])
 def test_what_are_no_chunks_are_no_answer(chunks: Any) -> None:
     with pytest.raises(ConfigError, match="join takes the chunks of one answer"):
@@ -418,7 +427,6 @@ HOLDERS: dict[str, Callable[[LanguageModel], object]] = {
     "a model": lambda model: model,
     "a method of it": lambda model: model.generate,
     "an engine": edgelm.Engine,
-    "a conversation": edgelm.ChatSession,
     "settings with a model that drafts": lambda model: GenerationConfig(speculation=model),
 }
 

@@ -243,7 +243,7 @@ class Said:
             Timings(prefill_seconds=0.0, decode_seconds=0.0, prefill_tokens=1, decode_tokens=1),
         )
         last = {"finish_reason": finish_reason, "stop": stop, "usage": usage, "timings": timings}
-        self.said = [*chunks, Chunk(text="", token_ids=(), **last)]
+        self.said = [*chunks, Chunk(text="", token_ids=(2,), **last)]
 
     async def chunks(self):
         for chunk in self.said:

@@ -128,7 +128,7 @@ class Said:
             Usage(prompt_tokens=1, completion_tokens=1),
             Timings(prefill_seconds=0.0, decode_seconds=0.0, prefill_tokens=1, decode_tokens=1),
         )
-        end = Chunk(text="", token_ids=(), finish_reason=finish_reason, usage=usage, timings=timings)
+        end = Chunk(text="", token_ids=(2,), finish_reason=finish_reason, usage=usage, timings=timings)
         self.said = [*chunks, end]
 
     async def chunks(self):

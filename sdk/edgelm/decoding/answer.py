@@ -363,7 +363,7 @@ def join(chunks: Iterable[Chunk]) -> Completion:
     """Join the chunks of one answer, all of them: what was streamed becomes the Completion that `generate` returns.
 
     Raises:
-        ConfigError: the last chunk is missing, or these are no chunks.
+        ConfigError: a chunk is missing, or these are no chunks.
     """
     parts = as_list(chunks, "join takes the chunks of one answer")
     if others := [part for part in parts if not isinstance(part, Chunk)]:
@@ -374,9 +374,15 @@ def join(chunks: Iterable[Chunk]) -> Completion:
             f"The {len(parts)} chunks do not end with the last one of an answer, which has its finish_reason. Read the "
             "answer to its end, and join all of its chunks."
         )
+    token_ids = tuple(id_ for part in parts for id_ in part.token_ids)
+    if len(token_ids) < last.usage.completion_tokens:
+        raise ConfigError(
+            f"The chunks have {len(token_ids)} of the answer's {last.usage.completion_tokens} tokens: the others were "
+            "read before. Join all of its chunks."
+        )
     return Completion(
         text="".join(part.text for part in parts),
-        token_ids=tuple(id_ for part in parts for id_ in part.token_ids),
+        token_ids=token_ids,
         logprobs=tuple(item for part in parts for item in part.logprobs),
         finish_reason=last.finish_reason,
         usage=last.usage,
