@@ -13,6 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ContextLengthError, PackageError, ProviderError
 from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.package.onnx_operators import OPERATORS
 from edgelm.runtime.onnx_runtime import raise_as_ours
 from edgelm.runtime.session import PREFILL_CHUNK, DecoderSession
 from edgelm.runtime.session_options import SessionOptions
@@ -149,6 +150,16 @@ def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(ProviderError, match=r"ONNX Runtime does not load .*model\.onnx"):
         DecoderSession(folder, ModelConfig.load(folder))
+
+
+def test_an_onnx_runtime_without_an_operator_is_too_old(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = onnx.helper.make_node("OfTomorrow", [], ["sum"], domain="com.microsoft")
+    graph = onnx.helper.make_graph([node], "newer", [], [])
+    imports = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    (package / "model.onnx").write_bytes(onnx.helper.make_model(graph, opset_imports=imports).SerializeToString())
+    monkeypatch.setitem(OPERATORS, "com.microsoft", {*OPERATORS["com.microsoft"], "OfTomorrow"})
+    with pytest.raises(ProviderError, match=r'is too old for .*model\.onnx.* pip install --upgrade "edgelm\[cpu\]"'):
+        DecoderSession(package, ModelConfig.load(package))
 
 
 def test_a_graph_of_another_model_is_refused() -> None:

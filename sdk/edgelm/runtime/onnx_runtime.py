@@ -31,7 +31,8 @@ from edgelm.shared_use import NATIVE_CALLS
 SPIN_MICROSECONDS = 200
 _WIDENING = 8  # from 4 bits to a float
 _NO_MEMORY = "bad_alloc"
-_UNKNOWN_SETTING = "Unrecognized attribute"  # of an operator that a newer ONNX Runtime has
+# An operator, or an attribute of one, that a newer ONNX Runtime has: the walk lets no other one through.
+_UNKNOWN = "Unrecognized attribute", "is not a registered function/op"
 _WARNINGS, _ERRORS_ONLY, FATAL_ONLY = 2, 3, 4  # what is logged
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -133,7 +134,7 @@ def _error_of_loading(runtime: Any, error: Exception, path: Path, name: str) -> 
             f"There is no memory left to load {path} ({error}). Free memory, or take a smaller model or one of fewer "
             "bits."
         )
-    if _UNKNOWN_SETTING in str(error):
+    if any(words in str(error) for words in _UNKNOWN):
         return ProviderError(
             f"ONNX Runtime {runtime.__version__} is too old for {path}, which was written for a newer one. To get it: "
             f"{install.replace('pip install', 'pip install --upgrade')}."
