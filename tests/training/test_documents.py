@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,42 @@ def test_a_file_counts_once_however_it_is_named(write: Write) -> None:
     write("c/1.txt", "x")
     Path("link").symlink_to("c")
     assert [file.name for file in find_files(["c/1.txt", str(Path("c").resolve()), "link/../c", "link"])] == ["c/1.txt"]
+
+
+def test_linked_folders_are_searched_each_folder_once(write: Write) -> None:
+    write("elsewhere/deep/2.txt", "x")
+    write("c/own/1.txt", "x")
+    for link, target in (("books", "../elsewhere"), ("again", "own"), ("own/loop", "..")):
+        Path("c", link).symlink_to(target, target_is_directory=True)
+    assert [file.name for file in find_files(["c"])] == ["c/books/deep/2.txt", "c/own/1.txt"]
+    Path("elsewhere/deep/2.txt").rename("elsewhere/deep/2.csv")
+    assert str(describe_passed_over(["c"])).startswith("Passed over: 1 .csv.")
+
+
+@pytest.mark.parametrize("path", ["c", "c/*", "c/gone.txt"])
+def test_a_link_that_leads_nowhere_is_refused(path: str, write: Write) -> None:
+    write("c/1.txt", "x")
+    Path("c/gone.txt").symlink_to("../none")
+    Path("c/gone.png").symlink_to("../none")  # nothing that is read
+    if path == "c/*":
+        Path("c/gone.png").unlink()
+    with pytest.raises(DataError, match=re.escape("c/gone.txt is a link to ../none, where nothing is. Bring ")):
+        find_files([path])
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("c/1.txt", "x")
+    write("c/locked/2.txt", "x")
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path == "c/locked":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root, who may run the tests, can list what is locked
+    with pytest.raises(DataError, match=re.escape("Cannot read the folder c/locked: Permission denied.")):
+        find_files(["c"])
 
 
 def test_globs_reach_to_the_bottom_and_pass_over_folders_without_a_text(write: Write) -> None:

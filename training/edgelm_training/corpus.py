@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,9 +114,30 @@ def _count_endings(files: Iterable[Path]) -> str:
 
 
 def _files(folder: str) -> Iterator[Path]:
-    for file in Path(folder).rglob("*"):
-        if file.is_file() and not _is_hidden(file.relative_to(folder)):
-            yield file
+    """Yield a folder's files, those of linked folders too, each folder once; links that lead nowhere are among them."""
+    seen: set[str] = set()
+    for name, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        place = os.path.realpath(name)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        paths = {inner: Path(name, inner) for inner in (*folders, *files) if not inner.startswith(".")}
+        # Links last, and in one order everywhere: a folder that a link leads to as well is called by its own name.
+        folders[:] = sorted(paths.keys() & set(folders), key=lambda inner: (paths[inner].is_symlink(), inner))
+        yield from (paths[file] for file in files if file in paths and _can_be_read(paths[file]))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+
+def _can_be_read(path: Path) -> bool:
+    return os.path.isfile(path) or _leads_nowhere(path)  # whoever reads that one says so
+
+
+def _leads_nowhere(path: str | Path) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _expand(path: str, searched: Sequence[str]) -> list[str]:
@@ -128,8 +150,8 @@ def _expand(path: str, searched: Sequence[str]) -> list[str]:
                 f"The folder {path} has no file to read: none of {', '.join(searched)}, nor .gz of them{others}."
             )
         return names
-    if Path(path).exists():
-        if not Path(path).is_file():
+    if os.path.lexists(path):
+        if not Path(path).is_file() and not _leads_nowhere(path):
             raise DataError(f"{path} is a pipe or a device; texts are read more than once. Write them to a file first.")
         return [path]
     if not glob.has_magic(path):
@@ -142,14 +164,9 @@ def _expand(path: str, searched: Sequence[str]) -> list[str]:
 
 def _expand_match(match: str, searched: Sequence[str]) -> list[str]:
     """A folder that a glob matches is searched, and may be empty of what can be read."""
-    try:
-        return _expand(match, searched)
-    except DataError:
+    if Path(match).is_dir() and not any(_suffix(file)[0] in searched for file in _files(match)):
         return []
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return _expand(match, searched)
 
 
 def _suffix(path: Path) -> tuple[str, bool]:
@@ -158,6 +175,10 @@ def _suffix(path: Path) -> tuple[str, bool]:
 
 
 def _source_file(name: str) -> SourceFile:
+    if _leads_nowhere(name):
+        raise DataError(
+            f"{name} is a link to {os.readlink(name)}, where nothing is. Bring that back, or remove the link."
+        )
     suffix, gzipped = _suffix(Path(name))
     kind = KINDS.get(suffix, "text")
     if kind == "parquet" and gzipped:
