@@ -224,6 +224,15 @@ def test_of_an_answer_that_was_cut_off_the_last_item_is_incomplete(chunk, finish
     assert [(i["type"], i["status"]) for i in whole["output"]] == [(i["type"], i["status"]) for i in last["output"]]
 
 
+def test_an_input_that_outgrows_the_context_is_cut_where_that_is_asked_for(serving):
+    long = [{"role": "user", "content": "word " * 600}, {"role": "user", "content": "Hello there"}]
+    assert "maximum context length" in respond(serving, input=long, truncation="disabled").json["error"]["message"]
+    response = respond(serving, input=long, truncation="auto").json
+    answer = serving.post(CHAT, {"messages": long, "max_tokens": 12, "context_shift": 0}).json
+    assert response["output"][0]["content"][0]["text"] == answer["choices"][0]["message"]["content"]
+    assert response["truncation"] == "auto"
+
+
 def test_an_answer_keeps_to_a_schema(serving):
     form = {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}
     for others in ({}, {"structured_outputs": {"json": None, "regex": ""}, "guided_choice": []}):  # ask for nothing
@@ -262,8 +271,7 @@ def test_an_answer_keeps_to_a_schema(serving):
         ),
         ({"grammar": 'root ::= "x"', "guided_regex": "x"}, "grammar and guided_regex exclude each other"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
-        ({"truncation": "auto"}, "truncation is 'auto'"),
-        ({"context_management": [{"type": "compaction"}]}, "--context-shift of the server says what goes."),
+        ({"context_management": [{"type": "compaction"}]}, "truncation says what goes."),
         ({"top_logprobs": 2}, "top_logprobs is not supported: /v1/chat/completions has them."),
         ({"include": ["message.output_text.logprobs"]}, "include[0] is 'message.output_text.logprobs'; it must be"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),

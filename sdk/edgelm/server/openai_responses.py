@@ -206,7 +206,7 @@ class ResponseWriter:
             "text": body.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.get("tool_choice", "auto"),
             "tools": body.get("tools", []),
-            "truncation": "disabled",
+            "truncation": body.get("truncation", "disabled"),
             "metadata": body.get("metadata") or {},
             "usage": None if usage is None else _usage(usage),
         }

@@ -105,7 +105,7 @@ BODY = record(
         },
         "parallel_tool_calls": BOOLEAN,
         **_OTHER_FORMS,
-        "truncation": choice("disabled"),
+        "truncation": choice("disabled", "auto"),
         "include": listing(choice(*_INCLUDED), most=len(_INCLUDED)),
     },
     required=("input",),
@@ -120,7 +120,7 @@ BODY = record(
         "prompt": "nothing is kept here; send the text.",
         "reasoning_effort": "use reasoning.effort.",
         "top_logprobs": "/v1/chat/completions has them.",
-        "context_management": "--context-shift of the server says what goes.",
+        "context_management": "truncation says what goes.",
     },
 )
 
@@ -135,6 +135,8 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["messages"] = _messages(body)
     if "max_output_tokens" in body:
         chat["max_tokens"] = body["max_output_tokens"]
+    if body.get("truncation") == "auto":
+        chat.setdefault("context_shift", 0)
     if (effort := (body.get("reasoning") or {}).get("effort")) is not None:
         chat["reasoning_effort"] = effort
     tools = tools_of(body)
