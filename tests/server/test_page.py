@@ -48,6 +48,25 @@ def test_stop_keeps_what_arrived_and_frees_the_server(page: Page) -> None:
 
 
 @slowly
+def test_an_answer_that_was_stopped_goes_on_behind_what_arrived(page: Page) -> None:
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The sea is")
+    page.press("#question", "Escape")
+    done(page)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_role("button", name="Continue").click()
+    done(page)
+    begun = sent.value.post_data_json["messages"][-1]
+    assert (begun["role"], begun["content"][:10]) == ("assistant", "The sea is")
+    # The scripted model says all of its sentence, whatever was said before it.
+    expect(page.locator(".answer")).to_contain_text(re.compile("^The sea is.*The sea is deep and blue.$"))
+    expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+    expect(page.locator(".stats")).to_contain_text(re.compile(r"^\d+ tokens"))
+    page.get_by_role("button", name="Tokens").click()
+    assert "".join(page.locator(".token").all_inner_texts()) == begun["content"] + "The sea is **deep** and blue."
+
+
+@slowly
 def test_a_conversation_survives_a_reload_in_the_middle_of_an_answer(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")

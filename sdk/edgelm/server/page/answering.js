@@ -4,14 +4,13 @@ import { answer, countTokens, Problem } from "./api.js";
 import { path } from "./conversations.js";
 
 /**
- * Fill `node` with the answer of its `model` to what stands before it; its `state` says how it ended. `changed` is called as
- * text arrives. A conversation that outgrows the `context` goes on without its oldest part.
+ * Fill `node` with the answer of its `model` to what stands before it, behind the text that it has already; its `state` says
+ * how it ended. `changed` is called as text arrives. A conversation that outgrows the `context` goes on without its oldest
+ * part.
  */
 export async function fill(conversation, node, { settings, context, signal, changed }) {
-  const shown = path(conversation);
-  const before = shown.slice(0, shown.indexOf(node));
-  const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-  const messages = [...system, ...before.map(({ role, text }) => ({ role, content: text }))];
+  const messages = messagesTo(conversation, node);
+  const begun = begin(node, settings);
   let first = 0;
   let isLeft = false;
   const leave = () => (isLeft = true); // Firefox breaks the connections of a page off before it leaves it
@@ -21,12 +20,12 @@ export async function fill(conversation, node, { settings, context, signal, chan
       if ((piece.text || piece.thinking) && !first) first = performance.now();
       node.text += piece.text;
       if (piece.thinking) node.thinking = (node.thinking ?? "") + piece.thinking;
-      node.tokens.push(...piece.tokens);
+      if (begun.isRecorded) node.tokens.push(...piece.tokens);
       if (piece.finish === "length") node.ended = "length";
-      if (piece.usage) note(conversation, node, piece.usage, first);
+      if (piece.usage) note(conversation, node, piece.usage, first, begun.count);
       changed();
     }
-    node.isCut = await isLongerThan(context, conversation, node, messages);
+    node.isCut = await isLongerThan(context, conversation, node);
     if (node.ended) node.state = node.ended;
     else delete node.state;
   } catch (error) {
@@ -44,14 +43,35 @@ export async function fill(conversation, node, { settings, context, signal, chan
   }
 }
 
-/** Whether the model has not read all of a conversation: it reads half a context of one at the least then. */
-async function isLongerThan(context, conversation, node, messages) {
-  if (!(conversation.used >= context / 2)) return false;
-  return (await countTokens(node.model, messages).catch(() => 0)) + node.stats.tokens > context;
+/** What is said up to an answer, and what it has itself. */
+function messagesTo(conversation, node) {
+  const shown = path(conversation);
+  const said = shown.slice(0, shown.indexOf(node) + (node.text ? 1 : 0));
+  const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
+  return [...system, ...said.map(({ role, text }) => ({ role, content: text }))];
 }
 
-function note(conversation, node, usage, first) {
+/**
+ * Take what is known of the tokens of an answer that goes on: how many there are, where that is known, and whether each has its
+ * probability. The token view shows all of an answer, or is not there.
+ */
+function begin(node, { probabilities }) {
+  const count = node.text ? node.stats?.tokens ?? (node.tokens?.length || null) : 0;
+  const isRecorded = !node.text || Boolean(probabilities && node.tokens?.length);
+  if (!isRecorded) node.tokens = [];
+  node.stats = null;
+  return { count, isRecorded };
+}
+
+/** Whether the model has not read all of a conversation: it reads half a context of one at the least then. */
+async function isLongerThan(context, conversation, node) {
+  if (!(conversation.used >= context / 2)) return false;
+  return (await countTokens(node.model, messagesTo(conversation, node)).catch(() => 0)) > context;
+}
+
+function note(conversation, node, usage, first, begun) {
   const seconds = (performance.now() - first) / 1000;
-  node.stats = { tokens: usage.completion_tokens, rate: seconds > 0 ? Math.max(0, usage.completion_tokens - 1) / seconds : 0 };
+  const rate = seconds > 0 ? Math.max(0, usage.completion_tokens - 1) / seconds : 0;
+  if (begun !== null) node.stats = { tokens: begun + usage.completion_tokens, rate };
   conversation.used = usage.total_tokens;
 }

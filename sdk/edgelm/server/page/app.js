@@ -35,6 +35,7 @@ const thread = new Thread({
   },
   regenerate: (node) => respond(node.parent),
   retry: (node) => respond(node.parent, node),
+  goOn: (node) => respond(node.parent, node, { status: 0, state: "running" }),
   choose: (node) => {
     kept.choose(current, node);
     keep(current);
@@ -45,13 +46,14 @@ const sidebar = new Sidebar({ open, rename, remove });
 
 // Answering
 
-/** Answer the message `parent`; `failed` is an answer that is made again. */
-async function respond(parent, failed = null) {
+const nothing = () => ({ text: "", thinking: "", tokens: [], stats: null, isCut: false, status: 0, state: "running" });
+
+/** Answer the message `parent`, in `again` where that is given; `begun` is what is there of the answer. */
+async function respond(parent, again = null, begun = nothing()) {
   const conversation = current;
   if (running.has(conversation.id)) return;
   const controller = new AbortController();
-  const empty = { role: "assistant", text: "", thinking: "", tokens: [], stats: null, isCut: false, status: 0, state: "running" };
-  const node = failed ? Object.assign(failed, empty) : kept.add(conversation, parent, empty);
+  const node = again ? Object.assign(again, begun) : kept.add(conversation, parent, { role: "assistant", ...begun });
   running.set(conversation.id, controller);
   if (!conversations.includes(conversation)) conversations.push(conversation);
   show();

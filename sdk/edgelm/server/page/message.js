@@ -87,6 +87,7 @@ export class Message {
     const versions = siblings(this.conversation, node);
     return {
       busy, place: versions.indexOf(node), versions: versions.map(({ id }) => id), problem: STATES[node.state]?.(node) ?? null,
+      canGoOn: Boolean(!this.isOwn && node.state && node.text) && node.id === this.conversation.leaf,
       hasText: Boolean(node.text), hasTokens: Boolean(node.tokens?.length), showsTokens: this.showsTokens(), stats: stats(node),
     };
   }
@@ -103,6 +104,7 @@ export class Message {
     const disabled = parts.busy;
     const controls = [...this.versions(parts), this.isOwn
       ? button("Edit", () => this.edit(), { disabled }) : button("Regenerate", () => actions.regenerate(node), { disabled })];
+    if (parts.canGoOn) controls.push(button("Continue", () => actions.goOn(node), { disabled }));
     if (parts.hasTokens) {
       controls.push(button("Tokens", () => this.thread.toggleTokens(node), { "aria-pressed": String(parts.showsTokens) }));
     }
