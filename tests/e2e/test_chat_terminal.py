@@ -184,15 +184,15 @@ def test_what_is_typed_pasted_and_edited_is_the_message(tmp_path: Path, monkeypa
     chat.wait_for("· stop")
     chat.wait_for_prompt()
     pasted = "\n".join(f"line {i}" for i in range(10_000))
-    for text in (pasted, "one\ntwo"):
+    for text in (pasted, "one\n\ttwo"):
         chat.paste(text)
-        chat.wait_for(text[-3:])
+        assert "^I" not in chat.wait_for(text[-3:])
         chat.type("\r")
         chat.wait_for("· stop")  # the model reads the end of it
         chat.wait_for_prompt()
     chat.type("\x04")
     assert chat.exit_code() == 0
-    assert kept_messages("hello")[::2] == [*typed.values(), pasted, "one\ntwo"]
+    assert kept_messages("hello")[::2] == [*typed.values(), pasted, "one\n\ttwo"]
 
 
 def test_ctrl_c_stops_no_more_than_answers_however_often_it_comes():

@@ -18,6 +18,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.styles import Style
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -64,6 +65,7 @@ class Terminal:
                 key_bindings=_key_bindings(lambda: self._prompts.default_buffer.text),
                 prompt_continuation=_CONTINUED,
                 style=_STYLE,
+                input_processors=[TabsProcessor(char1=" ", char2=" ")],  # else a tab in pasted code is ^I
                 enable_suspend=True,  # else Ctrl-Z is a character of the message
             )
 
