@@ -100,7 +100,7 @@ def test_null_takes_the_system_message_back():
 
 def test_set_changes_and_shows_settings():
     chat = converse(
-        "/set temperature 0.7", "/set stop END", '/set stop ["a", "\\n"]', "/set max_new_tokens null", "/set"
+        "/set temperature 0.7", "/set stop END", '/set stop ["a", "\\n"]', "/set parameter max_new_tokens null", "/set"
     )
     assert chat.config() == GenerationConfig(temperature=0.7, stop=("a", "\n"))
     assert chat.screen.notes[1:3] == ["temperature = 0.7", 'stop = ["END"]']
@@ -143,6 +143,12 @@ def test_set_reaches_the_answer():
         ("/retry in French", "/retry stands alone. Nothing was done; say the rest as a message of its own."),
         ("/quit smoking: how?", "/quit stands alone. "),
         ("/set heat 3", "There is no setting 'heat'; there are max_new_tokens, min_new_tokens, context_shift"),
+        ("/set parameter heat 3", "There is no setting 'heat'; there are max_new_tokens"),
+        ("/set parameter num_predict 9", "There is no setting 'num_predict'. It is max_new_tokens here."),
+        ("/set verbose", "There is no setting 'verbose'. The line below each answer has the speed."),
+        ("/show info", "There is no command /show. /set, /system and /stats show what is in force, and `edgelm show"),
+        ("/read /nowhere/at/all", "Cannot add /nowhere/at/all: "),
+        ("/regen", "There is no question to answer again yet."),
         ("/set top_k", "/set top_k needs a value; it is 0 now."),
         ("/set stop", "/set stop needs a value; it is [] now."),
         ("/set seed", "/set seed needs a value; it is null now."),

@@ -62,6 +62,8 @@ def run_command(chat: Conversation, text: str) -> None:
     name, *rest = text.split(maxsplit=1)
     argument = rest[0].strip() if rest else ""
     command = COMMANDS.get(ALIASES.get(name, name))
+    if command is None and name in _ELSEWHERE:
+        raise ConfigError(f"There is no command {name}. {_ELSEWHERE[name]}")
     if command is None:
         raise ConfigError(f"There is no command {name}. /help lists them; a space before / says it to the model.")
     if not argument and command.argument and not command.argument.startswith("["):
@@ -135,7 +137,9 @@ def _system(chat: Conversation, argument: str) -> None:
 
 
 def _set(chat: Conversation, argument: str) -> None:
-    name, _, text = argument.partition(" ")
+    name, _, text = argument.removeprefix("parameter ").partition(" ")  # a word of Ollama's
+    if name in _NO_SETTINGS:
+        raise ConfigError(f"There is no setting {name!r}. {_NO_SETTINGS[name]}")
     if name and name not in SETTINGS:
         raise ConfigError(f"There is no setting {name!r}; there are {', '.join(SETTINGS)}.")
     if name and not text.strip():
@@ -386,4 +390,20 @@ COMMANDS = {
     "/stats": SlashCommand(run=_stats, help="show the context used and the speed"),
     "/bye": SlashCommand(run=_bye, help="leave"),
 }  # fmt: skip
-ALIASES = {"/regenerate": "/retry", "/exit": "/bye", "/quit": "/bye", "/?": "/help"}
+ALIASES = {
+    "/regenerate": "/retry",
+    "/regen": "/retry",
+    "/read": "/file",
+    "/exit": "/bye",
+    "/quit": "/bye",
+    "/?": "/help",
+}
+# What Ollama's chat has by other names.
+_ELSEWHERE = {"/show": "/set, /system and /stats show what is in force, and `edgelm show NAME` the model."}
+_NO_SETTINGS = {
+    "system": "/system TEXT sets how the model is to behave.",
+    "verbose": "The line below each answer has the speed.",
+    "num_ctx": "The context is the model's own.",
+    "num_predict": "It is max_new_tokens here.",
+    "repeat_penalty": "It is repetition_penalty here.",
+}
