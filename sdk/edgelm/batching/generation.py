@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from edgelm.completion import Chunk
 from edgelm.errors import EdgeLMError
 
+_LOOKS_SECONDS = 0.1  # no wait is longer: on Windows Ctrl-C is heard when one is over, and a prompt can take minutes
+
 
 class Generation:
     """Yield the chunks of one answer: `for chunk in generation`, or `async for chunk in generation`.
@@ -95,7 +97,7 @@ class Generation:
                     if self._ended:
                         raise StopIteration
                     self._check_can_wait()
-                    self._arrived.wait()
+                    self._arrived.wait(_LOOKS_SECONDS)
                 item = self._unread.popleft()
         except KeyboardInterrupt:
             self.cancel()  # as a stream ends there: in `join(engine.submit(…))` nobody else has the answer
