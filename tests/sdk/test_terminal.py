@@ -254,6 +254,12 @@ def test_a_text_of_several_lines_is_asked_for_line_by_line_where_a_prompt_ends_w
     assert screen.ask(lambda _: [], STATUS) == '"""a\nb\nc"""'
 
 
+def test_ctrl_z_and_enter_leave_as_on_windows(screen, monkeypatch):
+    monkeypatch.setattr(screen, "_prompts", SimpleNamespace(prompt=lambda *_, **__: "\x1a"))
+    with pytest.raises(EOFError):
+        screen.ask(lambda _: [], STATUS)
+
+
 @pytest.mark.parametrize("head", ["| Fruit | Price |\n|:--|--:|\n", "Fruit | Price\n--- | ---\n"])
 def test_a_table_taller_than_the_screen_is_a_table_while_it_is_written(screen, head):
     drawn = []

@@ -39,6 +39,7 @@ from edgelm.files.folders import state_folder
 
 _PROMPT = ">>> "
 _CONTINUED = " " * len(_PROMPT)
+_CTRL_Z = "\x1a"  # what ends input on Windows, with Enter; elsewhere it stops the program
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 # A paste is one message, also where it comes before the prompt does: without this, each of its lines would be one.
 _BRACKETED_PASTE, _HIDDEN_CURSOR = "\x1b[?2004h", "\x1b[?25l"
@@ -86,6 +87,8 @@ class Terminal:
             # would fail at one that comes when it is done.
             handle_sigint=False,
         )
+        if typed == _CTRL_Z:
+            raise EOFError
         while is_open(typed):  # a dumb terminal's prompt ends with each line
             typed += "\n" + self._prompts.prompt(_CONTINUED, handle_sigint=False)
         return clean_text(typed)
