@@ -193,6 +193,8 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
         ({"type": "string", "minLength": 1, "maxLength": 50_000}, ["a", "ab\nc"], [""]),
         ({"type": "string", "pattern": "^a+$|^/[a/|]$"}, ["aa", "/|", "//"], ["", "ab", "a|"]),
         ({"type": "string", "pattern": "a|(b|c)d|\\\\$"}, ["xay", "cd", "x\\"], ["c", "x\\x", "b|c"]),
+        ({"type": "string", "pattern": "^[[:digit:]|]{2}$|b"}, ["1|", "||", "abc"], ["1", "a|", "(s"]),
+        ({"type": "string", "pattern": "^[[:alpha:](]x$|^y$"}, ["ax", "(x", "y"], ["axx", "yy"]),
         ({"type": "string", "format": "date"}, ["2024-02-29"], ["2023-02-29", "x"]),
         ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, ["ba", "a"], ["b"]),  # the first alone
         ({"type": "string", "format": "uri", "maxLength": 50_000}, ["a:b"], ["a"]),

@@ -12,6 +12,7 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.schema_gaps import takes
+from edgelm.structure.schema_patterns import POSIX_CLASS
 from edgelm.structure.tagged_values import parts_of
 
 # What a schema says that forbids no value.
@@ -151,7 +152,7 @@ def _alternatives(pattern: str) -> list[str]:
     """Part a regular expression where it says "or" outside of all brackets."""
     parts, depth = [""], 0
     spelled = re.sub(r"\\.|[/\n]", lambda found: _SPELLED.get(found[0], found[0]), pattern, flags=re.DOTALL)
-    for piece in re.findall(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", spelled, re.DOTALL):
+    for piece in re.findall(rf"\\.|\[\^?\]?(?:{POSIX_CLASS}|\\.|[^\]\\])*\]|.", spelled, re.DOTALL):
         if piece in "()":
             depth += 1 if piece == "(" else -1
         if piece == "|" and depth == 0:

@@ -17,17 +17,17 @@ _UNWRITTEN = (
     rf"[\0-\x07\x0b\x0e-\x1f\x7f]|\\(?:[av]|x{_CODE}|u00{_CODE}|U000000{_CODE}"
     r"|[xuU]\{0*(?:[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])\})"
 )
-_POSIX = r"\[:\^?\w{1,16}:\]"
+POSIX_CLASS = r"\[:\^?\w{1,16}:\]"
 _PARTS = re.compile(
     rf"(?P<unwritten>\[(?:{_UNWRITTEN})\]|{_UNWRITTEN})"
     r"|(?P<property>\\[pP](?:\{[^}]{1,64}\}|[A-Z]))"
     r"|\\."
-    rf"|\[(?P<negated>\^?)(?P<inside>\]?(?:{_POSIX}|\\.|[^]\\])*)(?P<end>\]?)",
+    rf"|\[(?P<negated>\^?)(?P<inside>\]?(?:{POSIX_CLASS}|\\.|[^]\\])*)(?P<end>\]?)",
     re.DOTALL,
 )
-_ITEM = rf"{_POSIX}|\\(?:x\w\w|u\w{{4}}|U\w{{8}}|[xuUpP]\{{[^}}]{{1,64}}\}}|.)|[^\\]"
+_ITEM = rf"{POSIX_CLASS}|\\(?:x\w\w|u\w{{4}}|U\w{{8}}|[xuUpP]\{{[^}}]{{1,64}}\}}|.)|[^\\]"
 _RANGES = re.compile(rf"({_ITEM})(?:-({_ITEM}))?", re.DOTALL)
-_RUSTS = re.compile(rf"{_POSIX}|\\.|(\[|&&|--|~~)", re.DOTALL)
+_RUSTS = re.compile(rf"{POSIX_CLASS}|\\.|(\[|&&|--|~~)", re.DOTALL)
 _MAY_HAVE_NULL = re.compile(r"\\[xuUpPDWS]|[\0-\x1f]|\[:")
 _ALL_BUT_NULL = r"[\x01-\x{10ffff}&&"
 
