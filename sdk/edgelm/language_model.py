@@ -216,7 +216,7 @@ class LanguageModel(Returned):
                 where it has more than a row of a batch.
             TokenizerError: a token id is none of the model's.
             ConfigError: a token of `logit_bias` or `stop_token_ids` is none of the model's, its `adapter` is not
-                loaded, the draft (`speculation`) has another tokenizer, or it or the model keeps states,
+                loaded, the draft (`speculation`) has another tokenizer or an encoder, or it or the model keeps states,
                 `context_shift` keeps more than half of the context, or something is asked that only models with an
                 encoder have, or only those without.
         """

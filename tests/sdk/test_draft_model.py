@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_configs import CONFIG, PAIR
 from speculating import eager, load, repetitive
 
 import edgelm
@@ -39,6 +40,13 @@ def test_a_draft_with_other_control_tokens_is_refused_too(
     draft = scripted_model("blue")
     monkeypatch.setattr(draft.tokenizer, "control_token_ids", frozenset())
     with pytest.raises(ConfigError, match="differ in which tokens are control tokens"):
+        model.generate("The sea", GenerationConfig(speculation=draft))
+
+
+def test_a_draft_with_an_encoder_is_refused(model: LanguageModel) -> None:
+    draft = scripted_model("blue")
+    draft.session.config = dataclasses.replace(CONFIG, **PAIR)
+    with pytest.raises(ConfigError, match=r"cannot draft for tiny-random: it has an encoder"):
         model.generate("The sea", GenerationConfig(speculation=draft))
 
 

@@ -27,13 +27,18 @@ class DraftModel:
     Source: arXiv:2211.17192, with a draft that is certain of its likeliest token.
 
     Raises:
-        ConfigError: the draft has another tokenizer than the model that it guesses for.
+        ConfigError: the draft has another tokenizer than the model that it guesses for, or an encoder.
     """
 
     costs_nothing = False
     kinds: Mapping[int, float] = {_KIND: 0.7}
 
     def __init__(self, draft: LanguageModel, model: LanguageModel) -> None:
+        if draft.config.encoder is not None:
+            raise ConfigError(
+                f"{draft.name} cannot draft for {model.name}: it has an encoder, and does not go on with a text. Take "
+                'a draft without one, or speculation="prompt_lookup".'
+            )
         check_tokenizers(draft, model)
         self._session, self._prefixes = draft.session, draft.prefixes.of_model(draft.config, draft.fingerprint)
         self._tokens = min(draft.config.vocab_size, model.config.vocab_size)
