@@ -327,20 +327,39 @@ def test_a_message_that_is_edited_stays_so_while_others_are_drawn_anew(page: Pag
     expect(page.locator(".message.user .branch")).to_have_text("2/2")
 
 
+GIVE_FILE = """([type, bytes, times]) => {
+  const data = new DataTransfer();
+  data.items.add(new File(Array(times).fill(new Uint8Array(bytes)), "essay.md"));
+  const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+  const event = type === "drop" ? new DragEvent(type, options) : new ClipboardEvent(type, options);
+  return !document.getElementById("question").dispatchEvent(event);
+}"""
+
+
 @pytest.mark.parametrize("event", ["drop", "paste"])
-def test_a_file_does_not_take_the_place_of_the_page(page: Page, event: str) -> None:
-    prevented = page.evaluate(
-        """(type) => {
-          const data = new DataTransfer();
-          data.items.add(new File(["%PDF"], "essay.pdf"));
-          const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
-          const event = type === "drop" ? new DragEvent(type, options) : new ClipboardEvent(type, options);
-          return !document.getElementById("question").dispatchEvent(event);
-        }""",
-        event,
-    )
-    assert prevented
-    expect(page.locator("#note")).to_contain_text("Files cannot be sent. Copy the text that is in one")
+def test_a_text_file_goes_into_the_message_and_no_other_takes_the_place_of_the_page(page: Page, event: str) -> None:
+    page.fill("#question", "What is it about?")
+    for content, times, words in (
+        (b"\xff", 1, "not a text file"),
+        (b"x", 262_145, "too large"),
+        (b"P\0", 1, "not a text"),
+    ):
+        assert page.evaluate(GIVE_FILE, [event, list(content), times])
+        expect(page.locator("#note")).to_contain_text(f"essay.md is {words}")
+    assert page.evaluate(GIVE_FILE, [event, list("The sea.\r\n```\n\u304b\n".encode()), 1])
+    whole = "File essay.md:\n````\nThe sea.\n```\n\u304b\n````\n\nWhat is it about?"
+    expect(page.locator("#question")).to_have_value(whole)
+
+
+def test_text_files_are_chosen_with_the_keyboard(page: Page, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name[0], encoding="utf-8")
+    page.press("#question", "Shift+Tab")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([tmp_path / "a.txt", tmp_path / "b.txt"])
+    expect(page.locator("#question")).to_have_value("File a.txt:\n```\na\n```\n\nFile b.txt:\n```\nb\n```\n\n")
+    expect(page.locator("#question")).to_be_focused()
 
 
 def test_a_message_that_is_too_long_to_be_kept_can_be_sent(page: Page) -> None:

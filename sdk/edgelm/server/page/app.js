@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill } from "./answering.js";
 import { announce, byId, byTouch, element, isComposing } from "./dom.js";
+import { withFiles } from "./files.js";
 import { spoken } from "./markdown.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -15,7 +16,6 @@ import { hideAlternatives } from "./tokens.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer arrives
 const NOTE = `Runs on ${api.isHere ? "this machine" : location.hostname}. Answers can be wrong.`;
-const NO_FILES = "Files cannot be sent. Copy the text that is in one, and paste it here.";
 const NO_MODEL = "No model is here yet. In a terminal: edgelm pull smollm2-135m-instruct";
 
 const settings = new Settings();
@@ -256,14 +256,24 @@ async function importFile(file) {
   }
 }
 
-/** Keep the browser from showing a file in the place of the page, and say what is done with a text in one. */
-function refuseFiles(event) {
-  const { types } = event.dataTransfer ?? event.clipboardData;
+async function addFiles(files) {
+  try {
+    setDraft(await withFiles(files, byId("question").value));
+    announce(`Added: ${files.length}`);
+    byId("question").focus();
+    byId("question").scrollTop = byId("question").scrollHeight; // where the question goes
+  } catch (error) {
+    byId("note").textContent = ""; // each file is refused anew
+    tell(error.message);
+  }
+}
+
+/** Take the files that are dropped or pasted: else the browser would show one in the place of the page. */
+function takeFiles(event) {
+  const { types, files } = event.dataTransfer ?? event.clipboardData;
   if (!types.includes("Files") || types.includes("text/plain")) return; // programs put a picture beside a text
   event.preventDefault();
-  if (event.type === "dragover") return;
-  byId("note").textContent = ""; // each file is refused anew
-  tell(NO_FILES);
+  if (event.type !== "dragover") addFiles([...files]);
 }
 
 // Start
@@ -299,7 +309,12 @@ function listen() {
     if (target.files[0]) await importFile(target.files[0]);
     target.value = ""; // so that the same file can be chosen again
   });
-  for (const event of ["dragover", "drop", "paste"]) window.addEventListener(event, refuseFiles);
+  for (const event of ["dragover", "drop", "paste"]) window.addEventListener(event, takeFiles);
+  byId("add-files").addEventListener("click", () => byId("files").click());
+  byId("files").addEventListener("change", async ({ target }) => {
+    await addFiles([...target.files]);
+    target.value = ""; // so that the same file can be chosen again
+  });
   for (const event of ["online", "focus"]) window.addEventListener(event, loadModels); // a model may have come meanwhile
 }
 
