@@ -45,6 +45,18 @@ def test_words_that_the_answer_begins_with_are_gone_on_with(serving, tiny):
     assert reply == expected.text
 
 
+def test_vllms_fields_may_say_of_an_answers_beginning_what_is_so(serving):
+    begun = [*HELLO, {"role": "assistant", "content": "The sea"}]
+    for messages, goes_on in ((HELLO, False), (begun, True)):
+        said = {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
+        plain = chat(serving, messages=messages).json
+        assert chat(serving, messages=messages, **said).json["choices"] == plain["choices"]
+        for name, value in said.items():
+            error = chat(serving, messages=messages, **{name: not value}).json["error"]
+            assert error["message"].startswith(f"{name} has to be {str(value).lower()} here: an answer goes on with")
+            assert error["param"] == name
+
+
 def test_a_stream_has_the_role_first_the_reason_last_and_one_identity(serving):
     whole = chat(serving).json["choices"][0]["message"]["content"]
     reply = chat(serving, stream=True)

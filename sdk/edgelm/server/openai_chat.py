@@ -49,6 +49,7 @@ BODY = record(
         "stream_options": STREAM_OPTIONS,
         **LOGPROBS,
         "modalities": listing(choice("text"), most=1),
+        **dict.fromkeys(("add_generation_prompt", "continue_final_message"), BOOLEAN),
     },
     required=("messages",),
     # The last two are vLLM's: a last message of the assistant's is gone on with anyway, and others get an answer.
@@ -86,6 +87,7 @@ class Frame:
 async def create_chat_completion(call: Call) -> Response:
     """Answer a conversation."""
     body = call.body
+    _check_beginning(body)
     streaming = bool(body.get("stream"))
 
     def prepare(served: LoadedModel) -> tuple[list[Job], ChatWriter]:
@@ -100,6 +102,15 @@ async def create_chat_completion(call: Call) -> Response:
         return _jobs(served.model, body), writer
 
     return await deliver(call, prepare, streaming=streaming)
+
+
+def _check_beginning(body: Mapping[str, Any]) -> None:
+    """Check that vLLM's two fields say of an answer's beginning what is done here."""
+    goes_on = body["messages"][-1]["role"] == "assistant"
+    for name, value in (("continue_final_message", goes_on), ("add_generation_prompt", not goes_on)):
+        if body.get(name, value) is not value:
+            rule = "an answer goes on with a last message of the assistant's, and begins behind any other"
+            raise ApiError(400, f"{name} has to be {str(value).lower()} here: {rule}.", param=name)
 
 
 def _jobs(model: LanguageModel, body: Mapping[str, Any]) -> list[Job]:

@@ -24,7 +24,7 @@ TOKENIZE = record(
         "add_special_tokens": BOOLEAN,
         "return_token_strs": BOOLEAN,
     },
-    ignored=("add_generation_prompt",),
+    ignored=("add_generation_prompt", "continue_final_message"),
     refused={"content": "use prompt."},  # llama.cpp's name
 )
 DETOKENIZE = record({"model": TEXT, "tokens": listing(whole(0), most=MAX_TOKENS)}, required=("tokens",))
