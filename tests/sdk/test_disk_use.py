@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_everything_is_counted_once_the_largest_first(library):
     assert sum(size for *_, size in found) == sum(FILES.values())
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is the convention of other systems")
 def test_sessions_in_a_folder_of_their_own_are_counted_too(tmp_path, monkeypatch):
     monkeypatch.delenv("EDGELM_HOME")
     for name, file in (("XDG_DATA_HOME", "models/a/model.onnx"), ("XDG_STATE_HOME", "sessions/b/cache.npz")):
