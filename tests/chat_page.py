@@ -11,6 +11,9 @@ expect.set_options(timeout=20_000)  # milliseconds: other tests compute at the s
 SENTENCE = "The sea is **deep** and blue."
 # For tests that look at an answer on its way: of the others, each would wait a second for each of its answers.
 slowly = pytest.mark.parametrize("page", ["slow_scripted_server"], indirect=True)
+# For tests that do something while an answer is on its way, and end or leave it: on a loaded machine a browser takes
+# more than a second to that.
+at_length = pytest.mark.parametrize("page", ["lengthy_scripted_server"], indirect=True)
 
 
 def scripted(answer: str, *, seconds_per_token: float = 0.0) -> str:

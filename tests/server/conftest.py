@@ -57,6 +57,15 @@ def slow_scripted_server() -> Iterator[EdgelmServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def lengthy_scripted_server() -> Iterator[EdgelmServer]:
+    """The same, whose answer is the sentence 40 times: it takes 40 seconds."""
+    from chat_page import SENTENCE, scripted
+
+    with EdgelmServer((TINY,), prelude=scripted(f"{SENTENCE} " * 40, seconds_per_token=0.05)) as server:
+        yield server
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open the page of a server in a browser that knows nothing yet; nothing may go wrong in it unseen."""
@@ -79,7 +88,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture
 def page(open_page: Callable[..., Page], request: pytest.FixtureRequest) -> Page:
-    """The page of the scripted server, or of the slow one for a test that is marked with chat_page's `slowly`."""
+    """The page of the scripted server, or of the one that a mark of chat_page's names."""
     from chat_page import expect
 
     page = open_page(request.getfixturevalue(getattr(request, "param", "scripted_server")))

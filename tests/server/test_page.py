@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_page import Page, Route, ask, done, expect, scripted, slowly
+from chat_page import Page, Route, ask, at_length, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
 from thinking_model import SAID, THOUGHT, thinking_server
 from thinking_template import THINKING
@@ -32,7 +32,7 @@ def test_an_answer_streams_and_its_markdown_is_rendered(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Answer complete: The sea is deep and blue.")
 
 
-@slowly
+@at_length
 def test_stop_keeps_what_arrived_and_frees_the_server(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")
@@ -66,7 +66,7 @@ def test_an_answer_that_was_stopped_goes_on_behind_what_arrived(page: Page) -> N
     assert "".join(page.locator(".token").all_inner_texts()) == begun["content"] + "The sea is **deep** and blue."
 
 
-@slowly
+@at_length
 def test_a_conversation_survives_a_reload_in_the_middle_of_an_answer(page: Page) -> None:
     ask(page)
     expect(page.locator(".answer")).to_contain_text("The")
@@ -74,9 +74,8 @@ def test_a_conversation_survives_a_reload_in_the_middle_of_an_answer(page: Page)
     expect(page.locator(".message.user")).to_contain_text("What is the sea?")
     expect(page.locator(".problem")).to_contain_text("interrupted")
     page.get_by_role("button", name="Try again").click()
-    done(page)
-    expect(page.locator(".answer")).to_have_count(1)
     expect(page.locator(".answer")).to_contain_text("blue.")
+    expect(page.locator(".answer")).to_have_count(1)
 
 
 def test_regenerate_and_edit_make_versions_that_can_be_gone_through(page: Page) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_page import SENTENCE, Page, ask, done, expect, scripted, slowly
+from chat_page import SENTENCE, Page, ask, at_length, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
 
 NOTHING_MAY_BE_KEPT = """
@@ -31,22 +31,19 @@ def test_a_search_finds_what_reads_alike(page: Page) -> None:
     assert page.evaluate(found, [accents, syllables, widths, ("cafe", "caf\u00e9")]) == [True, True, True, False]
 
 
-def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(open_page: Callable[..., Page]) -> None:
-    # An answer of 40 seconds, which is on its way however long a loaded machine takes to the deletion.
-    with EdgelmServer((TINY,), prelude=scripted(f"{SENTENCE} " * 40, seconds_per_token=0.05)) as server:
-        page = open_page(server)
-        page.on("dialog", lambda dialog: dialog.accept())
-        expect(page.locator("#model option")).to_have_count(1)
-        ask(page)
-        expect(page.locator(".answer")).to_contain_text("The")
-        page.fill("#question", "And the next thing is")
-        page.locator("#conversations li").hover()
-        page.get_by_role("button", name="Delete What is the sea?").click()
-        expect(page.locator("#conversations")).to_have_text("No conversations yet.")
-        expect(page.locator("#status")).to_have_text("Stopped")
-        assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('edgelm.draft'))") == []
-        page.reload()
-        expect(page.locator("#conversations")).to_have_text("No conversations yet.")
+@at_length
+def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept())
+    ask(page)
+    expect(page.locator(".answer")).to_contain_text("The")
+    page.fill("#question", "And the next thing is")
+    page.locator("#conversations li").hover()
+    page.get_by_role("button", name="Delete What is the sea?").click()
+    expect(page.locator("#conversations")).to_have_text("No conversations yet.")
+    expect(page.locator("#status")).to_have_text("Stopped")
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('edgelm.draft'))") == []
+    page.reload()
+    expect(page.locator("#conversations")).to_have_text("No conversations yet.")
 
 
 @slowly
