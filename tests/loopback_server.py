@@ -24,12 +24,13 @@ class LoopbackServer:
     drops: dict[str, list[int]] = field(default_factory=dict)  # path -> bytes until each of the next connections breaks
     holds: dict[str, int] = field(default_factory=dict)  # path -> bytes after which it waits for `release`
     release: threading.Event = field(default_factory=threading.Event)
+    knows_head: bool = True
     knows_ranges: bool = True
     shifts_ranges: bool = False  # it sends another part than the one that was asked for
     states_length: bool = True
     retry_after: dict[str, list[str]] = field(default_factory=dict)  # path -> Retry-After of the next answers, all 429
     etag: str | None = '"version-1"'
-    headers_seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # of each GET
+    headers_seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # of each GET and HEAD
 
     def __enter__(self) -> LoopbackServer:
         state = self
@@ -117,8 +118,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         if state.etag:
             self.send_header("ETag", state.etag)
+        if path.endswith("/"):
+            self.send_header("Content-Type", "text/html")
+        if state.knows_ranges:
+            self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        self._send_body(path, content[start:end])
+        if self.command != "HEAD":
+            self._send_body(path, content[start:end])
+
+    def do_HEAD(self) -> None:
+        if self.server_state.knows_head:
+            self.do_GET()
+        else:
+            self._refuse(self.path, 405)
 
     def do_POST(self) -> None:
         path = self.path.partition("?")[0]

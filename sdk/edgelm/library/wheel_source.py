@@ -107,9 +107,14 @@ def _wheel_url(requirement: str, room: Path) -> str:
     command += ["--report", "-", requirement]
     # The /tmp of a container may be too small for it; on the library's disk there is room for the model.
     variables = {"TMPDIR": str(room), **os.environ}
-    result = subprocess.run(
-        command, env=variables, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
+    # Of a wheel without metadata beside it, fast-deps reads the end alone. Without it pip reads all of it before edgelm
+    # does, from the beginning in each call; but some servers do not let a file's end be read so.
+    for feature in (["--use-feature", "fast-deps"], []):
+        result = subprocess.run(
+            [*command, *feature], env=variables, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
+        if not result.returncode or "No matching distribution" in result.stderr:
+            break
     if result.returncode:
         problem = (result.stderr.strip() or "no reason given").splitlines()[-1]
         way_out = (
