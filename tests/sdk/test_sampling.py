@@ -472,3 +472,10 @@ def test_breakers_are_the_tokens_that_have_one_of_the_texts_and_control_tokens()
     longer = texts.index(next(text for text in texts if "a" in text and len(text) > 1))
     assert {texts.index("a"), longer, *model.tokenizer.control_token_ids} <= set(breakers)
     assert texts.index("b") not in breakers
+
+
+def test_the_next_request_with_the_same_breakers_does_not_look_through_the_vocabulary(monkeypatch) -> None:
+    model, config = scripted_model("a"), GenerationConfig(dry_multiplier=1.0)
+    breakers = model.answer("x", config).sampler._breakers
+    monkeypatch.setattr(model.tokenizer, "token_text", None)
+    assert model.answer("y", config).sampler._breakers == breakers

@@ -331,12 +331,7 @@ def _breakers(tokenizer: Tokenizer, config: GenerationConfig) -> frozenset[int]:
     """Return the tokens at which repeated sequences end: control tokens, and those that have one of the texts."""
     if config.dry_multiplier == 0.0:
         return frozenset()
-    breaking = (
-        id_
-        for id_ in range(tokenizer.vocab_size)
-        if any(text in tokenizer.token_text(id_) for text in config.dry_breakers)
-    )
-    return tokenizer.control_token_ids.union(breaking)
+    return tokenizer.control_token_ids | tokenizer.ids_with(config.dry_breakers)
 
 
 def describe_token(tokenizer: Tokenizer, logits_V: NDArray[np.float32], id_: int, alternatives: int) -> TokenLogprob:
