@@ -11,14 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 from json_files import change_json, edited_json
-from sea_shards import prepare
+from sea_shards import prepare, write_corpus
 
 from edgelm.errors import DataError
 from edgelm.testing import tiny_model_path
 from edgelm_training import process_pool
 from edgelm_training.shards import Shards
 
-pytestmark = pytest.mark.usefixtures("corpus")
+
+@pytest.fixture(scope="module")
+def prepared(tok: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    write_corpus(folder / "corpus")
+    return prepare(tok, folder / "shards", paths=(str(folder / "corpus"),))
+
+
+@pytest.fixture(autouse=True)
+def shards(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with shards, which a test may change."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(prepared, Path("shards"))
 
 
 def change_index(**values: Any) -> None:
@@ -91,16 +103,14 @@ CHANGES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("change", CHANGES)
-def test_shards_that_were_changed_are_refused(tok: Path, corpus: Path, change: str) -> None:
-    prepare(tok)
+def test_shards_that_were_changed_are_refused(change: str) -> None:
     act, words = CHANGES[change]
     act()
     with pytest.raises(DataError, match=words):
         Shards.open("shards")
 
 
-def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read(tok: Path, corpus: Path) -> None:
-    prepare(tok)
+def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read() -> None:
     shards = Shards.open("shards")
     path, beyond = Path("shards/train-00000.bin"), shards.vocab_size
     path.write_bytes(path.read_bytes()[:-2] + beyond.to_bytes(2, "little"))
@@ -113,16 +123,14 @@ def test_an_unknown_split_is_named() -> None:
         Shards.open("shards", "test")
 
 
-def test_a_model_with_another_tokenizer_is_refused(tok: Path, corpus: Path) -> None:
-    shards = Shards.open(prepare(tok))
+def test_a_model_with_another_tokenizer_is_refused() -> None:
     with pytest.raises(DataError, match=r"shards was prepared with another tokenizer than .*tokenizer\.json"):
-        shards.check_tokenizer(tiny_model_path())
+        Shards.open("shards").check_tokenizer(tiny_model_path())
 
 
 def test_the_fingerprint_is_of_what_is_learned(tok: Path, corpus: Path) -> None:
-    shards = Shards.open(prepare(tok))
-    shutil.copytree("corpus", "moved")
-    assert Shards.open(prepare(tok, "other", paths=("moved",))).fingerprint == shards.fingerprint
+    shards = Shards.open("shards")
+    assert Shards.open(prepare(tok, "other")).fingerprint == shards.fingerprint  # of a corpus in another folder
     assert Shards.open("shards", "validation").fingerprint == shards.fingerprint
     assert Shards.open(prepare(tok, "third", end_token="<|im_end|>")).fingerprint != shards.fingerprint
     assert process_pool.available_cores() >= 1
