@@ -29,6 +29,7 @@ from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
 from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
+from edgelm_training.run_folder import RunFolder
 from edgelm_training.samples import check_prompts, write_samples
 from edgelm_training.scaling import model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
@@ -62,7 +63,10 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     """
     if config.data is None:
         raise SettingError("data is not set: name a folder of shards (--data); `edgelm data prepare` makes one.")
-    for folder in (config.init, config.teacher):
+    # A run that goes on has all of it in its own checkpoint: the one that it began with may be gone.
+    saved = None if config.init is None else RunFolder(config.output).newest()
+    init = config.init if saved is None else str(saved.path)
+    for folder in (init, config.teacher):
         if folder is not None:
             check_is_checkpoint(folder)
     if config.qat is not None:
@@ -70,7 +74,7 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     shards = Shards.open(config.data)
     torch.manual_seed(config.seed)
     reporter.working("Making the model" if config.init is None else "Reading the model")
-    model = _make_model(config, shards)
+    model = _make_model(config, init, shards)
     model.activation_checkpointing = config.activation_checkpointing
     config = _with_budget(config, model.config, shards)
     _note_budget(config, model.config, shards, reporter)
@@ -102,16 +106,16 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     return config, recipe
 
 
-def _make_model(config: PretrainConfig, shards: Shards) -> Transformer:
-    if config.init is None:
+def _make_model(config: PretrainConfig, init: str | None, shards: Shards) -> Transformer:
+    if init is None:
         model, way_out = _model_config(config, shards), "Train a smaller one: --params."
     else:
-        shards.check_tokenizer(config.init)
-        model, way_out = _stored_config(config, config.init), "Go on with a smaller one: --init."
+        shards.check_tokenizer(init)
+        model, way_out = _stored_config(config, init), "Go on with a smaller one: --init."
     _check_fit(model, config, shards)
     check_memory(model.count_parameters(), config, way_out)
     check_row_memory(model, _row_length(config, model), config)
-    return Transformer(model) if config.init is None else load_checkpoint(config.init)
+    return Transformer(model) if init is None else load_checkpoint(init)
 
 
 def _stored_config(config: PretrainConfig, folder: str) -> ModelConfig:
