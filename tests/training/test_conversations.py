@@ -376,6 +376,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"messages": [HI[0], {**HI[1], "train": "no"}]},
         "the train of messages[1] is 'no'; it must be true or false.",
     ),
+    "a picture beside the messages": (
+        {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}]},
+        "image is 'a.jpg', and only text can be learned. Leave such lines out, or the field where the answers do not ",
+    ),
     "KTO's bad answer": (
         {"prompt": "Hi", "completion": "What?", "label": False},
         "label is false: the completion is one of KTO's bad answers. Leave such rows out;",

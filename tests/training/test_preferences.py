@@ -66,6 +66,10 @@ def test_a_system_and_tools_stand_before_both_answers(form: str) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a side is missing": ({"prompt": "Hi", "chosen": "Hello!"}, "this is no preference: it has no rejected; expected"),
+    "a picture": (
+        {"images": ["a.jpg"], "prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        r"images is \['a.jpg'\], and only text can be learned",
+    ),
     "no field fits": ({"text": "Hi"}, "this is no preference: it has no chosen and no rejected"),
     "a side is a number": ({"prompt": "Hi", "chosen": "Hello!", "rejected": 3}, "the field 'rejected' is 3"),
     "an answer that is learned in parts": (

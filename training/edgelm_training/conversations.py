@@ -44,6 +44,7 @@ _KNOWN_ROLES = ("system", "user", ASSISTANT, "tool", *_ROLES)
 # OpenAI's and Axolotl's fields that say whether a message is learned -> their values.
 _WEIGHTS = {"weight": "0 or 1", "train": "true or false", "training": "true or false"}
 _DETAILS = ("train_detail", "training_detail")  # Axolotl's, of the parts of a message that are learned
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # beside the messages, as LLaVA and TRL have them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
                 "label is false: the completion is one of KTO's bad answers. Leave such rows out; of the others, the "
                 "good answers are learned."
             )
+        refuse_media(values)
         messages, learned = parse(values)
         before = system_message(values, messages)
         messages, learned = [*before, *messages], {i + len(before) for i in learned}
@@ -131,6 +133,19 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         tools=tools,
         variables=variables,
     )
+
+
+def refuse_media(values: Mapping[str, Any]) -> None:
+    """Refuse a line whose texts are about something that the model would not be shown.
+
+    Raises:
+        DataError: it has pictures, films or sound.
+    """
+    if field := next((name for name in _MEDIA if values.get(name)), None):
+        raise DataError(
+            f"{field} is {values[field]!r:.60}, and only text can be learned. Leave such lines out, or the field where "
+            "the answers do not depend on it."
+        )
 
 
 _Parsed = tuple[list[dict[str, Any]], set[int]]

@@ -20,6 +20,7 @@ from edgelm_training.conversations import (
     parse_messages,
     parse_tools,
     parse_variables,
+    refuse_media,
     system_message,
     text_field,
 )
@@ -69,6 +70,7 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
                 f"this is no preference: it has no {' and no '.join(missing)}; expected are prompt, chosen and "
                 "rejected."
             )
+        refuse_media(values)
         prompt = _prompt(values)
         answered = [_answered(values, side, prompt) for side in _SIDES]
         answered = [[*system_message(values, messages), *messages] for messages in answered]
