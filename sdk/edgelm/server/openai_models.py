@@ -49,7 +49,7 @@ async def retrieve_model(call: Call) -> Response:
 
 
 def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
-    modified = int(package.modified)
+    modified, context_length = int(package.modified), package.manifest.context_length
     return {
         "id": name,
         "object": "model",
@@ -58,7 +58,9 @@ def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
         "created": modified,
         "created_at": datetime.datetime.fromtimestamp(modified, datetime.UTC).isoformat(),
         "owned_by": "edgelm",
-        "context_length": package.manifest.context_length,
+        "context_length": context_length,
+        "max_model_len": context_length,  # vLLM's name
+        **dict.fromkeys(("max_input_tokens", "max_tokens"), context_length),  # Anthropic's
         "precision": package.manifest.precision,
         "parent": call.pool.parent(name),
     }
