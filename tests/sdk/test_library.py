@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgelm.errors import ConfigError, ModelNotFoundError
+from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import data_folder, state_folder
 from edgelm.library.library import Library
@@ -202,6 +203,16 @@ def test_removing_what_is_being_pulled_removes_what_the_pull_brings(library):
     library.remove("tiny", waiting=lambda _: pull.communicate("go on\n") and None)
     assert pull.returncode == 0
     assert library.sources() == []
+
+
+def test_what_a_server_has_open_on_windows_is_not_removed(library, monkeypatch, open_files_stay):
+    monkeypatch.setattr(atomic, "_WAITS", (0,))
+    with (add_package(library, "tiny") / "edgelm.json").open():
+        with pytest.raises(ConfigError, match=r"may have it open\): .*tiny'\. End that program, such as a server, and"):
+            library.remove("tiny")
+        assert library.packages() == ["tiny"]
+    library.remove("tiny")
+    assert library.packages() == []
 
 
 def test_removing_a_linked_package_leaves_what_it_links_to(library, tmp_path):

@@ -20,6 +20,7 @@ _STAGING, _OLD, _REMOVED = ".edgelm-tmp-", ".edgelm-old-", ".edgelm-removed-"
 
 # Windows renames nothing that anybody has open: another process of ours for a moment, or what looks for viruses.
 _WAITS = (0.01,) * 200 if sys.platform == "win32" else ()  # seconds
+_IN_USE = "a program that runs may have it open"
 # Of Windows: what a process is opened for, and why it is not.
 _SYNCHRONIZE, _ACCESS_DENIED, _WAIT_TIMEOUT = 0x100000, 5, 0x102
 
@@ -60,8 +61,13 @@ def rename(source: Path, target: Path) -> None:
         os.replace(source, target)
     except PermissionError as error:
         if _WAITS:
-            error.strerror = f"{error.strerror or 'Access is denied'} (a program that runs may have it open)"
+            error.strerror = f"{error.strerror or 'Access is denied'} ({_IN_USE})"
         raise
+
+
+def may_be_in_use(error: OSError) -> bool:
+    """Tell whether `rename` has failed because a program may have a file open."""
+    return _IN_USE in (error.strerror or "")
 
 
 @contextlib.contextmanager

@@ -383,6 +383,8 @@ class Library:
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             way_out = "Make room: edgelm rm NAME" if is_full else f"Set {HOME_VARIABLE} to a folder of yours."
+            if atomic.may_be_in_use(error):
+                way_out = "End that program, such as a server, and try again."
             raise ConfigError(f"The model library {self.root} cannot be {verb}: {error}. {way_out}") from error
 
     def _no_model(self, wanted: str) -> str:
