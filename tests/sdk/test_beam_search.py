@@ -115,11 +115,11 @@ def test_a_stop_ends_beams_and_is_left_out_of_the_text() -> None:
 def test_beside_a_stop_beams_end_at_the_end_tokens_too(model: LanguageModel) -> None:
     config = GenerationConfig(num_beams=4, max_new_tokens=20, stop_token_ids=END_IDS)
     ends = []
-    for length in (5, 20, 40, 60, 80, 100, 150):
+    for length in (5, 20, 60):
         plain, beside = (model.generate(PROMPT[:length], config.replace(stop=stop)) for stop in ((), ("never said",)))
         assert beside.token_ids == plain.token_ids
         ends.append(plain.finish_reason)
-    assert ends.count("stop") > 1
+    assert ends == ["length", "stop", "stop"]
 
 
 def test_a_search_fills_the_context_and_no_more(model: LanguageModel) -> None:
