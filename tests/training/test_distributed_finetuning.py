@@ -16,9 +16,8 @@ from edgelm_training.finetune import finetune
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")
 
 WAYS: dict[str, dict[str, Any]] = {
-    "lora": {"method": "lora", "parallel": "ddp"},
     "lora in shards": {"method": "lora", "parallel": "fsdp"},
-    "qlora": {"method": "qlora", "parallel": "ddp"},
+    "qlora": {"method": "qlora", "parallel": "ddp"},  # whose adapters are lora's
     "dpo": {"method": "dpo", "parallel": "ddp"},
     "dpo in shards": {"method": "dpo", "parallel": "fsdp"},
     "dpo of the whole model": {"method": "dpo", "rank": 0, "parallel": "ddp"},
