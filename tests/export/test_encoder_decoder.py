@@ -142,7 +142,14 @@ def test_gradients_of_a_taught_answer_are_those_of_transformers(name: str, tmp_p
     check_gradients(theirs, found)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Their logits are compared for every row: of those that begin, end and leave out tokens alike, one is enough.
+_ANSWERING = (
+    "t5", "bart", "bart that begins with a language", "blenderbot-small", "marian", "marian without its padding",
+    "m2m_100 that begins with a language", "pegasus", "t5gemma",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _ANSWERING)
 def test_a_loaded_package_answers_a_text_with_the_tokens_of_transformers(name: str, exported: Exported) -> None:
     model, folder = exported(name)
     loaded = edgelm.load(folder / "package")
@@ -234,7 +241,7 @@ def test_a_forced_token_counts_in_the_length_by_which_beams_are_compared(exporte
         assert list(found) == expected[0, 2:].tolist()
 
 
-@pytest.mark.parametrize("name", ["bart", "bart that begins with a language", "t5"])
+@pytest.mark.parametrize("name", ["bart that begins with a language", "t5"])
 def test_what_its_author_wrote_of_lengths_and_repeats_is_done_as_in_transformers(
     name: str, tmp_path: Path, save_pair: SavePair
 ) -> None:
