@@ -204,7 +204,7 @@ def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats
     finetune(
         finetune_settings(
             tiny_chat_model, tiny_chats, run, method="sft", qat="int8", teacher=str(tiny_chat_model),
-            teacher_weight=0.5, max_steps=40,
+            teacher_weight=0.5, max_steps=12,
         )
     )  # fmt: skip
 
