@@ -169,7 +169,7 @@ def test_the_focus_is_kept_where_messages_are_drawn_anew(page: Page) -> None:
     expect(forward).to_be_focused()  # there is no version before the first
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_have_text("Version 2 of 2")
-    edit = page.get_by_role("button", name="Edit")
+    edit = page.locator(".message.user").get_by_role("button", name="Edit")
     edit.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
@@ -233,7 +233,7 @@ def test_the_focus_stays_in_a_message_whose_edit_is_given_up(page: Page) -> None
     done(page)
     held: list[Route] = []
     page.route("**/v1/chat/completions", lambda route: held.append(route))
-    page.get_by_role("button", name="Edit").click()
+    page.locator(".message.user").get_by_role("button", name="Edit").click()
     ask(page, "Another question")
     expect(page.locator("#stop")).to_be_visible()
     field = page.locator(".edit textarea")
@@ -254,7 +254,7 @@ def test_a_key_that_ends_a_composition_does_nothing_else(page: Page, event: dict
     press = "(node, event) => node.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, ...event }))"
     page.fill("#question", "\u304b\u306a")
     page.locator("#question").evaluate(press, {"key": "Enter", **event})
-    page.get_by_role("button", name="Edit").click()
+    page.locator(".message.user").get_by_role("button", name="Edit").click()
     for key in ("Enter", "Escape"):
         page.locator(".edit textarea").evaluate(press, {"key": key, **event})
     expect(page.locator(".edit textarea")).to_be_focused()

@@ -324,6 +324,30 @@ def test_a_message_that_is_edited_stays_so_while_others_are_drawn_anew(page: Pag
     expect(page.locator(".message.user .branch")).to_have_text("2/2")
 
 
+def test_an_answer_that_was_edited_is_a_version_and_what_the_model_goes_on_with(page: Page) -> None:
+    ask(page)
+    done(page)
+    answer = page.locator(".message.assistant")
+    answer.get_by_role("button", name="Edit").click()
+    field = page.get_by_label("Answer", exact=True)
+    expect(field).to_have_value("The sea is **deep** and blue.")
+    field.fill("The sea")
+    field.press("Enter")
+    field.press_sequentially("is *red*.")
+    answer.get_by_role("button", name="Keep").click()
+    expect(answer.locator("em")).to_have_text("red")
+    expect(answer.locator(".branch")).to_have_text("2/2")
+    expect(answer.locator(".stats")).to_contain_text("edited")
+    page.reload()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer.get_by_role("button", name="Continue").click()
+    done(page)
+    assert sent.value.post_data_json["messages"][-1] == {"role": "assistant", "content": "The sea\nis *red*."}
+    expect(answer.locator(".answer")).to_contain_text("is red.The sea is deep and blue.")
+    answer.get_by_role("button", name="The version before").click()
+    expect(answer.locator(".answer")).to_have_text("The sea is deep and blue.")
+
+
 GIVE_FILE = """([type, bytes, times]) => {
   const data = new DataTransfer();
   data.items.add(new File(Array(times).fill(new Uint8Array(bytes)), "essay.md"));

@@ -30,8 +30,14 @@ let isAway = false; // whether the server did not answer when it was last asked 
 const thread = new Thread({
   edit: (node, text) => {
     if (running.has(current.id)) return; // it stays where it is written
-    const { parent } = node;
-    respond(kept.add(current, parent, { role: "user", text }).id);
+    const { parent, role, model } = node;
+    if (role === "user") {
+      respond(kept.add(current, parent, { role, text }).id);
+      return;
+    }
+    kept.add(current, parent, { role, text, model, state: "edited" });
+    keep(current);
+    show({ staying: true });
   },
   regenerate: (node) => respond(node.parent),
   retry: (node) => respond(node.parent, node),

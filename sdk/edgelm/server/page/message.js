@@ -102,8 +102,9 @@ export class Message {
     if (!parts) return [];
     const { node, thread: { actions } } = this;
     const disabled = parts.busy;
-    const controls = [...this.versions(parts), this.isOwn
-      ? button("Edit", () => this.edit(), { disabled }) : button("Regenerate", () => actions.regenerate(node), { disabled })];
+    const controls = this.versions(parts);
+    if (!this.isOwn) controls.push(button("Regenerate", () => actions.regenerate(node), { disabled }));
+    if (this.isOwn || parts.hasText) controls.push(button("Edit", () => this.edit(), { disabled }));
     if (parts.canGoOn) controls.push(button("Continue", () => actions.goOn(node), { disabled }));
     if (parts.hasTokens) {
       controls.push(button("Tokens", () => this.thread.toggleTokens(node), { "aria-pressed": String(parts.showsTokens) }));
@@ -134,10 +135,10 @@ export class Message {
       return;
     }
     const { node, article, text, below } = this;
-    const field = element("textarea", { value: node.text, dir: "auto", lang: "", "aria-label": "Your message" });
+    const field = element("textarea", { value: node.text, dir: "auto", lang: "", "aria-label": this.isOwn ? "Your message" : "Answer" });
     const focused = document.activeElement;
     const form = element("div", { class: "edit" }, field, element("div", { class: "row end" },
-      button("Cancel", () => cancel(), { class: "quiet" }), button("Send", () => send(), { class: "primary" })));
+      button("Cancel", () => cancel(), { class: "quiet" }), button(this.isOwn ? "Send" : "Keep", () => send(), { class: "primary" })));
     const cancel = () => {
       this.field = null;
       form.replaceWith(text, below);
@@ -151,7 +152,7 @@ export class Message {
         event.stopPropagation(); // else it would stop an answer
         cancel();
       }
-      if (event.key === "Enter" && !event.shiftKey && !byTouch.matches) {
+      if (event.key === "Enter" && !event.shiftKey && !byTouch.matches && this.isOwn) { // an answer has many lines
         event.preventDefault();
         send();
       }
@@ -180,6 +181,7 @@ const STATES = {
 function stats(node) {
   const parts = [];
   if (node.state === "stopped") parts.push("stopped");
+  if (node.state === "edited") parts.push("edited");
   if (node.state === "length") parts.push("reached the longest answer");
   if (node.isCut) parts.push("the oldest part was left out");
   if (node.stats) parts.push(`${node.stats.tokens} tokens`, `${node.stats.rate.toFixed(1)} tokens/s`);
