@@ -13,6 +13,7 @@ from constraint_texts import accepts
 from json_files import edited_json
 from metaspace_tokenizer import write_metaspace
 
+from edgelm.decoding.answer import join
 from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.generation_config import GenerationConfig
@@ -118,6 +119,16 @@ def test_forced_tokens_are_computed_in_one_step_and_are_those_of_one_at_a_time()
     assert len(completion.logprobs) == len(completion.token_ids)
     steps = [len(ids) for ids in model.session.forwarded[1:]]  # type: ignore[attr-defined]
     assert len(steps) < len(completion.token_ids) / 4
+
+
+@pytest.mark.parametrize("speculation", [None, "prompt_lookup"])
+def test_no_more_is_forced_into_a_cache_than_the_answer_may_have(tiny: LanguageModel, speculation: str | None) -> None:
+    text = "This whole sentence is forced, from its first letter to its last."
+    config = constrained(Constraint.choices([text]), max_new_tokens=9, speculation=speculation)
+    cache = tiny.new_cache()
+    answer = join(tiny.stream([5, 6, 7], config, cache=cache))
+    assert answer.usage.completion_tokens == 9
+    assert cache.token_ids == [5, 6, 7, *answer.token_ids]
 
 
 def test_fast_forwarding_changes_neither_tokens_nor_logprobs(

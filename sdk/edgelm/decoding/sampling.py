@@ -323,10 +323,12 @@ class Sampler:
     def forced_tokens(self, most: int) -> list[int]:
         """Choose at once up to `most` tokens that the constraint leaves no choice about: what `sample` would return.
 
-        A loop computes them in one step with the token before them.
+        A loop computes them in one step with the token before them: none that the answer has no room for.
         """
         if self._matcher is None:
             return []
+        if self._config.max_new_tokens is not None:
+            most = min(most, self._config.max_new_tokens - self._chosen)
         return [self._remember(id_) for id_ in self._matcher.forced()[: max(0, most)]]
 
     @property
