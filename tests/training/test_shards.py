@@ -397,7 +397,6 @@ def test_pieces_that_another_version_has_left_are_made_again(
 
 
 def test_two_processes_with_one_output_take_turns(tok: Path, corpus: Path) -> None:
-    Path(".shards.partial").mkdir()
     waited: list[str] = []
     with file_lock(Path(".shards.partial/lock")):
         thread = threading.Thread(
@@ -409,6 +408,7 @@ def test_two_processes_with_one_output_take_turns(tok: Path, corpus: Path) -> No
         while not waited:
             time.sleep(0.01)
         assert not Path("shards").exists()
+        shutil.rmtree(".shards.partial")  # as who is done does
     thread.join()
     assert Shards.open("shards").num_documents == 1
     assert waited == [str(os.getpid())]

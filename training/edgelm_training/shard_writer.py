@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -98,20 +100,26 @@ def prepare_shards(
     target = output.resolve()
     work = target.with_name(f".{target.name}.partial")
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            with file_lock(work / _LOCK, waiting):
-                work.mkdir(exist_ok=True)  # whoever held the lock may have finished, and removed it
-                prepared = _prepare(files, output, work, Path(tokenizer), config, progress)
+        held, removed = file_lock(work / _LOCK, waiting), _removed_if_empty(work)
+        # While it is held, as another process may have the lock next; Windows deletes a file that nobody has open.
+        outer, inner = (removed, held) if sys.platform == "win32" else (held, removed)
+        with outer, inner:
+            prepared = _prepare(files, output, work, Path(tokenizer), config, progress)
             shutil.rmtree(work, ignore_errors=True)
-        finally:
-            if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:
-                shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"Cannot write {output}: {error}. What stood there is as it was; the same command goes on where it stopped."
         ) from error
     return prepared
+
+
+@contextlib.contextmanager
+def _removed_if_empty(work: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _prepare(

@@ -18,6 +18,7 @@ def _locked(path: Path, waiting: Callable[[str], None] | None) -> FileIO:
     """Open and lock the file of that name; one that is deleted meanwhile keeps nobody out."""
     announced = False
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # who held the lock may have taken it away with its folder
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(path.open("a+b", buffering=0))
             while not _try_lock(file):
@@ -35,6 +36,7 @@ def _locked(path: Path, waiting: Callable[[str], None] | None) -> FileIO:
 def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; where another process holds it, wait until that one lets go or ends.
 
+    Its folder is made, also where that one has taken it away when it was done.
     On a disk that has no locks, as some of networks have none, nobody is kept out.
 
     waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet, or
