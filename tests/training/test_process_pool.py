@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from edgelm_training.process_pool import run_tasks
+from edgelm_training.process_pool import _interrupts_held_back, run_tasks
 
 
 def test_no_module_of_the_working_folder_is_run_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,19 @@ def test_ctrl_c_is_heard_while_a_task_lasts_on_windows_too(monkeypatch: pytest.M
     assert sorted(run_tasks(abs, [1, -2], workers=2)) == [1, 2]
     assert waits
     assert None not in waits
+
+
+def test_ctrl_c_that_another_thread_gets_breaks_no_process_off_that_begins() -> None:
+    go_on, begun = threading.Event(), []
+    thread = threading.Thread(target=lambda: go_on.wait() and signal.raise_signal(signal.SIGINT))
+    thread.start()
+
+    def begin() -> None:
+        with _interrupts_held_back():
+            go_on.set()
+            thread.join()
+            begun.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert begun

@@ -81,18 +81,26 @@ def _as_they_end(futures: Sequence[Future[Result]]) -> Iterator[Future[Result]]:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Let no Ctrl-C reach this thread in the block, nor ever the processes that begin in it: they inherit that.
+    """Let no Ctrl-C break the block off, nor ever reach the processes that begin in it: they inherit that.
 
     It would end each of them in a traceback of its own while it imports, before `_initialize`.
     """
-    if sys.platform == "win32":  # it has no such mask
+    arrived: list[int] = []
+
+    def raise_again() -> None:
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
+
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None:
+            # The mask is this thread's alone. Where another one gets the signal, Python calls the handler here.
+            previous = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
+            stack.callback(raise_again)
+            stack.callback(signal.signal, signal.SIGINT, previous)
+        if sys.platform != "win32":  # it has no such mask
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
