@@ -125,7 +125,7 @@ def test_a_crash_in_the_child_is_an_error(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         tokenizer_trial,
         "_PROGRAM",
-        "import os, sys; sys.stdin.read(); print('started', flush=True); os.abort()  # {path}",
+        "import os, sys; sys.stdin.read(); os.write(1, b'started\\n'); os.abort()  # {path}",
     )
     with pytest.raises(
         TokenizerError, match=r"it crashes the tokenizers library, or takes more than \d+ MB of memory or \d+ s"
