@@ -115,6 +115,9 @@ def test_a_misspelt_command_is_told_which_was_meant():
         (["run", "m", "- milk"], "No such option '- milk'. A text that begins with - stands last, behind --."),
         (["run", "m", "-5 degrees"], "No such option '-5 degrees'. A text that begins with - stands last, behind --."),
         (["run", "m", "--x y"], "No such option '--x y'. A text that begins with - stands last, behind --."),
+        (["run", "m", "hi", "--think=false"], "Option '--think' does not take a value. Its opposite is --no-think."),
+        (["manage"], "No such command 'manage'. Here that is `edgelm list` and `edgelm rm`."),
+        (["run", "m", "hi", "--raw=no"], "Option '--raw' does not take a value."),
         (["run", "m", "hi", "-nkvo", "-n", "5"], "No such option '-n'. Here it is --max-new-tokens."),
     ],
 )

@@ -22,7 +22,7 @@ from edgelm._version import __version__
 from edgelm.arguments import did_you_mean
 from edgelm.cli.config_file import ConfigFile, name_variables
 from edgelm.cli.help_page import fold_examples
-from edgelm.cli.other_words import COMMANDS, in_our_words
+from edgelm.cli.other_words import COMMANDS, in_our_words, with_its_other_way
 from edgelm.cli.output import is_dumb, printable
 from edgelm.cli.termination import unwinding
 from edgelm.cli.wrong_usage import where_set, wrong_usage
@@ -129,6 +129,9 @@ class LazyGroup(click.Group):
             raise ReportedError(str(error)) from error
         except click.NoSuchOption as error:
             raise in_our_words(error, words) from None
+        except click.BadOptionUsage as error:
+            command = self.get_command(context, context.invoked_subcommand or "")
+            raise with_its_other_way(error, command) from None
         except click.BadParameter as error:
             raise _naming_the_environment(error) from None
         except KeyboardInterrupt:

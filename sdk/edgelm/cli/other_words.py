@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "login": _TOKEN,
     "lora": "`edgelm finetune`",
     "ls": "`edgelm list`",
+    "manage": "`edgelm list` and `edgelm rm`",
     "merge_lora": "`edgelm merge`",
     "models": "`edgelm list`",
     "perplexity": "`edgelm eval`",
@@ -219,6 +220,16 @@ def in_our_words(error: click.NoSuchOption, words: Sequence[str]) -> click.NoSuc
     if way is None and arguments and _is_text(written):
         way = "A text that begins with - stands last, behind --."
     return error if way is None else click.NoSuchOption(written, f"No such option {written!r}. {way}", ctx=error.ctx)
+
+
+def with_its_other_way(error: click.BadOptionUsage, command: click.Command | None) -> click.BadOptionUsage:
+    """Name the other way of a switch that was given a value, such as Ollama's --think=false; else return the error."""
+    params = command.params if command is not None else []
+    switches = (param for param in params if isinstance(param, click.Option) and error.option_name in param.opts)
+    other = next((name for switch in switches for name in switch.secondary_opts), None)
+    return (
+        error if other is None else click.BadOptionUsage(error.option_name, f"{error.message} Its opposite is {other}.")
+    )
 
 
 def _as_written(option: str, words: Sequence[str]) -> str:
