@@ -33,8 +33,6 @@ PROMPT = np.random.default_rng(7).integers(3, 320, 150).tolist()
 END_IDS = (2, *range(40, 250))  # so much of the vocabulary that answers end early
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"no_repeat_ngram_size": 1},
-    {"no_repeat_ngram_size": 2},
-    {"no_repeat_ngram_size": 3},
     {"encoder_no_repeat_ngram_size": 1},
     {"encoder_no_repeat_ngram_size": 2, "no_repeat_ngram_size": 3},
     {"min_new_tokens": 5},
