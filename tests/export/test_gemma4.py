@@ -80,11 +80,9 @@ def test_a_rotation_is_refused(checkpoint: HuggingFaceCheckpoint) -> None:
         RotatedCheckpoint(checkpoint)
 
 
-# Relative to the logits of random weights. Seen: 0.049, 0.25, 0.22 and 0.0017; Gemma 3 has 0.040 and 0.16.
+# Relative to the logits of random weights. Seen: 0.049, 0.22 and 0.0017.
 @pytest.mark.parametrize("checkpoint", KINDS, indirect=True)
-@pytest.mark.parametrize(
-    ("precision", "bound"), [("int8", 0.1), ("int4", 0.4), ("int4, calibrated", 0.4), ("fp16", 0.005)]
-)
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 0.1), ("int4, calibrated", 0.4), ("fp16", 0.005)])
 def test_a_quantized_package_stays_near_its_source(
     precision: str, bound: float, checkpoint: HuggingFaceCheckpoint, tmp_path: Path
 ) -> None:
