@@ -395,18 +395,6 @@ def test_completion_is_explained_in_the_help():
     assert 'eval "$(_EDGELM_COMPLETE=bash_source edgelm)"' in invoke("--help").output
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
-def test_an_output_that_cannot_be_written_is_an_error():
-    with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [sys.executable, "-c", "from edgelm.cli.main import main; main()", "list", "--json"],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: Cannot write the output: ")
-    assert len(result.stderr.splitlines()) == 1
-
-
 @pytest.mark.parametrize(("system", "code"), [("win32", 141), ("linux", 1)])
 def test_a_reader_that_has_left_is_an_invalid_argument_to_windows(system, code, monkeypatch):
     error = OSError(errno.EINVAL, "Invalid argument")
