@@ -216,6 +216,13 @@ def test_of_parquet_only_what_a_conversation_has_is_read() -> None:
         list(read_conversations(["a.parquet"]))
 
 
+def test_a_picture_in_a_column_of_parquet_is_seen() -> None:
+    columns = {"conversations": [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns | {"images": [[{"bytes": b"PNG"}]]}), "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet:1: images is \[\{'bytes': b'PNG'\}\], and only text can be "):
+        list(read_conversations(["a.parquet"]))
+
+
 def test_calls_in_parquet_have_their_own_arguments_alone() -> None:
     calls = [{"name": "weather", "arguments": {"city": "Bonn"}}, {"name": "add", "arguments": {"x": 1, "more": [2]}}]
     tools = [

@@ -46,6 +46,9 @@ def test_of_parquet_only_what_a_preference_has_is_read(tiny_chat_model: Path, tm
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     pairs, _ = load_preferences([tmp_path / "a.parquet"], tiny_chat_model)
     assert len(pairs) == 2
+    pyarrow.parquet.write_table(table.append_column("image", [["a.jpg"]]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:1: image is 'a\.jpg', and only text can be learned"):
+        load_preferences([tmp_path / "a.parquet"], tiny_chat_model)
 
 
 def test_what_both_sides_share_is_not_learned() -> None:

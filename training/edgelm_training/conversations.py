@@ -204,7 +204,7 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], _Parsed]] = {
     "prompt": _parse_pair,
 }
 # What may stand beside them, in any of the forms.
-BESIDE = ("system", "tools", "functions", "chat_template_kwargs")
+BESIDE = ("system", "tools", "functions", "chat_template_kwargs", *_MEDIA)
 _FIELDS = frozenset({*_FORMS, "input", "output", "history", "completion", "chosen", "label", *BESIDE})
 
 
