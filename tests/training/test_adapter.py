@@ -25,9 +25,10 @@ from edgelm.testing import tiny_model_path
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_training.adapter import load_adapter, read_adapter
+from edgelm_training.adapter import Base, load_adapter, read_adapter, write_adapter
 from edgelm_training.checkpoint import load_checkpoint, read_weights, save_weights
 from edgelm_training.finetune import finetune
+from edgelm_training.lora import LoraConfig as AdapterShape
 from edgelm_training.lora import linear_names
 from edgelm_training.merge import adapter_folder, merge_adapter
 from edgelm_training.quantized_linear import on_grid
@@ -72,6 +73,18 @@ def test_peft_reads_an_adapter_and_gives_the_same_logits(runs: Path, tiny_chat_m
     merged = merge_adapter(adapter, tmp_path / "merged")
     assert (merged.base, merged.layers, merged.checked) == (tiny_chat_model, 14, True)
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), ours, **CLOSE)
+
+
+def test_the_same_adapter_is_written_in_the_same_bytes(tmp_path: Path) -> None:
+    weights = {f"q_proj.lora_{side}.weight": torch.ones(1, 4) for side in "AB"}
+    shape = AdapterShape(rank=1, alpha=2.0, dropout=0.0, target_modules=("q_proj",))
+    base = Base(name="Grundgewichte é", sha256="0" * 64, grid="int4-block64")
+    for _ in range(6):  # with the metadata in an order of chance, all are the same once in 7,776 times
+        write_adapter(weights, shape, base, tmp_path)
+        (tmp_path / "adapter_model.safetensors").rename(tmp_path / f"{len(list(tmp_path.iterdir()))}")
+    first, *others = (path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json")
+    assert len(others) == 5
+    assert set(others) == {first}
 
 
 def test_beside_a_package_an_adapter_gives_the_logits_of_training(

@@ -6,7 +6,6 @@ file also says which base the adapter belongs to; PEFT does not look at it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from edgelm.errors import CheckpointError
@@ -85,10 +84,16 @@ def write_adapter(weights: Mapping[str, Tensor], config: LoraConfig, base: Base,
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
     known = {"format": "pt", BASE_NAME: base.name, BASE_SHA256: base.sha256, BASE_GRID: base.grid}
     metadata = {key: value for key, value in known.items() if value is not None}
-    save_file({PREFIX + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE, metadata=metadata)
-    # safetensors makes files that their owner alone can read. Some disks of networks have no modes to change.
-    with contextlib.suppress(OSError):
-        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+    content = save({PREFIX + name: tensor for name, tensor in weights.items()}, metadata)
+    # safetensors writes the metadata in another order each time: the same run is to write the same bytes.
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it are aligned
+    with (folder / WEIGHTS_FILE).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[start:])
 
 
 def read_adapter(folder: str | Path) -> Adapter:
