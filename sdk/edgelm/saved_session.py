@@ -259,6 +259,10 @@ def _read_conversation(folder: Path) -> dict[str, Any]:
         if other := schema_version.other_version(values, SCHEMA_VERSION, "Begin a new session"):
             raise PackageError(f"The saved session {path} {other}")
         wrong = [name for name, kind in _KINDS.items() if not isinstance(values[name], kind)]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PackageError(
+            f"There is no saved session in {folder}: it has no {CONVERSATION_FILE}, which ChatSession.save writes."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PackageError(f"Cannot read the saved session {path}: {error}.") from error
     if wrong:

@@ -159,6 +159,13 @@ def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path)
     assert len(ChatSession.load(fresh_model(), tmp_path / "chat").messages) == 4
 
 
+def test_where_no_session_was_saved_none_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("notes")
+    for name in ("absent", ".", "file"):
+        with pytest.raises(edgelm.PackageError, match="There is no saved session in .*ChatSession.save writes"):
+            ChatSession.load(fresh_model(), tmp_path / name)
+
+
 def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat")
     path = tmp_path / "chat" / "conversation.json"
@@ -361,7 +368,7 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert rows["holidays"][1:4] == ["tiny-random", "2", str(session.context_used)]
     assert rows["broken"][1] == "(broken)"
     assert len(rows) == 3
-    assert "warning: broken: Cannot read the saved session" in result.stderr
+    assert "warning: broken: There is no saved session in" in result.stderr
     listed = {row["name"]: row for row in json.loads(invoke("cache", "--json").stdout)}
     assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
     assert listed["holidays"]["messages"] == 2
