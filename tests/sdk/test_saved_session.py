@@ -162,7 +162,7 @@ def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path)
 def test_where_no_session_was_saved_none_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("notes")
     for name in ("absent", ".", "file"):
-        with pytest.raises(edgelm.PackageError, match="There is no saved session in .*ChatSession.save writes"):
+        with pytest.raises(edgelm.PackageError, match=r"There is no saved session in .*ChatSession\.save writes"):
             ChatSession.load(fresh_model(), tmp_path / name)
 
 
