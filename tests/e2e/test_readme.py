@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETUP = ("make ", "pip ")
 REAL_MODEL = "smollm2-135m-instruct"
 # The command on one thread, as several wait for each other where tests run side by side. Packages are checked on one
-# window of text, of the size for large models: half of an export.
+# window of text, of the size for large models, and a few tokens: half of an export.
 QUICK = f"""#!/bin/sh
 exec "{sys.executable}" -c '
 import sys
@@ -27,7 +27,7 @@ from edgelm.runtime import cpu
 cpu.physical_cores = lambda: 1
 if sys.argv[1] == "export":
     from edgelm_export import verify
-    verify._LARGE, verify._WINDOWS = 10**8, 1
+    verify._LARGE, verify._WINDOWS, verify._GREEDY_PROMPT, verify._GREEDY_TOKENS = 10**8, 1, 8, 4
 from edgelm.cli.start import main
 main()' "$@"
 """
