@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
+from edgelm_training import process_pool
 from edgelm_training.process_pool import _interrupts_held_back, run_tasks
 
 
@@ -23,15 +25,14 @@ def test_no_module_of_the_working_folder_is_run_in_a_worker(tmp_path: Path, monk
 
 def test_ctrl_c_is_heard_while_a_task_lasts_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There Python hears of it when a wait is over."""
-    waits, wait = [], threading.Event.wait
+    waits = []
 
-    def watched_wait(event: threading.Event, timeout: float | None = None) -> bool:
-        is_ours = threading.current_thread() is threading.main_thread()
-        if is_ours and sys._getframe(1).f_code is not threading.Thread.start.__code__:
+    class WatchedQueue(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
             waits.append(timeout)
-        return wait(event, timeout)
+            return super().get(block, timeout)
 
-    monkeypatch.setattr(threading.Event, "wait", watched_wait)
+    monkeypatch.setattr(process_pool, "SimpleQueue", WatchedQueue)
     assert sorted(run_tasks(abs, [1, -2], workers=2)) == [1, 2]
     assert waits
     assert None not in waits

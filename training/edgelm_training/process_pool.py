@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from edgelm.errors import DataError
@@ -73,10 +74,17 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], *, work
 
 
 def _as_they_end(futures: Sequence[Future[Result]]) -> Iterator[Future[Result]]:
-    left = set(futures)
+    ended: SimpleQueue[Future[Result]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    left = len(futures)
     while left:
-        ended, left = wait(left, _LOOKS_SECONDS, FIRST_COMPLETED)
-        yield from ended
+        try:
+            future = ended.get(timeout=_LOOKS_SECONDS)
+        except Empty:
+            continue
+        left -= 1
+        yield future
 
 
 @contextlib.contextmanager
