@@ -188,8 +188,9 @@ class LanguageModel(Returned):
     ) -> tuple[list[int], GenerationConfig, Reasoning | None]:
         """Return the prompt of an answer to a conversation, its settings, and how it tells what it thinks.
 
-        A context shift, if there is one, keeps what stands before the conversation's first turn. Tokens are healed only
-        where the conversation ends with words of the assistant's.
+        A context shift, if there is one, keeps what stands before the conversation's first turn. Where that is too much
+        to be kept, and all fits the context, there is none. Tokens are healed only where the conversation ends with
+        words of the assistant's.
 
         Raises:
             ChatTemplateError, ConfigError: as from `encode_chat`.
@@ -200,7 +201,9 @@ class LanguageModel(Returned):
             ends = ([*system, Message(role="user", content=text)] for text in ("a", "b"))
             turns = [self.encode_chat(end, tools, template_variables) for end in ends]
             opening = next((i for i, (id_, other) in enumerate(zip(*turns, strict=False)) if id_ != other), 0)
-            config = config.replace(context_shift=max(config.context_shift, opening))
+            # While it fits, a conversation whose opening takes more than half of the context is answered without one.
+            has_to_go = opening <= self.context_length // 2 or len(prompt_ids) > self.context_length
+            config = config.replace(context_shift=max(config.context_shift, opening) if has_to_go else None)
         format_ = tool_format(self.chat_template, self.tokenizer)
         begun = words_to_continue(show_tools(messages[-1:], (), format_)[0])
         config = config.replace(begins_text=not begun)

@@ -177,6 +177,15 @@ def test_a_conversation_keeps_more_than_its_system_message_where_that_is_asked_f
     assert more == 48
 
 
+def test_a_long_system_message_is_read_while_the_conversation_fits(model: LanguageModel) -> None:
+    turns = [Message(role="system", content="word " * 20), Message(role="user", content="Hello")]
+    answer = model.chat(turns, ANSWER)
+    assert answer.finish_reason == "length"
+    assert answer.token_ids == model.chat(turns, ANSWER.replace(context_shift=None)).token_ids
+    with pytest.raises(ConfigError, match="A conversation keeps its system message and tools: shorten them"):
+        model.chat([*turns, Message(role="user", content="word " * 20)], ANSWER)
+
+
 def test_a_chat_says_which_part_of_it_the_model_reads() -> None:
     chat = converse("word " * 600, "Hello", context_shift=0)
     assert len(chat.screen.answers) == 2
