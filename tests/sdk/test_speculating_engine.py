@@ -135,6 +135,20 @@ def test_a_draft_guesses_for_requests_in_company(model: LanguageModel) -> None:
         assert answer.timings.accepted_tokens > 10  # it is the same model
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_nothing_is_guessed_beyond_the_tokens_that_an_answer_may_have(model: LanguageModel, exact: bool) -> None:
+    """The draft is the same model: what is wrong of its guesses is that they come too late."""
+    config = GenerationConfig(max_new_tokens=14, ignore_eos=True)
+    config = config.replace(speculation=load(tiny_model_path()), exact_speculation=exact)
+    prompts = [repetitive(random.Random(seed), 20) for seed in range(3)]
+    answers = [model.generate(prompts[0], config), *together(model, [(prompts[0], config)])]
+    answers += together(model, [(prompt, config) for prompt in prompts])
+    for answer in answers:
+        assert answer.usage.completion_tokens == 14
+        assert answer.timings.drafted_tokens == answer.timings.accepted_tokens
+    assert sum(answer.timings.drafted_tokens for answer in answers) > 10 or not hasattr(os, "memfd_create")
+
+
 @needs_mirrors
 def test_a_draft_that_fails_ends_the_request_that_it_guesses_for_alone(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch

@@ -188,7 +188,7 @@ class RunningBatch:
         plan = StepPlan(self._row_costs, self._batch.active, self._batch.active)
         room = self._max_tokens - self.tokens
         for request in guessing:
-            longest = min(room, longest_row(self._session.config) - request.length)
+            longest = min(room, longest_row(self._session.config) - request.length, request.answer.sampler.room - 1)
             assert request.answer.speculator is not None
             try:
                 guess, plan = request.answer.speculator.guess_beside(
@@ -321,7 +321,7 @@ class RunningBatch:
         assert speculator is not None
         length = row.length + 1  # with the tokens that are chosen for sure
         room = min(longest_row(self._session.config), self._max_tokens) - request.length
-        guess = speculator.guess(room)
+        guess = speculator.guess(min(room, request.answer.sampler.room - 1))
         rows_TV = speculator.compute(self._session, (*request.next_call, *guess), row)
         for row_V, guessed in zip(rows_TV, (*guess, None), strict=True):
             request.computed += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import secrets
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -327,9 +328,13 @@ class Sampler:
         """
         if self._matcher is None:
             return []
-        if self._config.max_new_tokens is not None:
-            most = min(most, self._config.max_new_tokens - self._chosen)
-        return [self._remember(id_) for id_ in self._matcher.forced()[: max(0, most)]]
+        return [self._remember(id_) for id_ in self._matcher.forced()[: max(0, min(most, self.room))]]
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the answer may have by its `max_new_tokens`."""
+        most = self._config.max_new_tokens
+        return sys.maxsize if most is None else most - self._chosen
 
     @property
     def is_forced(self) -> bool:

@@ -153,7 +153,7 @@ def speculate(
             token_id = sampler.sample(rows_TV[-1])
             yield token_id, rows_TV[-1]
             continue
-        guess = speculator.guess(_longest_guess(session, cache, speculator.exact))
+        guess = speculator.guess(min(_longest_guess(session, cache, speculator.exact), sampler.room - 1))
         length = cache.length + 1  # with the tokens that are chosen for sure
         rows_TV = speculator.compute(session, (token_id, *guess), cache)
         try:
