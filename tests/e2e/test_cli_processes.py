@@ -155,6 +155,13 @@ def test_a_stream_that_is_closed_or_full_is_no_crash(command, code, errors):
     assert len(result.stderr.splitlines()) <= 1
 
 
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_number_of_a_stream_that_is_closed(closed):
+    """What others print would be written into it."""
+    code = "from edgelm.cli import start; start._replace_closed_streams(); raise SystemExit(open('/dev/null').fileno())"
+    assert subprocess.run(f"'{sys.executable}' -c \"{code}\" {closed}", shell=True, check=False).returncode > 2
+
+
 # Ctrl-C, as soon as Python looks for a module.
 INTERRUPTED = """
 import _signal, sys

@@ -7,7 +7,6 @@ import sys
 TYPE_CHECKING = False  # as typing's, which takes a while to import
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import TextIO
 
 
 def main() -> None:
@@ -25,8 +24,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from edgelm.cli.main import main as run
 
-    if sys.stdout is None:
-        sys.stdout = _closed_output()
+    _replace_closed_streams()
     try:
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,12 +37,22 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _closed_output() -> TextIO:
-    """Return a standard output that refuses what is written: Python has None for a closed one, which drops it."""
+def _replace_closed_streams() -> None:
+    """Let an output that is closed refuse what is written: Python has None for it, which drops that.
+
+    The descriptors of all three streams are open then: no file of ours takes the number of one, and with it what others
+    print there.
+    """
     import os
 
-    # The descriptor is open, so that no file of ours takes its number, and what others print lands in none.
-    return open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(descriptor, "w", encoding="utf-8")
+    else:
+        os.close(descriptor)
 
 
 def with_home(words: list[str]) -> list[str]:
