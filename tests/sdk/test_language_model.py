@@ -59,7 +59,7 @@ def test_chunks_of_which_some_were_read_before_are_no_answer(model: LanguageMode
     chunks = model.stream("The sea", GenerationConfig(max_new_tokens=9))
     read = len(next(chunks).token_ids)
     with pytest.raises(
-        ConfigError, match=rf"The chunks have {9 - read} of the answer's 9 tokens: the others were read"
+        ConfigError, match=rf"have {9 - read} of the answer's 9 tokens: the others .*before, or left out"
     ):
         edgelm.join(chunks)
 

@@ -373,7 +373,7 @@ def join(chunks: Iterable[Chunk]) -> Completion:
     if len(token_ids) < last.usage.completion_tokens:
         raise ConfigError(
             f"The chunks have {len(token_ids)} of the answer's {last.usage.completion_tokens} tokens: the others were "
-            "read before. Join all of its chunks."
+            "read before, or left out. Join all of its chunks."
         )
     return Completion(
         text="".join(part.text for part in parts),
