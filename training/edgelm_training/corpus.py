@@ -129,7 +129,10 @@ def _files(folder: str) -> Iterator[Path]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+    raise DataError(
+        f"Cannot read the folder {error.filename}: {error.strerror}. Give yourself the right to, or name what is to be "
+        "read without it."
+    ) from error
 
 
 def _can_be_read(path: Path) -> bool:
