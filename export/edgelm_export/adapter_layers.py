@@ -82,7 +82,8 @@ def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, t
     names = layers_in_text(matrices, config.model_type)
     left_out = len(matrices) - len(names)
     note = (
-        f"Layers of what reads images or sound, which the package has not, were left out: {left_out} of the adapter's."
+        f"Layers of what reads images or sound, which the text part has not, were left out: {left_out} of the "
+        "adapter's."
     )
     return {name: matrices[layer] for layer, name in names.items()}, (note,) if left_out else ()
 

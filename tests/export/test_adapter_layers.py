@@ -350,7 +350,7 @@ def test_an_adapter_of_a_model_that_reads_images_too_goes_with_its_text_part(
     check_beside_package(adapted, tmp_path / "pkg", tmp_path)
     notes = json.loads((tmp_path / "adapter/adapter.json").read_text(encoding="utf-8"))["notes"]
     assert others > 0
-    left_out = f"Layers of what reads images or sound, which the package has not, were left out: {others} of the"
+    left_out = f"Layers of what reads images or sound, which the text part has not, were left out: {others} of the"
     assert left_out in notes[1]
     assert merged_into_import(adapted, tmp_path).notes[0].startswith(left_out)
 
