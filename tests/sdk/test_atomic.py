@@ -361,6 +361,13 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert names(tmp_path) == ["disk", "package"]
 
 
+def test_where_a_link_on_the_way_leads_a_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(tmp_path / "disk/models")
+    with atomic.replace_folder(tmp_path / "models/mine/package") as staging:
+        (staging / "config.json").write_text("new")
+    assert content(tmp_path / "disk/models/mine/package") == {"config.json": "new"}
+
+
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "package").write_text("a file")
 

@@ -117,7 +117,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
         OSError: the disk is full, the folder cannot be written, or `target` is a file.
     """
     # As it is written too: the system passes over no missing folder in missing/../ckpt, which resolves to ckpt.
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a link to what is made below
+        target.parent.mkdir(parents=True, exist_ok=True)
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
