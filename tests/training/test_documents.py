@@ -223,14 +223,15 @@ def test_linked_folders_are_searched_each_folder_once(write: Write) -> None:
     assert str(describe_passed_over(["c"])).startswith("Passed over: 1 .csv.")
 
 
+@pytest.mark.parametrize("target", ["../none", "gone.txt"])
 @pytest.mark.parametrize("path", ["c", "c/*", "c/gone.txt"])
-def test_a_link_that_leads_nowhere_is_refused(path: str, write: Write) -> None:
+def test_a_link_that_leads_nowhere_is_refused(path: str, target: str, write: Write) -> None:
     write("c/1.txt", "x")
-    Path("c/gone.txt").symlink_to("../none")
+    Path("c/gone.txt").symlink_to(target)
     Path("c/gone.png").symlink_to("../none")  # nothing that is read
     if path == "c/*":
         Path("c/gone.png").unlink()
-    with pytest.raises(DataError, match=re.escape("c/gone.txt is a link to ../none, where nothing is. Bring ")):
+    with pytest.raises(DataError, match=re.escape(f"c/gone.txt is a link to {target}, where nothing is. Bring ")):
         find_files([path])
 
 

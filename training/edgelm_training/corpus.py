@@ -84,18 +84,18 @@ def find_files(paths: Sequence[str | Path], *, searched: Sequence[str] = SEARCHE
     """
     if not paths or "" in paths:  # which is the working folder to pathlib
         raise DataError("There is no path to read texts from. Name files, folders or globs.")
-    found: dict[Path, SourceFile] = {}
+    found: dict[str, SourceFile] = {}
     for path in map(str, paths):
         for name in _expand(path, searched):
-            found.setdefault(Path(name).resolve(), _source_file(name))
+            found.setdefault(os.path.realpath(name), _source_file(name))  # Path.resolve refuses a link to itself
     return list(found.values())
 
 
 def describe_passed_over(paths: Sequence[str | Path], *, searched: Sequence[str] = SEARCHED) -> str | None:
     """Say which files of the folders that `paths` name are not taken by `find_files`, and how many; None: all are."""
-    taken = {file.path.resolve() for file in find_files(paths, searched=searched)}
+    taken = {os.path.realpath(file.path) for file in find_files(paths, searched=searched)}
     matches = [match for path in map(str, paths) for match in (path, *glob.glob(path, recursive=True))]
-    left = {file.resolve(): file for match in matches if Path(match).is_dir() for file in _files(match)}
+    left = {os.path.realpath(file): file for match in matches if Path(match).is_dir() for file in _files(match)}
     counts = _count_endings(file for path, file in left.items() if path not in taken)
     if not counts:
         return None
