@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def test_what_tells_layers_of_other_programs_adapters_is_an_extra(
     for name in [name for name in sys.modules if name.startswith("edgelm_export")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtraError, match=r"'ml_dtypes' is needed, .* pip install .edgelm\[export\]"):
+        merge_adapter(theirs, tmp_path / "merged")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
+    with pytest.raises(MissingExtraError, match="its metadata is older than its code"):
         merge_adapter(theirs, tmp_path / "merged")
 
 

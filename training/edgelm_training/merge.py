@@ -55,6 +55,7 @@ def merge_adapter(
     Raises:
         ConfigError: dtype is unknown, no base is known, or it is the output too.
         CheckpointError: there is no adapter, it belongs to another base, it does not fit, or the output is refused.
+        MissingExtraError: another program trained the adapter, and the extra `export` is not installed.
         TrainingError: another version of edgelm has saved a checkpoint of the run.
     """
     if dtype not in DTYPES:
@@ -122,9 +123,14 @@ def _base_folder(adapter: Adapter, base: str | Path | None) -> Path:
 
 def _with_layers_of(config: ModelConfig, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
     """Return an adapter of PEFT's with the base's layers, and notes: the exporter knows what families call them."""
-    (found,) = metadata.entry_points(group="edgelm.adapter_layers", name="checkpoint")
+    found = tuple(metadata.entry_points(group="edgelm.adapter_layers", name="checkpoint"))
+    if not found:  # of a clone that has been updated since
+        raise MissingExtraError(
+            "To read the layers of an adapter that another program trained, edgelm has to be installed again: its "
+            "metadata is older than its code. In the clone: pip install -e ."
+        )
     try:
-        layers_of_checkpoint = found.load()
+        layers_of_checkpoint = found[0].load()
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"To read the layers of an adapter that another program trained, {error.name!r} is needed, which is not "
