@@ -180,6 +180,23 @@ def test_fields_that_clients_in_go_always_write_say_nothing_where_they_are_empty
     assert serving.post("/api/chat", body | always).json["message"]["content"] == expected
 
 
+def test_a_conversation_that_outgrows_the_context_goes_on_unless_the_request_refuses(serving, tiny):
+    def ask(path, **body):
+        options = {"num_predict": 12}
+        return serving.post(path, {"model": "tiny-random", "stream": False, "options": options, **body}).json
+
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "word " * 600}, *HELLO]
+    config = GenerationConfig(max_new_tokens=12, context_shift=0)
+    expected = tiny.chat(turns, config)
+    answer = ask("/api/chat", messages=turns)
+    assert answer["message"]["content"] == expected.text
+    assert answer["prompt_eval_count"] == expected.usage.prompt_tokens <= 1024
+    raw = ask("/api/generate", prompt="word " * 600, raw=True, truncate=True, shift=None)
+    assert raw["response"] == tiny.generate("word " * 600, config).text
+    for refusing in ({"truncate": False}, {"shift": False}):
+        assert "maximum context length is 1024" in ask("/api/chat", messages=turns, **refusing)["error"]
+
+
 @pytest.mark.parametrize(("path", "longest"), [("/api/chat", "max_output_tokens"), ("/api/generate", "max_tokens")])
 def test_settings_beside_the_options_count_where_the_options_have_none(serving, path, longest):
     def answer(**fields):

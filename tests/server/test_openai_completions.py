@@ -50,6 +50,8 @@ def test_what_stands_between_two_texts_is_written_by_a_model_that_learned_it(tin
         }
         assert server.post("/api/generate", body).json["response"] == expected
         refused = server.post("/api/generate", body | {"system": "Be kind."})
+        long = server.post("/api/generate", body | {"prompt": SEA * 600})
+    assert "maximum context length is 1024" in long.json["error"]  # whose beginning would be lost else
     assert (refused.status, "system does not go with suffix" in refused.json["error"]) == (400, True)
 
 

@@ -59,6 +59,7 @@ _OUTSIDE: Mapping[str, str] = {
     **{name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")},
     **dict.fromkeys(("max_tokens", "max_output_tokens"), "num_predict"),
 }
+_SHIFTS = ("truncate", "shift")  # whether the oldest part of a prompt, or of what an answer fills, may go
 _MESSAGE = record(
     {
         "role": choice("system", "user", "assistant", "tool"),
@@ -92,10 +93,9 @@ _COMMON: dict[str, Schema] = {
     "keep_alive": KEEP_ALIVE,
     **LOGPROBS,
     "think": {"anyOf": [BOOLEAN, choice("low", "medium", "high")]},
+    **dict.fromkeys(_SHIFTS, BOOLEAN),
     **{theirs: _SETTINGS[name] for theirs, name in _OUTSIDE.items()},
 }
-# The server's --context-shift says what is done where the context is full.
-_IGNORED = ("user", "truncate", "shift")
 _REFUSED = {"_debug_render_only": "/tokenize shows how a conversation is read."}
 CHAT_BODY = record(
     {
@@ -105,13 +105,13 @@ CHAT_BODY = record(
         "tool_choice": CHAT["tool_choice"],
     },
     required=("model", "messages"),
-    ignored=_IGNORED,
+    ignored=("user",),
     refused=_REFUSED,
 )
 GENERATE_BODY = record(
     {**_COMMON, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": BOOLEAN},
     required=("model",),
-    ignored=_IGNORED,
+    ignored=("user",),
     refused=_REFUSED
     | {
         "echo": "/v1/completions has it.",
@@ -197,8 +197,23 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
         constraint = Constraint.json_object()
     elif form:
         constraint = Constraint.json_schema(form, strict=False)  # as Ollama's own
-    max_tokens = limit if limit > 0 else None
-    return generation_config(model, settings, max_tokens=max_tokens, constraint=constraint, logprobs=alternatives(body))
+    return generation_config(
+        model,
+        settings,
+        max_tokens=limit if limit > 0 else None,
+        constraint=constraint,
+        logprobs=alternatives(body),
+        context_shift=_context_shift(model, body),
+    )
+
+
+def _context_shift(model: LanguageModel, body: Mapping[str, Any]) -> int | None:
+    """Return how many tokens stay of a text that outgrows the context; None: it is refused, or ends there."""
+    if not all(body.get(name, True) for name in _SHIFTS):
+        return None
+    kept = model.generation_config.context_shift
+    # Of code with a suffix, the mark at the beginning would go.
+    return 0 if kept is None and not body.get("suffix") else kept
 
 
 def _template_variables(model: LanguageModel, body: Mapping[str, Any]) -> dict[str, object]:
