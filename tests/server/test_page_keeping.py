@@ -344,6 +344,7 @@ def test_an_answer_that_was_edited_is_a_version_and_what_the_model_goes_on_with(
     done(page)
     assert sent.value.post_data_json["messages"][-1] == {"role": "assistant", "content": "The sea\nis *red*."}
     expect(answer.locator(".answer")).to_contain_text("is red.The sea is deep and blue.")
+    expect(answer.get_by_role("button", name="Continue")).to_have_count(0)
     answer.get_by_role("button", name="The version before").click()
     expect(answer.locator(".answer")).to_have_text("The sea is deep and blue.")
 

@@ -46,7 +46,7 @@ export class Message {
   }
 
   showsTokens() {
-    return this.thread.tokensShown.has(this.node.id);
+    return Boolean(this.node.tokens?.length) && this.thread.tokensShown.has(this.node.id);
   }
 
   showTokens() {
