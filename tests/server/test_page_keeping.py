@@ -262,6 +262,25 @@ def test_an_answer_that_another_tab_made_again_stays(page: Page) -> None:
     expect(page.locator(".answer").first).to_have_text(SENTENCE.replace("*", ""))
 
 
+def test_an_answer_that_went_on_in_another_tab_stays(page: Page) -> None:
+    ask(page)
+    done(page)
+    answer = page.locator(".message.assistant")
+    answer.get_by_role("button", name="Edit").click()
+    page.get_by_label("Answer", exact=True).fill("Water.")
+    answer.get_by_role("button", name="Keep").click()
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    expect(other.locator(".answer")).to_have_text("Water.")
+    page.get_by_role("button", name="Continue").click()
+    done(page)
+    ask(other, "And now?")
+    done(other)
+    page.reload()
+    expect(page.locator(".answer").first).to_have_text("Water.The sea is deep and blue.")
+
+
 def test_what_another_tab_has_added_is_exported_too(page: Page, tmp_path: Path) -> None:
     ask(page, "Asked here")
     done(page)

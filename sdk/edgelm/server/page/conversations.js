@@ -74,12 +74,15 @@ export async function save(conversation) {
 
 /**
  * All messages of a conversation that two tabs have. An answer that failed here, or was on its way when this page was
- * opened, may have come to its end in the other tab since.
+ * opened, may have come to its end in the other tab since; one that can go on may have done so there.
  */
 function joinedNodes(own, others) {
   const nodes = { ...others, ...own };
   for (const [id, node] of Object.entries(others)) {
-    if (["interrupted", "broken"].includes(nodes[id].state) && node.state !== "running") nodes[id] = node;
+    const { state, text } = nodes[id];
+    const hasFailed = ["interrupted", "broken"].includes(state) && node.state !== "running";
+    const wentOn = ["stopped", "edited", "length"].includes(state) && node.text.length > text.length;
+    if (hasFailed || wentOn) nodes[id] = node;
   }
   return nodes;
 }
