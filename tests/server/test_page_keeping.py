@@ -358,8 +358,12 @@ def test_an_answer_that_was_edited_is_a_version_and_what_the_model_goes_on_with(
     expect(answer.locator(".branch")).to_have_text("2/2")
     expect(answer.locator(".stats")).to_contain_text("edited")
     page.reload()
+    page.route("**/v1/chat/completions", lambda route: route.abort(), times=1)
+    answer.get_by_role("button", name="Continue").click()
+    expect(page.locator(".problem")).to_contain_text("The server does not answer.")
+    expect(answer.locator("em")).to_have_text("red")
     with page.expect_request("**/v1/chat/completions") as sent:
-        answer.get_by_role("button", name="Continue").click()
+        answer.get_by_role("button", name="Try again").click()
     done(page)
     assert sent.value.post_data_json["messages"][-1] == {"role": "assistant", "content": "The sea\nis *red*."}
     expect(answer.locator(".answer")).to_contain_text("is red.The sea is deep and blue.")

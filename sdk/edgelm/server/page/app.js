@@ -40,8 +40,8 @@ const thread = new Thread({
     show({ staying: true });
   },
   regenerate: (node) => respond(node.parent),
-  retry: (node) => respond(node.parent, node),
-  goOn: (node) => respond(node.parent, node, { status: 0, state: "running" }),
+  retry: (node) => (node.goesOn ? goOn(node) : respond(node.parent, node)),
+  goOn,
   choose: (node) => {
     kept.choose(current, node);
     keep(current);
@@ -52,7 +52,13 @@ const sidebar = new Sidebar({ open, rename, remove });
 
 // Answering
 
-const nothing = () => ({ text: "", thinking: "", tokens: [], stats: null, isCut: false, status: 0, state: "running" });
+const nothing = () =>
+  ({ text: "", thinking: "", tokens: [], stats: null, isCut: false, goesOn: false, status: 0, state: "running" });
+
+/** Answer behind the text that an answer has. */
+function goOn(node) {
+  respond(node.parent, node, { goesOn: true, status: 0, state: "running" });
+}
 
 /** Answer the message `parent`, in `again` where that is given; `begun` is what is there of the answer. */
 async function respond(parent, again = null, begun = nothing()) {

@@ -2,8 +2,9 @@
 //
 // conversation: {id, title, created, updated, system, leaf, nodes, and titleAt and systemAt: when somebody changed those};
 // node: {id, parent, role, text, and for an answer thinking (what was thought before it), tokens, stats, isCut (whether the
-// model has not read the oldest part of the conversation), model, state}, where state is "running", "stopped", "edited",
-// "length", "broken", "interrupted" or absent, and `problem` says why it is broken.
+// model has not read the oldest part of the conversation), goesOn (whether it was asked for behind a text that it had), model,
+// state}, where state is "running", "stopped", "edited", "length", "broken", "interrupted" or absent, and `problem` says why
+// it is broken.
 
 const STORE = "conversations";
 const CHANGED = { title: "titleAt", system: "systemAt" }; // a field that two tabs may change -> when that was

@@ -10,7 +10,7 @@ const NEAR_THE_END = 80; // pixels
 const OTHER_VERSION = { "The version before": "The next version", "The next version": "The version before" };
 
 export class Thread {
-  /** @param {{edit, regenerate, choose, retry}} actions  what the buttons below a message do */
+  /** @param {{edit, regenerate, retry, goOn, choose}} actions  what the buttons below a message do */
   constructor(actions) {
     this.actions = actions;
     this.tokensShown = new Set(); // ids of the answers that show their tokens
