@@ -396,6 +396,18 @@ def test_a_text_file_goes_into_the_message_and_no_other_takes_the_place_of_the_p
     expect(page.locator("#question")).to_have_value(whole)
 
 
+def test_what_is_typed_while_a_file_is_read_stays(page: Page) -> None:
+    slow_disk = """() => {
+      const { arrayBuffer } = Blob.prototype, held = new Promise((go) => (window.go = go));
+      Blob.prototype.arrayBuffer = function () { return held.then(() => arrayBuffer.call(this)); };
+    }"""
+    page.evaluate(slow_disk)
+    page.evaluate(GIVE_FILE, ["drop", list(b"The sea."), 1])
+    page.fill("#question", "What is it about?")
+    page.evaluate("go()")
+    expect(page.locator("#question")).to_have_value("File essay.md:\n```\nThe sea.\n```\n\nWhat is it about?")
+
+
 def test_text_files_are_chosen_with_the_keyboard(page: Page, tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name[0], encoding="utf-8")

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill } from "./answering.js";
 import { announce, byId, byTouch, element, isComposing } from "./dom.js";
-import { withFiles } from "./files.js";
+import { fenced } from "./files.js";
 import { spoken } from "./markdown.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -270,7 +270,8 @@ async function importFile(file) {
 
 async function addFiles(files) {
   try {
-    setDraft(await withFiles(files, byId("question").value));
+    const parts = await Promise.all(files.map(fenced));
+    setDraft([...parts, byId("question").value].join("\n\n")); // with what was typed meanwhile
     announce(`Added: ${files.length}`);
     byId("question").focus();
     byId("question").scrollTop = byId("question").scrollHeight; // where the question goes

@@ -2,14 +2,8 @@
 
 const LONGEST = 256; // KiB; a request may have 1 MiB, with all that was said before
 
-/** Put files before what is said of them, as `edgelm chat` does; throws an Error that says why one cannot be added. */
-export async function withFiles(files, text) {
-  const parts = await Promise.all([...files].map(fenced));
-  return [...parts, text].join("\n\n");
-}
-
-/** A file's text in a fence that it does not have itself. */
-async function fenced(file) {
+/** A file as `edgelm chat` says it: in a fence that its text does not have. Throws an Error that says why it cannot be. */
+export async function fenced(file) {
   const text = (await textOf(file)).replaceAll("\r\n", "\n").trimEnd();
   const longest = (text.match(/`{3,}/g) ?? []).reduce((most, run) => Math.max(most, run.length), 2);
   const fence = "`".repeat(longest + 1);
@@ -24,6 +18,6 @@ async function textOf(file) {
   } catch {
     // no text in UTF-8, or a folder
   }
-  if (text.includes("\0")) throw new Error(`${file.name} is not a text file. The model reads only text.`);
+  if (text.includes("\0")) throw new Error(`${file.name} is not a text file in UTF-8. The model reads no other.`);
   return text;
 }
