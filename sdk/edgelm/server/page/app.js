@@ -38,6 +38,7 @@ const thread = new Thread({
     kept.add(current, parent, { role, text, model, state: "edited" });
     keep(current);
     show({ staying: true });
+    announce("Kept");
   },
   regenerate: (node) => respond(node.parent),
   retry: (node) => (node.goesOn ? goOn(node) : respond(node.parent, node)),

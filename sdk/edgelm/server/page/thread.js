@@ -7,7 +7,8 @@ import { Message } from "./message.js";
 import { hideAlternatives } from "./tokens.js";
 
 const NEAR_THE_END = 80; // pixels
-const OTHER_VERSION = { "The version before": "The next version", "The next version": "The version before" };
+// A control that is gone or disabled once it was pressed -> which has the focus then.
+const NEXT = { "The version before": "The next version", "The next version": "The version before", Keep: "Edit" };
 
 export class Thread {
   /** @param {{edit, regenerate, retry, goOn, choose}} actions  what the buttons below a message do */
@@ -59,7 +60,7 @@ export class Thread {
     const there = article.isConnected ? article : byId("thread").children[place];
     const controls = [...(there?.querySelectorAll("button:enabled, summary, a, [tabindex]") ?? [])];
     const named = (wanted) => controls.find((control) => nameOf(control) === wanted);
-    const found = named(name) ?? named(OTHER_VERSION[name]);
+    const found = named(name) ?? named(NEXT[name]);
     if (found) found.focus({ preventScroll: true });
     else if (!byTouch.matches) byId("question").focus();
   }
