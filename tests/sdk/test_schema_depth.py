@@ -54,6 +54,19 @@ def test_what_leads_back_to_itself_is_taken_and_what_is_wide_too() -> None:
         refuse_depth(schema)
 
 
+@pytest.mark.parametrize("others", [[], ["b"], ["b", "c"]])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_reference_that_leads_to_itself_alone_is_refused_before_an_answer_comes_to_it(
+    others: list[str], strict: bool
+) -> None:
+    ring = dict(zip(["a", *others], [*others, "a"], strict=True))
+    properties: Schema = {name: {"$ref": f"#/properties/{following}"} for name, following in ring.items()}
+    with pytest.raises(ConfigError, match=r"the reference #/properties/[abc] leads back to itself before it says"):
+        Constraint.json_schema({"type": "object", "properties": properties}, strict=strict)
+    properties["a"] = {"type": "string"}
+    check_form(Constraint.json_schema({"type": "object", "properties": properties}, strict=strict))
+
+
 def test_what_many_references_lead_to_is_walked_through_once_for_all_of_them() -> None:
     class Seen(list[object]):
         times = 0

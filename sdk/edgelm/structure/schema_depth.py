@@ -1,4 +1,4 @@
-"""Schema depth: how far a JSON schema's references lead, which llguidance follows on the stack."""
+"""Schema depth: how far references of a JSON schema lead, which llguidance follows on the stack, and in what rings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Part = TypeVar("_Part", int, str)
 
 
 def refuse_depth(schema: Mapping[str, Any]) -> None:
-    """Refuse references that lead to others too many times, one inside of the other.
+    """Refuse references that lead to others too many times, one inside of the other, or to nothing but themselves.
 
     llguidance follows each spelling of a reference once, in an order that is not known here. So parts that lead to each
     other in a circle count with all of their levels, once for each spelling.
@@ -48,6 +48,25 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
             f"The JSON schema cannot be enforced: its references lead {deepest} levels deep, one inside of the other; "
             f"at most {MOST_LEVELS} are followed. Write what they lead to in fewer steps."
         )
+    _refuse_rings(targets)
+
+
+def _refuse_rings(targets: Mapping[str, Any]) -> None:
+    """Refuse references alone that lead back to themselves: llguidance ends an answer where it comes to such a one."""
+    followed: set[str] = set()
+    for reference in targets:
+        ring: set[str] = set()
+        while reference not in followed and reference.startswith("#/"):
+            followed.add(reference)
+            ring.add(reference)
+            target = targets[reference]
+            following = target.get("$ref") if isinstance(target, Mapping) else None
+            reference = following if isinstance(following, str) else _WHOLE
+        if reference in ring:
+            raise ConfigError(
+                f"The JSON schema cannot be enforced: the reference {reference} leads back to itself before it says "
+                "anything. Write there what may come, such as a type."
+            )
 
 
 def target_of(schema: Mapping[str, Any], reference: str) -> Any:
