@@ -3,7 +3,7 @@ import pytest
 
 import edgelm
 from edgelm.embedding import Pooling
-from edgelm.testing import scripted_model
+from edgelm.testing import ScriptedDecoder, scripted_model
 
 
 @pytest.mark.parametrize("prompt", ["Hello!", "Say Hello", "H", "The sea"])
@@ -30,6 +30,14 @@ def test_a_scripted_model_takes_prompts_and_answers_as_long_as_its_context() -> 
     assert (said.text, said.finish_reason) == (answer, "stop")
     with pytest.raises(edgelm.ConfigError, match="max_position_embeddings is 0"):
         scripted_model(answer, context_length=0)
+
+
+def test_a_scripted_decoder_lists_the_last_calls_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edgelm.testing, "_MOST_CALLS", 3)
+    model = scripted_model("Hello!")
+    model.generate("The sea")
+    assert isinstance(model.session, ScriptedDecoder)
+    assert model.session.forwarded == [[id_] for id_ in model.tokenizer.encode("Hello!")[-3:]]
 
 
 @pytest.mark.parametrize("pooling", ["values", "mean", "last"])

@@ -23,6 +23,8 @@ from edgelm.text.tokenizer import Tokenizer
 
 __all__ = ["ScriptedDecoder", "scripted_model", "tiny_model_path"]
 
+_MOST_CALLS = 10_000
+
 
 def tiny_model_path() -> Path:
     """Return the folder of a real, complete package: a random 30,000-parameter Transformer that speaks nonsense."""
@@ -32,8 +34,9 @@ def tiny_model_path() -> Path:
 class ScriptedDecoder(Decoder):
     """Stand in for a DecoderSession: whatever the prompt is, the answer is the script, and then the end token.
 
-    `forwarded` lists the token ids of each call, so that a test can see what was computed. Of each token the cache
-    keeps, as a key, whether a prompt ends with it, and as a value a one at a place that depends on its id.
+    `forwarded` lists the token ids of each call, so that a test can see what was computed; of very many calls the last
+    ones, so that a server can run on it for days. Of each token the cache keeps, as a key, whether a prompt ends with
+    it, and as a value a one at a place that depends on its id.
     """
 
     def __init__(self, config: ModelConfig, script: Sequence[int]) -> None:
@@ -82,6 +85,7 @@ class ScriptedDecoder(Decoder):
         cache.reserve(start + len(ids))
         cache.token_ids.extend(token_ids)
         self.forwarded.append(list(token_ids))
+        del self.forwarded[:-_MOST_CALLS]
         for keys, values in zip(cache.buffers[::2], cache.buffers[1::2], strict=True):
             keys[0, :, start : cache.length] = values[0, :, start : cache.length] = 0
             values[0, 0, start + np.arange(len(ids)), ids % values.shape[3]] = 1
