@@ -77,7 +77,7 @@ def as_token_ids(values: Iterable[int]) -> list[int]:
     except TypeError as error:
         raise TokenizerError(
             f"{reprlib.repr(values)} is neither a text nor a list of token ids. A conversation is answered by chat, "
-            "stream_chat and Engine.submit_chat, a list of texts by generate_batch."
+            "stream_chat and Engine.submit_chat, a list of texts by generate_batch; score takes one text at a time."
         ) from error
 
 

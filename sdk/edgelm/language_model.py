@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ class LanguageModel(Returned):
         # What a decoder computes hangs on the source text that its encoder has read.
         self.prefixes = PrefixCache(session.config, DEFAULT_BYTES if session.config.encoder is None else 0)
         self.step_costs, self.row_costs = StepCosts(), StepCosts()  # of tokens in one call, and of as many rows
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """What keeps the keys and values that were computed.
+
+        Raises:
+            ConfigError: something else is put in its place.
+        """
+        return self._prefixes
+
+    @prefixes.setter
+    def prefixes(self, prefixes: PrefixCache) -> None:
+        how = "such as edgelm.PrefixCache(model.config, 0), which keeps nothing"
+        self._prefixes = of_class("prefixes", prefixes, PrefixCache, how)
 
     def __repr__(self) -> str:
         kind = f"{self.manifest.architecture}, {self.manifest.precision}"
@@ -285,7 +300,9 @@ class LanguageModel(Returned):
         owner = self.config, self.fingerprint
         if cache is not None and not of_class("cache", cache, KVCache, "which new_cache() returns").is_for(*owner):
             raise ConfigError(f"cache is one of another model. Take what new_cache() of {self.name} returns.")
-        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        # One of asyncio has is_set too, but a loop that reads an answer sets none meanwhile.
+        is_event = callable(getattr(cancel, "is_set", None)) and not iscoroutinefunction(getattr(cancel, "wait", None))
+        if cancel is not None and not is_event:
             raise ConfigError(f"cancel is {cancel!r}; it must be a threading.Event.")
         prefixes = self.prefixes.of_model(*owner)
         (cache or self.session.new_cache()).check_room(len(answer.prompt_ids))

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,3 +67,9 @@ def test_keys_and_values_are_of_no_use_to_another_model_of_the_same_config(model
     for computes in (lambda: other.stream("The sea", config), lambda: edgelm.Engine(other)):
         with pytest.raises(ConfigError, match=r"prefixes is the PrefixCache of another model, .* Give each its own"):
             computes()
+
+
+@pytest.mark.parametrize("prefixes", [None, 0])
+def test_what_is_no_prefix_cache_is_refused_where_it_is_set(model: LanguageModel, prefixes: Any) -> None:
+    with pytest.raises(ConfigError, match=r"prefixes is .*; it must be an edgelm\.PrefixCache, such as edgelm\.Pre"):
+        model.prefixes = prefixes

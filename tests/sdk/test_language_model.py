@@ -1,3 +1,4 @@
+import asyncio
 import copy
 import dataclasses
 import gc
@@ -74,6 +75,8 @@ def test_what_are_no_chunks_are_no_answer(chunks: Any) -> None:
 def test_what_is_neither_a_text_nor_tokens_is_refused_with_the_way_out(model: LanguageModel, prompt: Any) -> None:
     with pytest.raises(edgelm.TokenizerError, match=r"is neither a text nor a list of token ids\. A conversation is"):
         model.generate(prompt)
+    with pytest.raises(edgelm.TokenizerError, match="by generate_batch; score takes one text at a time"):
+        model.score(prompt)
 
 
 @pytest.mark.parametrize("config", [{"max_new_tokens": 3}, {}, 5, "greedy"])
@@ -468,7 +471,7 @@ def test_the_name_of_a_model_is_no_model() -> None:
             hold("tiny")  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("cancel", [True, lambda: False, "stop"])
+@pytest.mark.parametrize("cancel", [True, lambda: False, "stop", asyncio.Event()])
 def test_what_is_no_event_cancels_nothing(model: LanguageModel, cancel: Any) -> None:
     with pytest.raises(ConfigError, match=r"cancel is .*; it must be a threading\.Event"):
         model.stream("x", cancel=cancel)
