@@ -50,6 +50,25 @@ def test_the_first_tokens_write_the_bytes_that_stand_already_or_begin_them(token
     assert not matcher.is_active
 
 
+@pytest.mark.parametrize("prefix", [b"t", b" t", b" the", b"  ", b"the se", "é".encode(), b"<", b"\xff\xff"])
+def test_after_the_first_time_few_tokens_are_looked_at(
+    tokenizer: Tokenizer, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_of = {id_: tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)}
+    expected = [
+        id_
+        for id_, data in bytes_of.items()
+        if id_ not in tokenizer.control_token_ids and data and (data.startswith(prefix) or prefix.startswith(data))
+    ]
+    assert tokenizer.ids_by_bytes
+    seen: list[int] = []
+    monkeypatch.setattr(tokenizer, "token_bytes", lambda id_: seen.append(id_) or bytes_of[id_])
+    row = np.zeros(tokenizer.vocab_size, np.float32)
+    PrefixMatcher(tokenizer, prefix).mask(row)
+    assert np.flatnonzero(row == 0).tolist() == expected
+    assert len(seen) < tokenizer.vocab_size / 2
+
+
 def test_no_control_token_writes_bytes_of_the_prompt(tokenizer: Tokenizer) -> None:
     row = np.zeros(tokenizer.vocab_size, np.float32)
     PrefixMatcher(tokenizer, b"<").mask(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,12 +17,17 @@ def back_up(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> tuple[list[int],
     prefix = tokenizer.token_bytes(ids[-1]) if ids else b""
     if len(ids) < 2 or not prefix or ids[-1] in tokenizer.control_token_ids:
         return ids, b""
-    others = (
-        tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.control_token_ids
-    )
-    if not any(len(data) > len(prefix) and data.startswith(prefix) for data in others):
+    if all(tokenizer.token_bytes(id_) == prefix for id_ in _ids_beginning(tokenizer, prefix)):
         return ids, b""
     return ids[:-1], prefix
+
+
+def _ids_beginning(tokenizer: Tokenizer, prefix: bytes) -> Sequence[int]:
+    """Return the tokens of text that begin with these bytes; first those that are no more."""
+    ids = tokenizer.ids_by_bytes
+    first = bisect_left(ids, prefix, key=tokenizer.token_bytes)
+    end = bisect_right(ids, prefix, lo=first, key=lambda id_: tokenizer.token_bytes(id_)[: len(prefix)])
+    return ids[first:end]
 
 
 class PrefixMatcher:
@@ -39,11 +45,13 @@ class PrefixMatcher:
 
     def mask(self, logits_V: NDArray[np.float32]) -> None:
         """Set the logits of all tokens that do not go on with the bytes to -inf, in place."""
+        ids, bytes_of = self._tokenizer.ids_by_bytes, self._tokenizer.token_bytes
+        allowed = [*_ids_beginning(self._tokenizer, self._prefix)]
+        for length in range(1, len(self._prefix)):
+            part = self._prefix[:length]
+            allowed += ids[bisect_left(ids, part, key=bytes_of) : bisect_right(ids, part, key=bytes_of)]
         allowed_V = np.zeros(logits_V.size, np.bool_)
-        for id_ in range(min(logits_V.size, self._tokenizer.vocab_size)):
-            data = self._tokenizer.token_bytes(id_)
-            allowed_V[id_] = data.startswith(self._prefix) or (bool(data) and self._prefix.startswith(data))
-        allowed_V[[id_ for id_ in self._tokenizer.control_token_ids if id_ < logits_V.size]] = False
+        allowed_V[[id_ for id_ in allowed if id_ < logits_V.size]] = True
         np.copyto(logits_V, -np.inf, where=~allowed_V)
 
     def forced(self) -> list[int]:

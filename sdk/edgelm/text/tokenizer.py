@@ -7,6 +7,7 @@ import operator
 import re
 import reprlib
 import secrets
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
@@ -292,6 +293,14 @@ class Tokenizer:
     def token_text(self, id_: int) -> str:
         """Return one token as text, to show it; U+FFFD stands where it holds a part of a character."""
         return self.token_bytes(id_).decode("utf-8", errors="replace")
+
+    @cached_property
+    def ids_by_bytes(self) -> array[int]:
+        """The tokens but for control tokens, in the order of their bytes, so that those that begin alike are together.
+
+        Sorted once: looking through 49,152 tokens takes 80 ms.
+        """
+        return array("I", sorted(set(range(self.vocab_size)) - self.control_token_ids, key=self.token_bytes))
 
     def ids_with(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the tokens that have one of these texts in them.
