@@ -370,6 +370,32 @@ def test_the_table_of_a_model_that_a_run_began_with_goes_on_with_it(run: Path) -
         pretrain({"output": str(run), "model": {"rope_scaling": {"factor": 2.0}}}, resume=True)
 
 
+def test_a_run_goes_on_from_another_folder_where_its_paths_are_named_anew(
+    run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(str(tiny_shards), tiny_shards.name))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=rf"^data of .* is '{tiny_shards.name}', and there is none .*: --data PATH"):
+        pretrain({"output": str(run), "max_steps": 9}, resume=True)
+    assert pretrain({"output": str(run), "data": str(tiny_shards), "max_steps": 9}, resume=True).step == 9
+    config.write_text(config.read_text().replace(str(tiny_shards), tiny_shards.name))
+    monkeypatch.chdir(tiny_shards.parent)
+    assert pretrain({"output": str(run)}, resume=True).step == 9
+
+
+def test_the_checkpoint_that_a_run_began_with_may_be_spelled_otherwise(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run / "config.toml"
+    table = config.read_text().index("[model]")
+    config.write_text('init = "run/latest"\n' + config.read_text()[:table])
+    monkeypatch.chdir(tmp_path)
+    assert pretrain({"output": "run", "init": "./run/latest/"}, resume=True).step == 8
+    with pytest.raises(TrainingError, match=r"^init is 'ckpt'; the run in run began with 'run/latest', and cannot"):
+        pretrain({"output": "run", "init": "ckpt"}, resume=True)
+
+
 def test_a_run_whose_settings_are_broken_cannot_go_on(run: Path) -> None:
     (run / "config.toml").write_text("max_steps = ")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 # What a run cannot change on its way: the steps behind it were made with it.
 FIXED = ("seed", "sequence_length", "global_batch_size", "optimizer", "qat")
+# What is read of files, which may be in another place when a run goes on.
+_READ = ("data", "validation_data", "model", "teacher")
 
 
 def execute_run(
@@ -61,6 +64,7 @@ def execute_run(
         resuming = workers.on_main(lambda: _opened(run, resume))
         if resuming:
             config = _merged(run, config_class, settings, (*FIXED, *fixed))
+            _check_paths(run, config, settings)
         elif resume:
             reporter.note(f"There is no run in {run.path} to go on with: one begins.")
         workers.barrier()
@@ -119,6 +123,8 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
             f"{error} The run cannot go on without its settings, nor by another command than the one that began it."
         ) from error
     for name in (name for name in fixed if name in settings):
+        if name == "init" and own.init is not None and Path(settings[name]).resolve() == Path(own.init).resolve():
+            continue
         for field, given, began in _differences(name, settings[name], getattr(own, name)):
             raise TrainingError(
                 f"{field} is {given!r}; the run in {run.path} began with {began!r}, and cannot change it. "
@@ -128,6 +134,18 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
         own = replace(own, warmup_steps=None)  # nobody set it; another length of the run has another
     changes = {name: value for name, value in settings.items() if name not in fixed}
     return replace(own, **changes)
+
+
+def _check_paths(run: RunFolder, config: TrainConfig, settings: Mapping[str, Any]) -> None:
+    """Refuse paths of the run's own settings that lead nowhere from here, as they may have from where it began."""
+    for name in (name for name in _READ if name not in settings):
+        value = getattr(config, name, None)
+        for path in [value] if isinstance(value, str) else value if isinstance(value, tuple) else []:
+            if not (Path(path).is_absolute() or Path(path).exists() or set(path) & set("*?[")):
+                raise TrainingError(
+                    f"{name} of the run in {run.path} is {path!r}, and there is none here: its paths are relative to "
+                    f"the folder that it began in. Go on from there, or name it anew: --{name.replace('_', '-')} PATH."
+                )
 
 
 def _differences(name: str, given: Any, own: Any) -> Iterator[tuple[str, Any, Any]]:
