@@ -38,6 +38,7 @@ async function request(path, options = {}) {
 
 async function messageOf(response) {
   const told = await response.json().then((body) => body?.error?.message, () => null);
+  if (response.status === 413) return "This is more than the server takes. Shorten a message, or begin a new conversation.";
   if (response.status === 429) return "The server has too much to do right now. Try again in a moment.";
   return told ?? `The server answered with ${response.status}.`;
 }
