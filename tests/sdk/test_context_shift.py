@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,19 @@ def test_a_conversation_keeps_more_than_its_system_message_where_that_is_asked_f
     assert opening is not None
     assert 0 < opening < 48
     assert more == 48
+
+
+def test_an_engine_shifts_a_text_of_longrope_where_its_row_is_full(longrope_package: Path) -> None:
+    model = edgelm.load(longrope_package, edgelm.SessionOptions(threads=1))  # its rows have 64 tokens
+    with Engine(model) as engine:
+        long, short = (engine.submit(ids, ANSWER) for ids in (TEXT[:100], fitted(TEXT[:100], 4, 64)))
+        answer, expected = join(long), join(short)
+        assert answer.token_ids == expected.token_ids
+        assert (len(answer.token_ids), answer.usage.prompt_tokens) == (150, expected.usage.prompt_tokens)
+        full = join(engine.submit(TEXT[:50], ANSWER.replace(context_shift=40)))
+        assert (full.finish_reason, len(full.token_ids)) == ("length", 15)
+        with pytest.raises(ConfigError, match="context_shift keeps 40 tokens of a context of 64; it can keep 32"):
+            engine.submit(TEXT[:100], ANSWER.replace(context_shift=40))
 
 
 def test_a_long_system_message_is_read_while_the_conversation_fits(model: LanguageModel) -> None:

@@ -21,6 +21,7 @@ from edgelm.batching.worker import Worker
 from edgelm.completion import Chunk, Completion, Message
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import Answer, join
+from edgelm.decoding.context_shift import fitted
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
@@ -194,6 +195,7 @@ class Engine:
         deadline: float | None = None,
         take: Callable[[Chunk], Chunk] | None = None,
     ) -> Generation:
+        self._fit(answer)
         self._check_memory(len(answer.prompt_ids), answer.config)
         seconds = math.inf if deadline is None else max(0.0, min(deadline, threading.TIMEOUT_MAX))
         request = Request(
@@ -220,6 +222,14 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _fit(self, answer: Answer) -> None:
+        """Shift a text where its row is full, which may be before the context is (LongRoPE)."""
+        longest = longest_row(self._model.config)
+        if answer.keep is not None and len(answer.prompt_ids) > longest:
+            answer.prompt_ids = fitted(answer.prompt_ids, answer.keep, longest)
+        elif answer.keep is not None and answer.keep > longest // 2:
+            answer.keep = None  # too much to be kept: the answer ends with its row
 
     def _check_memory(self, prompt_tokens: int, config: GenerationConfig) -> None:
         longest = longest_row(self._model.config)
