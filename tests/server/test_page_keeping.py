@@ -396,6 +396,7 @@ def test_a_text_file_goes_into_the_message_and_no_other_takes_the_place_of_the_p
     assert page.evaluate(GIVE_FILE, [event, list("The sea.\r\n```\n\u304b\n".encode()), 1])
     whole = "File essay.md:\n````\nThe sea.\n```\n\u304b\n````\n\nWhat is it about?"
     expect(page.locator("#question")).to_have_value(whole)
+    expect(page.locator("#note")).to_contain_text("Answers can be wrong.")
 
 
 def test_what_is_typed_while_a_file_is_read_stays(page: Page) -> None:

@@ -130,6 +130,12 @@ function tell(text) {
   announce(text);
 }
 
+/** Say what is so as long as nothing went wrong. */
+function showNote() {
+  if (models.length) byId("note").textContent = unkept ?? NOTE;
+  else tell(NO_MODEL);
+}
+
 function send() {
   const text = byId("question").value;
   if (!text.trim() || running.has(current.id)) return;
@@ -217,8 +223,7 @@ async function loadModels() {
     if (error.status === 401) askForKey(error.message);
     return;
   }
-  if (models.length) byId("note").textContent = unkept ?? NOTE;
-  else tell(NO_MODEL);
+  showNote();
   byId("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
   if (!models.some(({ id }) => id === settings.model)) settings.choose(models[0]?.id ?? null);
   byId("model").value = settings.model ?? "";
@@ -273,6 +278,7 @@ async function addFiles(files) {
   try {
     const parts = await Promise.all(files.map(fenced));
     setDraft([...parts, byId("question").value].join("\n\n")); // with what was typed meanwhile
+    showNote();
     announce(`Added: ${files.length}`);
     byId("question").focus();
     byId("question").scrollTop = byId("question").scrollHeight; // where the question goes
