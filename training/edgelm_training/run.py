@@ -123,10 +123,10 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
             f"{error} The run cannot go on without its settings, nor by another command than the one that began it."
         ) from error
     for name in (name for name in fixed if name in settings):
-        began_with = getattr(own, name)
-        if name == "init" and began_with and Path(settings[name] or "").resolve() == Path(began_with).resolve():
+        value, of_run = settings[name], getattr(own, name)
+        if name == "init" and value and of_run and Path(value).resolve() == Path(of_run).resolve():
             continue
-        for field, given, began in _differences(name, settings[name], began_with):
+        for field, given, began in _differences(name, value, of_run):
             raise TrainingError(
                 f"{field} is {given!r}; the run in {run.path} began with {began!r}, and cannot change it. "
                 "Leave it out, or begin another run: -o FOLDER."
