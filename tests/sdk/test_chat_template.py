@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgelm.completion import Message
 from edgelm.errors import ChatTemplateError, TokenizerError
+from edgelm.text import template_environment
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
@@ -374,6 +376,16 @@ def test_a_value_that_is_nested_too_deeply_is_an_error(tokenizer: Tokenizer) -> 
 def test_half_of_a_surrogate_pair_in_a_message_is_a_tokenizer_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError):
         encode_chat(template_of(CHATML), tokenizer, [{"role": "user", "content": "\ud83d"}])
+
+
+@pytest.mark.parametrize(("platform", "told"), [("linux", "%-d %B, %%-d, %%%-I"), ("win32", "%#d %B, %%-d, %%%#I")])
+def test_a_date_without_zeros_is_asked_for_in_the_words_of_the_system(
+    platform: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(strftime=lambda format: format)
+    monkeypatch.setattr(template_environment, "datetime", SimpleNamespace(datetime=SimpleNamespace(now=lambda: now)))
+    monkeypatch.setattr(template_environment, "sys", SimpleNamespace(platform=platform))
+    assert ChatTemplate("{{ strftime_now('%-d %B, %%-d, %%%-I') }}").render([{"role": "user", "content": ""}]) == told
 
 
 def test_the_complaint_of_a_template_is_the_message_of_the_error() -> None:

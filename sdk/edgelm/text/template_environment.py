@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
@@ -80,4 +81,6 @@ def _raise_exception(message: str) -> NoReturn:
 def _strftime_now(format: str) -> str:  # templates may pass it by this name
     if len(format) > _MAX_DATE_FORMAT or re.search("[0-9]{4}", format):
         raise RefusedError(f"{format[:40]!r} is no format of a date")  # the system would pad to any width
+    if sys.platform == "win32":  # where the mark for no leading zero is another, and one that is unknown an error
+        format = re.sub("(?<!%)((?:%%)*)%-", r"\1%#", format)
     return datetime.datetime.now().strftime(format)
