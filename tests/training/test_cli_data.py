@@ -56,7 +56,7 @@ def test_prepare_says_what_it_made_and_again_that_nothing_changed() -> None:
     documents = [int(lines[i][1].split()[2]) for i in (1, 2)]
     assert sum(documents) == 20
     assert documents[1] > 0
-    assert lines[4][1] == f"of  1 files ({Path('corpus.txt').stat().st_size / 1e3:.1f} kB)"
+    assert lines[4][1] == f"of  1 file ({Path('corpus.txt').stat().st_size / 1e3:.1f} kB)"
     assert result.stderr == ""
     again = prepare("corpus.txt", "--split-on", "", "--validation-fraction", "0.2")
     assert again.stdout == result.stdout

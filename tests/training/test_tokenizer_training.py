@@ -240,7 +240,7 @@ def test_the_command_says_what_it_made(corpus: Path) -> None:
 
 def test_the_command_takes_the_name_of_the_field(corpus: Path) -> None:
     Path("rows.jsonl").write_text(json.dumps({"content": TEXT}) + "\n")
-    assert "1 documents, 1 files" in run("rows.jsonl", "--field", "content", "-o", "tok").stdout
+    assert "1 document, 1 file\n" in run("rows.jsonl", "--field", "content", "-o", "tok").stdout
 
 
 def test_a_setting_out_of_range_is_wrong_usage(corpus: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_rows, printable
+from edgelm.cli.output import counted, is_terminal, megabytes, one_line, print_json, print_rows, printable
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import DataError
@@ -215,9 +215,9 @@ def _shard_figures(folder: Path) -> dict[str, Any]:
 def _print_shards(figures: dict[str, Any]) -> None:
     rows = [("shards", f"{figures['folder']} ({megabytes(figures['bytes'])})")]
     for split, counts in figures["splits"].items():
-        rows.append((split, f"{counts['tokens']:,} tokens, {counts['documents']:,} documents"))
+        rows.append((split, f"{counted(counts['tokens'], 'token')}, {counted(counts['documents'], 'document')}"))
     rows.append(("vocabulary", f"{figures['vocab_size']:,} tokens"))
-    rows.append(("made of", f"{figures['source_files']:,} files ({megabytes(figures['source_bytes'])})"))
+    rows.append(("made of", f"{counted(figures['source_files'], 'file')} ({megabytes(figures['source_bytes'])})"))
     if figures["broken"]:
         rows.append(("left out", f"{figures['broken']:,} broken lines or documents"))
     print_rows(rows)

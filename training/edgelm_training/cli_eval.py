@@ -11,7 +11,7 @@ import click
 
 from edgelm.arguments import as_path
 from edgelm.cli.generation_options import complete_model, threads_option
-from edgelm.cli.output import one_line, print_json
+from edgelm.cli.output import counted, one_line, print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import MissingExtraError, ModelNotFoundError
@@ -159,8 +159,8 @@ def _print(scorer: Scorer, measured: Perplexity, as_json: bool) -> None:
         return
     click.echo(f"  perplexity     {measured.perplexity:.4f}")
     click.echo(f"  bits per byte  {measured.bits_per_byte:.4f}")
-    plural = "document" if measured.documents == 1 else "documents"
+    documents = counted(measured.documents, "document")
     click.echo(
-        f"  over {measured.tokens} tokens ({measured.bytes} bytes) of {measured.documents} {plural}, in windows of "
-        f"{measured.window} with a stride of {measured.stride}"
+        f"  over {measured.tokens} tokens ({measured.bytes} bytes) of {documents}, in windows of {measured.window} "
+        f"with a stride of {measured.stride}"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.output import one_line, print_json, print_rows
+from edgelm.cli.output import counted, one_line, print_json, print_rows
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.corpus import describe_passed_over
@@ -87,10 +87,11 @@ def train(
         print_json({**asdict(trained), "folder": str(trained.folder)})
         return
     fewer = f" (of {vocab_size}: the text has no more pairs)" if trained.vocab_size < vocab_size else ""
+    read = f"{counted(trained.documents, 'document')}, {counted(trained.files, 'file')}"
     rows = [
         ("tokenizer", str(output)),
         ("vocabulary", f"{trained.vocab_size} tokens{fewer}"),
-        ("trained on", f"{trained.characters:,} characters, {trained.documents:,} documents, {trained.files:,} files"),
+        ("trained on", f"{trained.characters:,} characters, {read}"),
     ]
     if trained.broken:
         rows.append(("left out", f"{trained.broken:,} broken lines or documents"))

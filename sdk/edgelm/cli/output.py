@@ -111,9 +111,9 @@ def clean_text(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def counted(tokens: int) -> str:
-    """Say how many tokens there are."""
-    return "1 token" if tokens == 1 else f"{tokens} tokens"
+def counted(count: int, what: str = "token") -> str:
+    """Say how many there are: "1 token", "2,000 files"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:
