@@ -286,6 +286,8 @@ def test_ctrl_z_during_an_answer_gives_the_shell_its_terminal_and_fg_goes_on():
     assert "\x1b[?2004l\x1b[?25h" in chat.wait_for("STOPPED")
     assert not {"-echo", "-icanon"} & set(chat.wait_for("AGAIN").replace(";", " ").split())
     chat.wait_for("\x1b[?2004h\x1b[?25l")  # before it has the terminal back, that shows what is typed
+    redrawn = chat.wait_for("word")
+    assert redrawn.count("\n") == redrawn.count("\x1b[1A") > 0  # over lines of its own, not over the shell's
     chat.type("typed while it answers")
     answered = chat.wait_for("tokens/s · prompt")
     assert "word119" in answered

@@ -129,12 +129,11 @@ class Terminal:
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             self._write(texts)
             return
-        blocks = MarkdownBlocks()
+        blocks, tail = MarkdownBlocks(), _Tail(status())  # which is shown while a long prompt is read
         draw: _Draw = _markdown
         printed = False
         drawn = 0.0
-        with _unseen_typing(), Live(console=self._console, auto_refresh=False, transient=True) as live:
-            live.update(_Tail("", draw, printed, status()), refresh=True)  # while a long prompt is read
+        with _unseen_typing(tail), Live(tail, console=self._console, auto_refresh=False, transient=True) as live:
             for piece in texts:
                 text, draw_piece = (piece.text, _thought) if isinstance(piece, Thought) else (piece, _markdown)
                 complete = [blocks.pending] if text and draw_piece != draw else []
@@ -144,7 +143,8 @@ class Terminal:
                 more = blocks.push(printable(text))
                 printed = self._print_blocks(more, draw, printed)
                 if complete or more or time.monotonic() - drawn >= _REDRAW_SECONDS:
-                    live.update(_Tail(blocks.pending, draw, printed, status()), refresh=True)
+                    tail.update(blocks.pending, draw, printed, status())
+                    live.refresh()
                     drawn = time.monotonic()
             live.update("", refresh=True)
         self._print_blocks([blocks.pending], draw, printed)
@@ -174,7 +174,12 @@ class Terminal:
 class _Tail:
     """The last lines of a block that is being written, as many as the screen has, and the status below."""
 
-    def __init__(self, text: str, draw: _Draw, follows_another: bool, status: str) -> None:
+    def __init__(self, status: str) -> None:
+        self.height = 0  # as it was drawn last
+        self.update("", _markdown, False, status)
+
+    def update(self, text: str, draw: _Draw, follows_another: bool, status: str) -> None:
+        """Let this be what is drawn next."""
         self._text, self._draw, self._follows_another, self._status = text, draw, follows_another, status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -189,6 +194,7 @@ class _Tail:
         if lines:
             yield Segment.line()
         yield Text(printable(self._status), style="dim", no_wrap=True, overflow="ellipsis")
+        self.height = len(lines[-height:]) + 1
 
 
 def _last_lines(text: str, count: int) -> str:
@@ -244,8 +250,8 @@ def is_open(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _unseen_typing() -> Iterator[None]:
-    """Keep what is typed while an answer is shown for the next prompt, and out of the answer."""
+def _unseen_typing(tail: _Tail) -> Iterator[None]:
+    """Keep what is typed while an answer is shown for the next prompt, and out of the answer, which ends in `tail`."""
     if sys.platform == "win32":  # it shows no typing while nobody reads it
         yield
         return
@@ -268,7 +274,8 @@ def _unseen_typing() -> Iterator[None]:
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
-        _write_at_once(_BRACKETED_PASTE + _HIDDEN_CURSOR)
+        # What is drawn next is drawn over as many lines as were there before; those are the shell's now.
+        _write_at_once(_BRACKETED_PASTE + _HIDDEN_CURSOR + "\n" * (tail.height - 1))
 
     at_ctrl_z = signal.getsignal(signal.SIGTSTP)
     if at_ctrl_z is not signal.SIG_IGN:  # as a shell without jobs leaves it
