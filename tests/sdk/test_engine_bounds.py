@@ -168,6 +168,15 @@ def test_answers_of_a_batch_outgrow_the_original_context_of_longrope_as_they_do_
     assert len(open_end.token_ids) == model.context_length - len(prompts[0]) + 1
 
 
+def test_an_engine_shifts_within_the_original_context_of_longrope_or_ends_there(longrope_package: Path) -> None:
+    model, prompt = edgelm.load(longrope_package, edgelm.SessionOptions(threads=1)), [5, 6, 7, 8] * 5
+    config = GenerationConfig(max_new_tokens=60, ignore_eos=True)
+    with Engine(model) as engine:
+        for keep, tokens in ((0, 60), (32, 60), (33, 64 - len(prompt) + 1)):
+            answer = edgelm.join(engine.submit(prompt, config.replace(context_shift=keep)))
+            assert (answer.finish_reason, len(answer.token_ids)) == ("length", tokens)
+
+
 def test_a_batch_takes_at_least_one_prompt_at_once() -> None:
     with pytest.raises(edgelm.ConfigError, match="max_batch is 0; it must be a whole number of 1 or more"):
         scripted_model("Fine.").generate_batch(["x"], max_batch=0)
