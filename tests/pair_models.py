@@ -96,6 +96,8 @@ def new_pair(name: str, **others: Any) -> PreTrainedModel:
             parameter.data += torch.randn_like(parameter) * 0.1
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_()
+        for (word,) in changes.get("bad_words_ids", ()):
+            model.final_logits_bias[0, word] = 9.0  # it would be every token of an answer
     model.generation_config.forced_bos_token_id = changes.get("forced_bos_token_id")
     model.generation_config.bad_words_ids = changes.get("bad_words_ids")
     return model
