@@ -337,15 +337,13 @@ class RunningBatch:
         """Choose the next token of an answer, unless it is catching up with what it had before it lost its row."""
         if request.computed < len(request.calls):
             return
-        longest, keep = longest_row(self._session.config), request.answer.keep
-        room = longest - request.length
+        room = longest_row(self._session.config) - request.length
         try:
             id_ = request.answer.sampler.sample(logits_V)
             if self._take(request, id_, logits_V):
                 return
-            # It may be half of the context, which is longer than a row with LongRoPE.
-            if room == 0 and keep is not None and keep <= longest // 2:
-                self._shift(request, id_, keep)
+            if room == 0 and request.answer.keep is not None:
+                self._shift(request, id_, request.answer.keep)
                 return
             if room == 0:
                 self._finish(request, request.answer.rest(), "length")
