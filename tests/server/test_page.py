@@ -506,3 +506,7 @@ def test_a_conversation_that_outgrows_the_context_goes_on_and_says_so(open_page:
         done(page)
         expect(page.locator(".answer >> nth=1")).to_have_text("The sea.")
         expect(page.locator(".stats >> nth=1")).to_contain_text("the oldest part was left out")
+        page.route("**/v1/chat/completions", lambda route: None)
+        ask(page)
+        page.press("#question", "Escape")
+        expect(page.locator(".stats >> nth=2")).to_contain_text("stopped · the oldest part was left out")

@@ -5,10 +5,9 @@ import { path } from "./conversations.js";
 
 /**
  * Fill `node` with the answer of its `model` to what stands before it, behind the text that it has already; its `state` says
- * how it ended. `changed` is called as text arrives. A conversation that outgrows the `context` goes on without its oldest
- * part.
+ * how it ended. `changed` is called as text arrives. A conversation that outgrows the context goes on without its oldest part.
  */
-export async function fill(conversation, node, { settings, context, signal, changed }) {
+export async function fill(conversation, node, { settings, signal, changed }) {
   const messages = messagesTo(conversation, node);
   const begun = begin(node, settings);
   let first = 0;
@@ -25,7 +24,6 @@ export async function fill(conversation, node, { settings, context, signal, chan
       if (piece.usage) note(conversation, node, piece.usage, first, begun.count);
       changed();
     }
-    node.isCut = await isLongerThan(context, conversation, node);
     if (node.ended) node.state = node.ended;
     else delete node.state;
   } catch (error) {
@@ -63,9 +61,12 @@ function begin(node, { probabilities }) {
   return { count, isRecorded };
 }
 
-/** Whether the model has not read all of a conversation: it reads half a context of one at the least then. */
-async function isLongerThan(context, conversation, node) {
-  if (!(conversation.used >= context / 2)) return false;
+/**
+ * Whether the model has not read all of a conversation: it reads half a context of one at the least then. How much it has read
+ * for an answer that was stopped is not known.
+ */
+export async function isLongerThan(context, conversation, node) {
+  if (!(conversation.used >= context / 2) && node.state !== "stopped") return false;
   return (await countTokens(node.model, messagesTo(conversation, node)).catch(() => 0)) > context;
 }
 

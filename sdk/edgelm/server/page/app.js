@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import * as kept from "./conversations.js";
-import { fill } from "./answering.js";
+import { fill, isLongerThan } from "./answering.js";
 import { announce, byId, byTouch, element, isComposing } from "./dom.js";
 import { fenced } from "./files.js";
 import { spoken } from "./markdown.js";
@@ -88,7 +88,8 @@ async function respond(parent, again = null, begun = nothing()) {
       if (conversation === current) thread.update(node);
     });
   };
-  await fill(conversation, node, { settings, context: contextOf(node.model), signal: controller.signal, changed });
+  await fill(conversation, node, { settings, signal: controller.signal, changed });
+  noteWhatIsCut(conversation, node);
   running.delete(conversation.id);
   await keep(conversation);
   if (conversation === current) show({ staying: true });
@@ -97,6 +98,15 @@ async function respond(parent, again = null, begun = nothing()) {
   if (node.status === 401) askForKey(node.problem);
   const isBack = isAway && node.state !== "broken";
   if (isBack || node.status === 404) loadModels(); // or its models are others by now
+}
+
+/** Nothing waits for this: the server that counts may be the one that an answer was stopped for. */
+async function noteWhatIsCut(conversation, node) {
+  const isCut = await isLongerThan(contextOf(node.model), conversation, node);
+  if (isCut === node.isCut) return;
+  node.isCut = isCut;
+  await keep(conversation);
+  if (conversation === current) show({ staying: true });
 }
 
 function saidAtTheEnd(conversation, node) {
