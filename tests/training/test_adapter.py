@@ -86,6 +86,7 @@ def test_the_same_adapter_is_written_in_the_same_bytes(tmp_path: Path) -> None:
     first, *others = (path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json")
     assert len(others) == 5
     assert set(others) == {first}
+    assert int.from_bytes(first[:8], "little") % 8 == 0  # the tensors behind the header are aligned
 
 
 def test_beside_a_package_an_adapter_gives_the_logits_of_training(

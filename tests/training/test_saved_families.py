@@ -32,6 +32,9 @@ KNOWN: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "attention_output_bias": True,
     },
+    "granite, attention scaled as usual": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "stablelm": {"norm": "layer", "norm_eps": 0.1, "head_dim": 6},
+    "jais2": {"norm": "layer", "norm_eps": 0.1, "head_dim": 6, "mlp_gated": False, "hidden_act": "relu2"},
 }
 # transformers has no model for these.
 OTHERS: dict[str, dict[str, Any]] = {
@@ -44,6 +47,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "query and key norms with biases of the feed-forward": {"qk_norm": True, "mlp_bias": True},
     "a bias of the head": {"lm_head_bias": True},
     "norms without weights": {"norm": "rms_plain"},
+    "OLMo's norms, whose epsilon is fixed, with another": {"norm": "layer_plain", "norm_eps": 1e-6},
     "norms of 1 + weight alone": {"norm": "rms_offset"},
     "attention and feed-forward in parallel": {"parallel_residual": True},
     "a soft-cap alone": {"final_logit_softcapping": 3.0},
