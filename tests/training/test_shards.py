@@ -414,6 +414,14 @@ def test_two_processes_with_one_output_take_turns(tok: Path, corpus: Path) -> No
     assert waited == [str(os.getpid())]
 
 
+@pytest.mark.usefixtures("open_files_stay", "corpus")
+def test_nothing_is_left_beside_shards_on_windows_too(tok: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    prepare_shards(["corpus/00.txt"], "shards", tok, PrepareConfig(workers=1))
+    assert Shards.open("shards").num_documents == 1
+    assert not Path(".shards.partial").exists()
+
+
 def test_a_worker_that_is_killed_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="A worker process was killed, maybe because memory ran out"):
         list(run_tasks(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], workers=2))
