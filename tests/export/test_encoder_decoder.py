@@ -16,7 +16,7 @@ import pytest
 import torch
 from command_line import invoke
 from gradient_check import check_gradients, gradients_of
-from json_files import change_json
+from json_files import change_json, edited_json
 from make_tiny_model import CONFIG
 from pair_models import ANSWER, MODELS, SOURCE, random_ids, theirs
 from safetensors.torch import load_file, save_file
@@ -450,6 +450,17 @@ def test_generation_config_says_how_an_answer_begins(tmp_path: Path, save_pair: 
     change_json(tmp_path / "hf/generation_config.json", decoder_start_token_id=9, forced_bos_token_id=7)
     config = HuggingFaceCheckpoint(tmp_path / "hf").config
     assert (config.decoder_start_token_id, config.forced_bos_token_id) == (9, 7)
+
+
+def test_what_says_nothing_of_an_answers_beginning_begins_as_in_transformers(
+    tmp_path: Path, save_pair: SavePair
+) -> None:
+    save_pair("plbart", tmp_path / "hf")
+    for name in ("config.json", "generation_config.json"):
+        with edited_json(tmp_path / "hf" / name) as values:
+            del values["decoder_start_token_id"]
+    answer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").generate(torch.tensor([[5]]), max_new_tokens=1)
+    assert HuggingFaceCheckpoint(tmp_path / "hf").config.decoder_start_token_id == answer[0, 0]
 
 
 def test_copies_of_the_embedding_and_stored_sinusoids_are_passed_over(tmp_path: Path, save_pair: SavePair) -> None:
