@@ -419,22 +419,6 @@ def test_conversations_move_to_another_browser_as_a_file(
     assert dialog.value.message == 'The conversation "Take me along" in this file is broken.'
 
 
-def test_two_tabs_of_one_conversation_lose_nothing_of_each_other(page: Page) -> None:
-    ask(page, "First question")
-    done(page)
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
-    ask(other, "Asked in the other tab")
-    done(other)
-    ask(page, "Asked here")
-    done(page)
-    other.reload()
-    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked here")
-    other.locator(".message.user").get_by_role("button", name="The version before").click()
-    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked in the other tab")
-
-
 def test_it_says_on_which_machine_the_model_runs(
     open_page: Callable[..., Page], scripted_server: EdgelmServer, page: Page
 ) -> None:

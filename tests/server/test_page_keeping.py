@@ -31,6 +31,22 @@ def test_a_search_finds_what_reads_alike(page: Page) -> None:
     assert page.evaluate(found, [accents, syllables, widths, ("cafe", "caf\u00e9")]) == [True, True, True, False]
 
 
+def test_two_tabs_of_one_conversation_lose_nothing_of_each_other(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#conversations .open").click()
+    ask(other, "Asked in the other tab")
+    done(other)
+    ask(page, "Asked here")
+    done(page)
+    other.reload()
+    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked here")
+    other.locator(".message.user").get_by_role("button", name="The version before").click()
+    expect(other.locator(".message.user .text >> nth=1")).to_have_text("Asked in the other tab")
+
+
 @at_length
 def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
