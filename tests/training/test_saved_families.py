@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_features import GEMMA4_FEATURES, STREAMS
 from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
@@ -34,8 +35,21 @@ KNOWN: dict[str, dict[str, Any]] = {
     },
     "granite, attention scaled as usual": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "stablelm": {"norm": "layer", "norm_eps": 0.1, "head_dim": 6},
+    "gemma2, another activation": {
+        "norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25,
+        "sliding_window": 6, "layer_types": ("sliding_attention", "full_attention"),
+    },
+    "gemma3n_text, another activation": STREAMS
+    | {
+        "embedding_multiplier": 24**0.5, "attention_multiplier": 1.0, "qk_norm": True, "v_norm": True,
+        "final_logit_softcapping": 3.0, "num_hidden_layers": 3, "num_kv_shared_layers": 1, "sliding_window": 6,
+        "rope_local_theta": 100.0,
+        "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
+        "activation_sparsity_pattern": (0.9, 0.0, 0.5), "vocab_size_per_layer_input": None,
+    },
+    "gemma4_text, another activation": GEMMA4_FEATURES | {"embedding_multiplier": 24**0.5},
     "jais2": {"norm": "layer", "norm_eps": 0.1, "head_dim": 6, "mlp_gated": False, "hidden_act": "relu2"},
-}
+}  # fmt: skip
 # transformers has no model for these.
 OTHERS: dict[str, dict[str, Any]] = {
     "attention sinks, query and key norms": {"attention_sinks": True, "qk_norm": True},
@@ -45,6 +59,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "plain feed-forward, query and key norms": {"mlp_gated": False, "qk_norm": True},
     "query and key norms with biases of q, k and v alone": {"qk_norm": True, "attention_bias": True},
     "query and key norms with biases of the feed-forward": {"qk_norm": True, "mlp_bias": True},
+    "norms behind, and heads that do not turn in a layer without a window": {
+        "norm_placement": "post", "qk_norm": True, "layers_without_rope": (0,),
+    },
     "a bias of the head": {"lm_head_bias": True},
     "norms without weights": {"norm": "rms_plain"},
     "OLMo's norms, whose epsilon is fixed, with another": {"norm": "layer_plain", "norm_eps": 1e-6},
@@ -54,7 +71,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "xielu, whose factors are learned": {"hidden_act": "xielu", "mlp_gated": False},
     "xielu of a gate": {"hidden_act": "xielu"},
     "one norm in parallel, of another kind": {"parallel_residual": True, "norm_placement": "shared"},
-}
+}  # fmt: skip
 
 
 def ids_of(config: ModelConfig) -> torch.Tensor:
