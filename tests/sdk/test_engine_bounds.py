@@ -407,18 +407,3 @@ def test_an_answer_rests_from_more_texts_than_may_be_unread_until_all_are_read()
             assert answer.is_full
             assert next(answer).text == str(i)
     assert woken == [False, False]
-
-
-def test_an_answer_that_rests_is_not_computed_again_where_nobody_wants_its_place() -> None:
-    model, said, has_ended = scripted_model("The sea is blue."), "", False
-    assert isinstance(model.session, ScriptedDecoder)
-    with Engine(model, EngineOptions(max_unread=1)) as engine:
-        answer = engine.submit("x")
-        while not has_ended:
-            with answer._arrived:
-                assert answer._arrived.wait_for(lambda: answer.is_full or answer.has_ended, 20)
-                has_ended, unread = answer.has_ended, len(answer._unread)
-            said += "".join(next(answer).text for _ in range(unread))
-    assert said == "The sea is blue."
-    _, *steps = model.session.forwarded
-    assert steps == [[id_] for id_ in model.tokenizer.encode(said)]

@@ -120,7 +120,7 @@ class Worker:
         with self._changed:
             while True:
                 self._admit()  # a method, whose variables are gone while this waits: a request keeps its engine alive
-                if not all(map(self._rests, self._batch.requests)):
+                if self._batch.requests:
                     return True
                 if self._draining:
                     return False
@@ -131,9 +131,7 @@ class Worker:
         for request in self._batch.requests:
             if self._closed or request.is_over:
                 self._batch.drop(request)
-        # One that rests keeps its row while nobody else is here: without it, all that it has is computed again.
-        if not all(map(self._rests, (*self._batch.requests, *self._waiting))):
-            for request in filter(self._rests, self._batch.requests):
+            elif self._rests(request):
                 self._batch.put_aside(request)
         self._waiting += self._batch.put_back
         self._batch.put_back.clear()
@@ -149,7 +147,7 @@ class Worker:
 
     def _seconds_to_deadline(self) -> float | None:
         """Return in how many seconds an answer that waits is over by its deadline, the first; None: none has one."""
-        first = min((request.expires for request in (*self._waiting, *self._batch.requests)), default=math.inf)
+        first = min((request.expires for request in self._waiting), default=math.inf)
         return None if first == math.inf else min(max(0.0, first - time.monotonic()), threading.TIMEOUT_MAX)
 
     def _rests(self, request: Request) -> bool:
