@@ -58,14 +58,16 @@ def main() -> None:
     command = [str(Path(sys.executable).with_name("edgelm")), "serve", model, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
         assert server.stderr is not None
-        url = next(match[1] for line in server.stderr if (match := re.search(r"Listening at (\S+)", line)))
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 640})
-        page.goto(url)
-        expect(page.locator("#model option")).not_to_have_count(0)
-        take(page)
-        browser.close()
-        server.terminate()
+        try:
+            url = next(match[1] for line in server.stderr if (match := re.search(r"Listening at (\S+)", line)))
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1000, "height": 640})
+            page.goto(url)
+            expect(page.locator("#model option")).not_to_have_count(0)
+            take(page)
+            browser.close()
+        finally:  # else it would be waited for where a picture fails
+            server.terminate()
 
 
 if __name__ == "__main__":
