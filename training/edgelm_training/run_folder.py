@@ -94,20 +94,13 @@ class RunFolder:
             raise TrainingError(
                 f"The run's folder {self.path} cannot be made: {error.strerror}. Choose another: -o FOLDER."
             ) from error
-        held, removed = file_lock(self.path / _LOCK_FILE, refuse), self._removed_if_not_begun()
-        # While it is held, as another process may have the lock next; Windows deletes a file that nobody has open.
-        outer, inner = (removed, held) if sys.platform == "win32" else (held, removed)
-        with outer, inner:
+        with file_lock(self.path / _LOCK_FILE, refuse, tidy=self._remove_if_not_begun):
             yield
 
-    @contextlib.contextmanager
-    def _removed_if_not_begun(self) -> Iterator[None]:
-        """Leave nothing of a run that did not begin in the block."""
-        try:
-            yield
-        finally:
-            if [entry.name for entry in entries_of(self.path)] == [_LOCK_FILE]:
-                shutil.rmtree(self.path, ignore_errors=True)
+    def _remove_if_not_begun(self) -> None:
+        """Leave nothing of a run that did not begin."""
+        if [entry.name for entry in entries_of(self.path)] == [_LOCK_FILE]:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def write_config(self, text: str) -> None:
         """Write the settings of the run.

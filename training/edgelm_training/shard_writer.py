@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -100,10 +98,7 @@ def prepare_shards(
     target = output.resolve()
     work = target.with_name(f".{target.name}.partial")
     try:
-        held, removed = file_lock(work / _LOCK, waiting), _removed_if_empty(work)
-        # While it is held, as another process may have the lock next; Windows deletes a file that nobody has open.
-        outer, inner = (removed, held) if sys.platform == "win32" else (held, removed)
-        with outer, inner:
+        with file_lock(work / _LOCK, waiting, tidy=partial(_remove_if_empty, work)):
             prepared = _prepare(files, output, work, Path(tokenizer), config, progress)
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -113,13 +108,9 @@ def prepare_shards(
     return prepared
 
 
-@contextlib.contextmanager
-def _removed_if_empty(work: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:
-            shutil.rmtree(work, ignore_errors=True)
+def _remove_if_empty(work: Path) -> None:
+    if work.is_dir() and {path.name for path in work.iterdir()} <= {_LOCK}:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _prepare(

@@ -33,24 +33,30 @@ def _locked(path: Path, waiting: Callable[[str], None] | None) -> FileIO:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+def file_lock(
+    path: Path, waiting: Callable[[str], None] | None = None, *, tidy: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Hold the lock file `path`; where another process holds it, wait until that one lets go or ends.
 
     Its folder is made, also where that one has taken it away when it was done.
     On a disk that has no locks, as some of networks have none, nobody is kept out.
 
     waiting: called once before a wait, with the process id of the holder (empty where it has not written it yet, or
-    the disk has no room for it).
+    the disk has no room for it). tidy: called last, also after an error, to take the file away with what it was for.
     """
-    with _locked(path, waiting) as file:
+    file = _locked(path, waiting)
+    with contextlib.ExitStack() as stack:
+        if sys.platform == "win32":  # it deletes no file that is open
+            stack.callback(tidy)
+        stack.enter_context(file)
+        stack.callback(_unlock, file)
+        stack.callback(file.truncate, 0)
+        if sys.platform != "win32":  # while it is held, as another process may have the lock next
+            stack.callback(tidy)
         file.truncate(0)
         with contextlib.suppress(OSError):  # on a full disk, what makes room must not fail for want of it
             file.write(f"{os.getpid()}\n".encode("ascii"))
-        try:
-            yield
-        finally:
-            file.truncate(0)
-            _unlock(file)
+        yield
 
 
 # What NFS without its lock daemon, Lustre without `-o flock` and some FUSE say; the last is what macOS says of shares,

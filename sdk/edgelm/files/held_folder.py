@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,19 +25,21 @@ def held_folder(folder: Path) -> Iterator[bool]:
     def refuse(_holder: str) -> None:
         raise _TakenError
 
-    lock = folder.with_name(f"{folder.name}{_LOCK}")
+    lock, is_done = folder.with_name(f"{folder.name}{_LOCK}"), False
+
+    def tidy() -> None:
+        if is_done:
+            with contextlib.suppress(PermissionError):  # on Windows one that another process has open stays
+                lock.unlink(missing_ok=True)
+
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(lock, refuse))
+            stack.enter_context(file_lock(lock, refuse, tidy=tidy))
         except _TakenError:
             yield False
             return
         yield True
-        if sys.platform != "win32":  # while it is held, as another process may have the lock next
-            lock.unlink(missing_ok=True)
-    if sys.platform == "win32":
-        with contextlib.suppress(PermissionError):  # one that another process has open stays
-            lock.unlink(missing_ok=True)
+        is_done = True
 
 
 def holdable_folders(parent: Path) -> list[Path]:
