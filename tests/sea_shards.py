@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,13 @@ def texts(shards: Shards) -> list[str]:
     """Decode the documents."""
     tokenizer = Tokenizer.load(shards.folder)
     return [tokenizer.decode(shards.document(number).tolist()) for number in range(shards.num_documents)]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the hash of each file in a folder of shards, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def pieces() -> dict[str, int]:
+    """Return the finished pieces beside the unfinished shards, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(".shards.partial").glob("[0-9a-f]*.json")}

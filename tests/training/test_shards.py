@@ -21,10 +21,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
-from sea_shards import SENTENCES, prepare, texts
+from sea_shards import SENTENCES, contents, pieces, prepare, texts
 from tokenizers.processors import TemplateProcessing
 
-from edgelm.errors import ConfigError, DataError, TokenizerError
+from edgelm.errors import DataError
 from edgelm.files.file_lock import file_lock
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training import piece, process_pool, shard_writer
@@ -36,10 +36,6 @@ from edgelm_training.shard_writer import PrepareConfig, prepare_shards
 from edgelm_training.shards import SPLITS, Shards
 
 pytestmark = pytest.mark.usefixtures("corpus")
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def test_every_document_is_in_one_split_and_decodes_to_its_text(tok: Path, corpus: Path) -> None:
@@ -223,11 +219,6 @@ def start_prepare(tok: Path, most: int) -> subprocess.Popen[str]:
     # A group of its own, so that a signal can reach all of its processes, as Ctrl-C does.
     command = [sys.executable, "program.py", str(tok), str(most)]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, process_group=0)
-
-
-def pieces() -> dict[str, int]:
-    """Return the finished pieces beside the unfinished shards, and when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in Path(".shards.partial").glob("[0-9a-f]*.json")}
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -425,82 +416,3 @@ def test_nothing_is_left_beside_shards_on_windows_too(tok: Path, monkeypatch: py
 def test_a_worker_that_is_killed_is_an_error_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="A worker process was killed, maybe because memory ran out"):
         list(run_tasks(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], workers=2))
-
-
-# --- bad input
-
-
-def test_a_broken_line_stops_with_its_file_and_line_and_is_not_tokenized_twice(
-    tok: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shard_writer, "_SMALLEST_PIECE", 3000)
-    good = (corpus / "rows.jsonl").read_text()
-    (corpus / "rows.jsonl").write_text(good + '{"text": "no end')
-    for workers in (1, 2):
-        with pytest.raises(DataError, match=r"^corpus/rows\.jsonl:51: broken JSON"):
-            prepare(tok, workers=workers)
-    assert not Path("shards").exists()
-    kept = pieces()
-    assert kept
-    assert Shards.open(prepare(tok, skip_broken=True)).index["broken"] == 1
-    (corpus / "rows.jsonl").write_text(good)
-    assert Shards.open(prepare(tok)).index["broken"] == 0
-
-
-@pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_corpus_is_refused_and_leaves_nothing(tok: Path, corpus: Path, content: str) -> None:
-    Path("a.txt").write_text(content)
-    with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with a\.txt, have no document\."):
-        prepare(tok, paths=("a.txt",))
-    assert not Path("shards").exists()
-
-
-def test_a_corpus_of_broken_lines_alone_says_so(tok: Path, corpus: Path) -> None:
-    Path("a.jsonl").write_text("{\n{\n")
-    with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\."):
-        prepare(tok, paths=("a.jsonl",), skip_broken=True, split_on=None)
-
-
-@pytest.mark.parametrize("settings", [{"validation_fraction": 1.0}, {"validation_fraction": -0.1}, {"workers": 0}])
-def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is {next(iter(settings.values()))}; it must be"):
-        PrepareConfig(**settings)
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "index.json", "train-00000.bin"])
-def test_a_folder_of_something_else_is_never_replaced(tok: Path, corpus: Path, name: str) -> None:
-    Path("shards").mkdir()
-    Path("shards", name).write_text("{}")
-    with pytest.raises(DataError, match="shards is not replaced: it exists and is no folder of shards"):
-        prepare(tok)
-    assert contents(Path("shards")) == {name: hashlib.sha256(b"{}").hexdigest()}
-
-
-def test_shards_replace_no_file_of_somebody_else_and_lie_in_no_model_package(tok: Path, corpus: Path) -> None:
-    prepare(tok)
-    Path("shards/notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"shards is not replaced: it holds notes\.txt, which is no part of shards"):
-        prepare(tok)
-    Path("edgelm.json").touch()
-    with pytest.raises(DataError, match=r"shards is not written: .* is a model package"):
-        prepare(tok)
-
-
-def test_a_tokenizer_without_an_end_token_asks_for_one(tok: Path, corpus: Path) -> None:
-    Path("bare").mkdir()
-    shutil.copy(tok / "tokenizer.json", "bare")
-    with pytest.raises(TokenizerError, match=r"Cannot read the eos_token of bare/tokenizer_config\.json.*--end-token"):
-        prepare(Path("bare"))
-    for content in ("[" * 100_000, "[]", '{"eos_token": {}}', "{"):
-        Path("bare/tokenizer_config.json").write_text(content)
-        with pytest.raises(TokenizerError, match=r"Cannot read the eos_token of bare/tokenizer_config\.json"):
-            prepare(Path("bare"))
-    Path("bare/tokenizer_config.json").write_text('{"eos_token": null}')
-    with pytest.raises(TokenizerError, match=r"has no eos_token\. Name the token that ends a document: --end-token"):
-        prepare(Path("bare"))
-    with pytest.raises(TokenizerError, match=r"has no token '<end>'; its control tokens are '<\|endoftext\|>', "):
-        prepare(Path("bare"), end_token="<end>")
-    shards = Shards.open(prepare(Path("bare"), end_token="<|im_end|>"))
-    assert shards.start_token_ids == (2,)
-    Path("bare/tokenizer_config.json").write_text('{"eos_token": {"content": "<|pad|>"}}')
-    assert Shards.open(prepare(Path("bare"))).start_token_ids == (3,)
