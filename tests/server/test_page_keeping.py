@@ -31,12 +31,18 @@ def test_a_search_finds_what_reads_alike(page: Page) -> None:
     assert page.evaluate(found, [accents, syllables, widths, ("cafe", "caf\u00e9")]) == [True, True, True, False]
 
 
-def test_two_tabs_of_one_conversation_lose_nothing_of_each_other(page: Page) -> None:
-    ask(page, "First question")
-    done(page)
+def in_another_tab(page: Page) -> Page:
+    """Open the only conversation of a page in another tab."""
     other = page.context.new_page()
     other.goto(page.url)
     other.locator("#conversations .open").click()
+    return other
+
+
+def test_two_tabs_of_one_conversation_lose_nothing_of_each_other(page: Page) -> None:
+    ask(page, "First question")
+    done(page)
+    other = in_another_tab(page)
     ask(other, "Asked in the other tab")
     done(other)
     ask(page, "Asked here")
@@ -66,9 +72,7 @@ def test_a_conversation_that_is_deleted_during_its_answer_does_not_come_back(pag
 def test_a_tab_that_opens_during_an_answer_does_not_cut_it_off(page: Page) -> None:
     ask(page, "First question")
     expect(page.locator(".answer")).to_contain_text("The")
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
+    other = in_another_tab(page)
     expect(other.locator(".problem")).to_contain_text("interrupted")
     done(page)
     ask(other, "Second question")
@@ -117,9 +121,7 @@ def test_a_file_of_the_conversation_that_is_open_adds_to_it(page: Page, tmp_path
 def test_what_another_tab_has_added_is_shown_though_this_one_saved_last(page: Page) -> None:
     ask(page, "First question")
     done(page)
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
+    other = in_another_tab(page)
     ask(other, "Second question")
     done(other)
     page.on("dialog", lambda dialog: dialog.accept("Renamed"))
@@ -133,9 +135,7 @@ def test_what_another_tab_has_added_is_shown_though_this_one_saved_last(page: Pa
 def test_what_one_tab_has_renamed_another_that_speaks_on_does_not_name_back(page: Page) -> None:
     ask(page, "First question")
     done(page)
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
+    other = in_another_tab(page)
     page.on("dialog", lambda dialog: dialog.accept("Renamed"))
     page.get_by_label("Rename First question").dispatch_event("click")
     page.keyboard.press("Alt+s")
@@ -266,9 +266,7 @@ def test_an_answer_that_another_tab_made_again_stays(page: Page) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**broken_off({"content": "The"})))
     ask(page)
     expect(page.locator(".problem")).to_contain_text("broke off")
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
+    other = in_another_tab(page)
     page.unroute("**/v1/chat/completions")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".stats")).to_contain_text("tokens/s")
@@ -285,9 +283,7 @@ def test_an_answer_that_went_on_in_another_tab_stays(page: Page) -> None:
     answer.get_by_role("button", name="Edit").click()
     page.get_by_label("Answer", exact=True).fill("Water.")
     answer.get_by_role("button", name="Keep").click()
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.locator("#conversations .open").click()
+    other = in_another_tab(page)
     expect(other.locator(".answer")).to_have_text("Water.")
     page.get_by_role("button", name="Continue").click()
     done(page)
