@@ -198,7 +198,8 @@ def check_that_it_is_taken(words: list[str]) -> None:
 
     No file is looked at: those of the pages are the reader's.
     """
-    context = click.Context(main, info_name="edgelm")
+    # A command keeps the option for help that it has first been parsed with.
+    context = click.Context(main, info_name="edgelm", **main.context_settings)
     given, rest, _ = main.make_parser(context).parse_args(words)
     while rest and isinstance(context.command, click.Group):
         name, command, rest = context.command.resolve_command(context, rest)
