@@ -18,10 +18,11 @@ Source: the messages of onnx/onnx.proto3; com.microsoft.FusedMatMul; onnxruntime
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from edgelm.files.protobuf_wire import FIXED32, message_field, number_field, packed_field, text_field
+from edgelm.files.protobuf_wire import BYTES, FIXED32, message_field, number_field, packed_field, text_field
 from edgelm.package.graph_parts import FLOAT32, INT64
 from edgelm.package.onnx_walk import GraphWalk
 
@@ -70,9 +71,7 @@ def products_of(graph: bytes, path: Path) -> frozenset[str]:
 
     Those of experts are left out: they multiply some of the tokens, in another order.
     """
-    found = _Rewriting(graph, path, {})
-    found.rewrite()
-    return frozenset(product for product in found.input_of if _EXPERTS not in product)
+    return frozenset(product for product in _Rewriting(graph, path, {}).products() if _EXPERTS not in product)
 
 
 def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> bytes:
@@ -80,17 +79,26 @@ def with_adapters(graph: bytes, path: Path, products: Mapping[str, int]) -> byte
     return _Rewriting(graph, path, products).rewrite()
 
 
-class _Rewriting(GraphWalk):
-    """Write a graph with places for adapters beside `adapted`: products, by name, with the D of each.
+class _Labels(NamedTuple):
+    """The texts of a node that tell what it is; the operator is the last of a list."""
 
-    `input_of`, when it is written: what each product of the graph with a weight multiplies, by the product's name.
-    """
+    operators: list[str]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class _Rewriting(GraphWalk):
+    """Write a graph with places for adapters beside `adapted`: products, by name, with the D of each."""
 
     def __init__(self, graph: bytes, path: Path, adapted: Mapping[str, int]) -> None:
         super().__init__(graph, path)
         self._adapted = adapted
-        self.input_of: dict[str, str] = {}
         self._sums: dict[str, str] = {}  # products, by the value that their adapters are added to
+
+    def products(self) -> list[str]:
+        """Return the products with a weight."""
+        graphs = [(start, end) for number, _, start, end in self._parts(0, len(self._data)) if number == _GRAPH]
+        return [product for start, end in graphs for product in _input_of(self._nodes(start, end))]
 
     def rewrite(self) -> bytes:
         model: list[bytes] = []
@@ -100,51 +108,61 @@ class _Rewriting(GraphWalk):
         return b"".join(model)
 
     def _graph(self, start: int, end: int) -> bytes:
-        self._sums = self._sums_of(start, end)
+        nodes = list(self._nodes(start, end))
+        input_of, self._sums = _input_of(nodes), self._sums_of(nodes)
+        labels = iter(nodes)
         fields = [
-            self._node(place, first, last) if number == _NODE else self._data[place:last]
+            self._node(place, first, last, next(labels)) if number == _NODE else self._data[place:last]
             for number, place, first, last in self._parts(start, end)
         ]
         for sum_, product in sorted(self._sums.items()):
-            fields += _beside(product, self.input_of[product], self._adapted[product], sum_)
+            fields += _beside(product, input_of[product], self._adapted[product], sum_)
         if self._adapted:
             fields += _shared(self._adapted)
         return b"".join(fields)
 
-    def _sums_of(self, start: int, end: int) -> dict[str, str]:
+    def _nodes(self, start: int, end: int) -> Iterator[_Labels]:
+        return (self._labels(first, last) for number, _, first, last in self._parts(start, end) if number == _NODE)
+
+    def _sums_of(self, nodes: list[_Labels]) -> dict[str, str]:
         """Return the products that are adapted, by what they give, or that with a bias."""
-        nodes = [self._labels(first, last) for number, _, first, last in self._parts(start, end) if number == _NODE]
-        read_by_gelu = {inputs[0] for operators, inputs, _ in nodes if operators[-1:] == ["Gelu"] and inputs}
-        biased = {outputs[0] for operators, _, outputs in nodes if operators[-1:] == ["Add"] and outputs} - read_by_gelu
+        read_by_gelu = {node.inputs[0] for node in nodes if node.operators[-1:] == ["Gelu"] and node.inputs}
+        sums = {node.outputs[0] for node in nodes if node.operators[-1:] == ["Add"] and node.outputs}
+        biased = sums - read_by_gelu
         return {
             f"{product}{_BIASED if f'{product}{_BIASED}' in biased else _OUTPUT}": product for product in self._adapted
         }
 
-    def _labels(self, start: int, end: int) -> tuple[list[str], list[str], list[str]]:
-        """Return the operator of a node, as the last of a list, its inputs and its outputs."""
-        found: dict[int, list[str]] = {_NODE_OPERATOR: [], _NODE_INPUT: [], _NODE_OUTPUT: []}
-        for number, _, first, last in self._parts(start, end):
-            if number in found:
-                found[number].append(self._label(first, last))
-        return found[_NODE_OPERATOR], found[_NODE_INPUT], found[_NODE_OUTPUT]
+    def _labels(self, start: int, end: int) -> _Labels:
+        labels = _Labels([], [], [])
+        for tag, first, last in self._fields(start, end):
+            if tag == _NODE_INPUT << 3 | BYTES:
+                labels.inputs.append(self._label(first, last))
+            elif tag == _NODE_OUTPUT << 3 | BYTES:
+                labels.outputs.append(self._label(first, last))
+            elif tag == _NODE_OPERATOR << 3 | BYTES:
+                labels.operators.append(self._label(first, last))
+        return labels
 
-    def _node(self, place: int, start: int, end: int) -> bytes:
+    def _node(self, place: int, start: int, end: int, labels: _Labels) -> bytes:
         """Return a node's field, which begins at `place`; what adapters add to gets another name."""
-        whole = self._data[place:end]
-        operator, inputs, outputs = self._labels(start, end)
-        if not (operator and inputs and outputs):
-            return whole
-        product = outputs[0].removesuffix(_OUTPUT)
-        if operator[-1] in _PRODUCTS and product != outputs[0]:
-            self.input_of[product] = inputs[0].removesuffix(WITH_SUMS)
-        if outputs[0] not in self._sums:
-            return whole
-        base = _base_of(outputs[0])
+        if not labels.outputs or labels.outputs[0] not in self._sums:
+            return self._data[place:end]
+        base = _base_of(labels.outputs[0])
         parts = [
             text_field(number, base) if number in (_NODE_OUTPUT, _NODE_NAME) else self._data[at:last]
             for number, at, _, last in self._parts(start, end)
         ]
         return message_field(_NODE, b"".join(parts))
+
+
+def _input_of(nodes: Iterable[_Labels]) -> dict[str, str]:
+    """Return what each product with a weight multiplies, by the product's name."""
+    found: dict[str, str] = {}
+    for operators, inputs, outputs in nodes:
+        if operators and inputs and outputs and operators[-1] in _PRODUCTS and outputs[0].endswith(_OUTPUT):
+            found[outputs[0].removesuffix(_OUTPUT)] = inputs[0].removesuffix(WITH_SUMS)
+    return found
 
 
 def _base_of(sum_: str) -> str:
