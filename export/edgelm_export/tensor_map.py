@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,6 +96,7 @@ def _pairs_at_the_end(config: ModelConfig, by_head: Rows) -> Rows:
 
 # What some folders of all families hold besides: rope's table, as older versions of transformers stored it, and the
 # scales by which another runtime rounds keys and values that it keeps.
+_MOST_TOLD = 16  # of the tensors that an error names
 _OF_NO_WEIGHT = (".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", "_proj.output_scale")
 
 # How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
@@ -242,7 +244,7 @@ def map_tensors(
     source stores all the same is passed over: the caller compares it with the embedding.
 
     Raises:
-        CheckpointError: lists every tensor that is missing, unknown, or of another shape.
+        CheckpointError: tensors are missing, unknown, or of another shape; it names them, or the first of many.
     """
     check_layers(config, len(present), where)
     groups = _groups(config, layout)
@@ -282,20 +284,27 @@ def _check(
     known, shapes = set(groups), config.tensor_shapes()
     if config.tie_word_embeddings:
         known.add(layout.source_name(HEAD))
-    missing = [source for source in groups if source not in present]
-    unknown = [name for name in present if name not in known and not _is_passed_over(config, layout, name)]
-    misshapen = []
-    for source, names in groups.items():
-        if source in present:
-            found, shape = present[source], _source_shape(shapes, layout, source, names)
-            if _compared(layout, source, found, shape) != _compared(layout, source, shape, shape):
-                misshapen.append(f"{source} is {list(found)} instead of {list(shape)}")
+    missing = (source for source in groups if source not in present)
+    unknown = (name for name in present if name not in known and not _is_passed_over(config, layout, name))
+    misshapen = (
+        f"{source} is {list(found)} instead of {list(shape)}"
+        for source, names in groups.items()
+        if (found := present.get(source)) is not None
+        and _compared(layout, source, found, shape := _source_shape(shapes, layout, source, names))
+        != _compared(layout, source, shape, shape)
+    )
     problems = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-    told = [f"{kind}: {', '.join(listed)}" for kind, listed in problems if listed]
+    told = [f"{kind}: {listed}" for kind, names in problems if (listed := _first_of(names))]
     if told:
         raise CheckpointError(
             f"{where}: the tensors do not fit a {config.model_type} model of this config. {'; '.join(told)}."
         )
+
+
+def _first_of(names: Iterable[str]) -> str:
+    """List what is told of names: a file may have thousands, which are not looked at either."""
+    first = list(itertools.islice(names, _MOST_TOLD + 1))
+    return ", ".join(first[:_MOST_TOLD]) + (" and others" if len(first) > _MOST_TOLD else "")
 
 
 def _is_passed_over(config: ModelConfig, layout: TensorLayout, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -100,6 +101,15 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
         "unknown: model.layers.0.self_attn.q_norm.weight, vision.weight; "
         "of another shape: model.layers.0.self_attn.k_proj.weight is [64, 32] instead of [64, 64]."
     )
+
+
+def test_of_many_tensors_that_do_not_fit_the_first_are_named() -> None:
+    unknown = {f"vision.{index}.weight": (8,) for index in range(20_000)}
+    with pytest.raises(CheckpointError) as caught:
+        map_tensors(CONFIG, CANONICAL, unknown, "here")
+    told = str(caught.value)
+    assert re.search(r"missing: model\.embed_tokens\.weight, .* and others; unknown: vision\.0\.weight, ", told)
+    assert re.search(r"vision\.15\.weight and others\.$", told)
 
 
 def test_more_layers_than_tensors_are_refused_before_any_name_is_built() -> None:
