@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 import threading
@@ -17,11 +18,11 @@ from waiting import wait_for
 
 from edgelm.errors import ConfigError, PackageError
 from edgelm.library.library import Library
-from edgelm.package.manifest import Manifest
+from edgelm.package.manifest import Manifest, sha256_of
 from edgelm.package.package import open_package
 from edgelm.server import process
 from edgelm.server.api_error import ApiError
-from edgelm.server.model_pool import ModelPool
+from edgelm.server.model_pool import ModelPool, context_of
 from edgelm.server.options import ServerOptions
 
 
@@ -70,6 +71,38 @@ def test_what_is_kept_of_a_text_has_to_fit_those_that_are_named_or_one_of_the_li
         words = f"context_shift is {most + 1}; of a text, {name} can keep {most} tokens, .*: --context-shift {most}$"
         with pytest.raises(ConfigError, match=words):
             ModelPool(models, ServerOptions(context_shift=most + 1))
+
+
+def test_a_model_with_longrope_takes_texts_of_its_original_context_and_says_so(library):
+    folder = library / "models" / "first"
+    content = json.loads((folder / "config.json").read_text())
+    content["edgelm"]["rope_scaling"] |= {
+        "rope_type": "longrope", "factor": 16.0, "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+    }  # fmt: skip
+    config = json.dumps(content).encode()
+    (folder / "config.json").write_bytes(config)
+    manifest = Manifest.load(folder)
+    entry = next(entry for entry in manifest.files if entry.path == "config.json")
+    changed = dataclasses.replace(entry, size=len(config), sha256=sha256_of(folder / entry.path))
+    files = tuple(changed if other is entry else other for other in manifest.files)
+    dataclasses.replace(manifest, files=files).save(folder)
+    with pytest.raises(ConfigError, match="of a text, first can keep 32 tokens"):
+        ModelPool(("first",), ServerOptions(context_shift=33))
+    with EdgelmServer(("first",)) as server:
+        (listed,) = server.get("/v1/models").json["data"]
+        assert listed["context_length"] == 64
+        counted = server.post("/tokenize", {"prompt": "word " * 30}).json
+        assert counted["max_model_len"] == 64 < counted["count"]
+        request = {"prompt": counted["tokens"], "max_tokens": 1}
+        assert "up to 64 of this model" in server.post("/v1/completions", request).json["error"]["message"]
+        assert server.post("/v1/completions", request | {"context_shift": 0}).status == 200
+
+
+def test_a_broken_config_leaves_a_model_in_the_list(library):
+    folder = library / "models" / "second"
+    (folder / "config.json").write_text("{")
+    assert context_of(open_package(folder)) == 1024
 
 
 def test_an_empty_library_says_how_to_fill_it(own_library):

@@ -57,7 +57,7 @@ async def create_message(call: Call) -> Response:
 
     def prepare(served: LoadedModel) -> tuple[list[Job], MessageWriter]:
         job = _job(served.model, body, chat)
-        room = served.model.context_length + 1  # the last token of an answer takes none
+        room = served.context_length + 1  # the last token of an answer takes none
         ends_early = job.config.context_shift is None and len(job.prompt_ids) + most > room
         writer = MessageWriter(
             model=served.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine
+from edgelm.memory.kv_batch import longest_row
 from edgelm.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class LoadedModel:
     users: int = 0
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by what computes beside the engine
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a request and its answer may have."""
+        return longest_row(self.model.config)
 
     @property
     def idle_seconds(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError, PackageError, ThreadLimitError
 from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
+from edgelm.memory.kv_batch import longest_row
 from edgelm.package.adapter import MANIFEST_FILE, AdapterManifest, read_adapter
 from edgelm.package.graph_file import ENCODER_FILE
 from edgelm.package.load_memory import memory_to_load
@@ -111,7 +113,7 @@ class ModelPool:
 
     def _check_context_shift(self, keep: int) -> None:
         """Refuse to keep more than half of the context of a model that was named, or of all in the library."""
-        most = {name: package.manifest.context_length // 2 for name, package in self.packages().items()}
+        most = {name: context_of(package) // 2 for name, package in self.packages().items()}
         short = [name for name in most if keep > most[name]]
         if short and (self._folders or len(short) == len(most)):
             name = min(short, key=most.__getitem__) if self._folders else max(short, key=most.__getitem__)
@@ -316,6 +318,21 @@ class ModelPool:
             why = _not_served(name, name) if is_left_out else f"There is no model {name[:100]!r} here."
             raise ApiError(404, f"{why} {_what_is_here(folders)}", param="model", code="model_not_found")
         return folders[name]
+
+
+def context_of(package: Package) -> int:
+    """Return how long a text may be that the engine answers: with LongRoPE, as long as the original context."""
+    context_length = package.manifest.context_length
+    try:
+        return min(context_length, _longest_row(package.folder, package.modified))
+    except EdgeLMError:  # whoever loads the model is told what is wrong with its config
+        return context_length
+
+
+@functools.lru_cache(maxsize=1024)
+def _longest_row(folder: Path, _modified: float) -> int:
+    """Read a config once for each of its states: that takes three times as long as its manifest."""
+    return longest_row(open_package(folder).config())
 
 
 @contextlib.contextmanager

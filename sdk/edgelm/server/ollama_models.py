@@ -48,7 +48,7 @@ async def list_running(call: Call) -> Response:
             continue
         left = LONGEST if loaded.keep_alive is None else loaded.keep_alive - loaded.idle_seconds
         expires = now + datetime.timedelta(seconds=min(left, LONGEST))
-        context = loaded.model.context_length
+        context = loaded.context_length
         more = {"expires_at": expires.isoformat(), "size_vram": 0, "context_length": context}
         rows.append(_description(call, loaded.name, packages[loaded.name]) | more)
     return JsonAnswer({"models": rows})

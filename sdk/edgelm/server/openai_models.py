@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from edgelm.package.package import Package
 from edgelm.server.endpoint import Call
-from edgelm.server.model_pool import reading_package
+from edgelm.server.model_pool import context_of, reading_package
 from edgelm.server.schema import BOOLEAN, TEXT, record
 from edgelm.server.sse import JsonAnswer
 from edgelm.text.chat_template import ChatTemplate
@@ -49,7 +49,7 @@ async def retrieve_model(call: Call) -> Response:
 
 
 def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
-    modified, context_length = int(package.modified), package.manifest.context_length
+    modified, context_length = int(package.modified), context_of(package)
     return {
         "id": name,
         "object": "model",

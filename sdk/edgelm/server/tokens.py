@@ -42,7 +42,7 @@ async def tokenize(call: Call) -> Response:
                 ids = model.encode_chat(chat_messages.messages_of(body), template_variables=variables)
             else:
                 ids = model.tokenizer.encode(body.get("prompt", ""))
-            counted: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.context_length}
+            counted: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": served.context_length}
             if body.get("return_token_strs"):
                 counted["token_strs"] = [model.tokenizer.token_text(id_) for id_ in ids]
             return JsonAnswer(counted)
@@ -84,6 +84,6 @@ async def tokenizer_info(call: Call) -> Response:
                 "eos_token_id": eos_id,
                 "pad_token": None,
                 "chat_template": None if model.chat_template is None else model.chat_template.source,
-                "max_model_len": model.context_length,
+                "max_model_len": served.context_length,
             }
         )
