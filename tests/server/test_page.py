@@ -480,10 +480,16 @@ def test_a_message_that_was_not_sent_is_kept(page: Page) -> None:
     expect(page.locator("#question")).to_have_value("Half a thou\nght")
 
 
-def test_a_conversation_that_outgrows_the_context_goes_on_and_says_so(open_page: Callable[..., Page]) -> None:
-    with EdgelmServer((TINY,), prelude=scripted("The sea.")) as server:  # the model's context is 1,024 tokens
+@pytest.mark.parametrize("kept", [None, 7])
+def test_a_conversation_that_outgrows_the_context_goes_on_and_says_so(
+    kept: int | None, open_page: Callable[..., Page]
+) -> None:
+    told = () if kept is None else ("--context-shift", str(kept))
+    with EdgelmServer((TINY, *told), prelude=scripted("The sea.")) as server:  # the model's context is 1,024 tokens
         page = open_page(server)
-        ask(page, "word " * 250)
+        with page.expect_request("**/v1/chat/completions") as sent:
+            ask(page, "word " * 250)
+        assert sent.value.post_data_json["context_shift"] == (kept or 0)
         done(page)
         expect(page.locator(".stats")).not_to_contain_text("left out")
         ask(page, "word " * 250)

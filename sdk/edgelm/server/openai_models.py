@@ -61,6 +61,7 @@ def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
         "context_length": context_length,
         "max_model_len": context_length,  # vLLM's name
         **dict.fromkeys(("max_input_tokens", "max_tokens"), context_length),  # Anthropic's
+        "context_shift": call.options.context_shift,
         "precision": package.manifest.precision,
         "parent": call.pool.parent(name),
     }

@@ -7,7 +7,7 @@ import { path } from "./conversations.js";
  * Fill `node` with the answer of its `model` to what stands before it, behind the text that it has already; its `state` says
  * how it ended. `changed` is called as text arrives. A conversation that outgrows the context goes on without its oldest part.
  */
-export async function fill(conversation, node, { settings, signal, changed }) {
+export async function fill(conversation, node, { settings, contextShift, signal, changed }) {
   const messages = messagesTo(conversation, node);
   const begun = begin(node, settings);
   let first = 0;
@@ -15,7 +15,8 @@ export async function fill(conversation, node, { settings, signal, changed }) {
   const leave = () => (isLeft = true); // Firefox breaks the connections of a page off before it leaves it
   addEventListener("beforeunload", leave); // no longer than needed: it may keep the page from being gone back to
   try {
-    for await (const piece of answer({ model: node.model, messages, context_shift: 0, ...settings.request() }, signal)) {
+    const asked = { model: node.model, messages, context_shift: contextShift, ...settings.request() };
+    for await (const piece of answer(asked, signal)) {
       if ((piece.text || piece.thinking) && !first) first = performance.now();
       node.text += piece.text;
       if (piece.thinking) node.thinking = (node.thinking ?? "") + piece.thinking;

@@ -43,7 +43,7 @@ async function messageOf(response) {
   return told ?? `The server answered with ${response.status}.`;
 }
 
-/** @returns {Promise<Array<{id: string, context_length?: number}>>} */
+/** @returns {Promise<Array<{id: string, context_length?: number, context_shift?: ?number}>>} */
 export async function models() {
   return (await (await request("v1/models")).json()).data;
 }

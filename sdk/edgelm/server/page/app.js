@@ -88,7 +88,8 @@ async function respond(parent, again = null, begun = nothing()) {
       if (conversation === current) thread.update(node);
     });
   };
-  await fill(conversation, node, { settings, signal: controller.signal, changed });
+  const contextShift = named(node.model)?.context_shift ?? 0; // how many tokens stay, where the server says
+  await fill(conversation, node, { settings, contextShift, signal: controller.signal, changed });
   noteWhatIsCut(conversation, node);
   running.delete(conversation.id);
   await keep(conversation);
@@ -102,7 +103,7 @@ async function respond(parent, again = null, begun = nothing()) {
 
 /** Nothing waits for this: the server that counts may be the one that an answer was stopped for. */
 async function noteWhatIsCut(conversation, node) {
-  const isCut = await isLongerThan(contextOf(node.model), conversation, node);
+  const isCut = await isLongerThan(named(node.model)?.context_length, conversation, node);
   if (isCut === node.isCut) return;
   node.isCut = isCut;
   await keep(conversation);
@@ -169,10 +170,10 @@ function show(how) {
   byId("title").textContent = current.title || "New conversation";
 }
 
-const contextOf = (name) => models.find(({ id }) => id === name)?.context_length;
+const named = (name) => models.find(({ id }) => id === name);
 
 function contextText() {
-  const context = contextOf(settings.model);
+  const context = named(settings.model)?.context_length;
   if (!context || !current.used) return "";
   return `${current.used.toLocaleString()} / ${context.toLocaleString()} tokens`;
 }
