@@ -196,11 +196,19 @@ Sampler.sample = failing
         assert any("/secret/path" in line for line in server.log)
 
 
-def test_sigterm_lets_an_answer_end_and_refuses_new_ones(gate):
-    with EdgelmServer(prelude=gated(gate)) as server:
+# As under a terminal: where the tests were started by nohup, the server would not hear of it.
+HANGUPS_HEARD = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n" if hasattr(signal, "SIGHUP") else ""
+HANGUP = pytest.param(
+    "SIGHUP", 129, marks=pytest.mark.skipif(not HANGUPS_HEARD, reason="the system has no such signal")
+)
+
+
+@pytest.mark.parametrize(("ending", "code"), [("SIGTERM", 0), HANGUP])
+def test_a_signal_lets_an_answer_end_and_refuses_new_ones(gate, ending, code):
+    with EdgelmServer(prelude=HANGUPS_HEARD + gated(gate)) as server:
         connection = server.send(server.post_bytes(CHAT, LONG | {"max_tokens": 20, "stream": True}))
         wait_for(lambda: users(server) == 1)
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.Signals[ending])
         told = "Stopping when the running requests have ended (1). Ctrl-C again stops at once."
         wait_for(lambda: told in "".join(server.log))  # before others run that would be counted
         assert server.get("/health").status == 503
@@ -210,7 +218,8 @@ def test_sigterm_lets_an_answer_end_and_refuses_new_ones(gate):
         assert "retry-after" in reply.headers
         gate.touch()
         assert b"data: [DONE]" in read_all(connection)
-        assert server.stop() == 0
+        server.process.join(timeout=30)
+        assert server.stop() == code
         assert "".join(server.log).count("Stopping when") == 1
 
 

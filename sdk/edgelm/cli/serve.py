@@ -16,7 +16,6 @@ import click
 
 from edgelm.cli.adapter_options import adapters_option
 from edgelm.cli.generation_options import complete_model, context_shift_option, runtime_options
-from edgelm.cli.main import EXIT_INTERRUPTED
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm.errors import ConfigError
 from edgelm.files.folders import data_folder
@@ -108,9 +107,9 @@ def serve(
     """Serve models to programs and browsers: OpenAI's, Anthropic's and Ollama's protocols, and a page to chat.
 
     MODEL is a name from the library or a folder; without any, the whole library is served. A model is loaded when it is
-    first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C or SIGTERM lets running
-    answers end, the second stops at once; after SIGTERM the exit code is 0, or
-    143 where it came before the server listened.
+    first asked for. An adapter is offered as a model of its own, by its name. The first Ctrl-C, SIGTERM or SIGHUP lets
+    running answers end, the second stops at once; after SIGTERM the exit code is 0, or 143 where it came before the
+    server listened.
 
     \b
     Examples:
@@ -149,8 +148,8 @@ def serve(
     from edgelm.server.process import serve as serve_until_signal
 
     ended_by = serve_until_signal(models, options, partial(_greet, options))
-    if ended_by == signal.SIGINT:
-        raise SystemExit(EXIT_INTERRUPTED)
+    if ended_by not in (None, signal.SIGTERM):
+        raise SystemExit(128 + ended_by)
 
 
 def _greet(options: ServerOptions, url: str, names: Sequence[str]) -> None:

@@ -7,9 +7,11 @@ import dataclasses
 import errno
 import functools
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -40,7 +42,8 @@ def serve(
 ) -> int | None:
     """Serve until a signal comes; return its number.
 
-    The first SIGTERM or SIGINT lets running requests end and refuses new ones with 503; the second stops at once.
+    The first SIGTERM, SIGINT or SIGHUP lets running requests end and refuses new ones with 503; the second stops at
+    once.
 
     listening: called once it takes requests, with the server's URL and the names that they may have for a model.
 
@@ -83,6 +86,12 @@ class _Server(uvicorn.Server):
         self.signal: int | None = None
         self._is_drain_told = False
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGHUP too, which log rotation and closed terminals send, unless it is ignored as under nohup."""
+        with super().capture_signals(), _on_hangup(self.handle_exit):
+            yield
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
@@ -108,6 +117,20 @@ class _Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)
+
+
+@contextlib.contextmanager
+def _on_hangup(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGHUP)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _within_open_files(limits: RequestLimits) -> RequestLimits:
