@@ -315,7 +315,7 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error_and_ctrl_c_
             url, port = re.match(
                 r"Listening at (http://127\.0\.0\.1:(\d+)) for everybody on this machine\.\n", greeting
             ).groups()
-            for path in ("/health?key=secret", "/page/app.js", "/page/nothing.js"):
+            for path in ("/v1/models?key=secret", "/health", "/metrics", "/page/app.js", "/page/nothing.js"):
                 connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
                 connection.request("GET", path)
                 connection.getresponse().read()
@@ -326,9 +326,9 @@ def test_it_says_where_it_listens_and_each_request_on_standard_error_and_ctrl_c_
             server.kill()
     addresses = f"OpenAI's base URL: {url}/v1 · Anthropic's and Ollama's: {url}"
     assert greeting.endswith(f"\nModels: tiny-random\nA page to chat: {url} · {addresses}\n")
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GET /health 200 \d+\.\d{3} s$", log, re.MULTILINE)
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GET /v1/models 200 \d+\.\d{3} s$", log, re.MULTILINE)
     assert "GET /page/nothing.js 404" in log
-    for unsaid in ("/page/app.js", "secret", "Traceback"):
+    for unsaid in ("/health", "/metrics", "/page/app.js", "secret", "Traceback"):
         assert unsaid not in log
     assert (server.returncode, output) == (130, "")
 

@@ -31,7 +31,8 @@ from edgelm.server.sse import JsonAnswer
 
 logger = logging.getLogger("edgelm.server")
 
-_PAGE_FILES = "/page/"
+# Asked for by the page each time it is opened, and by probes every few seconds: too many lines to read.
+_ASKED_OFTEN = ("/page/", "/health", "/metrics")
 # Bytes of a body. A thread that makes tokens of a megabyte takes 100 MB, which the allocator would keep: after a larger
 # body, free memory is returned to the system.
 _KEPT = 1 << 17
@@ -90,8 +91,7 @@ class ServerApp:
             self.metrics.count_request(route.path if isinstance(route, Route) else "other", status, seconds)
             # Escaped, so that a path can neither add lines to the log nor send control codes to a terminal.
             path = repr(scope["path"][:100])[1:-1]
-            # The page asks for its files each time it is opened: too many lines to read.
-            level = logging.DEBUG if path.startswith(_PAGE_FILES) and status < 400 else logging.INFO
+            level = logging.DEBUG if path.startswith(_ASKED_OFTEN) and status < 400 else logging.INFO
             logger.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)
             if received > _KEPT:
                 with contextlib.suppress(RuntimeError):  # no thread starts now: behind the next one, then
