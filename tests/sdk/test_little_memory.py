@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,11 @@ LIMITS: dict[str, tuple[str, dict[str, str], int | None]] = {
         },
         300,
     ),
+    "a name that is no UTF-8": (
+        "0::/app-\udcff\n",
+        {"memory.max": "900\n", "memory.current": "700\n", "memory.stat": ""},
+        200,
+    ),
     "the group around it": (
         "0::/app/inner\n",
         {
@@ -94,7 +100,7 @@ LIMITS: dict[str, tuple[str, dict[str, str], int | None]] = {
 @pytest.mark.parametrize("kind", LIMITS)
 def test_the_limits_of_control_groups_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
     groups, files, left = LIMITS[kind]
-    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / "cgroup").write_bytes(os.fsencode(groups))
     for name, content in files.items():
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(content)

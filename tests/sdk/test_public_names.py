@@ -31,13 +31,15 @@ def test_importing_edgelm_brings_no_heavy_library() -> None:
         "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'numpy', 'tokenizers', 'jinja2'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning"]
+    subprocess.run([sys.executable, *strict, "-c", program], check=True)
 
 
-def test_a_loaded_model_brings_neither_torch_nor_onnx() -> None:
+def test_a_loaded_model_brings_neither_torch_nor_onnx_and_reads_nothing_in_the_encoding_of_a_locale() -> None:
     program = (
         "import sys, edgelm, edgelm.testing; edgelm.load(edgelm.testing.tiny_model_path()).score('The sea'); "
         "heavy = {'torch', 'onnx', 'transformers', 'huggingface_hub'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning"]
+    subprocess.run([sys.executable, *strict, "-c", program], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +17,7 @@ def own_groups(controller: str) -> Iterator[tuple[Path, int]]:
     as the outermost. Source: the Linux kernel's cgroup v2 and v1.
     """
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        lines = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines()
     except OSError:
         return
     for line in lines:

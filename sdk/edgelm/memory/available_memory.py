@@ -30,7 +30,7 @@ def available_memory(*, with_swap: bool = False) -> int | None:
     Linux).
     """
     try:
-        found = re.findall(r"^(MemAvailable|SwapFree):\s+(\d+) kB$", _MEMORY_INFO.read_text(), re.MULTILINE)
+        found = re.findall(r"^(MemAvailable|SwapFree):\s+(\d+) kB$", _MEMORY_INFO.read_text("ascii"), re.MULTILINE)
     except OSError:
         return None
     told = {name: int(kilobytes) << 10 for name, kilobytes in found}
@@ -58,9 +58,9 @@ def _limits() -> Iterator[tuple[int, int]]:
     for folder, version in own_groups("memory"):
         limit_file, used_file, prefix = _FILES[version]
         with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its limit is "max"
-            limit = int((folder / limit_file).read_text())
+            limit = int((folder / limit_file).read_text("ascii"))
             if limit < _NO_LIMIT:
-                used, stat = int((folder / used_file).read_text()), (folder / "memory.stat").read_text()
+                used, stat = int((folder / used_file).read_text("ascii")), (folder / "memory.stat").read_text("ascii")
                 cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
                 yield limit, used - sum(map(int, cached))
     yield from _limit_of_address_space()
@@ -71,7 +71,7 @@ def _limit_of_address_space() -> list[tuple[int, int]]:
         with contextlib.suppress(OSError):
             limit, _ = resource.getrlimit(resource.RLIMIT_AS)
             if limit != resource.RLIM_INFINITY:
-                return [(limit, int(_OWN_PAGES.read_text().split()[0]) * mmap.PAGESIZE)]
+                return [(limit, int(_OWN_PAGES.read_text("ascii").split()[0]) * mmap.PAGESIZE)]
     return []
 
 

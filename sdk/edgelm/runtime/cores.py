@@ -38,7 +38,7 @@ def _of_linux(allowed: set[int]) -> int:
     cores = set()
     for processor in allowed:
         try:
-            cores.add((_PROCESSORS / f"cpu{processor}/topology/thread_siblings_list").read_text())
+            cores.add((_PROCESSORS / f"cpu{processor}/topology/thread_siblings_list").read_text("ascii"))
         except OSError:
             return len(allowed)
     return len(cores)

@@ -38,9 +38,9 @@ def cpu_quota() -> float | None:
 def _quota_of_group(folder: Path, version: int) -> Iterator[float]:
     with contextlib.suppress(OSError, ValueError):  # there is no such group here, or its quota is "max"
         if version == 2:
-            quota, period = map(int, (folder / "cpu.max").read_text().split())
+            quota, period = map(int, (folder / "cpu.max").read_text("ascii").split())
         else:
-            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text("ascii")) for name in ("quota", "period"))
         if quota > 0:  # -1 is none
             yield quota / period
 
@@ -48,7 +48,7 @@ def _quota_of_group(folder: Path, version: int) -> Iterator[float]:
 def cpu_features() -> frozenset[str] | None:
     """Return the names of the processor's instruction sets, as Linux writes them; None where nobody says."""
     try:
-        match = re.search(r"^(?:flags|Features)\s*: (.*)$", _CPU_INFO.read_text(), re.MULTILINE)
+        match = re.search(r"^(?:flags|Features)\s*: (.*)$", _CPU_INFO.read_text("ascii"), re.MULTILINE)
     except OSError:
         return None
     return frozenset(match[1].split()) if match else None

@@ -105,7 +105,7 @@ def _histograms(rows: list[str], name: str, text: str, label: str, histograms: d
 def _process(rows: list[str], started: float) -> None:
     _family(rows, "process_start_time_seconds", "gauge", "When the server started.", {"": f"{started:.3f}"})
     try:
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+        resident = int(Path("/proc/self/statm").read_text("ascii").split()[1]) * _PAGE
     except OSError:
         return
     _family(rows, "process_resident_memory_bytes", "gauge", "Memory of the process.", {"": resident})
