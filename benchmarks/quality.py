@@ -136,26 +136,24 @@ def _row(runtime: str, label: str, engine: str) -> Contestant:
 
 
 class Comparison:
-    """Score contestants on the same windows of token ids."""
+    """Score contestants on the same windows of token ids, which are in `windows` by text."""
 
     def __init__(self, models: Models, held_out: Path | None) -> None:
         self._models = models
         tokenizer = Tokenizer.load(models.checkpoint)
         prose = tokenizer.encode(verification_text())[: _PROSE_WINDOWS * _PROSE_TOKENS]
         windows = {} if held_out is None else {HELD_OUT: _held_out_windows(held_out, tokenizer, models.checkpoint)}
-        windows |= {
-            REFERENCE: read_text(models.checkpoint, FULL).windows[:_REFERENCE_WINDOWS],
-            PROSE: [prose[start : start + _PROSE_TOKENS] for start in range(0, len(prose), _PROSE_TOKENS)],
-        }
+        windows[PROSE] = [prose[start : start + _PROSE_TOKENS] for start in range(0, len(prose), _PROSE_TOKENS)]
         # A window is no longer for the tokens that some authors put before every text.
-        self._windows = {
-            text: [[*tokenizer.leading_ids, *ids][: len(ids)] for ids in rows] for text, rows in windows.items()
-        }
+        begun = {text: [[*tokenizer.leading_ids, *ids][: len(ids)] for ids in rows] for text, rows in windows.items()}
+        # Its windows have those tokens already.
+        begun[REFERENCE] = read_text(models.checkpoint, FULL).windows[:_REFERENCE_WINDOWS]
+        self.windows = {text: begun[text] for text in (HELD_OUT, REFERENCE, PROSE) if text in begun}
 
     @property
     def tokens(self) -> dict[str, int]:
         """Count the tokens of each text that have a probability."""
-        return {text: sum(len(ids) - 1 for ids in windows) for text, windows in self._windows.items()}
+        return {text: sum(len(ids) - 1 for ids in windows) for text, windows in self.windows.items()}
 
     def score(self, contestant: Contestant, make: Callable[[Path], None]) -> dict[str, Any]:
         """Make a contestant's model, if it is not there, and return its size and its figures by text."""
@@ -176,10 +174,10 @@ class Comparison:
         }
 
     def _numbered(self) -> list[tuple[str, int, list[int]]]:
-        return [(text, number, ids) for text, windows in self._windows.items() for number, ids in enumerate(windows)]
+        return [(text, number, ids) for text, windows in self.windows.items() for number, ids in enumerate(windows)]
 
     def _logits(self, text: str, number: int) -> Path:
-        return self._models.work / f"logits-{list(self._windows).index(text)}-{number}.npy"
+        return self._models.work / f"logits-{list(self.windows).index(text)}-{number}.npy"
 
 
 def _held_out_windows(held_out: Path, tokenizer: Tokenizer, model: Path) -> list[list[int]]:

@@ -11,6 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from edgelm.testing import tiny_model_path
+from edgelm.text.tokenizer import Tokenizer
+from quality import Comparison, Models
 from quality_goals import HELD_OUT, duels, judge
 from quality_report import write_report
 from workers.comparison import compare, keep
@@ -117,3 +120,14 @@ def test_logits_are_compared_with_those_that_were_kept(tmp_path: Path) -> None:
     assert figures["divergence"] == pytest.approx(0.125 * math.log(2), abs=2e-6)
     assert figures["log_likelihood"] == pytest.approx(math.log(0.5), abs=2e-6)
     assert figures["top1_agreement"] == 0.5
+
+
+def test_each_window_begins_once_with_what_the_author_puts_before_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models(checkpoint=tiny_model_path(), gguf=tmp_path, work=tmp_path)
+    plain = Comparison(models, None).windows
+    monkeypatch.setattr(Tokenizer, "leading_ids", (1,))
+    assert Comparison(models, None).windows == {
+        text: [[1, *ids[:-1]] for ids in windows] for text, windows in plain.items()
+    }
