@@ -73,6 +73,19 @@ def test_a_precision_that_a_cpu_emulates_is_said_to_be_slow_and_no_peak_is_measu
     assert (peak_flops(device) is None) == warns
 
 
+@pytest.mark.parametrize(
+    ("features", "warns"), [({}, True), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, False)]
+)
+def test_muon_on_a_cpu_without_bfloat16_is_said_to_be_slow(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], warns: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    notes: list[str] = []
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+    pretrain(settings(tiny_shards, tmp_path / "run", optimizer="muon", max_steps=1, warmup_steps=0))
+    assert any(note.startswith("muon computes in bfloat16") for note in notes) == warns
+
+
 def test_the_best_precision_of_a_cpu_is_what_it_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for features, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)

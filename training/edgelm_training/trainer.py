@@ -248,14 +248,19 @@ class Trainer:
             return self.recipe.loss(self.model, batch.to(self.device.device, short_context=self._short_context))
 
     def _update(self) -> float:
-        """Clip the gradients, take the optimizers' step, and return the norm that the gradients had."""
+        """Clip the gradients, take the optimizers' step, and return the norm that the gradients had.
+
+        Where that is no number, no optimizer takes a step: a scaler by itself would hold back only those whose own
+        gradients are beyond float16, and clipping has made zeros or NaN of the others'.
+        """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         parameters = [parameter for parameter in self.recipe.model.parameters() if parameter.grad is not None]
         limit = self.config.grad_clip or math.inf
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if math.isfinite(grad_norm):
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         return grad_norm
