@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_features import FEATURES, config_with
 from tiny_training_runs import loss_log, settings
 
 from edgelm.config import ModelConfig
@@ -54,6 +55,18 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not(model: Transforme
     assert decayed | plain == {name for name, _ in model.named_parameters()}
     assert plain == {name for name in decayed | plain if "norm" in name or name.endswith("bias") or "embed" in name}
     assert adamw.defaults["fused"]
+
+
+def test_the_rates_at_which_mamba_forgets_are_no_matrices() -> None:
+    jamba = Transformer(config_with(FEATURES["Mamba"]))
+    rates = {name for name, _ in jamba.named_parameters() if name.endswith("A_log")}
+    assert len(rates) == 2
+
+    (adamw,), (plain, muon) = (build_optimizers(jamba, TrainConfig(optimizer=name)) for name in ("adamw", "muon"))
+
+    assert rates <= names_of(jamba, adamw.param_groups[1]["params"])
+    assert rates <= names_of(jamba, plain.param_groups[1]["params"])
+    assert not rates & names_of(jamba, muon.param_groups[0]["params"])
 
 
 def test_muon_takes_the_matrices_of_the_blocks(model: Transformer) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edgelm.errors import TrainingError
+from edgelm_training.mamba import Mamba
 from edgelm_training.train_config import TrainConfig
 
 Named = dict[str, nn.Parameter]
@@ -18,14 +19,14 @@ Named = dict[str, nn.Parameter]
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return the optimizers of all parameters that require a gradient; their learning rate is set before each step.
 
-    Matrices decay; norms, biases and embeddings (a tied head among them) do not. A group's `lr_factor` multiplies the
-    learning rate of the run.
+    Matrices decay; norms, biases, embeddings (a tied head among them) and Mamba's rates do not. A group's `lr_factor`
+    multiplies the learning rate of the run.
 
     Raises:
         TrainingError: one of them is in no optimizer, or a group has a learning rate of its own.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizers = _BUILDERS[config.optimizer](trained, _embeddings(model), config)
+    optimizers = _BUILDERS[config.optimizer](trained, _tables(model), config)
     held = {parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
     if left := [name for name, parameter in trained.items() if parameter not in held]:
         raise TrainingError(
@@ -48,14 +49,17 @@ def set_learning_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> 
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
 
 
-def _embeddings(model: nn.Module) -> set[nn.Parameter]:
-    return {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+def _tables(model: nn.Module) -> set[nn.Parameter]:
+    """Return what has the shape of a matrix and is none: embeddings, and the logs of the rates at which Mamba forgets,
+    which a decay would pull to one (its authors' code has none for them either).
+    """
+    embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    return embeddings | {module.A_log for module in model.modules() if isinstance(module, Mamba)}
 
 
-def _adamw(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
-    decayed = [parameter for parameter in trained.values() if parameter.ndim >= 2 and parameter not in embeddings]
-    decayed_set = set(decayed)
-    plain = [parameter for parameter in trained.values() if parameter not in decayed_set]
+def _adamw(trained: Named, tables: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
+    decayed = [parameter for parameter in trained.values() if parameter.ndim >= 2 and parameter not in tables]
+    plain = [parameter for parameter in trained.values() if parameter.ndim < 2 or parameter in tables]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -72,7 +76,7 @@ def _adamw(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -
     ]
 
 
-def _muon(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
+def _muon(trained: Named, tables: set[nn.Parameter], config: TrainConfig) -> list[Optimizer]:
     """Orthogonalize the updates of hidden matrices (Keller Jordan, kellerjordan.github.io/posts/muon).
 
     Updates are scaled to the size of AdamW's (arXiv:2502.16982), so that one learning rate and one weight decay serve
@@ -81,10 +85,10 @@ def _muon(trained: Named, embeddings: set[nn.Parameter], config: TrainConfig) ->
     matrices = {
         name: parameter
         for name, parameter in trained.items()
-        if parameter.ndim == 2 and parameter not in embeddings and not name.startswith("lm_head.")
+        if parameter.ndim == 2 and parameter not in tables and not name.startswith("lm_head.")
     }
     rest = {name: parameter for name, parameter in trained.items() if name not in matrices}
-    optimizers = _adamw(rest, embeddings, config) if rest else []
+    optimizers = _adamw(rest, tables, config) if rest else []
     if matrices:
         optimizers.append(
             torch.optim.Muon(
