@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,30 @@ def test_operations_are_those_of_the_matrix_products(tied: bool, tiny_config: Mo
     attention = 12 * 2 * 4 * 10 * 16
 
     assert flops_per_token(config, 16) == 6 * (matrices + norms) + attention
+
+
+def test_a_token_costs_the_experts_that_it_goes_through_and_the_layers_that_attend(tiny_config: ModelConfig) -> None:
+    plain = flops_per_token(tiny_config, 16)
+    experts = dataclasses.replace(tiny_config, num_experts=6, num_experts_per_tok=2)
+    mixed = dataclasses.replace(tiny_config, layer_types=("conv", "full_attention"), conv_L_cache=3)
+
+    # In each of two layers two feed-forwards of three matrices in the place of one, and a router.
+    assert flops_per_token(experts, 16) - plain == 6 * 2 * (3 * 24 * 40 + 6 * 24)
+    # In one layer projections to 3 · 24 and back and a kernel, in the place of four projections and attention.
+    convolution, attention = 4 * 24 * 24 + 3 * 24, 2 * 24 * 40 + 2 * 24 * 20
+    assert flops_per_token(mixed, 16) - plain == 6 * (convolution - attention) - 12 * 4 * 10 * 16
+
+
+@pytest.mark.parametrize(
+    "features", [{"position": "learned"}, {"hidden_size_per_layer_input": 4, "norm_placement": "both"}]
+)
+def test_a_row_of_a_table_costs_nothing(features: dict[str, object], tiny_config: ModelConfig) -> None:
+    config = dataclasses.replace(tiny_config, **features)
+    tables = [shape for name, shape in config.tensor_shapes().items() if "embed_pos" in name or "tokens_per" in name]
+    others = config.count_parameters() - sum(map(math.prod, tables)) - 61 * 24
+
+    assert len(tables) == 1
+    assert flops_per_token(config, 16) == 6 * others + 12 * 2 * 4 * 10 * 16
 
 
 def test_a_cpus_peak_is_measured_and_memory_is_known() -> None:

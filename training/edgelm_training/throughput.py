@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -30,14 +31,20 @@ _PROBE_SIZE, _PROBE_ROUNDS = 1024, 5
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Count the floating-point operations of a forward and a backward pass, per token (PaLM, arXiv:2204.02311, B).
 
-    Six for each parameter in a matrix product (not for the table of embeddings, which is looked up), and
-    12 · layers · heads · head size · length for attention.
+    Six for each parameter in a matrix product (not for tables, where a token's row is looked up, nor for experts that a
+    token does not go through), and 12 · heads · head size · length for each layer with attention.
     """
-    matrices = config.count_parameters()
-    if not config.tie_word_embeddings:
-        matrices -= config.vocab_size * config.hidden_size
-    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
-    return 6.0 * matrices + 12.0 * attention
+    tables = ["embed_positions.weight", "embed_tokens_per_layer.weight"]
+    tables += [] if config.tie_word_embeddings else ["embed_tokens.weight"]
+    sizes = {
+        name: math.prod(shape) for name, shape in config.tensor_shapes().items() if not name.endswith(tuple(tables))
+    }
+    matrices = sum(sizes.values())
+    if config.num_experts:
+        expert = sum(size for name, size in sizes.items() if ".experts." in name) // config.num_experts
+        matrices -= expert * (config.num_experts - config.num_experts_per_tok)
+    heads = sum(config.query_heads(layer) * config.head_size(layer) for layer in config.attention_layers)
+    return 6.0 * matrices + 12.0 * heads * sequence_length
 
 
 def peak_flops(device: Device) -> float | None:
