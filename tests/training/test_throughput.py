@@ -13,7 +13,7 @@ from tiny_training_runs import settings
 from edgelm.config import ModelConfig
 from edgelm.runtime import cpu
 from edgelm_training import device, throughput
-from edgelm_training.device import choose_device
+from edgelm_training.device import Device, choose_device
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
 from edgelm_training.throughput import flops_per_token, peak_flops, peak_memory_bytes
@@ -65,6 +65,25 @@ def test_a_cpus_peak_is_measured_and_memory_is_known() -> None:
     memory = peak_memory_bytes(torch.device("cpu"))
     assert memory is not None
     assert memory > 1e7
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA T400 4GB", None),
+    ],
+)
+def test_a_gpus_peak_is_that_of_its_whole_name(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(Device(device=torch.device("cuda"), precision="bf16")) == peak
+    assert peak_flops(Device(device=torch.device("cuda"), precision="fp32")) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import torch
@@ -11,9 +12,10 @@ from edgelm.config import ModelConfig
 from edgelm.memory.available_memory import peak_memory
 from edgelm_training.device import Device
 
-# Dense bf16 and fp16 peaks in FLOP/s from NVIDIA's data sheets, by a part of the device's name; the first match counts.
+# Dense bf16 and fp16 peaks in FLOP/s from NVIDIA's data sheets, by words of the device's name; the first match counts.
 _CUDA_PEAKS = (
     ("H200", 989e12),
+    ("GH200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("A100", 312e12),
@@ -51,7 +53,7 @@ def peak_flops(device: Device) -> float | None:
     """Return the FLOP/s that the device reaches at best: of GPUs as published, of CPUs as measured now in 0.1 s."""
     if device.device.type == "cuda":
         name = torch.cuda.get_device_name(device.device)
-        known = next((peak for part, peak in _CUDA_PEAKS if part in name), None)
+        known = next((peak for words, peak in _CUDA_PEAKS if re.search(rf"\b{words}\b", name)), None)
         return None if device.precision == "fp32" else known
     if device.device.type != "cpu" or device.emulates:
         return None  # measured on what is emulated it takes seconds to minutes
