@@ -52,11 +52,16 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
-def test_the_loss_is_the_weighted_sum_of_both(weight: float, temperature: float) -> None:
+def test_the_loss_is_the_weighted_sum_of_both_and_the_whole_penalty(
+    weight: float, temperature: float, z_loss: float
+) -> None:
+    learning = Fixed(STUDENT)
     found = distillation_loss(
-        Fixed(STUDENT), batch(3, NO_TARGET, 0, 1), Fixed(TEACHER), weight=weight, temperature=temperature
+        learning, batch(3, NO_TARGET, 0, 1), Fixed(TEACHER), weight=weight, temperature=temperature, z_loss=z_loss
     )
+    found.objective.backward()
 
     counted, targets = [0, 2, 3], [3, 0, 1]
     student, teacher = (log_softmax(logits[0] / temperature) for logits in (STUDENT, TEACHER))
@@ -64,8 +69,14 @@ def test_the_loss_is_the_weighted_sum_of_both(weight: float, temperature: float)
     text = -log_softmax(STUDENT[0])[counted, targets].sum()
     assert float(found.reported["loss"]) == pytest.approx(text, rel=1e-5)
     assert float(found.reported["divergence"]) == pytest.approx(divergence, rel=1e-5)
-    wanted = weight * temperature**2 * divergence + (1 - weight) * text
+    z = np.exp(STUDENT[0]).sum(-1)
+    wanted = weight * temperature**2 * divergence + (1 - weight) * text + z_loss * (np.log(z[counted]) ** 2).sum()
     assert float(found.objective.detach()) == pytest.approx(wanted, rel=1e-5)
+    shares = np.exp(log_softmax(STUDENT[0]))
+    gradient = weight * temperature * (np.exp(student) - np.exp(teacher))
+    gradient += (1 - weight) * (shares - np.eye(5)[[3, 0, 0, 1]]) + 2 * z_loss * np.log(z)[:, None] * shares
+    gradient[1] = 0
+    np.testing.assert_allclose(learning.logits.grad[0], gradient, atol=1e-6)
 
 
 @pytest.mark.parametrize(("teachers", "students"), [(5, 3), (3, 5)])

@@ -75,7 +75,8 @@ def _load_teacher(config: TrainConfig, tokenizer_folder: Path) -> Transformer:
 def distillation_loss(
     model: nn.Module, batch: Batch, teacher: nn.Module, weight: float, temperature: float, z_loss: float = 0.0
 ) -> LossSums:
-    """Sum weight · T² · KL(teacher ‖ model), of logits divided by T, the temperature, and (1 - weight) · the loss.
+    """Sum weight · T² · KL(teacher ‖ model), of logits divided by T, the temperature, (1 - weight) · the loss of the
+    text, and the whole penalty of `z_loss`, which is of the model's logits whatever they learn from.
 
     T² keeps the gradient's size where both are softened. `loss` is reported as without a teacher, so that curves
     compare; `divergence` is the KL divergence in nats.
@@ -83,12 +84,11 @@ def distillation_loss(
     logits_BTV = model(*batch.inputs)
     with torch.no_grad():
         wanted_BTV = teacher.to(batch.ids_BT.device)(*batch.inputs)
-    text = next_token_sums(logits_BTV, batch.targets_BT, z_loss)
+    learned_BTV = logits_BTV if weight < 1 or z_loss else logits_BTV.detach()  # else a gradient of zeros is made
+    text = next_token_sums(learned_BTV, batch.targets_BT, z_loss, weight=1 - weight)
     counted_BT = batch.targets_BT != NO_TARGET
     divergence = _divergence(wanted_BTV[counted_BT], logits_BTV[counted_BT], temperature)
-    objective = weight * temperature**2 * divergence
-    if weight < 1:
-        objective = objective + (1 - weight) * text.objective
+    objective = weight * temperature**2 * divergence + text.objective
     return LossSums(objective=objective, reported=text.reported | {"divergence": divergence.detach()})
 
 

@@ -40,10 +40,10 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Loss
     return next_token_sums(model(*batch.inputs), batch.targets_BT, z_loss)
 
 
-def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> LossSums:
-    """Sum as `next_token_loss` does, from logits."""
+def next_token_sums(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float, *, weight: float = 1.0) -> LossSums:
+    """Sum as `next_token_loss` does, from logits; `weight` is that of the cross-entropy in the objective."""
     logits_RV, targets_R = logits_BTV.flatten(0, 1), targets_BT.flatten()
-    objective, loss, penalty = _CrossEntropy.apply(logits_RV, targets_R, z_loss)  # type: ignore[no-untyped-call]
+    objective, loss, penalty = _CrossEntropy.apply(logits_RV, targets_R, z_loss, weight)  # type: ignore[no-untyped-call]
     reported = {"loss": loss} if z_loss == 0.0 else {"loss": loss, "z_loss": penalty}
     return LossSums(objective=objective, reported=reported)
 
@@ -57,7 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_RV: Tensor, targets_R: Tensor, z_loss: float
+        ctx: Any, logits_RV: Tensor, targets_R: Tensor, z_loss: float, weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:  # objective, loss, penalty
         loss, penalty = logits_RV.new_zeros(2, dtype=torch.float32)
         gradient_RV = None
@@ -76,16 +76,16 @@ class _CrossEntropy(torch.autograd.Function):
             loss -= log_share_R1.where(is_counted_R1, 0).sum()
             penalty += z_loss * log_z_R1.where(is_counted_R1, 0).square().sum()
             if gradient_RV is not None:
-                piece_gradient_RV = log_shares_RV.exp_().mul_(1 + 2 * z_loss * log_z_R1)
-                piece_gradient_RV.scatter_add_(1, targets_R1, torch.full_like(log_share_R1, -1))
+                piece_gradient_RV = log_shares_RV.exp_().mul_(weight + 2 * z_loss * log_z_R1)
+                piece_gradient_RV.scatter_add_(1, targets_R1, torch.full_like(log_share_R1, -weight))
                 gradient_RV[first : first + rows] = piece_gradient_RV.masked_fill_(~is_counted_R1, 0)
         ctx.save_for_backward(gradient_RV)
         ctx.dtype = logits_RV.dtype
         ctx.mark_non_differentiable(loss, penalty)
-        return loss + penalty, loss, penalty
+        return weight * loss + penalty, loss, penalty
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_RV,) = ctx.saved_tensors
-        return (gradient_RV * scale).to(ctx.dtype), None, None
+        return (gradient_RV * scale).to(ctx.dtype), None, None, None
