@@ -67,6 +67,16 @@ def test_a_reference_that_leads_to_itself_alone_is_refused_before_an_answer_come
     check_form(Constraint.json_schema({"type": "object", "properties": properties}, strict=strict))
 
 
+@pytest.mark.parametrize("keys", [["anyOf"], ["allOf"], ["oneOf"], ["anyOf", "allOf"], ["oneOf", "anyOf", "allOf"]])
+def test_a_ring_that_leads_through_alternatives_is_refused_unless_one_of_them_says_something(keys: list[str]) -> None:
+    ring = {f"d{i}": {key: [{"$ref": f"#/$defs/d{(i + 1) % len(keys)}"}]} for i, key in enumerate(keys)}
+    schema: Schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": ring}
+    with pytest.raises(ConfigError, match=r"the reference #/\$defs/d\d leads back to itself before it says anything"):
+        Constraint.json_schema(schema)
+    ring["d0"] = {"anyOf": [*ring["d0"].popitem()[1], {"type": "string"}]}
+    check_form(Constraint.json_schema(schema))
+
+
 def test_what_many_references_lead_to_is_walked_through_once_for_all_of_them() -> None:
     class Seen(list[object]):
         times = 0

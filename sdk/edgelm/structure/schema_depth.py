@@ -14,6 +14,7 @@ from edgelm.errors import ConfigError
 MOST_LEVELS = 384
 _WHOLE = "#"
 _PARTS = (Mapping, list, tuple)
+_COMPOSED = ("allOf", "anyOf", "oneOf")  # what they list is about the same value
 
 _Part = TypeVar("_Part", int, str)
 
@@ -52,21 +53,48 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
 
 
 def _refuse_rings(targets: Mapping[str, Any]) -> None:
-    """Refuse references alone that lead back to themselves: llguidance ends an answer where it comes to such a one."""
-    followed: set[str] = set()
-    for reference in targets:
-        ring: set[str] = set()
-        while reference not in followed and reference.startswith("#/"):
-            followed.add(reference)
-            ring.add(reference)
-            target = targets[reference]
-            following = target.get("$ref") if isinstance(target, Mapping) else None
-            reference = following if isinstance(following, str) else _WHOLE
-        if reference in ring:
+    """Refuse references that lead back to themselves in every way: llguidance ends an answer where it comes to one."""
+    open_parts: list[Any] = []
+    seen: set[int] = set()
+    waiting = [*targets.values()]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping) and id(part) not in seen:
+            seen.add(id(part))
+            open_parts.append(part)
+            waiting += [other for key in _COMPOSED for other in _listed(part, key)]
+    saying: set[int] = set()
+    before = -1
+    while before != len(saying):
+        before = len(saying)
+        for part in reversed(open_parts):  # what others lead to, first
+            if _says_something(part, targets, saying):
+                saying.add(id(part))
+        open_parts = [part for part in open_parts if id(part) not in saying]
+    for reference, target in targets.items():
+        if id(target) in seen - saying:
             raise ConfigError(
                 f"The JSON schema cannot be enforced: the reference {reference} leads back to itself before it says "
                 "anything. Write there what may come, such as a type."
             )
+
+
+def _says_something(part: Mapping[str, Any], targets: Mapping[str, Any], saying: Collection[int]) -> bool:
+    """Tell whether a part holds more than what leads to others, none of which is known to say anything."""
+
+    def says(other: Any) -> bool:
+        return not isinstance(other, Mapping) or id(other) in saying
+
+    reference = part.get("$ref")
+    if isinstance(reference, str) and reference.startswith(_WHOLE + "/") and not says(targets[reference]):
+        return False
+    every_one = all(map(says, _listed(part, "allOf")))
+    return every_one and all(any(map(says, others)) for key in _COMPOSED[1:] if (others := _listed(part, key)))
+
+
+def _listed(part: Mapping[str, Any], key: str) -> list[Any] | tuple[Any, ...]:
+    others = part.get(key)
+    return others if isinstance(others, (list, tuple)) else ()
 
 
 def target_of(schema: Mapping[str, Any], reference: str) -> Any:
