@@ -14,9 +14,11 @@ from pathlib import Path
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm.multipliers import Multipliers
 from edgelm.package.adapter import MAX_RANK
 from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_not_fit, is_base_ours, unknown_order
 from edgelm_export.architectures import ARCHITECTURES
+from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.reference_weights import Array
 from edgelm_export.tensor_map import CANONICAL, EXPERTS, Part, TensorLayout, parts_of
 from edgelm_export.text_part import layers_in_text
@@ -39,11 +41,19 @@ def layout_of_adapter(
     Their names tell it, and where both have the same, the name of the base. Returns notes too, for the manifest.
 
     Raises:
-        CheckpointError: the rows of some stand in another order there, and nothing tells where the adapter learned.
+        CheckpointError: the rows of some stand in another order there, and nothing tells where the adapter learned; or
+            the model's weights are multiplied, and those that it learned on were not.
     """
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
         return CANONICAL, ()
+    if _has_multiplied_weights(architecture, config) and not is_base_ours(base_name):
+        raise CheckpointError(
+            f"The adapter in {folder} was trained on {base_name or 'a model that it does not name'}. A "
+            f"{config.model_type} is published with multipliers of its projections beside the weights; the model here, "
+            "which a GGUF file was made into, has them in its weights, and nothing tells how large they were. Take one "
+            f"made of the published folder, or {MERGE_WHERE_TRAINED}"
+        )
     weights = {f"{layer}.weight" for layer in layers}
     layout = architecture.layout_for(config, weights)
     parts = parts_of(config, layout)
@@ -64,6 +74,11 @@ def layout_of_adapter(
         )
     note = f"The adapter was trained on {base_name}, a {config.model_type} as published: the rows of "
     return layout, (f"{note}{' and '.join(reordered)} were put in edgelm's order.",)
+
+
+def _has_multiplied_weights(architecture: Architecture, config: ModelConfig) -> bool:
+    beside = config.multipliers != Multipliers() or config.embedding_multiplier != 1 or config.logits_scaling != 1
+    return architecture.gguf is not None and architecture.gguf.has_multiplied_weights and not beside
 
 
 def as_in_folders(matrices: Matrices, config: ModelConfig) -> Matrices:

@@ -14,6 +14,7 @@ from command_line import invoke
 from exported_adapters import IDS, adapted_by_peft, our_logits
 from gguf_adapters import converted_adapter, write_adapter
 from gguf_models import GGUF_MODELS
+from json_files import change_json
 from mamba_models import FALCON_H1, FALCON_H1_MULTIPLIERS
 from transformers import PreTrainedModel
 from unchecked_export import export_unchecked
@@ -25,6 +26,8 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.gguf_adapter import read_gguf_adapter
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.importer import import_checkpoint
+from edgelm_training.merge import merge_adapter
 
 SaveModel = Callable[..., PreTrainedModel]
 
@@ -158,3 +161,20 @@ def test_where_a_gguf_file_has_multipliers_in_its_weights_an_adapter_has_them_to
     file = write_adapter(tmp_path / "mine.gguf", _tiny(), "falcon-h1")
     with pytest.raises(CheckpointError, match=r"has the multipliers of a falcon_h1's projections in its weights, and"):
         export_adapter(file, tmp_path / "pkg", tmp_path / "out")
+
+
+def test_an_adapter_of_the_published_folder_is_refused_where_a_gguf_file_gave_the_weights(
+    save_model: SaveModel, write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = save_model("falcon_h1", tmp_path / "hf", **FALCON_H1, **FALCON_H1_MULTIPLIERS)
+    adapted_by_peft(tmp_path / "hf", target_modules=ATTENTION).save_pretrained(tmp_path / "peft")
+    path = write_gguf(tmp_path / "tiny.gguf", model, architecture="falcon-h1")
+    with GGUFCheckpoint(path) as source:
+        export_unchecked(source, tmp_path / "pkg", "fp32")
+    import_checkpoint(path, tmp_path / "ckpt")
+    with pytest.raises(CheckpointError, match="has them in its weights, and nothing tells how large they were"):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="Take one made of the published folder, or merge it where it was"):
+        merge_adapter(tmp_path / "peft", tmp_path / "out", base=tmp_path / "ckpt")
+    change_json(tmp_path / "peft/adapter_config.json", base_model_name_or_path=str(tmp_path / "ckpt"))
+    merge_adapter(tmp_path / "peft", tmp_path / "out")
