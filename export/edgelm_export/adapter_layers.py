@@ -12,6 +12,8 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.multipliers import Multipliers
@@ -31,6 +33,8 @@ _IN_TRANSFORMERS = {
     "lfm3": (r"\.self_attn\.g_proj$", ".self_attn.gate_proj"),
     "nemotron_h": (r"^model\.layers\.(\d+)\.mixer\.", r"backbone.layers.\1.mixer."),
 }
+# Layers of linear attention that folders of OLMo Hybrid have apart, and edgelm as rows of one.
+_QUERIES_KEYS_VALUES = re.compile(r"(.*\.linear_attn\.)([qkv])_proj")
 
 
 def layout_of_adapter(
@@ -82,11 +86,35 @@ def _has_multiplied_weights(architecture: Architecture, config: ModelConfig) -> 
 
 
 def as_in_folders(matrices: Matrices, config: ModelConfig) -> Matrices:
-    """Return the layers of an adapter as its family's folders call them, where transformers has other names."""
+    """Return the layers of an adapter by their names in the family's folders, which transformers calls otherwise."""
+    if config.model_type == "olmo_hybrid":
+        return _with_one_projection(matrices, config)
     if config.model_type not in _IN_TRANSFORMERS:
         return matrices
     pattern, name = _IN_TRANSFORMERS[config.model_type]
     return {re.sub(pattern, name, layer): pair for layer, pair in matrices.items()}
+
+
+def _with_one_projection(matrices: Matrices, config: ModelConfig) -> Matrices:
+    """Join the layers of queries, keys and values of linear attention: their products stand behind each other.
+
+    One of another shape is left, to be refused by its name.
+    """
+    keys = (config.linear_num_key_heads or 0) * (config.linear_key_head_dim or 0)
+    places = {"q": slice(0, keys), "k": slice(keys, 2 * keys), "v": slice(2 * keys, config.linear_channels)}
+    joined = dict(matrices)
+    parts: dict[str, list[tuple[Array, Array]]] = {}
+    for layer, (a, b) in matrices.items():
+        found = _QUERIES_KEYS_VALUES.fullmatch(layer)
+        place = places[found[2]] if found else slice(0)
+        if found and a.shape[1] == config.hidden_size and b.shape == (place.stop - place.start, len(a)):
+            rows = np.zeros((config.linear_channels, len(a)), np.float32)
+            rows[place] = b
+            parts.setdefault(f"{found[1]}in_proj_qkv", []).append((a, rows))
+            del joined[layer]
+    for layer, pairs in parts.items():
+        joined[layer] = np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs], axis=1)
+    return joined
 
 
 def layers_of_text(matrices: Matrices, config: ModelConfig) -> tuple[Matrices, tuple[str, ...]]:

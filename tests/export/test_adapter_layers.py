@@ -96,7 +96,17 @@ def test_layers_of_a_published_folder_are_found_in_its_package(
 
 
 @pytest.mark.parametrize(
-    "name", ["phi3", "gpt2", "gpt_neox", "codegen", "qwen3_5", "cohere with norms of heads", "nemotron_h with experts"]
+    "name",
+    [
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+        "codegen",
+        "qwen3_5",
+        "cohere with norms of heads",
+        "nemotron_h with experts",
+        "olmo_hybrid",
+    ],
 )
 def test_such_layers_are_merged_into_a_checkpoint_of_ours(name: str, save_model: SaveModel, tmp_path: Path) -> None:
     family, fields = MODELS[name]
@@ -145,6 +155,8 @@ NAMES_IN_TRANSFORMERS = {
     "laguna": r".*(q_proj|g_proj|shared_experts\.\w+_proj)",
     "lfm3": ["q_proj", "g_proj"],
     "nemotron_h with experts": ["in_proj", "q_proj", "o_proj", "up_proj", "down_proj"],
+    "olmo_hybrid": "all-linear",
+    "olmo_hybrid, rates up to one, rope, biases, tied": r".*linear_attn\.[kv]_proj",
 }
 
 
