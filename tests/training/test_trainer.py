@@ -266,9 +266,12 @@ def test_the_log_has_each_step_and_the_samples(whole_run: Path) -> None:
     assert [(entry["step"], entry["prompt"]) for entry in log if "sample" in entry] == [(3, ""), (6, ""), (8, "")]
 
 
-def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_checkpoint(
+    tiny_shards: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beginning = shutil.copytree(whole_run / "latest", tmp_path / "ckpt")
-    start = settings(tiny_shards, tmp_path / "run", init=str(beginning), max_steps=2, learning_rate=1e-5)
+    monkeypatch.chdir(tmp_path)
+    start = settings(tiny_shards, tmp_path / "run", init="ckpt", max_steps=2, learning_rate=1e-5)
     del start["model"]
 
     pretrain(start)
@@ -278,7 +281,8 @@ def test_training_goes_on_from_a_checkpoint(tiny_shards: Path, whole_run: Path, 
 
     # It goes on without the checkpoint that it began with, which a run may have removed that went on itself.
     shutil.rmtree(beginning)
-    assert pretrain({"output": str(tmp_path / "run"), "max_steps": 3}, resume=True).step == 3
+    monkeypatch.chdir("run")
+    assert pretrain({"output": ".", "init": "../ckpt", "max_steps": 3}, resume=True).step == 3
 
 
 def test_a_checkpoint_alone_is_trained_once_through_the_data_at_a_low_rate(

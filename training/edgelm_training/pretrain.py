@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -85,6 +86,8 @@ def build_recipe(config: Config, reporter: Reporter) -> tuple[Config, Recipe]:
     rows = partial(Batches, sequence_length=config.known("sequence_length"), seed=config.seed)
     validation = Shards.open(shards.folder, "validation")
     tokenizer = Tokenizer.load(shards.folder)
+    if init is not None and saved is None:  # a run goes on from any folder
+        config = replace(config, init=str(Path(init).absolute()))
 
     def encode(prompt: str) -> list[int]:
         # As `edgelm run --raw` reads it, so that both write the same; nothing is the beginning of a document.
