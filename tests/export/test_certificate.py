@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from command_line import invoke
 from make_tiny_model import make_checkpoint
 
 from edgelm.architecture.quantization_recipe import PRECISIONS
+from edgelm.cli.verify import _check_quality
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, MissingExtraError
 from edgelm.package.manifest import Manifest
 from edgelm_export import certificate
 from edgelm_export.certificate import check_certificate
@@ -88,6 +90,9 @@ def test_without_the_exporter_the_pip_line_is_named(package: Path, monkeypatch: 
     result = invoke("verify", package, "--source", "x")
     assert result.exit_code == 1
     assert "error: --source needs 'edgelm_export.certificate', which is not installed: pip install" in result.stderr
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
+    with pytest.raises(MissingExtraError, match="--source needs edgelm installed again: its metadata is older"):
+        _check_quality(package, "x")
 
 
 def test_a_broken_source_fails_the_step_and_not_the_command(package: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_tells_layers_of_other_programs_adapters_is_an_extra(
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     for name in [name for name in sys.modules if name.startswith("edgelm_export")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingExtraError, match=r"'ml_dtypes' is needed, .* pip install .edgelm\[export\]"):
+    with pytest.raises(MissingExtraError, match=r"trained needs 'ml_dtypes', .* pip install .edgelm\[export\]"):
         merge_adapter(theirs, tmp_path / "merged")
     monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
     with pytest.raises(MissingExtraError, match="its metadata is older than its code"):

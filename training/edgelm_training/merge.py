@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from edgelm.config import ModelConfig
-from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
+from edgelm.errors import CheckpointError, ConfigError
+from edgelm.extras import entry_point
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm.package.replaceable import is_same_folder
@@ -123,19 +123,8 @@ def _base_folder(adapter: Adapter, base: str | Path | None) -> Path:
 
 def _with_layers_of(config: ModelConfig, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
     """Return an adapter of PEFT's with the base's layers, and notes: the exporter knows what families call them."""
-    found = tuple(metadata.entry_points(group="edgelm.adapter_layers", name="checkpoint"))
-    if not found:  # of a clone that has been updated since
-        raise MissingExtraError(
-            "To read the layers of an adapter that another program trained, edgelm has to be installed again: its "
-            "metadata is older than its code. In the clone: pip install -e ."
-        )
-    try:
-        layers_of_checkpoint = found[0].load()
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"To read the layers of an adapter that another program trained, {error.name!r} is needed, which is not "
-            'installed: pip install "edgelm[export]"'
-        ) from error
+    purpose = "An adapter that another program trained"
+    layers_of_checkpoint = entry_point("edgelm.adapter_layers", "checkpoint", extra="export", purpose=purpose)
     scaled = {
         layer: (a.float().numpy(), (adapter.scales[layer] * b.float()).numpy())
         for layer, (a, b) in adapter.matrices.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ from edgelm.cli.generation_options import complete_model, complete_source
 from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import refused
-from edgelm.errors import EdgeLMError, MissingExtraError
+from edgelm.errors import EdgeLMError
+from edgelm.extras import entry_point
 from edgelm.library.library import Library
 
 if TYPE_CHECKING:
@@ -88,13 +88,7 @@ def _check_quality(folder: Path, source: str) -> list[Finding]:
     """Let the exporter measure the package again: it alone reads checkpoints."""
     from edgelm.package.package_check import Finding
 
-    (verifier,) = metadata.entry_points(group="edgelm.verifiers", name="quality")
-    try:
-        check = verifier.load()
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f'--source needs {error.name!r}, which is not installed: pip install "edgelm[export]"'
-        ) from error
+    check = entry_point("edgelm.verifiers", "quality", extra="export", purpose="--source")
     try:
         with progress_line() as progress:
             findings: list[Finding] = check(folder, source, progress)
