@@ -39,6 +39,14 @@ KNOWN: dict[str, dict[str, Any]] = {
         "norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25,
         "sliding_window": 6, "layer_types": ("sliding_attention", "full_attention"),
     },
+    "gemma2, without windows": {
+        "norm": "rms_offset", "norm_placement": "both", "embedding_multiplier": 24**0.5, "attention_multiplier": 0.25,
+        "attn_logit_softcapping": 3.0,
+    },
+    "olmo3, without windows": {
+        "norm_placement": "post", "qk_norm": True, "qk_norm_scope": "projection", "rope_local_theta": 100.0,
+    },
+    "granite_swa, without windows": {"attention_sinks": True},
     "gemma3n_text, another activation": STREAMS
     | {
         "embedding_multiplier": 24**0.5, "attention_multiplier": 1.0, "qk_norm": True, "v_norm": True,
@@ -52,6 +60,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # transformers has no model for these.
 OTHERS: dict[str, dict[str, Any]] = {
+    "a Gemma 3n without its soft-cap": KNOWN["gemma3n_text, another activation"] | {"final_logit_softcapping": None},
     "attention sinks, query and key norms": {"attention_sinks": True, "qk_norm": True},
     "experts without query and key norms": {"num_experts": 3, "num_experts_per_tok": 1, "router_bias": True},
     "layer norm": {"norm": "layer"},

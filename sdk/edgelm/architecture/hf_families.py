@@ -111,6 +111,11 @@ def _windows(config: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": config.sliding_window, "layer_types": _layer_types(config)}
 
 
+def _windows_or_full(config: ModelConfig) -> dict[str, Any]:
+    """As `_windows`, with a number where no layer has a window: some models make a mask of one for all that."""
+    return {**_windows(config), "sliding_window": config.sliding_window or config.max_position_embeddings}
+
+
 def _switched_windows(config: ModelConfig) -> dict[str, Any]:
     return {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0, **_windows(config)}
 
@@ -130,7 +135,11 @@ def _granite(config: ModelConfig) -> dict[str, Any]:
 def _granite_swa(config: ModelConfig) -> dict[str, Any]:
     layers = range(config.num_hidden_layers)
     bases = {"global": config.rope_theta, "local": config.rope_local_theta, None: 0}
-    return {**_granite(config), **_windows(config), "layer_rope_theta": [bases[config.rope_kind(i)] for i in layers]}
+    return {
+        **_granite(config),
+        **_windows_or_full(config),
+        "layer_rope_theta": [bases[config.rope_kind(i)] for i in layers],
+    }
 
 
 _SMALLEST_SCALE = 2.0**-16  # of a query_pre_attn_scalar that is a whole number of 32 bits
@@ -148,7 +157,7 @@ def _gemma(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": config.hidden_act,
         "query_pre_attn_scalar": round(config.attention_scale**-2),
         **same(config, "attn_logit_softcapping", "final_logit_softcapping"),
-        **_windows(config),
+        **_windows_or_full(config),
     }
 
 
@@ -174,7 +183,8 @@ def _gemma4(config: ModelConfig) -> dict[str, Any]:
 
 def _is_gemma3n(config: ModelConfig) -> bool:
     is_scaled = _is_scaled_as_gemma(config)
-    has_parts = config.altup_num_inputs > 1 and config.laurel_rank > 0
+    # Of Gemma 3n transformers takes no soft-cap that is null.
+    has_parts = config.altup_num_inputs > 1 and config.laurel_rank > 0 and config.final_logit_softcapping is not None
     rotates = config.rope_local_theta is not None and bool(config.layer_types)
     return _one_switch(config) and _heads_divide(config) and is_scaled and rotates and has_parts
 
@@ -195,7 +205,7 @@ def _olmo3(config: ModelConfig) -> dict[str, Any]:
     # By kind of layer, since transformers takes no other base for those with a window from the older names.
     local = {"rope_type": "default", "rope_theta": config.rope_local_theta}
     every = {"rope_theta": config.rope_theta, **(rope_settings(config) or {"rope_type": "default"})}
-    return {"rope_parameters": {"full_attention": every, "sliding_attention": local}, **_windows(config)}
+    return {"rope_parameters": {"full_attention": every, "sliding_attention": local}, **_windows_or_full(config)}
 
 
 def _turns_in_windows(config: ModelConfig) -> bool:
