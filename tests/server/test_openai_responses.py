@@ -8,8 +8,11 @@ import json
 import pytest
 from edgelm_server import CHAT
 
-from edgelm.completion import Chunk, Timings, ToolCallDelta, Usage
+from edgelm.completion import Chunk, Timings, TokenLogprob, ToolCallDelta, Usage
 from edgelm.decoding.answer import join
+from edgelm.server import openai_responses
+from edgelm.server.api_error import ApiError
+from edgelm.server.logprobs import LogprobsOfText
 from edgelm.server.openai_responses import ResponseWriter
 
 SCHEMA = {
@@ -97,6 +100,47 @@ def test_the_events_build_the_response(serving):
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == text
     assert events[-1]["response"]["usage"] == whole["usage"]
     assert {event["response"]["id"] for event in events if "response" in event} == {events[0]["response"]["id"]}
+
+
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+
+
+def test_log_probabilities_are_those_of_the_chat_and_the_events_build_them(serving):
+    fields = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 12}
+    chat = serving.post(CHAT, {**fields, "logprobs": True, "top_logprobs": 2}).json
+    expected = chat["choices"][0]["logprobs"]["content"]
+    assert len(expected) == 12
+    response = respond(serving, **LOGPROBS).json
+    assert response["output"][0]["content"][0]["logprobs"] == expected
+    assert response["top_logprobs"] == 2
+    events = respond(serving, **LOGPROBS, stream=True).events
+    deltas = (event["logprobs"] for event in events if event["type"] == "response.output_text.delta")
+    assert [token for delta in deltas for token in delta] == expected
+    (done,) = (event for event in events if event["type"] == "response.output_text.done")
+    assert done["logprobs"] == events[-1]["response"]["output"][0]["content"][0]["logprobs"] == expected
+
+
+def test_log_probabilities_are_those_of_the_text_alone():
+    """Of what was thought, and of a call, there are none; a token behind which half a character is left waits."""
+
+    def chunk(id_, **said):
+        logprobs = (TokenLogprob(id=id_, text="", logprob=0.0),)
+        return Chunk(**{"text": "", "token_ids": (id_,), "logprobs": logprobs, **said})
+
+    call = ToolCallDelta(index=0, id="1", name="f", arguments="{}")
+    parser = LogprobsOfText()
+    said = [
+        chunk(1), chunk(2, reasoning="a"), chunk(3), chunk(4, text="b"), chunk(5), chunk(6, tool_calls=(call,)),
+    ]  # fmt: skip
+    assert [token.id for each in said for token in parser.take(each).logprobs] == [3, 4]
+
+
+def test_a_stream_keeps_no_more_log_probabilities_than_a_whole_answer_may_have(monkeypatch):
+    monkeypatch.setattr(openai_responses, "MAX_TEXTS", 3)
+    token = TokenLogprob(id=1, text="a", logprob=0.0, alternatives=(TokenLogprob(id=2, text="b", logprob=0.0),))
+    chunks = [Chunk(text="a", token_ids=(1,), logprobs=(token,))] * 2
+    with pytest.raises(ApiError, match="more than 3 log-probabilities, all of which its end repeats"):
+        written(Said(*chunks))
 
 
 def test_a_tool_is_called_and_its_output_taken(serving):
@@ -272,8 +316,8 @@ def test_an_answer_keeps_to_a_schema(serving):
         ({"grammar": 'root ::= "x"', "guided_regex": "x"}, "grammar and guided_regex exclude each other"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported: use reasoning.effort."),
         ({"context_management": [{"type": "compaction"}]}, "truncation says what goes."),
-        ({"top_logprobs": 2}, "top_logprobs is not supported: /v1/chat/completions has them."),
-        ({"include": ["message.output_text.logprobs"]}, "include[0] is 'message.output_text.logprobs'; it must be"),
+        ({"top_logprobs": 2}, "top_logprobs needs include: ['message.output_text.logprobs']."),
+        ({"include": ["message.output_text.logprob"]}, "include[0] is 'message.output_text.logprob'; it must be"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type is 'web_search'"),
     ],
 )

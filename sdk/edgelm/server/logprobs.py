@@ -1,14 +1,15 @@
-"""Log-probabilities, as OpenAI's chat completions and Ollama's protocol ask for them and have them in answers."""
+"""Log-probabilities, as OpenAI's chats and responses and Ollama's protocol ask for them and have them in answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgelm.completion import TokenLogprob
+from edgelm.completion import Chunk, TokenLogprob
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import BOOLEAN, Schema, whole
+from edgelm.structure.reasoning import Parser
 from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer import Tokenizer
 
@@ -58,6 +59,24 @@ class LogprobWriter:
             "logprob": finite(token.logprob),
             "bytes": list(self.tokenizer.token_bytes(token.id)),
         }
+
+
+@dataclass(kw_only=True)
+class LogprobsOfText:
+    """A parser that leaves a chunk the log-probabilities of its text, and none of thoughts and calls of tools.
+
+    before: what takes those apart. held: those of tokens of which it is not told yet what they belong to.
+    """
+
+    before: Parser | None = None
+    held: tuple[TokenLogprob, ...] = ()
+
+    def take(self, chunk: Chunk) -> Chunk:
+        """Return the chunk with those of its text."""
+        chunk = chunk if self.before is None else self.before.take(chunk)
+        held = (*self.held, *chunk.logprobs)
+        self.held = () if chunk.text or chunk.reasoning or chunk.tool_calls else held
+        return replace(chunk, logprobs=held if chunk.text else ())
 
 
 @dataclass(kw_only=True)

@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from edgelm.completion import Chunk, Completion, ToolCallDelta, Usage
-from edgelm.server.answers import Answers, Job
+from edgelm.completion import Chunk, Completion, TokenLogprob, ToolCallDelta, Usage
+from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import calls_around_text, count_tokens, deliver
 from edgelm.server.endpoint import Call
 from edgelm.server.forms import constraint_of
 from edgelm.server.loaded_model import LoadedModel
+from edgelm.server.logprobs import LogprobsOfText, LogprobWriter, alternatives
 from edgelm.server.openai_chat import chat_jobs
 from edgelm.server.response_input import as_chat, custom_names_of, namespaces_of
 from edgelm.server.sampling_fields import generation_config
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 # The types of items that call a tool -> the field of what it gets.
 _ARGUMENTS = {"function_call": "arguments", "custom_tool_call": "input"}
 _ECHOED = (
-    "instructions", "max_output_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "user",
+    "instructions", "max_output_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty",
+    "top_logprobs", "user",
 )  # fmt: skip
 
 
@@ -42,7 +44,9 @@ async def create_response(call: Call) -> Response:
     chat = await asyncio.to_thread(as_chat, body)
 
     def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
-        return _jobs(served.model, chat), ResponseWriter(model=served.name, body=body)
+        return _jobs(served.model, chat), ResponseWriter(
+            model=served.name, body=body, logprobs=LogprobWriter.of(served.model, chat)
+        )
 
     return await deliver(call, prepare, streaming=bool(body.get("stream")))
 
@@ -55,8 +59,19 @@ async def count_input_tokens(call: Call) -> Response:
 
 
 def _jobs(model: LanguageModel, chat: Mapping[str, Any]) -> list[Job]:
-    config = generation_config(model, chat, max_tokens=chat.get("max_tokens"), constraint=constraint_of(chat))
-    return chat_jobs(model, chat, config, effort_field="reasoning.effort")
+    config = generation_config(
+        model,
+        chat,
+        max_tokens=chat.get("max_tokens"),
+        logprobs=alternatives(chat),
+        constraint=constraint_of(chat),
+    )
+    jobs = chat_jobs(model, chat, config, effort_field="reasoning.effort")
+    return jobs if config.logprobs is None else [_with_logprobs_of_text(job) for job in jobs]
+
+
+def _with_logprobs_of_text(job: Job) -> Job:
+    return replace(job, parser=lambda: LogprobsOfText(before=None if job.parser is None else job.parser()))
 
 
 @dataclass(kw_only=True)
@@ -65,10 +80,12 @@ class ResponseWriter:
 
     model: str
     body: Mapping[str, Any]
+    logprobs: LogprobWriter | None = None
     media_type = "text/event-stream"
     _id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
+    _kept: int = 0  # log-probabilities
     _output: list[dict[str, Any]] = field(default_factory=list)  # the items so far; the last one may be unfinished
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -78,6 +95,7 @@ class ResponseWriter:
             self._output.append(_reasoning(answer.reasoning))
         if answer.text or not answer.tool_calls:
             self._output.append(_message(answer.text))
+            self._output[-1]["content"][0]["logprobs"] = self._written(answer.logprobs)
         self._output += [self._call(call.id, call.name, call.arguments) for call in answer.tool_calls]
         self._output[-1]["status"] = _item_status(self._output[-1], answer.finish_reason)
         return self._response(answer.finish_reason, answer.usage)
@@ -102,9 +120,9 @@ class ResponseWriter:
         for delta in before:
             yield from self._add_call(delta)
         if chunk.reasoning:
-            yield from self._add_text(chunk.reasoning, _reasoning)
+            yield from self._add_text(_reasoning(""), chunk.reasoning)
         if chunk.text:
-            yield from self._add_text(chunk.text, _message)
+            yield from self._add_text(_message(""), chunk.text, logprobs=self._written(chunk.logprobs))
         for delta in behind:
             yield from self._add_call(delta)
         if chunk.finish_reason is None:
@@ -116,15 +134,25 @@ class ResponseWriter:
         response = self._response(chunk.finish_reason, chunk.usage)
         yield self._event(f"response.{response['status']}", response=response)
 
-    def _add_text(self, text: str, make: Callable[[str], dict[str, Any]]) -> Iterator[bytes]:
-        empty = make("")
+    def _written(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        self._kept += sum(1 + len(token.alternatives) for token in tokens)
+        if self._kept > MAX_TEXTS:
+            raise ApiError(
+                400,
+                f"The answer has more than {MAX_TEXTS} log-probabilities, all of which its end repeats. Ask for fewer.",
+            )
+        return [] if self.logprobs is None else self.logprobs.write(tokens)
+
+    def _add_text(self, empty: dict[str, Any], text: str, **more: list[Any]) -> Iterator[bytes]:
+        """Add text, and what else belongs to it, to an item like `empty`, which may have to be opened."""
         if not self._is_open(empty["type"]):
             yield from self._close()
             yield from self._open(empty)
         part = self._output[-1]["content"][0]
         part["text"] += text
-        kind, logprobs = f"response.{part['type']}.delta", _logprobs_of(part)
-        yield self._event(kind, **self._place(content_index=0), delta=text, **logprobs)
+        for name, added in more.items():
+            part[name] += added
+        yield self._event(f"response.{part['type']}.delta", **self._place(content_index=0), delta=text, **more)
 
     def _add_call(self, delta: ToolCallDelta) -> Iterator[bytes]:
         if delta.name is not None:
@@ -243,8 +271,8 @@ def _reasoning(text: str) -> dict[str, Any]:
 
 
 def _logprobs_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the log-probabilities, of which there are none here, for events about a part that has the field."""
-    return {"logprobs": []} if "logprobs" in part else {}
+    """Return the log-probabilities for the event that ends a part, where the part has the field."""
+    return {"logprobs": part["logprobs"]} if "logprobs" in part else {}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

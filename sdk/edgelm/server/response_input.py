@@ -9,6 +9,7 @@ from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CONTENT, MAX_MESSAGES, MAX_TOOLS, TEMPLATE_VARIABLES, TOOL_NAME, text_of
 from edgelm.server.custom_tools import FORMAT
 from edgelm.server.forms import FORMS, OF_RESPONSES
+from edgelm.server.logprobs import LOGPROBS
 from edgelm.server.sampling_fields import HARMLESS, REFUSED, SAMPLING
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, need, record, whole
 
@@ -45,8 +46,10 @@ _TOOL: dict[str, Schema] = {
 }
 _CALLED = ("function", "custom")
 _CHOSEN = record({"type": choice(*_CALLED), "name": TEXT}, required=("type", "name"))
-# What a client may ask for besides; there is none of it here. Log-probabilities are not listed: they are refused.
+_WITH_LOGPROBS = "message.output_text.logprobs"
+# What a client may ask for besides; of the rest there is none here.
 _INCLUDED = (
+    _WITH_LOGPROBS,
     "reasoning.encrypted_content",
     "message.input_image.image_url",
     "file_search_call.results",
@@ -107,6 +110,7 @@ BODY = record(
         **_OTHER_FORMS,
         "truncation": choice("disabled", "auto"),
         "include": listing(choice(*_INCLUDED), most=len(_INCLUDED)),
+        "top_logprobs": LOGPROBS["top_logprobs"],
     },
     required=("input",),
     ignored=(*HARMLESS, "client_metadata", "max_tool_calls", "stream_options"),
@@ -119,7 +123,6 @@ BODY = record(
         "background": "an answer ends with its request.",
         "prompt": "nothing is kept here; send the text.",
         "reasoning_effort": "use reasoning.effort.",
-        "top_logprobs": "/v1/chat/completions has them.",
         "context_management": "truncation says what goes.",
     },
 )
@@ -129,7 +132,8 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the chat request of the same meaning.
 
     Raises:
-        ApiError: 400, an item of the input has not what its type needs.
+        ApiError: 400, an item of the input has not what its type needs; or it asks for other tokens' log-probabilities
+            without the answer's own.
     """
     chat = {name: body[name] for name in ("parallel_tool_calls", *_OTHER_FORMS, *SAMPLING) if name in body}
     chat["messages"] = _messages(body)
@@ -137,6 +141,10 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         chat["max_tokens"] = body["max_output_tokens"]
     if body.get("truncation") == "auto":
         chat.setdefault("context_shift", 0)
+    chat["logprobs"] = _WITH_LOGPROBS in body.get("include", ())
+    chat["top_logprobs"] = body.get("top_logprobs", 0)
+    if chat["top_logprobs"] and not chat["logprobs"]:
+        raise ApiError(400, f"top_logprobs needs include: [{_WITH_LOGPROBS!r}].", param="top_logprobs")
     if (effort := (body.get("reasoning") or {}).get("effort")) is not None:
         chat["reasoning_effort"] = effort
     tools = tools_of(body)
