@@ -194,16 +194,27 @@ def test_a_cache_that_cannot_grow_for_lack_of_memory_keeps_what_it_holds(
     assert cache.capacity == 2 * GROWTH_STEP
 
 
-def test_a_cache_whose_growth_is_interrupted_is_empty(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["between two buffers", "when all are copied"])
+def test_a_cache_whose_growth_is_interrupted_is_empty(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     cache, given_back = filled(config, GROWTH_STEP), list[np.ndarray]()
 
-    def interrupted(array: np.ndarray) -> None:
+    def second(array: np.ndarray) -> None:
         given_back.append(array)
         if len(given_back) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgelm.memory.kv_cache.give_back", interrupted)
+
+        def once(cache: KVCache, buffers: object) -> None:
+            patch.undo()
+            raise KeyboardInterrupt
+
+        if place == "between two buffers":
+            patch.setattr("edgelm.memory.kv_cache.give_back", second)
+        else:
+            patch.setattr(KVCache, "buffers", property(KVCache.buffers.fget, once))
         with pytest.raises(KeyboardInterrupt):
             cache.reserve(GROWTH_STEP + 1)
     assert (cache.length, cache.capacity) == (0, 0)

@@ -282,11 +282,11 @@ class KVCache:
                 outgrown = old.pop(0)  # so that never more than one array is there twice
                 buffer[:, :, self.filled(i)] = outgrown[:, :, self.filled(i)]
                 give_back(outgrown)
+            self.buffers = grown
         except BaseException:  # an interrupt, when some of what is cached is here and some there
             self.buffers = zeros(self.config, 1, 0)
             self.truncate(0)
             raise
-        self.buffers = grown
 
     def check_room(self, length: int) -> None:
         """Check that this process can have the memory for `length` tokens in all, before any of them is computed.
