@@ -13,7 +13,7 @@ import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ProviderError
 from edgelm.memory.kv_batch import KVBatch
-from edgelm.memory.kv_cache import GROWTH_STEP
+from edgelm.memory.kv_cache import GROWTH_STEP, KVCache
 from edgelm.runtime import binding, onnx_runtime, session
 from edgelm.runtime.providers import PROVIDERS, provider_named
 from edgelm.runtime.session import DecoderSession
@@ -260,6 +260,40 @@ def test_a_cache_elsewhere_is_truncated_cloned_and_filled_from_its_buffers(
     reference = in_place.new_cache()
     in_place.forward(IDS[:60], reference)
     np.testing.assert_allclose(hidden, in_place.forward_hidden(IDS[60:65], reference), atol=1e-4)
+
+
+def test_a_cache_elsewhere_goes_on_from_what_it_holds_wherever_an_interrupt_came(
+    in_place: DecoderSession, elsewhere: DecoderSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache, expected = elsewhere.new_cache(), in_place.new_cache()
+    elsewhere.forward(IDS[:30], cache)
+    in_place.forward(IDS[:30], expected)
+    held = binding._HeldElsewhere
+    for owner, name in ((held, "_computed"), (KVCache, "leave_in"), (KVCache, "extend")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                elsewhere.forward(IDS[200:205], cache)
+        assert cache.length == 30
+    fetch, calls = held.fetch, list[object]()
+
+    def fetch_at_the_second_call(own: Any, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        fetch(own, *arguments)
+
+    monkeypatch.setattr(held, "fetch", fetch_at_the_second_call)
+    elsewhere.forward(IDS[30:40], cache)
+    in_place.forward(IDS[30:40], expected)
+    with pytest.raises(KeyboardInterrupt):
+        cache.settle()
+    for ours, theirs in zip(cache.buffers, expected.buffers, strict=True):
+        np.testing.assert_allclose(ours[:, :, :40], theirs[:, :, :40], atol=1e-4)
+    np.testing.assert_allclose(elsewhere.forward(IDS[40:60], cache), in_place.forward(IDS[40:60], expected), atol=1e-4)
 
 
 def test_rows_of_a_batch_elsewhere_move_with_what_they_hold(

@@ -255,9 +255,9 @@ class KVCache:
 
     def settle(self) -> None:
         """Copy what is in another memory into the buffers."""
-        fetch, self._fetch = self._fetch, None
-        if fetch is not None:
-            fetch(self._buffers, self._settled, self._until)
+        if self._fetch is not None:
+            self._fetch(self._buffers, self._settled, self._until)
+            self._fetch = None  # then, as an interrupt leaves some of it to be copied
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; what is cached stays.

@@ -345,8 +345,9 @@ class _HeldElsewhere(Binding):
         graph.run(binding, stop, others, (cache.length + len(token_ids),))
         return list(binding.get_outputs())
 
-    def _computed(self, cache: KVCache, token_ids: Sequence[int]) -> None:
-        self._token_ids = [*cache.token_ids, *token_ids]
+    def _computed(self, cache: KVCache, token_ids: Sequence[int], values: list[Any]) -> None:
+        # At once: an interrupt between them would leave values that are of other tokens.
+        self._token_ids, self._values = [*cache.token_ids, *token_ids], values
         cache.leave_in(self.fetch, len(self._token_ids))
 
     def run_hidden(self, cache: KVCache, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -412,7 +413,7 @@ class DeviceBinding(_HeldElsewhere):
         # A call that is stopped or fails may have written some of the layers, behind what is known.
         self._token_ids = list(cache.token_ids)
         outputs = self._run(binding, cache, token_ids, stop)
-        self._computed(cache, token_ids)
+        self._computed(cache, token_ids, self._values)
         result: NDArray[Any] = outputs[0].numpy()
         return result
 
@@ -437,7 +438,6 @@ class PassingBinding(_HeldElsewhere):
         for name in facts.present:
             binding.bind_output(name, self.graph.device)
         result, *values = self._run(binding, cache, token_ids, stop)
-        self._values = values[: len(facts.present)]
-        self._computed(cache, token_ids)
+        self._computed(cache, token_ids, values[: len(facts.present)])
         array: NDArray[Any] = result.numpy()
         return array
