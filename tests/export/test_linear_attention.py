@@ -239,6 +239,33 @@ def test_a_call_that_is_stopped_changes_nothing_and_one_that_fails_goes_back(
     np.testing.assert_array_equal(states_of(cache)[-1], cache.snapshots.states[96][-1])
 
 
+def test_states_are_those_of_the_tokens_wherever_an_interrupt_came(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    session, copied = model.session, model.new_cache()
+    session.forward(IDS[:80], copied)
+    reads = [session.read_prompt] if session.has_prefill_graph else []
+    interruptions = [
+        *((KVCache, "extend", lambda cache, compute=compute: compute(IDS[70:75], cache))
+          for compute in (session.forward, session.forward_hidden, *reads)),
+        (Snapshots, "copy", lambda cache: cache.copy_from(copied)),
+    ]  # fmt: skip
+    for owner, name, compute in interruptions:
+        cache = model.new_cache()
+        session.forward(IDS[:64], cache)
+        cache.take_snapshot()
+        session.forward(IDS[64:70], cache)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                compute(cache)
+        assert cache.length == 64
+        np.testing.assert_array_equal(states_of(cache)[-1], cache.snapshots.states[64][-1])
+
+
 def test_a_piece_that_is_stopped_when_all_but_its_end_is_computed_changes_nothing(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -369,14 +369,18 @@ class KVCache:
         self.source_values = source.source_values
         self.truncate(self.common_prefix(source.token_ids))
         self.reserve(source.length)
-        for i, (target, buffer) in enumerate(zip(self.buffers, source.buffers, strict=True)):
-            part = slice(max(self.length, source.filled(i).start or 0), source.length)
-            part = part if i < self._first_state else slice(None)
-            target[:, :, part] = buffer[:, :, part]
-        self.snapshots = source.snapshots.copy()
-        if source.released > self.length:
-            self.released = source.released
-        self.token_ids = list(source.token_ids)
+        try:
+            for i, (target, buffer) in enumerate(zip(self.buffers, source.buffers, strict=True)):
+                part = slice(max(self.length, source.filled(i).start or 0), source.length)
+                part = part if i < self._first_state else slice(None)
+                target[:, :, part] = buffer[:, :, part]
+            self.snapshots = source.snapshots.copy()
+            if source.released > self.length:
+                self.released = source.released
+            self.token_ids = list(source.token_ids)
+        except BaseException:  # an interrupt: the states are the source's, and the tokens those that both begin with
+            self.forget_states()
+            raise
 
     def save(self, path: str | Path, fingerprint: str) -> None:
         """Write the cache to a file, atomically. `fingerprint` identifies the model; `load` compares it.

@@ -132,7 +132,9 @@ class Graph:
 
 
 def forget_half_written(cache: KVCache, error: BaseException) -> None:
-    """Let a cache go back to where its states are known, after a call that may have written some of them."""
+    """Let a cache go back to where its states are known, after a call that may have written some of them, or that was
+    interrupted before its tokens were added.
+    """
     if not isinstance(error, StoppedError):
         cache.forget_states()
 

@@ -307,12 +307,12 @@ class DecoderSession(Returned):
                 return self._forward_in_pieces(SHORTLISTED_POSITIONS, token_ids, cache, all_logits, stop)
         try:
             logits_TV = self._bound(cache, length).run(cache, token_ids, all_logits, stop)
+            cache.extend(token_ids)
         except BaseException as error:
             forget_half_written(cache, error)
             raise
         if self.config.suppressed_token_ids:
             logits_TV[:, list(self.config.suppressed_token_ids)] = SUPPRESSED_LOGIT
-        cache.extend(token_ids)
         return logits_TV
 
     def _forward_in_pieces(
@@ -347,8 +347,12 @@ class DecoderSession(Returned):
                 'the model again (edgelm export SOURCE -o FOLDER), or take the pooling "values".'
             )
         with self._use:
-            hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
-        cache.extend(token_ids)
+            try:
+                hidden_TD = self._bound(cache, cache.length + len(token_ids)).run_hidden(cache, token_ids)
+                cache.extend(token_ids)
+            except BaseException as error:
+                forget_half_written(cache, error)
+                raise
         return hidden_TD
 
     def reads_prompts(self, cache: KVCache) -> bool:
@@ -372,10 +376,10 @@ class DecoderSession(Returned):
         self._make_room(cache, length)
         try:
             read_prompt(self._prefill, token_ids, cache, stop)
+            cache.extend(token_ids)
         except BaseException as error:
             forget_half_written(cache, error)
             raise
-        cache.extend(token_ids)
 
     def _make_room(self, cache: KVCache, length: int) -> None:
         """Let a cache have room for `length` tokens, and what it holds be theirs."""
