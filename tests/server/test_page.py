@@ -440,13 +440,18 @@ def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: 
         page = open_page(server, viewport={"width": 800, "height": 360})
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
-        expect(page.locator(".answer p >> nth=12")).to_be_attached()
+        expect(page.locator(".answer p >> nth=8")).to_be_attached()
+        page.mouse.move(500, 100)
+        page.mouse.wheel(0, -15)  # as little as a finger goes in a moment
+        expect(page.locator("#to-end")).to_be_visible()  # the end goes on without it
         page.evaluate("document.getElementById('scroll').scrollTop = 7")
         done(page)
         assert page.evaluate("document.getElementById('scroll').scrollTop") == 7
         page.locator("#to-end").click()
         expect(page.locator(".answer p").last).to_be_in_viewport()
         expect(page.locator("#to-end")).to_be_hidden()
+        page.fill("#question", "line\n" * 5)
+        expect(page.locator(".stats")).to_be_in_viewport(ratio=1)  # who reads the end still sees it beside a long question
 
 
 def test_settings_and_the_system_prompt_are_sent(page: Page) -> None:

@@ -205,7 +205,7 @@ async function remove(conversation) {
   else show();
 }
 
-// The question: grows with its text, and an unsent one is kept
+// The question: an unsent one is kept
 
 const draftKey = (conversation) => `edgelm.draft.${conversations.includes(conversation) ? conversation.id : "new"}`;
 
@@ -215,10 +215,7 @@ function setDraft(text) {
 }
 
 function drafted() {
-  const question = byId("question");
-  question.style.height = "auto";
-  question.style.height = `${question.scrollHeight}px`;
-  if (question.value) forEver.setItem(draftKey(current), question.value);
+  if (byId("question").value) forEver.setItem(draftKey(current), byId("question").value);
   else forEver.removeItem(draftKey(current));
 }
 

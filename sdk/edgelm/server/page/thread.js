@@ -17,14 +17,17 @@ export class Thread {
     this.tokensShown = new Set(); // ids of the answers that show their tokens
     this.thinkingShown = new Set(); // and of those that show what was thought before them
     this.messages = new Map(); // node -> its Message, of what is shown
-    byId("scroll").addEventListener("scroll", () => this.follow());
+    this.isLeft = false; // whether somebody went up from the end, by however little
+    this.seen = { top: 0, height: 0 }; // where the conversation was scrolled to, and how much of it could be seen
+    byId("scroll").addEventListener("scroll", () => this.scrolled());
+    new ResizeObserver(() => this.resized()).observe(byId("scroll"));
     byId("to-end").addEventListener("click", () => this.scrollToEnd());
   }
 
   /** Show a conversation as it is: its end, or with `staying` what is seen of it already. */
   show(conversation, busy, { staying = false } = {}) {
     hideAlternatives();
-    const place = staying && !this.isAtEnd() ? byId("scroll").scrollTop : null;
+    const place = staying && !this.follows() ? byId("scroll").scrollTop : null;
     const focused = focusedControl();
     this.messages = new Map(path(conversation).map((node) => [node, this.messages.get(node) ?? new Message(node, this)]));
     const messages = [...this.messages.values()];
@@ -37,10 +40,10 @@ export class Thread {
 
   /** Show what a running answer has by now. */
   update(node) {
-    const atEnd = this.isAtEnd();
+    const follows = this.follows();
     this.messages.get(node)?.update();
-    if (atEnd) this.scrollToEnd();
-    this.follow();
+    if (follows) this.scrollToEnd();
+    this.offerEnd();
   }
 
   toggleTokens(node) {
@@ -65,17 +68,38 @@ export class Thread {
     else if (!byTouch.matches) byId("question").focus();
   }
 
-  isAtEnd() {
+  /** Whether the end is what is read: new text moves it up then. */
+  follows() {
+    return !this.isLeft && this.isAtEnd();
+  }
+
+  isAtEnd(height = byId("scroll").clientHeight) {
+    const { scrollHeight, scrollTop } = byId("scroll");
+    return scrollHeight - scrollTop - height < NEAR_THE_END;
+  }
+
+  scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = byId("scroll");
-    return scrollHeight - scrollTop - clientHeight < NEAR_THE_END;
+    if (scrollHeight - scrollTop - clientHeight < 1) this.isLeft = false;
+    else if (scrollTop < this.seen.top) this.isLeft = true;
+    this.seen.top = scrollTop;
+    this.offerEnd();
+  }
+
+  /** The end stays where it is read, though the question grows or a keyboard comes up. */
+  resized() {
+    if (!this.isLeft && this.isAtEnd(this.seen.height)) this.scrollToEnd();
+    this.seen.height = byId("scroll").clientHeight;
+    this.offerEnd();
   }
 
   scrollToEnd() {
+    this.isLeft = false;
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
-    this.follow();
+    this.offerEnd();
   }
 
-  follow() {
+  offerEnd() {
     const button = byId("to-end");
     const wasFocused = document.activeElement === button;
     button.hidden = this.isAtEnd();
