@@ -411,6 +411,19 @@ def test_a_text_file_goes_into_the_message_and_no_other_takes_the_place_of_the_p
     expect(page.locator("#note")).to_contain_text("Answers can be wrong.")
 
 
+def test_a_browser_that_calls_a_dropped_file_a_link_does_not_leave_the_page_for_it(page: Page) -> None:
+    """As WebKitGTK does, which gives the page no more of it."""
+    drop = """([name, ...kinds]) => {
+      const data = new DataTransfer();
+      for (const kind of kinds) data.setData(kind, "x");
+      return !document.getElementById("question").dispatchEvent(new DragEvent(name, { bubbles: true, cancelable: true, dataTransfer: data }));
+    }"""
+    for name in ("dragenter", "dragover", "drop"):
+        assert page.evaluate(drop, [name, "text/uri-list", "text/html"])
+        assert not page.evaluate(drop, [name, "text/uri-list", "text/plain"])  # a link goes where the browser puts it
+    expect(page.locator("#note")).to_have_text("This browser does not give the page what was dropped. Use + for a file.")
+
+
 def test_what_is_typed_while_a_file_is_read_stays(page: Page) -> None:
     slow_disk = """() => {
       const { arrayBuffer } = Blob.prototype, held = new Promise((go) => (window.go = go));

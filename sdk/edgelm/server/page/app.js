@@ -291,17 +291,25 @@ async function addFiles(files) {
     byId("question").focus();
     byId("question").scrollTop = byId("question").scrollHeight; // where the question goes
   } catch (error) {
-    byId("note").textContent = ""; // each file is refused anew
-    tell(error.message);
+    refuse(error.message);
   }
+}
+
+function refuse(why) {
+  byId("note").textContent = ""; // each file is refused anew
+  tell(why);
 }
 
 /** Take the files that are dropped or pasted: else the browser would show one in the place of the page. */
 function takeFiles(event) {
   const { types, files } = event.dataTransfer ?? event.clipboardData;
-  if (!types.includes("Files") || types.includes("text/plain")) return; // programs put a picture beside a text
+  // WebKitGTK calls a file that is dragged a link, and gives it to no page.
+  const isFile = types.includes("Files") || (event.type !== "paste" && types.includes("text/uri-list"));
+  if (!isFile || types.includes("text/plain")) return; // programs put a picture beside a text
   event.preventDefault();
-  if (event.type !== "dragover") addFiles([...files]);
+  if (event.type.startsWith("drag")) return;
+  if (files.length) addFiles([...files]);
+  else refuse("This browser does not give the page what was dropped. Use + for a file.");
 }
 
 // Start
@@ -337,7 +345,7 @@ function listen() {
     if (target.files[0]) await importFile(target.files[0]);
     target.value = ""; // so that the same file can be chosen again
   });
-  for (const event of ["dragover", "drop", "paste"]) window.addEventListener(event, takeFiles);
+  for (const event of ["dragenter", "dragover", "drop", "paste"]) window.addEventListener(event, takeFiles);
   byId("add-files").addEventListener("click", () => byId("files").click());
   byId("files").addEventListener("change", async ({ target }) => {
     await addFiles([...target.files]);
