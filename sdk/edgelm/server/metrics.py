@@ -38,6 +38,7 @@ class Metrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._durations: dict[str, Histogram] = defaultdict(Histogram)
         self._tokens: Counter[tuple[str, str]] = Counter()
+        self._queues: dict[str, Histogram] = defaultdict(Histogram)
         self._prefills: dict[str, Histogram] = defaultdict(Histogram)
         self._decode_seconds: dict[str, float] = defaultdict(float)
         self.running = 0
@@ -57,6 +58,7 @@ class Metrics:
         self._tokens[model, "completion"] += chunk.usage.completion_tokens
         self._tokens[model, "drafted"] += chunk.timings.drafted_tokens
         self._tokens[model, "accepted"] += chunk.timings.accepted_tokens
+        self._queues[model].add(chunk.timings.queued_seconds)
         self._prefills[model].add(chunk.timings.prefill_seconds)
         self._decode_seconds[model] += chunk.timings.decode_seconds
 
@@ -71,6 +73,7 @@ class Metrics:
         what = "Tokens, by model and kind; cached ones are prompt tokens too, accepted ones drafted ones."
         tokens = {f'model="{model}",kind="{kind}"': n for (model, kind), n in sorted(self._tokens.items())}
         _family(rows, "edgelm_tokens_total", "counter", what, tokens)
+        _histograms(rows, "edgelm_queue_seconds", "How long answers waited for others.", "model", self._queues)
         _histograms(rows, "edgelm_prefill_seconds", "How long prompts took.", "model", self._prefills)
         what = "Time spent on answers after their first token."
         seconds = {f'model="{model}"': f"{took:.6f}" for model, took in sorted(self._decode_seconds.items())}
