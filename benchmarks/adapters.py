@@ -93,7 +93,7 @@ def fill(forward: Callable[[list[int], KVCache], object], cache: KVCache, ids: l
 @click.option("--rounds", default=15, show_default=True)
 def main(package: Path | None, rounds: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
-    path = package or prepare_models() / "edgelm-int8"
+    path = package or prepare_models("edgelm-int8") / "edgelm-int8"
     options = SessionOptions(threads=1)
     model = edgelm.load(path, options)
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, FILLED + 1).tolist()

@@ -93,7 +93,7 @@ def measure_reuse(model: LanguageModel, ids: list[int], tokens: int) -> tuple[fl
 @click.option("--rounds", default=8, show_default=True, help="Of each measurement.")
 def main(package: Path | None, rounds: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
-    folder = package or prepare_models() / "edgelm-int8"
+    folder = package or prepare_models("edgelm-int8") / "edgelm-int8"
     model = edgelm.load(folder, SessionOptions(threads=THREADS))
     model.prefixes = PrefixCache(model.config, 0)
     ids = [id_ for window in read_text(folder, FULL).windows for id_ in window]

@@ -159,7 +159,7 @@ def measure(folder: Path, threads: int, requests: int, rounds: int) -> dict[str,
 @click.option("--requests", default=4, show_default=True, help="Answered at once by the engine.")
 def main(package: Path | None, rounds: int, requests: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
-    folder = package or prepare_models() / "edgelm-int8"
+    folder = package or prepare_models("edgelm-int8") / "edgelm-int8"
     print_heading(
         "Beside a busy thread", edgelm.load(folder), f"busy_thread.py --rounds {rounds} --requests {requests}"
     )

@@ -39,7 +39,7 @@ _OPENVINO = Contestant(
 @click.option("--openvino", metavar="PYTHON", help="The Python of an environment with openvino-genai.")
 def main(rounds: int, lengths: tuple[int, ...], beside: tuple[str, ...], openvino: str | None) -> None:
     """Print the results as Markdown."""
-    models = prepare_models()
+    models = prepare_models(*_NAMES, *beside)
     ids = text_ids(models / "checkpoint")
     chosen = [contestant for contestant in CONTESTANTS if contestant.name in (*_NAMES, *beside)]
     places = {contestant: models / contestant.model for contestant in chosen}

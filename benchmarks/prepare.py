@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import gguf
 
+from contestants import CONTESTANTS
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.library import sources
 from edgelm.library.library import Library
@@ -33,10 +34,10 @@ PEERS = ("llama-cpp-python", "onnxruntime-genai")
 _GENAI_BLOCK_SIZE = 32
 
 
-def prepare_models(model: Model = MODELS[SMOLLM2]) -> Path:
-    """Make what is missing of a model's checkpoint and of what its contestants load, and return the folder of all."""
+def prepare_models(*names: str, model: Model = MODELS[SMOLLM2]) -> Path:
+    """Make what is missing of a model's checkpoint and of what these contestants load, and return the folder of all."""
     folder = _checkpoint(model).parent
-    contestants = model.contestants
+    contestants = [contestant for contestant in CONTESTANTS if contestant.name in names]
     wanted = {contestant.model for contestant in contestants} | {contestant.scored_model for contestant in contestants}
     for name, make in _MAKERS.items():
         if name in wanted:

@@ -49,7 +49,7 @@ def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...], page
 
 def _measure(model: Model, contestants: list[Contestant], effort: Effort) -> dict[str, Any]:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # imports are timed as users have them: from bytecode
-    models = prepare_models(model)
+    models = prepare_models(*(contestant.name for contestant in contestants), model=model)
     benchmark = Benchmark(contestants, models, read_text(models / "checkpoint", effort), effort)
     found = {NONE: benchmark.rounds(huge_pages=False), ALL: benchmark.rounds(huge_pages=True)}
     return {

@@ -138,7 +138,7 @@ def measure(servers: Sequence[Server], rounds: int) -> dict[tuple[Workload, int]
 @click.option("--rounds", default=7, show_default=True, help="Interleaved.")
 def main(rounds: int) -> None:
     """Print the results as Markdown."""
-    program, models = llama_server(), prepare_models()
+    program, models = llama_server(), prepare_models("edgelm-int8", "llama-q8_0")
     package, gguf = models / "edgelm-int8", models / "llama-q8_0.gguf"
     ours = [sys.executable, "-c", _EDGELM, "serve", package, "--batch", PLACES, "--threads", THREADS]
     theirs = [program, "-m", gguf, "-np", PLACES, "-c", PLACES * _SLOT_TOKENS, "-t", THREADS]

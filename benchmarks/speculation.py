@@ -133,7 +133,7 @@ def measure_company(model: LanguageModel, rounds: int, new_tokens: int) -> dict[
 @click.option("--new-tokens", default=160, show_default=True, help="Of each answer, at most.")
 def main(package: Path | None, rounds: int, new_tokens: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
-    model = edgelm.load(package or prepare_models() / "edgelm-int8", SessionOptions(threads=THREADS))
+    model = edgelm.load(package or prepare_models("edgelm-int8") / "edgelm-int8", SessionOptions(threads=THREADS))
     model.prefixes = PrefixCache(model.config, 1 << 30, answers=False)  # computes each prompt once
     probe_ms = timed(lambda: model.session.most_single_steps())
     steps = measure_steps(model, 4 * rounds)

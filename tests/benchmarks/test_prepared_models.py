@@ -40,6 +40,13 @@ def test_each_contestant_has_a_worker_a_peer_and_what_makes_its_model() -> None:
     assert all(names.issuperset(model.left_out) for model in MODELS.values())
 
 
+def test_nothing_is_made_for_contestants_that_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_checkpoint", lambda model: tmp_path / "checkpoint")
+    monkeypatch.setattr(prepare, "_MAKERS", {name: lambda model, target: target.mkdir() for name in prepare._MAKERS})
+    assert prepare.prepare_models("genai-int4", "llama-q8_0-plain") == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {"genai-int4", "genai-int4-all-logits", "llama-q8_0.gguf"}
+
+
 def test_a_step_reads_what_is_multiplied_and_not_what_is_looked_up(tmp_path: Path) -> None:
     weights = {
         "table": np.zeros((100, 8), np.float16),
