@@ -83,7 +83,7 @@ def encode_chats(
     model: str | Path,
     *,
     validation_fraction: float,
-    progress: Progress,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Encode conversations for a model, and split them by what the first of each group says; groups stay whole.
 

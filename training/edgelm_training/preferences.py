@@ -24,18 +24,14 @@ from edgelm_training.conversations import (
     system_message,
     text_field,
 )
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, Progress, SourceFile, find_files, whole_span
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_files, whole_span
 from edgelm_training.documents import read_records
 
 _SIDES = ("chosen", "rejected")
 
 
 def load_preferences(
-    paths: Sequence[str | Path],
-    model: str | Path,
-    *,
-    validation_fraction: float = 0.0,
-    progress: Progress = lambda *_: None,
+    paths: Sequence[str | Path], model: str | Path, *, validation_fraction: float = 0.0
 ) -> tuple[Chats, Chats]:
     """Read preferences and encode them for a model; return the train and validation splits.
 
@@ -54,7 +50,7 @@ def load_preferences(
     ]
     if not pairs:
         raise DataError(f"There is no preference in {', '.join(map(str, paths))}.")
-    return encode_chats(pairs, model, validation_fraction=validation_fraction, progress=progress)
+    return encode_chats(pairs, model, validation_fraction=validation_fraction)
 
 
 def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> tuple[Conversation, Conversation]:

@@ -18,7 +18,6 @@ from edgelm_training.assistant_tokens import EncodedConversation
 from edgelm_training.batches import NO_TARGET, PADDING, Batch, describe_places
 from edgelm_training.chats import Chats, split_chats
 from edgelm_training.conversations import ASSISTANT, Conversation, read_conversations
-from edgelm_training.corpus import Progress
 from edgelm_training.row_order import row_at
 
 
@@ -30,7 +29,6 @@ def load_pairs(
     source_language: str | None = None,
     target_language: str | None = None,
     validation_fraction: float = 0.0,
-    progress: Progress = lambda *_: None,
 ) -> tuple[Chats, Chats]:
     """Read what people ask and assistants answer (`read_conversations`), and encode it for a model with an encoder.
 
@@ -44,7 +42,7 @@ def load_pairs(
         TokenizerError: the tokenizer cannot be read.
         MissingExtraError: a file is Parquet, and pyarrow is not installed.
     """
-    conversations = list(read_conversations(paths, progress=progress))
+    conversations = list(read_conversations(paths))
     if not conversations:
         raise DataError(f"There is no pair of source and answer in {', '.join(map(str, paths))}.")
     tokenizer = Tokenizer.load(model)
