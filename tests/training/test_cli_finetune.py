@@ -11,8 +11,9 @@ from click.testing import Result
 from command_line import invoke
 from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
-from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, _LONGEST_ROW, build_recipe
+from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, build_recipe
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
+from edgelm_training.finetune_data import LONGEST_ROW
 from edgelm_training.settings import read_settings, to_toml
 from edgelm_training.train_log import SilentReporter
 
@@ -71,7 +72,7 @@ def test_help_says_what_is_chosen_where_nothing_is_set() -> None:
     assert rates == {"lora": 2e-4, "qlora": 2e-4, "sft": 2e-5, "dpo": 1e-5}
     assert "after the warm-up. [default: 2e-4; sft: 2e-5; dpo: 1e-5]" in shown
     assert f"over all processes. [default: {_GLOBAL_BATCH_SIZE}]" in shown
-    assert f"[default: the longest one's, at most {_LONGEST_ROW}]" in shown
+    assert f"[default: the longest one's, at most {LONGEST_ROW}]" in shown
 
 
 def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> None:

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgelm.config import ModelConfig
-from edgelm.errors import DataError, TrainingError
+from edgelm.errors import TrainingError
 from edgelm.generation_config import LANGUAGES
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
@@ -28,42 +27,28 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.adapter import Base, write_adapter
 from edgelm_training.answer_end import with_end_of_answers
 from edgelm_training.batches import Batch
-from edgelm_training.chat_rows import ChatRows
-from edgelm_training.chats import Chats, load_chats
 from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
 from edgelm_training.distillation import Loss, text_loss
 from edgelm_training.distributed import launched_workers
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
 from edgelm_training.fake_quantization import quantized_precision, train_for
 from edgelm_training.finetune_config import METHODS, FinetuneConfig
-from edgelm_training.lora import (
-    LoraConfig,
-    adapter_weights,
-    adapters_off,
-    add_adapters,
-    linear_names,
-    target_names,
-)
+from edgelm_training.finetune_data import load_data, note_data
+from edgelm_training.lora import LoraConfig, adapter_weights, adapters_off, add_adapters, linear_names, target_names
 from edgelm_training.loss import count_targets
 from edgelm_training.memory_needed import FROZEN, LEARNING, check_memory
 from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
-from edgelm_training.preference_rows import PreferenceRows
-from edgelm_training.preferences import load_preferences
 from edgelm_training.quantized_linear import GRID_NAME
 from edgelm_training.recipe import Recipe, Sample
 from edgelm_training.run import execute_run
 from edgelm_training.samples import check_prompts, write_samples
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError
-from edgelm_training.source_rows import SourceRows, load_pairs
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import Reporter
 from edgelm_training.trainer import Outcome
 
-# Rows are as long as the longest conversation needs, in steps of 64 and up to this, where the config does not say.
-_LONGEST_ROW = 2048
 _GLOBAL_BATCH_SIZE = 8
 # What the steps of a run were made with.
 _FIXED = (
@@ -76,8 +61,6 @@ _FIXED = (
     "base_sha256",
     "validation_fraction",
 )
-
-AnyRows = ChatRows | PreferenceRows | SourceRows
 
 
 def finetune(settings: Mapping[str, Any], *, resume: bool = False, reporter: Reporter | None = None) -> Outcome:
@@ -106,9 +89,9 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
     model_config, config = _base_config(config)
     _check_memory(config, model_config.count_parameters())
     reporter.working("Reading the data")
-    training, validation, config = _load_data(config, model_config)
-    config = _with_defaults(config, training)
-    _note_data(config, training, validation, model_config, reporter)
+    training, validation, config = load_data(config, model_config)
+    config = _with_defaults(config, training.rows_per_epoch)
+    note_data(config, training, validation, model_config, reporter)
     reporter.working("Reading the model")
     model, lora = _make_model(config)
     model.config = model_config
@@ -184,70 +167,12 @@ def _answering(config: FinetuneConfig, model: ModelConfig) -> ModelConfig:
     return languages.config_for(config.target_language)
 
 
-def _load_data(config: FinetuneConfig, model: ModelConfig) -> tuple[AnyRows, AnyRows | None, FinetuneConfig]:
-    """Return the rows to train and to validate on, and the config with their length."""
-    load, rows = _reading(config, model)
-    folder = config.known("model")
-    fraction = 0.0 if config.validation_data else config.validation_fraction
-    training, held_out = load(config.data, folder, validation_fraction=fraction)
-    if config.validation_data:
-        held_out, _ = load(config.validation_data, folder)
-    if training.vocab_size > model.vocab_size:
-        raise DataError(
-            f"The tokenizer in {folder} has {training.vocab_size} tokens, the model {model.vocab_size}: they do "
-            "not belong together. Import the model again."
-        )
-    length = config.sequence_length or _row_length(model, training, held_out)
-    if length > _context(model):
-        raise SettingError(f"sequence_length is {length}, longer than the model's context of {_context(model)} tokens.")
-    try:
-        training_rows = rows(training, sequence_length=length, seed=config.seed)
-    except DataError as error:
-        raise DataError(f"{error} {_what_takes_them_in(length, _context(model))}") from error
-    held_out_rows = None
-    if len(held_out):
-        try:
-            held_out_rows = rows(held_out, sequence_length=length, seed=config.seed)
-        except DataError as error:
-            raise DataError(
-                f"Of what is kept to validate on: {error} Shorten it, or validate on another file (--validation-data)."
-            ) from error
-    return training_rows, held_out_rows, replace(config, sequence_length=length)
-
-
-def _reading(
-    config: FinetuneConfig, model: ModelConfig
-) -> tuple[Callable[..., tuple[Chats, Chats]], Callable[..., AnyRows]]:
-    """Return what reads the data for a method and a model, and what makes rows of it."""
-    preferences = METHODS[config.method].preferences
-    if model.encoder is None:
-        return (load_preferences, PreferenceRows) if preferences else (load_chats, ChatRows)
-    if preferences:
-        raise SettingError(
-            f"method is {config.method!r}, and {config.model} has an encoder, which learns from pairs of source and "
-            "answer. Use --method sft or lora."
-        )
-    load = partial(
-        load_pairs, config=model, source_language=config.source_language, target_language=config.target_language
-    )
-    return load, partial(SourceRows, begin=len(model.decoder_prompt_ids))
-
-
-def _row_length(model: ModelConfig, *splits: Chats) -> int:
-    longest = max(int(np.diff(chats.ends, prepend=0).max()) for chats in splits if len(chats))
-    return min(math.ceil(longest / 64) * 64, _LONGEST_ROW, _context(model))
-
-
-def _context(model: ModelConfig) -> int:
-    return min(stack.max_position_embeddings for stack in (model, model.encoder or model))
-
-
-def _with_defaults(config: FinetuneConfig, training: AnyRows) -> FinetuneConfig:
+def _with_defaults(config: FinetuneConfig, rows_per_epoch: int) -> FinetuneConfig:
     method = METHODS[config.method]
     batch = rows_of_step(config, launched_workers().world_size) or _GLOBAL_BATCH_SIZE
     max_steps = config.max_steps
     if config.epochs is not None or max_steps is None:
-        max_steps = max(1, math.ceil((config.epochs or method.epochs) * training.rows_per_epoch / batch))
+        max_steps = max(1, math.ceil((config.epochs or method.epochs) * rows_per_epoch / batch))
     return replace(
         config,
         epochs=None,  # said by max_steps from here on
@@ -335,63 +260,6 @@ def _sampler(config: FinetuneConfig, model: Transformer) -> Callable[[int], list
 
     check_prompts(config, encode, model.config.max_position_embeddings)
     return lambda step: write_samples(model, tokenizer, encode, config, step)
-
-
-def _note_data(
-    config: FinetuneConfig, training: AnyRows, validation: AnyRows | None, model: ModelConfig, reporter: Reporter
-) -> None:
-    kind, group = "conversations", 1
-    if isinstance(training, PreferenceRows):
-        kind, group = "pairs", 2
-    elif isinstance(training, SourceRows):
-        kind = "pairs of source and answer"
-    splits = [rows for rows in (training, validation) if rows is not None]
-    if passed_over := describe_passed_over((*config.data, *config.validation_data), searched=SEARCHED_FOR_OBJECTS):
-        reporter.note(passed_over)
-    taken = [len(rows.chats) // group - len(rows.left_out) for rows in splits]
-    reporter.note(
-        f"{taken[0]} {kind} to train on, {sum(taken[1:])} to validate; rows of {training.sequence_length} tokens."
-    )
-    if validation is None and config.validation_fraction:
-        reporter.note(
-            "There is one alone, or one several times, so none is left to validate on: the run has no validation loss "
-            "and no best checkpoint, only the latest."
-        )
-    left_out = [place for rows in splits for place in _places_left_out(rows, group)]
-    if left_out:
-        reporter.note(
-            f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
-            f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, _context(model))
-        )
-    if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
-        reporter.note(
-            f"{shared} of the {kind} to validate on are trained on too: neither the validation loss nor the best "
-            "checkpoint says how well the rest is answered."
-        )
-    if not _has_end(training.chats, model):
-        reporter.note(
-            "No answer has a token at which the model stops, so it does not learn to stop. Let the chat template "
-            "write eos_token behind an answer, in the {% generation %} block where it has one."
-        )
-
-
-def _what_takes_them_in(length: int, context: int) -> str:
-    return "To take them in: --sequence-length." if length < context else "The model's context holds no more."
-
-
-def _count_shared(training: Chats, validation: Chats) -> int:
-    """Count the conversations of the validation data that are in the training data too."""
-    trained = {training[number][0].tobytes() for number in range(len(training))}
-    return sum(validation[number][0].tobytes() in trained for number in range(len(validation)))
-
-
-def _has_end(chats: Chats, model: ModelConfig) -> bool:
-    """Tell whether any answer has a token at which the model stops; templates may learn a line's end behind it."""
-    return bool(np.isin(chats.token_ids[chats.learned], model.eos_token_ids).any())
-
-
-def _places_left_out(rows: AnyRows, group: int) -> list[str]:
-    return [":".join(map(str, rows.chats.places[group * number])) for number in rows.left_out]
 
 
 def _note_parameters(model: Transformer, reporter: Reporter) -> None:
