@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
@@ -17,13 +16,11 @@ CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("c
 HALF = Device(device=torch.device("cpu"), precision="bf16")
 
 
-def model(layers: int, hidden_size: int) -> nn.Module:
-    shaped = nn.Module()
-    shaped.config = ModelConfig(  # type: ignore[assignment]
+def shape(layers: int, hidden_size: int) -> ModelConfig:
+    return ModelConfig(
         model_type="llama", vocab_size=320, hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
     )  # fmt: skip
-    return shaped
 
 
 def config(**settings: object) -> PretrainConfig:
@@ -35,11 +32,11 @@ def config(**settings: object) -> PretrainConfig:
     [(2, 32, 8192), (30, 576, 1657), (24, 2048, 582)],  # 4 GiB / 150 / 30 / 576 = 1657.01
 )
 def test_on_a_cpu_a_piece_has_the_tokens_whose_activations_fit(layers: int, hidden_size: int, tokens: int) -> None:
-    assert piece_tokens(model(layers, hidden_size), config(), CPU) == tokens
-    assert piece_tokens(model(layers, hidden_size), config(), HALF) // 2 == min(tokens, 4096)
-    assert piece_tokens(model(layers, hidden_size), config(), CUDA) == 8192
-    assert piece_tokens(model(layers, hidden_size), config(activation_checkpointing=True), CPU) == 8192
-    assert piece_tokens(nn.Linear(1, 1), config(), CPU) == 8192  # of which nothing is known
+    assert piece_tokens(shape(layers, hidden_size), config(), CPU) == tokens
+    assert piece_tokens(shape(layers, hidden_size), config(), HALF) // 2 == min(tokens, 4096)
+    assert piece_tokens(shape(layers, hidden_size), config(), CUDA) == 8192
+    assert piece_tokens(shape(layers, hidden_size), config(activation_checkpointing=True), CPU) == 8192
+    assert piece_tokens(None, config(), CPU) == 8192
 
 
 def test_a_row_is_whole_and_who_says_how_many_gets_them() -> None:

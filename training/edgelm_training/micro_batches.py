@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from edgelm.config import ModelConfig
 from edgelm_training.device import Device
 from edgelm_training.settings import SettingError
@@ -16,10 +14,9 @@ _MOST_TOKENS = 8192
 _ACTIVATION_BYTES, _BYTES_OF_CHANNEL = 4 << 30, {"fp32": 150, "bf16": 75, "fp16": 75}
 
 
-def piece_tokens(model: nn.Module, config: TrainConfig, device: Device) -> int:
-    """Return how many tokens are computed at once where the config does not say."""
-    shape = getattr(model, "config", None)
-    if device.device.type == "cuda" or config.activation_checkpointing or not isinstance(shape, ModelConfig):
+def piece_tokens(shape: ModelConfig | None, config: TrainConfig, device: Device) -> int:
+    """Return how many tokens are computed at once where the config does not say; shape: the model's, where known."""
+    if device.device.type == "cuda" or config.activation_checkpointing or shape is None:
         return _MOST_TOKENS
     channels = shape.num_hidden_layers * shape.hidden_size
     return min(_MOST_TOKENS, _ACTIVATION_BYTES // (_BYTES_OF_CHANNEL[device.precision] * channels))

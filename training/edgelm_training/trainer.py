@@ -74,9 +74,10 @@ class Trainer:
             raise SettingError("precision is 'fp16' and parallel 'fsdp', which do not go together: use 'bf16'.")
         self.recipe, self.config = recipe, config
         self.run, self.workers, self.device, self.reporter = run, workers, device, reporter
-        shape = getattr(recipe.model, "config", None)
-        self._short_context = shape.short_context if isinstance(shape, ModelConfig) else None
-        self.pieces = split_share(config, workers.world_size, piece_tokens(recipe.model, config, device))
+        described = getattr(recipe.model, "config", None)
+        shape = described if isinstance(described, ModelConfig) else None  # of other models nothing is known
+        self._short_context = None if shape is None else shape.short_context
+        self.pieces = split_share(config, workers.world_size, piece_tokens(shape, config, device))
         recipe.model.to(device.device)
         if config.compile:
             # FSDP gathers and frees a block's weights around it, which a graph of the whole model could not contain.
@@ -86,16 +87,7 @@ class Trainer:
         self.model = distribute(recipe.model, config.parallel, workers, device.device)
         self.optimizers = build_optimizers(recipe.model, config)
         self._group_numbers = group_numbers(self.optimizers)
-        if config.optimizer == "muon" and emulates_bf16(device.device):
-            reporter.note(
-                "muon computes in bfloat16, which this CPU has no instructions for: steps may take many times as long "
-                "as with --optimizer adamw."
-            )
-        if device.emulates:
-            reporter.note(
-                f"precision is {device.precision}, for which this CPU has no instructions that torch uses: steps may "
-                "take many times as long as with --precision fp32."
-            )
+        self._note_what_is_slow()
         self.scaler = device.scaler()
         self.schedule = Schedule(
             shape=config.schedule,
@@ -105,8 +97,10 @@ class Trainer:
             decay_fraction=config.decay_fraction,
             min_ratio=config.min_learning_rate_ratio,
         )
-        peak = peak_flops(device) if recipe.flops_per_token is not None else None
-        self._peak_flops = peak * workers.world_size if peak is not None else None
+        flops = recipe.flops_per_token
+        peak = peak_flops(device) if flops is not None else None
+        # In tokens a second, of all devices.
+        self._peak_speed = None if peak is None or flops is None else peak * workers.world_size / flops
         self._state = RunState(recipe=recipe, optimizers=self.optimizers, scaler=self.scaler)
         # Exact enough that the mean does not depend on how the rows were split; Apple's GPUs have no float64.
         self._sum_type = torch.float32 if device.device.type == "mps" else torch.float64
@@ -114,6 +108,18 @@ class Trainer:
         self._tokens = 0  # read since the run began
         self._validation: tuple[int, float] | None = None  # step, loss
         self._seconds: list[float] = []
+
+    def _note_what_is_slow(self) -> None:
+        if self.config.optimizer == "muon" and emulates_bf16(self.device.device):
+            self.reporter.note(
+                "muon computes in bfloat16, which this CPU has no instructions for: steps may take many times as long "
+                "as with --optimizer adamw."
+            )
+        if self.device.emulates:
+            self.reporter.note(
+                f"precision is {self.device.precision}, for which this CPU has no instructions that torch uses: steps "
+                "may take many times as long as with --precision fp32."
+            )
 
     def restore(self) -> None:
         """Go on from the run's newest checkpoint, where it has one.
@@ -211,9 +217,7 @@ class Trainer:
             tokens=self._tokens,
             seconds=seconds,
             tokens_per_second=speed,
-            mfu=speed * self.recipe.flops_per_token / self._peak_flops
-            if self._peak_flops and self.recipe.flops_per_token
-            else None,
+            mfu=None if self._peak_speed is None else speed / self._peak_speed,
             memory_bytes=peak_memory_bytes(self.device.device),
             seconds_left=self._seconds_left(step, seconds),
         )
