@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgelm.counted import counted
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.package_check import Finding
@@ -51,7 +52,7 @@ def check_certificate(folder: Path, source: str, progress: Progress | None = Non
 def _check_origin(manifest: Manifest, checkpoint: Checkpoint) -> Finding:
     claimed, found = (_hashes(source) for source in (manifest.source, checkpoint.source))
     if claimed == found:
-        files = "1 file" if len(found) == 1 else f"{len(found)} files"
+        files = counted(len(found), "file")
         return Finding(step="source", detail=f"{files} with the hashes that the manifest names")
     return Finding(
         step="source",

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from edgelm.architecture.config_section import config_of_section
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
+from edgelm.counted import counted
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files.safetensors_bytes import tensor_bytes
 from edgelm.files.safetensors_header import check_header
@@ -183,7 +184,10 @@ class HuggingFaceCheckpoint:
         if self._text_part is None or not self._text_part.left_out:
             return notes
         left_out = self._text_part.left_out
-        return (f"What reads images or sound, or guesses further tokens, was left out: {left_out} tensors.", *notes)
+        return (
+            f"What reads images or sound, or guesses further tokens, was left out: {counted(left_out, 'tensor')}.",
+            *notes,
+        )
 
     @cached_property
     def source(self) -> Mapping[str, Any]:

@@ -284,4 +284,4 @@ def test_show_says_what_a_full_context_takes(packages: Callable[[str], Path], ch
     # Keys and values of 2 heads of 16 floats: 256 bytes a layer; of 1,024 tokens in one, of 424 in those with a window.
     # Or of 387 what two convolutions read, 512 bytes.
     window = 3 if ModelConfig.load(checkpoint).conv_channels else 40
-    assert f"fp32, 0.8 KiB per token, 0.8 MB when full (0.5 MB on Linux: 2 layers keep a window of {window})" in shown
+    assert f"fp32, 0.8 KiB per token, 0.8 MB when full (0.5 MB on Linux: 2 layers with a window of {window})" in shown

@@ -297,15 +297,15 @@ def test_slow_settings_of_operators_are_found(tmp_path: Path) -> None:
     assert slow_operators(write_graph(tmp_path, fast)) == []
     slow = [product(8, None), product(8, 1), product(4, 4, "floats"), product(8, 4, "halves")]
     first, second = slow_operators(write_graph(tmp_path, fast + slow))
-    assert first.startswith("2 products of 8 bits have no accuracy_level 4")
-    assert second.startswith("2 products have float zero points")
+    assert first.startswith("2 products of 8 bits without accuracy_level 4")
+    assert second.startswith("2 products with float zero points")
 
 
 def test_a_setting_without_a_name_is_none(tmp_path: Path) -> None:
     nameless = product(8, None)
     nameless.attribute.append(onnx.AttributeProto(i=4, type=onnx.AttributeProto.INT))
     (found,) = slow_operators(write_graph(tmp_path, [nameless]))
-    assert found.startswith("1 products of 8 bits have no accuracy_level 4")
+    assert found.startswith("1 product of 8 bits without accuracy_level 4")
 
 
 @pytest.mark.parametrize(("bits", "level", "is_slow"), [(4, None, True), (4, 4, False), (8, None, False)])
@@ -313,7 +313,7 @@ def test_experts_that_keep_floats_are_found(bits: int, level: int | None, is_slo
     settings = {"expert_weight_bits": bits} | ({} if level is None else {"accuracy_level": level})
     node = onnx.helper.make_node("QMoE", ["x", "scores", "w"], ["y"], domain="com.microsoft", k=1, **settings)
     found = slow_operators(write_graph(tmp_path, [node, node]))
-    assert [text[:37] for text in found] == ["2 layers have experts of 4 bits witho"] * is_slow
+    assert [text[:37] for text in found] == ["2 layers with experts of 4 bits witho"] * is_slow
 
 
 def test_a_model_is_looked_at_by_name_and_by_path(library: Path, tmp_path: Path) -> None:

@@ -77,9 +77,7 @@ def test_a_deadline_ends_an_answer_as_cancelled(model: LanguageModel, deadline: 
 def test_a_full_queue_refuses_at_once(model: LanguageModel) -> None:
     with Engine(model, EngineOptions(max_batch=1, max_queue=0)) as engine:
         engine.submit("x", ENDLESS)
-        with pytest.raises(
-            edgelm.QueueFullError, match=r"1 requests are at work or wait: .* lets 0 wait \(max_queue\)"
-        ):
+        with pytest.raises(edgelm.QueueFullError, match=r"1 request at work or waiting: .* lets 0 wait \(max_queue\)"):
             engine.submit("y")
 
 

@@ -80,7 +80,7 @@ def test_a_full_queue_has_a_place_for_who_has_none_in_it(tiny: LanguageModel) ->
         with held(engine):
             for _ in range(3):
                 turns.submit("many", [5, 6, 7], SHORT, deadline=MINUTE)
-            with pytest.raises(QueueFullError, match="3 answers are at work or wait, 3 of them this caller's"):
+            with pytest.raises(QueueFullError, match="3 answers at work or waiting, 3 of them this caller's"):
                 turns.submit("many", [5, 6, 7], SHORT, deadline=MINUTE)
             turns.submit("one", [5, 6, 7], SHORT, deadline=MINUTE)
             with pytest.raises(QueueFullError):
@@ -111,12 +111,12 @@ def test_a_schema_that_takes_long_to_compile_keeps_its_callers_place_and_no_othe
             compiling.wait()
             answers.append(threads.submit(submit, "one"))
             assert answers[1].result(timeout=5) is not None
-            with pytest.raises(QueueFullError, match="2 answers are at work or wait, 1 of them this caller's"):
+            with pytest.raises(QueueFullError, match="2 answers at work or waiting, 1 of them this caller's"):
                 submit("many")
         finally:
             is_compiled.set()
         assert answers[0].result() is not None
-    with pytest.raises(QueueFullError, match="2 answers are at work or wait, 1 of them this caller's"):
+    with pytest.raises(QueueFullError, match="2 answers at work or waiting, 1 of them this caller's"):
         submit("many")
 
 

@@ -210,7 +210,7 @@ def test_what_cannot_be_learned_from_is_named(folder: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"some\.jsonl:2: Cannot encode .* surrogate pair"):
         load(folder, good, {"prompt": "\ud83d", "completion": "Hello!"})
     with pytest.raises(
-        DataError, match="All 1 conversations went to the validation split; choose a validation_fractio"
+        DataError, match="All conversations \\(1\\) went to the validation split; choose a validation_fractio"
     ):
         load(folder, good, validation_fraction=1.0)
     with pytest.raises(DataError, match=r"There are no conversations in this split\."):

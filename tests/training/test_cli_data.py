@@ -119,7 +119,7 @@ def test_prepare_takes_every_setting_and_prints_json() -> None:
     assert figures["splits"]["validation"] == {"documents": 0, "tokens": 0, "shards": 0}
     assert (figures["broken"], figures["source_files"], figures["unchanged"]) == (1, 1, False)
     assert figures["bytes"] == sum(path.stat().st_size for path in Path("shards").iterdir())
-    assert "1 broken lines or documents" in run("show", "shards").stdout
+    assert "1 broken line or document" in run("show", "shards").stdout
     assert run("show", "shards", "-n", "9").stdout.count("<|im_end|>long") == 2
 
 

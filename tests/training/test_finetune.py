@@ -298,7 +298,7 @@ def test_long_conversations_are_left_out_and_said(settings: Any, tiny_chats: Pat
     notes = Notes()
     finetune(settings("lora", data=(str(data),), max_steps=1, validation_fraction=0.0), reporter=notes)
     assert notes.texts[0] == "40 conversations to train on, 0 to validate; rows of 128 tokens."
-    assert notes.texts[1] == (f"Too long and left out: 1 conversations: {data}:41. The model's context holds no more.")
+    assert notes.texts[1] == (f"Too long and left out: 1 conversation: {data}:41. The model's context holds no more.")
     data.write_text(json.dumps(long) + "\n")
     for length, words in ((None, "128; .* The model's context holds no more"), (64, "64; .* --sequence-length")):
         with pytest.raises(DataError, match=rf"^No conversation fits into sequence_length {words}\.$"):
@@ -354,7 +354,7 @@ def test_what_is_validated_on_fits_the_rows_or_is_said_to_be_left_out(
         f"40 conversations to train on, {count} to validate; rows of {length} tokens."
         for count, length in ((2, 128), (1, 64))
     ]
-    left_out = f"Too long and left out: 1 conversations: {longer}:2. To take them in: --sequence-length."
+    left_out = f"Too long and left out: 1 conversation: {longer}:2. To take them in: --sequence-length."
     assert [text for text in notes.texts if "left out" in text] == [left_out]
     longer.write_text(longer.read_text().splitlines()[1])
     with pytest.raises(DataError, match=r"Of what is kept to validate on: No conversation .*--validation-data"):
@@ -395,7 +395,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     "less than nothing dropped": ({"dropout": -0.1}, ConfigError, r"dropout is -0\.1; it must be from 0 to below 1"),
     "a rank below none": ({"method": "dpo", "rank": -1}, ConfigError, "rank is -1; it must be"),
     "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),
-    "nothing left": ({"validation_fraction": 0.9999}, DataError, "All 40 conversations went to the validation split"),
+    "nothing left": ({"validation_fraction": 0.9999}, DataError, "All conversations .40. went to the validation split"),
     "a rank beyond all": ({"rank": 10**400}, ConfigError, "rank is 1000+; it must be at most 2147483647"),
     "a useless rank": (
         {"rank": 5_000_000, "target_modules": ("q_proj", "down_proj")},

@@ -38,7 +38,7 @@ def test_a_broken_line_stops_with_its_file_and_line_and_is_not_tokenized_twice(
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_corpus_is_refused_and_leaves_nothing(tok: Path, corpus: Path, content: str) -> None:
     Path("a.txt").write_text(content)
-    with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with a\.txt, have no document\."):
+    with pytest.raises(DataError, match=r"The corpus is empty: there is no document in a\.txt\."):
         prepare(tok, paths=("a.txt",))
     assert not Path("shards").exists()
 

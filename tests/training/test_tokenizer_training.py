@@ -201,7 +201,7 @@ def test_a_text_that_vanishes_meanwhile_is_named(corpus: Path) -> None:
 
 def test_an_empty_corpus_is_refused(corpus: Path) -> None:
     Path("empty.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"The corpus is empty: 1 files, beginning with empty\.txt, have no document\."):
+    with pytest.raises(DataError, match=r"The corpus is empty: there is no document in empty\.txt\."):
         train_tokenizer(["empty.txt"], "tok")
     Path("broken.jsonl").write_text("{\n{\n")
     broken = TokenizerConfig(documents=DocumentConfig(skip_broken=True))
@@ -266,7 +266,7 @@ def test_the_command_prints_json_and_counts_what_it_left_out(corpus: Path) -> No
         "characters": characters,
         "broken": 1,
     }
-    assert "1 broken lines or documents" in run("corpus", "-o", "tok", "--skip-broken").stdout
+    assert "1 broken line or document" in run("corpus", "-o", "tok", "--skip-broken").stdout
 
 
 def test_an_interrupt_ends_a_training_that_the_library_would_finish(

@@ -125,7 +125,7 @@ def split_chats(
         held_out = {number for number, hash_ in enumerate(hashes) if hash_ == rarest}
     if len(held_out) == len(hashes):
         raise DataError(
-            f"All {len(hashes)} conversations went to the validation split; choose a validation_fraction below "
+            f"All conversations ({len(hashes)}) went to the validation split; choose a validation_fraction below "
             f"{validation_fraction}."
         )
 

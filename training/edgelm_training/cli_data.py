@@ -11,13 +11,14 @@ from typing import Any
 import click
 import numpy as np
 
-from edgelm.cli.output import counted, is_terminal, megabytes, one_line, print_json, print_rows, printable
+from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_rows, printable
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.counted import counted
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.chats import Chats, load_chats
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
+from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, broken_ones, describe_passed_over
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.held_out import is_shards
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
@@ -219,7 +220,7 @@ def _print_shards(figures: dict[str, Any]) -> None:
     rows.append(("vocabulary", f"{figures['vocab_size']:,} tokens"))
     rows.append(("made of", f"{counted(figures['source_files'], 'file')} ({megabytes(figures['source_bytes'])})"))
     if figures["broken"]:
-        rows.append(("left out", f"{figures['broken']:,} broken lines or documents"))
+        rows.append(("left out", broken_ones(figures["broken"])))
     print_rows(rows)
 
 

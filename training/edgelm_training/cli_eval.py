@@ -11,9 +11,10 @@ import click
 
 from edgelm.arguments import as_path
 from edgelm.cli.generation_options import complete_model, threads_option
-from edgelm.cli.output import counted, one_line, print_json
+from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
+from edgelm.counted import counted
 from edgelm.errors import MissingExtraError, ModelNotFoundError
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.library.library import Library, is_path

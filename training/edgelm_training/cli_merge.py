@@ -8,6 +8,7 @@ import click
 
 from edgelm.cli.output import print_json
 from edgelm.cli.progress import status
+from edgelm.counted import counted
 
 EXAMPLES = """
 \b
@@ -55,7 +56,7 @@ def merge(adapter: Path, output: Path, base: Path | None, dtype: str, as_json: b
         }
         print_json(facts)
         return
-    click.echo(f"{merged.output}  {merged.adapter} in {merged.layers} layers of {merged.base}")
+    click.echo(f"{merged.output}  {merged.adapter} in {counted(merged.layers, 'layer')} of {merged.base}")
     for note in merged.notes:
         click.echo(note, err=True)
     if not merged.checked:

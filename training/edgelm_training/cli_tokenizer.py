@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from edgelm.cli.output import counted, one_line, print_json, print_rows
+from edgelm.cli.output import one_line, print_json, print_rows
 from edgelm.cli.progress import progress_line, status
 from edgelm.cli.wrong_usage import wrong_usage
-from edgelm_training.corpus import describe_passed_over
+from edgelm.counted import counted
+from edgelm_training.corpus import broken_ones, describe_passed_over
 from edgelm_training.documents import DocumentConfig
 from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
 
@@ -94,5 +95,5 @@ def train(
         ("trained on", f"{trained.characters:,} characters, {read}"),
     ]
     if trained.broken:
-        rows.append(("left out", f"{trained.broken:,} broken lines or documents"))
+        rows.append(("left out", broken_ones(trained.broken)))
     print_rows(rows)

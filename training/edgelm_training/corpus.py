@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from edgelm.counted import counted
 from edgelm.errors import DataError
 from edgelm.extras import require
 from edgelm_training.process_pool import check_stop
@@ -196,10 +197,16 @@ def _source_file(name: str) -> SourceFile:
     return SourceFile(path=Path(name), name=name, kind=kind, gzipped=gzipped)
 
 
+def broken_ones(count: int) -> str:
+    """Say how many broken ones there are."""
+    return counted(count, "broken line or document", "broken lines or documents")
+
+
 def why_empty(files: Sequence[SourceFile], broken: int) -> str:
     """Say that files have no document, but for so many broken ones."""
-    left_out = f"; {broken} broken ones were left out" if broken else ""
-    return f"The corpus is empty: {len(files)} files, beginning with {files[0].name}, have no document{left_out}."
+    several = "" if len(files) == 1 else f"{len(files)} files, beginning with "
+    left_out = f"; {broken_ones(broken)} left out" if broken else ""
+    return f"The corpus is empty: there is no document in {several}{files[0].name}{left_out}."
 
 
 def size_of(source: SourceFile) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
+from edgelm.counted import counted
 from edgelm.errors import EdgeLMError, OutOfMemoryError, QueueFullError
 from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.runtime.switch_interval import SHORT_SWITCH_INTERVAL
@@ -67,8 +68,8 @@ class Worker:
                 raise EdgeLMError("The engine is closed; make a new one.")
             if self._unfinished >= self._max_batch + max_queue:
                 raise QueueFullError(
-                    f"{self._unfinished} requests are at work or wait: the engine answers {self._max_batch} at "
-                    f"once (max_batch) and lets {max_queue} wait (max_queue). Try again later."
+                    f"{counted(self._unfinished, 'request')} at work or waiting: the engine answers {self._max_batch} "
+                    f"at once (max_batch) and lets {max_queue} wait (max_queue). Try again later."
                 )
             self._unfinished += 1
             self._submitted += 1

@@ -13,6 +13,7 @@ from edgelm.cli.generation_options import complete_model, runtime_options
 from edgelm.cli.output import megabytes, one_line, print_json
 from edgelm.cli.picture_file import picture_option
 from edgelm.cli.progress import progress_line
+from edgelm.counted import counted
 
 if TYPE_CHECKING:
     from edgelm.runtime.session_options import SessionOptions
@@ -48,7 +49,7 @@ def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: 
     if as_json:
         print_json(_as_json(report))
         return
-    click.echo(f"{one_line(report.name)} · {one_line(report.precision)} · {_threads(report)}")
+    click.echo(f"{one_line(report.name)} · {one_line(report.precision)} · {counted(report.threads, 'thread')}")
     for rate in report.rates:
         click.echo(f"  {rate.name:<26}{_number(rate.median, rate.unit):>18}   {_range(rate)}".rstrip())
     if report.peak_memory is not None:
@@ -61,10 +62,6 @@ def bench(model: str, rounds: int, as_json: bool, output: Path | None, runtime: 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > report.threads + 1:
         click.echo(f"Other programs compute too (load {load:.1f}): these figures are too low.", err=True)
-
-
-def _threads(report: SpeedReport) -> str:
-    return "1 thread" if report.threads == 1 else f"{report.threads} threads"
 
 
 def _number(value: float, unit: str) -> str:
@@ -94,6 +91,8 @@ def _draw(report: SpeedReport, output: Path) -> None:
     if report.bound is not None:
         bars.append(Bar(label="what the memory allows", value=report.bound.tokens_per_second, is_ours=False))
     others = [rate for rate in report.rates if rate.unit == "tokens/s" and rate not in answers]
-    title = f"{one_line(report.name)}, {one_line(report.precision)}, {_threads(report)}: tokens a second"
+    title = (
+        f"{one_line(report.name)}, {one_line(report.precision)}, {counted(report.threads, 'thread')}: tokens a second"
+    )
     below = [Bar(label=rate.name, value=rate.median, is_ours=True) for rate in others]
     atomic.write_text(output, draw([Panel(title=title, bars=bars), Panel(title="", bars=below)]))

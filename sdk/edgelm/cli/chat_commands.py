@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
 from edgelm.cli.columns import columns, cut_to, padded
-from edgelm.cli.output import counted, printable, timing_line
+from edgelm.cli.output import printable, timing_line
 from edgelm.cli.thinking import think_variables
+from edgelm.counted import counted
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.files import atomic
 from edgelm.files.regular_file import read_text
@@ -218,7 +219,7 @@ def _sessions(chat: Conversation, _argument: str) -> None:
     lines = [
         f"{'*' if session.name == chat.kept.name else ' '} {padded(session.name, width)}  "
         f"{session.saved:%Y-%m-%d %H:%M}  "
-        + (f"{session.messages} messages with {session.model}" if session.problem is None else "(broken)")
+        + (f"{counted(session.messages, 'message')} with {session.model}" if session.problem is None else "(broken)")
         for session in sessions
     ]
     chat.screen.note("\n".join(lines))
@@ -243,7 +244,7 @@ def _save(chat: Conversation, argument: str) -> None:
         atomic.write_text(path, json.dumps(saved, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError, RuntimeError) as error:  # no such home, no name for a file, a disk that is full
         raise ConfigError(f"Cannot write {argument}: {str(error).rstrip('.')}.") from error
-    chat.screen.note(f"Saved {len(chat.session.messages)} messages to {path}.")
+    chat.screen.note(f"Saved {counted(len(chat.session.messages), 'message')} to {path}.")
 
 
 def _load(chat: Conversation, argument: str) -> None:
@@ -262,7 +263,7 @@ def _load(chat: Conversation, argument: str) -> None:
     chat.kept.begin_anew()
     chat.attachments.clear()
     chat.keep()
-    chat.screen.note(f"Loaded {len(messages)} messages from {path}.")
+    chat.screen.note(f"Loaded {counted(len(messages), 'message')} from {path}.")
 
 
 def _read_chat(path: Path) -> tuple[list[Any], str | None]:
@@ -346,7 +347,7 @@ def _stats(chat: Conversation, _argument: str) -> None:
     lines = [
         f"model    {chat.model.name}, {chat.model.manifest.precision}",
         f"context  {chat.context_used()} of {chat.model.context_length} tokens",
-        f"turns    {len(chat.session.messages)} messages",
+        f"turns    {counted(len(chat.session.messages), 'message')}",
         f"kept as  {chat.kept.name or '(nothing yet)'}",
     ]
     last = chat.last

@@ -17,6 +17,7 @@ from edgelm.cli.kept_session import KeptSession
 from edgelm.cli.output import timing_line
 from edgelm.cli.thinking import think_variables
 from edgelm.completion import Chunk, Message
+from edgelm.counted import counted
 from edgelm.errors import ChatTemplateError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
@@ -207,7 +208,9 @@ class Conversation:
         said: dict[str, str] = {}
         for turn in self.session.messages[-2:]:
             said[turn["role"]] = turn["content"] or ""
-        self.screen.note(f"{len(self.session.messages)} messages so far; the last of them:\n{said.get('user', '')}")
+        self.screen.note(
+            f"{counted(len(self.session.messages), 'message')} so far; the last of them:\n{said.get('user', '')}"
+        )
         if "assistant" in said:
             self.screen.show(iter([said["assistant"]]), self.status)
 

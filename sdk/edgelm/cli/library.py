@@ -13,6 +13,7 @@ from edgelm.cli.generation_options import complete_kept, complete_model
 from edgelm.cli.output import is_terminal, megabytes, one_line, print_json, print_table, say_waiting
 from edgelm.cli.wrong_usage import refused
 from edgelm.config import ModelConfig
+from edgelm.counted import counted
 from edgelm.errors import EdgeLMError
 from edgelm.files.gguf_part_names import names_of_parts
 from edgelm.library.catalogue import CATALOGUE
@@ -210,7 +211,9 @@ def _in_windows(config: ModelConfig) -> str:
     windows = [window for i in range(config.last_kept_layer + 1) if (window := config.window(i)) is not None]
     if not windows:
         return ""
-    return f" ({megabytes(most_bytes(config))} on Linux: {len(windows)} layers keep a window of {windows[0]})"
+    return (
+        f" ({megabytes(most_bytes(config))} on Linux: {counted(len(windows), 'layer')} with a window of {windows[0]})"
+    )
 
 
 def _cache_facts(manifest: Manifest, config: ModelConfig, kv_bytes: int | None) -> tuple[str, str]:

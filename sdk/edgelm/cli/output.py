@@ -16,6 +16,7 @@ import click
 
 from edgelm.cli.columns import columns, padded
 from edgelm.completion import Timings, Usage
+from edgelm.counted import counted
 from edgelm.errors import ConfigError
 
 # Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
@@ -109,11 +110,6 @@ def one_line(text: str) -> str:
 def clean_text(argument: str) -> str:
     """Replace bytes that are not UTF-8, which the system passes on as lone surrogates, by U+FFFD."""
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def counted(count: int, what: str = "token") -> str:
-    """Say how many there are: "1 token", "2,000 files"."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def timing_line(usage: Usage, timings: Timings, finish_reason: str) -> str:

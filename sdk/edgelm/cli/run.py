@@ -13,10 +13,11 @@ import click
 from edgelm.cli.adapter_options import adapter_option, with_adapters
 from edgelm.cli.constraint_options import constraint_options
 from edgelm.cli.generation_options import complete_model, generation_options, runtime_options
-from edgelm.cli.output import clean_text, counted, is_terminal, piped_lines, print_json, printable, timing_line
+from edgelm.cli.output import clean_text, is_terminal, piped_lines, print_json, printable, timing_line
 from edgelm.cli.progress import status
 from edgelm.cli.thinking import show_thinking, think_option, think_variables
 from edgelm.cli.wrong_usage import refused
+from edgelm.counted import counted
 from edgelm.shell_word import shell_word
 
 if TYPE_CHECKING:

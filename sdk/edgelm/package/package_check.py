@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.config import ModelConfig
+from edgelm.counted import counted
 from edgelm.errors import EdgeLMError, PackageError
 from edgelm.files.regular_file import MAX_JSON_BYTES, parse_json, read_regular
 from edgelm.generation_config import GenerationConfig
@@ -82,7 +83,7 @@ def check_adapter(folder: Path) -> Iterator[Finding]:
 
 def _files(folder: Path, manifest: Manifest) -> str:
     manifest.check_files(folder)
-    return f"{len(manifest.files)} files, {manifest.size} bytes, all as listed"
+    return f"{counted(len(manifest.files), 'file')}, {manifest.size} bytes, all as listed"
 
 
 def _graph(folder: Path, manifest: Manifest) -> str:
@@ -105,7 +106,7 @@ def _config(folder: Path, manifest: Manifest) -> str:
             f"{folder / 'config.json'} has a context of {config.max_position_embeddings} tokens; the manifest says "
             f"{manifest.context_length}. Export the package again."
         )
-    return f"{config.num_hidden_layers} layers, context of {config.max_position_embeddings} tokens"
+    return f"{counted(config.num_hidden_layers, 'layer')}, context of {config.max_position_embeddings} tokens"
 
 
 def _tokenizer(folder: Path, manifest: Manifest) -> str:

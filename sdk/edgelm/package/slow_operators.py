@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgelm.counted import counted
 from edgelm.package.graph_file import read_graph
 from edgelm.package.graph_parts import BFLOAT16, FLOAT16, FLOAT32, GraphParts
 
@@ -36,13 +37,13 @@ def slow_operators(path: Path) -> list[str]:
     found = []
     if inexact:
         found.append(
-            f"{inexact} products of 8 bits have no accuracy_level 4, and are about 19 times slower than with it."
+            f"{counted(inexact, 'product')} of 8 bits without accuracy_level 4, about 19 times slower than with it."
         )
     if inexact_experts:
         found.append(
-            f"{inexact_experts} layers have experts of 4 bits without accuracy_level 4, and are about 2 times "
+            f"{counted(inexact_experts, 'layer')} with experts of 4 bits without accuracy_level 4, about 2 times "
             "slower than with it: export the model again, for ONNX Runtime 1.31 or newer."
         )
     if floating:
-        found.append(f"{floating} products have float zero points, and are about 31 times slower than with none.")
+        found.append(f"{counted(floating, 'product')} with float zero points, about 31 times slower than with none.")
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from edgelm.batching.engine import Engine
 from edgelm.batching.generation import Generation
+from edgelm.counted import counted
 from edgelm.errors import QueueFullError
 from edgelm.generation_config import GenerationConfig
 
@@ -44,7 +45,9 @@ class Turns:
             to_come = [*queued, *self._on_their_way]
             own = [turn for who, turn in to_come if who == caller]
             if own and len(to_come) >= self._places:
-                raise QueueFullError(f"{len(to_come)} answers are at work or wait, {len(own)} of them this caller's.")
+                raise QueueFullError(
+                    f"{counted(len(to_come), 'answer')} at work or waiting, {len(own)} of them this caller's."
+                )
             turn = caller, 1 + max([min((turn for _, turn in to_come), default=0), *own])
             self._on_their_way.append(turn)
         generation = None
