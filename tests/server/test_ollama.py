@@ -193,8 +193,22 @@ def test_a_conversation_that_outgrows_the_context_goes_on_unless_the_request_ref
     assert answer["prompt_eval_count"] == expected.usage.prompt_tokens <= 1024
     raw = ask("/api/generate", prompt="word " * 600, raw=True, truncate=True, shift=None)
     assert raw["response"] == tiny.generate("word " * 600, config).text
+    for keep, shift in ((40, 40), (-1, 512)):
+        raw = ask("/api/generate", prompt="word " * 600, raw=True, options={"num_predict": 12, "num_keep": keep})
+        assert raw["response"] == tiny.generate("word " * 600, config.replace(context_shift=shift)).text
     for refusing in ({"truncate": False}, {"shift": False}):
         assert "maximum context length is 1024" in ask("/api/chat", messages=turns, **refusing)["error"]
+
+
+def test_an_answer_that_fills_the_context_ends_there(serving):
+    """Another goes on, and forgets the beginning of its text."""
+    body = {"model": "tiny-random", "prompt": "The sea " * 250, "raw": True, "stream": False}
+    for limit, is_full in ((-2, True), (300, False)):
+        answer = serving.post("/api/generate", body | {"options": {"num_predict": limit, "temperature": 0}}).json
+        read, written = answer["prompt_eval_count"], answer["eval_count"]
+        assert (read + written == 1024 + 1) == is_full  # nothing is computed behind the last token
+        assert (written == 300) != is_full
+        assert answer["done_reason"] == "length"
 
 
 @pytest.mark.parametrize(("path", "longest"), [("/api/chat", "max_output_tokens"), ("/api/generate", "max_tokens")])

@@ -9,13 +9,14 @@ import datetime
 import json
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, Timings, TokenLogprob, ToolCall, Usage
 from edgelm.decoding.answer import join
+from edgelm.decoding.context_shift import fitted
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.chat_messages import CHAT, FUNCTIONS, MAX_MESSAGES, MAX_TOOLS, chat_job, messages_of, thinking
@@ -50,7 +51,7 @@ _MIROSTAT: Mapping[str, Schema] = {
 }
 _MIROSTAT_TAU = 5.0  # where none is given
 _RUNNER_OPTIONS = (
-    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "use_mlock", "numa",
+    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa",
     "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
     *("keep_alive", "max_workers"),  # langextract writes its own here
 )  # fmt: skip
@@ -80,7 +81,11 @@ _MESSAGE = record(
     ignored=("tool_call_id",),
     refused={"images": "these models read text alone."},
 )
-_SETTINGS: dict[str, Schema] = {name: schema for name, (_, schema) in _OPTIONS.items()} | {"num_predict": whole(-2)}
+_FILLS_CONTEXT = -2  # as num_predict
+_SETTINGS: dict[str, Schema] = {name: schema for name, (_, schema) in _OPTIONS.items()} | {
+    "num_predict": whole(_FILLS_CONTEXT),
+    "num_keep": whole(-1),
+}
 _COMMON: dict[str, Schema] = {
     "model": TEXT,
     "stream": BOOLEAN,
@@ -175,14 +180,28 @@ async def _deliver(
         served.keep_for(seconds)
         logprobs = LogprobWriter.of(served.model, call.body)
         writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=call.seconds, logprobs=logprobs)
-        return jobs(served.model), writer
+        return [_in_context(served.model, call.body, job) for job in jobs(served.model)], writer
 
     return await deliver(call, prepare, streaming=call.body.get("stream", True))
 
 
+def _in_context(model: LanguageModel, body: Mapping[str, Any], job: Job) -> Job:
+    """Return an answer with what num_keep and num_predict say of its context, once the prompt's tokens are known."""
+    given, shift = _given(body), job.config.context_shift
+    if shift is None:
+        return job
+    if (kept := given.get("num_keep", 0)) != 0:
+        most = model.context_length // 2
+        shift = max(shift, min(most, kept if kept > 0 else len(job.prompt_ids)))  # -1: all of the prompt
+    if given.get("num_predict") != _FILLS_CONTEXT:
+        return replace(job, config=job.config.replace(context_shift=shift))
+    first = max(shift, len(model.tokenizer.leading_ids))
+    prompt_ids = fitted(job.prompt_ids, first, model.context_length)
+    return replace(job, prompt_ids=prompt_ids, config=job.config.replace(context_shift=None))
+
+
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
-    given = {name: body[theirs] for theirs, name in _OUTSIDE.items() if theirs in body}
-    given |= {name: value for name, value in body.get("options", {}).items() if value is not None}
+    given = _given(body)
     settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
     if settings.get("seed") == -1:  # Ollama's default: a fresh one for each answer
         del settings["seed"]
@@ -205,6 +224,12 @@ def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
         logprobs=alternatives(body),
         context_shift=_context_shift(model, body),
     )
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a request; those among its options count before those beside them."""
+    given = {name: body[theirs] for theirs, name in _OUTSIDE.items() if theirs in body}
+    return given | {name: value for name, value in body.get("options", {}).items() if value is not None}
 
 
 def _context_shift(model: LanguageModel, body: Mapping[str, Any]) -> int | None:
