@@ -16,8 +16,11 @@ import pytest
 pytest.importorskip("prompt_toolkit")
 pytest.importorskip("rich")
 
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
+from prompt_toolkit.input import DummyInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from edgelm.cli import terminal as terminal_module
@@ -250,8 +253,17 @@ def test_a_dumb_terminal_gets_text_alone(tmp_path):
 
 def test_a_text_of_several_lines_is_asked_for_line_by_line_where_a_prompt_ends_with_each(screen, monkeypatch):
     lines = iter(['"""a', "b", 'c"""'])
-    monkeypatch.setattr(screen, "_prompts", SimpleNamespace(prompt=lambda *_, **__: next(lines)))
+    monkeypatch.setattr(screen, "_prompts", SimpleNamespace(prompt=lambda *_, **__: next(lines), input=DummyInput()))
     assert screen.ask(lambda _: [], STATUS) == '"""a\nb\nc"""'
+
+
+def test_ctrl_c_right_behind_enter_takes_the_message_back():
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        screen = Terminal()
+        keyboard.send_text("Hello\r\x03Again\r")
+        with pytest.raises(KeyboardInterrupt):
+            screen.ask(lambda _: [], STATUS)
+        assert screen.ask(lambda _: [], STATUS) == "Again"
 
 
 def test_ctrl_z_and_enter_leave_as_on_windows(screen, monkeypatch):

@@ -17,7 +17,9 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.styles import Style
@@ -91,7 +93,18 @@ class Terminal:
             raise EOFError
         while is_open(typed):  # a dumb terminal's prompt ends with each line
             typed += "\n" + self._prompts.prompt(_CONTINUED, handle_sigint=False)
+        if self._was_taken_back():
+            self.note("It was not sent. The arrow up brings it back.")
+            raise KeyboardInterrupt
         return clean_text(typed)
+
+    def _was_taken_back(self) -> bool:
+        """Tell whether Ctrl-C came right behind Enter: as long as it is a key, the next prompt would get it."""
+        keyboard = self._prompts.input
+        keys = [*get_typeahead(keyboard), *keyboard.read_keys()]
+        is_taken_back = bool(keys) and keys[0].key == Keys.ControlC
+        store_typeahead(keyboard, keys[1:] if is_taken_back else keys)
+        return is_taken_back
 
     def edit(self, text: str) -> str | None:
         """Open the user's editor.
