@@ -23,14 +23,14 @@ class ChatRows:
     A conversation of more than `sequence_length` tokens is left out, since its beginning alone would teach answers
     without an end; `left_out` has the numbers of those.
 
-    kind, chats_each: what a user calls them, and how many conversations one of them is.
+    kinds, chats_each: what a user calls one and several, and how many conversations one of them is.
 
     Raises:
         ConfigError: sequence_length is below 2.
         DataError: there are no chats, or none of them fits.
     """
 
-    kind = "conversations"
+    kinds = ("conversation", "conversations")
     chats_each = 1
 
     def __init__(self, chats: Chats, *, sequence_length: int, seed: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from edgelm.config import ModelConfig
+from edgelm.counted import counted
 from edgelm.errors import DataError
 from edgelm_training.chat_rows import ChatRows
 from edgelm_training.chats import Chats, load_chats
@@ -94,13 +95,14 @@ def note_data(
     config: FinetuneConfig, training: AnyRows, validation: AnyRows | None, model: ModelConfig, reporter: Reporter
 ) -> None:
     """Say what was read, and what of it will not be learned, or not validated, as one may think."""
-    kind, group = training.kind, training.chats_each
+    kinds, group = training.kinds, training.chats_each
     splits = [rows for rows in (training, validation) if rows is not None]
     if passed_over := describe_passed_over((*config.data, *config.validation_data), searched=SEARCHED_FOR_OBJECTS):
         reporter.note(passed_over)
     taken = [len(rows.chats) // group - len(rows.left_out) for rows in splits]
     reporter.note(
-        f"{taken[0]} {kind} to train on, {sum(taken[1:])} to validate; rows of {training.sequence_length} tokens."
+        f"{counted(taken[0], *kinds)} to train on, {sum(taken[1:])} to validate; rows of "
+        f"{training.sequence_length} tokens."
     )
     if validation is None and config.validation_fraction:
         reporter.note(
@@ -110,12 +112,12 @@ def note_data(
     left_out = [place for rows in splits for place in _places_left_out(rows, group)]
     if left_out:
         reporter.note(
-            f"Too long and left out: {len(left_out)} {kind}: {', '.join(left_out[:3])}"
+            f"Too long and left out: {counted(len(left_out), *kinds)}: {', '.join(left_out[:3])}"
             f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, _context(model))
         )
     if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
         reporter.note(
-            f"{shared} of the {kind} to validate on are trained on too: neither the validation loss nor the best "
+            f"{shared} of the {kinds[1]} to validate on are trained on too: neither the validation loss nor the best "
             "checkpoint says how well the rest is answered."
         )
     if not _has_end(training.chats, model):

@@ -24,7 +24,7 @@ class PreferenceRows:
         DataError: there are no pairs, or none of them fits.
     """
 
-    kind = "pairs"
+    kinds = ("pair", "pairs")
     chats_each = 2
 
     def __init__(self, chats: Chats, *, sequence_length: int, seed: int) -> None:

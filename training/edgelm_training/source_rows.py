@@ -85,7 +85,7 @@ class SourceRows:
         DataError: there are no pairs, or none of them fits.
     """
 
-    kind = "pairs of source and answer"
+    kinds = ("pair of source and answer", "pairs of source and answer")
     chats_each = 1
 
     def __init__(self, chats: Chats, *, sequence_length: int, seed: int, begin: int) -> None:
