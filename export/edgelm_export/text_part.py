@@ -41,10 +41,12 @@ _WITH_ADAPTERS, _BASE, _ADAPTERS = "phi4mm", ".base_layer.", (".lora_A.", ".lora
 # of vocabulary, hidden states and feed-forward, of layers, and of heads.
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _USUAL_SIZES = {
+    "apertus1p5_text": (266_752, 4096, 14_336, 32, 32),
     "cohere2": (256_000, 8192, 22_528, 40, 64),
     "emu3_text_model": (184_622, 4096, 14_336, 32, 32),
     "exaone4": (102_400, 4096, 16_384, 32, 32),
     "gemma3_text": (262_208, 2304, 9216, 26, 8),
+    "glm4v_moe_text": (151_424, 4096, 10_944, 46, 96),
     "glm4v_text": (151_552, 4096, 13_696, 40, 32),
     "granite4_vision_text": (32_000, 4096, 11_008, 32, 32),
     "lfm2": (65_536, 2560, 12_288, 32, 32),
@@ -58,10 +60,14 @@ _USUAL_SIZES = {
     "qwen2_5_vl_text": (152_064, 8192, 29_568, 80, 64),
     "qwen2_vl_text": (152_064, 8192, 29_568, 80, 64),
     "qwen3": (151_936, 4096, 22_016, 32, 32),
+    "qwen3_5_moe_text": (248_320, 2048, 512, 40, 16),
     "qwen3_5_text": (248_320, 4096, 12_288, 32, 16),
     "qwen3_vl_text": (151_936, 4096, 22_016, 32, 32),
     "qwen3_vl_moe_text": (151_936, 2048, 5632, 24, 16),
 }
+_QWEN2_VL: Mapping[str, Any] = {
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "bos_token_id": 151_643, "eos_token_id": 151_645,
+}  # fmt: skip
 # What else it takes where config.json has no such key, and otherwise than in the family.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "emu3_text_model": {
@@ -75,12 +81,21 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 8, "max_position_embeddings": 131_072, "bos_token_id": 199_999,
         "eos_token_id": [199_999, 200_020],
     },
-    "glm4v_text": {"max_position_embeddings": 32_768},
-    "qwen2_vl_text": {"num_key_value_heads": 8},
-    "qwen2_5_vl_text": {"num_key_value_heads": 8},
-    "qwen2_5_omni_text": {"num_key_value_heads": 4},
-    "qwen3_vl_text": {"max_position_embeddings": 128_000},
-    "qwen3_vl_moe_text": {"num_key_value_heads": 16, "max_position_embeddings": 128_000},
+    "glm4v_moe_text": {"max_position_embeddings": 65_536, "attention_bias": True},
+    "glm4v_text": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen2_5_omni_text": {"num_key_value_heads": 4, "rope_theta": 1e6},
+    "qwen3_vl_text": {"max_position_embeddings": 128_000, "rope_theta": 5e5},
+    "qwen3_vl_moe_text": {
+        "num_key_value_heads": 16, "max_position_embeddings": 128_000, "rope_theta": 5e5, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+    },
+    "voxtral": {  # a Llama, of which this kind has other sizes
+        "vocab_size": 131_072, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 30,
+        "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e8,
+    },
     "mllama_text_model": {_CROSSING: [3, 8, 13, 18, 23, 28, 33, 38]},
 }  # fmt: skip
 # What all models of a kind have, and config.json does not say of them as it would in their family.
@@ -157,6 +172,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     text_values = {
         **dict(zip(_SIZES, _USUAL_SIZES.get(str(model_type), ()), strict=False)),
         **_DEFAULTS.get(str(model_type), {}),
+        **_DEFAULTS.get(str(values["model_type"]), {}),
         **own,
         **_SAID.get(str(model_type), {}),
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
