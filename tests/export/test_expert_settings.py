@@ -159,6 +159,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"router_jitter_noise": 0.02},
         "router_jitter_noise is 0.02; it must be 0.01",
     ),
+    "one expert where the router chooses two": (
+        "phimoe",
+        {"num_experts_per_tok": 1},
+        "num_experts_per_tok is 1; supported is 2",
+    ),
     "two scales of LongRoPE": (
         "phimoe",
         {"rope_scaling": {"type": "longrope", "short_mscale": 1.1, "long_mscale": 1.2}},

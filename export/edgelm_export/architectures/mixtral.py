@@ -91,6 +91,7 @@ def _with_one_scale(settings: Mapping[str, Any]) -> dict[str, Any]:
 PHIMOE = Architecture(
     model_type="phimoe",
     defaults={**MIXTRAL.defaults, "num_local_experts": 16},
+    fixed={"num_experts_per_tok": 2},  # transformers chooses so many, whatever a config says
     read_config=_to_phimoe_config,
     features={"norm": "layer", "scoring_func": "sparsemixer", "norm_topk_prob": False},
     layout=MIXTRAL.layout,
