@@ -451,8 +451,7 @@ def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: 
         expect(page.locator(".answer p").last).to_be_in_viewport()
         expect(page.locator("#to-end")).to_be_hidden()
         page.fill("#question", "line\n" * 5)
-        # Who reads the end still sees it beside a long question.
-        expect(page.locator(".stats")).to_be_in_viewport(ratio=1)
+        expect(page.locator(".stats")).to_be_in_viewport(ratio=1)  # the end is still seen above a long question
 
 
 def test_settings_and_the_system_prompt_are_sent(page: Page) -> None:

@@ -80,7 +80,7 @@ export class Thread {
 
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = byId("scroll");
-    if (scrollHeight - scrollTop - clientHeight < 1) this.isLeft = false;
+    if (scrollHeight - scrollTop - clientHeight <= 1) this.isLeft = false; // enlarged, it is counted in parts of a pixel
     else if (scrollTop < this.seen.top) this.isLeft = true;
     this.seen.top = scrollTop;
     this.offerEnd();
