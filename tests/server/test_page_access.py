@@ -101,6 +101,9 @@ def test_it_fits_a_phone(open_page: Callable[..., Page], scripted_server: Edgelm
     expect(page.locator("#close-sidebar")).to_be_focused()  # the search field would bring up the keyboard
     page.locator("#conversations .open").tap()
     expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    sizes = "nodes => nodes.map(node => parseFloat(getComputedStyle(node).fontSize))"
+    fields = page.locator("input:not([type=checkbox], [hidden]), textarea, select")
+    assert min(fields.evaluate_all(sizes)) >= 16  # Safari enlarges the page for a field with smaller letters
     page.locator("#question").tap()
     page.keyboard.type("one")
     page.keyboard.press("Enter")  # a touch keyboard has no Shift Enter
