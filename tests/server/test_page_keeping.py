@@ -425,6 +425,17 @@ def test_a_browser_that_calls_a_dropped_file_a_link_does_not_leave_the_page_for_
     expect(page.locator("#note")).to_contain_text("does not give the page what was dropped. Use + for a file.")
 
 
+def test_files_that_are_too_large_together_are_refused(page: Page) -> None:
+    file = {"name": "a.txt", "mimeType": "text/plain", "buffer": b'"s' * 95_000}  # a request has a sign before each "
+    page.set_input_files("#files", [file] * 4)
+    expect(page.locator("#note")).to_contain_text("that is more than the server takes (1 MB)")
+    expect(page.locator("#question")).to_have_value("")
+    page.set_input_files("#files", [file] * 3)
+    expect(page.locator("#status")).to_have_text("Added: 3")
+    page.set_input_files("#files", [file])
+    expect(page.locator("#note")).to_contain_text("With what is said already")
+
+
 def test_what_is_typed_while_a_file_is_read_stays(page: Page) -> None:
     slow_disk = """() => {
       const { arrayBuffer } = Blob.prototype, held = new Promise((go) => (window.go = go));

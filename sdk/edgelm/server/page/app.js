@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import * as kept from "./conversations.js";
 import { fill, isLongerThan } from "./answering.js";
 import { announce, byId, byTouch, element, isComposing } from "./dom.js";
-import { fenced } from "./files.js";
+import { checkSize, fenced } from "./files.js";
 import { spoken } from "./markdown.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -285,7 +285,9 @@ async function importFile(file) {
 async function addFiles(files) {
   try {
     const parts = await Promise.all(files.map(fenced));
-    setDraft([...parts, byId("question").value].join("\n\n")); // with what was typed meanwhile
+    const message = [...parts, byId("question").value].join("\n\n"); // with what was typed meanwhile
+    checkSize([current.system, ...kept.path(current).map(({ text }) => text), message]);
+    setDraft(message);
     showNote();
     announce(`Added: ${files.length}`);
     byId("question").focus();
