@@ -109,3 +109,26 @@ def test_a_table_is_scrolled_before_its_words_are_broken(page: Page) -> None:
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     page.emulate_media(media="print")  # where nothing can be scrolled
     assert not page.locator(".table").evaluate(is_wider)
+
+
+def test_an_answer_that_comes_bit_by_bit_is_shown_as_one_that_comes_whole(page: Page) -> None:
+    text = (
+        "# A *title*\n\nThe **deep** sea, `x` and $x^2$, see [it](https://sea.example).\n\n- [ ] one\n- [x] two\n  1. a\n\n"
+        "| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\nprint()\n\nx\n```\n> quoted\n\n\\[ x \\]\n\n\u0645\u0631\u062d"
+    )
+    differing, copied, checked = page.evaluate(
+        """async (text) => {
+            const { MarkdownView } = await import("/page/markdown.js");
+            const shown = (view, text) => (view.show(text), view.target.innerHTML);
+            const fresh = () => new MarkdownView(document.createElement("div"));
+            const view = fresh();
+            const prefixes = [...text].map((_, index) => text.slice(0, index + 1));
+            const differing = prefixes.filter((prefix) => shown(view, prefix) !== shown(fresh(), prefix));
+            let copied;
+            Object.defineProperty(navigator, "clipboard", { value: { writeText: async (code) => (copied = code) } });
+            view.target.querySelector("button").click();
+            return [differing, copied, [...view.target.querySelectorAll("input")].map(({ checked }) => checked)];
+        }""",
+        text,
+    )
+    assert (differing, copied, checked) == ([], "print()\n\nx", [False, True])

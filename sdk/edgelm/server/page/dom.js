@@ -41,6 +41,31 @@ export function arrange(target, nodes) {
   });
 }
 
+/** Let a node be as another; what they begin with alike stays, with what is selected in it. Returns the one that is shown. */
+export function become(shown, wanted) {
+  if (!isAlike(shown, wanted)) {
+    shown.replaceWith(wanted);
+    return wanted;
+  }
+  if (shown.nodeType === Node.TEXT_NODE) {
+    let same = 0;
+    while (same < shown.length && shown.data[same] === wanted.data[same]) same += 1;
+    if (shown.data !== wanted.data) shown.replaceData(same, shown.length - same, wanted.data.slice(same));
+    return shown;
+  }
+  const [before, after] = [[...shown.childNodes], [...wanted.childNodes]];
+  for (const child of before.slice(after.length)) child.remove();
+  after.forEach((child, index) => (index < before.length ? become(before[index], child) : shown.append(child)));
+  return shown;
+}
+
+/** Whether two nodes differ in what stands in them alone. What a control does, and whether it is checked, is not seen. */
+function isAlike(node, other) {
+  if (node.nodeName !== other.nodeName || ["BUTTON", "INPUT"].includes(node.nodeName)) return false;
+  const [own, others] = [node, other].map(({ attributes }) => [...(attributes ?? [])].map(({ name, value }) => [name, value]));
+  return JSON.stringify(own.sort()) === JSON.stringify(others.sort());
+}
+
 /** Whether a key belongs to a text that is still being composed. Safari tells it by the key's code alone. */
 export function isComposing(event) {
   return event.isComposing || event.keyCode === 229;

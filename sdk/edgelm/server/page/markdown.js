@@ -2,7 +2,7 @@
 // model writes as HTML is shown as text. Pictures become links, since loading one would tell another host.
 
 import { Lexer } from "./vendor/marked.esm.js";
-import { arrange, button, copy, element } from "./dom.js";
+import { arrange, become, button, copy, element } from "./dom.js";
 import { UnspacedTokenizer } from "./emphasis.js";
 import { blockFormulaIn, formula, FORMULAS, withoutFormulas } from "./formulas.js";
 
@@ -39,7 +39,7 @@ const SYNTAX = {
   hooks: { emStrongMask(masked) { return withoutFormulas(this.lexer.run, masked); } },
 };
 
-/** Show a text in `target`, block by block: blocks that did not change keep their elements. */
+/** Show a text in `target`, block by block: what did not change keeps its elements, with what is selected in them. */
 export class MarkdownView {
   constructor(target) {
     this.target = target;
@@ -56,7 +56,9 @@ export class MarkdownView {
       const tokens = new BoundedLexer({ ...SYNTAX, tokenizer: new PageTokenizer() }).lex(text).filter(({ type }) => type !== "space" && type !== "def");
       return tokens.map((token, index) => {
         const shown = this.blocks[index];
-        return shown && shown.raw === token.raw ? shown : { raw: token.raw, node: outermost(token) };
+        if (shown?.raw === token.raw) return shown;
+        const node = outermost(token);
+        return { raw: token.raw, node: shown ? become(shown.node, node) : node };
       });
     } catch (error) {
       if (!(error instanceof RangeError) && error.name !== "InternalError") throw error; // that is Firefox's name for it
