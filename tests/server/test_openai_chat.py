@@ -114,6 +114,13 @@ def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
     assert chat(serving, max_tokens=40, **plain | fields).json["choices"][0]["message"]["content"] == expected
 
 
+def test_mirostat_is_off_where_a_client_that_sends_all_settings_says_so(serving, tiny):
+    plain = {"temperature": 1.5, "seed": 5}
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain)).text
+    reply = chat(serving, max_tokens=40, mirostat=0, mirostat_tau=1.0, mirostat_eta=0.5, **plain)
+    assert reply.json["choices"][0]["message"]["content"] == expected
+
+
 def test_an_answer_has_the_least_tokens_that_are_asked_for(serving, tiny):
     plain = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40))
     stop = plain.text[1]

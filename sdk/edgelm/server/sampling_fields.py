@@ -117,6 +117,8 @@ def generation_config(
         changes = {name: value for name, value in changes.items() if name not in OF_CHANCE}
     if "min_tokens" in changes:
         changes["min_new_tokens"] = changes.pop("min_tokens")
+    if body.get("mirostat") == 0:  # llama.cpp's and Ollama's switch, which stands beside a tau in what clients send
+        changes["mirostat_tau"] = 0.0
     if "logit_bias" in changes:
         # Beside the tokens that the model's author bans, which a client that knows none of them does not mean.
         given = _logit_bias(changes["logit_bias"], model.config.vocab_size)
