@@ -413,6 +413,18 @@ def test_the_version_is_that_of_the_protocol(serving):
             400,
             "tfs_z is not supported: use top_p or",
         ),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "options": {"logit_bias": "5:100"}},
+            400,
+            "options.logit_bias is not supported: /v1/chat/completions has it.",
+        ),
+        (
+            "/api/generate",
+            {"model": "tiny-random", "options": {"reasoning_effort": "low"}},
+            400,
+            "options.reasoning_effort is not supported: use think,",
+        ),
         ("/api/generate", {"model": "tiny-random", "prompt": "x", "echo": True}, 400, "/v1/completions has it."),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "soon"}, 400, "keep_alive is 'soon'; write seconds"),
         ("/api/generate", {"model": "tiny-random", "keep_alive": "1" * 39 + "x"}, 400, "write seconds, or a time as"),

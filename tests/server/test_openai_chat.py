@@ -284,6 +284,7 @@ def test_fields_that_change_no_answer_are_taken(serving):
     others |= {"cache_salt": "a", "priority": 1, "request_id": "b", "keep_alive": "5m"}
     others |= {"spaces_between_special_tokens": True, "stream_reasoning": True}
     others |= {"add_generation_prompt": True, "continue_final_message": False}
+    others |= {"num_batch": 512, "num_gpu": 0, "num_thread": 2, "use_mmap": True, "use_mlock": True}  # Open WebUI's
     assert reply.json["choices"] == chat(serving).json["choices"] == chat(serving, **others).json["choices"]
 
 
@@ -329,6 +330,8 @@ REFUSED = {
     ),
     "guided_json": ({"guided_json": "{'a'"}, "guided_json is no JSON: Expecting property name"),
     "structured_outputs.json": ({"structured_outputs": {"json": "[]"}}, "is JSON, but no object; a schema is one."),
+    "format": ({"format": "json"}, "format is not supported: use response_format."),
+    "num_keep": ({"num_keep": 24}, "num_keep is not supported: use context_shift."),
     "n_predict": ({"n_predict": 5}, "n_predict is not supported: use max_tokens."),
     "options": ({"options": {"num_ctx": 9}}, "options is not supported: /api/chat and /api/generate have them."),
     "lora": ({"lora": [{"id": 0, "scale": 1}]}, "lora is not supported: an adapter is a model of its own: name it as"),

@@ -254,6 +254,7 @@ def chat_job(
 REFUSED: Mapping[str, str] = {
     "functions": "use tools.",
     "function_call": "use tool_choice.",
+    "format": "use response_format.",  # Ollama's
     "audio": "these models write text.",
     "prediction": "it is not understood.",
     "web_search_options": "there is no network here.",

@@ -25,7 +25,7 @@ from edgelm.server.endpoint import Call
 from edgelm.server.keep_alive import KEEP_ALIVE, acquire, seconds_of
 from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.logprobs import LOGPROBS, LogprobWriter, alternatives
-from edgelm.server.sampling_fields import SAMPLING, generation_config
+from edgelm.server.sampling_fields import RUNNER, SAMPLING, generation_config
 from edgelm.server.schema import ANY_OBJECT, BOOLEAN, TEXT, Schema, choice, listing, record, whole
 from edgelm.server.sse import JsonAnswer, line
 from edgelm.structure.constraint import Constraint
@@ -51,8 +51,8 @@ _MIROSTAT: Mapping[str, Schema] = {
 }
 _MIROSTAT_TAU = 5.0  # where none is given
 _RUNNER_OPTIONS = (
-    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa",
-    "low_vram", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only", "penalize_newline",
+    *RUNNER, "num_ctx", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only",
+    "penalize_newline",
     *("keep_alive", "max_workers"),  # langextract writes its own here
 )  # fmt: skip
 # A client of the AI SDK has these beside the options.
@@ -93,7 +93,12 @@ _COMMON: dict[str, Schema] = {
     "options": record(
         {**_SETTINGS, **_MIROSTAT},
         ignored=_RUNNER_OPTIONS,
-        refused={"tfs_z": "use top_p or min_p."},
+        # Open WebUI puts the settings of OpenAI's paths here too.
+        refused={
+            "tfs_z": "use top_p or min_p.",
+            "logit_bias": "/v1/chat/completions has it.",
+            "reasoning_effort": "use think, beside the options.",
+        },
     ),
     "keep_alive": KEEP_ALIVE,
     **LOGPROBS,

@@ -48,6 +48,11 @@ SAMPLING: dict[str, Schema] = {
     "min_tokens": whole(*map(int, RANGES["min_new_tokens"])),  # vLLM's name, as max_tokens is OpenAI's
 }
 
+# Of the program that runs a model: Ollama's options, which Open WebUI sends to other servers too.
+RUNNER = (
+    "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
+)  # fmt: skip
+
 # Fields that name or file a request, or say where and how long another server keeps what it computed: they change
 # nothing in an answer.
 HARMLESS = (
@@ -64,6 +69,7 @@ HARMLESS = (
     *("cache_salt", "priority", "request_id", "spaces_between_special_tokens", "guided_decoding_backend"),
     "stream_reasoning",  # SGLang's
     *("ttl", "keep_alive"),  # LM Studio's and Ollama's
+    *RUNNER,
 )
 
 # Fields of other servers, or of OpenAI's, that would change the answer.
@@ -75,7 +81,7 @@ REFUSED: Mapping[str, str] = {
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
     **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
-    "n_keep": "use context_shift.",
+    **dict.fromkeys(("n_keep", "num_keep"), "use context_shift."),
     "num_ctx": "the context is the model's own.",
     "options": "/api/chat and /api/generate have them.",
     **dict.fromkeys(("adapters", "lora"), "an adapter is a model of its own: name it as model."),
