@@ -126,10 +126,11 @@ def test_systemd_understands_the_unit(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs("nginx")
-def test_nginx_passes_streams_on_as_they_are_made_also_below_a_path(proxied, tmp_path):
+@contextmanager
+def nginx(tmp_path: Path, server: EdgelmServer) -> Iterator[int]:
+    """Run nginx as the guide has it, before this server and one that is not there; give its port."""
     port = free_port()
-    site = block("nginx, with").replace("8080", str(proxied.port)).replace("8081", str(free_port()))
+    site = block("nginx, with").replace("8080", str(server.port)).replace("8081", str(free_port()))
     site = re.sub(r" *ssl_.*\n", "", site.replace("listen 443 ssl", f"listen 127.0.0.1:{port}"))
     folders = " ".join(f"{name}_temp_path {tmp_path};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
     folders += f" client_body_temp_path {tmp_path};"
@@ -138,10 +139,31 @@ def test_nginx_passes_streams_on_as_they_are_made_also_below_a_path(proxied, tmp
         f"daemon off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {folders} {site} }}", encoding="ascii"
     )
     with running(port, "nginx", "-e", tmp_path / "log", "-p", tmp_path, "-c", config):
+        yield port
+
+
+@needs("nginx")
+def test_nginx_passes_streams_on_as_they_are_made_also_below_a_path(proxied, tmp_path):
+    with nginx(tmp_path, proxied) as port:
         assert status(port, "/health") == 200
         check_stream(port, proxied)
         check_stream(port, proxied, "/llm/v1/chat/completions")
         assert status(port, "/llm/page/app.js") == 200
+
+
+@needs("nginx")
+def test_nginx_goes_on_asking_servers_that_could_not_answer_one_request(tmp_path):
+    package = shutil.copytree(TINY, tmp_path / "package")
+    with (
+        EdgelmServer((str(package), "--allowed-host", NAME)) as server,
+        nginx(tmp_path, server) as port,
+    ):
+        (package / "model.onnx.data").unlink()
+        connection = ask(port, CHAT, {"messages": [{"role": "user", "content": "Hello"}]})
+        with connection.getresponse() as answer:
+            assert answer.status in (502, 503)  # of the one that is not there, or of this one
+        connection.close()
+        assert status(port, "/health") == 200
 
 
 @needs("caddy")
