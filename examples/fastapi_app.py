@@ -1,28 +1,32 @@
-"""A model in a FastAPI app, many users at once: python examples/fastapi_app.py [MODEL] [PORT]
+"""A model in a FastAPI app, many users at once: uvicorn --app-dir examples fastapi_app:app
 
-Then: curl -N "http://127.0.0.1:8000/answer?question=What+is+a+wave"
-"""
+Then: curl -N "http://127.0.0.1:8000/answer?question=What+is+a+wave". MODEL in the environment names another."""
 
-import sys
+import contextlib
+import os
 from collections.abc import AsyncIterator
 
-import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 
 import edgelm
 
-arguments = dict(enumerate(sys.argv))
-model = edgelm.load(arguments.get(1, "smollm2-135m-instruct"))
-engine = edgelm.Engine(model)  # its own thread computes all requests together; the event loop stays free
+
+@contextlib.asynccontextmanager  # loaded where the app runs, not where it is imported: workers may be forked between
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    model = edgelm.load(os.environ.get("MODEL", "smollm2-135m-instruct"))
+    with edgelm.Engine(model) as app.state.engine:  # its own thread computes all requests; the event loop stays free
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
 config = edgelm.GenerationConfig(max_new_tokens=200)
-app = FastAPI()
 
 
 @app.get("/answer")
 async def answer(question: str) -> StreamingResponse:
     try:
-        generation = engine.submit_chat([{"role": "user", "content": question}], config)
+        generation = app.state.engine.submit_chat([{"role": "user", "content": question}], config)
     except edgelm.QueueFullError as error:
         raise HTTPException(429, str(error)) from error
 
@@ -34,7 +38,3 @@ async def answer(question: str) -> StreamingResponse:
             generation.cancel()  # the client may have left
 
     return StreamingResponse(text(), media_type="text/plain")
-
-
-if __name__ == "__main__":
-    uvicorn.run(app, port=int(arguments.get(2, 8000)))

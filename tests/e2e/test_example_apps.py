@@ -40,8 +40,11 @@ def until(deadline_seconds: float = 60) -> Iterator[None]:
 
 
 def test_the_fastapi_app_streams_an_answer() -> None:
-    command = [sys.executable, str(EXAMPLES / "fastapi_app.py"), str(tiny_model_path()), "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "0"]
+    environment = {**os.environ, "MODEL": str(tiny_model_path())}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
         try:
             assert server.stderr is not None
             said = next(line for line in server.stderr if "running on" in line)
