@@ -119,7 +119,7 @@ def main(package: Path | None, rounds: int) -> None:
                 start = time.thread_time()
                 work[way][kind]()
                 times.setdefault((way, kind), []).append(1000 * (time.thread_time() - start))
-    print_heading("Adapters", model, f"adapters.py --rounds {rounds}")
+    print_heading("Adapters", model, "1 thread")
     print(f"Adapters of rank {RANK} in every projection, {size:.1f} MiB each on the disk.\n")
     print("| | MiB held |\n|---|---|")
     for label, held in memory.items():

@@ -1,4 +1,4 @@
-"""Measure requests in company against one alone: python benchmarks/batching.py [PACKAGE] > docs/results/batching.md
+"""Measure requests in company against one alone: python benchmarks/batching.py [PACKAGE] > batching.md
 
 Every figure is a ratio within one run, its two sides taken in turn, on caches that are filled. About two minutes.
 """
@@ -101,7 +101,7 @@ def main(package: Path | None, rounds: int) -> None:
     with Engine(model, EngineOptions(max_batch=8)) as engine:
         throughput = measure_throughput(engine, ids, max(3, rounds // 2))
         first_tokens = measure_first_tokens(engine, ids, rounds)
-    print_heading("Requests in company", model, f"batching.py --rounds {rounds}")
+    print_heading("Requests in company", model)
     print(f"| rows, {FILLED} tokens each | ms a step | tokens a second, of one row's |\n|---|---|---|")
     for rows, taken in steps.items():
         print(f"| {rows} | {taken:.1f} | {rows * steps[1] / taken:.2f} x |")

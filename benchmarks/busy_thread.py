@@ -160,9 +160,7 @@ def measure(folder: Path, threads: int, requests: int, rounds: int) -> dict[str,
 def main(package: Path | None, rounds: int, requests: int) -> None:
     """Print the results as Markdown; PACKAGE is an int8 package [default: SmolLM2-135M-Instruct]."""
     folder = package or prepare_models("edgelm-int8") / "edgelm-int8"
-    print_heading(
-        "Beside a busy thread", edgelm.load(folder), f"busy_thread.py --rounds {rounds} --requests {requests}"
-    )
+    print_heading("Beside a busy thread", edgelm.load(folder), "1 and 2 threads")
     for threads in (1, 2):
         for at_once in sorted({1, requests}):
             paces = measure(folder, threads, at_once, rounds)

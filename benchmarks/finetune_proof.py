@@ -22,15 +22,15 @@ import click
 
 from definitions import fetch_wordnet, measure, split_entries, table, write_chats
 from edgelm.runtime.cpu import physical_cores
-from machine import describe_machine
+from machine import command, describe_machine
 
 PRECISIONS = ("int8", "int4")
 
 
 def run(*arguments: str | Path | float) -> None:
-    command = [sys.executable, "-c", "from edgelm.cli.main import main; main()", *map(str, arguments)]
+    program = [sys.executable, "-c", "from edgelm.cli.main import main; main()"]
     click.echo(f"$ edgelm {' '.join(map(str, arguments))}", err=True)
-    subprocess.run(command, check=True)
+    subprocess.run([*program, *map(str, arguments)], check=True)
 
 
 @click.command()
@@ -67,7 +67,7 @@ def main(
             if not folder.exists():
                 run("export", checkpoint, "-o", folder, "--precision", kind)
             figures[label] = measure(folder, test, other_tokens=other_tokens, threads=threads)
-            facts = {"machine": describe_machine(), "command": sys.argv, "figures": figures}
+            facts = {"machine": describe_machine(), "command": command(), "figures": figures}
             outcome.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             click.echo(table({label: figures[label]}), err=True)
 

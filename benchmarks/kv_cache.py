@@ -44,7 +44,7 @@ def main(floats: Path, integers: Path, rounds: int, lengths: tuple[int, ...]) ->
     for model in models:  # fills every buffer, and does not count
         measure(model, ids[: lengths[0]])
     times = {length: [[measure(model, ids[:length]) for model in models] for _ in range(rounds)] for length in lengths}
-    print_heading("Keys and values in int8", models[1], f"kv_cache.py {floats.name}/ {integers.name}/")
+    print_heading("Keys and values in int8", models[1])
     print("| tokens | keys and values | prompt, tokens/s | of float32 | answer, tokens/s | of float32 | perplexity |")
     print("|---|---|---|---|---|---|---|")
     for length, rows in times.items():

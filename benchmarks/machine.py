@@ -6,7 +6,9 @@ import contextlib
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +40,17 @@ def describe_machine() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def command() -> str:
+    """Return the command that runs, of each path its last part alone: where things lie here is nobody's business."""
+    program, *arguments = sys.argv
+    return shlex.join(["python", f"benchmarks/{Path(program).name}", *map(_last_part, arguments)])
+
+
+def _last_part(argument: str) -> str:
+    path = Path(argument)
+    return path.absolute().name + "/" * path.is_dir() if path.exists() or path.parent.is_dir() else argument
 
 
 def _versions() -> Iterator[tuple[str, str]]:

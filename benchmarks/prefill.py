@@ -1,6 +1,6 @@
 """How fast prompts are read: edgelm without and with the prefill graph, and others beside it.
 
-python benchmarks/prefill.py > docs/results/prefill.md
+python benchmarks/prefill.py > prefill.md
 python benchmarks/prefill.py --openvino VENV/bin/python   # python -m venv VENV && VENV/bin/pip install openvino-genai
 python benchmarks/prefill.py --tokens 8000 --beside llama-q8_0 --beside genai-int8
 """
@@ -73,13 +73,7 @@ def main(rounds: int, lengths: tuple[int, ...], beside: tuple[str, ...], openvin
                     steps.setdefault((contestant, tokens), []).append(1 / median(answer["steps"]))
         memory = {contestant: worker.ask("memory")["peak_bytes"] for contestant, worker in workers.items()}
     model = edgelm.load(models / PREFILL_MODEL, SessionOptions(threads=THREADS))
-    options = [
-        f"--rounds {rounds}",
-        *(f"--tokens {tokens}" for tokens in lengths),
-        *(f"--beside {name}" for name in beside),
-    ]
-    options += ["--openvino PYTHON"] if openvino else []
-    print_heading("Reading prompts", model, " ".join(["prefill.py", *options]))
+    print_heading("Reading prompts", model)
     plain = chosen[0]
     print("| runtime | tokens | prompt, tokens/s | of edgelm int8's | answer, tokens/s | of edgelm int8's | peak, MB |")
     print("|---|---|---|---|---|---|---|")

@@ -45,7 +45,7 @@ from edgelm_export.sources import open_checkpoint
 from edgelm_export.verification_text import verification_text
 from edgelm_training.held_out import held_out_documents
 from k_quants import Importance, importance_matrix, quantize_gguf
-from machine import describe_machine
+from machine import command, describe_machine
 from prepare import CACHE, genai_command, once, run_builder, size_on_disk
 from quality_goals import HELD_OUT
 from quality_recipes import RECIPES
@@ -125,8 +125,8 @@ class Models:
 
     def _build_genai(self, target: Path, precision: str, algorithm: str) -> None:
         source = self.checkpoint.resolve()  # the builder works elsewhere
-        command = genai_command(source, target, precision, last_logits_only=False, python=self.builder)
-        run_builder([*command, f"algo_config={algorithm}"], target)
+        build = genai_command(source, target, precision, last_logits_only=False, python=self.builder)
+        run_builder([*build, f"algo_config={algorithm}"], target)
 
 
 def _row(runtime: str, label: str, engine: str) -> Contestant:
@@ -242,11 +242,8 @@ def main(
         kept.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         click.echo(json.dumps(scores[contestant.name]), err=True)
     names = [contestant.name for contestant, _ in models.contestants() if contestant.name in scores]
-    options = f'--title "{title}"' + ("" if only is None else f" --only '{only}'")
-    options += "" if held_out is None else f" --held-out {held_out.name}"
-    options += "" if builder is None else f" --builder {Path(*Path(builder).parts[-3:])}"
     result = {
-        "command": f"python benchmarks/quality.py {checkpoint.name}/ {gguf.name} {target.name} {options}",
+        "command": command(),
         "machine": describe_machine(),
         **built_by,
         "tokens": comparison.tokens,

@@ -1,4 +1,4 @@
-"""Compare recipes of quantization: python benchmarks/quantization.py > docs/results/quantization.md
+"""Compare recipes of quantization: python benchmarks/quantization.py > quantization.md
 
 Each row exports one checkpoint by another recipe, and computes its perplexity on 4 x 1024 tokens of Python's language
 reference. Rows with gptq run the source on the bundled calibration text. About 40 minutes for all.
@@ -21,7 +21,7 @@ from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.mixed import size_of_graph
 from edgelm_export.sources import open_checkpoint
-from machine import describe_machine
+from machine import command, describe_machine
 from prepare import prepare_models
 from quality_recipes import recipe
 from workload import FULL, read_text
@@ -56,7 +56,7 @@ def main(checkpoint: Path | None, only: str | None) -> None:
     folder = checkpoint or prepare_models() / "checkpoint"
     windows = read_text(folder, FULL).windows
     machine = describe_machine()
-    click.echo(f"`python benchmarks/quantization.py`, {machine['date']}, commit {machine['commit']}, on")
+    click.echo(f"`{command()}`, {machine['date']}, commit {machine['commit']}, on")
     click.echo(f"{machine['cpu']}, edgelm {edgelm.__version__}, onnxruntime {machine['packages']['onnxruntime']}.\n")
     click.echo("| recipe | MB | perplexity | over fp32 | KL divergence, nats |\n|---|---|---|---|---|")
     reference = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from edgelm import LanguageModel
-from machine import describe_machine
+from machine import command, describe_machine
 from workload import THREADS
 
 
@@ -19,13 +19,13 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def print_heading(title: str, model: LanguageModel, command: str) -> None:
+def print_heading(title: str, model: LanguageModel, threads: str = f"{THREADS} threads") -> None:
     """Print what was measured, how, and on which machine."""
     machine = describe_machine()
     packages = machine["packages"]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"# {title}: {model.name}, {model.manifest.precision}\n")
-    print(f"`python benchmarks/{command}`, {machine['date']}, commit {machine['commit']}, {THREADS} threads on")
+    print(f"`{command()}`, {machine['date']}, commit {machine['commit']}, {threads} on")
     print(f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instruction_sets'])}),")
     print(f"Python {machine['python']}, onnxruntime {packages['onnxruntime']}, numpy {packages['numpy']}.")
     print(f"The machine's load at the end: {load}.\n")

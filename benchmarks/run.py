@@ -15,7 +15,7 @@ import click
 
 from contestants import CONTESTANTS, Contestant
 from figures import ALL, NONE
-from machine import describe_machine
+from machine import command, describe_machine
 from measure import Benchmark, import_seconds
 from models import MODELS, SMOLLM2, Model
 from prepare import CACHE, ROOT, prepare_models
@@ -54,7 +54,7 @@ def _measure(model: Model, contestants: list[Contestant], effort: Effort) -> dic
     found = {NONE: benchmark.rounds(huge_pages=False), ALL: benchmark.rounds(huge_pages=True)}
     return {
         "model": model.name,
-        "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": describe_machine(),
         "threads": THREADS,
         "workloads": [{"name": workload.name, **dataclasses.asdict(workload)} for workload in effort.workloads],

@@ -147,7 +147,7 @@ def main(rounds: int) -> None:
         servers = [stack.enter_context(running(name, command)) for name, command in commands.items()]
         rates = measure(servers, rounds)
     model = edgelm.load(package, SessionOptions(threads=THREADS))
-    print_heading("Beside llama.cpp's server", model, f"servers.py --rounds {rounds}")
+    print_heading("Beside llama.cpp's server", model)
     print(f"| requests at once, prompt + new tokens | {_OURS}: tokens/s | {_THEIRS}: tokens/s | ratio |")
     print("|---|---|---|---|")
     for (workload, requests), pairs in rates.items():

@@ -139,8 +139,7 @@ def main(package: Path | None, rounds: int, new_tokens: int) -> None:
     steps = measure_steps(model, 4 * rounds)
     pairs = measure_tasks(model, rounds, new_tokens)
     company = measure_company(model, rounds, new_tokens)
-    command = f"speculation.py --rounds {rounds} --new-tokens {new_tokens}"
-    print_heading("Guessed tokens", model, command)
+    print_heading("Guessed tokens", model)
     print("| task | prompt lookup, to the plain loop | in exact mode | tokens guessed right |\n|---|---|---|---|")
     for task in TASKS:
         lookup, exact = pairs[task, "lookup"], pairs[task, "exact"]

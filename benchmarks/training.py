@@ -40,7 +40,7 @@ from edgelm_training.run_folder import RunFolder
 from edgelm_training.train_config import TrainConfig
 from edgelm_training.train_log import SilentReporter, StepRecord
 from edgelm_training.trainer import Trainer
-from machine import describe_machine
+from machine import command, describe_machine
 
 ROWS, LENGTH, WARM_UP_STEPS, RATE = 8, 256, 3, 1e-3
 MODEL = ModelConfig(
@@ -216,8 +216,9 @@ def main(
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
         for _ in range(rounds):
             for name, runs in results.items():
-                command = [sys.executable, __file__, "--worker", name, "--checkpoint", Path(folder) / "checkpoint"]
-                done = subprocess.run([*map(str, [*command, *options])], stdout=subprocess.PIPE, text=True, check=True)
+                worker_command = [sys.executable, __file__, "--worker", name]
+                worker_command += ["--checkpoint", Path(folder) / "checkpoint", *options]
+                done = subprocess.run([*map(str, worker_command)], stdout=subprocess.PIPE, text=True, check=True)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
     _report(results, output)
     if picture is not None:
@@ -246,7 +247,7 @@ def _report(results: dict[str, list[dict[str, Any]]], output: Path | None) -> No
         memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e6
         print(f"{name:>22} {speed:8.0f}   {shown:<31}{cpu_speed:12.0f}{memory:10.0f} MB   {runs[-1]['losses'][-1]:.4f}")
     if output is not None:
-        facts = {"command": " ".join(["python benchmarks/training.py", *sys.argv[1:]]), "machine": describe_machine()}
+        facts = {"command": command(), "machine": describe_machine()}
         output.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")
 
 

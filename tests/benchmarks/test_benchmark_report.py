@@ -20,7 +20,7 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.testing import tiny_model_path
 from figures import Figures
 from goals import judge
-from machine import describe_machine
+from machine import command, describe_machine
 from measure import in_turn
 from report import write_report
 from worker import Worker
@@ -105,6 +105,14 @@ def test_the_report_says_when_the_machine_was_not_quiet(result: dict[str, Any], 
 def test_a_kernel_is_described_by_its_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "release", lambda: "6.18.44-local-build")
     assert describe_machine()["kernel"] == "6.18.44"
+
+
+def test_a_command_is_written_with_its_options_and_without_the_places_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = [f"{tmp_path}/bench.py", str(tmp_path), f"{tmp_path}/new", "--title", "A model", "--only", "^(a|b)$", "3"]
+    monkeypatch.setattr("sys.argv", called)
+    assert command() == f"python benchmarks/bench.py {tmp_path.name}/ new --title 'A model' --only '^(a|b)$' 3"
 
 
 def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
