@@ -71,6 +71,7 @@ def test_what_a_step_reads_is_set_beside_what_the_memory_gave_in_the_same_round(
 def test_goals_of_runtimes_that_were_not_measured_are_left_out(result: dict[str, Any]) -> None:
     del result["bytes_on_disk"]["genai-int4"]
     assert "int4: decode at least 1.1 x onnxruntime-genai int4" not in _verdicts(result)
+    assert _verdicts(result)["int4: perplexity no worse than llama.cpp Q4_0's"]
 
 
 def test_the_report_is_json_markdown_and_a_picture(result: dict[str, Any], tmp_path: Path) -> None:
