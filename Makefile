@@ -44,7 +44,7 @@ test-gpu:
 	.venv-gpu/bin/$(PIP) --no-deps onnxruntime-genai  # its builder alone: it would bring the build for CPUs
 	.venv-gpu/bin/python -m pytest -m gpu tests/gpu
 
-# Compiles llama.cpp once, which takes a C++ compiler and about three minutes.
+# Compiles llama.cpp once, which takes a C++ compiler and about three minutes. Writes .cache/bench/results/.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
 

@@ -12,7 +12,7 @@ SMOLLM2, GEMMA3, LLAMA = "smollm2-135m", "gemma3-270m", "llama-1.7b"
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model of the benchmark, whose results are docs/results/NAME.
+    """One model of the benchmark.
 
     weights: what all of its files are made of, as the page says it. source: its name in the catalogue; None is random
     weights. left_out: names of contestants that are not measured with it, and `why`, as the page says it.

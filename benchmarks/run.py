@@ -1,5 +1,6 @@
-"""make bench: measure edgelm beside llama.cpp and onnxruntime-genai, and write docs/results/.
+"""make bench: measure edgelm beside llama.cpp and onnxruntime-genai, and write .cache/bench/results/.
 
+python benchmarks/run.py --page smollm2-135m-zen4    # writes docs/results/smollm2-135m-zen4.md, .json and .svg
 python benchmarks/run.py --model gemma3-270m
 python benchmarks/run.py --model llama-1.7b      # 20 GB on the disk and 12 GB of memory
 """
@@ -26,23 +27,28 @@ from workload import THREADS, Effort, read_text
 @click.command()
 @click.option("--model", "name", type=click.Choice(list(MODELS)), default=SMOLLM2, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds.  [default: as the model's row says]")
-@click.option("--quick", is_flag=True, help="A rough look in about a minute, written to .cache/bench/ alone.")
+@click.option("--quick", is_flag=True, help="A rough look in some minutes.")
 @click.option(
     "--only", multiple=True, type=click.Choice([contestant.name for contestant in CONTESTANTS]),
-    help="Measure these only (repeatable), written to .cache/bench/ alone.",
+    help="Measure these only (repeatable).",
 )  # fmt: skip
-@click.option("--page", help="The name of what is written, for a second machine's page.  [default: the model's]")
+@click.option("--page", help="Write the page docs/results/PAGE.  [default: .cache/bench/results/MODEL]")
 def main(name: str, rounds: int | None, quick: bool, only: tuple[str, ...], page: str | None) -> None:
     """Measure a model: edgelm beside llama.cpp and onnxruntime-genai, from the same weights."""
     if not sys.platform.startswith("linux"):
         raise click.ClickException("The benchmark reads memory and pages from /proc: it needs Linux.")
+    if page is not None and (quick or only):
+        raise click.UsageError("A page has a whole measurement: leave --quick and --only out, or --page.")
     model = MODELS[name]
     effort = model.quick if quick else model.full
     effort = dataclasses.replace(effort, rounds=rounds or effort.rounds)
     contestants = [contestant for contestant in model.contestants if not only or contestant.name in only]
+    if missing := set(only) - {contestant.name for contestant in contestants}:
+        raise click.UsageError(f"{name} is not measured with {', '.join(sorted(missing))}. {model.why}")
+    if not any(contestant.timed for contestant in contestants):
+        raise click.UsageError("None of these is timed: name one more with --only.")
     result = _measure(model, contestants, effort)
-    folder = CACHE / "results" if quick or only else ROOT / "docs" / "results"
-    target = folder / (page or name)
+    target = CACHE / "results" / name if page is None else ROOT / "docs" / "results" / page
     write_report(result, target)
     click.echo(f"Written: {target}.md, .json and .svg", err=True)
 

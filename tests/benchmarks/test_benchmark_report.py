@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import edgelm
+import run
 from contestants import Contestant
 from edgelm.decoding.generate import decode, prefill
 from edgelm.decoding.sampling import Sampler
@@ -101,6 +103,28 @@ def test_the_report_says_when_the_machine_was_not_quiet(result: dict[str, Any], 
             row["others_cpus"] = 0.5
     write_report(result, tmp_path / "model")
     assert "the machine was not quiet" in (tmp_path / "model.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--page", "new", "--quick"], "A page has a whole measurement"),
+        (["--model", "gemma3-270m", "--only", "genai-int8"], "not measured with genai-int8. keep, which"),
+        (["--only", "edgelm-fp32"], "None of these is timed"),
+    ],
+)
+def test_a_measurement_that_would_say_nothing_is_refused_before_it_begins(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(run.main, options)
+    assert (result.exit_code, said in result.output) == (2, True), result.output
+
+
+def test_a_page_of_another_machine_is_written_only_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets: list[Path] = []
+    monkeypatch.setattr(run, "_measure", lambda model, contestants, effort: {})
+    monkeypatch.setattr(run, "write_report", lambda result, target: targets.append(target))
+    for options in ([], ["--page", "smollm2-135m-new"]):
+        assert CliRunner().invoke(run.main, options).exit_code == 0
+    assert targets == [run.CACHE / "results" / "smollm2-135m", run.ROOT / "docs/results/smollm2-135m-new"]
 
 
 def test_a_kernel_is_described_by_its_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
