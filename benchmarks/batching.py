@@ -61,18 +61,19 @@ def measure_throughput(engine: Engine, ids: list[int], rounds: int) -> list[tupl
 def measure_first_tokens(engine: Engine, ids: list[int], rounds: int) -> list[tuple[float, float]]:
     """Milliseconds to the first token of a short prompt, alone and beside a long one, round by round.
 
-    It arrives when the long one is at another place each time.
+    It arrives when the long one is at another place each time, and never when that is read.
     """
     one = GenerationConfig(max_new_tokens=1, ignore_eos=True)
 
     def first(start: int) -> float:
         return timed(lambda: next(engine.submit(ids[start : start + SHORT], one)))
 
+    whole = timed(lambda: next(engine.submit(ids[:LONG], one))) / 1000
     pairs = []
     for i in range(rounds):
         alone = first(LONG + i)
         long = engine.submit(ids[:LONG], one)
-        time.sleep(0.05 + 0.15 * i)
+        time.sleep(whole * (i + 0.5) / (rounds + 1))
         pairs.append((alone, first(LONG + rounds + i)))
         long.cancel()
         join(long)
