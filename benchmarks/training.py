@@ -183,7 +183,7 @@ CONTESTANTS: dict[str, Callable[[Path, int, str, bool, Path], Measured]] = {
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--steps", default=20, show_default=True)
+@click.option("--steps", type=click.IntRange(min=WARM_UP_STEPS + 1), default=20, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Compile each model with torch.compile.")
@@ -200,6 +200,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         if worker is not None:
             measured = CONTESTANTS[worker](checkpoint, steps, precision, compiled, Path(folder))
+            if len(measured.ends) != steps:
+                raise click.ClickException(f"{worker} took {len(measured.ends)} of {steps} steps.")
             print(json.dumps(_figures(measured)))
             return
         torch.manual_seed(0)
