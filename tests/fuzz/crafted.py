@@ -304,6 +304,8 @@ CRAFTED = {
 
 
 def main() -> None:
+    if unknown := set(sys.argv[1:]) - CRAFTED.keys():
+        sys.exit(f"There is no file {', '.join(sorted(unknown))}: the files are {', '.join(CRAFTED)}.")
     for name in sys.argv[1:] or CRAFTED:
         with tempfile.TemporaryDirectory() as folder:
             in_a_fork(lambda name=name, folder=Path(folder): measure(name, CRAFTED[name], folder))

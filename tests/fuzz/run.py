@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="as many as the tests of each change read")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if unknown := set(arguments.kinds) - TARGETS.keys():
+        parser.error(f"there is no kind {', '.join(sorted(unknown))}: the kinds are {', '.join(TARGETS)}.")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     warnings.simplefilter("error", RuntimeWarning)  # numpy's: a number became none, and nobody looked
