@@ -36,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
         "kernel": platform.release().split("-")[0],  # the rest names a build of one place
         "huge_pages": _first(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled")),
         "python": platform.python_version(),
-        "packages": dict(_versions()),
+        "packages": dict(versions()),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -53,7 +53,8 @@ def _last_part(argument: str) -> str:
     return path.absolute().name + "/" * path.is_dir() if path.exists() or path.parent.is_dir() else argument
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
+    """Yield each package that is installed, with its version."""
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             yield name, version(name)

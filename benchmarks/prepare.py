@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -24,6 +23,7 @@ from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
 from gguf_twin import write_twin
 from k_quants import quantize_gguf
+from machine import versions
 from models import MODELS, SMOLLM2, Model
 from random_llama import write_checkpoint
 
@@ -46,7 +46,7 @@ def prepare_models(*names: str, model: Model = MODELS[SMOLLM2]) -> Path:
 
 
 def _checkpoint(model: Model) -> Path:
-    state = CACHE / f"models-{_digest()}"
+    state = CACHE / f"models-{exporter_state()}"
     if not state.exists():
         for outdated in CACHE.glob("models-*"):
             shutil.rmtree(outdated)
@@ -79,12 +79,13 @@ def size_on_disk(model: Path) -> int:
 
 
 @cache
-def _digest() -> str:
-    digest = hashlib.sha256()
+def exporter_state() -> str:
+    """Return a digest of all that decides about what is made: the exporter's code, and which peers are installed."""
+    digest, installed = hashlib.sha256(), dict(versions())
     for path in sorted((ROOT / "export").rglob("*.py")):
         digest.update(path.read_bytes())
     for package in PEERS:
-        digest.update(f"{package}=={version(package)}".encode())
+        digest.update(f"{package}=={installed.get(package)}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -4,8 +4,8 @@
 
 CKPT is a checkpoint folder, GGUF the file that it came from, or one with its weights (gguf_twin.py). Every contestant
 reads the same token ids, and its logits are compared with those of the checkpoint in fp32. What is done is not done
-again: a second call with the same --work goes on where the first was stopped. The page keeps the other models that
-were written to it.
+again, until the exporter changes or a peer: a second call with the same --work goes on where the first was stopped. The
+page keeps the other models that were written to it.
 
 Training makes a model worse on what it was not trained for, and a quantizer that takes the training back looks better
 there than fp32. --held-out adds a text of the training's own kind.
@@ -46,7 +46,7 @@ from edgelm_export.verification_text import verification_text
 from edgelm_training.held_out import held_out_documents
 from k_quants import Importance, importance_matrix, quantize_gguf
 from machine import command, describe_machine
-from prepare import CACHE, genai_command, once, run_builder, size_on_disk
+from prepare import CACHE, exporter_state, genai_command, once, run_builder, size_on_disk
 from quality_goals import HELD_OUT
 from quality_recipes import RECIPES
 from quality_report import write_report
@@ -227,7 +227,8 @@ def main(
     builder: str | None,
 ) -> None:
     """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
-    work = (work or CACHE / "quality" / checkpoint.name).resolve()  # the workers run elsewhere
+    # Scores of another exporter, or of other peers, would stand under this commit. The workers run elsewhere.
+    work = (work or CACHE / "quality" / checkpoint.name).resolve() / exporter_state()
     work.mkdir(parents=True, exist_ok=True)
     models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=builder or sys.executable)
     built_by = {} if builder is None else {"builder": _versions(builder)}

@@ -10,13 +10,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import quality
+from contestants import Contestant
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from quality import Comparison, Models
 from quality_goals import HELD_OUT, duels, judge
 from quality_report import write_report
 from workers.comparison import compare, keep
+from workload import Text
 
 _TEXT = "a text"
 
@@ -131,3 +135,24 @@ def test_each_window_begins_once_with_what_the_author_puts_before_a_text(
     assert Comparison(models, None).windows == {
         text: [[1, *ids[:-1]] for ids in windows] for text, windows in plain.items()
     }
+
+
+def test_what_another_exporter_made_is_not_scored_under_this_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+
+    def score(self: Comparison, contestant: Contestant, make: object) -> dict[str, Any]:
+        scored.append(quality.exporter_state())
+        return {"label": contestant.label, "bytes": 1, "texts": {text: {} for text in self.tokens}}
+
+    monkeypatch.setattr(quality, "read_text", lambda checkpoint, effort: Text(windows=[], prompts={}))
+    monkeypatch.setattr(Comparison, "score", score)
+    monkeypatch.setattr(Models, "contestants", lambda self: [(quality._row("edgelm", "fp32", ""), None)])
+    monkeypatch.setattr(quality, "write_report", lambda results, target: None)
+    for state in ("old", "old", "new"):
+        monkeypatch.setattr(quality, "exporter_state", lambda state=state: state)
+        called = [str(tiny_model_path()), str(tiny_model_path()), "page", "--title", "T", "--work", str(tmp_path)]
+        result = CliRunner().invoke(quality.main, called)
+        assert result.exit_code == 0, result.output
+    assert scored == ["old", "new"]
