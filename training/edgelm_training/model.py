@@ -260,7 +260,7 @@ class Decoder(Stack):
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, recompute: bool = False) -> Tensor:  # type: ignore[override]
         """Return the hidden states [B, T, D] after the final norm; `recompute` keeps only the blocks' inputs."""
         check_length("input", ids_BT, self.config)
-        view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
+        view = View(ids_BT, documents_BT)
         return super().forward(self.embed_tokens(ids_BT), view, ids_BT=ids_BT, recompute=recompute)
 
 
@@ -285,7 +285,7 @@ class EncoderDecoder(nn.Module):
         source = SourceView(sources_BS)
         embedding = self.encoder.embed_tokens if self.encoder.config.own_embedding else self.embed_tokens
         read_BSD = self.encoder(embedding(sources_BS.clamp(min=0)), source, recompute=recompute)
-        view = View(ids_BT.shape[1], documents_BT, ids_BT.device)
+        view = View(ids_BT, documents_BT)
         memory = (read_BSD, source.mask(None))
         return self.decoder(self.embed_tokens(ids_BT), view, memory, recompute=recompute)
 
@@ -318,9 +318,7 @@ class Block(nn.Module):
     laurel: Laurel
     altup: AltUp
 
-    def __init__(
-        self, config: ModelConfig, layer: int, *, is_encoder: bool = False, source_size: int | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, is_encoder: bool, source_size: int | None) -> None:
         super().__init__()
         self.config = config
         before_attention, after_attention, before_mlp, after_mlp = self._norms = config.block_norms(layer)

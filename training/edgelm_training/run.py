@@ -35,9 +35,9 @@ def execute_run(
     settings: Mapping[str, Any],
     build: Callable[[Config, Reporter], tuple[Config, Recipe]],
     *,
-    resume: bool = False,
-    fixed: tuple[str, ...] = (),
-    reporter: Reporter | None = None,
+    resume: bool,
+    fixed: tuple[str, ...],
+    reporter: Reporter | None,
 ) -> Outcome:
     """Train what `build` makes of the settings, or go on with the run in their output folder.
 
@@ -54,16 +54,17 @@ def execute_run(
         EdgeLMError: as `build`.
     """
     settings, reporter = checked_settings(settings, config_class), reporter or SilentReporter()
+    fixed = (*FIXED, *fixed)
     workers = launched_workers()
     resume = resume or launched_restarts() > 0
     run = RunFolder(settings.get("output", config_class.output))
     goes_on = resume and run.config_file.exists()  # then the run has those settings that are not given
-    config = _merged(run, config_class, settings, (*FIXED, *fixed)) if goes_on else config_class(**settings)
+    config = _merged(run, config_class, settings, fixed) if goes_on else config_class(**settings)
     with process_group(workers, choose_device(config, workers.local_rank).device), _locked(run, workers):
         # All processes read the run's settings here, and none may write before all have: hence the barrier.
         resuming = workers.on_main(lambda: _opened(run, resume))
         if resuming:
-            config = _merged(run, config_class, settings, (*FIXED, *fixed))
+            config = _merged(run, config_class, settings, fixed)
             _check_paths(run, config, settings)
         elif resume:
             reporter.note(f"There is no run in {run.path} to go on with: one begins.")

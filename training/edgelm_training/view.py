@@ -43,10 +43,10 @@ class View:
     positions: int64 [T], or [B, T] with documents. lengths: of the text that a token belongs to, a number or [B, T].
     """
 
-    def __init__(self, length: int, documents_BT: Tensor | None, device: torch.device) -> None:
-        self._places_T = torch.arange(length, device=device)
+    def __init__(self, ids_BT: Tensor, documents_BT: Tensor | None) -> None:
+        self.lengths: int | Tensor = ids_BT.shape[1]
+        self._places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         self.positions: Tensor = self._places_T
-        self.lengths: int | Tensor = length
         self._same_document_BTT: Tensor | None = None
         if documents_BT is not None:
             starts_BT = document_starts(documents_BT)
@@ -78,7 +78,7 @@ class SourceView(View):
     """What each token of a source sees: all of its row that is no padding, or of that what is within a window."""
 
     def __init__(self, ids_BS: Tensor) -> None:
-        super().__init__(ids_BS.shape[1], None, ids_BS.device)
+        super().__init__(ids_BS, None)
         self._kept_BS = ids_BS >= 0
 
     def mask(self, window: int | None) -> Tensor | None:
