@@ -99,6 +99,20 @@ def test_what_blocks_share_is_there_where_each_of_them_is_gathered_alone(feature
     assert exit_status(fork(check)) == 0
 
 
+def test_tables_of_positions_are_not_sent_around_before_each_pass() -> None:
+    def check() -> None:
+        workers = distributed.launched_workers()
+        with distributed.process_group(workers, torch.device("cpu")):
+            model = Transformer(config_with({}))
+            together = distributed.distribute(model, "ddp", workers, torch.device("cpu"))
+            (table, *_) = (buffer for name, buffer in model.named_buffers() if name.endswith(".cos"))
+            table.fill_(workers.rank)
+            together(torch.arange(5, 45)[None]).sum().backward()
+            assert bool((table == workers.rank).all())
+
+    assert run_processes(check, 2) == [0, 0]
+
+
 def saved_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "latest" / "model.safetensors")
 

@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         values, scales = _values_and_scales(linear.weight.detach().float().cpu().numpy())
         flat = torch.from_numpy(values).flatten(1)
-        # Parameters, not buffers: DistributedDataParallel sends buffers around before each pass.
+        # Parameters, not buffers: a run saves its buffers, and no parameter that is frozen.
         self.packed = nn.Parameter(flat[:, 0::2] | flat[:, 1::2] << 4, requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(scales), requires_grad=False)
         self.bias = linear.bias
