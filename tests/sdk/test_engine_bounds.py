@@ -407,3 +407,14 @@ def test_an_answer_rests_from_more_texts_than_may_be_unread_until_all_are_read()
             assert answer.is_full
             assert next(answer).text == str(i)
     assert woken == [False, False]
+
+
+def test_a_long_answer_that_is_read_slowly_is_computed_again_only_a_few_times() -> None:
+    answer, again, length = Generation(lambda: None, lambda: None, max_unread=1), 0, 2000
+    for i in range(length):
+        answer.put(Chunk(text=str(i), token_ids=(i,)))
+        if answer.is_full:
+            again += i + 1
+            while answer.is_full:
+                next(answer)
+    assert again < 10 * length  # else 500 times

@@ -41,7 +41,8 @@ class EngineOptions:
     `ulimit -v`, but no more than half of what that leaves when the engine is made. Where they do not fit, the least and
     youngest request waits and is computed again later. What `LanguageModel.prefixes` keeps has a budget of its own.
     max_unread: texts of an answer (its chunks, log-probabilities and their alternatives) that its reader may leave
-    unread. Beyond, it gives its place to others, and goes on when all is read; None lets it go on to its end.
+    unread, or an eighth of all so far where that is more. Beyond, it gives its place to others, and goes on when all is
+    read; None lets it go on to its end.
 
     Raises:
         ConfigError: a field is outside its range.

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from edgelm.completion import Chunk
 from edgelm.errors import EdgeLMError
 
+# An answer that rests is computed again up to there. So whatever may be unread, one that is read slowly goes on by an
+# eighth of its length before it rests again: all that is computed again is nine times the answer at most.
+_SHARE_UNREAD = 8
 _LOOKS_SECONDS = 0.1  # no wait is longer: on Windows Ctrl-C is heard when one is over, and a prompt can take minutes
 
 
@@ -38,7 +41,7 @@ class Generation:
         self._cancelled = threading.Event()
         self._arrived = threading.Condition()
         self._unread: deque[Chunk | BaseException] = deque()
-        self._unread_texts = 0
+        self._texts = self._unread_texts = 0
         self._is_full = False
         self._ended = False
         self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
@@ -75,9 +78,11 @@ class Generation:
             self._on_end()  # first: whoever has read it finds the request's place free
         with self._arrived:
             self._unread.append(item)
+            self._texts += count_texts(item)
             self._unread_texts += count_texts(item)
-            if self._max_unread is not None and self._unread_texts > self._max_unread:
-                self._is_full = True
+            if self._max_unread is not None:
+                most = max(self._max_unread, self._texts // _SHARE_UNREAD)
+                self._is_full = self._is_full or self._unread_texts > most
             self._ended = is_last
             waiting, self._waiting = self._waiting, None
             self._arrived.notify_all()  # a second reader, which there should not be, must not wait for ever
