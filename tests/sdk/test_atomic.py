@@ -328,7 +328,22 @@ def test_what_windows_refuses_to_rename_may_be_open_in_a_program(
 
     with pytest.raises(PermissionError, match=r"denied \(a program that runs may have it open\): '.*package'"):
         atomic.remove_folder(tmp_path / "package")
+    with (
+        pytest.raises(PermissionError, match=r"may have it open\): '[^']*package'$"),
+        atomic.replace_folder(tmp_path / "package"),
+    ):
+        pytest.fail("All of the work would be in vain.")
     assert content(tmp_path / "package") == OLD
+    assert names(tmp_path) == ["package"]
+
+
+def test_a_folder_that_nobody_has_open_is_replaced_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "package", OLD)
+    monkeypatch.setattr(atomic, "_WAITS", (0, 0))
+    with atomic.replace_folder(tmp_path / "package") as staging:
+        assert content(tmp_path / "package") == OLD
+        (staging / "config.json").write_text("new")
+    assert (content(tmp_path / "package"), names(tmp_path)) == ({"config.json": "new"}, ["package"])
 
 
 def test_an_error_names_what_was_to_be_written(tmp_path: Path) -> None:

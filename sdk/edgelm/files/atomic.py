@@ -114,7 +114,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     be renamed (`_step_aside`) is deleted where it is, and a kill meanwhile leaves what is left of it.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written, or `target` is a file.
+        OSError: the disk is full, the folder cannot be written, or `target` is a file; on Windows also, before the
+            block begins, a program has it open.
     """
     # As it is written too: the system passes over no missing folder in missing/../ckpt, which resolves to ckpt.
     with contextlib.suppress(FileExistsError):  # a link to what is made below
@@ -126,6 +127,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     remove_leftovers(target)
     with _staging_path(target) as staging:
         try:
+            if _WAITS and target.exists():
+                _try_to_rename(target, staging)
             staging.mkdir()  # inside: a signal may come as soon as it is there
             with _held_folder(staging):
                 yield staging
@@ -136,6 +139,21 @@ def replace_folder(target: Path) -> Iterator[Path]:
             fsync_path(target.parent)
         finally:
             _delete(staging)
+
+
+def _try_to_rename(target: Path, staging: Path) -> None:
+    """Rename a folder and back: where that fails, the last step of its replacement would, after minutes of work."""
+    old = _old_name(staging)
+    try:
+        rename(target, old)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error  # without the other name
+    rename(old, target)
+
+
+def _old_name(staging: Path) -> Path:
+    """Return a name that `remove_leftovers` knows, and brings back what has it."""
+    return staging.with_name(staging.name.replace(_STAGING, _OLD, 1))
 
 
 def remove_folder(path: Path) -> None:
@@ -284,9 +302,7 @@ def _swap(staging: Path, target: Path) -> None:
         return
     if _exchange(staging, target):
         return
-    # Where two folders cannot change places in one step, the old one steps aside under a name that remove_leftovers
-    # knows and brings back.
-    old = staging.with_name(staging.name.replace(_STAGING, _OLD, 1))
+    old = _old_name(staging)  # where two folders cannot change places in one step
     if not _step_aside(target, old):
         try:
             _delete(target)
