@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 from held_engine import held
+from waiting import wait_for
 
 import edgelm
-from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm import Engine, EngineOptions, GenerationConfig, LanguageModel, OutOfMemoryError
 from edgelm.batching.generation import Generation
 from edgelm.batching.request import Request
 from edgelm.batching.running_batch import RunningBatch
 from edgelm.completion import Chunk, FinishReason
-from edgelm.decoding.answer import join
+from edgelm.decoding.answer import Answer, join
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.stop_switch import StoppedError
@@ -231,14 +232,15 @@ def test_the_stats_know_a_request_at_work_until_its_reader_has_the_end(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int, int]] = []
-    finish = Request.finish
+    put = Generation.put
 
-    def watched(request: Request, text: str, reason: FinishReason) -> None:
+    def watched(generation: Generation, item: Chunk) -> None:
         stats = engine.stats
-        seen.append((stats.active, stats.queued, stats.finished))
-        finish(request, text, reason)
+        if item.finish_reason is not None:
+            seen.append((stats.active, stats.queued, stats.finished))
+        put(generation, item)
 
-    monkeypatch.setattr(Request, "finish", watched)
+    monkeypatch.setattr(Generation, "put", watched)
     with Engine(model) as engine:
         join(engine.submit("The sea", GenerationConfig(max_new_tokens=3)))
         assert (engine.stats.active, engine.stats.queued, engine.stats.finished) == (0, 0, 1)
@@ -360,22 +362,26 @@ def test_an_event_loop_that_is_gone_does_not_stop_the_engine(model: LanguageMode
         assert join(left).usage.completion_tokens == 5
 
 
-@pytest.mark.parametrize("place", ["forward", "forward_rows", "add", "activate"])
+@pytest.mark.parametrize("place", ["forward", "forward_rows", "add", "activate", "remove", "last_chunk"])
 def test_what_fails_for_all_ends_them_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     model = scripted_model("Fine.")
-    owner = model.session if place.startswith("forward") else KVBatch
+    owner = {"forward": model.session, "forward_rows": model.session, "last_chunk": Answer}.get(place, KVBatch)
     works, failures = getattr(owner, place), [MemoryError("no memory for the batch")]
 
     def fail_once(*arguments: object, **named: object) -> object:
+        result = works(*arguments, **named)  # so that it cannot be done once more
         if failures:
             raise failures.pop()
-        return works(*arguments, **named)
+        return result
 
     monkeypatch.setattr(owner, place, fail_once)
     with Engine(model) as engine:
-        with pytest.raises(MemoryError, match="no memory for the batch"):
-            join(engine.submit("x"))
+        answer = engine.submit("x")
+        wait_for(lambda: answer.has_ended)
+        with pytest.raises(OutOfMemoryError, match="no memory for the batch"):
+            join(answer)
         assert join(engine.submit("x")).text == "Fine."
+        assert engine.stats.active == 0
 
 
 def test_a_short_prompt_does_not_wait_for_a_piece_of_a_long_one(

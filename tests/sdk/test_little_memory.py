@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from held_engine import held
 from numpy.typing import DTypeLike
+from waiting import wait_for
 
 import edgelm
 from edgelm import (
@@ -26,6 +27,7 @@ from edgelm import (
 )
 from edgelm.architecture.tensor_shapes import tensor_shapes
 from edgelm.batching import engine as engine_module
+from edgelm.batching.running_batch import RunningBatch
 from edgelm.config import ModelConfig
 from edgelm.files import control_groups
 from edgelm.memory import available_memory, huge_pages, kv_batch, kv_cache, prefix_cache
@@ -376,6 +378,42 @@ def test_a_request_that_there_is_no_row_for_waits_for_the_others(
     with Engine(model, EngineOptions(max_batch=3)) as engine:
         answers = submit_both(engine, [[8, 9], [5, 6, 7]], SHORT, SHORT)
         assert [edgelm.join(answer).token_ids for answer in answers] == wanted
+
+
+def test_the_last_answer_ends_though_there_is_no_memory_for_an_empty_batch(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = kv_batch.zeros
+
+    def for_rows_alone(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
+        if not rows:
+            raise OutOfMemoryError("none at all")
+        return zeros(config, rows, capacity)
+
+    with Engine(model) as engine:
+        monkeypatch.setattr(kv_batch, "zeros", for_rows_alone)
+        answer = engine.submit([8, 9], SHORT)
+        wait_for(lambda: answer.has_ended)
+        assert edgelm.join(answer).token_ids == model.generate([8, 9], SHORT).token_ids
+
+
+def test_the_engine_goes_on_where_memory_fails_while_a_request_gives_way(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError("none for that either")
+
+    with Engine(model) as engine:
+        with monkeypatch.context() as patch:
+            with_room_for(patch, 256)
+            patch.setattr(RunningBatch, "put_aside", no_memory)
+            answers = submit_both(engine, [PROMPT, [8, 9]], SHORT, SHORT)
+            wait_for(lambda: all(answer.has_ended for answer in answers))
+        for answer in answers:
+            with pytest.raises(OutOfMemoryError, match="none for that either"):
+                edgelm.join(answer)
+        assert edgelm.join(engine.submit([8, 9], SHORT)).usage.completion_tokens == SHORT.max_new_tokens
+        assert engine.stats.active == 0
 
 
 def test_a_cache_tells_how_many_tokens_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,12 +74,13 @@ class Generation:
     def put(self, item: Chunk | BaseException) -> None:
         """Take the next chunk from the engine; the last chunk, or an error, ends the answer."""
         is_last = isinstance(item, BaseException) or item.finish_reason is not None
+        texts = count_texts(item)
         if is_last:
             self._on_end()  # first: whoever has read it finds the request's place free
         with self._arrived:
             self._unread.append(item)
-            self._texts += count_texts(item)
-            self._unread_texts += count_texts(item)
+            self._texts += texts
+            self._unread_texts += texts
             if self._max_unread is not None:
                 most = max(self._max_unread, self._texts // _SHARE_UNREAD)
                 self._is_full = self._is_full or self._unread_texts > most

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgelm.batching.generation import Generation
-from edgelm.completion import FinishReason
+from edgelm.completion import Chunk, FinishReason
 from edgelm.decoding.answer import Answer
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVRow
@@ -81,13 +81,13 @@ class Request:
         self.calls.append(call)
         self.length += len(call)
 
-    def finish(self, text: str, reason: FinishReason) -> None:
-        """Give the reader the last chunk."""
+    def last_chunk(self, text: str, reason: FinishReason) -> Chunk:
+        """Make the chunk that ends the answer."""
         now = time.perf_counter()
         started = now if self.started is None else self.started
         prefilled = now if self.prefilled is None else self.prefilled
         seconds = started - self.submitted, prefilled - started, now - prefilled
-        self.generation.put(self.answer.last_chunk(text, reason, self.cached_tokens, self.prefill_tokens, seconds))
+        return self.answer.last_chunk(text, reason, self.cached_tokens, self.prefill_tokens, seconds)
 
 
 def most_rows(config: GenerationConfig) -> int:

@@ -228,14 +228,15 @@ class RunningBatch:
             else:
                 is_over = search.begin(logits_BV[0], request.own_row, request.answer.sampler)
             request.length += 1
-            if is_over and not any(self._take(request, *token) for token in search.answer):
-                self._finish(request, request.answer.rest(), "length")
         except OutOfMemoryError as error:  # half of its beams are placed: it begins again
             self._give_way(request, error)
         except MemoryError:
             raise
         except BaseException as error:
             self._fail_one(request, error)
+        else:
+            if is_over and not any(self._take(request, *token) for token in search.answer):
+                self._finish(request, request.answer.rest(), "length")
 
     def _fill(self) -> None:
         request = self._next_to_fill()
@@ -337,21 +338,23 @@ class RunningBatch:
         """Choose the next token of an answer, unless it is catching up with what it had before it lost its row."""
         if request.computed < len(request.calls):
             return
-        room = longest_row(self._session.config) - request.length
+        answer, room = request.answer, longest_row(self._session.config) - request.length
+        most = min(room, self._max_tokens - self._state_tokens - request.length) - 1
         try:
-            id_ = request.answer.sampler.sample(logits_V)
-            if self._take(request, id_, logits_V):
-                return
-            if room == 0 and request.answer.keep is not None:
-                self._shift(request, id_, request.answer.keep)
-                return
-            if room == 0:
-                self._finish(request, request.answer.rest(), "length")
-                return
-            most = min(room, self._max_tokens - self._state_tokens - request.length) - 1
-            request.append((id_, *request.answer.sampler.forced_tokens(most)))
+            id_ = answer.sampler.sample(logits_V)
+            text, reason = answer.take(id_, logits_V)
+            forced = [] if reason is not None else answer.sampler.forced_tokens(most)
         except BaseException as error:  # it belongs to whoever reads this answer, sys.exit() too; the others go on
             self._fail_one(request, error)
+            return
+        if self._give(request, text, reason):
+            return
+        if room > 0:
+            request.append((id_, *forced))
+        elif answer.keep is not None:
+            self._shift(request, id_, answer.keep)
+        else:
+            self._finish(request, answer.rest(), "length")
 
     def _shift(self, request: Request, id_: int, keep: int) -> None:
         """Let a request whose context is full fill its row anew, with what is left of its text."""
@@ -362,7 +365,15 @@ class RunningBatch:
 
     def _take(self, request: Request, id_: int, logits_V: NDArray[np.float32]) -> bool:
         """Give a token to its answer; return whether the answer ends with it."""
-        text, reason = request.answer.take(id_, logits_V)
+        try:
+            text, reason = request.answer.take(id_, logits_V)
+        except BaseException as error:  # as in _advance
+            self._fail_one(request, error)
+            return True
+        return self._give(request, text, reason)
+
+    def _give(self, request: Request, text: str, reason: FinishReason | None) -> bool:
+        """Give a token's text to the reader; return whether the answer ends with it."""
         self.generated_tokens += 1
         if reason is not None:
             self._finish(request, text, reason)
@@ -382,26 +393,27 @@ class RunningBatch:
                 self.preempted += 1
 
     def _finish(self, request: Request, text: str, reason: FinishReason) -> None:
+        chunk = request.last_chunk(text, reason)
         self._remove(request)
-        request.finish(text, reason)
+        request.generation.put(chunk)
 
     def _fail_one(self, request: Request, error: BaseException) -> None:
         self._remove(request)
         request.generation.put(error)
 
     def _remove(self, request: Request) -> None:
-        if request in self._filling:
-            self._filling.remove(request)
-        elif request.row is not None:
-            if not request.needs_all_memory:  # a copy would take what others are to have
-                # First: where that fails, the request is still among those that end with the error.
-                self._prefixes.keep(request.row, self._computed_together(request))
-            self._decoding.pop(request.number, None)
+        is_filling = request in self._filling
+        if request.row is not None and not is_filling and not request.needs_all_memory:  # what others are to have
+            self._prefixes.keep(request.row, self._computed_together(request))
         if request.number in self._searching:
-            _, search = self._searching.pop(request.number)
-            search.leave()
-            request.lost_at = request.length
-            request.begin_with(request.prompt_ids)  # nothing of it was given out: it can begin again
+            self._searching[request.number][1].leave()
         if request.row is not None:
             self._batch.remove(request.row)
             request.row = None
+        # Last: where something of this fails, the request is still among those that end with the error.
+        if is_filling:
+            self._filling.remove(request)
+        self._decoding.pop(request.number, None)
+        if self._searching.pop(request.number, None) is not None:
+            request.lost_at = request.length
+            request.begin_with(request.prompt_ids)  # nothing of it was given out: it can begin again

@@ -105,14 +105,15 @@ class Worker:
     def _work(self) -> None:
         while True:
             try:
-                if not self._wait():
-                    return
-                with SHORT_SWITCH_INTERVAL:
-                    self._batch.step()
-            except OutOfMemoryError as error:
-                self._batch.relieve(error)
+                try:
+                    if not self._wait():
+                        return
+                    with SHORT_SWITCH_INTERVAL:
+                        self._batch.step()
+                except OutOfMemoryError as error:
+                    self._batch.relieve(error)
             except MemoryError as error:
-                self._batch.fail(out_of_memory(error))
+                self._batch.fail(error if isinstance(error, OutOfMemoryError) else out_of_memory(error))
             except Exception as error:  # what fails for all of them; the next requests may do better
                 self._batch.fail(error)
 
@@ -137,8 +138,9 @@ class Worker:
         self._waiting += self._batch.put_back
         self._batch.put_back.clear()
         for request in [request for request in self._waiting if self._closed or request.is_over]:
+            chunk = request.last_chunk(request.answer.rest(), "cancelled")
             self._waiting.remove(request)
-            request.finish(request.answer.rest(), "cancelled")
+            request.generation.put(chunk)
         self._waiting.sort(key=lambda request: request.rank)
         for request in [request for request in self._waiting if not self._rests(request)]:
             if len(self._batch.requests) >= self._max_batch or not self._batch.has_room_for(request):

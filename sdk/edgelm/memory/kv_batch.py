@@ -54,7 +54,8 @@ class KVBatch:
         self.config = config
         self.rows: list[KVRow] = []
         self.active = 0
-        self.buffers = zeros(config, 0, 0)
+        self._no_buffers = zeros(config, 0, 0)
+        self.buffers = [*self._no_buffers]
         self._mirrors = self._is_refused = False
         self._mirrored: MirroredBuffers | None = None  # the memory of the buffers, where rows may be shown
         # The session's: by how many rows a step has, the ranks of their adapters, and whether they are `shown`; what
@@ -135,7 +136,7 @@ class KVBatch:
         self._fill(hole, len(self.rows) - 1)
         self.rows.pop()
         if not self.rows:
-            self.buffers, self._mirrored = zeros(self.config, 0, 0), None
+            self.buffers, self._mirrored = [*self._no_buffers], None  # takes no memory, of which there may be none
             self._is_refused = False  # the next requests may find memory for it
             self.forget_bindings()
 
