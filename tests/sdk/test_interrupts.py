@@ -18,6 +18,7 @@ import edgelm
 from edgelm import Constraint, Engine, Generation, GenerationConfig
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
+from edgelm.runtime.switch_interval import SwitchInterval
 from edgelm.shared_use import SharedUse
 from edgelm.structure.constraint_matcher import _Vocabulary
 from edgelm.testing import scripted_model, tiny_model_path
@@ -113,6 +114,19 @@ def test_a_thread_that_is_broken_off_on_its_way_in_or_out_is_not_waited_for(func
     thread.join(60)
     assert ends[-1:] == [0]
     assert len(ends) > 1
+
+
+@pytest.mark.parametrize("function", [SwitchInterval.__enter__, SwitchInterval.__exit__])
+def test_an_interval_that_was_not_put_back_is_with_the_next_block(function: Callable[..., Any]) -> None:
+    before, interval = sys.getswitchinterval(), SwitchInterval(1e-4)
+
+    def enter() -> None:
+        with interval:
+            pass
+
+    for _ in interrupted(function, enter):
+        enter()
+        assert sys.getswitchinterval() == before
 
 
 def test_who_is_broken_off_when_others_have_left_lets_them_in_again() -> None:

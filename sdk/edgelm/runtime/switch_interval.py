@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import closing
+from threading import get_ident
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -20,27 +21,38 @@ class SwitchInterval:
     """Set the interpreter's switch interval in `with` blocks; the last one to end puts back what was set before.
 
     It is one for the whole interpreter (`sys.setswitchinterval`): all its threads take turns as often meanwhile. A
-    shorter one than `seconds` stays, and so does one that the program sets while a block runs.
+    shorter one than `seconds` stays, and so does one that the program sets while a block runs. What Ctrl-C kept from
+    being put back is, at the end of the thread's next block.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._inside = seconds, 0
-        self._before = self._ours = 0.0
+        self._seconds, self._inside = seconds, set[int]()  # the threads inside
+        self._before = 0.0
+        self._ours: float | None = None  # what it is set to; None where that is not known
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._inside:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._seconds, self._before))
-                self._ours = sys.getswitchinterval()  # in whole microseconds
-            self._inside += 1
+            if self._inside:
+                self._inside.add(get_ident())
+                return
+            now = sys.getswitchinterval()
+            if now != self._ours:  # else an interrupt has left it
+                self._before = now
+            self._ours = None
+            self._inside.add(get_ident())
+            sys.setswitchinterval(min(self._seconds, self._before))
+            self._ours = sys.getswitchinterval()  # in whole microseconds
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside and sys.getswitchinterval() == self._ours:
-                sys.setswitchinterval(self._before)
+            if get_ident() not in self._inside:
+                return  # it was left with a block inside of this one
+            self._inside.discard(get_ident())
+            if not self._inside:
+                if self._ours in (None, sys.getswitchinterval()):
+                    sys.setswitchinterval(self._before)
+                self._ours = None
 
     def during(self, items: Generator[_Item, None, None]) -> Generator[_Item, None, None]:
         """Yield the items of a generator: set while it makes one, not while the consumer has it."""
