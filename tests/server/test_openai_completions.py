@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from edgelm_server import EdgelmServer
+from metaspace_tokenizer import write_metaspace
 
-from edgelm import GenerationConfig
+from edgelm import GenerationConfig, LanguageModel
+from edgelm.decoding.answer import goes_on
 from edgelm.server import delivery
+from edgelm.server.openai_chat import Frame
+from edgelm.server.openai_completions import CompletionWriter
+from edgelm.testing import ScriptedDecoder
+from edgelm.text.tokenizer import Tokenizer
 
 SEA = "The sea is blue"
 
@@ -172,6 +179,35 @@ def test_offsets_count_the_characters_of_the_text_before_a_token(serving, tiny):
     before = [tiny.tokenizer.decode(prompt[:i], skip_control_tokens=False) for i in range(len(prompt) + 1)]
     # A character that is not whole yet stands there as U+FFFD.
     assert choice["logprobs"]["text_offset"] == [len(text.rstrip("\ufffd")) for text in before]
+
+
+@pytest.mark.parametrize(("before", "text"), [("", "his sea"), ("hi", " his sea")])
+def test_offsets_know_whether_an_answer_loses_the_space_that_it_begins_with(tiny, tmp_path, before, text):
+    tokenizer, config = Tokenizer.load(write_metaspace(tmp_path)), GenerationConfig(logprobs=0, max_new_tokens=4)
+    prompt = [tokenizer.control_tokens["<s>"], *tokenizer.encode(before)]
+    said = tokenizer.encode("his sea")
+    model = LanguageModel(
+        session=ScriptedDecoder(replace(tiny.config, vocab_size=tokenizer.vocab_size), said),
+        tokenizer=tokenizer,
+        chat_template=None,
+        generation_config=config,
+        manifest=tiny.manifest,
+    )
+    writer = CompletionWriter(
+        frame=Frame(model="tiny", kind="text_completion", prefix="cmpl"),
+        tokenizer=tokenizer,
+        echoes=None,
+        going_on=[goes_on(tokenizer, prompt, config)],
+        copies=1,
+        kept=1,
+        logprobs=0,
+        without_answer=False,
+        with_usage=False,
+    )
+    (choice,) = writer.whole([model.generate(prompt)])["choices"]
+    assert choice["text"] == text
+    space = len(" his sea") - len(text)
+    assert choice["logprobs"]["text_offset"] == [0, *(len(tokenizer.token_text(said[0])) - space + i for i in range(3))]
 
 
 def test_a_token_that_is_no_whole_character_has_its_bytes_spelled_out(serving, tiny):

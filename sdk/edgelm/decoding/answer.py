@@ -77,10 +77,8 @@ class Answer:
         self._most = config.max_new_tokens or model_config.max_position_embeddings
         self._computed_together = len(prompt_ids)  # of the tokens in the cache
         self._tokenizer = tokenizer
-        begins = config.begins_text or bool(source_ids) or tokenizer.control_token_ids.issuperset(prompt_ids)
-        # A constraint says what the text is, to the first space.
-        is_formed = config.constraint is not None and not config.constraint.after
-        self._keeps_leading_space = bool(begun) or is_formed or not begins
+        # An answer to a source is a text of its own.
+        self._keeps_leading_space = bool(begun) or goes_on(tokenizer, () if source_ids else prompt_ids, config)
         self._decoder = self._new_decoder(skip=len(begun))
         self._stops = StopMatcher(config.stop)
         end_ids = () if config.ignore_eos else model_config.eos_token_ids
@@ -313,6 +311,13 @@ class Answer:
             usage=usage,
             timings=timings,
         )
+
+
+def goes_on(tokenizer: Tokenizer, prompt_ids: Sequence[int], config: GenerationConfig) -> bool:
+    """Tell whether an answer goes on with a prompt's text, and keeps a space that it begins with."""
+    if config.constraint is not None and not config.constraint.after:
+        return True  # it says what the text is, to the first space
+    return not config.begins_text and not tokenizer.control_token_ids.issuperset(prompt_ids)
 
 
 def _check_tokens(config: GenerationConfig, size: int) -> None:

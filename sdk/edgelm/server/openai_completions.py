@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, TokenLogprob, Usage
+from edgelm.decoding.answer import goes_on
 from edgelm.server.answers import MAX_TEXTS, Answers, Job
 from edgelm.server.api_error import ApiError
 from edgelm.server.delivery import deliver
@@ -93,6 +94,7 @@ async def create_completion(call: Call) -> Response:
             frame=Frame(model=served.name, kind="text_completion", prefix="cmpl"),
             tokenizer=served.model.tokenizer,
             echoes=echoes if body.get("echo") else None,
+            going_on=[goes_on(served.model.tokenizer, ids, config) for ids in prompts],
             copies=copies,
             kept=kept,
             logprobs=body.get("logprobs"),
@@ -165,14 +167,15 @@ def _echoes(tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], wanted: int 
 class CompletionWriter:
     """Write completions, and their chunks.
 
-    echoes: what stands before the answers, by prompt, None for nothing. copies: answers to each prompt, of which the
-    `kept` likeliest by token are written. without_answer: only the echo is wanted; the one token that the engine makes
-    at least is left out.
+    echoes: what stands before the answers, by prompt, None for nothing. going_on: whether the answers to each prompt
+    keep a space that they begin with. copies: answers to each prompt, of which the `kept` likeliest by token are
+    written. without_answer: only the echo is wanted; the one token that the engine makes at least is left out.
     """
 
     frame: Frame
     tokenizer: Tokenizer
     echoes: Sequence[Echo] | None
+    going_on: Sequence[bool]
     copies: int
     kept: int
     logprobs: int | None
@@ -192,12 +195,13 @@ class CompletionWriter:
         return self.frame.around(choices, usage=self._usage([answer.usage for answer in completions]))
 
     def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        echo = None if self.echoes is None else self.echoes[index // self.kept]
+        prompt = index // self.kept
+        echo = self._echo(prompt)
         answer = self._written(answer)
         return {
             "index": index,
             "text": answer.text if echo is None else echo.text + answer.text,
-            "logprobs": None if self.logprobs is None else self._logprobs(echo, answer.logprobs, self._places(echo)),
+            "logprobs": None if self.logprobs is None else self._logprobs(echo, answer.logprobs, self._places(prompt)),
             "finish_reason": answer.finish_reason,
         }
 
@@ -208,10 +212,9 @@ class CompletionWriter:
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """Yield the chunks, the usage where it was asked for."""
-        echoes = [None if self.echoes is None else self.echoes[i // self.copies] for i in range(len(answers.jobs))]
-        places = [self._places(echo) for echo in echoes]
-        for index, echo in enumerate(echoes):
-            if echo is not None:
+        places = [self._places(i // self.copies) for i in range(len(answers.jobs))]
+        for index in range(len(answers.jobs)):
+            if (echo := self._echo(index // self.copies)) is not None:
                 logprobs = None if self.logprobs is None else self._logprobs(echo, (), places[index])
                 yield self._chunk(index, echo.text, logprobs, None)
         usages: list[Usage] = []
@@ -239,9 +242,13 @@ class CompletionWriter:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
 
-    def _places(self, echo: Echo | None) -> TokenPlaces:
-        """Return what tells the places of an answer's tokens; the answer begins behind its echo."""
-        decoder = StreamDecoder(self.tokenizer, keep_leading_space=True)
+    def _echo(self, prompt: int) -> Echo | None:
+        return None if self.echoes is None else self.echoes[prompt]
+
+    def _places(self, prompt: int) -> TokenPlaces:
+        """Return what tells the places of the tokens of an answer to a prompt; it begins behind its echo."""
+        decoder = StreamDecoder(self.tokenizer, keep_leading_space=self.going_on[prompt])
+        echo = self._echo(prompt)
         return TokenPlaces(decoder=decoder, end=0 if echo is None else len(echo.text))
 
     def _logprobs(self, echo: Echo | None, tokens: Sequence[TokenLogprob], places: TokenPlaces) -> dict[str, Any]:
