@@ -70,7 +70,7 @@ OLDER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "modernbert-decoder",
         MODERNBERT | {
             "norm_bias": True, "attention_bias": True, "mlp_bias": True, "decoder_bias": False, "norm_eps": 1e-3,
-            "tie_word_embeddings": False, "global_attn_every_n_layers": 4,
+            "tie_word_embeddings": False, "global_attn_every_n_layers": 4, "sliding_window": 12,
         },
     ),
     "gpt_bigcode": ("gpt_bigcode", GPT_BIGCODE),

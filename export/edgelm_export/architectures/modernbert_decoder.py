@@ -42,7 +42,9 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "global_attn_every_n_layers")
     kinds = hf_values.first_sees_all(layers, pattern)
-    windows = hf_values.windows(values, hf_values.bounded(values, "local_attention") // 2, kinds)
+    # local_attention counts both sides of a token. transformers writes its half too, and reads that one first.
+    window = hf_values.whole_number(values, "sliding_window", hf_values.bounded(values, "local_attention") // 2)
+    windows = hf_values.windows(values, window, kinds)
     return dataclasses.replace(
         llama.to_model_config({**values, "num_key_value_heads": None, "head_dim": None}),
         **windows,
