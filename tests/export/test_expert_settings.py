@@ -154,6 +154,11 @@ EXPERT_ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hidden_act": "gelu"},
         "hidden_act is 'gelu'; supported",
     ),
+    "another activation beside linear attention and experts": (
+        "lara_mini",
+        {"hidden_act": "gelu"},
+        "hidden_act is 'gelu'; supported is 'silu'",
+    ),
     "another noise of a router": (
         "phimoe",
         {"router_jitter_noise": 0.02},

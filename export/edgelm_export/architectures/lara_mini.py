@@ -62,6 +62,7 @@ LARA_MINI = Architecture(
         "tie_word_embeddings": True,
         "eos_token_id": 151643,
     },
+    fixed={"hidden_act": "silu"},  # the convolution and the gates of linear attention have it too
     read_config=_to_model_config,
     features={"mlp_bias": False, "qk_norm": True},
     layout=TensorLayout(names=_NAMES | _OWN),
