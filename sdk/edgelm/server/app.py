@@ -107,6 +107,8 @@ class ServerApp:
             if self.draining:
                 raise guard.refuse_while_draining()
         except ApiError as error:
+            if error.status == 403:  # a probe or a proxy shows nobody what it was answered
+                logger.info("%s", error)
             await _error_response(scope["path"], error)(scope, receive, send)
             return
         if origin is None:
