@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 
+from machine import versions
 from prepare import CACHE
 
 _SOURCE = "llama-cpp-python"
@@ -29,20 +29,23 @@ _OPTIONS = (
 
 def llama_server() -> Path:
     """Compile the server, once for each version, and return its program."""
-    program = CACHE / f"llama-server-{version(_SOURCE)}"
+    installed = dict(versions()).get(_SOURCE)
+    if installed is None:
+        raise click.ClickException(f"{_SOURCE} is not installed, whose version it has: pip install -e '.[bench]'.")
+    program = CACHE / f"llama-server-{installed}"
     if program.exists():
         return program
     click.echo("Compiling llama.cpp's server, once ...", err=True)
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        made = _compile(Path(folder))
+        made = _compile(Path(folder), installed)
         unfinished = program.with_name(f"unfinished-{program.name}")
         shutil.copy2(made, unfinished)
     return unfinished.replace(program)
 
 
-def _compile(folder: Path) -> Path:
-    requirement = f"{_SOURCE}=={version(_SOURCE)}"
+def _compile(folder: Path, number: str) -> Path:
+    requirement = f"{_SOURCE}=={number}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", _SOURCE, requirement]
     subprocess.run([*pip, "--dest", folder], check=True)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
@@ -53,5 +56,11 @@ def _compile(folder: Path) -> Path:
     return build / "bin" / "llama-server"
 
 
-if __name__ == "__main__":
+@click.command()
+def main() -> None:
+    """Compile the server, and print where it is."""
     click.echo(llama_server())
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 from jsonschema import Draft202012Validator, ValidationError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -18,7 +19,11 @@ import edgelm
 MAX_NEW_TOKENS = 100
 
 
-def main(package: str, count: int = 300) -> None:
+@click.command()
+@click.argument("package")
+@click.argument("count", type=click.IntRange(min=1), default=300)
+def main(package: str, count: int) -> None:
+    """Answer COUNT schemas, and print how the answers ended as JSON."""
     model = edgelm.load(package)
     ends: collections.Counter[str] = collections.Counter()
     tokens, started = 0, time.perf_counter()
@@ -61,4 +66,4 @@ def _check(text: str, schema: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main()

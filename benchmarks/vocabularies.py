@@ -6,9 +6,10 @@ texts and the token ids that the model's own tokenizer gives them. Prints how ma
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
+
+import click
 
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
@@ -26,13 +27,15 @@ def rebuilt(path: Path) -> Tokenizer:
         return Tokenizer.load(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="with ggml-vocab-NAME.gguf, .gguf.inp and .gguf.out")
-    folder = parser.parse_args().folder
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+def main(folder: Path) -> None:
+    """Compare the tokenizers of FOLDER, which has ggml-vocab-NAME.gguf, .gguf.inp and .gguf.out."""
     outputs = sorted(folder.glob("ggml-vocab-*.gguf.out"))
     if not outputs:
-        parser.error(f"{folder} has no ggml-vocab-NAME.gguf.out: name the folder models/ of llama.cpp's sources.")
+        raise click.UsageError(
+            f"{folder} has no ggml-vocab-NAME.gguf.out: name the folder models/ of llama.cpp's sources."
+        )
     for path in outputs:
         source = path.with_suffix("")
         name = source.stem.removeprefix("ggml-vocab-")
