@@ -1,8 +1,8 @@
-"""Record a chat in a terminal, with a real model: python docs/tools/record_chat.py [MODEL]
+"""Record a chat in a terminal, with a real model: python docs/tools/record_chat.py [MODEL [FOLDER]]
 
-Types into `edgelm chat` in a pseudo-terminal, and writes docs/pictures/chat.cast (asciinema's format, version 2) and
-docs/pictures/chat.svg (animated, for light and dark pages). Needs pyte (in the dev extra). The seed is fixed, so the
-same package says the same; pauses and speed are those of the machine.
+Types into `edgelm chat` in a pseudo-terminal, and writes chat.cast (asciinema's format, version 2) and chat.svg
+(animated, for light and dark pages) to FOLDER, else to docs/pictures/. Needs pyte (in the dev extra). The seed is
+fixed, so the same package says the same; pauses and speed are those of the machine.
 """
 
 from __future__ import annotations
@@ -233,9 +233,10 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
     edgelm = str(Path(sys.executable).with_name("edgelm"))
     recording = record([edgelm, "chat", model, *OPTIONS], TYPED)
-    PICTURES.mkdir(exist_ok=True)
-    (PICTURES / "chat.cast").write_text(cast(recording), encoding="utf-8")
-    (PICTURES / "chat.svg").write_text(draw(recording), encoding="utf-8")
+    pictures = Path(sys.argv[2]) if len(sys.argv) > 2 else PICTURES
+    pictures.mkdir(exist_ok=True)
+    (pictures / "chat.cast").write_text(cast(recording), encoding="utf-8")
+    (pictures / "chat.svg").write_text(draw(recording), encoding="utf-8")
 
 
 if __name__ == "__main__":
