@@ -147,14 +147,20 @@ def test_an_older_pytorch_knows_no_instructions_and_linux_does(
     assert choose_device(TrainConfig(device="cpu", threads=1)).precision == precision
 
 
-def test_a_containers_share_of_time_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_containers_share_of_time_bounds_the_threads_and_processes_share_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cpu, "physical_cores", lambda: 16)
-    monkeypatch.setattr(cpu, "cpu_quota", lambda: 3.5)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 4.5)
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     choose_device(TrainConfig(device="cpu", precision="fp32"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    choose_device(TrainConfig(device="cpu", precision="fp32"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    choose_device(TrainConfig(device="cpu", precision="fp32"))
     choose_device(TrainConfig(device="cpu", precision="fp32", threads=7))  # who says how many has them
-    assert threads == [3, 7]
+    assert threads == [4, 2, 1, 7]
 
 
 def test_equal_bits_are_asked_of_torch_where_a_run_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,11 @@ def launched_place() -> tuple[int, int, int]:
     return rank, world_size, local_rank
 
 
+def launched_here() -> int:
+    """Return how many processes torchrun has started on this machine; other launchers do not say: one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def launched_restarts() -> int:
     """Return how often torchrun has started the processes again after it lost one."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

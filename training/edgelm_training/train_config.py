@@ -73,7 +73,7 @@ class TrainConfig:
     compile: bool = setting(False, "Compile the model with torch.compile; on CPUs this needs a C++ compiler.")
     activation_checkpointing: bool = setting(False, "Less memory for a third more time.")
     deterministic: bool = setting(False, "The same bits from the same seed on a GPU too; slower.")
-    threads: int | None = setting(None, "CPU threads of a process.  [default: the physical cores]")
+    threads: int | None = setting(None, "CPU threads of a process.  [default: its share of the physical cores]")
 
     save_every: int = setting(250, "Save a checkpoint each N steps (and at the end).")
     keep_last: int = setting(3, "Keep this many checkpoints, and the best by validation loss.")
