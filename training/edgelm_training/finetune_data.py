@@ -109,10 +109,11 @@ def note_data(
             "There is one alone, or one several times, so none is left to validate on: the run has no validation loss "
             "and no best checkpoint, only the latest."
         )
-    left_out = [place for rows in splits for place in _places_left_out(rows, group)]
+    left_out = [rows.chats.places[group * number] for rows in splits for number in rows.left_out]
     if left_out:
         reporter.note(
-            f"Too long and left out: {counted(len(left_out), *kinds)}: {', '.join(left_out[:3])}"
+            f"Too long and left out: {counted(len(left_out), *kinds)}: "
+            f"{', '.join(f'{file}:{line}' for file, line in left_out[:3])}"
             f"{', …' if len(left_out) > 3 else ''}. " + _what_takes_them_in(training.sequence_length, _context(model))
         )
     if validation is not None and (shared := _count_shared(training.chats, validation.chats) // group):
@@ -140,7 +141,3 @@ def _count_shared(training: Chats, validation: Chats) -> int:
 def _has_end(chats: Chats, model: ModelConfig) -> bool:
     """Tell whether any answer has a token at which the model stops; templates may learn a line's end behind it."""
     return bool(np.isin(chats.token_ids[chats.learned], model.eos_token_ids).any())
-
-
-def _places_left_out(rows: AnyRows, group: int) -> list[str]:
-    return [":".join(map(str, rows.chats.places[group * number])) for number in rows.left_out]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgelm.architecture.block_grid import Grid, in_blocks, searched_grid
+from edgelm.architecture.block_grid import in_blocks, searched_grid
 from edgelm.architecture.quantization_scheme import Scheme
 
 BLOCK_SIZE = 64
@@ -74,8 +74,7 @@ class _Product(torch.autograd.Function):
 def on_grid(weight: Tensor) -> Tensor:
     """Return the float32 weight that QuantizedLinear computes with in the place of `weight`."""
     values, scales = _values_and_scales(weight.detach().float().cpu().numpy())
-    grid = Grid(top=15, scales=scales, zeros=np.full_like(scales, 8))
-    blocks = grid.weights(values.astype(np.float32))
+    blocks = (values.astype(np.float32) - 8) * scales[..., None]
     return torch.from_numpy(blocks.reshape(len(blocks), -1)[:, : weight.shape[1]].copy())
 
 
