@@ -352,10 +352,11 @@ def test_what_is_no_list_of_texts_is_not_encoded(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_batch(text for text in ("a", "b")) == [tokenizer.encode("a"), tokenizer.encode("b")]  # type: ignore[arg-type]
 
 
-def test_a_text_is_not_decoded(tokenizer: Tokenizer) -> None:
-    with pytest.raises(TokenizerError, match="decode takes token ids; this is the text 'sea'"):
-        tokenizer.decode("sea")  # type: ignore[arg-type]
-    for ids in ([1.5], ["sea"], b"sea", bytearray(b"sea"), None, 5):
+def test_what_is_no_list_of_token_ids_is_not_decoded(tokenizer: Tokenizer) -> None:
+    for ids in ("sea", b"sea", bytearray(b"sea"), None, 5):
+        with pytest.raises(TokenizerError, match=r"decode takes a list of token ids; this is ('sea'|b|None|5)"):
+            tokenizer.decode(ids)  # type: ignore[arg-type]
+    for ids in ([1.5], ["sea"]):
         with pytest.raises(TokenizerError, match=r"is neither a text nor a list of token ids\."):
             tokenizer.decode(ids)  # type: ignore[arg-type]
 

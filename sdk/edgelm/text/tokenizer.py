@@ -252,10 +252,10 @@ class Tokenizer:
         """Decode token ids; bytes that are no UTF-8 become U+FFFD, and an id above the vocabulary has no text.
 
         Raises:
-            TokenizerError: an id is negative, or the ids are a text.
+            TokenizerError: an id is negative, or these are no token ids.
         """
-        if isinstance(ids, str):
-            raise TokenizerError(f"decode takes token ids; this is the text {reprlib.repr(ids)}.")
+        if isinstance(ids, (str, bytes, bytearray)) or not isinstance(ids, Iterable):
+            raise TokenizerError(f"decode takes a list of token ids; this is {reprlib.repr(ids)}.")
         skipped = self.control_token_ids if skip_control_tokens else frozenset()
         data = b"".join(self.token_bytes(id_) for id_ in as_token_ids(ids) if id_ not in skipped)
         if self.strips_leading_space:
