@@ -113,8 +113,8 @@ def test_a_table_is_scrolled_before_its_words_are_broken(page: Page) -> None:
 
 def test_an_answer_that_comes_bit_by_bit_is_shown_as_one_that_comes_whole(page: Page) -> None:
     text = (
-        "# A *title*\n\nThe **deep** sea, `x` and $x^2$, see [it](https://sea.example).\n\n"
-        "- [ ] one\n- [x] two\n  1. a\n\n"
+        "# A *title*\n\nThe **deep** sea, `x` and $x^2$, see [it](https://sea.example).\n\n- [ ] one\n- [x] two\n"
+        "  1. a\n\n"
         "| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\nprint()\n\nx\n```\n> quoted\n\n\\[ x \\]\n\n\u0645\u0631\u062d"
     )
     differing, copied, checked = page.evaluate(
@@ -128,7 +128,8 @@ def test_an_answer_that_comes_bit_by_bit_is_shown_as_one_that_comes_whole(page: 
             let copied;
             Object.defineProperty(navigator, "clipboard", { value: { writeText: async (code) => (copied = code) } });
             view.target.querySelector("button").click();
-            return [differing, copied, [...view.target.querySelectorAll("input")].map(({ checked }) => checked)];
+            const boxes = [...view.target.querySelectorAll("input")];
+            return [differing, copied, boxes.map(({ checked }) => checked)];
         }""",
         text,
     )
