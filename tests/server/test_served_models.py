@@ -97,6 +97,16 @@ def test_a_model_with_longrope_takes_texts_of_its_original_context_and_says_so(l
         request = {"prompt": counted["tokens"], "max_tokens": 1}
         assert "up to 64 of this model" in server.post("/v1/completions", request).json["error"]["message"]
         assert server.post("/v1/completions", request | {"context_shift": 0}).status == 200
+        request = {"model": "first", "prompt": "word " * 30, "raw": True, "stream": False}
+        answers = {}
+        for name, value in (("num_keep", -1), ("num_predict", -1), ("num_predict", -2)):
+            reply = server.post("/api/generate", request | {"options": {"temperature": 0, name: value}})
+            assert reply.status == 200, reply.data
+            answers[value if name == "num_predict" else name] = reply.json
+        assert {answer["done_reason"] for answer in answers.values()} == {"length"}
+        # Nothing is computed behind the last token of an answer that fills the context; others are as long as that.
+        assert answers[-2]["prompt_eval_count"] + answers[-2]["eval_count"] == 64 + 1
+        assert answers[-1]["eval_count"] == answers["num_keep"]["eval_count"] == 64
 
 
 def test_a_broken_config_leaves_a_model_in_the_list(library):

@@ -225,8 +225,10 @@ class Engine:
         self.close()
 
     def _fit(self, answer: Answer) -> None:
-        """Shift a text where its row is full, which may be before the context is (LongRoPE)."""
+        """Shift a text where its row is full, which may be before the context is (LongRoPE), and bound its answer."""
         longest = longest_row(self._model.config)
+        if answer.config.max_new_tokens is None:
+            answer.most = longest
         if answer.keep is not None and len(answer.prompt_ids) > longest:
             answer.prompt_ids = fitted(answer.prompt_ids, answer.keep, longest)
         elif answer.keep is not None and answer.keep > longest // 2:

@@ -74,7 +74,7 @@ class Answer:
         self.prompt_ids, self.config, self.speculator = prompt_ids, config, speculator
         self.source_ids = source_ids
         self.generated = 0
-        self._most = config.max_new_tokens or model_config.max_position_embeddings
+        self.most = config.max_new_tokens or model_config.max_position_embeddings  # tokens of the answer
         self._computed_together = len(prompt_ids)  # of the tokens in the cache
         self._tokenizer = tokenizer
         # An answer to a source is a text of its own.
@@ -258,7 +258,7 @@ class Answer:
             return text, "stop"
         if self.sampler.ends_with(self.generated):
             return text + self.rest(), "stop"
-        if self.generated == self._most:
+        if self.generated == self.most:
             return text + self.rest(), "length"
         return text, None
 

@@ -185,23 +185,23 @@ async def _deliver(
         served.keep_for(seconds)
         logprobs = LogprobWriter.of(served.model, call.body)
         writer = OllamaWriter(model=served.name, is_chat=is_chat, load_seconds=call.seconds, logprobs=logprobs)
-        return [_in_context(served.model, call.body, job) for job in jobs(served.model)], writer
+        return [_in_context(served, call.body, job) for job in jobs(served.model)], writer
 
     return await deliver(call, prepare, streaming=call.body.get("stream", True))
 
 
-def _in_context(model: LanguageModel, body: Mapping[str, Any], job: Job) -> Job:
+def _in_context(served: LoadedModel, body: Mapping[str, Any], job: Job) -> Job:
     """Return an answer with what num_keep and num_predict say of its context, once the prompt's tokens are known."""
     given, shift = _given(body), job.config.context_shift
     if shift is None:
         return job
     if (kept := given.get("num_keep", 0)) != 0:
-        most = model.context_length // 2
+        most = served.context_length // 2
         shift = max(shift, min(most, kept if kept > 0 else len(job.prompt_ids)))  # -1: all of the prompt
     if given.get("num_predict") != _FILLS_CONTEXT:
         return replace(job, config=job.config.replace(context_shift=shift))
-    first = max(shift, len(model.tokenizer.leading_ids))
-    prompt_ids = fitted(job.prompt_ids, first, model.context_length)
+    first = max(shift, len(served.model.tokenizer.leading_ids))
+    prompt_ids = fitted(job.prompt_ids, first, served.context_length)
     return replace(job, prompt_ids=prompt_ids, config=job.config.replace(context_shift=None))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgelm.generation_config import OF_CHANCE, RANGES, WHOLE, GenerationConfig
+from edgelm.memory.kv_batch import longest_row
 from edgelm.server.api_error import ApiError
 from edgelm.server.schema import BOOLEAN, Schema, listing, number, whole
 
@@ -130,7 +131,8 @@ def generation_config(
         given = _logit_bias(changes["logit_bias"], model.config.vocab_size)
         changes["logit_bias"] = {**model.generation_config.logit_bias, **given}
     if max_tokens is not None:
-        changes["max_new_tokens"] = model.context_length if max_tokens == -1 else min(max_tokens, model.context_length)
+        most = longest_row(model.config)
+        changes["max_new_tokens"] = most if max_tokens == -1 else min(max_tokens, most)
     return model.generation_config.replace(**changes, **fields)
 
 
