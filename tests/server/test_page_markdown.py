@@ -134,3 +134,18 @@ def test_an_answer_that_comes_bit_by_bit_is_shown_as_one_that_comes_whole(page: 
         text,
     )
     assert (differing, copied, checked) == ([], "print()\n\nx", [False, True])
+
+
+def test_a_long_block_of_which_more_comes_is_read_once(page: Page) -> None:
+    reads = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js");
+        const view = new MarkdownView(document.createElement("div"));
+        const text = "word ".repeat(1000);
+        view.show(text + "a");
+        let reads = 0;
+        const { get } = Object.getOwnPropertyDescriptor(CharacterData.prototype, "data");
+        Object.defineProperty(CharacterData.prototype, "data", { get() { reads += 1; return get.call(this); } });
+        view.show(text + "ab");
+        return reads;
+    }""")
+    assert reads == 2  # what is shown, and what it becomes: each read may copy all of it

@@ -48,9 +48,10 @@ export function become(shown, wanted) {
     return wanted;
   }
   if (shown.nodeType === Node.TEXT_NODE) {
+    const [text, next] = [shown.data, wanted.data]; // once: a browser hands each reader a string of its own
     let same = 0;
-    while (same < shown.length && shown.data[same] === wanted.data[same]) same += 1;
-    if (shown.data !== wanted.data) shown.replaceData(same, shown.length - same, wanted.data.slice(same));
+    while (same < text.length && text[same] === next[same]) same += 1;
+    if (text !== next) shown.replaceData(same, text.length - same, next.slice(same));
     return shown;
   }
   const [before, after] = [[...shown.childNodes], [...wanted.childNodes]];
