@@ -94,9 +94,10 @@ def _pairs_at_the_end(config: ModelConfig, by_head: Rows) -> Rows:
     return order
 
 
+_MOST_TOLD = 16  # of the tensors that an error names
+
 # What some folders of all families hold besides: rope's table, as older versions of transformers stored it, and the
 # scales by which another runtime rounds keys and values that it keeps.
-_MOST_TOLD = 16  # of the tensors that an error names
 _OF_NO_WEIGHT = (".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", "_proj.output_scale")
 
 # How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
