@@ -147,7 +147,7 @@ def test_a_cancelled_answer_shifts_no_more(model: LanguageModel) -> None:
 
 
 def test_what_is_kept_leaves_half_of_the_context(model: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match="context_shift keeps 49 tokens of a context of 96; it can keep 48"):
+    with pytest.raises(ConfigError, match=r"first 49 tokens are to stay .* the context of 96; 48 can.*lower that"):
         model.answer(TEXT[:3], ANSWER.replace(context_shift=49))
 
 
@@ -187,7 +187,7 @@ def test_an_engine_shifts_a_text_of_longrope_where_its_row_is_full(longrope_pack
         assert (len(answer.token_ids), answer.usage.prompt_tokens) == (150, expected.usage.prompt_tokens)
         full = join(engine.submit(TEXT[:50], ANSWER.replace(context_shift=40)))
         assert (full.finish_reason, len(full.token_ids)) == ("length", 15)
-        with pytest.raises(ConfigError, match="context_shift keeps 40 tokens of a context of 64; it can keep 32"):
+        with pytest.raises(ConfigError, match=r"The first 40 tokens are to stay .* context of 64; 32 can"):
             engine.submit(TEXT[:100], ANSWER.replace(context_shift=40))
 
 
@@ -196,7 +196,7 @@ def test_a_long_system_message_is_read_while_the_conversation_fits(model: Langua
     answer = model.chat(turns, ANSWER)
     assert answer.finish_reason == "length"
     assert answer.token_ids == model.chat(turns, ANSWER.replace(context_shift=None)).token_ids
-    with pytest.raises(ConfigError, match="A conversation keeps its system message and tools: shorten them"):
+    with pytest.raises(ConfigError, match="Of a conversation these are its system message and tools: shorten them"):
         model.chat([*turns, Message(role="user", content="word " * 20)], ANSWER)
 
 

@@ -219,7 +219,7 @@ def test_errors_are_told_in_plain_words_and_can_be_retried(open_page: Callable[.
         page.get_by_label("System prompt").fill("word " * 400)
         page.get_by_role("button", name="Done").click()
         ask(page)
-        expect(page.locator(".problem")).to_contain_text("A conversation keeps its system message")
+        expect(page.locator(".problem")).to_contain_text("these are its system message and tools: shorten them")
 
 
 def test_an_answer_that_breaks_off_keeps_what_arrived(open_page: Callable[..., Page]) -> None:

@@ -25,8 +25,9 @@ def fitted(token_ids: Sequence[int], keep: int, context_length: int) -> Sequence
     """
     if keep > context_length // 2:
         raise ConfigError(
-            f"context_shift keeps {keep} tokens of a context of {context_length}; it can keep {context_length // 2}. A "
-            "conversation keeps its system message and tools: shorten them, or lower context_shift."
+            f"The first {keep} tokens are to stay of a text that outgrows the context of {context_length}; "
+            f"{context_length // 2} can. Of a conversation these are its system message and tools: shorten them, or "
+            "the rest. Where a context_shift was given, lower that."
         )
     step = (context_length - keep) // 2
     dropped = -(-max(0, len(token_ids) - context_length) // step) * step
