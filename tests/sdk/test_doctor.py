@@ -211,7 +211,8 @@ def test_no_more_threads_than_the_share_of_a_container(
 def test_a_processor_without_fast_integer_products_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, state: str, advice: str | None
 ) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + text)
+    name = "model name\t: Prozessor für Gäste\n".encode("latin-1")  # as a virtual machine may call it
+    (tmp_path / "cpuinfo").write_bytes(b"processor\t: 0\n" + name + text.encode())
     monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     ((found, _, fix),) = doctor._check_processor()
     assert found == state

@@ -48,7 +48,7 @@ def _quota_of_group(folder: Path, version: int) -> Iterator[float]:
 def cpu_features() -> frozenset[str] | None:
     """Return the names of the processor's instruction sets, as Linux writes them; None where nobody says."""
     try:
-        match = re.search(r"^(?:flags|Features)\s*: (.*)$", _CPU_INFO.read_text("ascii"), re.MULTILINE)
+        match = re.search(r"^(?:flags|Features)\s*: (.*)$", _CPU_INFO.read_text("latin-1"), re.MULTILINE)
     except OSError:
         return None
     return frozenset(match[1].split()) if match else None
