@@ -77,14 +77,27 @@ def test_a_ring_that_leads_through_alternatives_is_refused_unless_one_of_them_sa
     check_form(Constraint.json_schema(schema))
 
 
+class Seen(list[object]):
+    """A list that counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[object]:
+        self.times += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("from_end", [False, True])
+def test_a_part_is_looked_at_no_more_often_where_it_waits_for_a_long_chain(from_end: bool) -> None:
+    seen = Seen([{"$ref": "#/$defs/d99"}])
+    steps: Schema = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}]} for i in range(1, 100)}
+    ends: Schema = {"d0": {"type": "string"}, "all": {"allOf": seen}}
+    parts = [*(ends | steps).items()]
+    refuse_depth({"$ref": "#/$defs/all", "$defs": dict(parts[::-1] if from_end else parts)})
+    assert seen.times <= 5
+
+
 def test_what_many_references_lead_to_is_walked_through_once_for_all_of_them() -> None:
-    class Seen(list[object]):
-        times = 0
-
-        def __iter__(self) -> Iterator[object]:
-            self.times += 1
-            return super().__iter__()
-
     part: Schema = {"enum": (seen := Seen("ab"))}
     for _ in range(100):
         part = {"items": part}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -54,42 +54,57 @@ def refuse_depth(schema: Mapping[str, Any]) -> None:
 
 def _refuse_rings(targets: Mapping[str, Any]) -> None:
     """Refuse references that lead back to themselves in every way: llguidance ends an answer where it comes to one."""
-    open_parts: list[Any] = []
-    seen: set[int] = set()
+    parts: dict[int, Mapping[str, Any]] = {}
     waiting = [*targets.values()]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, Mapping) and id(part) not in seen:
-            seen.add(id(part))
-            open_parts.append(part)
+        if isinstance(part, Mapping) and id(part) not in parts:
+            parts[id(part)] = part
             waiting += [other for key in _COMPOSED for other in _listed(part, key)]
-    saying: set[int] = set()
-    before = -1
-    while before != len(saying):
-        before = len(saying)
-        for part in reversed(open_parts):  # what others lead to, first
-            if _says_something(part, targets, saying):
-                saying.add(id(part))
-        open_parts = [part for part in open_parts if id(part) not in saying]
+    silent = parts.keys() - _saying(parts, targets)
     for reference, target in targets.items():
-        if id(target) in seen - saying:
+        if id(target) in silent:
             raise ConfigError(
                 f"The JSON schema cannot be enforced: the reference {reference} leads back to itself before it says "
                 "anything. Write there what may come, such as a type."
             )
 
 
-def _says_something(part: Mapping[str, Any], targets: Mapping[str, Any], saying: Collection[int]) -> bool:
-    """Tell whether a part holds more than what leads to others, none of which is known to say anything."""
+def _saying(parts: Mapping[int, Mapping[str, Any]], targets: Mapping[str, Any]) -> set[int]:
+    """Return which parts, by id, hold more than what leads to others of which none says anything.
 
-    def says(other: Any) -> bool:
-        return not isinstance(other, Mapping) or id(other) in saying
+    Each condition is looked at once: a client may send tens of thousands, and a chain of parts that waits for them.
+    """
+    unmet: dict[int, int] = {}
+    met_by: dict[int, list[list[int]]] = {}  # conditions, each with the part that has it until it is met
+    for part_id, part in parts.items():
+        conditions = [others for others in _conditions(part, targets) if all(isinstance(o, Mapping) for o in others)]
+        unmet[part_id] = len(conditions)
+        for others in conditions:
+            condition = [part_id]
+            for other in others:
+                met_by.setdefault(id(other), []).append(condition)
+    saying: set[int] = set()
+    waiting = [part_id for part_id, count in unmet.items() if not count]
+    while waiting:
+        saying.add(said := waiting.pop())
+        for condition in met_by.get(said, ()):
+            if condition:
+                part_id = condition.pop()
+                unmet[part_id] -= 1
+                if not unmet[part_id]:
+                    waiting.append(part_id)
+    return saying
 
+
+def _conditions(part: Mapping[str, Any], targets: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """Yield the others that a part leads to: of each group, one has to say something."""
     reference = part.get("$ref")
-    if isinstance(reference, str) and reference.startswith(_WHOLE + "/") and not says(targets[reference]):
-        return False
-    every_one = all(map(says, _listed(part, "allOf")))
-    return every_one and all(any(map(says, others)) for key in _COMPOSED[1:] if (others := _listed(part, key)))
+    if isinstance(reference, str) and reference.startswith(_WHOLE + "/"):
+        yield [targets[reference]]
+    for key in _COMPOSED:
+        if others := _listed(part, key):
+            yield from ([other] for other in others) if key == "allOf" else (others,)
 
 
 def _listed(part: Mapping[str, Any], key: str) -> list[Any] | tuple[Any, ...]:
