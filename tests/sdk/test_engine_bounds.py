@@ -35,10 +35,11 @@ def test_an_engine_that_was_drained_takes_no_more_requests() -> None:
 
 
 def test_an_error_that_is_kept_does_not_keep_the_memory_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[weakref.ref[KVBatch]] = []
+    buffers: list[weakref.ref[np.ndarray]] = []
 
     def fail(batch: KVBatch, row: KVRow) -> None:
-        batches.append(weakref.ref(batch))
+        assert batch.capacity > 0
+        buffers.extend(map(weakref.ref, batch.buffers))
         raise MemoryError("no memory for the batch")
 
     monkeypatch.setattr(KVBatch, "activate", fail)
@@ -46,8 +47,8 @@ def test_an_error_that_is_kept_does_not_keep_the_memory_of_its_batch(monkeypatch
         with pytest.raises(MemoryError, match="no memory for the batch") as caught:
             join(engine.submit("x"))
         assert caught.tb is not None
-    gc.collect()
-    assert [batch() for batch in batches] == [None]
+        gc.collect()
+        assert {buffer() for buffer in buffers} == {None}
 
 
 def test_a_closed_engine_leaves_nothing_behind() -> None:

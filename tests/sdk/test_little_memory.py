@@ -380,9 +380,12 @@ def test_a_request_that_there_is_no_row_for_waits_for_the_others(
         assert [edgelm.join(answer).token_ids for answer in answers] == wanted
 
 
-def test_the_last_answer_ends_though_there_is_no_memory_for_an_empty_batch(
+def test_answers_end_though_there_is_no_memory_for_an_empty_batch(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError("none for a step")
+
     zeros = kv_batch.zeros
 
     def for_rows_alone(config: ModelConfig, rows: int, capacity: int) -> list[KeysOrValues]:
@@ -395,6 +398,11 @@ def test_the_last_answer_ends_though_there_is_no_memory_for_an_empty_batch(
         answer = engine.submit([8, 9], SHORT)
         wait_for(lambda: answer.has_ended)
         assert edgelm.join(answer).token_ids == model.generate([8, 9], SHORT).token_ids
+        with monkeypatch.context() as patch:
+            patch.setattr(RunningBatch, "step", no_memory)
+            answers = [engine.submit([8, 9], SHORT) for _ in range(2)]
+            wait_for(lambda: all(answer.has_ended for answer in answers))
+        assert edgelm.join(engine.submit([8, 9], SHORT)).token_ids == model.generate([8, 9], SHORT).token_ids
 
 
 def test_the_engine_goes_on_where_memory_fails_while_a_request_gives_way(

@@ -38,17 +38,14 @@ class RunningBatch:
         self._session, self._prefixes, self._max_tokens = session, prefixes, max_tokens
         self._row_costs = row_costs
         self._state_tokens = state_tokens(session.config)
-        self._reset()
-        self.put_back: list[Request] = []
-        self.preempted = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
-
-    def _reset(self) -> None:
-        self._batch = KVBatch(self._session.config)
+        self._batch = KVBatch(session.config)
         self._filling: deque[Request] = deque()
         self._decoding: dict[int, Request] = {}  # by number
         self._searching: dict[int, tuple[Request, BeamSearch]] = {}  # by number too
         self._piece: tuple[Request, StopSwitch] | None = None  # of a prompt, being computed
         self._went_ahead = False
+        self.put_back: list[Request] = []
+        self.preempted = self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
 
     @property
     def requests(self) -> list[Request]:
@@ -120,7 +117,10 @@ class RunningBatch:
         """End all requests with an error, and give their memory back."""
         traceback.clear_frames(error.__traceback__)  # whoever keeps the error keeps those, and the memory in them
         requests = self.requests
-        self._reset()
+        self._batch.clear()
+        self._filling.clear()
+        self._decoding.clear()
+        self._searching.clear()
         for request in requests:
             request.row = None
             request.generation.put(error)

@@ -136,9 +136,14 @@ class KVBatch:
         self._fill(hole, len(self.rows) - 1)
         self.rows.pop()
         if not self.rows:
-            self.buffers, self._mirrored = [*self._no_buffers], None  # takes no memory, of which there may be none
-            self._is_refused = False  # the next requests may find memory for it
-            self.forget_bindings()
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows, and give their memory back; takes none, as there may be none."""
+        self.rows, self.active = [], 0
+        self.buffers, self._mirrored = [*self._no_buffers], None
+        self._is_refused = False  # the next requests may find memory for it
+        self.forget_bindings()
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every row; what is cached stays.
