@@ -307,6 +307,13 @@ def test_a_server_at_all_addresses_names_one_that_others_reach(monkeypatch):
         assert process._url(listener) == f"http://10.1.2.3:{port}"
 
 
+@pytest.mark.parametrize(("ending", "code"), [(None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 0), (21, 0)])
+def test_the_exit_code_tells_what_ended_it(monkeypatch, ending, code):
+    monkeypatch.setattr(signal, "SIGBREAK", 21, raising=False)  # of Windows
+    monkeypatch.setattr(process, "serve", lambda *_: ending)
+    assert invoke("serve", TINY, "--port", "0").exit_code == code
+
+
 def test_it_says_where_it_listens_and_each_request_on_standard_error_and_ctrl_c_ends_it_with_130():
     command = [sys.executable, "-m", "edgelm", "serve", TINY, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:

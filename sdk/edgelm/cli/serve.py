@@ -148,7 +148,8 @@ def serve(
     from edgelm.server.process import serve as serve_until_signal
 
     ended_by = serve_until_signal(models, options, partial(_greet, options))
-    if ended_by not in (None, signal.SIGTERM):
+    # Ctrl-Break is what a program ends another one by on Windows, as by SIGTERM elsewhere.
+    if ended_by not in (None, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM)):
         raise SystemExit(128 + ended_by)
 
 
