@@ -1,6 +1,7 @@
 # make chat | make test | make lint | make bench | make docs: each sets up what it needs, in .venv, and nothing twice.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
+PAGE ?= smollm2-135m-here
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml sdk/edgelm/_version.py
@@ -44,9 +45,10 @@ test-gpu:
 	.venv-gpu/bin/$(PIP) --no-deps onnxruntime-genai  # its builder alone: it would bring the build for CPUs
 	.venv-gpu/bin/python -m pytest -m gpu tests/gpu
 
-# Compiles llama.cpp once, which takes a C++ compiler and about three minutes. Writes .cache/bench/results/.
+# Compiles llama.cpp once, which takes a C++ compiler and about three minutes. Writes docs/results/$(PAGE).md, .json and
+# .svg: those of other machines stay as they are.
 bench: $(VENV)/bench.stamp
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --page $(PAGE)
 
 # The documentation, as a folder of pages that needs no server: site/index.html. The search alone does, as browsers let
 # no page on the disk read its index: .venv/bin/python -m http.server -d site

@@ -1,7 +1,7 @@
-"""make bench: measure edgelm beside llama.cpp and onnxruntime-genai, and write .cache/bench/results/.
+"""make bench PAGE=NAME: measure edgelm beside llama.cpp and onnxruntime-genai, and write the page docs/results/NAME.
 
-python benchmarks/run.py --page smollm2-135m-zen4    # writes docs/results/smollm2-135m-zen4.md, .json and .svg
-python benchmarks/run.py --model gemma3-270m
+python benchmarks/run.py --page smollm2-135m-zen4    # what make runs; writes NAME.md, .json and .svg
+python benchmarks/run.py --model gemma3-270m         # without a page: writes .cache/bench/results/
 python benchmarks/run.py --model llama-1.7b      # 20 GB on the disk and 12 GB of memory
 """
 

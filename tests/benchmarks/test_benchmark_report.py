@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,13 @@ def test_a_page_of_another_machine_is_written_only_where_it_is_named(monkeypatch
     for options in ([], ["--page", "smollm2-135m-new"]):
         assert CliRunner().invoke(run.main, options).exit_code == 0
     assert targets == [run.CACHE / "results" / "smollm2-135m", run.ROOT / "docs/results/smollm2-135m-new"]
+
+
+def test_make_bench_writes_over_no_page_that_is_kept() -> None:
+    makefile = (run.ROOT / "Makefile").read_text(encoding="utf-8")
+    (page,) = re.findall(r"^PAGE \?= (\S+)$", makefile, re.MULTILINE)
+    assert "benchmarks/run.py --page $(PAGE)\n" in makefile
+    assert f"results/{page}.md" not in (run.ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_a_kernel_is_described_by_its_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:

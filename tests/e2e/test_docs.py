@@ -63,7 +63,9 @@ def test_links_in_text_are_told_by_more_than_their_colour(site: Path) -> None:
 
 def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
     start = (site / "index.html").read_text()
-    pages = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")]
+    by_make_bench = ROOT / "docs/results/smollm2-135m-here.md"
+    kept = (path for path in (ROOT / "docs").rglob("*.md") if path != by_make_bench)
+    pages = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in kept]
     assert [str(page) for page in pages if f'href="{page.as_posix()}"' not in start] == []
 
 
