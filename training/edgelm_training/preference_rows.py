@@ -18,7 +18,7 @@ class PreferenceRows:
     They are padded to the longest of the batch. Only the answers have targets.
 
     chats: conversation 2i is the better one of pair i, 2i + 1 the worse. A pair with a conversation of more than
-    `sequence_length` tokens is left out; `left_out` has the numbers of those. kind, chats_each: as of `ChatRows`.
+    `sequence_length` tokens is left out; `left_out` has the numbers of those. kinds, chats_each: as of `ChatRows`.
 
     Raises:
         DataError: there are no pairs, or none of them fits.

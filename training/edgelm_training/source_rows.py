@@ -79,7 +79,7 @@ class SourceRows:
     """Give each pair as a row of its own, shuffled anew in each epoch; both texts are padded to the batch's longest.
 
     chats: as `load_pairs` gives them. begin: how many tokens the decoder begins with. A pair with a text of more than
-    `sequence_length` tokens is left out; `left_out` has the numbers of those. kind, chats_each: as of `ChatRows`.
+    `sequence_length` tokens is left out; `left_out` has the numbers of those. kinds, chats_each: as of `ChatRows`.
 
     Raises:
         DataError: there are no pairs, or none of them fits.
