@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from held_engine import held
 from scripted_chat import converse
+from waiting import wait_for
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
+from edgelm.batching import running_batch
 from edgelm.completion import Message
 from edgelm.config import ModelConfig
 from edgelm.decoding.answer import join
 from edgelm.decoding.context_shift import fitted
 from edgelm.decoding.draft_length import StepCosts
-from edgelm.errors import ConfigError, ContextLengthError
+from edgelm.errors import ConfigError, ContextLengthError, OutOfMemoryError
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
@@ -189,6 +191,20 @@ def test_an_engine_shifts_a_text_of_longrope_where_its_row_is_full(longrope_pack
         assert (full.finish_reason, len(full.token_ids)) == ("length", 15)
         with pytest.raises(ConfigError, match=r"The first 40 tokens are to stay .* context of 64; 32 can"):
             engine.submit(TEXT[:100], ANSWER.replace(context_shift=40))
+
+
+def test_an_answer_ends_where_memory_fails_while_its_text_is_shifted(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError("no memory for the text")
+
+    monkeypatch.setattr(running_batch, "fitted", no_memory)
+    with Engine(model) as engine:
+        answer = engine.submit(TEXT[:90], ANSWER)
+        wait_for(lambda: answer.has_ended)
+        with pytest.raises(OutOfMemoryError, match="no memory for the text"):
+            join(answer)
 
 
 def test_a_long_system_message_is_read_while_the_conversation_fits(model: LanguageModel) -> None:

@@ -359,8 +359,9 @@ class RunningBatch:
     def _shift(self, request: Request, id_: int, keep: int) -> None:
         """Let a request whose context is full fill its row anew, with what is left of its text."""
         text = [*request.own_row.token_ids[: request.length], id_]
+        left = fitted(text, keep, longest_row(self._session.config))  # first: where that fails, it is still in a list
         self._remove(request)
-        request.begin_with(fitted(text, keep, longest_row(self._session.config)))
+        request.begin_with(left)
         self.add(request)
 
     def _take(self, request: Request, id_: int, logits_V: NDArray[np.float32]) -> bool:
