@@ -45,7 +45,7 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing(tok: Path, corpus: Path, 
 
 def test_a_corpus_of_broken_lines_alone_says_so(tok: Path, corpus: Path) -> None:
     Path("a.jsonl").write_text("{\n{\n")
-    with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\."):
+    with pytest.raises(DataError, match=r"; 2 broken lines or documents left out\."):
         prepare(tok, paths=("a.jsonl",), skip_broken=True, split_on=None)
 
 

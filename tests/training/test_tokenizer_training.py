@@ -205,7 +205,7 @@ def test_an_empty_corpus_is_refused(corpus: Path) -> None:
         train_tokenizer(["empty.txt"], "tok")
     Path("broken.jsonl").write_text("{\n{\n")
     broken = TokenizerConfig(documents=DocumentConfig(skip_broken=True))
-    with pytest.raises(DataError, match=r"have no document; 2 broken ones were left out\.$"):
+    with pytest.raises(DataError, match=r"; 2 broken lines or documents left out\.$"):
         train_tokenizer(["broken.jsonl"], "tok", broken)
 
 
