@@ -63,8 +63,7 @@ export function become(shown, wanted) {
 /** Whether two nodes differ in what stands in them alone. What a control does, and whether it is checked, is not seen. */
 function isAlike(node, other) {
   if (node.nodeName !== other.nodeName || ["BUTTON", "INPUT"].includes(node.nodeName)) return false;
-  const [own, others] = [node, other].map(({ attributes }) => [...(attributes ?? [])].map(({ name, value }) => [name, value]));
-  return JSON.stringify(own.sort()) === JSON.stringify(others.sort());
+  return node.nodeType === Node.TEXT_NODE || node.cloneNode().isEqualNode(other.cloneNode());
 }
 
 /** Whether a key belongs to a text that is still being composed. Safari tells it by the key's code alone. */
