@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Literal
 
 from edgelm._version import __version__
+from edgelm.counted import counted
 from edgelm.errors import EdgeLMError
 from edgelm.library.library import Library
 from edgelm.memory.available_memory import available_memory
@@ -130,8 +131,7 @@ def _check_processor() -> Iterator[_Row]:
 def _check_threads() -> Iterator[_Row]:
     cores, usable, quota = physical_cores(), usable_cores(), cpu_quota()
     limit = "" if quota is None else f"; the container gets the time of {quota:g}"
-    threads = "1 thread" if usable == 1 else f"{usable} threads"
-    yield "ok", f"{cores} physical cores{limit}: {threads} a step.", None
+    yield "ok", f"{counted(cores, 'physical core')}{limit}: {counted(usable, 'thread')} a step.", None
     for name, value in sorted(os.environ.items()):
         if _THREADS_VARIABLE.fullmatch(name) and re.fullmatch("[0-9]{1,9}", value):
             yield from _check_setting(name, int(value), f"unset {name}")

@@ -356,10 +356,12 @@ def test_a_missing_library_of_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("value", "states"), [("2", ["ok"]), ("99", ["ok", "warning"]), ("²", ["ok"])])
 def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch, value: str, states: list[str]) -> None:
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
+    for name, result in {"usable_cores": 2, "physical_cores": 1, "cpu_quota": None}.items():
+        monkeypatch.setattr(doctor, name, lambda result=result: result)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setenv("EDGELM_RUN_THREADS", value)
     rows = list(doctor._check_threads())
+    assert rows[0][1] == "1 physical core: 2 threads a step."
     assert [state for state, _, _ in rows] == states
     assert rows[-1][2] == ("unset EDGELM_RUN_THREADS" if len(states) == 2 else None)
 
