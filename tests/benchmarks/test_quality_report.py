@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import quality
+import workload
 from contestants import Contestant
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
@@ -129,6 +130,7 @@ def test_logits_are_compared_with_those_that_were_kept(tmp_path: Path) -> None:
 def test_each_window_begins_once_with_what_the_author_puts_before_a_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workload, "topics", {"sea": "The sea is blue. " * 1024})
     models = Models(checkpoint=tiny_model_path(), gguf=tmp_path, work=tmp_path)
     plain = Comparison(models, None).windows
     monkeypatch.setattr(Tokenizer, "leading_ids", (1,))
