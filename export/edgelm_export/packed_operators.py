@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from edgelm.architecture.planes import LOWER_BITS, PLANES, UPPER_BITS, shifts, to_planes
 from edgelm.runtime.adapter_graph import WITH_SUMS
 from edgelm_export.graph import FLOAT, MICROSOFT, Graph
+from edgelm_export.quantize.finer_grid import on_finer_grid
 from edgelm_export.quantize.offsets import in_8_bits, joined
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.quantize.qdq import to_qdq, whole_block_size
+from edgelm_export.quantize.qdq import BITS, to_qdq, whole_block_size
 from edgelm_export.shortlist import add_shortlist, behind_zeros, last_positions
 from edgelm_export.tensor_map import REMAINDER
 
@@ -194,9 +195,15 @@ class QDQ:
     """
 
     def store(self, graph: Graph, module: str, weight: PackedWeight) -> list[str]:
-        """Store a weight as int8 [K, N] with scales [blocks, N], and zero points where it has them."""
+        """Store a weight as int8 [K, N] with scales [blocks, N], and zero points where it has them.
+
+        Those of 5 and 6 bits lie between the steps, and at whole ones of 8.
+        """
         kinds = ("weight", "weight.scales", "weight.zero_points")
-        parts = [part for part in to_qdq(in_8_bits(weight)) if part is not None]
+        weight = in_8_bits(weight)
+        if weight.bits in LOWER_BITS:
+            weight = on_finer_grid(weight, BITS, weight.block_size, weight.zero_points is not None)
+        parts = [part for part in to_qdq(weight) if part is not None]
         return [graph.weight(f"{module}.{kind}", part) for kind, part in zip(kinds, parts, strict=False)]
 
     def product(self, graph: Graph, hidden: str, parts: list[str], weight: PackedWeight, output: str) -> str:

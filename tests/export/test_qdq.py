@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,19 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.package.manifest import Manifest
+from edgelm_export import packed_operators
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
+from edgelm_export.external_data import ExternalData
+from edgelm_export.graph import Graph
 from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.levels import on_levels
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
-from edgelm_export.quantize.packed import unpack
+from edgelm_export.quantize.keep import on_its_grid
+from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.qdq import from_qdq, to_qdq
 from edgelm_export.reference import reference_logits
 from edgelm_export.tensor_map import head_name
@@ -166,3 +172,38 @@ def test_a_source_of_fewer_bits_is_held_in_eight(tmp_path: Path) -> None:
     assert again.fewest_bits == 8
     for name in CONFIG.tensor_shapes():
         np.testing.assert_array_equal(again.tensor(name), source.tensor(name))
+
+
+def normal(rows: int) -> NDArray[np.float32]:
+    return np.random.default_rng(rows).standard_normal((rows, 192)).astype(np.float32)
+
+
+def kept_at_eighths() -> PackedWeight:
+    return quantize_alone(normal(24), parse_scheme("int5-block64-asymmetric"))
+
+
+def kept_beyond_zero_points() -> PackedWeight:
+    values = np.random.default_rng(1).integers(0, 16, (24, 3, 64)).astype(np.uint8)
+    scales, lowest = np.full((24, 3), 0.01, np.float32), np.full((24, 3), 3, np.float32)
+    return on_its_grid(on_levels(values, scales, lowest, bits=4), 192)
+
+
+@pytest.mark.parametrize("make", [kept_at_eighths, kept_beyond_zero_points])
+def test_what_no_integers_of_8_bits_hold_as_it_is_moves_to_such(
+    make: Callable[[], PackedWeight], tmp_path: Path
+) -> None:
+    """Zero points between the steps, and blocks that begin where no zero point of theirs is."""
+    weight, hidden = make(), normal(5)
+    with ExternalData(tmp_path / "data") as data:
+        graph = Graph(data)
+        graph.input("x", onnx.TensorProto.FLOAT, hidden.shape)
+        operators = packed_operators.QDQ()
+        operators.product(graph, "x", operators.store(graph, "w", weight), weight, "y")
+        graph.output("y", onnx.TensorProto.FLOAT, (5, 24))
+    (tmp_path / "model.onnx").write_bytes(graph.model("test").SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no activations of 8 bits
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, ["CPUExecutionProvider"])
+    (got,) = session.run(None, {"x": hidden})
+    wanted = hidden @ unpack(weight).T
+    assert np.linalg.norm(got - wanted) < 0.01 * np.linalg.norm(wanted)

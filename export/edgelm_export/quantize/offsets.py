@@ -59,12 +59,14 @@ def _blocks_of(weight: PackedWeight, which: slice) -> PackedWeight:
 def in_8_bits(weight: PackedWeight) -> PackedWeight:
     """Return a weight with offsets in 8 bits without: of 4 bits, zero points lie at sixteenths of a step there.
 
-    Where a block begins beyond what zero points reach, and where there are 8 bits already, all are rounded again.
+    Where a block begins beyond what zero points reach, and where there are 8 bits already, all are rounded again, in
+    the same blocks.
     """
     if weight.offsets is None:
         return weight
+    rounded = dataclasses.replace(FALLBACK, block_size=weight.block_size)
     if weight.bits == 8:
-        return quantize_alone(unpack(weight), FALLBACK)
+        return quantize_alone(unpack(weight), rounded)
     values, zeros = unpack_values(weight)
     finer = 1 << (8 - weight.bits)
     middle = np.zeros_like(weight.scales) if zeros is None else zeros / np.float32(zero_places(weight.bits))
@@ -73,7 +75,7 @@ def in_8_bits(weight: PackedWeight) -> PackedWeight:
     offsets = np.divide(added, weight.scales, out=without_steps, where=weight.scales != 0)
     places = np.rint((middle - offsets) * np.float32(finer))
     if places.min() < -128 or places.max() > 127:
-        return quantize_alone(unpack(weight), FALLBACK)
+        return quantize_alone(unpack(weight), rounded)
     return pack(
         (values.astype(np.int16) * finer + 128).astype(np.uint8),
         weight.scales / np.float32(finer),
