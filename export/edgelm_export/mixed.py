@@ -26,7 +26,7 @@ from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
 from edgelm_export.reference import looked_up
-from edgelm_export.tensor_map import GATHERED, PER_LAYER_EMBEDDING
+from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
 
 # The first is what sensitivity is measured with. Embeddings are gathered from symmetric grids.
@@ -200,7 +200,9 @@ def _measured_choices(
 
 def _schemes_for(group: list[str], is_large: bool) -> list[str]:
     names = _SCHEMES if GATHERED.keys().isdisjoint(group) else _EMBEDDING_SCHEMES
-    return [name for name in names if not (is_large and name.startswith(_JOINED))]
+    # Experts of 5 or 6 bits would lie in 8 (projection.py).
+    takes_planes = not is_large and EXPERTS not in group[0]
+    return [name for name in names if takes_planes or not name.startswith(_JOINED)]
 
 
 def _parsed(names: Sequence[str]) -> list[Scheme]:
@@ -268,4 +270,5 @@ def _precision(point: Point, *, calibrated: bool) -> Precision:
 
 def _pattern(group: str) -> str:
     pattern = re.escape(group).replace(r"\.qkv_proj", r"\.[qkv]_proj").replace(r"\.gate_up_proj", r"\.(gate|up)_proj")
-    return f"^{pattern}".replace(r"\.experts\.", r"\.experts\.\d+\.") + r"\.weight$"
+    of_experts = r"\.\d+\.\w+" if group.endswith(".experts") else ""
+    return rf"^{pattern}{of_experts}\.weight$"

@@ -23,7 +23,7 @@ from edgelm.package.manifest import Manifest
 from edgelm_export import mixed, reference
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package
+from edgelm_export.exporter import export_package, written_size
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
@@ -180,6 +180,23 @@ def test_a_mixed_package_keeps_to_its_size_and_beats_one_width_of_that_size(
     assert len(points) > 5
     assert edgelm.load(tmp_path / "package").manifest.name == "package"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_experts_take_what_is_counted_for_them(tmp_path: Path) -> None:
+    """One operator computes a layer's experts, on one grid of 4 or 8 bits: one of them in 6 would take all to 8."""
+    config = dataclasses.replace(WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128)
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    groups, experts = tensor_groups(checkpoint), "model.layers.1.mlp.experts"
+    assert len(groups[experts]) == 3 * config.num_experts
+    choices = mixed._choices(checkpoint, groups[experts], mixed._schemes_for(groups[experts], is_large=False))
+    written = []
+    for choice in choices:
+        schemes = dict.fromkeys(groups, "int8-block64") | {experts: choice.scheme}
+        precision = mixed._precision(Point(size=0, divergence=0, schemes=schemes), calibrated=False)
+        written.append(written_size(checkpoint, precision, tmp_path / "trial", lambda *_: None))
+    # Scales of experts are float32 in the graph, and counted as float16.
+    for size, choice in zip(written, choices, strict=True):
+        assert size - written[-1] == pytest.approx(choice.size - choices[-1].size, abs=0.05 * choices[-1].size)
 
 
 def test_what_a_killed_export_leaves_has_a_name_by_which_the_next_one_removes_it(

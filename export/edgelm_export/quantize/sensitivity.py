@@ -29,7 +29,7 @@ _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:ga
 _PLAIN = re.compile(r"embed_positions|relative_attention_bias|\.A_log$|\.mlp\.(?:shared_expert_)?gate\.weight")
 # What stays in floats, or in 8 bits, whatever a recipe says of the others.
 _FIXED = re.compile(f"{RATES}|{STREAMS}|{LATENT_HEADS}")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_OF_EXPERT = re.compile(r"\.experts\.\d+\..*")
 _ROWS_AT_ONCE = 32
 # What all layers read, of which the embedding may be the head too; and what reads them all.
 _EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection.weight", "model.altup_projections.")
@@ -42,11 +42,14 @@ def matrices(config: ModelConfig) -> list[str]:
 
 
 def tensor_groups(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone."""
+    """Return the matrices that take one scheme together: q, k and v; gate and up; a layer's experts; else alone.
+
+    One operator computes a layer's experts, on one grid.
+    """
     groups: dict[str, list[str]] = {}
     for name in matrices(checkpoint.config):
         if _FIXED.search(name) is None:
-            key = _EXPERT.sub(".experts.", name)
+            key = _OF_EXPERT.sub(".experts", name)
             for pattern, stacked in _STACKED:
                 key = pattern.sub(stacked, key)
             groups.setdefault(key.removesuffix(".weight"), []).append(name)
