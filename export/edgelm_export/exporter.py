@@ -59,7 +59,7 @@ from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_export.text_tools import text_tools
 from edgelm_export.tokenizer_json import json_text
-from edgelm_export.verify import MATRIX_BYTES, check_quality, measure_quality
+from edgelm_export.verify import MATRIX_BYTES, check_quality, known_marks, measure_quality
 
 _DECODERS = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
 _LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes, and steps wait for memory
@@ -153,8 +153,10 @@ def _write_package(
         )
     map_arrays_from(MATRIX_BYTES)
     _write_text_files(checkpoint, folder)
-    # No more is kept of the tokenizer, which would stand in memory beside the package.
-    control_token_ids = tuple(sorted(text_tools(checkpoint)[0].control_token_ids))
+    tokenizer, _ = text_tools(checkpoint)
+    known_marks(tokenizer, checkpoint.config)
+    control_token_ids = tuple(sorted(tokenizer.control_token_ids))
+    del tokenizer  # it would stand in memory beside the package
     precision, text = fitted(precision, checkpoint), CalibrationText(calibration, folder, checkpoint.config)
     used, quality = _write_checked_graph(checkpoint, folder, precision, text, progress or (lambda *_: None))
     package = Manifest(

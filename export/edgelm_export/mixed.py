@@ -28,6 +28,7 @@ from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_group
 from edgelm_export.reference import looked_up
 from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 from edgelm_export.text_tools import text_tools
+from edgelm_export.verify import known_marks
 
 # The first is what sensitivity is measured with. Embeddings are gathered from symmetric grids.
 _SCHEMES = (
@@ -166,8 +167,11 @@ def _measured_choices(
 
     Raises:
         ExportError: not even the smallest of each fit the budget's size.
+        VerificationError: the tokenizer is another model's.
     """
-    sequences = calibration_sequences(calibration, *text_tools(checkpoint), checkpoint.config)
+    tokenizer, template = text_tools(checkpoint)
+    known_marks(tokenizer, checkpoint.config)
+    sequences = calibration_sequences(calibration, tokenizer, template, checkpoint.config)
     checked = CheckedCheckpoint(checkpoint, None)
     groups = tensor_groups(checkpoint)
     is_large = checkpoint.config.count_parameters() >= _LARGE

@@ -163,23 +163,30 @@ def check_quality(quality: Quality, precision: Precision) -> None:
         )
 
 
-def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Return what an encoder reads for each window, the windows, and the prompt of the greedy tokens.
-
-    A model with an encoder is asked to repeat what it reads: whatever it was trained for, the same text has a bearing
-    on it. Without an encoder nothing is read.
+def known_marks(tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    """Return the tokens that stand around a text that a model reads.
 
     Raises:
-        VerificationError: the tokenizer puts a token around a text that the model does not have.
+        VerificationError: the model does not have one of them.
     """
-    ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
-    begin = list(tokenizer.leading_ids if config.encoder is None else config.decoder_prompt_ids)
-    marks = begin if config.encoder is None else tokenizer.as_source(())
+    marks = list(tokenizer.leading_ids if config.encoder is None else tokenizer.as_source(()))
     if unknown := [id_ for id_ in marks if id_ >= config.vocab_size]:
         raise VerificationError(
             f"The tokenizer puts token {unknown[0]} around a text; the model's are 0 to {config.vocab_size - 1}. "
             "Nothing was written. Take the tokenizer that belongs to the weights."
         )
+    return marks
+
+
+def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Return what an encoder reads for each window, the windows, and the prompt of the greedy tokens.
+
+    A model with an encoder is asked to repeat what it reads: whatever it was trained for, the same text has a bearing
+    on it. Without an encoder nothing is read.
+    """
+    marks = known_marks(tokenizer, config)
+    ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
+    begin = marks if config.encoder is None else list(config.decoder_prompt_ids)
     around = max(len(begin), len(marks))
     context = min(stack.max_position_embeddings for stack in (config, config.encoder or config))
     is_large = config.count_parameters() > _LARGE

@@ -12,8 +12,10 @@ import onnx
 import pytest
 from command_line import invoke
 from forked_processes import exit_status, fork
+from json_files import change_json
 from make_tiny_model import CONFIG, make_checkpoint
 from safetensors.numpy import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
@@ -28,6 +30,7 @@ from edgelm_export.exporter import export_package
 from edgelm_export.gguf_checkpoint import GGUFCheckpoint
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint, write_checkpoint
+from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.sources import open_checkpoint
 
 
@@ -306,6 +309,17 @@ def test_text_files_that_do_not_load_are_refused_before_the_work(
             write(checkpoint, tmp_path / "new", progress=lambda *step: steps.append(step))
         assert str(refused.value).startswith(f"The source's text files do not load: {folder / name}: {problem}")
     assert (steps, (tmp_path / "new").exists()) == ([], False)
+
+
+def test_the_tokenizer_of_another_model_is_refused_before_the_work(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", replace(CONFIG, vocab_size=319))
+    marks = TemplateProcessing(single="Ġthe $A", special_tokens=[("Ġthe", 319)])
+    change_json(folder / "tokenizer.json", post_processor=json.loads(marks.__getstate__()))
+    steps: list[tuple[str, int, int]] = []
+    for export, how in ((export_package, "int8"), (export_mixed, Budget(size=10**6))):
+        with pytest.raises(VerificationError, match="puts token 319 around a text; the model's are 0 to 318"):
+            export(HuggingFaceCheckpoint(folder), tmp_path / "new", how, progress=lambda *step: steps.append(step))
+    assert steps == []
 
 
 def test_what_a_gguf_file_has_of_its_text_files_is_mended_in_the_folder_that_an_import_makes_of_it(
