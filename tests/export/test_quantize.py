@@ -236,6 +236,19 @@ def test_a_zero_weight_stays_zero(scheme: str) -> None:
     assert not unpack(quantized(np.zeros((8, 128), np.float32), scheme)).any()
 
 
+@pytest.mark.parametrize("size", [1e-20, 1e-25, 1e-35])
+@pytest.mark.parametrize(
+    "scheme", ["int5-block32-asymmetric", "int6-block64", "int4-block64-asymmetric", "int8-block32"]
+)
+def test_weights_whose_products_float32_does_not_hold_keep_their_size(scheme: str, size: float) -> None:
+    """A channel that died in training, beside others."""
+    weight = np.random.default_rng(6).standard_normal((4, 128)).astype(np.float32)
+    weight[1] *= np.float32(size)
+    for method in ("searched", "hqq", "rounded"):
+        got = unpack(quantized(weight, f"{scheme}-{method}"))[1]
+        assert np.abs(got - weight[1]).max() < 0.3 * np.abs(weight[1]).max(), method
+
+
 def test_an_asymmetric_grid_of_a_hand_computed_block() -> None:
     weight = np.array([[-0.5, 1.0, 0.25, 0.0] + [0.0] * 12], np.float32)
     blocks = in_blocks(weight, 16)

@@ -126,7 +126,8 @@ def searched_grid(blocks: Array, scheme: Scheme, importance: Array | None = None
         explained = np.where(norm > 0, along * fitted, 0)
         better = explained > most
         most[better], scales[better] = explained[better], fitted[better]
-    return Grid(top=start.top, scales=nonzero_scales(scales), zeros=start.zeros)
+    # Products of weights below 1e-22 are zero in float32, and so is the scale that they tell: rounding's holds them.
+    return Grid(top=start.top, scales=np.where(scales == 0, start.scales, scales), zeros=start.zeros)
 
 
 def exact_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
