@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
 from edgelm.server.answers import Answers, Job
+from edgelm.server.delivery import deliver
 from edgelm.server.turns import Turns
 
 ONE = GenerationConfig(max_new_tokens=1)
@@ -70,3 +73,28 @@ def test_a_place_is_waited_for_no_longer_than_a_request_may_take(tiny: LanguageM
         answers.start()
         with pytest.raises(QueueFullError):
             asyncio.run(answers.completions())
+
+
+def test_the_event_loop_goes_on_while_a_whole_answer_is_written() -> None:
+    begun, went_on = threading.Event(), threading.Event()
+
+    def whole(_completions: object) -> dict[str, bool]:
+        begun.set()
+        return {"went on": went_on.wait(5)}
+
+    async def model(_name: object) -> Any:
+        served: Any = contextlib.ExitStack()
+        served.max_batch = 1
+        return served
+
+    async def answer() -> bytes:
+        receive = asyncio.Event().wait  # a client that stays
+        call: Any = SimpleNamespace(body={}, model=model, request=SimpleNamespace(receive=receive), caller="")
+        call.deadline, call.metrics, writer = 0.0, None, SimpleNamespace(whole=whole)
+        delivering = asyncio.create_task(deliver(call, lambda _served: ([], writer), streaming=False))
+        while not begun.is_set() and not delivering.done():
+            await asyncio.sleep(0.001)
+        went_on.set()
+        return bytes((await delivering).body)
+
+    assert asyncio.run(answer()) == b'{"went on":true}'

@@ -73,7 +73,9 @@ async def deliver(
         if streaming:
             later = cleanup.pop_all()  # the response does it, at its end
             return StreamAnswer(_until_error(writer, answers), later.close, writer.media_type)
-        return JsonAnswer(writer.whole(await unless_disconnected(call.request.receive, answers.completions())))
+        completions = await unless_disconnected(call.request.receive, answers.completions())
+        # In a thread: half a million log-probabilities take seconds, in which the event loop could read no request.
+        return await asyncio.to_thread(lambda: JsonAnswer(writer.whole(completions)))
 
 
 async def _scored(served: LoadedModel, texts: Iterator[bool]) -> None:

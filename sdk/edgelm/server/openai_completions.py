@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -215,8 +216,7 @@ class CompletionWriter:
         places = [self._places(i // self.copies) for i in range(len(answers.jobs))]
         for index in range(len(answers.jobs)):
             if (echo := self._echo(index // self.copies)) is not None:
-                logprobs = None if self.logprobs is None else self._logprobs(echo, (), places[index])
-                yield self._chunk(index, echo.text, logprobs, None)
+                yield await asyncio.to_thread(self._echoed, index, echo, places[index])  # as `deliver` writes an answer
         usages: list[Usage] = []
         async for item in answers.chunks():
             if item is None:
@@ -241,6 +241,10 @@ class CompletionWriter:
     def _chunk(self, index: int, text: str, logprobs: object, reason: str | None) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return event(self.frame.around([choice], **({"usage": None} if self.with_usage else {})))
+
+    def _echoed(self, index: int, echo: Echo, places: TokenPlaces) -> bytes:
+        logprobs = None if self.logprobs is None else self._logprobs(echo, (), places)
+        return self._chunk(index, echo.text, logprobs, None)
 
     def _echo(self, prompt: int) -> Echo | None:
         return None if self.echoes is None else self.echoes[prompt]
