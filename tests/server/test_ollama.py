@@ -7,8 +7,10 @@ import json
 import math
 import shutil
 import time
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from edgelm_server import CHAT, TINY, EdgelmServer
 from starlette.requests import Request
 
 from edgelm import GenerationConfig, __version__
-from edgelm.completion import ToolCall
+from edgelm.completion import Chunk, TokenLogprob, ToolCall
+from edgelm.decoding.answer import join
 from edgelm.server.endpoint import Call
+from edgelm.server.logprobs import LogprobWriter
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.ollama import OllamaWriter
@@ -249,6 +253,32 @@ def test_a_call_whose_arguments_no_json_object_can_hold_is_left_out_and_the_answ
 
     message = json.loads(to_json(writer.whole([answer])))["message"]
     assert [call["function"] for call in message["tool_calls"]] == [{"index": 0, "name": "g", "arguments": {"x": 1}}]
+
+
+def test_a_stream_keeps_no_log_probabilities_that_it_has_sent(tiny):
+    last = join(list(tiny.stream("Hello", GenerationConfig(max_new_tokens=1, logprobs=2))))
+    sent: list[weakref.ref[TokenLogprob]] = []
+    kept: list[bool] = []
+
+    async def chunks():
+        for _ in range(3):
+            token = TokenLogprob(id=65, text="a", logprob=-1.0)
+            sent.append(weakref.ref(token))
+            yield 0, Chunk(text="a", token_ids=(65,), logprobs=(token,))
+            del token
+        kept.extend(reference() is not None for reference in sent)
+        yield 0, Chunk(text="", token_ids=(), finish_reason="stop", usage=last.usage, timings=last.timings)
+
+    async def lines():
+        writer = OllamaWriter(
+            model="tiny", is_chat=True, load_seconds=0.0, logprobs=LogprobWriter.of(tiny, {"logprobs": True})
+        )
+        return [json.loads(line) async for line in writer.stream(SimpleNamespace(chunks=chunks))]
+
+    *pieces, end = asyncio.run(lines())
+    assert [piece["logprobs"][0]["logprob"] for piece in pieces] == [-1.0] * 3
+    assert end["done"]
+    assert kept == [False, False, True]  # the newest is in use
 
 
 def test_calls_and_results_have_what_clients_add_to_them(serving):

@@ -322,7 +322,7 @@ class OllamaWriter:
             if item is None:  # the protocol has no empty line
                 continue
             _, chunk = item
-            chunks.append(chunk)
+            chunks.append(replace(chunk, logprobs=()))  # for the calls; of all log-probabilities it would be 100 MB
             logprobs = self._logprobs(chunk.logprobs)
             if chunk.text or chunk.reasoning or logprobs:
                 frame = _frame(self.model, self.is_chat, chunk.text, thinking=chunk.reasoning)
