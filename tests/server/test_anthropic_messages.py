@@ -457,6 +457,7 @@ def test_the_models_have_what_anthropics_clients_read_of_them(serving):
     reply = serving.get("/v1/models", Anthropic_Version="2023-06-01").json
     (model,) = reply["data"]
     assert (model["type"], model["id"], model["display_name"]) == ("model", "tiny-random", "tiny-random")
+    assert model["lifecycle"] == "active"
     assert model["created_at"].endswith("+00:00")
     assert (model["max_input_tokens"], model["max_tokens"], model["max_model_len"]) == (1024, 1024, 1024)
     assert (reply["has_more"], reply["first_id"], reply["last_id"]) == (False, "tiny-random", "tiny-random")

@@ -65,7 +65,7 @@ def test_a_response_repeats_what_was_asked_and_what_was_cached(serving):
     }  # fmt: skip
     response = respond(serving, **asked, input="Hello there " * 40).json
     assert {name: response[name] for name in asked} == asked
-    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 0}
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
     again = respond(serving, **asked, input="Hello there " * 40).json["usage"]
     assert 0 < again["input_tokens_details"]["cached_tokens"] < again["input_tokens"]
 

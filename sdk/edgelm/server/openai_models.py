@@ -55,6 +55,7 @@ def _model(call: Call, name: str, package: Package) -> dict[str, Any]:
         "object": "model",
         "type": "model",
         "display_name": name,
+        "lifecycle": "active",
         "created": modified,
         "created_at": datetime.datetime.fromtimestamp(modified, datetime.UTC).isoformat(),
         "owned_by": "edgelm",
