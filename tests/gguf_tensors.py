@@ -51,7 +51,9 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if architecture == "bloom":
             name = name.removeprefix("transformer.")
         if name.endswith(CHOICE_BIASES):
-            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = parameter.detach().flatten().numpy()
+            bias = parameter.detach().numpy()  # ERNIE's is one row, and stays it
+            bias = bias if architecture == "ernie4_5-moe" else bias.flatten()
+            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = bias
             continue
         if ".act_fn." in name:  # metadata there
             continue

@@ -122,7 +122,8 @@ ERNIE4_5_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="ernie4_5-moe",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, _GGUF_MOE_KEYS),
-        layout=experts.GGUF_LAYOUT,
+        # A bias of one row there, too.
+        layout=dataclasses.replace(experts.GGUF_LAYOUT, ones_elsewhere=frozenset({"blk.{i}.exp_probs_b.bias"})),
         has_experts=True,
     ),
 )
