@@ -124,7 +124,9 @@ def add_config(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: st
             writer.add_rope_scaling_yarn_beta_fast(settings["beta_fast"])
             writer.add_rope_scaling_yarn_beta_slow(settings["beta_slow"])
     if architecture in (*PAIRED, *_TURN_IN_PART):
-        writer.add_rope_dimension_count(int(head_dim * settings.get("partial_rotary_factor", 1.0)))
+        is_unread = architecture in ("nemotron_h", "nemotron_h_moe")
+        width = config.hidden_size // config.num_attention_heads if is_unread else head_dim
+        writer.add_rope_dimension_count(int(width * settings.get("partial_rotary_factor", 1.0)))
     if architecture == "apertus":
         for side, add in (("p", writer.add_xielu_alpha_p), ("n", writer.add_xielu_alpha_n)):
             add([getattr(layer.mlp.act_fn, f"alpha_{side}").item() for layer in model.model.layers])

@@ -105,6 +105,9 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     name = "nemotron_h"
     header, of_mamba = mamba2.gguf_values(header)
     header, sizes = gguf_header.by_layer(header, "feed_forward_length")
+    if f"{name}.attention.key_length" in header.metadata:
+        # Nothing turns. Where a config has no `head_dim`, llama.cpp's converter says how wide heads would be without.
+        header = header.changed({"rope.dimension_count": header.metadata[f"{name}.attention.key_length"]})
     metadata, mixing = header.metadata, of_mamba.pop("layer_types")
     has_experts = f"{name}.expert_count" in metadata
     of_block = "moe" if has_experts else "mlp"
