@@ -29,7 +29,7 @@ _LAYER_NORMS = (
 _HAVE_HEAD_DIM = (
     "afmoe", "bailingmoe2", "cohere2moe", "dots1", "exaone-moe", "gemma", "gemma2", "gemma3", "gemma3n", "glm4moe",
     "gpt-oss", "minimax-m2", "qwen3moe", "qwen3vlmoe", "laguna", "mellum", "qwen35", "qwen35moe", "qwen3next",
-    "nemotron_h", "nemotron_h_moe", "falcon-h1",
+    "nemotron_h", "nemotron_h_moe", "falcon-h1", "hy_v3",
 )  # fmt: skip
 _TURN_IN_PART = (
     "chatglm",
@@ -331,6 +331,12 @@ def _add_own_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig, architectur
         writer.add_expert_weights_norm(True)
     if architecture in ("afmoe", "bailingmoe2", "dots1", "exaone-moe", "glm4moe"):
         _add_scored_experts(writer, config)
+    if architecture == "hy_v3":  # which says neither how many experts are shared nor which layers have some
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.moe_intermediate_size * config.num_shared_experts)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_weights_scale(config.router_scaling_factor)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if architecture in ("afmoe", "exaone-moe"):
         writer.add_sliding_window(config.sliding_window)
     if architecture == "exaone-moe":

@@ -36,9 +36,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
     own = (
         model.config.model_type if model.config.model_type in known and "nemotron" not in architecture else architecture
     )
-    own = {"bailingmoe2": "dots1", "cohere2moe": "dots1", "laguna": "dots1"}.get(
-        own, own
-    )  # which has queries, keys and values apart
+    # Which has queries, keys and values apart.
+    own = {"bailingmoe2": "dots1", "cohere2moe": "dots1", "laguna": "dots1", "hy_v3": "dots1"}.get(own, own)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {}
@@ -53,7 +52,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if name.endswith(CHOICE_BIASES):
             bias = parameter.detach().numpy()  # ERNIE's is one row, and stays it
             bias = bias if architecture == "ernie4_5-moe" else bias.flatten()
-            tensors[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = bias
+            suffix = "" if architecture == "hy_v3" else ".bias"
+            tensors[f"blk.{name.split('.')[2]}.exp_probs_b{suffix}"] = bias
             continue
         if ".act_fn." in name:  # metadata there
             continue
@@ -67,7 +67,8 @@ def tensors_of(model: PreTrainedModel, architecture: str) -> dict[str, Array]:
         if ".experts." in name:
             tensors |= _expert_stacks(name, parameter.detach().float().numpy(), architecture)
             continue
-        if name.endswith((".router.weight", ".mlp.router.bias", ".self_attn.sinks")):
+        name = name.replace(".shared_mlp.", ".shared_experts.") if architecture == "hy_v3" else name
+        if name.endswith((".router.weight", ".router.gate.weight", ".mlp.router.bias", ".self_attn.sinks")):
             layer, part = name.split(".")[2], {"weight": "ffn_gate_inp.weight", "bias": "ffn_gate_inp.bias"}
             own_name = f"blk.{layer}.{part.get(name.rpartition('.')[2], 'attn_sinks.weight')}"
             tensors[own_name] = parameter.detach().float().numpy()

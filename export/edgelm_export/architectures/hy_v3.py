@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from edgelm_export.architectures import sigmoid_experts
-from edgelm_export.architectures.architecture import Architecture
+from typing import Any
+
+from edgelm_export.architectures import experts, gguf_header, llama, sigmoid_experts
+from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
+from edgelm_export.architectures.gguf_values import whole_number
 from edgelm_export.tensor_map import TensorLayout
 
 _MLP = "model.layers.{i}.mlp"
@@ -12,6 +15,24 @@ _NAMES = {
     f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.expert_bias",
     **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
+_GGUF_NAMES = (
+    experts.GGUF_NAMES
+    | llama.GGUF_QK_NORMS
+    | {"model.layers.{i}.mlp.gate.e_score_correction_bias": "blk.{i}.exp_probs_b"}  # of this family without ".bias"
+)
+
+
+def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    gguf_header.by_layer(header)  # which bounds their number
+    values = sigmoid_experts.gguf_values(header)
+    # The tensors say which layers have experts, and a size how many are shared.
+    routers = (f"blk.{i}.ffn_gate_inp.weight" for i in range(values["num_hidden_layers"]))
+    shared = whole_number(header.metadata, "hy_v3.expert_shared_feed_forward_length", 0)
+    return {
+        **values,
+        "mlp_layer_types": ["sparse" if router in header.shapes else "dense" for router in routers],
+        "n_shared_experts": shared // max(values["moe_intermediate_size"], 1),
+    }
 
 
 HY_V3 = Architecture(
@@ -38,5 +59,10 @@ HY_V3 = Architecture(
     read_config=sigmoid_experts.to_model_config,
     features={"qk_norm": True},
     layout=TensorLayout(names=_NAMES, has_more_layers=True),
-    gguf=None,
+    gguf=GGUFFamily(
+        architecture="hy_v3",
+        to_hf_config=_gguf_to_hf_config,
+        layout=TensorLayout(names=_GGUF_NAMES, has_more_layers=True),
+        has_experts=True,
+    ),
 )
