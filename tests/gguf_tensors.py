@@ -155,6 +155,8 @@ def _expert_stacks(name: str, tensor: Array, architecture: str) -> dict[str, Arr
     suffix = "bias" if is_bias else "weight"
     if part == "down_proj" or architecture == "nemotron_h_moe":
         return {f"blk.{layer}.ffn_{part.removesuffix('_proj')}_exps.{suffix}": np.ascontiguousarray(tensor)}
+    if architecture == "qwen35moe":  # as the converter writes it with --fuse-gate-up-exps
+        return {f"blk.{layer}.ffn_gate_up_exps.weight": tensor}
     half = tensor.shape[1] // 2
     gate, up = (tensor[:, ::2], tensor[:, 1::2]) if architecture == "gpt-oss" else (tensor[:, :half], tensor[:, half:])
     return {

@@ -41,6 +41,7 @@ LONGROPE_TENSORS = frozenset(_LONGROPE.values())  # what a layout ignores whose 
 # What is of images in a model whose text part is read.
 SECTIONS = "rope.dimension_sections"
 _OF_IMAGES = frozenset({SECTIONS, "n_deepstack_layers"})
+_GATES_AND_UPS = dict.fromkeys(("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps"), "blk.{i}.ffn_gate_up_exps")
 
 
 def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
@@ -59,8 +60,8 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
-    """Return the layout of a file, some of which have queries, keys and values in one tensor, or both matrices of all
-    heads of latent attention.
+    """Return the layout of a file, some of which have queries, keys and values in one tensor, gates and ups of all
+    experts, or both matrices of all heads of latent attention.
 
     Where a position has three numbers, as in the text part of a model that reads images, none turns by neighbours.
     """
@@ -68,6 +69,9 @@ def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:
     if SECTIONS in {key.removeprefix(f"{family.architecture}.") for key in header.metadata}:
         orders = {name: order for name, order in layout.row_orders.items() if order != "pairs"}
         layout = dataclasses.replace(layout, row_orders=orders)
+    if any(name.endswith(".ffn_gate_up_exps.weight") for name in header.shapes):  # not in the first layers of some
+        joined_names = {name: _GATES_AND_UPS.get(theirs, theirs) for name, theirs in layout.names.items()}
+        layout = dataclasses.replace(layout, names=joined_names)
     names = layout.names
     if "blk.0.attn_kv_b.weight" in header.shapes:
         heads = dict.fromkeys((name for name in names if ".heads." in name), "blk.{i}.attn_kv_b")
