@@ -19,7 +19,7 @@ from edgelm.package.spdx import stated_license
 from edgelm_export.answer_settings import notes_on_answers
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import ROPE_FACTORS, GGUFHeader
-from edgelm_export.architectures.gguf_header import layout_of, under_own_name
+from edgelm_export.architectures.gguf_header import layout_of, under_own_name, without_guessing_layers
 from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
 from edgelm_export.checkpoint_folder import CHAT_TEMPLATE, GENERATION_CONFIG, notes_on_names, read_json_object
@@ -54,6 +54,7 @@ class GGUFCheckpoint:
         factors = {name: self._dequantized(name) for name in ROPE_FACTORS if name in shapes}
         header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=shapes, rope_factors=factors)
         try:
+            header = without_guessing_layers(header)
             self._computed = family.computed(header)
             values = {"model_type": architecture.model_type, **family.to_hf_config(header)}  # it may name a sibling's
             self.config = ARCHITECTURES[values["model_type"]].to_model_config(values)
@@ -66,7 +67,7 @@ class GGUFCheckpoint:
             "pad_token_id": values["pad_token_id"],
             "dtype": "float32",
         }
-        shapes |= {name: array.shape for name, array in self._computed.items()}
+        shapes = {**header.shapes, **{name: array.shape for name, array in self._computed.items()}}
         self._parts = map_tensors(self.config, layout_of(family, header), shapes, path)
 
     @cached_property

@@ -81,6 +81,18 @@ def test_a_matrix_in_nvfp4_is_multiplied_by_the_number_beside_it(
         GGUFCheckpoint(path)
 
 
+def test_a_layer_that_guesses_further_tokens_is_passed_over(
+    tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF
+) -> None:
+    model = save_llama(tmp_path / "hf")
+    guessing = {f"blk.2.{part}.weight": np.ones((64, 64), np.float32) for part in ("attn_q", "nextn.eh_proj")}
+    said = {"llama.block_count": 3, "llama.nextn_predict_layers": 1}
+    with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, metadata=said, extra=guessing)) as checkpoint:
+        assert checkpoint.config.num_hidden_layers == 2
+    with pytest.raises(CheckpointError, match=r"unknown: blk\.2\.attn_q\.weight, blk\.2\.nextn\.eh_proj\.weight"):
+        GGUFCheckpoint(write_gguf(tmp_path / "unsaid.gguf", model, extra=guessing))
+
+
 def test_types_of_5_bits_have_no_blocks(tmp_path: Path, save_llama: SaveLlama, write_gguf: WriteGGUF) -> None:
     model = save_llama(tmp_path / "hf")
     with GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, "Q5_1")) as checkpoint:

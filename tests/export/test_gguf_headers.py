@@ -17,9 +17,9 @@ from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.experts import GGUF_SOFTMAX, check_gguf_scoring
+from edgelm_export.architectures.gguf_header import without_guessing_layers
 from edgelm_export.architectures.gguf_values import sampling_values
 from edgelm_export.architectures.llama import LLAMA
-from edgelm_export.tensor_map import map_tensors
 
 METADATA = {
     "general.architecture": "llama",
@@ -344,28 +344,26 @@ def test_a_gpt_neox_is_parallel_where_its_file_does_not_say_otherwise() -> None:
     assert family_config("gpt_neox", norm | {"gptneox.use_parallel_residual": False})["use_parallel_residual"] is False
 
 
-COHERE = {"attention.sliding_window_pattern": [True, False, True], "logit_scale": 0.5, "expert_shared_count": 0}
-
-
-@pytest.mark.parametrize(
-    ("family", "own"),
-    [
-        ("glm4_moe", {}),
-        ("exaone_moe", {"attention.sliding_window": 9}),
-        ("cohere2_moe", {"attention.sliding_window": 9, **COHERE}),
-    ],
-)
-def test_a_layer_that_guesses_further_tokens_stands_behind_those_of_the_model(family: str, own: dict[str, Any]) -> None:
-    gguf = ARCHITECTURES[family].gguf
-    keys = {"block_count": 3, "nextn_predict_layers": 1, "expert_count": 4, "expert_used_count": 2}
-    keys |= {"expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1, **own}
-    values = family_config(family, {f"{gguf.architecture}.{key}": value for key, value in keys.items()})
-    config = ARCHITECTURES[family].to_model_config(values)
-    assert (config.num_hidden_layers, config.layers_without_experts) == (2, (0,))
-    present = {gguf.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
-    stacks = {name: (4, *shape) for name, shape in present.items() if "_exps." in name}
-    guessing = {"blk.2.nextn.eh_proj.weight": (64, 128), "blk.2.attn_norm.weight": (64,)}
-    assert map_tensors(config, gguf.layout, present | stacks | guessing, "here").keys() == config.tensor_shapes().keys()
+def test_layers_that_guess_further_tokens_are_left_out_behind_those_of_the_model() -> None:
+    metadata = METADATA | {
+        "llama.block_count": 3, "llama.nextn_predict_layers": 1,
+        "llama.attention.head_count_kv": array("i", [2, 0, 2]), "llama.a_pattern": [True, False, False],
+        "llama.others": array("i", [1, 2]), "tokenizer.ggml.token_type": array("i", [1, 1, 3]),
+    }  # fmt: skip
+    own = {"token_embd.weight": (320, 64), "blk.1.attn_q.weight": (64, 64)}
+    guessing = {"blk.2.attn_q.weight": (64, 64), "blk.2.nextn.eh_proj.weight": (64, 128)}
+    header = without_guessing_layers(GGUFHeader(metadata=metadata, shapes=own | guessing, rope_factors={}))
+    assert header.shapes == own
+    assert header.metadata == metadata | {
+        "llama.block_count": 2, "llama.nextn_predict_layers": 0,
+        "llama.attention.head_count_kv": array("i", [2, 0]), "llama.a_pattern": [True, False],
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"has the layers alone that guess further tokens \(MTP\)"):
+        without_guessing_layers(dataclasses.replace(header, metadata=metadata, shapes=guessing))
+    for count in (3, -1):
+        changed = metadata | {"llama.nextn_predict_layers": count}
+        with pytest.raises(CheckpointError, match=f"llama.nextn_predict_layers is {count} of 3 layers"):
+            without_guessing_layers(dataclasses.replace(header, metadata=changed))
 
 
 def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
-from edgelm_export.architectures.gguf_header import under_own_name
+from edgelm_export.architectures.gguf_header import under_own_name, without_guessing_layers
 from edgelm_export.checkpoint_folder import read_json_object
 
 _SHAPES = {
@@ -47,6 +47,7 @@ def read_metadata(folder: Path) -> None:
     metadata = _as_in_a_file(read_json_object(folder, "metadata.json"))
     architecture, family = gguf_architecture_of(metadata, folder)
     header = GGUFHeader(metadata=under_own_name(metadata, family.architecture), shapes=_SHAPES, rope_factors={})
+    header = without_guessing_layers(header)
     family.computed(header)
     values = {"model_type": architecture.model_type, **family.to_hf_config(header)}
     ARCHITECTURES[values["model_type"]].to_model_config(values)

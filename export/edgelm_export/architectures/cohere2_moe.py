@@ -19,7 +19,6 @@ from edgelm_export.architectures.gguf_values import (
     WINDOW_PATTERN,
     GGUFKeys,
     float32_number,
-    whole_number,
     window_kinds,
 )
 from edgelm_export.tensor_map import TensorLayout
@@ -38,7 +37,6 @@ _GGUF_KEYS: GGUFKeys = {
             "expert_gating_func",
             "expert_shared_feed_forward_length",
             "logit_scale",
-            "nextn_predict_layers",
             WINDOW_PATTERN,
         )
     ),
@@ -108,15 +106,13 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     metadata = header.metadata
     is_rms = "cohere2moe.attention.layer_norm_rms_epsilon" in metadata
     values = gguf_header.to_hf_config(header, _GGUF_KEYS, norm="rms" if is_rms else "layer")
-    layers = values["num_hidden_layers"] - whole_number(metadata, "cohere2moe.nextn_predict_layers", 0)
     return values | {
-        "num_hidden_layers": layers,
         "layer_norm_eps": values["rms_norm_eps"],
         "rms_norm_eps": values["rms_norm_eps"] if is_rms else None,
         "prefix_dense_intermediate_size": values["intermediate_size"],
         "intermediate_size": values["moe_intermediate_size"],
         "expert_selection_fn": "sigmoid",
-        "layer_types": window_kinds(header)[: max(layers, 0)],
+        "layer_types": window_kinds(header),
         "logit_scale": float32_number(metadata, "cohere2moe.logit_scale"),
     }
 
@@ -146,7 +142,7 @@ COHERE2_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="cohere2moe",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS, has_more_layers=True),
+        layout=TensorLayout(names=experts.GGUF_NAMES, row_orders=llama.GGUF_ROW_ORDERS),
         has_experts=True,
     ),
 )

@@ -129,7 +129,7 @@ LING_2 = Architecture(
     gguf=GGUFFamily(
         architecture="bailingmoe2",
         to_hf_config=lambda header: sigmoid_experts.gguf_values(header, turns_a_part=True),
-        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),
 )

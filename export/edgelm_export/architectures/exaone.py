@@ -131,8 +131,7 @@ def _exaone_moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     pattern = header.metadata.get(f"exaone-moe.{WINDOW_PATTERN}")
     kinds = None
     if isinstance(pattern, list):
-        layers = max(values["num_hidden_layers"], 0)
-        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
     return values | {"layer_types": kinds}
 
 
@@ -157,7 +156,7 @@ EXAONE_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="exaone-moe",
         to_hf_config=_exaone_moe_gguf_to_hf_config,
-        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS, has_more_layers=True),
+        layout=TensorLayout(names=experts.GGUF_NAMES | llama.GGUF_QK_NORMS),
         has_experts=True,
     ),
 )

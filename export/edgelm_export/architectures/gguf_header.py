@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ SECTIONS = "rope.dimension_sections"
 _OF_IMAGES = frozenset({SECTIONS, "n_deepstack_layers"})
 _GATES_AND_UPS = dict.fromkeys(("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps"), "blk.{i}.ffn_gate_up_exps")
 
+_GUESSING = "nextn_predict_layers"
+_OF_LAYER = re.compile(r"blk\.(\d+)\.")
+
 
 def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
     """Return the metadata of a file with the keys of its family, which llama.cpp calls `architecture`.
@@ -57,6 +61,38 @@ def under_own_name(metadata: Mapping[str, Any], architecture: str) -> Mapping[st
     kept = {f"{architecture}.{key}": value for key, value in own.items() if key not in _OF_IMAGES}
     others = {key: value for key, value in metadata.items() if not key.startswith(prefix)}
     return {**others, **kept, "general.architecture": architecture}
+
+
+def without_guessing_layers(header: GGUFHeader) -> GGUFHeader:
+    """Return the header without the layers behind those of the model that guess further tokens.
+
+    Raises:
+        CheckpointError: there are no others in the file, or not so many layers.
+    """
+    name, metadata = header.architecture, header.metadata
+    guessing = whole_number(metadata, f"{name}.{_GUESSING}", 0)
+    if not guessing:
+        return header
+    layers = whole_number(metadata, f"{name}.block_count")
+    kept = layers - guessing
+    if not 0 < kept < layers:
+        raise CheckpointError(f"GGUF metadata: {name}.{_GUESSING} is {guessing} of {layers} layers.")
+    shapes = {
+        tensor: shape
+        for tensor, shape in header.shapes.items()
+        if (layer := _OF_LAYER.match(tensor)) is None or int(layer[1]) < kept
+    }
+    if not any(map(_OF_LAYER.match, shapes)):
+        raise CheckpointError(
+            "The GGUF file has the layers alone that guess further tokens (MTP): the model itself is another file."
+        )
+    per_layer = {
+        key: value[:kept]
+        for key, value in metadata.items()
+        if isinstance(value, (list, array)) and len(value) == layers and key.startswith(f"{name}.")
+    }
+    header = dataclasses.replace(header, metadata={**metadata, **per_layer}, shapes=shapes)
+    return header.changed({"block_count": kept, _GUESSING: 0})
 
 
 def layout_of(family: GGUFFamily, header: GGUFHeader) -> TensorLayout:

@@ -84,7 +84,7 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return values | {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes}
 
 
-# Layers that guess further tokens stand behind the others, in both formats.
+# In safetensors, layers that guess further tokens stand behind the others.
 GLM4_MOE = Architecture(
     model_type="glm4_moe",
     defaults={
@@ -105,7 +105,7 @@ GLM4_MOE = Architecture(
     gguf=GGUFFamily(
         architecture="glm4moe",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=_GLM4_MOE_GGUF_NAMES, has_more_layers=True),
+        layout=TensorLayout(names=_GLM4_MOE_GGUF_NAMES),
         has_experts=True,
     ),
 )

@@ -62,7 +62,7 @@ HY_V3 = Architecture(
     gguf=GGUFFamily(
         architecture="hy_v3",
         to_hf_config=_gguf_to_hf_config,
-        layout=TensorLayout(names=_GGUF_NAMES, has_more_layers=True),
+        layout=TensorLayout(names=_GGUF_NAMES),
         has_experts=True,
     ),
 )

@@ -13,7 +13,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
 from edgelm_export.tensor_map import TensorLayout
 from edgelm_export.text_part import plain_rope
 
@@ -73,7 +73,6 @@ _GGUF_KEYS: GGUFKeys = {
     "full_attention_interval": ("full_attention_interval", 4),
     "attention.recurrent_layers": None,
     gguf_header.SECTIONS: None,
-    "nextn_predict_layers": None,
 }
 
 
@@ -108,16 +107,13 @@ def _to_moe_config(values: dict[str, Any]) -> ModelConfig:
 def _gguf_to_hf_config(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str, Any]:
     metadata, name = header.metadata, header.architecture
     values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys}, turns_a_part=True)
-    # Layers that predict further tokens stand behind the others, and count.
-    layers = values["num_hidden_layers"] - whole_number(metadata, f"{name}.nextn_predict_layers", 0)
     listed = metadata.get(f"{name}.attention.recurrent_layers")
     kinds = None
     if isinstance(listed, list):
-        kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed[: max(layers, 0)]]
+        kinds = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in listed]
     return {
         **values,
         "linear_value_head_dim": values["linear_key_head_dim"],
-        "num_hidden_layers": layers,
         "layer_types": kinds,
         "attention_bias": any(name.endswith("attn_k.bias") for name in header.shapes),
     }
@@ -138,7 +134,6 @@ GGUF_LAYOUT = TensorLayout(
     norms_plus_one=True,
     negative_exponentials=frozenset({"blk.{i}.ssm_a"}),
     ones_elsewhere=frozenset({"blk.{i}.ssm_conv1d.weight", "blk.{i}.ffn_gate_inp_shexp.weight"}),
-    has_more_layers=True,
 )
 
 QWEN3_5 = Architecture(

@@ -13,7 +13,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import GGUFHeader
-from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys, whole_number
+from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
 
 GGUF_ROUTED = experts.gguf_keys("n_routed_experts") | {
     "expert_shared_count": ("n_shared_experts", 0),
@@ -24,7 +24,7 @@ GGUF_ROUTED = experts.gguf_keys("n_routed_experts") | {
     "expert_gating_func": None,
 }
 GGUF_DENSE = {"leading_dense_block_count": ("first_k_dense_replace", 0)}
-_GGUF_KEYS = GGUF_ROUTED | GGUF_DENSE | {"expert_shared_feed_forward_length": None, "nextn_predict_layers": None}
+_GGUF_KEYS = GGUF_ROUTED | GGUF_DENSE | {"expert_shared_feed_forward_length": None}
 _GROUPS = ("n_group", "topk_group")
 
 
@@ -57,8 +57,6 @@ def to_model_config(values: Mapping[str, Any], *, partial: float | None = None) 
 
 
 def gguf_values(header: GGUFHeader, keys: GGUFKeys = NO_KEYS, *, turns_a_part: bool = False) -> dict[str, Any]:
-    """Make config.json's values of a header; `num_hidden_layers` without those that guess further tokens."""
+    """Make config.json's values of a header."""
     experts.check_gguf_scoring(header)
-    values = gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys}, turns_a_part=turns_a_part)
-    values["num_hidden_layers"] -= whole_number(header.metadata, f"{header.architecture}.nextn_predict_layers", 0)
-    return values
+    return gguf_header.to_hf_config(header, {**_GGUF_KEYS, **keys}, turns_a_part=turns_a_part)
