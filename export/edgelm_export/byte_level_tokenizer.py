@@ -23,6 +23,7 @@ TEKKEN_SPLIT = _GPT4O_SPLIT.replace(_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}"
 _AYA_SPLITS = (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O_SPLIT)
 _MINICPM5_SPLITS = (r"\p{N}{1,3}", _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}+"))
 _SEED_SPLIT = _QWEN2_SPLIT.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_BLOOM_SPLIT = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 _DEEPSEEK_CODER_SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
 # Letters of scripts that have capitals, as they were when the tokenizer was made: not all of today's.
@@ -114,7 +115,7 @@ OF_BYTES = _splitting()  # whose tokens are bytes, of which nothing is joined
 _FALCON = PreTokenizer(
     steps=(_split(r"[\p{P}$+<=>^~|`]+"), _byte_level(use_regex=True), _split("[0-9][0-9][0-9]")),
 )
-_BLOOM = _splitting(r" ?[^(\s|.,!?…。，、।۔،)]+")
+_BLOOM = _splitting(_BLOOM_SPLIT)
 _LLAMA3 = _splitting(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
 _QWEN2 = _splitting(_QWEN2_SPLIT, normalizer="NFC")
 
@@ -132,6 +133,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "bloom": _BLOOM,
     "poro-chat": _BLOOM,  # of two other BLOOMs, as llama.cpp splits for them
     "gpt3-finnish": _BLOOM,
+    "viking": _splitting(_BLOOM_SPLIT, r"\p{N}"),
     "olmo": _GPT_NEOX,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
@@ -150,11 +152,14 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "hunyuan": _splitting(_QWEN2_SPLIT),  # Hunyuan-A13B's
     "bailingmoe": _splitting(_QWEN2_SPLIT),  # Ling's
     "bailingmoe2": _splitting(_QWEN2_SPLIT),  # Ling 2.0's
-    "kormo": _splitting(_QWEN2_SPLIT),  # as llama.cpp splits for it
+    "kormo": _splitting(_QWEN2_SPLIT),  # as llama.cpp splits for it, and for the next
+    "solar-open": _splitting(_QWEN2_SPLIT),
     "qwen35": _splitting(_QWEN35_SPLIT, normalizer="NFC"),
     "seed-coder": _splitting(_SEED_SPLIT),
     "gpt-4o": _splitting(_GPT4O_SPLIT),  # GPT-OSS's and Phi-4-mini's
     "kanana2": _splitting(_GPT4O_SPLIT),
+    "llama4": _splitting(_GPT4O_SPLIT),
+    "minimax-m2": _splitting(_GPT4O_SPLIT),
     "tekken": _splitting(TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral Nemo's
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
@@ -164,10 +169,12 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "minerva-7b": _STARCODER,
     "mellum2": _STARCODER,
     "tiny_aya": _splitting(*_AYA_SPLITS),
+    "cohere2moe": _splitting(*_AYA_SPLITS),  # North Mini Code's
     "deepseek-coder": _splitting(*_DEEPSEEK_CODER_SPLITS),
     "deepseek-llm": _splitting(*_DEEPSEEK_LLM_SPLITS),  # DeepSeek V2's too
     "deepseek-v3": _splitting(*_DEEPSEEK_V3_SPLITS),
     "hunyuan-dense": _splitting(*_DEEPSEEK_V3_SPLITS),
+    "joyai-llm": _splitting(*_DEEPSEEK_V3_SPLITS),  # as llama.cpp splits for it
     "minicpm5": _splitting(*_MINICPM5_SPLITS, ignore_merges=True),
     "youtu": _splitting(*_YOUTU_SPLITS, ignore_merges=True),
     "glm4": _splitting(_LLAMA3_SPLIT, ignore_merges=True),  # as llama.cpp splits for it, and for the next

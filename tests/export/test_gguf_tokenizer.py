@@ -146,18 +146,20 @@ SPLITS = {
         "VE",
     ],
     "bloom": ["ĠI've", "Ġ1234", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI'VE"],
+    "viking": ["ĠI've", "Ġ", "1", "2", "3", "4", "Ġx", ".", "y", "ĊĊĠ", "Ġend", "ĠI'VE"],
     "tekken": ["ĠI", "'ve", "Ġ", "1", "2", "3", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI", "'VE"],
     "kimi-k2": ["ĠI've", "Ġ", "123", "4", "Ġx", ".y", "ĊĊ", "Ġ", "Ġend", "ĠI'VE"],
 }
 ALIKE = {
     "gpt-2": ("phi-2", "exaone4", "mellum", "trillion", "a.x-4.0", "gigachat", "granite-docling", "mpt", "olmo"),
     "smollm": ("starcoder", "refact", "command-r", "exaone", "minerva-7b", "mellum2"),
-    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe", "bailingmoe2", "kormo"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "bailingmoe", "bailingmoe2", "kormo", "solar-open"),
     "llama-bpe": (*LLAMA3[1:], "smaug-bpe", "dbrx", "glm4", "glm5", "chatglm-bpe"),
-    "deepseek-v3": ("hunyuan-dense",), "deepseek-coder": (), "gpt-4o": ("kanana2",), "tekken": (), "qwen35": (),
-    "seed-coder": (), "tiny_aya": (), "minicpm5": (), "deepseek-llm": (), "youtu": (),
+    "gpt-4o": ("kanana2", "llama4", "minimax-m2"), "deepseek-v3": ("hunyuan-dense", "joyai-llm"),
+    "deepseek-coder": (), "tekken": (), "qwen35": (),
+    "seed-coder": (), "tiny_aya": ("cohere2moe",), "minicpm5": (), "deepseek-llm": (), "youtu": (),
     "laguna": (), "afmoe": (), "exaone-moe": (), "jais-2": (), "falcon": (), "kimi-k2": (),
-    "bloom": ("poro-chat", "gpt3-finnish"),
+    "bloom": ("poro-chat", "gpt3-finnish"), "viking": (),
 }  # fmt: skip
 
 
@@ -240,8 +242,8 @@ BROKEN = {
     "sentencepiece without scores": ({"ggml__model": "llama"}, "tokenizer.ggml.scores is missing or no array of float"),
     "no model": ({"ggml__model": None}, "tokenizer.ggml.model is None; only 'gpt2', 'gemma4', 'llama', 't5' can be"),
     "another split": (
-        {"ggml__pre": "viking"},
-        "tokenizer.ggml.pre is 'viking'; supported: gpt-2, .*llama-bpe, .*smollm",
+        {"ggml__pre": "chameleon"},
+        "tokenizer.ggml.pre is 'chameleon'; supported: gpt-2, .*llama-bpe, .*smollm",
     ),
     "no split": ({"ggml__pre": None}, "tokenizer.ggml.pre is None"),
     "a list for a split": ({"ggml__pre": ["gpt-2"]}, r"tokenizer.ggml.pre is \['gpt-2'\]"),
