@@ -153,7 +153,9 @@ def test_a_pooling_that_a_model_for_embeddings_names_is_the_callers_choice() -> 
 
 def test_gguf_rope_scalings_become_ours() -> None:
     factor = {"llama.rope.scaling.factor": 4.0}
-    for linear in (factor | {"llama.rope.scaling.type": "linear"}, factor):  # llama.cpp takes it for what has no name
+    older = {"llama.rope.scale_linear": 4.0, "llama.tensor_data_layout": "Meta AI original pth"}
+    # llama.cpp takes it for what has no name.
+    for linear in (factor | {"llama.rope.scaling.type": "linear"}, factor, older):
         assert LLAMA.to_model_config(hf_config(linear)).rope_scaling == RopeScaling(rope_type="linear", factor=4.0)
     for nothing in (factor | {"llama.rope.scaling.type": "none"}, {"llama.rope.scaling.factor": 0.0}):
         assert LLAMA.to_model_config(hf_config(nothing)).rope_scaling == RopeScaling()

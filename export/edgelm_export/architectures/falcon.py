@@ -68,7 +68,7 @@ def _layout_of(config: ModelConfig) -> TensorLayout:
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    values = gguf_header.to_hf_config(header, {"tensor_data_layout": None}, norm="layer")
+    values = gguf_header.to_hf_config(header, norm="layer")
     return {
         **values,
         "ffn_hidden_size": values["intermediate_size"],

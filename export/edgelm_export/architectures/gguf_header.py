@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 
 # What of `<architecture>.*` is read below, repeats what the tensors say, is the caller's choice (pooling), or has no
-# effect in llama.cpp either (yarn_attn_factor: the factor of attention that config.json names follows from the rest).
+# effect in llama.cpp either (yarn_attn_factor: the factor of attention that config.json names follows from the rest;
+# tensor_data_layout: the order of rows that all files of a family have, as older converters named it).
 _KEYS = frozenset(
     {
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
@@ -34,7 +35,7 @@ _KEYS = frozenset(
         "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
         "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.dimension_count",
         "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "attention.causal", "attention.layer_norm_epsilon",
-        "attention.layer_norm_rms_epsilon", "pooling_type",
+        "attention.layer_norm_rms_epsilon", "pooling_type", "rope.scale_linear", "tensor_data_layout",
     }
 )  # fmt: skip
 _LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}

@@ -129,7 +129,9 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
     Raises:
         CheckpointError: the type is not supported.
     """
-    unnamed = "linear" if metadata.get(f"{prefix}rope.scaling.factor") else "none"  # as llama.cpp takes it
+    # As llama.cpp takes it: files of 2023 have the other name, and no type.
+    named = "rope.scaling.factor" if f"{prefix}rope.scaling.factor" in metadata else "rope.scale_linear"
+    unnamed = "linear" if metadata.get(f"{prefix}{named}") else "none"
     rope_type = metadata.get(f"{prefix}rope.scaling.type", unnamed)
     if rope_type not in _ROPE_TYPES:
         raise CheckpointError(
@@ -144,7 +146,7 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
         )
     if rope_type == "none":
         return None
-    settings = {"rope_type": rope_type, "factor": float32_number(metadata, f"{prefix}rope.scaling.factor")}
+    settings = {"rope_type": rope_type, "factor": float32_number(metadata, f"{prefix}{named}")}
     if rope_type == "yarn":
         key = f"{prefix}rope.scaling.original_context_length"
         settings["original_max_position_embeddings"] = whole_number(metadata, key)
