@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import CheckpointError
-from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
+from edgelm_export.gguf_types import FIRST_OF_IK_LLAMA, TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES
 
 MAGIC = b"GGUF"
 # The largest vocabularies have 262,144 tokens with scores and types, and 514,906 merges: under 20 MB in all, of which
@@ -242,7 +242,8 @@ class _Header:
     def _placed(self, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> GGUFTensor:
         tensor_type = TENSOR_TYPES.get(type_id)
         if tensor_type is None:
-            type_name = UNSUPPORTED_TYPE_NAMES.get(type_id, "unknown")
+            other = "unknown" if type_id < FIRST_OF_IK_LLAMA else "unknown, or one of ik_llama.cpp's own"
+            type_name = UNSUPPORTED_TYPE_NAMES.get(type_id, other)
             supported = ", ".join(known.name for known in TENSOR_TYPES.values())
             raise self._error(
                 f"tensor {name!r}",

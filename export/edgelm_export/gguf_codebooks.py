@@ -166,6 +166,11 @@ def _q1_0(blocks: Blocks) -> tuple[Values, Weights]:
     return _grouped(in_turn(blocks[:, 2:], 1).view(np.int8) * np.int8(2) - np.int8(1), half(blocks, 0))
 
 
+def _q2_0(blocks: Blocks) -> tuple[Values, Weights]:
+    """Read d f16, 16 bytes of 2-bit weights plus one, the lowest bits first."""
+    return _grouped(in_turn(blocks[:, 2:], 2).view(np.int8) - np.int8(1), half(blocks, 0))
+
+
 # What a type's blocks uint8 [N, bytes] hold.
 VALUES_AND_SCALES: Mapping[str, Callable[[Blocks], tuple[Values, Weights]]] = {
     "IQ1_S": _iq1_s,
@@ -180,4 +185,5 @@ VALUES_AND_SCALES: Mapping[str, Callable[[Blocks], tuple[Values, Weights]]] = {
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
     "Q1_0": _q1_0,
+    "Q2_0": _q2_0,
 }

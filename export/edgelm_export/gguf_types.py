@@ -64,7 +64,7 @@ def integer_blocks(
     type: str,  # noqa: A002
     shape: tuple[int, ...],
 ) -> QuantizedBlocks | None:
-    """Return a tensor on its own grid of 4 or 8 bits in blocks of 16, 32 or 128, or None for a type that has another.
+    """Return a tensor on its own grid of 4 or 8 bits in blocks of 16 to 128, or None for a type that has another.
 
     The sixteen values of MXFP4 and NVFP4, doubled, are whole numbers up to 12, and what the IQ types look up is whole
     too: they take 8 bits. The scales of Q4_K, products of two numbers, are rounded to float16; those of the IQ types
@@ -236,7 +236,7 @@ def _nvfp4(blocks: Blocks) -> tuple[Values, Weights]:
 
 
 # Of the types in tables, those that have a scale for 32 weights or more: 8 bits in blocks of 16 are slow.
-_IN_8_BITS = ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0")
+_IN_8_BITS = ("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0", "Q2_0")
 # Types whose weights are scale * value: the bits of a value, and what reads values and scales.
 _SYMMETRIC: Mapping[str, tuple[int, Callable[[Blocks], tuple[Values, Weights]]]] = {
     "Q4_0": (4, _q4_0),
@@ -302,6 +302,7 @@ TENSOR_TYPES: Mapping[int, TensorType] = {
     39: TensorType(name="MXFP4", block_size=32, block_bytes=17, unpack=_scaled(_mxfp4)),
     40: TensorType(name="NVFP4", block_size=64, block_bytes=36, unpack=_scaled(_nvfp4)),
     41: _looked_up("Q1_0", 18, block_size=128),
+    42: _looked_up("Q2_0", 18, block_size=64),
 }
 
 # What a refused type is called: people know a file by these names, not by the ids.
@@ -313,6 +314,12 @@ UNSUPPORTED_TYPE_NAMES: Mapping[int, str] = {
     26: "I32",
     27: "I64",
     28: "F64",
+    # Of 2024, in another order of rows; llama.cpp dropped them too.
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "I2_S of bitnet.cpp",  # and for some months of 2024 llama.cpp's IQ4_NL_4_4
 }
+FIRST_OF_IK_LLAMA = 96  # IQ4_K and its like: https://github.com/ikawrakow/ik_llama.cpp, ggml/include/ggml.h
 
 _TYPES_BY_NAME = {tensor_type.name: tensor_type for tensor_type in TENSOR_TYPES.values()}

@@ -260,7 +260,12 @@ HOSTILE = {
         whole(tensors=[tensor("t", [256], Q8_K)]),
         r"tensor 't' has type 15 \(Q8_K\), which is not supported; supported: F32, F16, Q4_0, .*BF16",
     ),
-    "an unknown type": (whole(tensors=[tensor("t", [8], 999)]), r"tensor 't' has type 999 \(unknown\)"),
+    "a type that was dropped": (whole(tensors=[tensor("t", [32], 31)]), r"tensor 't' has type 31 \(Q4_0_4_4\)"),
+    "an unknown type": (whole(tensors=[tensor("t", [8], 95)]), r"tensor 't' has type 95 \(unknown\)"),
+    "a type of a fork": (
+        whole(tensors=[tensor("t", [256], 139)]),
+        r"tensor 't' has type 139 \(unknown, or one of ik_llama\.cpp's own\), which is not supported",
+    ),
     "rows that are no whole blocks": (
         whole(tensors=[tensor("t", [48, 2], Q4_0)]),
         "tensor 't' has rows of 48 weights, not a multiple of Q4_0's 32",

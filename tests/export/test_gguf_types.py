@@ -27,6 +27,7 @@ SCALES_AT = {
     "TQ1_0": (52,),
     "TQ2_0": (64,),
     "Q1_0": (0,),
+    "Q2_0": (0,),
 }
 WITH_EVERY_SCALE = ("F16", "Q4_1", "IQ1_M")
 QUANTIZABLE = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -51,11 +52,16 @@ def random_blocks(tensor_type: TensorType) -> NDArray[np.uint8]:
 
 
 def unpacked(blocks: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-    """Unpack rows of blocks as the gguf package does; it has the size of Q1_0 alone, a sign of each weight."""
-    if name != "Q1_0":
+    """Unpack rows of blocks as the gguf package does; it knows the size of Q1_0 alone, a sign of each weight, and
+    nothing of Q2_0 yet, which has two bits of each.
+    """
+    if name not in ("Q1_0", "Q2_0"):
         return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
     block = blocks.reshape(-1, 18)
     scales = block[:, :2].copy().view(np.float16).astype(np.float32)
+    if name == "Q2_0":
+        pairs = np.unpackbits(block[:, 2:], axis=1, bitorder="little").reshape(len(block), -1, 2).astype(np.float32)
+        return ((pairs @ np.float32([1, 2]) - 1) * scales).reshape(len(blocks), -1)
     signs = np.unpackbits(block[:, 2:], axis=1, bitorder="little")
     return np.where(signs, scales, -scales).reshape(len(blocks), -1)
 
@@ -87,12 +93,16 @@ def test_quantized_weights_unpack_close_to_what_they_were(name: str) -> None:
 
 
 def test_ids_and_block_sizes_are_those_of_ggml() -> None:
+    assert (TENSOR_TYPES[42].block_size, TENSOR_TYPES[42].block_bytes) == (64, 18)  # which the package does not know
     for type_id, tensor_type in TENSOR_TYPES.items():
+        if type_id == 42:
+            continue
         kind = gguf.GGMLQuantizationType(type_id)
         assert kind.name == tensor_type.name
         assert tuple(gguf.GGML_QUANT_SIZES[kind]) == (tensor_type.block_size, tensor_type.block_bytes)
+    theirs = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}  # without those that were dropped
     for type_id, name in UNSUPPORTED_TYPE_NAMES.items():
-        assert gguf.GGMLQuantizationType(type_id).name == name
+        assert theirs.get(type_id, name) == name
     assert not TENSOR_TYPES.keys() & UNSUPPORTED_TYPE_NAMES.keys()
 
 
@@ -123,6 +133,7 @@ def test_memory_beyond_the_result_does_not_grow_with_the_tensor(tensor_type: Ten
         ("IQ4_NL", 8, -127, 113),
         ("IQ4_XS", 8, -127, 113),
         ("Q1_0", 8, -1, 1),
+        ("Q2_0", 8, -1, 2),
     ],
 )
 def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, high: int) -> None:
@@ -131,7 +142,7 @@ def test_symmetric_types_give_their_exact_grid(name: str, width: int, low: int, 
     shape = (2, 32, 32 * tensor_type.block_size)
     grid = integer_blocks(data, name, shape)
     assert grid is not None
-    size = {"NVFP4": 16, "Q1_0": 128}.get(name, 32)
+    size = {"NVFP4": 16, "Q1_0": 128, "Q2_0": 64}.get(name, 32)
     assert (grid.bits, grid.block_size) == (width, size)
     assert grid.values.shape == (2 * 32, 32 * tensor_type.block_size // size, size)
     assert grid.scales.shape == (2 * 32, 32 * tensor_type.block_size // size)
@@ -146,7 +157,7 @@ def test_other_types_have_no_grid_of_4_or_8_bits(tensor_type: TensorType) -> Non
     data = np.zeros(tensor_type.block_bytes, np.uint8)
     grid = integer_blocks(data, tensor_type.name, (1, tensor_type.block_size))
     has_one = {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "MXFP4", "NVFP4"}
-    has_one |= {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0"}
+    has_one |= {"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "Q1_0", "Q2_0"}
     assert (grid is not None) == (tensor_type.name in has_one)
 
 
