@@ -5,6 +5,8 @@ Shapes: B batch, T query tokens, D hidden, L tokens that a convolution sees, its
 
 from __future__ import annotations
 
+import weakref
+
 from edgelm.runtime.decoder_graph import PAST_CONV, PRESENT_CONV
 from edgelm_export.graph import BATCH, FLOAT
 from edgelm_export.stack import Stack
@@ -15,7 +17,8 @@ class Convolutions:
 
     def __init__(self, stack: Stack) -> None:
         """Take the input apart, [B, L - 1, D] for each layer that has a convolution."""
-        self._stack = stack
+        # Weak: in a cycle, the stack's embedding would stay until Python looks for cycles, beside the package's check.
+        self._stack: Stack = weakref.proxy(stack)
         graph, config = stack.graph, stack.config
         layers = [i for i in range(config.num_hidden_layers) if config.is_conv(i)]
         self._past = {i: f"{PAST_CONV}.{i}" for i in layers}

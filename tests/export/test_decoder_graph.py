@@ -1,8 +1,10 @@
 """The contract between model.py (PyTorch) and decoder.py (ONNX): one row for each feature of ModelConfig."""
 
 import dataclasses
+import gc
 import re
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +24,7 @@ from edgelm.errors import ConfigError, ExportError
 from edgelm.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.checked import CheckedCheckpoint
-from edgelm_export.decoder import build_decoder
+from edgelm_export.decoder import DecoderStack, build_decoder, folded
 from edgelm_export.external_data import ExternalData
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.projection import Projections
@@ -217,6 +219,20 @@ def test_a_tied_head_and_embedding_are_one_tensor_on_disk(tmp_path: Path) -> Non
         export(tmp_path / name, config_with({"vocab_size": 4096, "tie_word_embeddings": tied}), "int8")
     sizes = {name: (tmp_path / name / "model.onnx.data").stat().st_size for name in ("tied", "untied")}
     assert sizes["untied"] - sizes["tied"] >= 4096 * 32
+
+
+def test_what_a_graph_was_made_of_is_given_back_at_once(tmp_path: Path) -> None:
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", CONFIG, seed=1))
+    gc.disable()  # which would find the embedding later, when the package stands beside it
+    try:
+        with ExternalData(tmp_path / "model.onnx.data") as data:
+            stack = DecoderStack(folded(checkpoint), PRECISIONS["int4"], data)
+            stack.build()
+        left = weakref.ref(stack)
+        del stack
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
