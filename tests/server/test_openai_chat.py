@@ -114,6 +114,13 @@ def test_the_runtimes_own_samplers_are_fields_too(serving, tiny, fields):
     assert chat(serving, max_tokens=40, **plain | fields).json["choices"][0]["message"]["content"] == expected
 
 
+def test_the_penalty_for_repetition_has_the_name_that_local_servers_give_it_too(serving, tiny):
+    expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, repetition_penalty=2.0)).text
+    assert expected != tiny.chat(HELLO, GenerationConfig(max_new_tokens=40)).text
+    for fields in ({"repeat_penalty": 2.0}, {"repetition_penalty": 2.0, "repeat_penalty": 1.5}):
+        assert chat(serving, max_tokens=40, **fields).json["choices"][0]["message"]["content"] == expected
+
+
 def test_mirostat_is_off_where_a_client_that_sends_all_settings_says_so(serving, tiny):
     plain = {"temperature": 1.5, "seed": 5}
     expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain)).text
@@ -285,12 +292,13 @@ def test_fields_that_change_no_answer_are_taken(serving):
     others |= {"spaces_between_special_tokens": True, "stream_reasoning": True}
     others |= {"add_generation_prompt": True, "continue_final_message": False}
     others |= {"num_batch": 512, "num_gpu": 0, "num_thread": 2, "use_mmap": True, "use_mlock": True}  # Open WebUI's
+    others |= {"num_ctx": 4096, "repeat_last_n": 64}
     assert reply.json["choices"] == chat(serving).json["choices"] == chat(serving, **others).json["choices"]
 
 
 def test_fields_that_are_not_there_are_taken_where_they_ask_for_nothing(serving):
     off = {"functions": [], "grammar": "", "guided_choice": [], "mirostat": 0, "top_a": 0.0, "audio": False}
-    off |= {"lora": [], "n_probs": 0, "dynatemp_range": 0.0, "repeat_last_n": -1}
+    off |= {"lora": [], "n_probs": 0, "dynatemp_range": 0.0}
     off |= {"verbosity": "medium", "reasoning_format": "auto"}  # OpenAI's default, and llama.cpp's
     # vLLM's, and SGLang's.
     off |= {"skip_special_tokens": True, "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False}
@@ -343,7 +351,6 @@ REFUSED = {
     "use_beam_search": ({"use_beam_search": True}, "use_beam_search is not supported: edgelm run --num-beams has it."),
     "length_penalty": ({"length_penalty": 2}, "length_penalty is not supported: edgelm run --num-beams has it."),
     "include_stop_str_in_output": ({"include_stop_str_in_output": True}, "what ends an answer is no part of it."),
-    "repeat_penalty": ({"repeat_penalty": 1.1}, "repeat_penalty is not supported: use repetition_penalty."),
     "reasoning.exclude": ({"reasoning": {"exclude": True}}, "what was thought comes apart, as reasoning_content."),
     "reasoning.max_tokens": ({"reasoning": {"max_tokens": 9}}, "max_tokens beside it limits the whole answer."),
     "reasoning.effort": ({"reasoning": {"effort": "low"}}, "reasoning.effort is not supported: the chat template of"),

@@ -35,14 +35,11 @@ if TYPE_CHECKING:
     from edgelm.generation_config import GenerationConfig
     from edgelm.language_model import LanguageModel
 
-_SAME_NAMES = (
-    "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "stop",
+# Settings that the other paths have under the same name.
+_AS_ELSEWHERE = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repeat_penalty",
+    "seed", "stop",
 )  # fmt: skip
-# Ollama's name of a setting -> ours, and what it may be.
-_OPTIONS: Mapping[str, tuple[str, Schema]] = {
-    **{name: (name, SAMPLING[name]) for name in _SAME_NAMES},
-    "repeat_penalty": ("repetition_penalty", SAMPLING["repetition_penalty"]),
-}
 # 0 is off, 2 is Mirostat 2.0; the other two count only with 2.
 _MIROSTAT: Mapping[str, Schema] = {
     "mirostat": {"type": "integer", "enum": [0, 2]},
@@ -51,8 +48,7 @@ _MIROSTAT: Mapping[str, Schema] = {
 }
 _MIROSTAT_TAU = 5.0  # where none is given
 _RUNNER_OPTIONS = (
-    *RUNNER, "num_ctx", "vocab_only", "f16_kv", "repeat_last_n", "logits_all", "embedding_only",
-    "penalize_newline",
+    *RUNNER, "vocab_only", "f16_kv", "logits_all", "embedding_only", "penalize_newline",
     *("keep_alive", "max_workers"),  # langextract writes its own here
 )  # fmt: skip
 # A client of the AI SDK has these beside the options.
@@ -82,7 +78,7 @@ _MESSAGE = record(
     refused={"images": "these models read text alone."},
 )
 _FILLS_CONTEXT = -2  # as num_predict
-_SETTINGS: dict[str, Schema] = {name: schema for name, (_, schema) in _OPTIONS.items()} | {
+_SETTINGS: dict[str, Schema] = {name: SAMPLING[name] for name in _AS_ELSEWHERE} | {
     "num_predict": whole(_FILLS_CONTEXT),
     "num_keep": whole(-1),
 }
@@ -207,7 +203,7 @@ def _in_context(served: LoadedModel, body: Mapping[str, Any], job: Job) -> Job:
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
     given = _given(body)
-    settings = {ours: given[theirs] for theirs, (ours, _) in _OPTIONS.items() if theirs in given}
+    settings = {name: given[name] for name in _AS_ELSEWHERE if name in given}
     if settings.get("seed") == -1:  # Ollama's default: a fresh one for each answer
         del settings["seed"]
     if given.get("mirostat") == 2:

@@ -47,11 +47,13 @@ SAMPLING: dict[str, Schema] = {
     "stop": {"anyOf": [_STOP, STOPS]},
     "ignore_eos": BOOLEAN,
     "min_tokens": whole(*map(int, RANGES["min_new_tokens"])),  # vLLM's name, as max_tokens is OpenAI's
+    "repeat_penalty": number(*RANGES["repetition_penalty"]),  # llama.cpp's and Ollama's name
 }
 
 # Of the program that runs a model: Ollama's options, which Open WebUI sends to other servers too.
 RUNNER = (
-    "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
+    "num_batch", "num_ctx", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
+    "repeat_last_n",  # penalties see the whole text
 )  # fmt: skip
 
 # Fields that name or file a request, or say where and how long another server keeps what it computed: they change
@@ -77,19 +79,16 @@ HARMLESS = (
 REFUSED: Mapping[str, str] = {
     "best_of": "ask for n answers, and choose.",
     "mirostat": "mirostat_tau turns Mirostat 2.0 on.",
-    "repeat_penalty": "use repetition_penalty.",
     "tfs_z": "use temperature, top_p or min_p.",
     "top_a": "use min_p.",
     "dry_sequence_breakers": "they are a newline, a colon, a quotation mark and a star.",
     **dict.fromkeys(("n_predict", "num_predict"), "use max_tokens."),
     **dict.fromkeys(("n_keep", "num_keep"), "use context_shift."),
-    "num_ctx": "the context is the model's own.",
     "options": "/api/chat and /api/generate have them.",
     **dict.fromkeys(("adapters", "lora"), "an adapter is a model of its own: name it as model."),
     "dynatemp_range": "use temperature.",
     "n_probs": "use logprobs.",
     "reasoning_format": "what was thought comes apart, by itself.",
-    "repeat_last_n": "penalties see the whole text.",
     "samplers": "the order of the filters is fixed; a filter without a field is off.",
     # vLLM's, and SGLang's.
     "allowed_token_ids": "use a form of the answer.",
@@ -124,6 +123,9 @@ def generation_config(
         changes = {name: value for name, value in changes.items() if name not in OF_CHANCE}
     if "min_tokens" in changes:
         changes["min_new_tokens"] = changes.pop("min_tokens")
+    if "repeat_penalty" in changes:
+        penalty = changes.pop("repeat_penalty")
+        changes.setdefault("repetition_penalty", penalty)
     if body.get("mirostat") == 0:  # llama.cpp's and Ollama's switch, which stands beside a tau in what clients send
         changes["mirostat_tau"] = 0.0
     if "logit_bias" in changes:

@@ -23,7 +23,6 @@ _OFF_AT: Mapping[str, object] = {
     "best_of": 1,
     "length_penalty": 1,
     "reasoning_format": "auto",
-    "repeat_last_n": -1,
     "separate_reasoning": True,
     "skip_special_tokens": True,
     "tfs_z": 1,
