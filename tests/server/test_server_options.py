@@ -244,12 +244,14 @@ def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_t
     async def main() -> None:
         async with pool.running():
             old = await pool.acquire("first")
+            old.keep_for(100)
             with replace_folder(folder) as staging:
                 shutil.copytree(TINY, staging, dirs_exist_ok=True)
                 dataclasses.replace(old.model.manifest, precision="another").save(staging)
             assert pool.loaded() == []  # what is described is the new package
             new = await pool.acquire("first")
             assert new.model.manifest.precision == pool.package("first").manifest.precision == "another"
+            assert new.keep_alive == 100
             old.engine.submit("x").cancel()
             old.release()
             assert await pool.acquire("first") is new

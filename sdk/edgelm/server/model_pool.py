@@ -71,6 +71,7 @@ class ModelPool:
         self._folders = _named_folders(self._library, models)
         self._loaded: dict[str, LoadedModel] = {}
         self._replaced: list[LoadedModel] = []  # of a former package, and still in use
+        self._kept_for: dict[str, float | None] = {}  # the keep_alive of models that were replaced
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Lock()  # held while memory is made free for a model
         self._adapters: dict[str, _Offer] = {}
@@ -241,7 +242,7 @@ class ModelPool:
             turns=Turns(engine, self._options.max_batch + self._options.max_queue),
             max_batch=self._options.max_batch,
             size=size,
-            keep_alive=self._options.keep_alive,
+            keep_alive=self._kept_for.pop(name, self._options.keep_alive),
             made_of=made_of,
         )
 
@@ -270,7 +271,10 @@ class ModelPool:
         """Stop offering models that were replaced or removed, and unload those of them that nobody uses."""
         for name in [name for name, model in self._loaded.items() if model.is_replaced]:
             logger.info("The package of %s, or an adapter, was replaced or removed", name)
-            self._replaced.append(self._loaded.pop(name))
+            replaced = self._loaded.pop(name)
+            self._replaced.append(replaced)
+            if replaced.keep_alive != 0:  # else it was to go
+                self._kept_for[name] = replaced.keep_alive
         idle = [model for model in self._replaced if not model.users]
         self._replaced = [model for model in self._replaced if model.users]
         if idle:
