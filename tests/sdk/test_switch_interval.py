@@ -86,6 +86,25 @@ def test_the_last_of_several_threads_puts_the_interval_back() -> None:
     assert sys.getswitchinterval() == USUAL
 
 
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_thread_that_has_ended_inside_keeps_no_interval(is_inside: bool) -> None:
+    interval = SwitchInterval(1e-4)
+
+    def with_a_dead_one() -> None:
+        dead = threading.Thread(target=interval.__enter__)
+        dead.start()
+        dead.join()
+        assert sys.getswitchinterval() == SHORT
+
+    if not is_inside:
+        with_a_dead_one()
+    with interval:
+        if is_inside:
+            with_a_dead_one()
+        assert sys.getswitchinterval() == SHORT
+    assert sys.getswitchinterval() == USUAL
+
+
 def test_what_a_program_sets_meanwhile_stays() -> None:
     with SwitchInterval(1e-4):
         sys.setswitchinterval(2e-3)

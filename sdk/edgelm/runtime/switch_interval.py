@@ -22,7 +22,7 @@ class SwitchInterval:
 
     It is one for the whole interpreter (`sys.setswitchinterval`): all its threads take turns as often meanwhile. A
     shorter one than `seconds` stays, and so does one that the program sets while a block runs. What Ctrl-C kept from
-    being put back is, at the end of the thread's next block.
+    being put back is, at the end of the thread's next block; a thread that has ended inside of one is not waited for.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -33,7 +33,7 @@ class SwitchInterval:
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside:
+            if self._others_inside():
                 self._inside.add(get_ident())
                 return
             now = sys.getswitchinterval()
@@ -49,10 +49,16 @@ class SwitchInterval:
             if get_ident() not in self._inside:
                 return  # it was left with a block inside of this one
             self._inside.discard(get_ident())
-            if not self._inside:
+            if not self._others_inside():
                 if self._ours in (None, sys.getswitchinterval()):
                     sys.setswitchinterval(self._before)
                 self._ours = None
+
+    def _others_inside(self) -> bool:
+        """Forget the threads that are no more: of a fork, those of the process that it is of."""
+        if self._inside:
+            self._inside.intersection_update(sys._current_frames())
+        return bool(self._inside)
 
     def during(self, items: Generator[_Item, None, None]) -> Generator[_Item, None, None]:
         """Yield the items of a generator: set while it makes one, not while the consumer has it."""
