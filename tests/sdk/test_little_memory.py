@@ -63,6 +63,11 @@ LIMITS: dict[str, tuple[str, dict[str, str], int | None]] = {
         {"memory.max": "900\n", "memory.current": "700\n", "memory.stat": ""},
         200,
     ),
+    "a name with what else ends a line": (
+        "0::/app\x85\u2028\r\n",
+        {"memory.max": "900\n", "memory.current": "700\n", "memory.stat": ""},
+        200,
+    ),
     "the group around it": (
         "0::/app/inner\n",
         {

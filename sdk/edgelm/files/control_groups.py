@@ -17,10 +17,10 @@ def own_groups(controller: str) -> Iterator[tuple[Path, int]]:
     as the outermost. Source: the Linux kernel's cgroup v2 and v1.
     """
     try:
-        lines = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines()
+        content = os.fsdecode(_OWN_GROUPS.read_bytes())
     except OSError:
         return
-    for line in lines:
+    for line in content.removesuffix("\n").split("\n"):  # not splitlines: a name may have what else ends lines
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
