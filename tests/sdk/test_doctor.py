@@ -194,7 +194,7 @@ def test_no_more_threads_than_the_share_of_a_container(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, usable: int
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
-    monkeypatch.setattr(cpu, "physical_cores", lambda: cores)
+    monkeypatch.setattr(cpu, "physical_cores", lambda _: cores)
     assert cpu.usable_cores() == usable
 
 

@@ -23,6 +23,13 @@ def test_no_module_of_the_working_folder_is_run_in_a_worker(tmp_path: Path, monk
     assert not (tmp_path / "run").exists()
 
 
+def test_a_containers_share_of_time_bounds_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = process_pool.available_cores()
+    for quota, expected in ((0.5, 1), (1.5, 1), (allowed + 0.5, allowed)):
+        monkeypatch.setattr(process_pool, "cpu_quota", lambda quota=quota: quota)
+        assert process_pool.available_cores() == expected
+
+
 def test_ctrl_c_is_heard_while_a_task_lasts_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There Python hears of it when a wait is over."""
     waits = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ def test_an_older_pytorch_knows_no_instructions_and_linux_does(
 def test_a_containers_share_of_time_bounds_the_threads_and_processes_share_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "physical_cores", lambda: 16)
+    monkeypatch.setattr(cpu, "physical_cores", lambda _: 16)
     monkeypatch.setattr(cpu, "cpu_quota", lambda: 4.5)
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -161,6 +162,17 @@ def test_a_containers_share_of_time_bounds_the_threads_and_processes_share_them(
     choose_device(TrainConfig(device="cpu", precision="fp32"))
     choose_device(TrainConfig(device="cpu", precision="fp32", threads=7))  # who says how many has them
     assert threads == [4, 2, 1, 7]
+
+
+def test_a_process_that_is_pinned_to_its_part_of_the_cores_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: None)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for own, of_launcher in ((4, 16), (8, 16), (4, 4)):  # of its own; of a node that it shares; of all of them
+        monkeypatch.setattr(cpu, "physical_cores", {0: own, os.getppid(): of_launcher}.__getitem__)
+        choose_device(TrainConfig(device="cpu", precision="fp32"))
+    assert threads == [4, 4, 1]
 
 
 def test_equal_bits_are_asked_of_torch_where_a_run_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 
@@ -59,10 +60,16 @@ def choose_device(config: TrainConfig, local_rank: int = 0) -> Device:
     precision = config.precision if config.precision != "auto" else _fast_precision(device)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise ConfigError("compile is on, but no C++ compiler is here, which torch.compile needs on CPUs: install g++.")
-    # Two processes with two threads each took 27 times as long for a step as with one, on two busy cores.
-    torch.set_num_threads(config.threads or max(1, usable_cores() // launched_here()))
+    torch.set_num_threads(config.threads or _own_cores())
     torch.use_deterministic_algorithms(config.deterministic)
     return Device(device=device, precision=precision)
+
+
+def _own_cores() -> int:
+    """Count the cores that are for this process: its part of the launcher's, or fewer that it is pinned to."""
+    # Two processes with two threads each took 27 times as long for a step as with one, on two busy cores.
+    processes = launched_here()
+    return usable_cores() if processes == 1 else max(1, min(usable_cores(), usable_cores(os.getppid()) // processes))
 
 
 def _device(name: str, local_rank: int) -> torch.device:

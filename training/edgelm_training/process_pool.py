@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from edgelm.errors import DataError
+from edgelm.runtime.cpu import cpu_quota
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -30,8 +32,10 @@ class _StoppedError(Exception):
 
 
 def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the processors that this process may use: those it may run on, within its container's share of time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.floor(quota)))
 
 
 def check_stop() -> None:

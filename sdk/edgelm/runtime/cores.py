@@ -13,8 +13,8 @@ _PROCESSORS = Path("/sys/devices/system/cpu")
 _PROCESSOR_CORES = 0  # RelationProcessorCore, of Windows' LOGICAL_PROCESSOR_RELATIONSHIP
 
 
-def physical_cores() -> int:
-    """Count the physical cores that this process may run on (on Windows and macOS: those that there are).
+def physical_cores(process: int = 0) -> int:
+    """Count the physical cores that a process may run on (on Windows and macOS: those that there are); 0 is this one.
 
     Two threads on one core share its vector units: for matrix products the second brings nothing. Where the system does
     not say which logical processors share a core, all count.
@@ -24,7 +24,7 @@ def physical_cores() -> int:
     """
     try:
         if sys.platform == "linux":
-            return _of_linux(os.sched_getaffinity(0))
+            return _of_linux(os.sched_getaffinity(process))
         if sys.platform == "win32":
             return of_windows(_records_of_windows(ctypes.windll.kernel32))
         if sys.platform == "darwin":

@@ -17,10 +17,13 @@ _CPU_INFO = Path("/proc/cpuinfo")
 INTEGER_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 
-def usable_cores() -> int:
-    """Count the physical cores that this process gets: those it may run on, within its container's share of time."""
+def usable_cores(process: int = 0) -> int:
+    """Count the physical cores that a process gets: those it may run on, within this container's share of time.
+
+    process: its id; 0 is this one.
+    """
     quota = cpu_quota()
-    cores = physical_cores()
+    cores = physical_cores(process)
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
 
