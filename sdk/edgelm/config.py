@@ -234,6 +234,12 @@ class ModelConfig(LayerFeatures):
         """Count the numbers that the model has learned, embeddings included."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
+    def count_active_parameters(self) -> int:
+        """Count those that compute one token: of experts beside each other, the ones that it goes through."""
+        experts = sum(math.prod(shape) for name, shape in self.tensor_shapes().items() if ".experts." in name)
+        idle = experts * (self.num_experts - self.num_experts_per_tok) // max(1, self.num_experts)
+        return self.count_parameters() - idle
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; `from_dict` reads them back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # tuples become lists

@@ -25,6 +25,7 @@ from torch.nn import functional
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from edgelm.testing import tiny_model_path
+from edgelm_training import pretrain as pretraining
 from edgelm_training import train_config
 from edgelm_training.batches import NO_TARGET, Batches
 from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
@@ -306,6 +307,24 @@ def test_a_checkpoint_alone_is_trained_once_through_the_data_at_a_low_rate(
     assert notes[0] == (
         "28,832 parameters; 2 steps of 8 rows of 512 tokens: 8,192, of data that has 6,905; learning rate up to 0.0004."
     )
+
+
+def test_of_experts_those_of_a_token_decide_how_long_a_run_is(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = MODEL | {"num_experts": 4, "num_experts_per_tok": 1}
+    config = ModelConfig.from_dict(experts | {"model_type": "llama", "vocab_size": 320, "max_position_embeddings": 32})
+    given, notes = list[int](), list[str]()
+    budget = pretraining.training_budget
+    monkeypatch.setattr(pretraining, "training_budget", lambda n, *a, **k: given.append(n) or budget(n, *a, **k))
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+
+    pretrain(settings(tiny_shards, tmp_path / "run", model=experts, max_steps=2))
+
+    layers, expert = config.num_hidden_layers, 3 * config.hidden_size * config.expert_size
+    everything = config.count_parameters()
+    assert given == [everything - layers * 3 * expert]
+    assert notes[0].startswith(f"{everything:,} parameters, {given[0]:,} of them for a token; 2 steps of ")
 
 
 def test_the_z_loss_is_the_square_of_the_log_of_the_normalizer(tiny_shards: Path, whole_run: Path) -> None:

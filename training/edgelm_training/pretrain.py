@@ -186,9 +186,9 @@ def _row_length(config: PretrainConfig, model: ModelConfig) -> int:
 
 def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
     """Return the config with the model it has, and with the numbers that the scaling rules choose."""
-    params, length = model.count_parameters(), _row_length(config, model)
+    length = _row_length(config, model)
     budget = training_budget(
-        params,
+        model.count_active_parameters(),
         length,
         max_steps=config.max_steps,
         global_batch_size=rows_of_step(config, launched_workers().world_size),
@@ -207,8 +207,10 @@ def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
 
 def _note_budget(config: PretrainConfig, model: ModelConfig, shards: Shards, reporter: Reporter) -> None:
     steps, rows, length = (config.known(name) for name in ("max_steps", "global_batch_size", "sequence_length"))
+    params, active = model.count_parameters(), model.count_active_parameters()
+    size = f"{params:,} parameters" + ("" if active == params else f", {active:,} of them for a token")
     reporter.note(
-        f"{model.count_parameters():,} parameters; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
+        f"{size}; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
         f"{steps * rows * length:,}, of data that has {shards.num_tokens:,}; learning rate up to "
         f"{config.learning_rate:.3g}."
     )

@@ -117,6 +117,8 @@ def training_budget(
 ) -> Budget:
     """Choose batch, learning rate and steps for a model of `params` parameters; what is given is kept.
 
+    Of experts, those count that a token goes through: they are what the compute is spent on.
+
     Tokens: 20 a parameter (Chinchilla, arXiv:2203.15556), unless the steps are given. Batch and learning rate follow
     the compute C = 6 · parameters · tokens (arXiv:2001.08361): 0.2920 · C^0.3271 tokens and 0.3118 · C^-0.1250
     (DeepSeek LLM, arXiv:2401.02954, section 3.1; fitted from 1e17 FLOPs up, extrapolated below).

@@ -38,13 +38,8 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """
     tables = ["embed_positions.weight", "embed_tokens_per_layer.weight"]
     tables += [] if config.tie_word_embeddings else ["embed_tokens.weight"]
-    sizes = {
-        name: math.prod(shape) for name, shape in config.tensor_shapes().items() if not name.endswith(tuple(tables))
-    }
-    matrices = sum(sizes.values())
-    if config.num_experts:
-        expert = sum(size for name, size in sizes.items() if ".experts." in name) // config.num_experts
-        matrices -= expert * (config.num_experts - config.num_experts_per_tok)
+    looked_up = (math.prod(shape) for name, shape in config.tensor_shapes().items() if name.endswith(tuple(tables)))
+    matrices = config.count_active_parameters() - sum(looked_up)
     heads = sum(config.query_heads(layer) * config.head_size(layer) for layer in config.attention_layers)
     return 6.0 * matrices + 12.0 * heads * sequence_length
 
