@@ -57,6 +57,7 @@ WARM_UP = 0.2
 # The server's pool starts a thread only where all that it has are busy at one moment: which may first be late in a run.
 POOL = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own number
 MOST_GROWTH = 1.0  # MB a minute
+LEAST_MINUTES = 5.0  # behind the warm-up: in less, the system's own few MB are a growth of many a minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +252,15 @@ def spread(values: Sequence[int]) -> str:
     return f"{min(values)} to {max(values)}"
 
 
-def growth(samples: Sequence[Sample]) -> float:
-    """Return how the memory grows behind the warm-up, in MB a minute: the slope of the line through all samples."""
+def growth(samples: Sequence[Sample]) -> float | None:
+    """Return how the memory grows behind the warm-up, in MB a minute: the slope of the line through all samples.
+
+    None where that took less than LEAST_MINUTES.
+    """
     later = warm(samples)
     minutes = np.array([one.seconds for one in later]) / 60
+    if not len(minutes) or minutes[-1] - minutes[0] < LEAST_MINUTES:
+        return None
     return float(np.polyfit(minutes, np.array([one.memory for one in later]) / 1e6, 1)[0])
 
 
@@ -264,13 +270,14 @@ def describe(figures: Figures) -> str:
     assert figures.after is not None
     later = warm(figures.samples)
     first, last = later[0], later[-1]
+    grown = growth(figures.samples)
     rows = {
         "minutes": f"{last.seconds / 60:.1f}",
         "answers, each as alone": f"{figures.answers:,}",
         "tokens": f"{figures.tokens:,} ({figures.tokens / last.seconds:.0f} a second)",
         "refused, the queue being full": f"{figures.refused:,}",
         "memory after the warm-up, and at the end": f"{first.memory / 1e6:.1f} MB, {last.memory / 1e6:.1f} MB",
-        "growth of it": f"{growth(figures.samples):.3f} MB a minute",
+        "growth of it": f"not judged below {LEAST_MINUTES:g} minutes" if grown is None else f"{grown:.3f} MB a minute",
         "threads": f"{spread([one.threads for one in later])}; before {figures.before.threads}, "
         f"after {figures.after.threads}",
         "open files": f"{spread([one.descriptors for one in later])}; before {figures.before.descriptors}, "
@@ -328,8 +335,9 @@ def main() -> None:
         sys.exit(f"{len(figures.differences)} answers differ, the first: {figures.differences[0]}")
     if leaks(figures):
         sys.exit(f"Something is left: {'; '.join(leaks(figures))}.")
-    if growth(figures.samples) >= MOST_GROWTH:
-        sys.exit(f"The memory grows by {growth(figures.samples):.2f} MB a minute.")
+    grown = growth(figures.samples)
+    if grown is not None and grown >= MOST_GROWTH:
+        sys.exit(f"The memory grows by {grown:.2f} MB a minute.")
     if code != 0:
         sys.exit(f"The server ended with {code}: {''.join(server.log)}")
 
