@@ -4,8 +4,8 @@
 
 CKPT is a checkpoint folder, GGUF the file that it came from, or one with its weights (gguf_twin.py). Every contestant
 reads the same token ids, and its logits are compared with those of the checkpoint in fp32. What is done is not done
-again, until the exporter changes or a peer: a second call with the same --work goes on where the first was stopped. The
-page keeps the other models that were written to it.
+again, until the exporter changes or a peer: a second call with the same --work goes on where the first was stopped, and
+removes what was made before such a change. The page keeps the other models that were written to it.
 
 Training makes a model worse on what it was not trained for, and a quantizer that takes the training back looks better
 there than fp32. --held-out adds a text of the training's own kind.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +181,16 @@ class Comparison:
         return self._models.work / f"logits-{list(self.windows).index(text)}-{number}.npy"
 
 
+def folder_of_state(work: Path) -> Path:
+    """Return the folder of what this exporter and these peers make; those of others, of gigabytes, are removed."""
+    state = work / exporter_state()
+    for folder in work.glob("*"):
+        if folder.is_dir() and re.fullmatch(r"[0-9a-f]{12}", folder.name) and folder != state:
+            shutil.rmtree(folder)
+    state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
 def _held_out_windows(held_out: Path, tokenizer: Tokenizer, model: Path) -> list[list[int]]:
     """Cut windows out of the documents, as far from each other as their tokens allow."""
     ids = [id_ for document in held_out_documents((str(held_out),), tokenizer, model) for id_ in document.ids]
@@ -228,8 +239,7 @@ def main(
 ) -> None:
     """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
     # Scores of another exporter, or of other peers, would stand under this commit. The workers run elsewhere.
-    work = (work or CACHE / "quality" / checkpoint.name).resolve() / exporter_state()
-    work.mkdir(parents=True, exist_ok=True)
+    work = folder_of_state((work or CACHE / "quality" / checkpoint.name).resolve())
     models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=builder or sys.executable)
     built_by = {} if builder is None else {"builder": _versions(builder)}
     comparison = Comparison(models, held_out)

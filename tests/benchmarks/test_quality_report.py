@@ -116,6 +116,15 @@ def test_the_report_of_quality_is_json_markdown_and_pictures(comparison: dict[st
         assert len(root.findall(".//{http://www.w3.org/2000/svg}circle")) == 6
 
 
+def test_what_another_exporter_made_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "exporter_state", lambda: "0123456789ab")
+    for name in ("0123456789ab", "ba9876543210", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ba9876543210" / "logits-0-0.npy").touch()
+    assert quality.folder_of_state(tmp_path) == tmp_path / "0123456789ab"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0123456789ab", "mine"]
+
+
 def test_logits_are_compared_with_those_that_were_kept(tmp_path: Path) -> None:
     source_TV = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32))
     other_TV = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]], np.float32)) - 3  # softmax ignores the shift
