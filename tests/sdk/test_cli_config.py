@@ -11,6 +11,7 @@ import pytest
 from command_line import invoke
 from tiny_adapter import write_tiny_adapter
 
+from edgelm.cli import config_file
 from edgelm.cli import main as main_module
 from edgelm.cli.adapter_options import NamedFolder
 from edgelm.cli.config_file import config_path, settings
@@ -171,6 +172,21 @@ def test_a_file_that_is_no_text_is_an_error(monkeypatch):
     assert "Correct it, or remove it." in invoke("probe").stderr
     monkeypatch.setenv("EDGELM_CONFIG", str(path.parent))  # a folder, which nobody should remove for that
     assert "it is not a regular file. Correct it, or unset EDGELM_CONFIG." in invoke("probe").stderr
+
+
+@with_these_commands
+def test_a_folder_that_may_not_be_entered_is_said_for_what_it_is(monkeypatch):
+    """A home that may not be read has no file that anybody could correct."""
+
+    def refuse(path, most):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(config_file, "read_text", refuse)
+    error = invoke("probe").stderr
+    assert "may not be read: Permission denied. Let this user read it and enter its folder, or set EDGELM_HOME" in error
+    monkeypatch.setenv("EDGELM_CONFIG", "/root/mine.toml")
+    assert "/root/mine.toml may not be read: Permission denied." in invoke("probe").stderr
+    assert "or unset EDGELM_CONFIG." in invoke("probe").stderr
 
 
 @with_these_commands

@@ -13,7 +13,7 @@ import click
 from edgelm.arguments import did_you_mean
 from edgelm.cli.adapter_options import NamedFolder
 from edgelm.errors import ConfigError
-from edgelm.files.folders import config_folder
+from edgelm.files.folders import HOME_VARIABLE, config_folder
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
 
 FILE_NAME = "edgelm.toml"
@@ -56,6 +56,11 @@ class ConfigFile:
             if os.environ.get(VARIABLE):
                 raise ConfigError(f"{VARIABLE} is {path}, and there is no such file. Write it, or unset it.") from error
             return cls(path=path)
+        except PermissionError as error:
+            instead = f"unset {VARIABLE}" if os.environ.get(VARIABLE) else f"set {HOME_VARIABLE} to a folder of yours"
+            raise ConfigError(
+                f"{path} may not be read: {error.strerror}. Let this user read it and enter its folder, or {instead}."
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             instead = f"unset {VARIABLE}" if os.environ.get(VARIABLE) else "remove it"
             raise ConfigError(f"{path} cannot be read: {str(error).rstrip('.')}. Correct it, or {instead}.") from error
