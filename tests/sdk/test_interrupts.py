@@ -13,11 +13,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from model_features import LINEAR, config_with
 
 import edgelm
-from edgelm import Constraint, Engine, Generation, GenerationConfig
+from edgelm import Chunk, Constraint, Engine, Generation, GenerationConfig
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
+from edgelm.memory.kv_cache import KVCache
+from edgelm.memory.snapshots import Snapshots
 from edgelm.runtime.switch_interval import SwitchInterval
 from edgelm.shared_use import SharedUse
 from edgelm.structure.constraint_matcher import _Vocabulary
@@ -154,6 +157,40 @@ def test_an_interrupt_of_who_waits_for_an_engines_answer_cancels_it(monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         edgelm.join(answer)
     assert woken == [True]
+
+
+def test_an_answer_that_was_interrupted_as_a_chunk_was_taken_out_is_cancelled() -> None:
+    def read() -> None:
+        made[0] = Generation(lambda: None, lambda: None)
+        made[0].put(Chunk(text="a", token_ids=(1,)))
+        next(made[0])
+
+    made: dict[int, Generation] = {}
+    cancelled = [made[0].cancelled for _ in interrupted(Generation._read, read)]
+    assert cancelled
+    assert all(cancelled)
+
+
+@pytest.mark.parametrize("function", [Snapshots.forget_after, KVCache._cut])
+def test_a_cache_that_was_interrupted_on_its_way_back_to_a_snapshot_is_empty(function: Callable[..., Any]) -> None:
+    config = config_with(LINEAR | {"num_hidden_layers": 2, "layer_types": ("full_attention", "linear_attention")})
+    states = []
+
+    def go_back() -> None:
+        caches.append(cache := KVCache(config))
+        cache.reserve(4)
+        for ids in ((5, 6), (7, 8)):
+            for state in cache._states:
+                state += 1
+            cache.extend(ids)
+            cache.take_snapshot()
+        cache.truncate(3)
+
+    caches: list[KVCache] = []
+    for _ in interrupted(function, go_back):
+        states.append((caches[-1].length, {float(state.max()) for state in caches[-1]._states}))
+    assert states
+    assert all(found == (0, {0.0}) for found in states)
 
 
 def test_an_engine_answers_the_next_request_wherever_one_was_interrupted_as_it_came() -> None:

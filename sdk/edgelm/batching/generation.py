@@ -110,6 +110,9 @@ class Generation:
             raise
         try:
             return self._read(item)
+        except KeyboardInterrupt:
+            self.cancel()  # what was taken out is lost
+            raise
         finally:
             del item  # as in _read
 

@@ -170,8 +170,7 @@ class KVCache:
     def forget_states(self) -> None:
         """Forget the states behind the last token, and all tokens down to the last snapshot."""
         if self.has_states:
-            del self.token_ids[self._go_back(self.length) :]
-            self._settled, self._until = min(self._settled, self.length), min(self._until, self.length)
+            self._go_back(self.length)
 
     def begin_states(self) -> None:
         """Let the states be those before a text."""
@@ -181,15 +180,25 @@ class KVCache:
         for state, kept in zip(self._states, states, strict=True):
             state[:] = kept
 
-    def _go_back(self, length: int) -> int:
-        """Take the states of the last snapshot of the first `length` tokens, and return how many are before it."""
+    def _go_back(self, length: int) -> None:
+        """Take the states of the last snapshot of the first `length` tokens, and forget all tokens behind it."""
         place = self.snapshots.last(length)
-        self.snapshots.forget_after(place)
-        if place:
-            self._write(self.snapshots.states[place])
-        else:
+        try:
+            self.snapshots.forget_after(place)
+            if place:
+                self._write(self.snapshots.states[place])
+            else:
+                self.begin_states()
+            self._cut(place)
+        except BaseException:  # an interrupt, when the states are of one place and the tokens of another
+            self.snapshots.forget_after(0)
+            self._cut(0)
             self.begin_states()
-        return place
+            raise
+
+    def _cut(self, length: int) -> None:
+        self._settled, self._until = min(self._settled, length), min(self._until, length)
+        del self.token_ids[length:]
 
     def filled(self, i: int) -> slice:
         """Return which places of buffer i hold tokens; all of a state."""
@@ -323,9 +332,9 @@ class KVCache:
         if self._window is not None and self.released and length < self.released + self._window:
             length = self.released = 0
         if self.has_states and length < self.length:
-            length = self._go_back(length)
-        self._settled, self._until = min(self._settled, length), min(self._until, length)
-        del self.token_ids[length:]
+            self._go_back(length)
+        else:
+            self._cut(length)
 
     def is_outgrown_by(self, length: int) -> bool:
         """Tell whether what is cached must be computed again for a text of `length` tokens: with LongRoPE, every
