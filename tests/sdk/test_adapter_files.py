@@ -15,7 +15,9 @@ from typing import Any
 import onnx
 import pytest
 from command_line import invoke
+from held_engine import held
 from tiny_adapter import LAYER, PACKAGE, describe, write_tiny_adapter
+from waiting import wait_for
 
 import edgelm
 from edgelm import language_model
@@ -234,6 +236,25 @@ def test_a_draft_guesses_with_its_own_adapter(tmp_path: Path) -> None:
         config = guesses.generation_config.replace(max_new_tokens=8, ignore_eos=True)
         assert said[-1] == list(guesses.generate([5, 6, 7, 8, 9], config).token_ids)
     assert said[0] != said[1]
+
+
+def test_an_adapter_stays_for_answers_that_wait_or_were_put_aside(tmp_path: Path) -> None:
+    model, folder = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1)), write_tiny_adapter(tmp_path / "a")
+    model.load_adapter(folder)
+    config = GenerationConfig(max_new_tokens=30, ignore_eos=True, adapter="mine")
+    alone = model.generate([5, 6, 7], config).token_ids
+    in_use = "The adapter 'mine' is in use by 1 KV caches"
+    with edgelm.Engine(model, edgelm.EngineOptions(max_batch=1, max_unread=1)) as engine:
+        with held(engine):
+            waiting = engine.submit([5, 6, 7], config)
+            with pytest.raises(ConfigError, match=in_use):
+                model.unload_adapter("mine")
+        wait_for(lambda: waiting.is_full and not engine.stats.active)
+        with pytest.raises(ConfigError, match=in_use):
+            model.unload_adapter("mine")
+        assert edgelm.join(waiting).token_ids == alone
+        model.unload_adapter("mine")
+        assert not model.adapters
 
 
 def test_an_adapter_is_named_by_a_text() -> None:

@@ -207,6 +207,7 @@ class Engine:
             priority=priority,
             expires=time.monotonic() + seconds,
         )
+        request.use_adapter(self._model.session)
         self._worker.take(request, self._options.max_queue)
         return request.generation
 

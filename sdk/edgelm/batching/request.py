@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from edgelm.batching.generation import Generation
 from edgelm.completion import Chunk, FinishReason
 from edgelm.decoding.answer import Answer
+from edgelm.decoding.generate import Decoder
 from edgelm.generation_config import GenerationConfig
 from edgelm.memory.kv_batch import KVRow
+from edgelm.memory.kv_cache import KVCache
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,6 +30,7 @@ class Request:
     expires: float  # time.monotonic(), or infinity
     number: int = 0  # in the order of arrival, from 1
     row: KVRow | None = None
+    adapter_user: KVCache | None = None  # while there is no row: an empty one, with which the adapter is in use
     calls: list[tuple[int, ...]] = field(default_factory=list)
     computed: int = 0  # how many of the calls are in the row
     taken: int = 0  # of how many of them the answer was given the forced tokens
@@ -70,6 +73,19 @@ class Request:
     def next_call(self) -> tuple[int, ...]:
         """The tokens to compute next."""
         return self.calls[self.computed]
+
+    def use_adapter(self, session: Decoder) -> None:
+        """Keep the adapter of an answer without a row from being unloaded, and another from getting its name."""
+        if self.answer.config.adapter is not None:
+            user = session.new_cache()
+            user.use_adapter(self.answer.config.adapter)
+            session.adopt(user)
+            self.adapter_user = user
+
+    def end(self, item: Chunk | BaseException) -> None:
+        """Give the reader the last chunk, or an error; who has it may unload the adapter."""
+        self.adapter_user = None
+        self.generation.put(item)
 
     def begin_with(self, token_ids: Sequence[int]) -> None:
         """Take these tokens for the prompt, and forget the calls after the one before."""

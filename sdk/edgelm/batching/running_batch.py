@@ -79,6 +79,8 @@ class RunningBatch:
             self._give_way(request, error)
             return
         request.row.use_adapter(request.answer.config.adapter)
+        self._session.adopt(request.row)
+        request.adapter_user = None
         request.computed = 0
         if request.prefilled is None:
             request.cached_tokens = request.prefill_tokens = 0
@@ -91,6 +93,7 @@ class RunningBatch:
 
     def put_aside(self, request: Request) -> None:
         """Take a request's rows, and put it back."""
+        request.use_adapter(self._session)
         self._remove(request)
         self.put_back.append(request)
 
@@ -123,7 +126,7 @@ class RunningBatch:
         self._searching.clear()
         for request in requests:
             request.row = None
-            request.generation.put(error)
+            request.end(error)
 
     def interrupt(self, prompt_tokens: int | None = None) -> None:
         """Stop the piece of a prompt that is being computed, from any thread, if it is nobody's any more, or for the
@@ -396,11 +399,11 @@ class RunningBatch:
     def _finish(self, request: Request, text: str, reason: FinishReason) -> None:
         chunk = request.last_chunk(text, reason)
         self._remove(request)
-        request.generation.put(chunk)
+        request.end(chunk)
 
     def _fail_one(self, request: Request, error: BaseException) -> None:
         self._remove(request)
-        request.generation.put(error)
+        request.end(error)
 
     def _remove(self, request: Request) -> None:
         is_filling = request in self._filling

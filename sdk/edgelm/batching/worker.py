@@ -140,7 +140,7 @@ class Worker:
         for request in [request for request in self._waiting if self._closed or request.is_over]:
             chunk = request.last_chunk(request.answer.rest(), "cancelled")
             self._waiting.remove(request)
-            request.generation.put(chunk)
+            request.end(chunk)
         self._waiting.sort(key=lambda request: request.rank)
         for request in [request for request in self._waiting if not self._rests(request)]:
             if len(self._batch.requests) >= self._max_batch or not self._batch.has_room_for(request):
