@@ -8,6 +8,7 @@ from os import SEEK_CUR
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
@@ -89,7 +90,10 @@ def plain(value: Any) -> Any:
 
 
 def assert_same_as_the_gguf_package(file: GGUFFile) -> None:
-    oracle = gguf.GGUFReader(file.path)
+    memmap = np.memmap
+    # Each of 50,000 strings is several views, and those of a memmap take three times as long as those of an array.
+    with patch.object(np, "memmap", lambda path, **options: np.asarray(memmap(path, **options))):
+        oracle = gguf.GGUFReader(file.path)
     fields = {name: field.contents() for name, field in oracle.fields.items() if not name.startswith("GGUF.")}
     assert {name: plain(value) for name, value in file.metadata.items()} == fields
     assert list(file.tensors) == [expected.name for expected in oracle.tensors]
@@ -338,7 +342,7 @@ def test_hundreds_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Path
     tracemalloc.start()
     # One handle for all: opening a file to overwrite it took three quarters of the time.
     with path.open("wb", buffering=0) as output:
-        for _ in range(700):
+        for _ in range(350):
             damaged = bytearray(original)
             for _ in range(random.randint(1, 3)):
                 # The extremes of a byte make huge counts and lengths, the other values the rest.
@@ -355,7 +359,7 @@ def test_hundreds_of_damaged_files_open_or_are_a_checkpoint_error(tmp_path: Path
                 refused += 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert opened + refused == 700
+    assert opened + refused == 350
     assert min(opened, refused) > 50
     assert peak < 2 << 20
 
