@@ -24,11 +24,11 @@ def model(smollm2_package: Path) -> LanguageModel:
 def test_int8_is_near_its_source(model: LanguageModel) -> None:
     quality = model.manifest.quality
     assert quality is not None
-    # 0.0031 measured; 0.0038 without smoothing the head, 0.0064 without any smoothing.
-    assert quality.mean_kl_divergence < 0.0036
-    # 1.009 and 1.004 of the same two: 1,000 tokens tell no less apart. On longer texts it is within a percent.
+    # On one window: 0.0032 measured; 0.0037 without smoothing the head, 0.0073 without any smoothing.
+    assert quality.mean_kl_divergence < 0.0034
+    # 1.011 of each of the three: 255 tokens tell no less apart. On longer texts it is within a percent.
     assert quality.perplexity < 1.015 * quality.source_perplexity
-    assert quality.top1_agreement > 0.93  # 0.95 measured
+    assert quality.top1_agreement > 0.93  # 0.96 measured
 
 
 def test_it_knows_where_it_comes_from(model: LanguageModel) -> None:
@@ -75,14 +75,14 @@ def test_fp32_chooses_the_tokens_of_its_source(
     from edgelm_export.exporter import export_package
     from edgelm_export.sources import open_checkpoint
 
-    # It is checked on a quarter of the text, as larger ones are, in one window.
-    monkeypatch.setattr(verify, "_LARGE", 10**8)
-    monkeypatch.setattr(verify, "_WINDOWS", 1)
+    # It is checked on a quarter of the text, as larger ones are, in one window, and on a quarter of the tokens.
+    for name, value in {"_LARGE": 10**8, "_WINDOWS": 1, "_GREEDY_PROMPT": 24, "_GREEDY_TOKENS": 8}.items():
+        monkeypatch.setattr(verify, name, value)
     with open_checkpoint(smollm2_checkpoint) as checkpoint:
         quality = export_package(checkpoint, tmp_path / "fp32", "fp32").quality
     assert quality is not None
     assert quality.max_logit_difference < 1e-3  # 9e-5 measured
-    assert quality.greedy_agreement == quality.greedy_tokens == 32
+    assert quality.greedy_agreement == quality.greedy_tokens == 8
 
 
 def test_scores_are_perplexities_of_sense(model: LanguageModel) -> None:
