@@ -32,25 +32,11 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     return run
 
 
-def run_as_a_user(name: str, folder: Path) -> str:
-    """Run an example on the tiny model, beside nothing but what it imports itself, and return what it prints."""
-    # As in conftest.py: Ray starts ten processes, each of which imports jsonschema.
-    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
-    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES[name]), str(tiny_model_path())],
-        cwd=folder, capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": paths},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize(
     "name", sorted(EXAMPLES.keys() - STAYS_ALIVE - {"cancel_from_a_thread", "finetune_to_laptop", "ray_data_batches"})
 )
-def test_an_example_runs_and_says_something(name: str, tmp_path: Path) -> None:
-    assert run_as_a_user(name, tmp_path).strip()
+def test_an_example_runs_and_says_something(name: str, run: Run) -> None:
+    assert run(name, tiny_model_path()).strip()
 
 
 def test_an_answer_is_stopped_from_another_thread(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +52,16 @@ def test_a_model_learns_answers_and_is_chatted_with(run: Run, tmp_path: Path, mo
 
 
 def test_ray_answers_many_prompts(tmp_path: Path) -> None:
-    assert run_as_a_user("ray_data_batches", tmp_path).count("The number ") == 16
+    # As in conftest.py: Ray starts ten processes, each of which imports jsonschema.
+    (tmp_path / "rfc3987_syntax.py").write_text("raise ImportError")
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES["ray_data_batches"]), str(tiny_model_path())],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The number ") == 16
 
 
 @pytest.mark.parametrize("question", ["??", "What is NEAR?"])
