@@ -1,4 +1,4 @@
-"""`edgelm serve` in a process of its own, and a small HTTP client that adds and hides nothing.
+"""`edgelm` in a process of its own, and a small HTTP client that adds and hides nothing.
 
 Each is forked from a process that has imported what a server needs: that is six times the rest of a start.
 """
@@ -27,7 +27,10 @@ TINY = str(tiny_model_path())
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["edgelm.cli.main", "edgelm.cli.serve", "edgelm.loading", "edgelm.server.process"])
+_forks.set_forkserver_preload([
+    "edgelm.cli.main", "edgelm.cli.serve", "edgelm.loading", "edgelm.server.process",
+    "edgelm.cli.chat", "edgelm.cli.terminal", "edgelm.testing",
+])  # fmt: skip
 SLOW = """
 import time
 from edgelm.decoding.sampling import Sampler
@@ -191,10 +194,30 @@ def _run(prelude: str, arguments: tuple[str, ...], environment: dict[str, str], 
     os.dup2(descriptor, 2)
     # The one before may be of a file, whose place in it click asks for.
     sys.stderr = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    _call(prelude, arguments, environment)
+
+
+def _call(prelude: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     exec(prelude, {})
     main(arguments, prog_name="edgelm")
+
+
+def fork_on_terminal(prelude: str, arguments: tuple[str, ...], terminal: int) -> multiprocessing.process.BaseProcess:
+    """Call `edgelm` as the leader of a session on a terminal, in this environment."""
+    target = (prelude, arguments, dict(os.environ), DupFd(terminal))
+    process = _forks.Process(target=_run_on_terminal, args=target, daemon=True)
+    process.start()
+    return process
+
+
+def _run_on_terminal(prelude: str, arguments: tuple[str, ...], environment: dict[str, str], terminal: Any) -> None:
+    os.login_tty(terminal.detach())
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    sys.stdin = os.fdopen(0, encoding=encoding, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, encoding=encoding, closefd=False) for i in (1, 2))
+    _call(prelude, arguments, environment)
 
 
 def read_all(connection: socket.socket) -> bytes:

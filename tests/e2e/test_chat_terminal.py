@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from edgelm_server import fork_on_terminal
 
 from edgelm.saved_session import SavedSessions
 from edgelm.testing import tiny_model_path
@@ -25,18 +26,17 @@ pytest.importorskip("prompt_toolkit")
 pytest.importorskip("rich")
 
 TINY = str(tiny_model_path())
-# The real command on a scripted model that takes 5 ms a token.
+# Of the real command: a scripted model that takes 5 ms a token.
 SCRIPTED = """
 import time
 from edgelm import loading
-from edgelm.cli.main import main
 from edgelm.testing import ScriptedDecoder, scripted_model
 
 forward = ScriptedDecoder.forward
 ScriptedDecoder.forward = lambda *a, **k: (time.sleep(0.005), forward(*a, **k))[1]
 loading.load = lambda *_: scripted_model(ANSWER)
-main(prog_name="edgelm")
 """
+MAIN = "from edgelm.cli.main import main; main(prog_name='edgelm')"
 WHERE_IS_THE_CURSOR = "\x1b[6n"
 SHORT = "The **sea** is blue."
 LONG = " ".join(f"word{i}" for i in range(120))
@@ -45,13 +45,20 @@ LONG = " ".join(f"word{i}" for i in range(120))
 class ChatProcess:
     """A process on a terminal of its own, and everything that it wrote there."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, prelude: str | None = None) -> None:
+        """Start a program with its arguments; where there is a prelude, `edgelm` with these, in a second less."""
         self.seen = ""
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "xterm-256color"
-            termios.tcsetwinsize(0, (24, 80))
-            os.execv(command[0], command)
+        self._terminal, other_end = pty.openpty()
+        self.resize(24, 80)
+        with pytest.MonkeyPatch.context() as changed:
+            changed.setenv("TERM", "xterm-256color")
+            if prelude is None:
+                program = subprocess.Popen(command, preexec_fn=lambda: os.login_tty(other_end), pass_fds=[other_end])
+                self.pid, self._poll = program.pid, program.poll
+            else:
+                process = fork_on_terminal(prelude, command, other_end)
+                self.pid, self._poll = process.pid, lambda: process.exitcode
+        os.close(other_end)
 
     def resize(self, rows: int, columns: int) -> None:
         termios.tcsetwinsize(self._terminal, (rows, columns))
@@ -102,17 +109,15 @@ class ChatProcess:
             if select.select([self._terminal], [], [], 0.05)[0]:
                 with contextlib.suppress(OSError):  # the other end may be closed
                     os.read(self._terminal, 65536)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
+            if (code := self._poll()) is not None:
                 os.close(self._terminal)
-                return os.waitstatus_to_exitcode(status)
+                return code
         os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
         raise AssertionError("the chat did not end")
 
 
 def started_chat(answer: str, *options: str) -> ChatProcess:
-    return ChatProcess(sys.executable, "-c", SCRIPTED.replace("ANSWER", repr(answer)), "chat", TINY, *options)
+    return ChatProcess("chat", TINY, *options, prelude=SCRIPTED.replace("ANSWER", repr(answer)))
 
 
 def scripted_chat(answer: str, *options: str) -> ChatProcess:
@@ -276,7 +281,7 @@ def test_what_is_typed_is_read_as_the_terminal_writes_it(tmp_path: Path, monkeyp
 
 
 def test_ctrl_z_during_an_answer_gives_the_shell_its_terminal_and_fg_goes_on():
-    code = SCRIPTED.replace("ANSWER", repr(LONG))
+    code = SCRIPTED.replace("ANSWER", repr(LONG)) + MAIN
     command = shlex.join([sys.executable, "-c", code, "chat", TINY])
     chat = ChatProcess("/bin/sh", "-c", f"set -m; {command}; echo STOP''PED; stty -a; echo AG''AIN; fg")
     chat.wait_for_prompt()
@@ -334,8 +339,6 @@ def test_a_terminal_may_change_its_size_at_any_moment():
 def test_without_the_extra_a_terminal_gets_the_pip_line():
     hide = "import importlib.util as u; f = u.find_spec\n"
     hide += "u.find_spec = lambda name, *a: None if name == 'prompt_toolkit' else f(name, *a)\n"
-    chat = ChatProcess(
-        sys.executable, "-c", hide + "from edgelm.cli.main import main; main(prog_name='edgelm')", "chat", TINY
-    )
+    chat = ChatProcess(sys.executable, "-c", hide + MAIN, "chat", TINY)
     chat.wait_for("needs 'prompt_toolkit', which is not installed: pip install \"edgelm[chat]\"")
     assert chat.exit_code() == 1
