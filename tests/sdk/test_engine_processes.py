@@ -1,10 +1,62 @@
 """Engines and models in programs that end, or fork, while they compute."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+# One process imports all that programs need but ONNX Runtime, whose threads no fork has: each goes on from there.
+BEGUN = """
+import os, sys
+import edgelm.language_model, edgelm.batching.engine, edgelm.testing
+from edgelm.shared_use import NATIVE_CALLS, end_with_program
+for line in sys.stdin:
+    if not os.fork():
+        end_with_program(NATIVE_CALLS, NATIVE_CALLS)  # which ends with the process that made it
+        exec(eval(line))
+        break
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+Run = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run a program to its end, and give its exit code and what it said of errors."""
+    if not hasattr(os, "fork"):
+
+        def alone(program: str) -> tuple[int, str]:
+            ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+            return ended.returncode, ended.stderr
+
+        yield alone
+        return
+    errors: Path = tmp_path_factory.mktemp("programs") / "stderr"
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEGUN]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        errors.open("a+") as stderr,
+        subprocess.Popen(command, stderr=stderr, start_new_session=True, **pipes) as begun,
+    ):
+        assert begun.stdin is not None
+        assert begun.stdout is not None
+        program_in, code_out = begun.stdin, begun.stdout
+
+        def forked(program: str) -> tuple[int, str]:
+            stderr.truncate(0)
+            print(repr(program), file=program_in, flush=True)
+            code = code_out.readline()
+            assert code, errors.read_text()
+            return int(code), errors.read_text()
+
+        yield forked
+        os.killpg(begun.pid, signal.SIGKILL)  # and a program that hangs
+
 
 FORKS = """
 import asyncio, os, sys, threading, edgelm, edgelm.testing
@@ -49,8 +101,8 @@ for attempt, word in attempts:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_fork_says_at_once_that_it_cannot_use_the_model() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True)
+def test_a_fork_says_at_once_that_it_cannot_use_the_model(run: Run) -> None:
+    assert run(FORKS) == (0, "")
 
 
 FORKS_IN_A_STEP = """
@@ -70,8 +122,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_fork_takes_no_adapter_and_ends_though_a_thread_was_computing_when_it_began() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_IN_A_STEP], check=True)
+def test_a_fork_takes_no_adapter_and_ends_though_a_thread_was_computing_when_it_began(run: Run) -> None:
+    assert run(FORKS_IN_A_STEP) == (0, "")
 
 
 FORKS_BESIDE_SLEEPING_THREADS = """
@@ -93,16 +145,16 @@ for drops_it in (False, True):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_fork_ends_though_it_has_none_of_the_threads_of_its_model() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_BESIDE_SLEEPING_THREADS], check=True)
+def test_a_fork_ends_though_it_has_none_of_the_threads_of_its_model(run: Run) -> None:
+    assert run(FORKS_BESIDE_SLEEPING_THREADS) == (0, "")
 
 
-def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending() -> None:
+def test_an_engine_that_was_not_closed_does_not_keep_the_program_from_ending(run: Run) -> None:
     program = (
         "import edgelm, edgelm.testing; engine = edgelm.Engine(edgelm.load(edgelm.testing.tiny_model_path())); "
         "next(engine.submit('x', edgelm.GenerationConfig(ignore_eos=True)))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert run(program) == (0, "")
 
 
 UNREAD = """
@@ -114,9 +166,8 @@ next(chunks)
 """
 
 
-def test_a_program_that_ends_beside_an_unread_answer_says_nothing() -> None:
-    ended = subprocess.run([sys.executable, "-c", UNREAD], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
+def test_a_program_that_ends_beside_an_unread_answer_says_nothing(run: Run) -> None:
+    assert run(UNREAD) == (0, "")
 
 
 DAEMON = """
@@ -134,10 +185,9 @@ begun.wait()
 """
 
 
-def test_a_daemon_thread_that_streams_does_not_abort_a_program_that_ends() -> None:
+def test_a_daemon_thread_that_streams_does_not_abort_a_program_that_ends(run: Run) -> None:
     for _ in range(3):
-        ended = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True)
-        assert (ended.returncode, ended.stderr) == (0, "")
+        assert run(DAEMON) == (0, "")
 
 
 DAEMON_IN_A_LIBRARY = """
@@ -160,7 +210,5 @@ begun.wait()
 
 
 @pytest.mark.parametrize("call", ["constraint.compile(tokenizer)", "DecoderSession(path, config)"])
-def test_a_daemon_thread_that_constrains_or_loads_does_not_abort_a_program_that_ends(call: str) -> None:
-    program = DAEMON_IN_A_LIBRARY.format(call=call)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
+def test_a_daemon_thread_that_constrains_or_loads_does_not_abort_a_program_that_ends(run: Run, call: str) -> None:
+    assert run(DAEMON_IN_A_LIBRARY.format(call=call)) == (0, "")
