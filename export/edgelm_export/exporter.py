@@ -189,9 +189,9 @@ def _write_checked_graph(
     refusal: EdgeLMError | None = None
     for attempt in (precision, *precision.tamed()):
         try:
-            with prepared(checkpoint, attempt, text, folder, progress) as (stored, rules):
+            with prepared(checkpoint, attempt, text, folder, progress) as stored:
                 _write_text_files(stored, folder, operators=attempt.operators)
-                _write_graphs(CheckedCheckpoint(stored, progress), rules, folder, text, progress)
+                _write_graphs(CheckedCheckpoint(stored, progress), attempt, folder, text, progress)
         except ExportError as error:
             if refusal is None and precision.fallback is None:
                 raise

@@ -69,8 +69,8 @@ def _lies_on_grid(checkpoint: Checkpoint, precision: Precision) -> bool:
 @contextlib.contextmanager
 def prepared(
     checkpoint: Checkpoint, precision: Precision, text: CalibrationText, package: Path, progress: Progress
-) -> Iterator[tuple[Checkpoint, Precision]]:
-    """Yield the checkpoint that the graph is to be made of, and the rules that are left for it.
+) -> Iterator[Checkpoint]:
+    """Yield the checkpoint that the graph is to be made of.
 
     package: the folder that gets the scales that are folded into the weights. What a calibration keeps on disk goes
     when the block is done, and stays for the next run where it is stopped.
@@ -86,17 +86,16 @@ def prepared(
         refuse_calibration(checkpoint.config)
     (package / CHANNEL_SCALES_FILE).unlink(missing_ok=True)  # of another attempt
     if not precision.needs_calibration:
-        yield checkpoint, precision
+        yield checkpoint
         return
     sequences = text.smoothing_sequences if precision.only_smooths else text.sequences
     checkpoint = _scaled(checkpoint, precision, sequences, package, progress)
     if not precision.calibrates:
-        yield checkpoint, precision
+        yield checkpoint
         return
     checked = CheckedCheckpoint(checkpoint, None)
     with _kept(text.options.cache, calibration_name(checked, precision, sequences)) as folder:
-        result = calibrate(checked, precision, sequences, folder, progress)
-        yield result, precision.with_layers_kept()
+        yield calibrate(checked, precision, sequences, folder, progress)
         shutil.rmtree(folder)
 
 

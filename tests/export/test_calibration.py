@@ -16,13 +16,15 @@ from safetensors.numpy import load_file, save_file
 
 import edgelm
 from edgelm.architecture import quantization_recipe
-from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
+from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, scheme_for
 from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.package.manifest import Quality
 from edgelm_export import exporter, verify
 from edgelm_export.calibration_text import CalibrationOptions, CalibrationText, calibration_sequences
+from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
+from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.package_checkpoint import PackageCheckpoint
@@ -35,10 +37,12 @@ from edgelm_export.quantize.folding import SmoothQuant, choose_scales
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.in_passing import LayerInPassing
+from edgelm_export.quantize.keep import as_blocks
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.prepared import save_layer
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.statistics import InputStatistics
+from edgelm_export.quantize.stored import quantize
 from edgelm_export.reference import (
     embed,
     layer_weights,
@@ -247,7 +251,7 @@ def test_two_transforms_fold_one_behind_the_other(checkpoint: HuggingFaceCheckpo
         (tmp_path / name).write_bytes((tmp_path / "checkpoint" / name).read_bytes())
     ids = sequences_of(checkpoint)[0][:64]
     text = CalibrationText(CalibrationOptions(max_tokens=256), tmp_path, checkpoint.config)
-    with prepared(checkpoint, both, text, tmp_path, silent) as (stored, _):
+    with prepared(checkpoint, both, text, tmp_path, silent) as stored:
         np.testing.assert_allclose(logits(stored, ids), logits(checkpoint, ids), rtol=0, atol=1e-4)
         norm = "model.layers.1.input_layernorm"
         kept = load_file(tmp_path / CHANNEL_SCALES_FILE)[norm][0]
@@ -264,7 +268,7 @@ def test_a_transform_that_somebody_adds_to_the_tables_is_folded(
     monkeypatch.setitem(folding.CHOOSERS, "mine", SmoothQuant)
     rules = (Rule(pattern=".", scheme="int4-block32"),)
     text = CalibrationText(CalibrationOptions(max_tokens=32), tmp_path / "checkpoint", checkpoint.config)
-    with prepared(checkpoint, Precision(rules=rules, transforms=("mine",)), text, tmp_path, silent) as (stored, _):
+    with prepared(checkpoint, Precision(rules=rules, transforms=("mine",)), text, tmp_path, silent) as stored:
         norm = "model.layers.1.input_layernorm.weight"
         assert not np.array_equal(stored.tensor(norm), checkpoint.tensor(norm))
 
@@ -398,10 +402,36 @@ def test_a_calibration_that_was_stopped_goes_on_and_ends_the_same(
         np.testing.assert_array_equal(first.scales, second.scales)
 
 
+def test_what_a_recipe_leaves_in_floats_or_on_its_grid_is_stored_so_beside_gptq(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path
+) -> None:
+    in_floats, kept, found = (f"model.layers.{place}_proj.weight" for place in ("0.mlp.down", "1.mlp.down", "1.mlp.up"))
+    own = quantize_alone(checkpoint.tensor(kept), INT4_SCHEME)
+
+    class OnItsGrid(CheckpointView):
+        def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
+            return as_blocks(own) if name == kept else None
+
+    rules = (Rule(pattern=r"\.0\.mlp\.down", scheme="fp16"), Rule(pattern=r"\.1\.mlp\.down", scheme="keep"))
+    precision, source = Precision(rules=(*rules, *INT4.rules)), OnItsGrid(checkpoint)
+    text = CalibrationText(CalibrationOptions(max_tokens=64), tmp_path / "checkpoint", source.config)
+    recipe = precision.recipe(source.config)
+    with prepared(source, precision, text, tmp_path, silent) as stored:
+        as_fp16, as_kept, as_found = (
+            quantize(stored, name, scheme_for(recipe, name)) for name in (in_floats, kept, found)
+        )
+        blocks = stored.quantized_blocks(found)
+    assert isinstance(as_fp16, np.ndarray)
+    assert as_fp16.dtype == np.float16
+    np.testing.assert_array_equal(unpack(as_kept), unpack(own))
+    np.testing.assert_array_equal(as_blocks(as_found).values, blocks.values)
+    assert not np.array_equal(unpack(as_found), unpack(quantize_alone(checkpoint.tensor(found), INT4_SCHEME)))
+
+
 def test_a_layer_gets_its_name_where_windows_refuses_it_for_a_moment(
     tmp_path: Path, first_rename_refused: list[str]
 ) -> None:
-    save_layer(tmp_path, 0, {"weight": np.ones(2, np.float32)})
+    save_layer(tmp_path, 0, {"weight": quantize_alone(np.ones((1, 32), np.float32), INT4_SCHEME)})
     assert [path.name for path in tmp_path.iterdir()] == ["layer-00000.npz"]
     assert first_rename_refused
 
@@ -446,8 +476,8 @@ def test_two_exports_that_calibrate_alike_leave_each_other_their_results(
     options = CalibrationOptions(max_tokens=32, cache=cache)
     text = CalibrationText(options, tmp_path / "checkpoint", checkpoint.config)
     name, found = "model.layers.1.mlp.up_proj.weight", []
-    with prepared(checkpoint, INT4, text, tmp_path / "one", silent) as (first, _):
-        with prepared(checkpoint, INT4, text, tmp_path / "other", silent) as (second, _):
+    with prepared(checkpoint, INT4, text, tmp_path / "one", silent) as first:
+        with prepared(checkpoint, INT4, text, tmp_path / "other", silent) as second:
             found.append(second.quantized_blocks(name))
         found.append(first.quantized_blocks(name))
     assert None not in found

@@ -27,7 +27,7 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.portions import Stored
-from edgelm_export.quantize.prepared import Prepared, PreparedCheckpoint, layer_path, save_layer
+from edgelm_export.quantize.prepared import PreparedCheckpoint, layer_path, save_layer
 from edgelm_export.quantize.stored import quantize
 from edgelm_export.reference_weights import Array, ObservedWeights, Weights
 from edgelm_export.tensor_map import GATHERED
@@ -112,7 +112,7 @@ class _Calibration:
         self._lengths = [len(ids) for ids in sequences]
         self._recipe = precision.recipe(checkpoint.config)
 
-    def layer(self, layer: int, hidden: _Hidden) -> tuple[dict[str, Prepared], _Hidden]:
+    def layer(self, layer: int, hidden: _Hidden) -> tuple[dict[str, PackedWeight], _Hidden]:
         """Return a layer's tensors as the package will have them, and what leaves it then."""
         prefix = f"model.layers.{layer}."
 

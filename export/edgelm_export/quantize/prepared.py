@@ -14,13 +14,11 @@ from edgelm_export.checkpoint_view import CheckpointView
 from edgelm_export.quantize.keep import as_blocks
 from edgelm_export.quantize.packed import PackedWeight
 
-Prepared = PackedWeight | NDArray[np.float32]
-
 _PARTS = ("packed", "scales", "zero_points")
 
 
 class PreparedCheckpoint(CheckpointView):
-    """Show the layers as a calibration left them: matrices on their grids, other tensors with what was folded in."""
+    """Show the matrices of the layers on the grids that a calibration put them on."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         super().__init__(checkpoint)
@@ -29,29 +27,15 @@ class PreparedCheckpoint(CheckpointView):
             with np.load(path) as stored:
                 self._names |= {key.partition("|")[0]: path for key in stored.files}
 
-    def stored_type(self, name: str) -> str:
-        """Name the type a tensor has on disk; what the calibration left in floats counts as F32."""
-        return "F32" if name in self._names else self._checkpoint.stored_type(name)
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """Read one tensor, with what was folded into it."""
-        if name not in self._names:
-            return self._checkpoint.tensor(name)
-        with np.load(self._names[name]) as stored:
-            tensor: NDArray[np.float32] = stored[name]
-        return tensor
-
     def rows(self, name: str, first: int, end: int) -> NDArray[np.float32]:
-        """Read some rows of a matrix, with what was folded into it."""
-        return self.tensor(name)[first:end] if name in self._names else self._checkpoint.rows(name, first, end)
+        """Read some rows of a matrix."""
+        return self._checkpoint.rows(name, first, end)
 
     def quantized_blocks(self, name: str, rows: slice = ALL_ROWS) -> QuantizedBlocks | None:
-        """Return a matrix on the grid that the calibration put it on; None outside the layers."""
+        """Return a matrix on the grid that the calibration put it on, or on its own where it did not."""
         if name not in self._names:
-            return None
+            return self._checkpoint.quantized_blocks(name, rows)
         with np.load(self._names[name]) as stored:
-            if f"{name}|packed" not in stored.files:
-                return None
             bits, block_size, columns = (int(value) for value in stored[f"{name}|layout"])
             parts = {part: stored[f"{name}|{part}"] for part in _PARTS if f"{name}|{part}" in stored.files}
         weight = PackedWeight(bits=bits, block_size=block_size, columns=columns, **{"zero_points": None, **parts})
@@ -63,13 +47,10 @@ def layer_path(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:05d}.npz"
 
 
-def save_layer(folder: Path, layer: int, tensors: Mapping[str, Prepared]) -> None:
+def save_layer(folder: Path, layer: int, tensors: Mapping[str, PackedWeight]) -> None:
     """Write one layer's results; the file appears when it is whole."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, PackedWeight):
-            arrays[name] = tensor
-            continue
         arrays[f"{name}|layout"] = np.array([tensor.bits, tensor.block_size, tensor.columns])
         for part in _PARTS:
             if getattr(tensor, part) is not None:

@@ -12,7 +12,7 @@ from edgelm.architecture.quantization_scheme import KEEP, SHORTLIST, Scheme, par
 from edgelm.errors import ExportError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.quantize.grid import quantize_alone
-from edgelm_export.quantize.keep import keep_grid
+from edgelm_export.quantize.keep import keep_grid, on_its_grid
 from edgelm_export.quantize.portions import Stored, in_portions
 from edgelm_export.quantize.two_planes import in_two_planes, takes_shortlist
 from edgelm_export.tensor_map import GATHERED
@@ -23,8 +23,9 @@ _FLOAT_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf1
 def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
     """Read a matrix and store it by a scheme.
 
-    gptq is for the layers, which the calibration has put on their grids before (prepared.py): the embedding and the
-    head are rounded or searched instead. What a shortlist is not made for is rounded to the same 8 bits.
+    gptq is for the layers, which the calibration has put on their grids before (prepared.py) and which stay there: the
+    embedding and the head are rounded or searched instead. What a shortlist is not made for is rounded to the same 8
+    bits.
 
     Raises:
         ExportError: a weight is beyond fp16, or the embedding was to lie on a grid that no row is gathered from; or as
@@ -40,6 +41,9 @@ def quantize(checkpoint: Checkpoint, name: str, scheme_name: str) -> Stored:
             f"The embedding cannot be {scheme_name}: its rows are gathered from a symmetric grid of 4 bits or more. "
             "Give embed_tokens a rule of its own, before the others, such as int8-block64."
         )
+    blocks = checkpoint.quantized_blocks(name) if scheme.method == "gptq" and ".layers." in name else None
+    if blocks is not None:
+        return on_its_grid(blocks, checkpoint.config.tensor_shapes()[name][1])
     if scheme.method == SHORTLIST and takes_shortlist(checkpoint, name, scheme):
         return in_two_planes(checkpoint.tensor(name), scheme, checkpoint.head_hessian)
     return in_portions(checkpoint, name, lambda rows: quantize_alone(rows, scheme))

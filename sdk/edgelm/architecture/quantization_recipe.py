@@ -99,7 +99,6 @@ class Precision:
         last = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
         first = [_RATES] if config.state_layers else []
         first += [_STREAMS] if config.altup_num_inputs > 1 else []
-        first += [_LAYERS_KEPT] if self.rules[:1] == (_LAYERS_KEPT,) else []
         first += [_LATENT_HEADS] if config.kv_lora_rank is not None and self.schemes else []
         rules = (*first, *self.rules)
         return tuple(Rule(pattern=rule.pattern.replace("{last}", last), scheme=rule.scheme) for rule in rules)
@@ -200,10 +199,6 @@ class Precision:
         ]
         return tried if self.fallback is None else [*tried, self.fallback]
 
-    def with_layers_kept(self) -> Precision:
-        """Return the rules for a checkpoint whose layers are on their grids already."""
-        return dataclasses.replace(self, rules=(_LAYERS_KEPT, *self.rules))
-
 
 def rule_for(recipe: tuple[Rule, ...], name: str) -> Rule | None:
     """Return the rule that a tensor takes: the first that matches."""
@@ -259,7 +254,6 @@ _RATES = Rule(pattern=RATES, scheme="fp32")
 # How residual streams are predicted and corrected: small, and all of them go through it in every layer.
 STREAMS = r"\.altup\."
 _STREAMS = Rule(pattern=STREAMS, scheme="fp32")
-_LAYERS_KEPT = Rule(pattern=r"\.layers\.\d+\.", scheme=KEEP)
 # Queries are taken to the latent vectors by small matrices, of each head its own, which all its scores go through.
 LATENT_HEADS = r"\.self_attn\.heads\."
 _LATENT_HEADS = Rule(pattern=LATENT_HEADS, scheme="int8-block64")
