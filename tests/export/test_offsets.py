@@ -396,3 +396,5 @@ def test_experts_are_held_in_8_bits(tmp_path: Path, save_model: Save, write_gguf
         if node.op_type == "QMoE" and attribute.name == "expert_weight_bits"
     }
     assert bits == 8
+    moved = "Q4_1 of the embedding, Q4_1 of experts"
+    assert manifest.notes[0] == f"Stored in 8 bits, since no fast operator has their grids: {moved}."

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import zero_places
+from edgelm.architecture.planes import LOWER_BITS
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.quantize.grid import quantize_alone
@@ -132,4 +133,9 @@ def moved_types(checkpoint: Checkpoint) -> tuple[str, ...]:
         kind, blocks = checkpoint.stored_type(name), _grid_of(checkpoint, name)
         if blocks is not None and not _has_place(blocks, name):
             moved.append(f"{kind} of {GATHERED[name]}")
+    of_experts = {checkpoint.stored_type(name): name for name in shapes if EXPERTS in name and len(shapes[name]) == 2}
+    for kind, name in sorted(of_experts.items()):
+        blocks = _grid_of(checkpoint, name)
+        if blocks is not None and (blocks.offsets is not None or blocks.bits in LOWER_BITS):
+            moved.append(f"{kind} of experts")
     return tuple(moved)
