@@ -18,6 +18,8 @@ from edgelm.errors import QueueFullError
 from edgelm.language_model import LanguageModel
 from edgelm.server.answers import Answers, Job
 from edgelm.server.delivery import deliver
+from edgelm.server.endpoint import Call
+from edgelm.server.options import ServerOptions
 from edgelm.server.turns import Turns
 
 ONE = GenerationConfig(max_new_tokens=1)
@@ -82,15 +84,18 @@ def test_the_event_loop_goes_on_while_a_whole_answer_is_written() -> None:
         begun.set()
         return {"went on": went_on.wait(5)}
 
-    async def model(_name: object) -> Any:
+    async def acquire(_name: object) -> Any:
         served: Any = contextlib.ExitStack()
         served.max_batch = 1
         return served
 
+    pool: Any = SimpleNamespace(resolve=str, acquire=acquire)
+
     async def answer() -> bytes:
-        receive = asyncio.Event().wait  # a client that stays
-        call: Any = SimpleNamespace(body={}, model=model, request=SimpleNamespace(receive=receive), caller="")
-        call.deadline, call.metrics, writer = 0.0, None, SimpleNamespace(whole=whole)
+        request: Any = SimpleNamespace(receive=asyncio.Event().wait, client=None)  # a client that stays
+        nothing: Any = None
+        call = Call(request=request, body={}, options=ServerOptions(), pool=pool, metrics=nothing)
+        writer: Any = SimpleNamespace(whole=whole)
         delivering = asyncio.create_task(deliver(call, lambda _served: ([], writer), streaming=False))
         while not begun.is_set() and not delivering.done():
             await asyncio.sleep(0.001)

@@ -481,6 +481,6 @@ def test_a_conversation_is_put_into_another_form_beside_the_event_loop(module, e
 
     monkeypatch.setattr(module, "as_chat", as_chat)
     with pytest.raises(ApiError):
-        asyncio.run(getattr(module, endpoint)(SimpleNamespace(body={})))
+        asyncio.run(getattr(module, endpoint)(SimpleNamespace(body={}, in_thread=asyncio.to_thread)))
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()

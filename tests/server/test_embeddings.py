@@ -141,6 +141,7 @@ def test_who_embeds_one_text_does_not_wait_for_all_of_who_embeds_many(tiny, monk
     async def ask(texts):
         request = SimpleNamespace(receive=staying)
         call = SimpleNamespace(body={"input": texts}, request=request, check_reading=lambda _: None)
+        call.in_thread = asyncio.to_thread
         await embeddings._embed(call, served, "input", lambda _, vector: vector.tolist(), truncating=False)
 
     async def both():

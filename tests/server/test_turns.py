@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from edgelm.language_model import LanguageModel
 from edgelm.server.endpoint import Call
 from edgelm.server.guard import check_key
 from edgelm.server.options import ServerOptions
+from edgelm.server.thread_shares import ThreadShares
 from edgelm.server.turns import Turns
 
 SHORT = GenerationConfig(max_new_tokens=1)
@@ -118,6 +120,28 @@ def test_a_schema_that_takes_long_to_compile_keeps_its_callers_place_and_no_othe
         assert answers[0].result() is not None
     with pytest.raises(QueueFullError, match="2 answers at work or waiting, 1 of them this caller's"):
         submit("many")
+
+
+def test_no_caller_has_all_of_the_threads() -> None:
+    shares, is_over, ended = ThreadShares(), threading.Event(), list[int]()
+
+    def work(number: int) -> None:
+        is_over.wait()
+        ended.append(number)
+
+    async def both() -> str:
+        many = [asyncio.create_task(shares.run("many", work, number)) for number in range(40)]
+        await asyncio.sleep(0)  # all of them have begun
+        try:
+            async with asyncio.timeout(5):
+                return await shares.run("one", lambda: "done")
+        finally:
+            is_over.set()
+            await asyncio.gather(*many)
+
+    assert asyncio.run(both()) == "done"
+    assert sorted(ended) == [*range(40)]
+    assert len(shares._of_caller) == 0  # nothing is kept of who asked
 
 
 def caller(options: ServerOptions, **headers: str) -> str:

@@ -16,6 +16,7 @@ from edgelm.decoding.answer import join
 from edgelm.errors import QueueFullError
 from edgelm.generation_config import GenerationConfig
 from edgelm.server.api_error import ApiError
+from edgelm.server.thread_shares import ThreadShares
 from edgelm.structure.reasoning import Parser, Reasoning, take_in_turn
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Answers:
     caller: str
     deadline: float  # time.monotonic()
     metrics: Metrics
+    threads: ThreadShares = field(default_factory=ThreadShares)
     _running: dict[int, Generation] = field(default_factory=dict)
     _cancelled: bool = False
 
@@ -143,7 +145,7 @@ class Answers:
         """
         while True:
             try:
-                return await asyncio.to_thread(self._submit, index)
+                return await self.threads.run(self.caller, self._submit, index)
             except QueueFullError:
                 if time.monotonic() > self.deadline:
                     raise

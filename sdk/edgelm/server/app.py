@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -20,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edgelm.memory.malloc import return_freed_memory
 from edgelm.server import guard
 from edgelm.server.api_error import ApiError, as_api_error
-from edgelm.server.endpoint import Call, Endpoint
+from edgelm.server.endpoint import Call, Endpoint, caller_of
 from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
@@ -28,6 +29,7 @@ from edgelm.server.other_paths import nothing_at
 from edgelm.server.request_body import read_json
 from edgelm.server.routes import ROUTES
 from edgelm.server.sse import JsonAnswer
+from edgelm.server.thread_shares import ThreadShares
 
 logger = logging.getLogger("edgelm.server")
 
@@ -47,6 +49,7 @@ class ServerApp:
 
     def __init__(self, pool: ModelPool, options: ServerOptions) -> None:
         self._pool, self._options = pool, options
+        self._threads = ThreadShares()
         self.metrics = Metrics()
         self.draining = False
         self._router = Starlette(
@@ -140,7 +143,8 @@ class ServerApp:
             key = guard.check_key(request.headers, self._options)
         body = {}
         if row.body is not None:
-            body = await read_json(request, self._options.limits, row.body)
+            in_thread = partial(self._threads.run, caller_of(request, key))
+            body = await read_json(request, self._options.limits, row.body, in_thread)
         return await row.answer(
             Call(
                 request=request,
@@ -149,6 +153,7 @@ class ServerApp:
                 pool=self._pool,
                 metrics=self.metrics,
                 key=key,
+                threads=self._threads,
             )
         )
 

@@ -64,18 +64,18 @@ async def deliver(
     served = await call.model(call.body.get("model"))
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(served)
-        jobs, writer = await asyncio.to_thread(prepare, served)
+        jobs, writer = await call.in_thread(prepare, served)
         if scoring is not None:
             await unless_disconnected(call.request.receive, _scored(served, scoring(served.model)))
-        answers = Answers(served, jobs, call.caller, call.deadline, call.metrics)
+        answers = Answers(served, jobs, call.caller, call.deadline, call.metrics, call.threads)
         cleanup.callback(answers.cancel)
-        await asyncio.to_thread(answers.start)
+        await call.in_thread(answers.start)
         if streaming:
             later = cleanup.pop_all()  # the response does it, at its end
             return StreamAnswer(_until_error(writer, answers), later.close, writer.media_type)
         completions = await unless_disconnected(call.request.receive, answers.completions())
         # In a thread: half a million log-probabilities take seconds, in which the event loop could read no request.
-        return await asyncio.to_thread(lambda: JsonAnswer(writer.whole(completions)))
+        return await call.in_thread(lambda: JsonAnswer(writer.whole(completions)))
 
 
 async def _scored(served: LoadedModel, texts: Iterator[bool]) -> None:
@@ -100,7 +100,7 @@ async def count_tokens(call: Call, prepare: Callable[[LanguageModel], Sequence[J
         EdgeLMError: what `prepare` has against the request.
     """
     with await call.model(call.body.get("model")) as served:
-        jobs = await asyncio.to_thread(prepare, served.model)
+        jobs = await call.in_thread(prepare, served.model)
     return sum(len(job.prompt_ids) for job in jobs)
 
 

@@ -104,7 +104,7 @@ async def _embed(
     row: what an answer has of a text's place and its vector.
     """
     language_model = served.model
-    inputs = await asyncio.to_thread(token_ids, language_model.tokenizer, call.body[field], field)
+    inputs = await call.in_thread(token_ids, language_model.tokenizer, call.body[field], field)
     pooling: Pooling = call.body.get("pooling", DEFAULT_POOLING)
     limit, vocab_size = language_model.context_length, language_model.config.vocab_size
     if truncating:

@@ -16,6 +16,7 @@ from edgelm.server.metrics import Metrics
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 from edgelm.server.schema import ANY_OBJECT, Schema
+from edgelm.server.thread_shares import Parameters, Result, ThreadShares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Call:
     pool: ModelPool
     metrics: Metrics
     key: str = field(default="", repr=False)
+    threads: ThreadShares = field(default_factory=ThreadShares)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -40,14 +42,19 @@ class Call:
 
     @property
     def caller(self) -> str:
-        """Who asks, as far as that is known: an address, and a key where one was given."""
-        client = self.request.client
-        return f"{client.host if client else ''} {self.key}"
+        """Who asks."""
+        return caller_of(self.request, self.key)
 
     @property
     def deadline(self) -> float:
         """When the time that a request may take is over, as time.monotonic() counts."""
         return self.started + self.options.limits.request_seconds
+
+    async def in_thread(
+        self, function: Callable[Parameters, Result], *given: Parameters.args, **named: Parameters.kwargs
+    ) -> Result:
+        """Call a function that takes too long for the event loop, in the turn of this caller."""
+        return await self.threads.run(self.caller, function, *given, **named)
 
     def check_reading(self, param: str) -> None:
         """Refuse to go on with texts that are read beside the engine, which ends by itself only what it computes.
@@ -66,6 +73,11 @@ class Call:
             ApiError: it is not here, or cannot be loaded.
         """
         return await self.pool.acquire(self.pool.resolve(name))
+
+
+def caller_of(request: Request, key: str) -> str:
+    """Return who asks, as far as that is known: an address, and a key where one was given."""
+    return f"{request.client.host if request.client else ''} {key}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ _ECHOED = (
 async def create_response(call: Call) -> Response:
     """Answer an input."""
     body = call.body
-    chat = await asyncio.to_thread(as_chat, body)
+    chat = await call.in_thread(as_chat, body)
 
     def prepare(served: LoadedModel) -> tuple[list[Job], ResponseWriter]:
         return _jobs(served.model, chat), ResponseWriter(
@@ -53,7 +52,7 @@ async def create_response(call: Call) -> Response:
 
 async def count_input_tokens(call: Call) -> Response:
     """Count the tokens that the answer to an input would begin behind."""
-    chat = await asyncio.to_thread(as_chat, call.body)
+    chat = await call.in_thread(as_chat, call.body)
     tokens = await count_tokens(call, lambda model: _jobs(model, chat))
     return JsonAnswer({"object": "response.input_tokens", "input_tokens": tokens})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from starlette.responses import Response
@@ -47,7 +46,7 @@ async def tokenize(call: Call) -> Response:
                 counted["token_strs"] = [model.tokenizer.token_text(id_) for id_ in ids]
             return JsonAnswer(counted)
 
-        return await asyncio.to_thread(answer)
+        return await call.in_thread(answer)
 
 
 async def detokenize(call: Call) -> Response:
@@ -59,7 +58,7 @@ async def detokenize(call: Call) -> Response:
                 raise TokenizerError(
                     f"There is no token {id_}; the model's are 0 to {served.model.config.vocab_size - 1}."
                 )
-        text = await asyncio.to_thread(tokenizer.decode, call.body["tokens"], skip_control_tokens=False)
+        text = await call.in_thread(tokenizer.decode, call.body["tokens"], skip_control_tokens=False)
         return JsonAnswer({"prompt": text})
 
 
