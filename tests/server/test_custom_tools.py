@@ -27,6 +27,7 @@ def said(*deltas, finish_reason=None):
         (['{"x": 1, "input": ', '"a"}'], "a"),
         (['{"input": "a\\ud83db\\ud83d"}'], "a\ufffdb\ufffd"),
         (['{"input": "a\\qb"}'], "a\\qb"),
+        (['{"input": "a\\n\\qb\\\\n"}'], "a\n\\qb\\n"),
         (['{"input": "a\nb'], "a\nb"),
         (["print(", "1)"], "print(1)"),
         (['["a"]'], '["a"]'),
@@ -48,3 +49,13 @@ def test_what_ends_inside_of_an_input_has_its_beginning():
     calls = CustomCalls(Written, {"edit"})
     deltas = calls.take(said(ToolCallDelta(index=0, id="i", name="edit", arguments='{"input": "a\\'))).tool_calls
     assert (deltas[0].arguments, calls.take(said(finish_reason="length")).tool_calls) == ("a", ())
+
+
+@pytest.mark.parametrize("said_behind", [{"text": "Done."}, {"text": "", "reasoning": "Done."}])
+def test_a_call_is_over_where_something_is_said_behind_it(said_behind):
+    calls = CustomCalls(Written, {"edit"})
+    calls.take(said(ToolCallDelta(index=0, id="i", name="edit", arguments='{"text": 1')))
+    calls.take(said(ToolCallDelta(index=0, arguments="}")))
+    behind = calls.take(Chunk(token_ids=(), **said_behind))
+    assert [delta.arguments for delta in behind.tool_calls] == ['{"text": 1}']
+    assert calls.take(said(finish_reason="tool_calls")).tool_calls == ()

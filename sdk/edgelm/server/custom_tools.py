@@ -29,6 +29,7 @@ _HEAD = re.compile(rf'\s*\{{\s*"{_INPUT}"\s*:\s*"')
 _WHOLE = re.compile(
     r'(?:[^"\\]|\\[^u]|\\u(?![dD][89abAB])[0-9A-Fa-f]{4}|\\u[0-9A-Fa-f]{4}(?:\\u[0-9A-Fa-f]{4}|(?=[^\\]|\\[^u])))*+'
 )
+_ESCAPES = re.compile(r'(?:\\["\\/bfnrt]|\\u[0-9A-Fa-f]{4})+')
 
 
 def custom_names(tools: Collection[Mapping[str, Any]]) -> frozenset[str]:
@@ -98,7 +99,9 @@ class CustomCalls:
         """Return the chunk with its calls as they are handed on."""
         chunk = self._parser.take(chunk)
         deltas = [said for delta in chunk.tool_calls for said in self._taken(delta)]
-        if chunk.finish_reason is not None:
+        begins = any(delta.name is not None for delta in chunk.tool_calls)
+        # What is said behind a call ends it: its rest must not come later.
+        if chunk.finish_reason is not None or ((chunk.text or chunk.reasoning) and not begins):
             deltas += self._end()
         return dataclasses.replace(chunk, tool_calls=tuple(deltas))
 
@@ -150,8 +153,6 @@ class _Input:
 
 
 def _decoded(text: str) -> str:
-    try:
-        decoded = str(json.loads(f'"{text}"', strict=False))
-    except ValueError:  # an escape that JSON does not have
-        return text
+    # An escape that JSON does not have stays as it stands.
+    decoded = _ESCAPES.sub(lambda run: str(json.loads(f'"{run[0]}"')), text)
     return decoded.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
