@@ -368,6 +368,16 @@ def test_layers_that_guess_further_tokens_are_left_out_behind_those_of_the_model
             without_guessing_layers(dataclasses.replace(header, metadata=changed))
 
 
+def test_a_file_whose_layers_all_have_experts_may_leave_out_the_size_of_others() -> None:
+    metadata = {key.replace("llama.", "qwen3moe."): value for key, value in METADATA.items() if "forward" not in key}
+    experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    metadata |= {"general.architecture": "qwen3moe"} | {f"qwen3moe.{key}": value for key, value in experts.items()}
+    header = GGUFHeader(metadata=metadata, shapes={"token_embd.weight": (320, 64)}, rope_factors={})
+    row = ARCHITECTURES["qwen3_moe"]
+    config = row.to_model_config(row.gguf.to_hf_config(header))
+    assert (config.intermediate_size, config.moe_intermediate_size) == (32, 32)
+
+
 def test_weights_of_experts_that_are_not_those_of_the_family_are_refused() -> None:
     metadata = {key.replace("llama.", "lfm2moe."): value for key, value in METADATA.items()}
     metadata |= {"general.architecture": "lfm2moe", "lfm2moe.shortconv.l_cache": 3, "lfm2moe.expert_gating_func": 1}

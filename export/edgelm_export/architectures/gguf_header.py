@@ -176,7 +176,10 @@ def to_hf_config(
         # The embedding has the last word: some files pad it beyond the tokenizer's vocabulary.
         "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": hidden_size,
-        "intermediate_size": whole_number(metadata, f"{prefix}feed_forward_length"),
+        # Left out of some files whose layers all have experts.
+        "intermediate_size": whole_number(
+            metadata, f"{prefix}feed_forward_length", metadata.get(f"{prefix}expert_feed_forward_length")
+        ),
         "num_hidden_layers": whole_number(metadata, f"{prefix}block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": whole_number(metadata, f"{prefix}attention.head_count_kv", heads),

@@ -120,9 +120,8 @@ def _gguf_to_hf_config(header: GGUFHeader, keys: GGUFKeys = NO_KEYS) -> dict[str
 
 
 def moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
-    """Make config.json's values of a header, which may leave out how long a feed-forward without experts would be."""
-    size = header.metadata.get(f"{header.architecture}.feed_forward_length", 0)
-    return _gguf_to_hf_config(header.changed({"feed_forward_length": size}), qwen2.MOE_GGUF_KEYS)
+    """Make config.json's values of a header."""
+    return _gguf_to_hf_config(header, qwen2.MOE_GGUF_KEYS)
 
 
 GGUF_LAYOUT = TensorLayout(
