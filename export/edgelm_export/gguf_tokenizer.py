@@ -7,6 +7,7 @@ the characters of a whole text.
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_name
 from edgelm_export.tokenizer_json import added_token, files_of, post_processor
 
 _CHAT_TEMPLATE = "tokenizer.chat_template"
+_PRE = "tokenizer.ggml.pre"
+_OF_CHARACTERS = "sarvam-moe"  # a BPE as Gemma 4's, though its model is called "gpt2"
 _ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
 _OF_BYTE_LEVEL = (PieceType.NORMAL, *_ADDED, PieceType.UNUSED)
 
@@ -90,6 +93,8 @@ def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> _Rebuilt:
+    if metadata.get(_PRE) == _OF_CHARACTERS:
+        return dataclasses.replace(_bpe_of_characters(metadata, tokens), add_bos=False)
     pre_tokenizer = _pre_tokenizer(metadata)
     types = _token_types(metadata, tokens, _OF_BYTE_LEVEL, "byte-level BPE")
     vocabulary = _vocabulary(tokens, types)
@@ -172,9 +177,10 @@ _WAY_OUT = "Import the model's Hugging Face folder instead."
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
-    pre = metadata.get("tokenizer.ggml.pre")
+    pre = metadata.get(_PRE)
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
-        raise CheckpointError(f"tokenizer.ggml.pre is {pre!r:.80}; supported: {', '.join(PRE_TOKENIZERS)}. {_WAY_OUT}")
+        known = ", ".join([*PRE_TOKENIZERS, _OF_CHARACTERS])
+        raise CheckpointError(f"{_PRE} is {pre!r:.80}; supported: {known}. {_WAY_OUT}")
     return PRE_TOKENIZERS[pre]
 
 

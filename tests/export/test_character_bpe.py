@@ -64,6 +64,13 @@ def test_texts_have_the_ids_of_transformers_class() -> None:
         assert ours.encode(text).ids == [2, *got]  # as llama.cpp begins every text of this model
 
 
+def test_sarvams_is_one_under_another_name_without_a_token_before_a_text() -> None:
+    files = tokenizer_files(metadata(model="gpt2", pre="sarvam-moe"))
+    ours, gemmas = (Tokenizer.from_str(each["tokenizer.json"]) for each in (files, tokenizer_files(metadata())))
+    for text in TEXTS:
+        assert ours.encode(text).ids == gemmas.encode(text, add_special_tokens=False).ids
+
+
 def test_what_the_user_defined_stays_in_a_text_and_control_tokens_do_not() -> None:
     ours = Tokenizer.from_str(tokenizer_files(metadata())["tokenizer.json"])
     assert ours.decode(ours.encode("<|turn>the<|call>").ids) == "the<|call>"
