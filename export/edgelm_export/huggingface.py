@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -27,6 +28,7 @@ from edgelm.files.safetensors_header import check_header
 from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE, missing_files, read_weight_map
 from edgelm.library.sources import fetched_facts
 from edgelm.package.manifest import describe_file
+from edgelm.runtime.cpu import usable_cores
 from edgelm_export.answer_settings import notes_on_answers
 from edgelm_export.architectures import architecture_of
 from edgelm_export.architectures.architecture import Architecture
@@ -60,8 +62,9 @@ _TYPES: Mapping[str, Any] = {
     "BOOL": "?",
 }  # fmt: skip
 _ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
-# Rows are widened in portions, so that beside the float32 tensor only one portion of the stored one is in memory.
-_PORTION_VALUES = 1 << 22
+# Rows are widened in portions, in all cores: few enough values for the allocator to use their memory again, where each
+# larger array would be new memory, which the system fills with zeros first.
+_PORTION_VALUES = 1 << 18
 
 
 class _StoredTensor(NamedTuple):  # a dataclass takes three times as long to make, and a folder may have 78,000
@@ -281,9 +284,18 @@ class HuggingFaceCheckpoint:
         first, end = (which.start, which.stop) if which is not None else (0, stored.shape[0])
         tensor = np.empty((end - first, *stored.shape[1:]), np.float32)
         rows = max(1, _PORTION_VALUES // max(1, math.prod(stored.shape[1:])))
-        for start in range(first, end, rows):
-            stop = min(start + rows, end)
-            tensor[start - first : stop - first] = self._read_rows(source, slice(start, stop))
+
+        def widen(start: int) -> None:
+            portion = slice(start, min(start + rows, end))
+            tensor[start - first : portion.stop - first] = self._read_rows(source, portion)
+
+        starts = range(first, end, rows)
+        if len(starts) == 1:
+            widen(first)
+            return tensor
+        with ThreadPoolExecutor(usable_cores()) as threads:  # numpy reads and widens without the interpreter
+            for _ in threads.map(widen, starts):  # raises what a thread raised
+                pass
         return tensor
 
     def _unpacked(self, part: Part) -> NDArray[np.float32]:

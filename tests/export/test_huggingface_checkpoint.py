@@ -66,7 +66,12 @@ def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
 ) -> None:
     monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 1000)
     model = save_llama(tmp_path, dtype=torch.bfloat16)
-    assert_same_tensors(HuggingFaceCheckpoint(tmp_path), model)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert_same_tensors(checkpoint, model)
+    for name in checkpoint.config.tensor_shapes():
+        (tmp_path / "model.safetensors").write_bytes(b"")  # under its reader's hands
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            checkpoint.tensor(name)
 
 
 def test_a_sharded_folder_reads_as_one_file_does(tmp_path: Path, save_llama: SaveLlama) -> None:
