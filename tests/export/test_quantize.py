@@ -145,6 +145,31 @@ def test_weights_on_a_grid_keep_their_integers(scheme: str) -> None:
     assert np.array_equal(packed.scales, kept.scales)
 
 
+def test_a_matrix_in_pieces_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_weight(37, 200)
+    weight[::5, 64:128] = 0  # blocks without a weight, between others
+    weight[3, ::3] = 0
+    for name in SCHEMES:
+        whole = quantized(weight, name)
+        with monkeypatch.context() as patch:
+            patch.setattr("edgelm_export.quantize.grid._WEIGHTS_AT_ONCE", 1000)  # five rows
+            pieces = quantized(weight, name)
+        pieces.check(weight.shape)
+        assert all(
+            np.array_equal(getattr(pieces, part), getattr(whole, part)) for part in ("packed", "scales", "zero_points")
+        )
+
+
+def test_zeros_beside_integers_of_a_scale_leave_them_on_their_grid() -> None:
+    steps = np.random.default_rng(0).integers(-8, 8, (4, 128)).astype(np.float32)
+    steps[1, 64:], steps[2, ::2] = 0, 0
+
+    own, found = exact_grid(in_blocks(steps * np.float32(0.03125), 64), parse_scheme("int4-block64"))
+
+    assert found.all()
+    assert np.array_equal(np.abs(own.scales[2]), [0.03125, 0.03125])
+
+
 def test_a_block_beside_its_grid_is_searched_and_the_others_are_kept() -> None:
     steps = np.random.default_rng(0).integers(-8, 8, (4, 128)).astype(np.float32)
     weight = steps * np.float32(0.03125)

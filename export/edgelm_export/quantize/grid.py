@@ -24,7 +24,7 @@ from edgelm.architecture.block_grid import (
 )
 from edgelm.architecture.quantization_scheme import SHORTLIST, Scheme
 from edgelm.runtime.cpu import usable_cores
-from edgelm_export.quantize.packed import PackedWeight, pack
+from edgelm_export.quantize.packed import PackedWeight, pack, stack
 
 # The norm of HQQ's error, and how its half-quadratic solver tightens, from the authors' description.
 _HQQ_NORM, _HQQ_BETA, _HQQ_GROWTH, _HQQ_ROUNDS = np.float32(0.7), np.float32(10.0), np.float32(1.05), 20
@@ -92,7 +92,7 @@ def grid_for(blocks: Array, scheme: Scheme) -> Grid:
 def own_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     """Find the grid that a block's weights lie on already, exactly or nearly; return the grids, and who has one."""
     exact, found = exact_grid(blocks, scheme)
-    if found.all():
+    if found.all() or scheme.symmetric or zero_places(scheme.bits) == 1:  # where no zero point lies between two steps
         return exact, found
     levels, on_levels = levels_grid(blocks, scheme)
     return _where(found, exact, levels), found | on_levels
@@ -120,19 +120,13 @@ _WEIGHTS_AT_ONCE = 1 << 18
 
 def quantize_alone(weight_NK: Array, scheme: Scheme) -> PackedWeight:
     """Quantize a matrix by a method that needs nothing else, some rows in each thread."""
-    rows = max(1, _WEIGHTS_AT_ONCE // weight_NK.shape[1])
+    N, K = weight_NK.shape
+    rows = max(1, _WEIGHTS_AT_ONCE // K)
 
-    def quantized(start: int) -> tuple[NDArray[np.uint8], Array, Array]:
+    def quantized(start: int) -> PackedWeight:
         blocks = in_blocks(weight_NK[start : start + rows], scheme.block_size)
         grid = grid_for(blocks, scheme)
-        return grid.nearest(blocks).astype(np.uint8), grid.scales, grid.zeros
+        return pack_on(grid, grid.nearest(blocks), scheme, K)
 
     with ThreadPoolExecutor(usable_cores()) as threads:  # numpy computes without the interpreter
-        values, scales, zeros = zip(*threads.map(quantized, range(0, len(weight_NK), rows)), strict=True)
-    return pack(
-        np.concatenate(values),
-        np.concatenate(scales),
-        None if scheme.symmetric else _stored_zeros(np.concatenate(zeros), scheme),
-        bits=scheme.bits,
-        columns=weight_NK.shape[1],
-    )
+        return stack([*threads.map(quantized, range(0, N, rows))])

@@ -41,8 +41,12 @@ class Grid:
         """Return the values [N, blocks, block_size] that are nearest to the weights."""
         # Apart, since float32 holds a small step more closely than the same step above a zero point of 128.
         whole = np.floor(self.zeros)
-        steps = np.rint(blocks / self.scales[..., None] + (self.zeros - whole)[..., None])
-        return np.asarray(np.clip(steps + whole[..., None], 0, self.top), np.float32)
+        steps = blocks / self.scales[..., None]
+        if (whole != self.zeros).any():
+            steps += (self.zeros - whole)[..., None]
+        np.rint(steps, out=steps)
+        steps += whole[..., None]
+        return np.asarray(np.clip(steps, 0, self.top, out=steps), np.float32)
 
     def weights(self, values: Array) -> Array:
         """Return the weights that values stand for."""
@@ -142,8 +146,11 @@ def exact_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     most = middle if scheme.symmetric else top
     flat = blocks.reshape(-1, blocks.shape[-1])
     sizes = np.abs(flat)
-    largest = sizes.max(-1)
-    smallest = np.where(sizes > 0, sizes, np.inf).min(-1)
+    # argmax takes half the time of max. The bits of a size order as it does; zero less one is the largest of them.
+    largest = np.take_along_axis(sizes, sizes.argmax(-1)[:, None], -1)[:, 0]
+    bits = sizes.view(np.uint32)
+    bits -= np.uint32(1)
+    smallest = (bits.min(-1) + np.uint32(1)).view(np.float32)
     found = largest == 0
     scales = np.ones(len(flat), np.float32)
     zeros = np.full(len(flat), middle if scheme.symmetric else 0, np.float32)
@@ -175,16 +182,17 @@ def exact_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
 def levels_grid(blocks: Array, scheme: Scheme) -> tuple[Grid, NDArray[np.bool_]]:
     """Find the even levels that a block's weights lie on, wherever they begin; return as `exact_grid` does.
 
-    So files of 4 bits leave weights that store a float for each block's least (Q4_1, Q4_K). Zero points with places
-    between the steps hold them to a thirty-second of a level, where the nearest of 32 other levels would be an eighth
-    away on average. The grid's step is the level's, halved as often as the integers have room for.
+    It is for schemes whose zero points have places between the steps. So files of 4 bits leave weights that store a
+    float for each block's least (Q4_1, Q4_K): such zero points hold them to a thirty-second of a level, where the
+    nearest of 32 other levels would be an eighth away on average. The grid's step is the level's, halved as often as
+    the integers have room for.
     """
     top, places = (1 << scheme.bits) - 1, np.float32(zero_places(scheme.bits))
     flat = blocks.reshape(-1, blocks.shape[-1])
     lowest, highest = flat.min(-1), flat.max(-1)
     scales, zeros = np.ones(len(flat), np.float32), np.zeros(len(flat), np.float32)
     found = np.zeros(len(flat), bool)
-    between = (lowest <= 0) & (highest > 0) & (not scheme.symmetric and places > 1)
+    between = (lowest <= 0) & (highest > 0)
     for levels in range(1, top + 1):
         left = np.flatnonzero(between & ~found)
         if not left.size:
