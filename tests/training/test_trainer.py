@@ -327,6 +327,20 @@ def test_of_experts_those_of_a_token_decide_how_long_a_run_is(
     assert notes[0].startswith(f"{everything:,} parameters, {given[0]:,} of them for a token; 2 steps of ")
 
 
+def test_rows_are_not_as_long_as_a_long_context_unless_that_is_asked_for(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(tiny_shards, tmp_path / "run", model=MODEL | {"max_position_embeddings": 131_072})
+    notes: list[str] = []
+    monkeypatch.setattr(SilentReporter, "note", lambda _, text: notes.append(text))
+
+    for given in ({}, {"sequence_length": 4096}):
+        config, recipe = build_recipe(PretrainConfig(**asked | given), SilentReporter())
+        length = given.get("sequence_length", 2048)
+        assert (config.sequence_length, recipe.model.config.max_position_embeddings) == (length, 131_072)
+        assert f" rows of {length:,} tokens (of a context of 131,072): " in notes[-1]
+
+
 def test_the_z_loss_is_the_square_of_the_log_of_the_normalizer(tiny_shards: Path, whole_run: Path) -> None:
     model = load_checkpoint(whole_run / "latest")
     batch = Batches(Shards.open(tiny_shards), sequence_length=32, seed=0).batch(0, 2)

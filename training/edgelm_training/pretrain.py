@@ -32,7 +32,7 @@ from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
 from edgelm_training.run_folder import RunFolder
 from edgelm_training.samples import check_prompts, write_samples
-from edgelm_training.scaling import model_shape, parse_params, training_budget, usual_context
+from edgelm_training.scaling import LONGEST_CONTEXT, model_shape, parse_params, training_budget, usual_context
 from edgelm_training.schedule import warmup_or_usual
 from edgelm_training.settings import SettingError, unknown_key
 from edgelm_training.shards import Shards
@@ -180,8 +180,8 @@ def _check_fit(model: ModelConfig, config: PretrainConfig, shards: Shards) -> No
 def _row_length(config: PretrainConfig, model: ModelConfig) -> int:
     if config.sequence_length is not None:
         return config.sequence_length
-    context = model.max_position_embeddings
-    return context if config.init is None else min(context, usual_context(model.count_parameters()))
+    usual = LONGEST_CONTEXT if config.init is None else usual_context(model.count_parameters())
+    return min(model.max_position_embeddings, usual)
 
 
 def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
@@ -208,9 +208,11 @@ def _with_budget(config: Config, model: ModelConfig, shards: Shards) -> Config:
 def _note_budget(config: PretrainConfig, model: ModelConfig, shards: Shards, reporter: Reporter) -> None:
     steps, rows, length = (config.known(name) for name in ("max_steps", "global_batch_size", "sequence_length"))
     params, active = model.count_parameters(), model.count_active_parameters()
+    context = model.max_position_embeddings
+    of_context = f" (of a context of {context:,})" if config.init is None and length < context else ""
     size = f"{params:,} parameters" + ("" if active == params else f", {active:,} of them for a token")
     reporter.note(
-        f"{size}; {steps:,} steps of {rows:,} rows of {length:,} tokens: "
+        f"{size}; {steps:,} steps of {rows:,} rows of {length:,} tokens{of_context}: "
         f"{steps * rows * length:,}, of data that has {shards.num_tokens:,}; learning rate up to "
         f"{config.learning_rate:.3g}."
     )

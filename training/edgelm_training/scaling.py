@@ -21,7 +21,8 @@ _WIDTHS = (32, 64, 96, 128, 192, *range(256, 2048, 128), *range(2048, 16384, 256
 # Below this a model is deep, and its head shares the matrix of the embeddings, which would be much of it (MobileLLM).
 _SMALL_BELOW = 1_000_000_000
 # Parameters -> tokens of context.
-_CONTEXTS = ((20_000_000, 512), (1_000_000_000, 1024), (_MAX_PARAMS, 2048))
+LONGEST_CONTEXT = 2048  # what is longer is asked for: a row is never split, and its attention grows with the square
+_CONTEXTS = ((20_000_000, 512), (1_000_000_000, 1024), (_MAX_PARAMS, LONGEST_CONTEXT))
 # Share of the peak rate at the end of pretraining (Chinchilla), with which a trained model goes on (arXiv:2407.07263).
 _RATE_LEFT = 0.1
 
