@@ -323,7 +323,7 @@ def test_it_says_on_which_machine_the_model_runs(
 
 
 def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: Callable[..., Page]) -> None:
-    with EdgelmServer((TINY,), prelude=scripted("A\n\n" * 24, seconds_per_token=0.03)) as server:
+    with EdgelmServer((TINY,), prelude=scripted("A\n\n" * 300, seconds_per_token=0.03)) as server:
         page = open_page(server, viewport={"width": 800, "height": 360})
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
@@ -332,6 +332,7 @@ def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: 
         page.mouse.wheel(0, -15)  # as little as a finger goes in a moment
         expect(page.locator("#to-end")).to_be_visible()  # the end goes on without it
         page.evaluate("document.getElementById('scroll').scrollTop = 7")
+        page.press("#question", "Escape")
         done(page)
         assert page.evaluate("document.getElementById('scroll').scrollTop") == 7
         page.locator("#to-end").click()
