@@ -40,7 +40,7 @@ def config(wheel: Path, folder: Path) -> GenerationConfig:
 
 @pytest.fixture(scope="module")
 def pairs(wheel: Path) -> Pairs:
-    return transliterator.parallel_lines(wheel, 30)
+    return transliterator.parallel_lines(wheel, 12)
 
 
 def load(folder: Path, precision: str) -> LanguageModel:
@@ -76,7 +76,7 @@ def test_it_answers_as_its_author_says_and_as_transformers_does(
     assert answer(model, "musa dunbuya", config) == "ߡߎߛߊ߫ ߘߎ߲ߓߎߦߊ"  # in the package's README
     oracle = M2M100ForConditionalGeneration.from_pretrained(folder).eval()
     never = [[id_] for id_ in config.logit_bias]
-    for beams, some in ((1, pairs[:20]), (5, pairs[:2])):
+    for beams, some in ((1, pairs[:6]), (5, pairs[:1])):
         for text, _ in some:
             ids = torch.tensor([model.tokenizer.as_source(model.tokenizer.encode(text))])
             wanted = oracle.generate(input_ids=ids, num_beams=beams, max_new_tokens=120, bad_words_ids=never)[0]
@@ -87,5 +87,5 @@ def test_it_answers_as_its_author_says_and_as_transformers_does(
 def test_rounding_costs_it_no_letters(folder: Path, config: GenerationConfig, pairs: Pairs) -> None:
     for precision in ("int8", "int4"):
         model = load(folder, precision)
-        # 0.0608 and 0.0617 measured, and 0.0608 in fp32.
-        assert error_rate([answer(model, text, config) for text, _ in pairs], pairs) < 0.068, precision
+        # 0.0585 and 0.0571 measured.
+        assert error_rate([answer(model, text, config) for text, _ in pairs], pairs) < 0.065, precision

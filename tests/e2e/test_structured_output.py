@@ -44,19 +44,19 @@ def answers(model: LanguageModel, schemas: Sequence[dict[str, Any]], max_new_tok
     return [completion.finish_reason for completion in completions]
 
 
-def test_300_varied_schemas_give_valid_answers_or_name_the_keyword() -> None:
+def test_130_varied_schemas_give_valid_answers_or_name_the_keyword() -> None:
     model = load(tiny_model_path(), SessionOptions(threads=1))
-    ends = answers(model, varied_schemas(300), max_new_tokens=100)
-    # The tiny model writes at random, so that it rarely ends a string that may be long: 226 of 300 are complete.
-    assert ends.count("stop") > 80
-    assert len(ends) < 290
+    ends = answers(model, varied_schemas(130, seed=11), max_new_tokens=100)
+    # The tiny model writes at random, so that it rarely ends a string that may be long: 100 of 115 are complete.
+    assert ends.count("stop") > 40
+    assert len(ends) < 120
 
 
 @pytest.mark.real_model
 def test_a_real_model_gives_valid_answers_for_varied_schemas(smollm2_package: Path) -> None:
     model = load(smollm2_package, SessionOptions(threads=1))
-    ends = answers(model, varied_schemas(8, seed=1), max_new_tokens=80)
-    assert ends.count("stop") > 4
+    ends = answers(model, varied_schemas(4, seed=1), max_new_tokens=80)
+    assert ends.count("stop") > 2
 
 
 @pytest.mark.parametrize(("keyword", "schema"), UNSUPPORTED, ids=[keyword for keyword, _ in UNSUPPORTED])
