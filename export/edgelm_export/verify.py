@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -46,13 +48,16 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
 
     progress: called with "check", how many of the source's tensors have been read, and how many there are.
     The source's come from the numpy forward pass (reference.py), which shares no code with the graph.
+
+    Raises:
+        VerificationError: the tokenizer is another model's, or there is no room for what is compared.
     """
     checkpoint = CheckedCheckpoint(checkpoint, progress, "check")
     sources, windows, prompt = _texts(Tokenizer.load(folder), checkpoint.config)
     return_freed_memory()  # the package takes the most of all
     map_arrays_from(_BESIDE_PACKAGE)
     columns, after_prefill = [], []
-    with tempfile.TemporaryFile(prefix="edgelm-") as kept:
+    with _temporary_file() as kept:
         # The package is gone from memory when its source comes.
         session = DecoderSession(folder, ModelConfig.load(folder))
         has_prefill_graph = session.has_prefill_graph
@@ -84,6 +89,23 @@ def measure_quality(folder: Path, checkpoint: Checkpoint, progress: Progress | N
         greedy_agreement=len(agreed) if agreed.all() else int(agreed.argmin()),
         **_perplexities_after_prefill(after_prefill),
     )
+
+
+@contextlib.contextmanager
+def _temporary_file() -> Iterator[IO[bytes]]:
+    """Open a file for logits: of a large vocabulary, a gigabyte.
+
+    Raises:
+        VerificationError: the disk that it is on is full.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="edgelm-") as file:
+            yield file
+    except OSError as error:
+        raise VerificationError(
+            f"The check keeps logits in {tempfile.gettempdir()}, which fails: {error}. Nothing was written. Make room "
+            "there, or name a folder on another disk as TMPDIR."
+        ) from error
 
 
 def _keep_logits(session: DecoderSession, ids: list[int], source_ids: list[int], kept: IO[bytes]) -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,16 @@ def test_a_full_disk_leaves_the_old_package(tmp_path: Path) -> None:
 
     assert exit_status(fork(export)) == 0
     assert state_of(target) == before
+
+
+def test_a_full_disk_of_the_check_is_named(
+    checkpoint: HuggingFaceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("w+b"))  # noqa: SIM115
+    message = rf"logits in {re.escape(tempfile.gettempdir())}, which fails: .*No space left .* folder .* as TMPDIR\."
+    with pytest.raises(VerificationError, match=message):
+        export_package(checkpoint, tmp_path / "package", "fp32")
+    assert not (tmp_path / "package").exists()
 
 
 def test_progress_counts_every_tensor(checkpoint: HuggingFaceCheckpoint, tmp_path: Path) -> None:
