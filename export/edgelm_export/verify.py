@@ -205,6 +205,9 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
 
     A model with an encoder is asked to repeat what it reads: whatever it was trained for, the same text has a bearing
     on it. Without an encoder nothing is read.
+
+    Raises:
+        VerificationError: the tokenizer is another model's.
     """
     marks = known_marks(tokenizer, config)
     ids = [id_ for id_ in tokenizer.encode(verification_text()) if id_ < config.vocab_size]
@@ -214,6 +217,11 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
     is_large = config.count_parameters() > _LARGE
     length = _WINDOW_TOKENS_OF_LARGE if is_large else _WINDOW_TOKENS
     length = min(length, context - around, len(ids) // _WINDOWS)
+    if length < 1 or length + len(begin) < 2:
+        raise VerificationError(
+            f"There is nothing to check: of its text the tokenizer makes {len(ids)} tokens that the model has, and the "
+            f"context has room for {context}. Nothing was written. Take the tokenizer that belongs to the weights."
+        )
     texts = [ids[i * length : (i + 1) * length] for i in range(_WINDOWS)]
     windows = [begin + text for text in texts]
     if config.encoder is None:

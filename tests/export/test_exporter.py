@@ -284,6 +284,14 @@ def test_the_verification_text_fits_small_contexts(monkeypatch: pytest.MonkeyPat
     assert [len(window) for window in windows] == [40] * 4
 
 
+@pytest.mark.parametrize(("size", "count"), [("vocab_size", 3), ("max_position_embeddings", 1)])
+def test_a_model_that_knows_no_two_tokens_of_the_text_is_refused(size: str, count: int) -> None:
+    model = edgelm.load(tiny_model_path())
+    small = edgelm.ModelConfig.from_dict(model.config.to_dict() | {size: count})
+    with pytest.raises(VerificationError, match=r"^There is nothing to check: .* Take the tokenizer that belongs"):
+        verify._texts(model.tokenizer, small)
+
+
 def test_a_large_model_is_checked_on_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_WINDOW_TOKENS", 256)  # which conftest.py makes fewer
     monkeypatch.setattr(verify, "_WINDOWS", 4)
