@@ -102,24 +102,24 @@ class ServerApp:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        origin: str | None = None
         try:
             guard.check_framing(headers)
             host = guard.check_host(headers, scope["server"], self._options)
             origin = guard.check_origin(headers, host, self._options)
-            if self.draining:
-                raise guard.refuse_while_draining()
         except ApiError as error:
             if error.status == 403:  # a probe or a proxy shows nobody what it was answered
                 logger.info("%s", error)
             await _error_response(scope["path"], error)(scope, receive, send)
             return
-        if origin is None:
-            await self._router(scope, receive, send)
-        elif scope["method"] == "OPTIONS":
+        if origin is not None and scope["method"] == "OPTIONS":
             await Response(status_code=204, headers=guard.preflight_headers(origin, headers))(scope, receive, send)
+            return
+        if origin is not None:
+            send = _adding(guard.cors_headers(origin), send)
+        if self.draining:
+            await _error_response(scope["path"], guard.refuse_while_draining())(scope, receive, send)
         else:
-            await self._router(scope, receive, _adding(guard.cors_headers(origin), send))
+            await self._router(scope, receive, send)
 
     def _handler(self, row: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
