@@ -234,6 +234,7 @@ def test_other_frequency_factors_are_refused(factors: np.ndarray) -> None:
         ({"llama.rope.freq_base": 1e308}, r"rope.freq_base is 1e\+308; it must be a number that float32 holds"),
         ({"llama.rope.freq_base": 3.4028236e38}, r"rope.freq_base is 3\.4028236e\+38; it must be a number"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is missing; it must be a number"),
+        ({"llama.rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; supported is the head's own size, 16"),
         ({"llama.attention.value_length": 8}, "value_length is 8; supported"),
         (
@@ -300,10 +301,11 @@ def test_the_largest_gemma_alone_scales_its_scores_by_the_size_of_its_layers(fam
         assert values["query_pre_attn_scalar"] == scalar
 
 
-def test_the_soft_caps_of_a_gemma_are_those_of_the_file_or_its_family() -> None:
-    gemma2 = {"gemma2.attention.sliding_window": 9, "gemma2.attn_logit_softcapping": 5.0}
-    values = family_config("gemma2", gemma2)
+def test_the_soft_caps_and_the_window_of_a_gemma_are_those_of_the_file_or_its_family() -> None:
+    values = family_config("gemma2", {"gemma2.attn_logit_softcapping": 5.0})
     assert (values["attn_logit_softcapping"], values["final_logit_softcapping"]) == (5.0, 30.0)
+    assert values["sliding_window"] == 4096  # of the first files, which do not say it
+    assert family_config("gemma2", {"gemma2.attention.sliding_window": 9})["sliding_window"] == 9
     gemma3 = {"gemma3.attention.sliding_window": 9}
     assert "final_logit_softcapping" not in family_config("gemma3_text", gemma3)
     values = family_config("gemma3_text", gemma3 | {"gemma3.final_logit_softcapping": 2.0})

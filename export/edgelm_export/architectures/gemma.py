@@ -94,8 +94,10 @@ def gguf_values(header: GGUFHeader, layers_of_27b: int, keys: GGUFKeys) -> dict[
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
+    # The first files have none of these.
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    return gguf_values(header, _LAYERS_OF_27B, {key: (key, default) for key, default in caps.items()})
+    keys: GGUFKeys = {key: (key, default) for key, default in caps.items()}
+    return gguf_values(header, _LAYERS_OF_27B, {"attention.sliding_window": ("sliding_window", 4096), **keys})
 
 
 GEMMA2 = Architecture(

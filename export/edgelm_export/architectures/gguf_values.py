@@ -130,7 +130,8 @@ def rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | N
         CheckpointError: the type is not supported.
     """
     # As llama.cpp takes it: files of 2023 have the other name, and no type.
-    named = "rope.scaling.factor" if f"{prefix}rope.scaling.factor" in metadata else "rope.scale_linear"
+    names = ("rope.scaling.factor", "rope.scale_linear")
+    named = next((name for name in names if f"{prefix}{name}" in metadata), names[0])
     unnamed = "linear" if metadata.get(f"{prefix}{named}") else "none"
     rope_type = metadata.get(f"{prefix}rope.scaling.type", unnamed)
     if rope_type not in _ROPE_TYPES:
