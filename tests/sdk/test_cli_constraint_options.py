@@ -81,6 +81,15 @@ def test_a_form_that_the_environment_sets_says_how_to_see_that(monkeypatch: pyte
     assert "`edgelm config run` shows where it is set." in run().stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "form"), [("--json-schema", '{"type": "object"}'), ("--grammar", 'root ::= "a"' + 300 * " ")]
+)
+def test_a_form_in_the_place_of_its_file_is_told_apart(option: str, form: str) -> None:
+    result = run(option, form)
+    assert result.exit_code == 2
+    assert f"it takes a file. Write the text that begins with {form[:20]!r} into one." in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--json-schema", "--grammar"])
 def test_a_file_that_is_not_there_is_wrong_usage(option: str) -> None:
     result = run(option, "no-such-file")

@@ -13,7 +13,21 @@ import click
 from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.structure.constraint import Constraint
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class _FormFile(click.Path):
+    """A file with a form; the form itself, which llama.cpp takes, is refused with what to do."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a file that is there."""
+        try:
+            return super().convert(value, param, ctx)
+        except (click.BadParameter, OSError, ValueError):  # as of a name that is too long
+            if not any(sign in str(value) for sign in ("{", "::=", "\n")):
+                raise
+            self.fail(f"it takes a file. Write the text that begins with {str(value)[:20]!r} into one.", param, ctx)
+
+
+_FILE = _FormFile(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (
     click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer with JSON that this JSON schema describes."),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that this pattern matches as a whole."),
