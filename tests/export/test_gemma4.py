@@ -55,6 +55,12 @@ KEYS_AS_VALUES = next(
 VALUES = SIZES | GEMMA4 | {"model_type": "gemma4_text", "hidden_size": 64}
 
 
+# Two layers: of their table, each token's row is a block of 64.
+TABLE = GEMMA4 | {
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+}
 KINDS = {"shared keys, features": GEMMA4, "keys as values": KEYS_AS_VALUES, "experts": GEMMA4_EXPERTS}
 
 
@@ -119,19 +125,19 @@ def test_the_factors_of_experts_go_into_the_grid_that_a_file_has(
 
 
 def test_features_of_layers_are_looked_up_in_a_table_that_stays_packed(tmp_path: Path, save_model: SaveModel) -> None:
-    save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    save_model("gemma4_text", tmp_path / "hf", **TABLE)
     export_unchecked(HuggingFaceCheckpoint(tmp_path / "hf"), tmp_path / "package", "int8")
     graph = onnx.load(tmp_path / "package/model.onnx", load_external_data=False).graph
     table = "model.embed_tokens_per_layer.weight"
     assert [node.op_type for node in graph.node if table in node.input] == ["GatherBlockQuantized"]
     (stored,) = (tensor for tensor in graph.initializer if tensor.name == table)
-    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 3, 64])
+    assert (stored.data_type, list(stored.dims)) == (onnx.TensorProto.UINT8, [320, 1, 64])
 
 
 def test_a_table_with_zero_points_in_its_file_is_kept_in_8_bits(
     tmp_path: Path, save_model: SaveModel, write_gguf: Callable[..., Path]
 ) -> None:
-    model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    model = save_model("gemma4_text", tmp_path / "hf", **TABLE)
     path = write_gguf(tmp_path / "tiny.gguf", model, "Q4_1", architecture="gemma4")
     with GGUFCheckpoint(path) as checkpoint:
         export_unchecked(checkpoint, tmp_path / "package", "keep")
@@ -156,7 +162,7 @@ def test_a_table_of_features_is_never_read_as_a_whole(
     source: str, precision: str, tmp_path: Path, save_model: SaveModel, write_gguf: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    model = save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    model = save_model("gemma4_text", tmp_path / "hf", **TABLE)
     path = tmp_path / "hf"
     if source.startswith("Q"):
         path = write_gguf(tmp_path / "tiny.gguf", model, source, architecture="gemma4")
@@ -241,7 +247,7 @@ def test_a_graph_and_a_config_of_other_heads_are_refused(tmp_path: Path) -> None
 
 
 def test_what_a_folder_has_of_layers_without_keys_is_left_out(tmp_path: Path, save_model: SaveModel) -> None:
-    save_model("gemma4_text", tmp_path / "hf", **GEMMA4)
+    save_model("gemma4_text", tmp_path / "hf", **TABLE)
     path = tmp_path / "hf/model.safetensors"
     tensors = load_file(path)
     own = {

@@ -29,7 +29,7 @@ SCALES_AT = {
     "Q1_0": (0,),
     "Q2_0": (0,),
 }
-WITH_EVERY_SCALE = ("F16", "Q4_1", "IQ1_M")
+WITH_EVERY_SCALE = ("F16", "Q4_1")
 QUANTIZABLE = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 types = pytest.mark.parametrize("tensor_type", TENSOR_TYPES.values(), ids=lambda row: row.name)
 
