@@ -21,6 +21,8 @@ from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
+PeftModel.create_or_update_model_card = lambda self, folder: None  # a text in jinja that no test reads, 30 ms for each
+
 IDS = [5, 17, 3, 44, 8, 60, 200, 7, 9, 41]
 # The names of the adapters, with what they change: all, one part of a fused product, other ranks and alphas here and
 # there: by the end of a name, by an expression, and by what is no whole part of a name and so is none.

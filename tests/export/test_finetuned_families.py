@@ -61,7 +61,9 @@ def test_a_family_is_fine_tuned_merged_and_exported(
     (base / "chat_template.jinja").write_text(template)
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"It is {i}."}) + "\n" for i in range(8)))
-    settings = finetune_settings(base, data, tmp_path / "run", max_steps=3, learning_rate=2e-2)
+    settings = finetune_settings(
+        base, data, tmp_path / "run", max_steps=3, learning_rate=2e-2, save_every=3, eval_every=0
+    )
 
     finetune(settings)
     merge_adapter(tmp_path / "run/latest", tmp_path / "merged")
