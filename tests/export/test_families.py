@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradient_check import check_gradients, gradients_of
 from json_files import edited_json
 from numpy.typing import NDArray
 from pair_models import MODELS as PAIR_MODELS
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from unchecked_export import export_unchecked
 
@@ -51,33 +53,46 @@ def random_ids() -> list[int]:
     return np.random.default_rng(0).integers(0, 320, 150).tolist()
 
 
+# The rows of MODELS, and those of GGUF_MODELS that are none of them; and for each of the latter its row here.
+ROWS = dict(MODELS)
+FILES = []
+for _name, (_model_type, _, _changes) in GGUF_MODELS.items():
+    _same = (row for row, values in ROWS.items() if values == (_model_type, _changes))
+    _row = next(_same, f"{_name}, as stored")
+    ROWS[_row] = (_model_type, _changes)
+    FILES.append(pytest.param(_name, _row, id=_name))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model of transformers, its logits of `random_ids`, its folder, that one imported, and our model of it."""
+    """A model of transformers and its folder; its logits of `random_ids`, that folder imported, and our model of it."""
 
+    name: str
     model_type: str
     model: PreTrainedModel
-    logits_TV: NDArray[np.float32]
     folder: Path
-    imported: Path
-    ours: Transformer
+
+    @cached_property
+    def logits_TV(self) -> NDArray[np.float32]:  # noqa: N802  (a shape)
+        return theirs(self.model, random_ids())
+
+    @cached_property
+    def imported(self) -> Path:
+        import_checkpoint(self.folder, self.folder.with_name("ours"))
+        return self.folder.with_name("ours")
+
+    @cached_property
+    def ours(self) -> Transformer:
+        return load_checkpoint(self.imported)
 
 
 @pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """The family that a test is parametrized with; pytest runs all tests of one after each other, and makes it once."""
-    model_type, changes = MODELS[request.param]
-    folder = tmp_path_factory.mktemp("family")
-    model = save_model(model_type, folder / "hf", **changes)
-    import_checkpoint(folder / "hf", folder / "ours")
-    return Family(
-        model_type=model_type,
-        model=model,
-        logits_TV=theirs(model, random_ids()),
-        folder=folder / "hf",
-        imported=folder / "ours",
-        ours=load_checkpoint(folder / "ours"),
-    )
+    model_type, changes = ROWS[request.param]
+    folder = tmp_path_factory.mktemp("family") / "hf"
+    model = save_model(model_type, folder, **changes)
+    return Family(name=request.param, model_type=model_type, model=model, folder=folder)
 
 
 def test_every_family_is_compared() -> None:
@@ -104,42 +119,6 @@ def check_a_batch(session: DecoderSession, ids: list[int], expected_TV: NDArray[
         batch.activate(row)
     logits_BV = session.forward_rows([ids[length] for length in lengths], batch)
     np.testing.assert_allclose(logits_BV, expected_TV[list(lengths)], rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("family", MODELS, indirect=True)
-def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, tmp_path: Path) -> None:
-    ids, expected_TV = random_ids(), family.logits_TV
-    checkpoint = HuggingFaceCheckpoint(family.folder)
-    assert checkpoint.config.model_type == family.model_type
-    (logits_TV,) = reference_logits(checkpoint, [ids])
-    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
-
-    export_unchecked(checkpoint, tmp_path / "package", "fp32")
-    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
-    logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
-    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
-    check_chunks_and_steps(session, ids, expected_TV)
-    if checkpoint.config.short_context is None:
-        check_a_batch(session, ids, expected_TV)
-
-    with torch.no_grad():
-        logits_TV = family.ours(torch.tensor([ids]))[0].numpy()
-    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
-
-
-# PyTorch derives the gradients from what is computed, which is compared for every row: one of each family is enough.
-_FIRST_OF_ITS_TYPE = {model_type: name for name, (model_type, _) in reversed(MODELS.items())}.values()
-
-
-@pytest.mark.parametrize("family", sorted(_FIRST_OF_ITS_TYPE), indirect=True)
-def test_gradients_are_those_of_transformers(family: Family) -> None:
-    """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
-    model = family.model  # whose weights become the gradients: its logits are known, and no other test computes with it
-    # transformers gives the embedding of a padding token no gradient.
-    ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
-    for logits_BTV in (model(ids_BT).logits, family.ours(ids_BT)):
-        torch.nn.functional.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]).backward()
-    check_gradients(*gradients_of(model, family.ours, family.folder))
 
 
 # Their tensors have other names or another form in transformers, and no family there has their features and our names.
@@ -179,12 +158,34 @@ NOT_IN_TRANSFORMERS = {
 }
 
 
+@pytest.mark.parametrize("family", MODELS, indirect=True)
+def test_numpy_onnx_and_pytorch_give_the_logits_of_transformers(family: Family, tmp_path: Path) -> None:
+    ids, expected_TV = random_ids(), family.logits_TV
+    checkpoint = HuggingFaceCheckpoint(family.folder)
+    assert checkpoint.config.model_type == family.model_type
+    (logits_TV,) = reference_logits(checkpoint, [ids])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+
+    export_unchecked(checkpoint, tmp_path / "package", "fp32")
+    session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
+    logits_TV = session.forward(ids, session.new_cache(), all_logits=True)
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+    check_chunks_and_steps(session, ids, expected_TV)
+    if checkpoint.config.short_context is None:
+        check_a_batch(session, ids, expected_TV)
+
+    with torch.no_grad():
+        logits_TV = family.ours(torch.tensor([ids]))[0].numpy()
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=TOLERANCE)
+    written = json.loads((family.imported / "config.json").read_text())["model_type"]
+    assert (written == "edgelm") == (family.name in NOT_IN_TRANSFORMERS), (
+        "no row of hf_families.py has this config: add one, or name it in STORED_OTHERWISE"
+    )
+
+
 @pytest.mark.parametrize("family", sorted(MODELS.keys() - NOT_IN_TRANSFORMERS), indirect=True)
 def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(family: Family, tmp_path: Path) -> None:
     ids, expected_TV = random_ids(), family.logits_TV
-    written = json.loads((family.imported / "config.json").read_text())["model_type"]
-    assert written != "edgelm", "no row of hf_families.py has this config: add one, or name it in STORED_OTHERWISE"
-    imported = AutoModelForCausalLM.from_pretrained(family.imported)
     # A Phi-3 comes back as the Llama, or the Mistral, that it is; an ERNIE, a GLM, a Helium, an EXAONE 3, an InternLM 2
     # as a Llama; a Granite 4 as a Granite 3, a MiniCPM as a Granite; a Seed-OSS, a MiMo and a Qwen 1 as a Qwen2; a
     # Sarvam and a Solar Open as a GLM-4.5; a Falcon, a GPT-NeoX and a StarCoder 2 whose parts are not parallel as a
@@ -193,19 +194,33 @@ def test_an_imported_folder_loads_in_transformers_and_so_does_the_trained_one(fa
         "phi3", "ernie4_5", "glm", "helium", "exaone", "falcon", "gpt_neox", "granitemoehybrid", "internlm2", "minicpm",
         "seed_oss", "starcoder2", "sarvam_moe", "mimo", "qwen", "hy_v3",
     )  # fmt: skip
-    assert imported.config.model_type == family.model_type or family.model_type in another
-    np.testing.assert_allclose(theirs(imported, ids), expected_TV, rtol=0, atol=TOLERANCE)
-    imported.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it
+    written = json.loads((family.imported / "config.json").read_text())["model_type"]
+    assert written == family.model_type or family.model_type in another
+    save_checkpoint(family.ours, tmp_path / "trained", text_files_from=family.imported)
+    folders = [tmp_path / "trained"]  # which loads as a Mistral does
+    if not is_as_transformers_wrote_it(family.imported, family.folder):
+        folders.append(family.imported)
+    for folder in folders:
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        np.testing.assert_allclose(theirs(loaded, ids), expected_TV, rtol=0, atol=TOLERANCE)
+    loaded.save_pretrained(tmp_path / "again")  # which keeps our section, and says nothing else beside it
     again, ours = (HuggingFaceCheckpoint(folder).config for folder in (tmp_path / "again", family.imported))
     assert again == ours == ModelConfig.load(tmp_path / "again")
-    save_checkpoint(family.ours, tmp_path / "trained", text_files_from=family.imported)
-    # As does a Mistral.
-    np.testing.assert_allclose(
-        theirs(AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), ids), expected_TV, rtol=0, atol=TOLERANCE
+
+
+def is_as_transformers_wrote_it(folder: Path, original: Path) -> bool:
+    """Whether both have the same tensors, and the same config.json but for our section."""
+    configs = [json.loads((path / "config.json").read_text()) for path in (folder, original)]
+    configs[0].pop("edgelm")
+    found, expected = (load_file(path / "model.safetensors") for path in (folder, original))
+    return (
+        configs[0] == configs[1]
+        and found.keys() == expected.keys()
+        and all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
     )
 
 
-@pytest.mark.parametrize("family", sorted(NOT_IN_TRANSFORMERS), indirect=True)
+@pytest.mark.parametrize("family", ["phi"], indirect=True)
 def test_transformers_refuses_an_imported_folder_of_a_family_that_it_stores_otherwise(family: Family) -> None:
     with pytest.raises(ValueError, match="model type `edgelm`"):
         AutoModelForCausalLM.from_pretrained(family.imported)
@@ -247,57 +262,31 @@ def test_a_text_is_scored_and_embedded_as_one_of_its_length(length: int, tmp_pat
     np.testing.assert_allclose(mean_D, hidden_TD.mean(axis=0), rtol=0, atol=TOLERANCE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredFamily:
-    """A row of GGUF_MODELS, its model of transformers, that one's folder, and llama.cpp's name of its family."""
-
-    name: str
-    model_type: str
-    model: PreTrainedModel
-    folder: Path
-    architecture: str
-
-
-@pytest.fixture(scope="module")
-def stored(
-    request: pytest.FixtureRequest, save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory
-) -> StoredFamily:
-    """As `family`, of those that llama.cpp knows."""
-    model_type, architecture, changes = GGUF_MODELS[request.param]
-    folder = tmp_path_factory.mktemp("stored")
-    model = save_model(model_type, folder, **changes)
-    return StoredFamily(
-        name=request.param, model_type=model_type, model=model, folder=folder, architecture=architecture
-    )
-
-
 # Rows in another order, rows of one tensor, columns in another order, Mamba, experts, a matrix that is turned.
 _IN_OTHER_TYPES = ("mistral", "phi3", "qwen3_5", "falcon_h1", "gemma4_text with experts", "deepseek_v2")
 _FLOATS = ("embed_positions", ".altup.", ".mamba.A_log", ".mamba.x_proj", ".mamba.dt_proj")  # in the files of here
 
 
-@pytest.mark.parametrize("stored", GGUF_MODELS, indirect=True)
+@pytest.mark.parametrize(("name", "family"), FILES, indirect=["family"])
 def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
-    stored: StoredFamily, tmp_path: Path, write_gguf: WriteGGUF
+    name: str, family: Family, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
-    folder = HuggingFaceCheckpoint(stored.folder)
-    for quantization in ("Q8_0", "F32", "Q4_0") if stored.name in _IN_OTHER_TYPES else ("Q8_0",):
-        path = write_gguf(
-            tmp_path / f"{quantization}.gguf", stored.model, quantization, architecture=stored.architecture
-        )
+    folder, architecture = HuggingFaceCheckpoint(family.folder), GGUF_MODELS[name][1]
+    for quantization in ("Q8_0", "F32", "Q4_0") if name in _IN_OTHER_TYPES else ("Q8_0",):
+        path = write_gguf(tmp_path / f"{quantization}.gguf", family.model, quantization, architecture=architecture)
         with GGUFCheckpoint(path) as checkpoint:
-            check_file(checkpoint, folder, stored, gguf.GGMLQuantizationType[quantization])
+            check_file(checkpoint, folder, architecture, gguf.GGMLQuantizationType[quantization])
 
 
 def check_file(
-    checkpoint: GGUFCheckpoint, folder: HuggingFaceCheckpoint, stored: StoredFamily, type_: gguf.GGMLQuantizationType
+    checkpoint: GGUFCheckpoint, folder: HuggingFaceCheckpoint, architecture: str, type_: gguf.GGMLQuantizationType
 ) -> None:
-    is_called_llama = stored.model_type == "mistral" and stored.architecture == "llama"
+    is_called_llama = folder.config.model_type == "mistral" and architecture == "llama"
     other = {"model_type": "llama"} if is_called_llama else {}
     assert checkpoint.config.to_dict() == folder.config.to_dict() | other
     for tensor, shape in checkpoint.config.tensor_shapes().items():
         expected = folder.tensor(tensor)
-        is_turned = stored.architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
+        is_turned = architecture == "minicpm3" and "k_b_proj" in tensor  # the file has its columns in rows
         if len(shape) == 2 and not any(part in tensor for part in _FLOATS):
             written = np.ascontiguousarray(expected.T) if is_turned else expected
             rounded = gguf.quants.dequantize(gguf.quants.quantize(written, type_), type_)
@@ -314,15 +303,17 @@ def check_file(
 
 
 # The file has the folder's config and tensors, and an imported folder of each family loads: so a few are enough here.
-@pytest.mark.parametrize("stored", ["mistral", "gemma3_text", "qwen3_moe", "olmo3"], indirect=True)
+_IN_FULL = ("mistral", "gemma3_text", "qwen3_moe", "olmo3")
+
+
+@pytest.mark.parametrize(("name", "family"), [file for file in FILES if file.id in _IN_FULL], indirect=["family"])
 def test_an_imported_gguf_file_loads_in_transformers(
-    stored: StoredFamily, tmp_path: Path, write_gguf: WriteGGUF
+    name: str, family: Family, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", stored.model, architecture=stored.architecture)
+    path = write_gguf(tmp_path / "tiny.gguf", family.model, architecture=GGUF_MODELS[name][1])
     import_checkpoint(path, tmp_path / "ours")
     imported = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    ids = random_ids()
-    np.testing.assert_allclose(theirs(imported, ids), theirs(stored.model, ids), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(theirs(imported, random_ids()), family.logits_TV, rtol=0, atol=TOLERANCE)
 
 
 # llama.cpp rounds YaRN's range to whole dimensions, which GPT-OSS does not ask for, and takes no OLMoE with fewer key
@@ -354,16 +345,17 @@ _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
 
 
 # Its contexts are multiples of 256 tokens, so that it would take LongRoPE's factors for a longer text.
-@pytest.mark.parametrize("stored", [name for name in GGUF_MODELS if name != "phi3, longrope"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "family"), [file for file in FILES if file.id != "phi3, longrope"], indirect=["family"]
+)
 def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
-    stored: StoredFamily, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
+    name: str, family: Family, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
 ) -> None:
     """So the files are what its own converter would have written: the names, the orders of rows, the keys."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    model, architecture = stored.model, stored.architecture
-    if stored.name in _FOR_LLAMA_CPP:
-        changes = GGUF_MODELS[stored.name][2] | _FOR_LLAMA_CPP[stored.name]
-        model = save_model(stored.model_type, tmp_path / "hf", **changes)
+    model, (model_type, architecture, changes) = family.model, GGUF_MODELS[name]
+    if name in _FOR_LLAMA_CPP:
+        model = save_model(model_type, tmp_path / "hf", **changes | _FOR_LLAMA_CPP[name])
     path = write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture)
     ids = random_ids()[:30]
     options = {"logits_all": True, "n_threads": 1, "verbose": False, "flash_attn": False}
@@ -424,3 +416,18 @@ def test_a_gguf_file_of_another_model_is_refused_by_name(
     model = save_model("qwen3", tmp_path / "hf", head_dim=16)
     with pytest.raises(CheckpointError, match=message):
         GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", model, **changes))
+
+
+# PyTorch derives the gradients from what is computed, which is compared for every row: one of each family is enough.
+_FIRST_OF_ITS_TYPE = {model_type: name for name, (model_type, _) in reversed(MODELS.items())}.values()
+
+
+@pytest.mark.parametrize("family", sorted(_FIRST_OF_ITS_TYPE), indirect=True)
+def test_gradients_are_those_of_transformers(family: Family) -> None:
+    """A folder with the gradients in the place of the weights is read as any other: parts, orders and all."""
+    model = family.model  # whose weights become the gradients: its logits are known, and no other test computes with it
+    # transformers gives the embedding of a padding token no gradient.
+    ids_BT = torch.tensor([[id_ for id_ in random_ids() if id_ != model.config.pad_token_id]])
+    for logits_BTV in (model(ids_BT).logits, family.ours(ids_BT)):
+        torch.nn.functional.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]).backward()
+    check_gradients(*gradients_of(model, family.ours, family.folder))
