@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,8 @@ def lengthy_scripted_server() -> Iterator[EdgelmServer]:
         yield server
 
 
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+@contextlib.contextmanager
+def pages(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open the page of a server in a browser that knows nothing yet; nothing may go wrong in it unseen."""
     contexts, errors = [], []
 
@@ -84,6 +85,19 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert errors == []
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    with pages(browser) as open_:
+        yield open_
+
+
+@pytest.fixture(scope="module")
+def drawing_page(browser: Browser, scripted_server: EdgelmServer) -> Iterator[Page]:
+    """A page for all the tests of a file that draw in it, each in the place of the one before."""
+    with pages(browser) as open_:
+        yield open_(scripted_server)
 
 
 @pytest.fixture

@@ -70,16 +70,16 @@ def test_an_answer_has_its_formulas_drawn(open_page: Callable[..., Page]) -> Non
         ("\\begin{itemize} \\item a \\end{itemize}, and \\begin{align} alone", []),
     ],
 )
-def test_formulas_are_told_from_prices_code_and_emphasis(page: Page, text: str, formulas: list[str]) -> None:
-    shown = page.evaluate(
+def test_formulas_are_told_from_prices_code_and_emphasis(drawing_page: Page, text: str, formulas: list[str]) -> None:
+    shown = drawing_page.evaluate(
         VIEW + "return [...target.querySelectorAll('.formula')].map(node => node.dataset.tex); }", text
     )
     assert shown == formulas
 
 
-def test_emphasis_is_not_looked_for_in_formulas(page: Page) -> None:
+def test_emphasis_is_not_looked_for_in_formulas(drawing_page: Page) -> None:
     text = "**A:** $a*b$ and *c* \\(d*e\\)*f* `$`*g*`$`"
-    shown = page.evaluate(
+    shown = drawing_page.evaluate(
         VIEW + "return [...target.querySelectorAll('strong, em')].map(node => node.textContent); }", text
     )
     assert shown == ["A:", "c", "f", "g"]
@@ -87,11 +87,13 @@ def test_emphasis_is_not_looked_for_in_formulas(page: Page) -> None:
 
 @pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("$$", "$$"), ("\\begin{align*}", "\\end{align*}")])
 @pytest.mark.parametrize("around", ["Hence\n\n{}\nSo.", "Hence\n{}", "1. Hence\n   {}\n", "> {}\n"])
-def test_a_formula_that_is_still_written_is_no_markdown(page: Page, around: str, opened: str, closed: str) -> None:
+def test_a_formula_that_is_still_written_is_no_markdown(
+    drawing_page: Page, around: str, opened: str, closed: str
+) -> None:
     indent = {"1": "   ", ">": "> "}.get(around[0], "")
     lines = [opened, "x", "=", "a_1 * b * c", "- d", "+ \\frac{e}{f}", closed]
     text = around.format(f"\n{indent}".join(lines))
-    shown = page.evaluate(
+    shown = drawing_page.evaluate(
         VIEW
         + """
         const view = new MarkdownView(target), seen = new Set();
@@ -105,7 +107,8 @@ def test_a_formula_that_is_still_written_is_no_markdown(page: Page, around: str,
     assert shown == [[], 1]
 
 
-def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> None:
+def test_a_formula_wider_than_a_phone_does_not_widen_the_page(drawing_page: Page) -> None:
+    page = drawing_page
     page.set_viewport_size({"width": 320, "height": 600})
     wide = " + ".join(f"x_{{{i}}}" for i in range(60))
     for tex in (wide, r"\rule{900em}{1em}", r"\kern{-900em}x"):
@@ -118,7 +121,8 @@ def test_a_formula_wider_than_a_phone_does_not_widen_the_page(page: Page) -> Non
                 assert formula.get_attribute("tabindex") == "0"  # the arrow keys scroll it, in every browser
 
 
-def test_a_drawn_formula_has_its_columns_and_lines(page: Page) -> None:
+def test_a_drawn_formula_has_its_columns_and_lines(drawing_page: Page) -> None:
+    page = drawing_page
     page.evaluate(
         VIEW + "}",
         r"""\begin{align} a + b + c &= 0 \\ x &= y + z + w \end{align}
@@ -148,10 +152,10 @@ So $\overline{AB}$, $\underline{u}$, $\fbox{f}$ and $\cancel{x}$.""",
         r"\includegraphics{http://a/b.png}",
     ],
 )
-def test_what_is_no_formula_stays_as_it_is_written(page: Page, tex: str) -> None:
-    page.evaluate(VIEW + "}", "\\(x\\)")  # loads the library
-    expect(page.locator("#thread math")).to_have_count(1)
-    shown = page.evaluate(
+def test_what_is_no_formula_stays_as_it_is_written(drawing_page: Page, tex: str) -> None:
+    drawing_page.evaluate(VIEW + "}", "\\(x\\)")  # loads the library
+    expect(drawing_page.locator("#thread math")).to_have_count(1)
+    shown = drawing_page.evaluate(
         VIEW + "return [target.textContent, target.querySelectorAll('a, img').length]; }", f"See \\({tex}\\)."
     )
     assert shown == [f"See \\({tex}\\).", 0]
