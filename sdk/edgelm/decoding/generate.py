@@ -187,11 +187,13 @@ def next_chunk(
 
     Chunks end at multiples of `size`, so that a prompt whose beginning was kept is computed in the calls, and to the
     bits, of one that was not. No size leaves a last token alone that `largest` does not: a call of one token takes
-    another path through the attention.
+    another path through the attention, and so does the one behind a block of 128 in a larger call.
     """
     end = min((start // size + 1) * size, len(token_ids))
     if len(token_ids) - end == 1 and end % largest:
         end += 1
+    if end - start == PREFILL_CHUNK + 1:
+        end = start + PREFILL_CHUNK // 2
     return token_ids[start:end]
 
 
