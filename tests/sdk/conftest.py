@@ -8,12 +8,12 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 from metaspace_tokenizer import write_metaspace
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm.language_model import LanguageModel
 from edgelm.rope_scaling import RopeScaling
 from edgelm.testing import tiny_model_path
-from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 TEXT = """The sea is blue, and the sea was grey in the year 1984; it's wide. Thé naïve fiancée said: 漢字かな交じり文.
@@ -83,5 +83,5 @@ def longrope_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("longrope")
     checkpoint = make_checkpoint(folder / "checkpoint", dataclasses.replace(CONFIG, rope_scaling=scaling))
-    export_package(HuggingFaceCheckpoint(checkpoint), folder / "package", "fp32")
+    export_unchecked(HuggingFaceCheckpoint(checkpoint), folder / "package", "fp32")
     return folder / "package"
