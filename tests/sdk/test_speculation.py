@@ -13,6 +13,7 @@ import pytest
 from forked_processes import exit_status, fork
 from make_tiny_model import make_checkpoint
 from speculating import FixedCosts, configs, eager, load, repetitive
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm import Constraint, GenerationConfig, LanguageModel
@@ -24,7 +25,6 @@ from edgelm.generation_config import GenerationConfig as Config
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-from edgelm_export.exporter import export_package
 from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 
@@ -69,14 +69,14 @@ def check_exact(model: LanguageModel, prompt: Sequence[int], config: GenerationC
 
 
 def test_exact_answers_are_those_of_the_plain_loop_to_the_bit(model: LanguageModel) -> None:
-    right = [check_exact(model, prompt, config, "prompt_lookup") for prompt, config in configs(40, seed=1)]
+    right = [check_exact(model, prompt, config, "prompt_lookup") for prompt, config in configs(24, seed=1)]
     assert sum(right) > 60
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_exact_answers_are_those_of_the_plain_loop_in_every_precision(precision: str, tmp_path: Path) -> None:
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint"))
-    export_package(checkpoint, tmp_path / "package", precision)
+    export_unchecked(checkpoint, tmp_path / "package", precision)
     model = load(tmp_path / "package")
     for prompt, config in configs(12, seed=2):
         check_exact(model, prompt, config, "prompt_lookup")
@@ -269,34 +269,30 @@ def test_a_draft_that_has_to_read_before_it_is_tried_again_reads_on_with_each_st
     assert speculator.drafted == len(steps)
 
 
-@pytest.mark.real_model
-def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2_package: Path) -> None:
-    model = load(smollm2_package, threads=2)
-    lengths = []
-    for i in range(4):
-        topic = ["the sea", "a dog"][i % 2]
-        asked = ["Repeat this sentence", "Write a sentence about", "List words about", "Explain"][i]
-        prompt = model.encode_chat(
-            [{"role": "user", "content": f"{asked}: {topic}, {topic} and {topic} in {1990 + i}"}]
-        )
-        config = GenerationConfig(max_new_tokens=16, temperature=0.7 if i % 4 == 3 else 0.0, seed=i)
-        lengths.append(check_exact(model, prompt, config, "prompt_lookup"))
-    assert sum(lengths) > 3
+@pytest.fixture(scope="module")
+def smollm2(smollm2_package: Path) -> LanguageModel:
+    return load(smollm2_package, threads=2)
 
 
 @pytest.mark.real_model
-def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smollm2_package: Path) -> None:
-    model = load(smollm2_package, threads=2)
+def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2: LanguageModel) -> None:
+    right = 0
+    for asked, temperature in (("Repeat this: the sea, the sea and the sea", 0.0), ("Say: a dog and a dog", 0.7)):
+        prompt = smollm2.encode_chat([{"role": "user", "content": asked}])
+        config = GenerationConfig(max_new_tokens=16, temperature=temperature, seed=3)
+        right += check_exact(smollm2, prompt, config, "prompt_lookup")
+    assert right > 3
+
+
+@pytest.mark.real_model
+def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smollm2: LanguageModel) -> None:
+    prompt = smollm2.encode_chat([{"role": "user", "content": "Write about the sea. Say the sea often."}])
     means = {}
     for speculation in (None, "prompt_lookup"):
         config = GenerationConfig(max_new_tokens=24, speculation=speculation)
-        scores = []
-        for topic in ("the sea", "bread"):
-            prompt = model.encode_chat([{"role": "user", "content": f"Write about {topic}. Say {topic} often."}])
-            answer = model.generate(prompt, config)
-            scored = model.score([*prompt, *answer.token_ids]).tokens[-len(answer.token_ids) :]
-            scores += [token.logprob for token in scored]
-        means[speculation] = float(np.mean(scores))
+        answer = smollm2.generate(prompt, config)
+        scored = smollm2.score([*prompt, *answer.token_ids]).tokens[-len(answer.token_ids) :]
+        means[speculation] = float(np.mean([token.logprob for token in scored]))
     assert abs(means["prompt_lookup"] - means[None]) < 0.1
 
 
