@@ -103,18 +103,18 @@ def check_all(model: LanguageModel, chosen: list[Case], options: EngineOptions, 
 def test_answers_in_changing_company_are_those_of_each_alone(
     model: LanguageModel, max_batch: int, pause: float
 ) -> None:
-    chosen = cases(40, seed=max_batch, vocab_size=320, longest=400, answer=60)
+    chosen = cases(24, seed=max_batch, vocab_size=320, longest=400, answer=60)
     check_all(model, chosen, EngineOptions(max_batch=max_batch), pause)
 
 
 def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_again(model: LanguageModel) -> None:
-    chosen = cases(30, seed=9, vocab_size=320, longest=200, answer=150)
+    chosen = cases(20, seed=9, vocab_size=320, longest=200, answer=150)
     options = EngineOptions(max_kv_bytes=500 * model.config.kv_bytes_per_token)
     assert check_all(model, chosen, options).stats.preempted > 3
 
 
 def test_answers_are_the_same_when_they_wait_for_their_readers_and_are_computed_again(model: LanguageModel) -> None:
-    chosen = cases(20, seed=10, vocab_size=320, longest=200, answer=40)
+    chosen = cases(12, seed=10, vocab_size=320, longest=200, answer=40)
     check_all(model, chosen, EngineOptions(max_batch=3, max_unread=1))
 
 
@@ -144,7 +144,7 @@ def test_kept_prompts_change_no_bit(answers: bool) -> None:
     draw = random.Random(4)
     base = [draw.randrange(5, 320) for _ in range(400)]
     with Engine(kept) as engine:
-        for round_ in range(12):
+        for round_ in range(6):
             prompts = [
                 base[: draw.randint(1, 400)] + [draw.randrange(5, 320) for _ in range(draw.randint(0, 80))]
                 for _ in range(3)
@@ -179,5 +179,5 @@ def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel
 @pytest.mark.real_model
 def test_the_real_model_answers_in_company_as_it_does_alone(smollm2_package: Path) -> None:
     model = fresh(smollm2_package)
-    chosen = cases(5, seed=1, vocab_size=49152, longest=100, answer=8)
+    chosen = cases(4, seed=1, vocab_size=49152, longest=100, answer=8)
     check_all(model, chosen, EngineOptions(max_batch=4))
