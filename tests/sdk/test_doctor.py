@@ -57,13 +57,13 @@ def test_a_sound_machine_gets_no_error(library: Path) -> None:
     assert "CPU" in findings["onnxruntime"][0]["found"]
 
 
-def test_both_wheels_are_found_and_the_fix_removes_both(library: Path, tmp_path: Path) -> None:
+def test_both_wheels_are_found_and_the_fix_removes_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(tmp_path / "modules", "onnxruntime-gpu", "1.30.0")
-    code, findings = examine(library, path=tmp_path / "modules")
-    assert code == 1
-    (row,) = findings["onnxruntime"]
-    assert "onnxruntime and onnxruntime-gpu are both installed" in row["found"]
-    assert row["fix"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu ")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    ((state, found, fix),) = doctor._check_wheels()
+    assert (state, "onnxruntime and onnxruntime-gpu are both installed" in found) == ("error", True)
+    assert fix is not None
+    assert fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu ")
 
 
 def test_an_onnxruntime_that_does_not_import_is_a_finding(library: Path, tmp_path: Path) -> None:
@@ -125,20 +125,22 @@ def test_a_build_without_the_metadata_of_a_wheel_is_one(monkeypatch: pytest.Monk
     assert (state, found.startswith("onnxruntime 1.")) == ("ok", True)
 
 
-def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(library: Path, tmp_path: Path) -> None:
+def test_broken_packages_and_a_folder_that_cannot_be_written_are_errors(
+    monkeypatch: pytest.MonkeyPatch, own_library: Path, tmp_path: Path
+) -> None:
+    library = own_library
     shutil.copytree(tiny_model_path(), library / "models" / "sound")
     shutil.copytree(tiny_model_path(), library / "models" / "broken")
     with (library / "models" / "broken" / "model.onnx.data").open("r+b") as file:
         file.truncate(100)
-    code, findings = examine(library)
-    assert code == 1
-    (row,) = findings["packages"]
-    assert row["found"].startswith("broken: ")
-    assert f"remove {library / 'models' / 'broken'}, and pull or export it again" in row["fix"]
+    ((state, found, fix),) = doctor._check_packages()
+    assert (state, found.startswith("broken: ")) == ("error", True)
+    assert fix is not None
+    assert f"remove {library / 'models' / 'broken'}, and pull or export it again" in fix
     (tmp_path / "file").write_text("in the way")
-    code, findings = examine(tmp_path / "file")
-    assert code == 1
-    assert "EDGELM_HOME" in findings["library"][0]["fix"]
+    monkeypatch.setenv("EDGELM_HOME", str(tmp_path / "file"))
+    state, _, fix = next(iter(doctor._check_library()))
+    assert (state, fix is not None and "EDGELM_HOME" in fix) == ("error", True)
 
 
 def test_a_library_that_cannot_be_written_works_where_it_has_models(
