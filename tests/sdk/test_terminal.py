@@ -96,20 +96,20 @@ def show(screen, text: str) -> str:
 
 
 def test_an_answer_taller_than_the_screen_is_whole_and_each_line_stands_once(screen):
-    sentences = [f"Sentence number {i} is here." for i in range(40)]
+    sentences = [f"Sentence number {i} is here." for i in range(2 * HEIGHT)]
     shown = show(screen, "\n\n".join(sentences))
     assert re.findall(r"Sentence number \d+ is here\.", shown) == sentences
 
 
 def test_a_block_taller_than_the_screen_is_whole_and_each_line_stands_once(screen):
-    code = [f"line_{i} = {i}" for i in range(40)]
+    code = [f"line_{i} = {i}" for i in range(2 * HEIGHT)]
     shown = show(screen, "Code:\n\n```python\n" + "\n".join(code) + "\n```\n\nThat is all.")
     assert re.findall(r"line_\d+ = \d+", shown) == code
     assert shown.rstrip().endswith("That is all.")
 
 
 def test_one_long_paragraph_is_whole(screen):
-    words = [f"word{i}" for i in range(400)]
+    words = [f"word{i}" for i in range(150)]  # twice the screen
     assert show(screen, " ".join(words)).split() == words
 
 
