@@ -44,11 +44,11 @@ def theirs(llama: Any, prompt: list[int], **settings: Any) -> tuple[list[int], f
     return answer, float(result.sequences_scores[0])
 
 
-@pytest.mark.parametrize("length", [5, 150])
 @pytest.mark.parametrize(
-    ("num_beams", "length_penalty", "end_ids"),
-    [(2, 1.0, (2,)), (3, 1.0, END_IDS), (4, 0.0, END_IDS), (5, 2.0, END_IDS), (4, -1.0, END_IDS), (8, 1.0, END_IDS)],
-)
+    ("length", "num_beams", "length_penalty", "end_ids"),
+    [(150, 2, 1.0, (2,)), (5, 3, 1.0, END_IDS), (150, 4, 0.0, END_IDS), (5, 5, 2.0, END_IDS), (5, 4, -1.0, END_IDS),
+     (150, 8, 1.0, END_IDS)],
+)  # fmt: skip
 def test_the_answers_and_scores_are_those_of_transformers(
     model: LanguageModel, llama: Any, length: int, num_beams: int, length_penalty: float, end_ids: tuple[int, ...]
 ) -> None:

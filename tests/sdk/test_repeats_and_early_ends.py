@@ -61,7 +61,7 @@ def repeats(size: int, prompt: Sequence[int], answer: Sequence[int]) -> bool:
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_the_tokens_that_repeat_an_ngram_are_those_of_transformers(size: int) -> None:
     process = oracle.NoRepeatNGramLogitsProcessor(size)
-    for seed in range(20):
+    for seed in range(0, 20, 3):
         text = np.random.default_rng(seed).integers(0, 6, 60).tolist()
         ngrams = NGrams(size, text[: 2 * seed])
         for place in range(2 * seed, len(text)):
