@@ -20,7 +20,7 @@ from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.graph_file import GRAPH_FILE
 from edgelm.package.manifest import Manifest
-from edgelm_export import mixed, reference
+from edgelm_export import calibration_text, mixed, reference
 from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package, written_size
@@ -32,6 +32,12 @@ from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
 from edgelm_export.reference import reference_logits
 from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
+
+
+@pytest.fixture(autouse=True)
+def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure what each group costs on a quarter of the text."""
+    monkeypatch.setattr(calibration_text, "_SMOOTHING_TOKENS", 128)
 
 
 @pytest.fixture
