@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked_processes import exit_status, fork
 from fuzz.run import REGRESSIONS, main
 from fuzz.targets import TARGETS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits time and memory as POSIX does")
-PROGRAM = Path(__file__).parents[1] / "fuzz" / "run.py"
 
 
-def test_mutants_and_what_once_failed_end_in_no_other_error_than_ours() -> None:
-    command = [sys.executable, str(PROGRAM), "--short", "--seed", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_mutants_and_what_once_failed_end_in_no_other_error_than_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--short", "--seed", "1"])
+    output, errors = tmp_path / "output", tmp_path / "errors"
 
-    assert result.returncode == 0, result.stderr
-    assert [line.split(" mutants")[0] for line in result.stdout.splitlines()] == [
+    def run() -> None:
+        sys.stdout, sys.stderr = (path.open("w", buffering=1, encoding="utf-8") for path in (output, errors))
+        main()
+
+    status = exit_status(fork(run))  # the time and memory are limited of the process
+    assert status == 0, errors.read_text()
+    assert [line.split(" mutants")[0] for line in output.read_text().splitlines()] == [
         f"{kind}: {target.count}" for kind, target in TARGETS.items()
     ]
-    once_failed = [line for line in result.stderr.splitlines() if line.endswith(", which once failed")]
+    once_failed = [line for line in errors.read_text().splitlines() if line.endswith(", which once failed")]
     assert len(once_failed) == len([path for path in REGRESSIONS.rglob("*") if path.is_file()]) > 0
 
 
