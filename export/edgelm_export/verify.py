@@ -230,10 +230,13 @@ def _texts(tokenizer: Tokenizer, config: ModelConfig) -> tuple[list[list[int]], 
 
 
 def _cache_for(session: DecoderSession, source_ids: list[int], tokens: int) -> KVCache:
-    """Return a cache with room for so many tokens: to grow, it would be there twice."""
+    """Return a cache with room for so many tokens: to grow, it would be there twice.
+
+    The session makes the room, and gives back what the window before has read of the embedding's file.
+    """
     cache = session.new_cache()
     cache.read_source(source_ids)
-    cache.reserve(tokens)
+    session.reserve(cache, tokens)
     return cache
 
 

@@ -265,3 +265,7 @@ def test_what_was_read_of_the_embedding_leaves_memory_when_the_cache_grows(tmp_p
     assert before > 1000  # of 8 MB, what is around the rows of 128 tokens
     session.forward(ids[-1:], cache)
     assert resident() < before / 2
+    session.forward(ids[:-1], session.new_cache())
+    assert resident() > before / 2
+    session.reserve(session.new_cache(), 5)
+    assert resident() < before / 2

@@ -147,6 +147,11 @@ class DecoderSession(Returned):
         """Return an empty KV cache for this model."""
         return KVCache(self.config)
 
+    def reserve(self, cache: KVCache, length: int) -> None:
+        """Let a cache have room for a text of `length` tokens before it comes."""
+        with self._use:
+            self._make_room(cache, length)
+
     def adopt(self, cache: KVCache) -> None:
         """Take a cache that was read from a file for one of this model: while it lives, its adapter is not unloaded."""
         cache.join(self._holders)
