@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 if "PYTEST_XDIST_WORKER" in os.environ:
     # ONNX Runtime has as many threads as cores, which take a tenth of the processor time to wait for each other. What
     # tests start in processes of their own has them still.
-    cpu.physical_cores = lambda: 1
+    cpu.physical_cores = lambda *_: 1
     # Where a test asks for two, the second looks for work on a core that another process needs: a quarter of the time.
     onnx_runtime.SPIN_MICROSECONDS = 0
 
