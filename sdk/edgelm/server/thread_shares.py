@@ -11,9 +11,6 @@ from typing import ParamSpec, TypeVar
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# Of the threads that asyncio starts: six where there are two processors.
-_OF_EACH = max(1, min(32, (os.cpu_count() or 1) + 4) // 3)
-
 
 class ThreadShares:
     """Call functions in threads, of which a caller has a third at most.
@@ -23,11 +20,14 @@ class ThreadShares:
     """
 
     def __init__(self) -> None:
+        # Of the threads that asyncio starts: six for two processors. Python 3.13 counts those of this process alone.
+        processors: int | None = getattr(os, "process_cpu_count", os.cpu_count)()
+        self._of_each = max(1, min(32, (processors or 1) + 4) // 3)
         self._of_caller: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     async def run(
         self, caller: str, function: Callable[Parameters, Result], *given: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
         """Call a function in a thread, in the turn of its caller."""
-        async with self._of_caller.setdefault(caller, asyncio.Semaphore(_OF_EACH)):
+        async with self._of_caller.setdefault(caller, asyncio.Semaphore(self._of_each)):
             return await asyncio.to_thread(function, *given, **named)
