@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -216,7 +215,8 @@ class CompletionWriter:
         places = [self._places(i // self.copies) for i in range(len(answers.jobs))]
         for index in range(len(answers.jobs)):
             if (echo := self._echo(index // self.copies)) is not None:
-                yield await asyncio.to_thread(self._echoed, index, echo, places[index])  # as `deliver` writes an answer
+                # In a thread, as `deliver` writes an answer.
+                yield await answers.threads.run(answers.caller, self._echoed, index, echo, places[index])
         usages: list[Usage] = []
         async for item in answers.chunks():
             if item is None:
