@@ -21,6 +21,8 @@ from waiting import wait_for
 
 import edgelm
 from edgelm import language_model
+from edgelm.batching.request import Request
+from edgelm.batching.running_batch import RunningBatch
 from edgelm.config import ModelConfig
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError, PackageError
@@ -255,6 +257,25 @@ def test_an_adapter_stays_for_answers_that_wait_or_were_put_aside(tmp_path: Path
         assert edgelm.join(waiting).token_ids == alone
         model.unload_adapter("mine")
         assert not model.adapters
+
+
+def test_an_adapter_stays_while_an_answer_fills_its_row_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, add = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1)), RunningBatch.add
+    refused: list[Request] = []
+    model.load_adapter(write_tiny_adapter(tmp_path / "a"))
+
+    def unload_and_add(batch: RunningBatch, request: Request) -> None:
+        try:
+            model.unload_adapter("mine")
+        except ConfigError:
+            refused.append(request)
+        add(batch, request)
+
+    monkeypatch.setattr(RunningBatch, "add", unload_and_add)
+    config = GenerationConfig(max_new_tokens=20, ignore_eos=True, adapter="mine", context_shift=4)
+    with edgelm.Engine(model) as engine:
+        assert edgelm.join(engine.submit([5] * 1020, config)).usage.completion_tokens == 20
+    assert len(refused) == 2  # as it came, and behind the end of its context
 
 
 def test_an_adapter_is_named_by_a_text() -> None:

@@ -363,6 +363,7 @@ class RunningBatch:
         """Let a request whose context is full fill its row anew, with what is left of its text."""
         text = [*request.own_row.token_ids[: request.length], id_]
         left = fitted(text, keep, longest_row(self._session.config))  # first: where that fails, it is still in a list
+        request.use_adapter(self._session)
         self._remove(request)
         request.begin_with(left)
         self.add(request)
