@@ -121,6 +121,14 @@ def test_the_penalty_for_repetition_has_the_name_that_local_servers_give_it_too(
         assert chat(serving, max_tokens=40, **fields).json["choices"][0]["message"]["content"] == expected
 
 
+def test_a_penalty_that_sees_no_token_is_off(serving):
+    fields = {"repeat_penalty": 2.0, "repeat_last_n": 0}
+    assert chat(serving, max_tokens=40, **fields).json["choices"] == chat(serving, max_tokens=40).json["choices"]
+    body = {"model": "tiny-random", "messages": HELLO, "stream": False, "options": {"num_predict": 40}}
+    plain = serving.post("/api/chat", body).json["message"]
+    assert serving.post("/api/chat", body | {"options": {"num_predict": 40, **fields}}).json["message"] == plain
+
+
 def test_mirostat_is_off_where_a_client_that_sends_all_settings_says_so(serving, tiny):
     plain = {"temperature": 1.5, "seed": 5}
     expected = tiny.chat(HELLO, GenerationConfig(max_new_tokens=40, **plain)).text

@@ -203,7 +203,7 @@ def _in_context(served: LoadedModel, body: Mapping[str, Any], job: Job) -> Job:
 
 def _config(model: LanguageModel, body: Mapping[str, Any]) -> GenerationConfig:
     given = _given(body)
-    settings = {name: given[name] for name in _AS_ELSEWHERE if name in given}
+    settings = {name: given[name] for name in (*_AS_ELSEWHERE, "repeat_last_n") if name in given}
     if settings.get("seed") == -1:  # Ollama's default: a fresh one for each answer
         del settings["seed"]
     if given.get("mirostat") == 2:

@@ -53,7 +53,7 @@ SAMPLING: dict[str, Schema] = {
 # Of the program that runs a model: Ollama's options, which Open WebUI sends to other servers too.
 RUNNER = (
     "num_batch", "num_ctx", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
-    "repeat_last_n",  # penalties see the whole text
+    "repeat_last_n",  # penalties see the whole text, but with 0, which turns repeat_penalty off
 )  # fmt: skip
 
 # Fields that name or file a request, or say where and how long another server keeps what it computed: they change
@@ -125,7 +125,7 @@ def generation_config(
         changes["min_new_tokens"] = changes.pop("min_tokens")
     if "repeat_penalty" in changes:
         penalty = changes.pop("repeat_penalty")
-        changes.setdefault("repetition_penalty", penalty)
+        changes.setdefault("repetition_penalty", 1.0 if body.get("repeat_last_n") == 0 else penalty)  # it sees no token
     if body.get("mirostat") == 0:  # llama.cpp's and Ollama's switch, which stands beside a tau in what clients send
         changes["mirostat_tau"] = 0.0
     if "logit_bias" in changes:
