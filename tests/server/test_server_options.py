@@ -263,6 +263,9 @@ def test_a_package_that_was_replaced_is_loaded_by_the_next_request_and_who_has_t
                 new.release()
             while pool._replaced or pool._loaded:  # the sweep comes every 10 ms
                 await asyncio.sleep(0.01)
+            await pool.unload("first")  # nobody wants it kept any more
+            shutil.copytree(TINY, folder)
+            assert (await pool.acquire("first")).keep_alive == 0.02
 
     pool = ModelPool((), ServerOptions(keep_alive=0.02))
     asyncio.run(main())

@@ -283,6 +283,7 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Unload a model, at once or when its last user has left."""
         name = self.parent(name) or name
+        self._kept_for.pop(name, None)
         if name in self._loaded:
             self._loaded[name].keep_alive = 0
             if not self._loaded[name].users:
