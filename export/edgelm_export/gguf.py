@@ -38,6 +38,8 @@ _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_KEY_BYTES = 65535  # both as docs/gguf.md says
 _MAX_TENSOR_NAME_BYTES = 64
 _DEFAULT_ALIGNMENT = 32
+# Sound files look damaged where a fork has other blocks under a number of llama.cpp's.
+_OF_A_FORK = {"Q2_0": ". Or PrismML's fork of llama.cpp wrote it, whose Q2_0 has blocks of 128, not supported"}
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS: Mapping[int, np.dtype[Any]] = {
@@ -234,9 +236,8 @@ class _Header:
             tensors[name] = self._placed(name, shape, type_id, data_start + offset)
         for first, second in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
             if first.offset + first.nbytes > second.offset:
-                raise self._error(
-                    f"tensor {second.name!r}", f"at offset {second.offset} overlaps {first.name!r} at {first.offset}"
-                )
+                places = f"at offset {second.offset} overlaps {first.name!r} at {first.offset}"
+                raise self._error(f"tensor {second.name!r}", places + _OF_A_FORK.get(first.type, ""))
         return tensors
 
     def _placed(self, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> GGUFTensor:
@@ -259,7 +260,8 @@ class _Header:
             raise self._error(
                 f"tensor {name!r}",
                 f"of shape {shape} at offset {offset} needs {nbytes} bytes, and the file ends at "
-                f"{self._file_bytes}. It was cut off or damaged: download it again",
+                f"{self._file_bytes}. It was cut off or damaged: download it again"
+                + _OF_A_FORK.get(tensor_type.name, ""),
             )
         return GGUFTensor(name=name, shape=shape, type=tensor_type.name, offset=offset, nbytes=nbytes)
 

@@ -18,7 +18,7 @@ from edgelm import CheckpointError
 from edgelm_export.gguf import GGUFFile, GGUFStrings
 
 UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9
-F32, Q4_0, Q8_K = 0, 2, 15
+F32, Q4_0, Q8_K, Q2_0 = 0, 2, 15, 42
 
 
 def string(text: str | bytes) -> bytes:
@@ -287,6 +287,14 @@ HOSTILE = {
     "tensors that overlap": (
         whole(tensors=[tensor("t", [8], offset=32), tensor("u", [16])]),
         "tensor 't' at offset 128 overlaps 'u' at 96",
+    ),
+    "tensors in the blocks of a fork": (
+        whole(tensors=[tensor("t", [4096], Q2_0), tensor("u", [8], offset=4096 // 128 * 34)]) + bytes(1024),
+        "tensor 'u' at offset 1184 overlaps 't' at 96. Or PrismML's fork of llama.cpp wrote it",
+    ),
+    "a last tensor in the blocks of a fork": (
+        whole(tensors=[tensor("t", [1024], Q2_0)]),
+        "It was cut off or damaged: download it again. Or PrismML's fork",
     ),
 }
 
