@@ -364,6 +364,9 @@ def test_layers_that_guess_further_tokens_are_left_out_behind_those_of_the_model
     }  # fmt: skip
     with pytest.raises(CheckpointError, match=r"has the layers alone that guess further tokens \(MTP\)"):
         without_guessing_layers(dataclasses.replace(header, metadata=metadata, shapes=guessing))
+    own["blk.2.attn_q.weight"] = (64, 64)
+    with pytest.raises(CheckpointError, match="nextn_predict_layers is 1, and of the 3 layers none guesses"):
+        without_guessing_layers(dataclasses.replace(header, metadata=metadata, shapes=own))
     for count in (3, -1):
         changed = metadata | {"llama.nextn_predict_layers": count}
         with pytest.raises(CheckpointError, match=f"llama.nextn_predict_layers is {count} of 3 layers"):

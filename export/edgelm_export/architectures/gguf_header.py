@@ -68,7 +68,7 @@ def without_guessing_layers(header: GGUFHeader) -> GGUFHeader:
     """Return the header without the layers behind those of the model that guess further tokens.
 
     Raises:
-        CheckpointError: there are no others in the file, or not so many layers.
+        CheckpointError: there are no others in the file, or not so many layers, or the last ones do not guess.
     """
     name, metadata = header.architecture, header.metadata
     guessing = whole_number(metadata, f"{name}.{_GUESSING}", 0)
@@ -86,6 +86,13 @@ def without_guessing_layers(header: GGUFHeader) -> GGUFHeader:
     if not any(map(_OF_LAYER.match, shapes)):
         raise CheckpointError(
             "The GGUF file has the layers alone that guess further tokens (MTP): the model itself is another file."
+        )
+    # Some converters say of a model how many it had, and do not count them (llama.cpp, src/models/deepseek4.cpp).
+    left_out = header.shapes.keys() - shapes.keys()
+    if left_out and not any(".nextn." in tensor for tensor in left_out):
+        raise CheckpointError(
+            f"GGUF metadata: {name}.{_GUESSING} is {guessing}, and of the {layers} layers none guesses further tokens. "
+            "Take a file that another version of the converter made."
         )
     per_layer = {
         key: value[:kept]
