@@ -62,9 +62,10 @@ _TYPES: Mapping[str, Any] = {
     "BOOL": "?",
 }  # fmt: skip
 _ANSWER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
-# Rows are widened in portions, in all cores: few enough values for the allocator to use their memory again, where each
-# larger array would be new memory, which the system fills with zeros first.
+# Rows are widened in portions, those of large tensors in all cores: few enough values for the allocator to use their
+# memory again, where each larger array would be new memory, which the system fills with zeros first.
 _PORTION_VALUES = 1 << 18
+_PORTIONS_ALONE = 16  # so many are widened sooner than threads start: 78,000 experts have five each
 
 
 class _StoredTensor(NamedTuple):  # a dataclass takes three times as long to make, and a folder may have 78,000
@@ -290,8 +291,9 @@ class HuggingFaceCheckpoint:
             tensor[start - first : portion.stop - first] = self._read_rows(source, portion)
 
         starts = range(first, end, rows)
-        if len(starts) == 1:
-            widen(first)
+        if len(starts) <= _PORTIONS_ALONE:
+            for start in starts:
+                widen(start)
             return tensor
         with ThreadPoolExecutor(usable_cores()) as threads:  # numpy reads and widens without the interpreter
             for _ in threads.map(widen, starts):  # raises what a thread raised

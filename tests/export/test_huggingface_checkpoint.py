@@ -74,6 +74,15 @@ def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
             checkpoint.tensor(name)
 
 
+def test_a_tensor_of_a_few_portions_is_read_without_threads(
+    tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 5000)
+    monkeypatch.setattr("edgelm_export.huggingface.ThreadPoolExecutor", None)
+    model = save_llama(tmp_path, dtype=torch.bfloat16)
+    assert_same_tensors(HuggingFaceCheckpoint(tmp_path), model)
+
+
 def test_a_sharded_folder_reads_as_one_file_does(tmp_path: Path, save_llama: SaveLlama) -> None:
     model = save_llama(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
