@@ -23,7 +23,7 @@ REAL_MODEL = "smollm2-135m-instruct"
 QUICK = f"""#!/bin/sh
 exec "{sys.executable}" -c '
 from edgelm.runtime import cpu
-cpu.physical_cores = lambda: 1
+cpu.physical_cores = lambda *_: 1
 from edgelm.cli.start import main
 main()' "$@"
 """
