@@ -26,8 +26,9 @@ def test_int8_is_near_its_source(model: LanguageModel) -> None:
     assert quality is not None
     # On one window: 0.0032 measured; 0.0037 without smoothing the head, 0.0073 without any smoothing.
     assert quality.mean_kl_divergence < 0.0034
-    # 1.011 of each of the three: 255 tokens tell no less apart. On longer texts it is within a percent.
-    assert quality.perplexity < 1.015 * quality.source_perplexity
+    # 1.011 of each of the three, and 1.021 of an export with a divergence of 0.0031: 255 tokens tell no less apart. On
+    # longer texts it is within a percent.
+    assert quality.perplexity < 1.03 * quality.source_perplexity
     assert quality.top1_agreement > 0.93  # 0.96 measured
 
 
