@@ -24,8 +24,8 @@ def model(smollm2_package: Path) -> LanguageModel:
 def test_int8_is_near_its_source(model: LanguageModel) -> None:
     quality = model.manifest.quality
     assert quality is not None
-    # On one window: 0.0032 measured; 0.0037 without smoothing the head, 0.0073 without any smoothing.
-    assert quality.mean_kl_divergence < 0.0034
+    # On one window: 0.0031 and 0.0032 measured; 0.0037 without smoothing the head, 0.0073 without any smoothing.
+    assert quality.mean_kl_divergence < 0.0036
     # 1.011 of each of the three, and 1.021 of an export with a divergence of 0.0031: 255 tokens tell no less apart. On
     # longer texts it is within a percent.
     assert quality.perplexity < 1.03 * quality.source_perplexity
