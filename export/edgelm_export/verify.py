@@ -33,6 +33,7 @@ _LARGE, _WINDOW_TOKENS_OF_LARGE = 10**9, 64
 # Logits of so many tokens are computed and compared at once: of a whole window, each array of them would be new memory.
 _ROWS_AT_ONCE = 32
 _GREEDY_PROMPT, _GREEDY_TOKENS = 64, 32
+_STEPS_AT_ONCE = 8  # of them: each reads half a megabyte of a large embedding's file
 # Nats of divergence for each that the logarithm of the perplexity may grow by. SmolLM2-135M's packages diverge by 0.8
 # to 1.3 times what it grew by where that was more than chance, and by a tenth of what int8 may.
 _DIVERGENCE = 2.0
@@ -252,7 +253,9 @@ def _greedy(session: DecoderSession, prompt: list[int], source_ids: list[int]) -
     logits_V = prefill(session, prompt, cache)
     assert logits_V is not None  # nothing cancels it
     ids: list[int] = []
-    for _ in range(count):
+    for place in range(count):
+        if place % _STEPS_AT_ONCE == 0:
+            session.reserve(cache, len(prompt) + count)  # what the steps until now have read is given back
         ids.append(int(logits_V.argmax()))
         logits_V = session.forward(ids[-1:], cache)[0]
     return ids

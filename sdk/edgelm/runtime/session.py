@@ -148,8 +148,11 @@ class DecoderSession(Returned):
         return KVCache(self.config)
 
     def reserve(self, cache: KVCache, length: int) -> None:
-        """Let a cache have room for a text of `length` tokens before it comes."""
+        """Let a cache have room for a text of `length` tokens before it comes, and give back what texts have read of
+        the embedding's file.
+        """
         with self._use:
+            self._give_tables_back()
             self._make_room(cache, length)
 
     def adopt(self, cache: KVCache) -> None:
@@ -392,10 +395,13 @@ class DecoderSession(Returned):
         if length > cache.capacity:
             if cache.is_outgrown_by(length):
                 self._recompute(cache, length)
-            for graph in (self._graph, self._prefill, self._encoder):
-                if graph is not None:
-                    graph.tables.give_back()  # of the embedding, what the tokens until now have read
+            self._give_tables_back()
             cache.reserve(length)  # forgets the binding where it grows: nothing may keep the memory that is outgrown
+
+    def _give_tables_back(self) -> None:
+        for graph in (self._graph, self._prefill, self._encoder):
+            if graph is not None:
+                graph.tables.give_back()  # of the embedding, what the tokens until now have read
 
     def _bound(self, cache: KVCache, length: int) -> Binding:
         """Return the graph bound to a cache that has room for `length` tokens."""
