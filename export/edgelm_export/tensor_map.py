@@ -117,26 +117,24 @@ class TensorLayout:
     names: canonical stems (a name without its `.weight` or `.bias`) or whole names, with `{i}` for the layer and `{e}`
     for the expert, head or stream, to the source's, where it has others. Stems with one and the same source are parts
     of a fused tensor, stacked in their canonical order. A source without `{e}` has the experts' (or heads') tensors
-    behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other
-    row. prefix: what names begin with, but not in folders of the family's bare model. ignored: names of a source
-    that hold no weights. copies: those that have to hold the embedding again. transposed: source stems, or names, whose
-    weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts side by side. by_key_head:
-    those of linear attention that hold each key head's. by_latent_head: those of latent attention that hold each head's
-    two matrices behind each other, that of queries the other way round. by_group: those of attention that hold the
-    query heads of each key head, then that, then its value head. by_quarter: those of attention that hold the
-    queries, values and keys of a quarter of the heads, of the next quarter, and so on. row_orders, column_orders:
-    canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 + weight of each norm.
-    negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source stems of tables
-    to how many rows stand before the first. rows_behind: those that may have further rows behind the last, which
-    are passed over. stacks_of_one: source names of tensors with one dimension of 1 in front. ones_elsewhere: source
-    names of tensors whose dimension of 1 may stand in another place than ours, or in none. vectors_in_rows: source
-    names of vectors that stand in several rows there. assembled: source names to those of the parts that a source
-    may have in their place, whose rows stand behind each other; one part is another name. has_more_layers: behind
-    the config's there may be layers for other uses, which are passed over.
+    behind each other, [E, ...]. interleaved: source names of fused tensors whose parts have every other row. ignored:
+    names of a source that hold no weights. copies: those that have to hold the embedding again. transposed: source
+    stems, or names, whose weights are [in, out]. by_head: source stems of fused tensors that hold each head's parts
+    side by side. by_key_head: those of linear attention that hold each key head's. by_latent_head: those of latent
+    attention that hold each head's two matrices behind each other, that of queries the other way round. by_group: those
+    of attention that hold the query heads of each key head, then that, then its value head. by_quarter: those of
+    attention that hold the queries, values and keys of a quarter of the heads, of the next quarter, and so on.
+    row_orders, column_orders: canonical stems, or names, to names in `ORDERS`. norms_plus_one: the source holds 1 +
+    weight of each norm. negative_exponentials: source names of tensors that hold -exp(x) of our x. rows_before: source
+    stems of tables to how many rows stand before the first. rows_behind: those that may have further rows behind the
+    last, which are passed over. stacks_of_one: source names of tensors with one dimension of 1 in front.
+    ones_elsewhere: source names of tensors whose dimension of 1 may stand in another place than ours, or in none.
+    vectors_in_rows: source names of vectors that stand in several rows there. assembled: source names to those of the
+    parts that a source may have in their place, whose rows stand behind each other; one part is another name.
+    has_more_layers: behind the config's there may be layers for other uses, which are passed over.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
-    prefix: str = "model."
     ignored: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
@@ -163,6 +161,11 @@ class TensorLayout:
         """Whether the source's tensors are ours under our names."""
         renamed = any(name != source for name, source in self.names.items())
         return not (renamed or self.transposed or self.row_orders or self.norms_plus_one)
+
+    @property
+    def prefix(self) -> str:
+        """What names begin with, but not in folders of the family's bare model."""
+        return self.source_name(EMBEDDING).partition(".")[0] + "."
 
     def source_name(self, name: str) -> str:
         """Translate a canonical name."""

@@ -61,6 +61,20 @@ def test_a_folder_of_the_model_below_the_head_is_read_by_its_names(
         assert_same_tensors(checkpoint, model)
 
 
+@pytest.mark.parametrize(("family", "prefix"), [("falcon", "transformer."), ("gpt_neox", "gpt_neox.")])
+def test_a_folder_below_the_head_is_read_where_another_prefix_is_missing(
+    tmp_path: Path, save_model: SaveLlama, family: str, prefix: str
+) -> None:
+    save_model(family, tmp_path, pad_token_id=0)
+    whole = HuggingFaceCheckpoint(tmp_path)
+    expected = {name: whole.tensor(name) for name in whole.config.tensor_shapes()}
+    path = tmp_path / "model.safetensors"
+    save_file({name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}, path)
+    bare = HuggingFaceCheckpoint(tmp_path)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(bare.tensor(name), tensor, err_msg=name)
+
+
 def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
     tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

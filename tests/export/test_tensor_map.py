@@ -19,7 +19,7 @@ _FIRST_LAYER = [name for name in CONFIG.tensor_shapes() if ".1." not in name]
 NAMES = {"lm_head": "lm_head"} | {
     stem: stem for stem in (name.replace(".0.", ".{i}.").rpartition(".")[0] for name in _FIRST_LAYER)
 }
-PREFIXED = TensorLayout(names={stem: f"base.{name}" for stem, name in NAMES.items()}, prefix="base.")
+PREFIXED = TensorLayout(names={stem: f"base.{name}" for stem, name in NAMES.items()})
 
 
 @pytest.mark.parametrize("prefix", ["base.", ""])

@@ -56,7 +56,7 @@ BLOOM = Architecture(
         "mlp_gated": False,
         **hf_values.biases(True),
     },
-    layout=TensorLayout(names=_NAMES, prefix="transformer.", by_head=frozenset({_FUSED})),
+    layout=TensorLayout(names=_NAMES, by_head=frozenset({_FUSED})),
     gguf=GGUFFamily(
         architecture="bloom",
         to_hf_config=lambda header: gguf_header.to_hf_config(header, {"context_length": "seq_length"}, norm="layer"),

@@ -64,7 +64,6 @@ GPT2 = Architecture(
     },
     layout=TensorLayout(
         names=NAMES,
-        prefix="transformer.",
         ignored=MASKS,
         transposed=frozenset(f"{_BLOCK}.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     ),

@@ -78,7 +78,7 @@ MPT = Architecture(
     },
     read_config=_to_model_config,
     features={"norm": "layer_no_bias", "position": "alibi", "mlp_gated": False},
-    layout=TensorLayout(names=_NAMES, prefix="transformer."),
+    layout=TensorLayout(names=_NAMES),
     gguf=GGUFFamily(
         architecture="mpt", to_hf_config=_gguf_to_hf_config, layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED)
     ),

@@ -45,7 +45,7 @@ QWEN = Architecture(
     },
     read_config=_to_model_config,
     features={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
-    layout=TensorLayout(names=_NAMES, prefix="transformer."),
+    layout=TensorLayout(names=_NAMES),
     is_in_transformers=False,
     gguf=GGUFFamily(architecture="qwen", layout=TensorLayout(names=llama.GGUF_NAMES | GGUF_FUSED)),
 )
