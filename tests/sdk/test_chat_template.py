@@ -123,12 +123,15 @@ def test_what_is_not_given_is_none_to_the_template_as_in_transformers(original: 
     assert template_of(source).render(hello, variables={"tools": [1], "documents": []}) == "[1][]1"
 
 
-@pytest.mark.parametrize("thought", [{"reasoning_content": "a"}, {"thinking": "b"}, {"reasoning": "c"}, {}])
-def test_what_was_thought_has_the_names_that_transformers_gives_it(
-    original: PreTrainedTokenizerFast, thought: dict[str, str]
+@pytest.mark.parametrize(
+    "given", [{"reasoning_content": "a"}, {"thinking": "b"}, {"reasoning": "c", "thinking": None}, {"content": None}]
+)
+def test_what_was_thought_has_the_names_that_transformers_gives_it_and_none_is_not_given(
+    original: PreTrainedTokenizerFast, given: dict[str, str | None]
 ) -> None:
-    source = "{% for turn in messages %}{{ [turn.thinking, turn.reasoning_content, turn.reasoning] }}{% endfor %}"
-    turns: list[Any] = [{"role": "assistant", "content": "Hi", **thought}]
+    shown = "[turn.thinking, turn.reasoning_content, turn.reasoning, turn.content is defined]"
+    source = f"{{% for turn in messages %}}{{{{ turn.content }}}}{{{{ {shown} }}}}{{% endfor %}}"
+    turns: list[Any] = [{"role": "assistant", "content": "Hi", **given}]
     expected = original.apply_chat_template(turns, chat_template=source, tokenize=False)
     assert template_of(source).render(turns) == expected
 

@@ -161,7 +161,7 @@ class ChatTemplate:
                 conversation or fails, or it writes more than MAX_CHARACTERS and the messages' texts.
         """
         check_conversation(messages)
-        turns: Sequence[Mapping[str, Any]] = [_with_thought(message) for message in messages]
+        turns: Sequence[Mapping[str, Any]] = [_given(message) for message in messages]
         if self.takes_parts:
             turns = [_in_parts(turn) for turn in turns]
         return self._rendered(turns, add_generation_prompt, variables or {})
@@ -226,10 +226,13 @@ def no_message(value: object, place: str) -> ChatTemplateError:
     return ChatTemplateError(f"{place} is {reprlib.repr(value)}; a message is a mapping with role and content.{way}")
 
 
-def _with_thought(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give what was thought the name that most templates read, and that of GPT-OSS's, as transformers does."""
-    thought = next((message[name] for name in THOUGHT if message.get(name) is not None), None)
-    return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
+def _given(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what is None, which templates would write as a word, as transformers does; and give what was thought
+    the name that most templates read, and that of GPT-OSS's.
+    """
+    given = {name: value for name, value in message.items() if value is not None}
+    thought = next((given[name] for name in THOUGHT if name in given), None)
+    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
 
 
 def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
