@@ -465,8 +465,8 @@ def test_the_unknown_token_and_merges_of_a_hidden_one_stay_in_order(tmp_path: Pa
 
 def test_of_two_control_tokens_that_begin_alike_the_longer_one_counts(tmp_path: Path) -> None:
     rust = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
-    rust.add_special_tokens(["ab", "abc"])
-    assert Tokenizer.load(save(tmp_path, rust)).split("cabcab") == ["c", 4, "", 3, ""]
+    rust.add_special_tokens(["ab", "abc", "^", "]-", "abbb"])
+    assert Tokenizer.load(save(tmp_path, rust)).split("cabca^]-]abb") == ["c", 4, "a", 5, "", 6, "]", 3, "b"]
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from json_files import change_json
+from tokenizers import decoders, models
 
 from edgelm.errors import TokenizerError
 from edgelm.testing import tiny_model_path
@@ -233,3 +236,13 @@ def test_long_regular_expressions_are_refused_before_they_are_compiled(folder: P
     change(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [*[split] * 5, bytes_]})
     with pytest.raises(TokenizerError, match="has regular expressions of 20000 characters; at most 8192 are compiled"):
         Tokenizer.load(folder)
+
+
+def test_a_text_of_beginnings_is_searched_in_a_time_that_does_not_grow_with_the_control_tokens(tmp_path: Path) -> None:
+    rust = tokenizers.Tokenizer(models.BPE({"<": 0}, []))
+    rust.decoder = decoders.Metaspace()
+    rust.add_special_tokens(["[x]", *(f"<unused{i}>" for i in range(6000))])
+    tokenizer = Tokenizer.parse(rust.to_str().encode(), tmp_path)
+    start = time.process_time()
+    assert tokenizer.split("<" * 100_000) == ["<" * 100_000]
+    assert time.process_time() - start < 1  # 0.01 s; by one pattern of all literals 7 s

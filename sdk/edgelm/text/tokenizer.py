@@ -237,16 +237,34 @@ class Tokenizer:
     def split(self, text: str) -> list[str | int]:
         """Split a text at the literals of control tokens, which become their ids."""
         parts: list[str | int] = []
+        beginnings, lengths = self._beginnings
         end = 0
-        for match in self._control_pattern.finditer(text):
-            parts += (text[end : match.start()], self.control_tokens[match[0]])
-            end = match.end()
+        for match in beginnings.finditer(text):
+            start = match.start()
+            for length in lengths[match[0]] if start >= end else ():
+                literal = text[start : start + length]
+                if literal in self.control_tokens:
+                    parts += (text[end:start], self.control_tokens[literal])
+                    end = start + len(literal)
+                    break
         return [*parts, text[end:]]
 
     @cached_property
-    def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.control_tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    def _beginnings(self) -> tuple[re.Pattern[str], Mapping[str, Sequence[int]]]:
+        """Where a control token's literal may begin, and the lengths of those with that first character, longest first.
+
+        They are looked up by length: one pattern of Gemma 3's 6,254 literals takes 70 us at each "<" of a text.
+        """
+        lengths: dict[str, set[int]] = {}
+        for literal in filter(None, self.control_tokens):
+            lengths.setdefault(literal[0], set()).add(len(literal))
+        first, second = (
+            f"[{''.join(map(re.escape, {literal[place : place + 1] for literal in self.control_tokens}))}]"
+            for place in (0, 1)
+        )
+        has_short = any(len(literal) == 1 for literal in self.control_tokens)
+        pattern = (first if has_short else f"{first}(?={second})") if lengths else r"(?!)"
+        return re.compile(pattern), {char: sorted(some, reverse=True) for char, some in lengths.items()}
 
     def decode(self, ids: Iterable[int], *, skip_control_tokens: bool = True) -> str:
         """Decode token ids; bytes that are no UTF-8 become U+FFFD, and an id above the vocabulary has no text.
