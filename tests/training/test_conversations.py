@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,13 @@ def test_what_is_said_decides_the_hash_and_nothing_else() -> None:
     turned = [dict(reversed(message.items())) for message in HI]
     assert parse({"messages": turned}).hash == parse({"prompt": "Hi", "completion": "Hello!"}).hash
     assert parse({"messages": HI, "tools": [{"name": "add"}]}).hash != parse({"messages": HI}).hash
+
+
+def test_what_json_cannot_hold_stands_beside_what_is_said() -> None:
+    rows = [{"messages": [HI[0], {**HI[1], "at": datetime(2026, 1, day), "raw": b"\xff"}]} for day in (1, 1, 2)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    first, same, other = (conversation.hash for conversation in read_conversations(["a.parquet"]))
+    assert first == same != other
 
 
 def test_tools_are_a_list_or_json_text() -> None:

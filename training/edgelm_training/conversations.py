@@ -70,7 +70,8 @@ class Conversation:
     @cached_property
     def hash(self) -> int:
         """64 bits that depend on what is said alone."""
-        content = json.dumps([self.messages, self.tools], sort_keys=True).encode()
+        # Parquet has times and bytes, which stand beside what is said in some data sets, and JSON has not.
+        content = json.dumps([self.messages, self.tools], sort_keys=True, default=repr).encode()
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
