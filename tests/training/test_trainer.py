@@ -196,6 +196,20 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path) -> None:
     assert (whole_run / "log.jsonl").read_bytes() == before
 
 
+def test_a_run_that_was_killed_behind_its_last_save_has_its_links_set_when_it_goes_on(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run", symlinks=True))
+    links = {name: (run / name).readlink() for name in ("latest", "best")}
+    (run / "best").unlink()
+    (run / "latest").unlink()
+    (run / "latest").symlink_to("checkpoints/step-00000004")
+
+    pretrain({"output": str(run)}, resume=True)
+
+    assert {name: (run / name).readlink() for name in links} == links
+
+
 def test_a_run_with_nothing_left_to_do_keeps_its_settings(whole_run: Path) -> None:
     before = (whole_run / "config.toml").read_bytes()
 

@@ -137,6 +137,7 @@ class Trainer:
                 "former data back, or begin another run."
             )
         restore_run(self._state, saved, self.workers)
+        self.workers.on_main(lambda: self.run.keep(self.config.keep_last))  # a kill may have come before that
         self.reporter.note(f"Going on after step {saved.step}, from {saved.path}.")
         self._saved = saved
         self._tokens = saved.state.get("tokens", 0)  # earlier versions did not count
