@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from tiny_training_runs import finetune_settings
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
+from edgelm_training import micro_batches
 from edgelm_training.device import Device
+from edgelm_training.finetune import finetune
 from edgelm_training.finetune_config import FinetuneConfig
 from edgelm_training.micro_batches import piece_tokens, rows_of_step, split_share
+from edgelm_training.model import Transformer
 from edgelm_training.pretrain_config import PretrainConfig
 
 CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("cpu", "cuda"))
@@ -59,3 +66,20 @@ def test_pieces_that_would_have_more_rows_than_they_may_are_refused() -> None:
     assert split_share(config(micro_batch_size=8, grad_accum_steps=4), 1, tokens=1) == 4
     with pytest.raises(ConfigError, match="grad_accum_steps is 4 and micro_batch_size 2, which hold fewer than the 16"):
         split_share(config(micro_batch_size=2, grad_accum_steps=4), 1, tokens=1)
+
+
+def test_both_answers_of_a_pair_take_their_share_of_a_piece(
+    tiny_chat_model: Path, tiny_preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    forward = Transformer.forward
+
+    def counted(model: Transformer, ids_BT: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.append(len(ids_BT))
+        return forward(model, ids_BT, *others)
+
+    monkeypatch.setattr(Transformer, "forward", counted)
+    monkeypatch.setattr(micro_batches, "_MOST_TOKENS", 256)
+    settings = finetune_settings(tiny_chat_model, tiny_preferences, tmp_path / "run", method="dpo", sequence_length=64)
+    finetune(settings | {"global_batch_size": 8, "max_steps": 1, "eval_every": 0})
+    assert rows == [4] * 8  # of 64 tokens, once by the model and once by what it is compared with

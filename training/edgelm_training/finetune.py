@@ -110,6 +110,7 @@ def build_recipe(config: FinetuneConfig, reporter: Reporter) -> tuple[FinetuneCo
         validation_rows=validation,
         data_fingerprint=training.chats.fingerprint,
         write_weights=_writer(config, model.config, lora, for_export),
+        texts_each=2 if method.preferences or model.config.encoder is not None else 1,
         count=count_pairs if method.preferences else count_targets,
         sample=_sampler(config, model) if config.sample_prompts else None,
         flops_per_token=flops if model.config.encoder is None else None,  # a token of a source takes other ones

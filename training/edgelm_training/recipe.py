@@ -44,6 +44,7 @@ class Recipe:
         whole tensors on the CPU.
     sample: writes texts at a step, the same ones for the same weights and step. None: never.
     data_fingerprint: of the training data; a run does not go on with other data.
+    texts_each: how many texts of up to sequence_length tokens one of the rows is, for its share of the memory.
     flops_per_token: of a forward and a backward pass. None: unknown, and no share of the device's peak is shown.
     """
 
@@ -55,4 +56,5 @@ class Recipe:
     write_weights: Callable[[dict[str, Tensor], Path], None]
     count: Callable[[Batch], int] = count_targets
     sample: Callable[[int], list[Sample]] | None = None
+    texts_each: int = 1
     flops_per_token: float | None = None

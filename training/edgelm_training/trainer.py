@@ -77,7 +77,7 @@ class Trainer:
         described = getattr(recipe.model, "config", None)
         shape = described if isinstance(described, ModelConfig) else None  # of other models nothing is known
         self._short_context = None if shape is None else shape.short_context
-        self.pieces = split_share(config, workers.world_size, piece_tokens(shape, config, device))
+        self.pieces = split_share(config, workers.world_size, piece_tokens(shape, config, device) // recipe.texts_each)
         recipe.model.to(device.device)
         if config.compile:
             # FSDP gathers and frees a block's weights around it, which a graph of the whole model could not contain.
