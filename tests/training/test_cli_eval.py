@@ -16,6 +16,7 @@ from click.testing import Result
 from command_line import invoke
 from json_files import edited_json
 from make_tiny_model import make_checkpoint
+from metaspace_tokenizer import write_metaspace
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -186,6 +187,19 @@ def test_control_tokens_are_scored_and_spell_no_bytes() -> None:
     found = measure_perplexity(scorer, [HeldOut(ids=[*ids, 1, 2], given=1)])
     assert found.tokens == len(ids) + 1
     assert found.bytes == len("The sea") - len(scorer.tokenizer.token_bytes(ids[0]))
+
+
+@pytest.mark.parametrize(("leading", "count"), [((1,), 6), ((), 4)])  # without any, "▁h" is given
+def test_the_space_that_a_tokenizer_puts_before_a_text_is_none_of_its_bytes(
+    leading: tuple[int, ...], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "leading_ids", leading)
+    scorer = Counting()
+    scorer.tokenizer = Tokenizer.load(write_metaspace(tmp_path))
+    (tmp_path / "text.txt").write_text("hi sea")
+    documents = held_out_documents((str(tmp_path / "text.txt"),), scorer.tokenizer, tmp_path)
+
+    assert measure_perplexity(scorer, documents).bytes == count
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (1, 2)])

@@ -137,12 +137,13 @@ def measure_perplexity(
         raise DataError("The data has no text to score: every document needs two tokens or more.")
     done, nats, size = 0, 0.0, 0
     for document in chosen:
+        size -= _begins_with_a_space_put_there(document, scorer.tokenizer)
         for part in windows(len(document.ids), document.given, window=window, stride=stride):
             ids, first = document.ids[part.start : part.stop], part.first - part.start
             if document.ids[: len(leading)] == leading:
                 ids[: len(leading)] = leading
             nats += float(scorer.surprises(ids, first).sum())
-            size += sum(_bytes_of(scorer.tokenizer, id_) for id_ in ids[first:])
+            size += sum(len(_bytes_of(scorer.tokenizer, id_)) for id_ in ids[first:])
             done += part.stop - part.first
             progress("score", done, total)
     return Perplexity(nats=nats, tokens=total, bytes=size, documents=len(chosen), window=window, stride=stride)
@@ -167,5 +168,11 @@ def _chosen(documents: Iterable[HeldOut], scorer: Scorer, max_tokens: int | None
     return chosen
 
 
-def _bytes_of(tokenizer: Tokenizer, id_: int) -> int:
-    return 0 if id_ in tokenizer.control_token_ids else len(tokenizer.token_bytes(id_))
+def _begins_with_a_space_put_there(document: HeldOut, tokenizer: Tokenizer) -> bool:
+    """Tell whether what is scored begins with the space that SentencePiece's tokenizers put before every text."""
+    begins = tokenizer.control_token_ids.issuperset(document.ids[: document.given])
+    return tokenizer.strips_leading_space and begins and _bytes_of(tokenizer, document.ids[document.given])[:1] == b" "
+
+
+def _bytes_of(tokenizer: Tokenizer, id_: int) -> bytes:
+    return b"" if id_ in tokenizer.control_token_ids else tokenizer.token_bytes(id_)
