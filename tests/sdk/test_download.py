@@ -15,6 +15,7 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
+from loopback_server import LoopbackServer
 
 from edgelm.errors import DownloadError
 from edgelm.files import disk_space
@@ -276,6 +277,17 @@ def test_a_token_goes_to_the_server_that_was_asked_and_to_no_other(server, targe
     asked, redirected = (headers for _, headers in server.headers_seen)
     assert asked["authorization"] == "Bearer secret"
     assert "authorization" not in redirected
+
+
+def test_a_token_stays_where_a_server_redirects_to_itself_and_not_to_another_port(server, target):
+    with LoopbackServer(files={"/storage": CONTENT}) as other:
+        server.redirects |= {"/old/model.bin": "/new/model.bin", "/new/model.bin": f"{other.url}/storage"}
+        download(RemoteFile(url=f"{server.url}/old/model.bin", headers={"Authorization": "Bearer secret"}), target)
+        seen = server.headers_seen + other.headers_seen
+    assert target.read_bytes() == CONTENT
+    assert [(path, headers.get("authorization")) for path, headers in seen] == [
+        ("/old/model.bin", "Bearer secret"), ("/new/model.bin", "Bearer secret"), ("/storage", None),
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The user's token for the hub; it is never shown, and never sent to a server that the hub redirects to."""
+"""The user's token for the hub; it is never shown, and sent to no other server that the hub redirects to."""
 
 from __future__ import annotations
 

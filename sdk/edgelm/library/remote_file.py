@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from edgelm._version import __version__
 from edgelm.errors import DownloadError
@@ -31,8 +32,8 @@ _LONGEST_WAIT = 60.0
 class RemoteFile:
     """What to download, and what it must be.
 
-    size, sha256: None where unknown; then they are not checked. headers: sent to this server, not to one that it
-    redirects to. advice: HTTP status -> the way out, which the error of that status ends with.
+    size, sha256: None where unknown; then they are not checked. headers: sent to this server, also where it redirects
+    to itself, and to no other. advice: HTTP status -> the way out, which the error of that status ends with.
     """
 
     url: str
@@ -65,8 +66,12 @@ def open_range(remote: RemoteFile, first: int = 0, last: int | None = None, *, v
         raise urllib.error.URLError(f"the server's answer cannot be followed: {error}") from error
 
 
-class _WebAlone(urllib.request.HTTPRedirectHandler):
-    """Follow a server to addresses of the web. urllib would also ask one of FTP, whose answer it reads without end."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow a server to addresses of the web, and show a token to that server alone.
+
+    urllib would also ask one of FTP, whose answer it reads without end. And to no redirect would it show the token, but
+    the hub redirects within itself: to the new name of a repository, which may be private.
+    """
 
     def redirect_request(
         self,
@@ -79,12 +84,20 @@ class _WebAlone(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if not newurl.lower().startswith(("http://", "https://")):
             raise urllib.error.HTTPError(req.full_url, code, f"{msg}, to {newurl:.80}", headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and _server(newurl) == _server(req.full_url):
+            request.unredirected_hdrs.update(req.unredirected_hdrs)
+        return request
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_WebAlone)
+    return urllib.request.build_opener(_Redirects)
 
 
 def whole_number(text: str | None) -> int | None:
