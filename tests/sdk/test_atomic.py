@@ -279,6 +279,25 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["package"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows refuses a name that is taken as it does one that is in use")
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_others_make_or_remove_meanwhile_is_replaced(tmp_path: Path, is_there: bool, monkeypatch: Any):
+    target, moved = tmp_path / "package", []
+    if is_there:
+        fill(target, OLD)
+
+    def overtaken(source: Path, destination: Path, replace: Any = os.replace) -> None:
+        if not moved:
+            shutil.rmtree(target) if is_there else fill(target, OLD)
+        moved.append(source)
+        replace(source, destination)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda _a, _b: False)
+    monkeypatch.setattr(os, "replace", overtaken)
+    replace_folder(target)
+    assert (content(target), names(tmp_path)) == (NEW, ["package"])
+
+
 def test_a_folder_of_an_image_which_overlayfs_does_not_rename_is_replaced_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

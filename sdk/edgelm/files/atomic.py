@@ -297,24 +297,50 @@ def _is_running(pid: int) -> bool:
 
 
 def _swap(staging: Path, target: Path) -> None:
+    """Give the staging folder its name, also where other processes give it to theirs, or remove that, meanwhile."""
+    while not _exchange(staging, target):  # the target is not there, or they cannot change places in one step
+        with contextlib.suppress(_OvertakenError):
+            _rename_over(staging, target)
+            return
+
+
+class _OvertakenError(Exception):
+    pass
+
+
+def _rename_over(staging: Path, target: Path) -> None:
     if not target.exists():
-        rename(staging, target)
+        _take_name(staging, target)
         return
-    if _exchange(staging, target):
-        return
-    old = _old_name(staging)  # where two folders cannot change places in one step
-    if not _step_aside(target, old):
+    old = _old_name(staging)
+    try:
+        is_aside = _step_aside(target, old)
+    except FileNotFoundError as error:
+        raise _OvertakenError from error
+    if not is_aside:
         try:
             _delete(target)
         finally:  # also after a signal: the old one is gone
             rename(staging, target)
         return
     try:
-        rename(staging, target)
+        _take_name(staging, target)
+    except _OvertakenError:
+        _delete(old)
+        raise
     except BaseException:
         rename(old, target)
         raise
     _delete(old)
+
+
+def _take_name(staging: Path, target: Path) -> None:
+    try:
+        rename(staging, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _OvertakenError from error
+        raise
 
 
 def _exchange(a: Path, b: Path) -> bool:
