@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from edgelm.arguments import as_path, did_you_mean
 from edgelm.completion import Message
 from edgelm.errors import ConfigError, EdgeLMError, PackageError
 from edgelm.files import atomic, schema_version
+from edgelm.files.file_lock import file_lock
 from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
 from edgelm.files.modified import modified
@@ -96,6 +97,25 @@ class SavedSessions:
         with _reaching(self.root, "read"):
             return next(name for name in names if is_plain_name(name) and not is_there(self.root / name))
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from choosing a name meanwhile, as several would choose one; wait for one that does.
+
+        Raises:
+            ConfigError: the disk cannot be written.
+        """
+        path = self.root / ".lock"
+
+        def tidy() -> None:
+            with suppress(PermissionError):  # on Windows one that another process has open stays
+                path.unlink(missing_ok=True)
+
+        with ExitStack() as stack:
+            with _reaching(self.root, "written"):
+                self._make_root()
+                stack.enter_context(file_lock(path, tidy=tidy))
+            yield
+
     def save(self, name: str, session: ChatSession, *, with_cache: bool = True) -> None:
         """Write a session under a name; what the name stood for is replaced. `with_cache` is as in ChatSession.save.
 
@@ -104,8 +124,11 @@ class SavedSessions:
         """
         folder = self.root / _check_name(name)
         with _reaching(self.root, "written"):
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's business
+            self._make_root()
         session.save(folder, with_cache=with_cache)
+
+    def _make_root(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's business
 
     def load(self, name: str, model: LanguageModel, *, any_model: bool = False) -> ChatSession:
         """Go on with a session. `any_model` is as in ChatSession.load.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 
 import pytest
 from command_line import invoke
+from forked_processes import exit_status, fork
 from scripted_chat import FakeScreen, converse, load
 
 import edgelm
@@ -126,6 +128,15 @@ def test_two_chats_that_resume_one_session_lose_nothing_of_each_other():
     assert mine.keep(here) == "hello was changed by another chat; this one is kept as hello-2."
     assert theirs.resume("hello", model).messages[2]["content"] == "They said this"
     assert theirs.resume("hello-2", model).messages[2]["content"] == "I said that"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_chats_that_begin_with_the_same_words_at_once_lose_nothing_of_each_other(own_library):
+    session = ChatSession(scripted_model("Yes."))
+    list(session.send("Hello"))
+    children = [fork(lambda: KeptSession().keep(session)) for _ in range(4)]
+    assert [exit_status(child) for child in children] == [0] * 4
+    assert sorted(os.listdir(SavedSessions().root)) == ["hello", "hello-2", "hello-3", "hello-4"]
 
 
 def test_a_session_that_was_deleted_meanwhile_is_written_again():

@@ -43,15 +43,16 @@ class KeptSession:
         if not session.messages:
             return None
         saved, former, name = SavedSessions(), self.name, self.name
-        # Two chats that went on with one session: the second must not write over what the first has said.
-        changed = former is not None and self._state(former) not in (None, self._written)
         self.is_whole = False
-        if name is None:
-            name = saved.new_name(session.messages[0]["content"] or "")
-        elif changed:
-            name = saved.new_name(name)
-        saved.save(name, session, with_cache=with_cache)
-        self.name, self._written, self.is_whole = name, self._state(name), True
+        with saved.lock():  # several chats that begin with the same words end at once, as those of a script do
+            # Two chats that went on with one session: the second must not write over what the first has said.
+            changed = former is not None and self._state(former) not in (None, self._written)
+            if name is None:
+                name = saved.new_name(session.messages[0]["content"] or "")
+            elif changed:
+                name = saved.new_name(name)
+            saved.save(name, session, with_cache=with_cache)
+            self.name, self._written, self.is_whole = name, self._state(name), True
         return f"{former} was changed by another chat; this one is kept as {name}." if changed else None
 
     def finish(self, session: ChatSession) -> None:
