@@ -16,7 +16,9 @@ from edgelm.errors import ConfigError, ModelNotFoundError
 from edgelm.files import atomic
 from edgelm.files.file_lock import file_lock
 from edgelm.files.folders import data_folder, state_folder
+from edgelm.library import sources
 from edgelm.library.library import Library
+from edgelm.package.adapter import is_adapter
 from edgelm.testing import tiny_model_path
 
 
@@ -185,7 +187,9 @@ def test_remove_deletes_package_source_and_unfinished_download(library):
 
 PULL = """
 import os
+from edgelm.library import sources
 from edgelm.library.library import Library
+from edgelm.package.adapter import is_adapter
 library = Library()
 with library.lock("tiny"):
     print("held", flush=True)
@@ -321,7 +325,9 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
 
 
 HOLD = """
+from edgelm.library import sources
 from edgelm.library.library import Library
+from edgelm.package.adapter import is_adapter
 with Library().lock("tiny"):
     print("held", flush=True)
     input()
@@ -365,6 +371,22 @@ def test_a_folder_that_may_not_be_read_is_an_error_that_says_so(library, monkeyp
     monkeypatch.setattr(Path, "stat", refused)
     with pytest.raises(ModelNotFoundError, match=r"There is no model at './locked': .*Permission denied"):
         library.find("./locked")
+
+
+def test_a_name_means_a_model_where_the_working_folder_may_not_be_entered(library, monkeypatch):
+    def refused(path: Path, *, follow_symlinks: bool = True, stat=Path.stat) -> os.stat_result:
+        if not path.is_absolute():  # what the system does to other users, and not to root
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    package, source = add_package(library, "small"), add_source(library, "small", "model.gguf")
+    monkeypatch.setattr(Path, "stat", refused)
+    assert not is_adapter(Path("small"))
+    assert (library.find("small"), library.find_source("small")) == (package, source / "model.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"There is no model 'smal'\. Did you mean small\?"):
+        library.find("smal")
+    with pytest.raises(ModelNotFoundError, match=r"No model 'smal' is known"):
+        sources.resolve("smal")
 
 
 def test_a_url_that_windows_takes_for_no_path_leads_to_the_hub(library, monkeypatch):

@@ -212,8 +212,8 @@ class Library:
         text = os.fspath(name_or_path)
         with reading_path(text):
             path = Path(text).expanduser()
-            exists, file = is_there(path), path / manifest.FILE_NAME
-            is_package = is_there(file) and file.is_file()
+            exists, file = is_here(text), path / manifest.FILE_NAME
+            is_package = exists and is_there(file) and file.is_file()
         if not is_path(name_or_path) and not (text and is_package):
             name = self.resolve(text)
             if name in self.packages():
@@ -242,7 +242,7 @@ class Library:
         """
         with reading_path(name_or_path):
             path = Path(name_or_path).expanduser()
-            exists = is_there(path)
+            exists = is_here(name_or_path)
         if is_path(name_or_path):
             return path
         try:
@@ -421,6 +421,20 @@ def is_path(name_or_path: str | Path) -> bool:
     """Tell whether a model is meant by its path, not by its name in the library."""
     text = os.fspath(name_or_path)
     return isinstance(name_or_path, Path) or text.startswith((".", "~")) or "/" in text or os.sep in text
+
+
+def is_here(name_or_path: str) -> bool:
+    """Tell whether something lies at a path; nothing that a name may mean lies in a working folder that is closed.
+
+    Raises:
+        OSError, RuntimeError, ValueError: as `reading_path` tells of.
+    """
+    try:
+        return is_there(Path(name_or_path).expanduser())
+    except PermissionError:  # as in the home of the one who has called sudo -u
+        if is_path(name_or_path):
+            raise
+        return False
 
 
 @contextlib.contextmanager

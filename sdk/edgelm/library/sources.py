@@ -13,14 +13,13 @@ from typing import Any
 from edgelm.arguments import did_you_mean
 from edgelm.errors import ConfigError, ModelNotFoundError, PackageError
 from edgelm.files import atomic
-from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_json_object
 from edgelm.library.catalogue import CATALOGUE
 from edgelm.library.fetch_options import FetchOptions
 from edgelm.library.hub_address import as_reference
 from edgelm.library.hub_source import HUB_PREFIX, HubSource
 from edgelm.library.known_source import KnownSource
-from edgelm.library.library import ALIKE, Library, check_name, reading_path
+from edgelm.library.library import ALIKE, Library, check_name, is_here, reading_path
 from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 from edgelm.shell_word import shell_word
 
@@ -44,8 +43,8 @@ def resolve(reference: str) -> Source:
     if reference in CATALOGUE:
         return KnownSource(name=reference, model=CATALOGUE[reference])
     with reading_path(reference):
-        is_here = bool(reference) and is_there(Path(reference).expanduser())
-    if is_here:
+        lies_here = bool(reference) and is_here(reference)
+    if lies_here:
         raise ModelNotFoundError(
             f"{reference!r} is on this machine already. Make a package of it: edgelm export {shell_word(reference)}"
         )

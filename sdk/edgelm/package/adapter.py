@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class AdapterManifest:
 
 def is_adapter(folder: Path) -> bool:
     """Tell whether a folder is an exported adapter, by its manifest's being there."""
-    return (folder / MANIFEST_FILE).is_file()
+    return os.path.isfile(folder / MANIFEST_FILE)  # Path's own raises where a folder may not be entered
 
 
 def is_trained_adapter(folder: Path) -> bool:
