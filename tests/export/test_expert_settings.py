@@ -216,6 +216,7 @@ def test_layers_that_guess_one_more_token_ahead_are_passed_over() -> None:
     ("model_type", "names"),
     [
         ("glm4_moe", ("model.layers.4.eh_proj.weight", "model.layers.4.mlp.experts.0.up_proj.weight")),
+        ("bailing_moe", ("model.layers.4.eh_proj.weight", "model.layers.4.attention.query_layernorm.weight")),
         ("exaone_moe", ("mtp.fc.weight", "mtp.layers.0.self_attn.q_norm.weight", "mtp.layers.0.mlp.up_proj.weight")),
     ],
 )
@@ -223,7 +224,11 @@ def test_what_guesses_further_tokens_behind_the_last_layer_is_passed_over(
     model_type: str, names: tuple[str, ...]
 ) -> None:
     row = ARCHITECTURES[model_type]
-    config = row.to_model_config(expert_values(num_key_value_heads=4))
-    present = {row.layout.source_name(name): shape for name, shape in config.tensor_shapes().items()}
+    values = expert_values(num_key_value_heads=4, num_experts=6, num_experts_per_tok=2)
+    config = row.to_model_config(values)
+    present: dict[str, tuple[int, ...]] = {}
+    for name, (rows, *columns) in config.tensor_shapes().items():
+        source = row.layout.source_name(name)
+        present[source] = (present.get(source, (0,))[0] + rows, *columns)
     mapped = map_tensors(config, row.layout, present | dict.fromkeys(names, (1,)), "here")
     assert mapped.keys() == config.tensor_shapes().keys()

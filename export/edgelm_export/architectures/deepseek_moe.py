@@ -37,6 +37,8 @@ _LING_NAMES = {
     f"{_LAYER}.self_attn.k_norm": f"{_LAYER}.attention.key_layernorm",
     f"{_LAYER}.mlp.gate.e_score_correction_bias": f"{_LAYER}.mlp.gate.expert_bias",
 }
+# Behind the last layer of some are those that guess further tokens.
+_LING_LAYOUT = TensorLayout(names=_LING_NAMES, has_more_layers=True)
 _GGUF_KEYS = experts.gguf_keys("n_routed_experts") | {
     "expert_shared_count": ("n_shared_experts", 0),
     "leading_dense_block_count": ("first_k_dense_replace", 0),
@@ -96,7 +98,7 @@ LING = Architecture(
     fixed=_LING_FIXED,
     renamed=_AS_DEEPSEEK,
     read_config=_to_ling_config,
-    layout=TensorLayout(names=_LING_NAMES),
+    layout=_LING_LAYOUT,
     mlx=TensorLayout(
         names=_LING_NAMES
         | {f"{_LAYER}.mlp.gate": f"{_LAYER}.mlp.gate.gate_proj"}
@@ -124,7 +126,7 @@ LING_2 = Architecture(
     fixed=_LING_FIXED | {"moe_router_enable_expert_bias": True, "score_function": "sigmoid"},
     renamed=_AS_DEEPSEEK,
     read_config=partial(sigmoid_experts.to_model_config, partial=1.0),
-    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
+    layout=_LING_LAYOUT,
     is_in_transformers=False,
     gguf=GGUFFamily(
         architecture="bailingmoe2",
@@ -157,6 +159,6 @@ SARVAM = Architecture(
     renamed={**_AS_DEEPSEEK, "attention_bias": "use_qkv_bias"},
     read_config=sigmoid_experts.to_model_config,
     features={"attention_output_bias": False},
-    layout=TensorLayout(names=_LING_NAMES, has_more_layers=True),
+    layout=_LING_LAYOUT,
     gguf=None,
 )
