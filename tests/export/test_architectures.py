@@ -333,6 +333,11 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False"),
         (
+            "gpt_oss",
+            {"per_layer_config": {"1": {"num_experts_per_tok": 1}}},
+            "per_layer_config is {.*}; of gpt_oss models supported are the same settings for all layers",
+        ),
+        (
             "hunyuan_v1_dense",
             {"rope_scaling": {"type": "dynamic", "alpha": 0.5, "factor": 1.0}},
             "alpha is 0.5 and head_dim 16; they must be from 1 to 1000000, and 4 or more",

@@ -71,11 +71,12 @@ class Architecture:
     null is a value, in a family where that of others means the key's absence; None where no null does. fixed: what
     config.json may say of a key, if anything. renamed: keys to those that config.json may have in their place, which
     count where they are not null. read_config: makes the features, for `to_model_config`, of a dict of its own:
-    config.json's values over the defaults, under the keys that are so renamed. features: fields of ModelConfig that the
-    whole family has alike. layout: of the tensors in safetensors. layout_of: the same where it depends on the config.
-    mlx: the same in folders that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer
-    are one tensor. is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not
-    know the family.
+    config.json's values over the defaults, under the keys that are so renamed. reads_single_layers: whether it reads
+    what transformers 5 may say of single layers, per_layer_config. features: fields of ModelConfig that the whole
+    family has alike. layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx:
+    the same in folders that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are
+    one tensor. is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know
+    the family.
     """
 
     model_type: str
@@ -84,6 +85,7 @@ class Architecture:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read_config: Callable[[dict[str, Any]], ModelConfig]
+    reads_single_layers: bool = False
     features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layout: TensorLayout = CANONICAL
     layout_of: Callable[[ModelConfig], TensorLayout] | None = None
@@ -104,6 +106,11 @@ class Architecture:
         for key, supported in self.fixed.items():
             if values.get(key, supported) != supported:
                 raise CheckpointError(f"config.json: {key} is {values[key]!r:.60}; supported is {supported!r}.")
+        if (own := values.get("per_layer_config")) and not self.reads_single_layers:
+            raise CheckpointError(
+                f"config.json: per_layer_config is {own!r:.60}; of {self.model_type} models supported are the same "
+                "settings for all layers."
+            )
         values = {**self.defaults, **values}
         renamed = {ours: theirs for ours, theirs in self.renamed.items() if theirs in values}
         for ours, theirs in renamed.items():
