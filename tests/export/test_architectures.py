@@ -16,6 +16,8 @@ from edgelm_export.tensor_map import map_tensors, pattern_of
 
 # GPT-2's names for the same numbers.
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+BASES_BESIDE: dict[str, Any] = {"full_attention": {}, "sliding_attention": {}}
+BASES_3N = {"rope_local_base_freq": 2e4, "rope_parameters": BASES_BESIDE, "num_kv_shared_layers": 0}
 BY_KIND = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}}
 # What a family is refused without.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -415,6 +417,8 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),
+        ("gemma3_text", {"rope_theta": 5e5, "rope_parameters": BASES_BESIDE}, "rope_theta", 5e5),
+        ("gemma3n_text", BASES_3N, "rope_local_theta", 2e4),
     ],
 )
 def test_what_few_configs_say_is_read_too(name: str, changes: dict[str, Any], field: str, value: object) -> None:

@@ -34,7 +34,7 @@ _LAYERS_OF_27B = 62
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    values |= rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
+    values |= rotations(values, values["rope_theta"], values["rope_local_base_freq"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     pattern = hf_values.bounded(values, "sliding_window_pattern")
     if values.get("layer_types") is None:

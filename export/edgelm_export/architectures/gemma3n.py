@@ -87,7 +87,7 @@ GGUF_UNUSED = frozenset(f"blk.{{i}}.attn_{part}.weight" for part in ("k", "v", "
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
-    values |= gemma3.rotations(values, _DEFAULTS["rope_theta"], _DEFAULTS["rope_local_base_freq"])
+    values |= gemma3.rotations(values, values["rope_theta"], values["rope_local_base_freq"])
     values["intermediate_size"] = _one_size(values["intermediate_size"])
     layers = hf_values.bounded(values, "num_hidden_layers", MAX_LAYERS)
     if hf_values.whole_number(values, "altup_active_idx"):
