@@ -147,20 +147,25 @@ class TextPart:
 def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | None:
     """Find the text part of a model; None where it is no model of a kind that has one.
 
+    A text part that was saved by itself may keep the names that its tensors have in the whole: transformers saves a
+    Qwen3.5 so that it loaded for text alone.
+
     values: config.json's. names: of the folder's tensors.
 
     Raises:
         CheckpointError: text_config is no object, or two tensors have one place.
     """
-    if str(values.get("model_type")) not in _WHOLE:
+    names = list(names)
+    stack = _stack_of(names)
+    is_part = stack is not None and values.keys().isdisjoint(("text_config", *_SENSES))
+    if str(values.get("model_type")) not in _WHOLE and not is_part:
         return None
+    stack = stack or "model."
     if isinstance(values.get(_THINKER), Mapping):
         values = {**values, **values[_THINKER]}
     own = values.get("text_config", {key: value for key, value in values.items() if key not in _SENSES})
     if not isinstance(own, Mapping):
         raise CheckpointError(f"config.json: text_config is {own!r:.80}; it must be an object.")
-    names = list(names)
-    stack = _stack_of(names) or "model."
     kept = [name for name in names if not name.startswith(_OTHER_PARTS)]
     if values.get("model_type") == _WITH_ADAPTERS:
         kept = [name for name in kept if not any(part in name for part in _ADAPTERS)]

@@ -71,6 +71,19 @@ def test_a_text_part_that_stands_by_itself_is_read_as_that_of_the_whole(
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
 
 
+def test_a_text_part_that_was_loaded_from_the_whole_and_saved_is_read_under_the_names_of_the_whole(
+    tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """transformers loads a Qwen3.5 that reads images as the model of text that it is tuned as, and saves that so."""
+    expected_TV = save("qwen3_5", tmp_path / "whole", bpe_tokenizer)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "text")
+    assert "model.language_model.norm.weight" in load_file(tmp_path / "text/model.safetensors")
+    checkpoint = HuggingFaceCheckpoint(tmp_path / "text")
+    assert checkpoint.config.model_type == "qwen3_5_text"
+    (logits_TV,) = reference_logits(checkpoint, [IDS])
+    np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("has_adapters", [False, True])
 def test_the_text_part_of_phi_4_multimodal_is_a_phi_3_without_adapters(
     has_adapters: bool, tmp_path: Path, bpe_tokenizer: PreTrainedTokenizerFast
