@@ -107,7 +107,11 @@ _OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _ROPES = ("rope_scaling", "rope_parameters")
 _THREE_POSITIONS = ("mrope_section", "mrope_interleaved")
 # What the names of the text part begin with, where another part has its own, and those of its head.
-_STACKS = ("model.language_model.", "language_model.model.", "model.text_model.", "text_model.model.", "thinker.model.")
+# transformers 5.10 to 5.23 wrote the first two of models that hear.
+_STACKS = (
+    "model.language_model.model.", "language_model.model.model.", "model.language_model.", "language_model.model.",
+    "model.text_model.", "text_model.model.", "thinker.model.",
+)  # fmt: skip
 _HEADS = ("language_model.lm_head.", "text_model.lm_head.", "thinker.lm_head.")
 # The part of a model that speaks too, which reads and writes text; its config is within the whole's.
 _THINKER = "thinker_config"

@@ -201,6 +201,13 @@ def test_modules_that_mlx_packed_keep_the_settings_of_their_own(
         np.testing.assert_allclose(checkpoint.tensor(ours), weight, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.parametrize("stack", ["model.language_model.model", "language_model.model.model"])
+def test_a_prefix_that_some_versions_of_transformers_doubled_is_taken_off(stack: str) -> None:
+    part = text_part({"model_type": "voxtral", "text_config": {}}, [f"{stack}.norm.weight", "lm_head.weight"])
+    assert part is not None
+    assert part.sources == {"model.norm.weight": f"{stack}.norm.weight", "lm_head.weight": "lm_head.weight"}
+
+
 def test_two_tensors_of_one_place_are_refused() -> None:
     names = ["model.text_model.norm.weight", "model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"model.text_model.norm.weight and model.norm.weight are one tensor"):
