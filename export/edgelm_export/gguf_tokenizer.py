@@ -29,6 +29,9 @@ _CHAT_TEMPLATE = "tokenizer.chat_template"
 _PRE = "tokenizer.ggml.pre"
 _OF_CHARACTERS = "sarvam-moe"  # a BPE as Gemma 4's, though its model is called "gpt2"
 _ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
+# Phi-3's take the white space behind them, which no key says; llama.cpp knows it by the model's name.
+_STRIPPING = "phi3"
+_NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 _OF_BYTE_LEVEL = (PieceType.NORMAL, *_ADDED, PieceType.UNUSED)
 
 
@@ -141,9 +144,12 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kind: Kind) -
         add_dummy_prefix=_flag(metadata, "tokenizer.ggml.add_space_prefix", default=True),
         remove_extra_whitespaces=_flag(metadata, "tokenizer.ggml.remove_extra_whitespaces", default=False),
     )
+    names, more = token_names(model), list[dict[str, Any]]()
+    if metadata.get("general.architecture") == _STRIPPING:
+        more = _added_tokens([name or "" for name in names], types, stripping=True)
     return _Rebuilt(
-        build=lambda before, after: sentencepiece_json(model, before=before, after=after),
-        names=token_names(model),
+        build=lambda before, after: sentencepiece_json(model, before=before, after=after, more=more),
+        names=names,
         add_bos=kind == "bpe",
         add_eos=kind == "unigram",
     )
@@ -228,10 +234,15 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
     return vocabulary
 
 
-def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
-    """List the tokens that are found in the text as they are, before it is split."""
+def _added_tokens(tokens: list[str], types: list[int], *, stripping: bool = False) -> list[dict[str, Any]]:
+    """List the tokens that are found in the text as they are, before it is split; stripping: as Phi-3's."""
     return [
-        added_token(index, token, special=type_ == PieceType.CONTROL)
+        added_token(
+            index,
+            token,
+            special=type_ == PieceType.CONTROL,
+            like={"rstrip": stripping and token not in _NOT_STRIPPING},
+        )
         for index, (token, type_) in enumerate(zip(tokens, types, strict=True))
         if type_ in _ADDED
     ]

@@ -110,6 +110,25 @@ def test_places_without_a_token_that_a_gguf_file_calls_unknown_are_unused(
         tokenizer_files(metadata)
 
 
+def test_white_space_behind_a_token_of_phi_3_goes_with_it(tmp_path: Path, trained: dict[str, bytes]) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(trained["bpe, as Llama's"])
+    metadata = gguf_metadata(read_sentencepiece(tmp_path / "tokenizer.model"))
+    for token, type_ in (("<|endoftext|>", 4), ("<|user|>", 3), ("<|end|>", 4)):
+        metadata["tokenizer.ggml.tokens"].append(token)
+        metadata["tokenizer.ggml.scores"].append(-1000.0)
+        metadata["tokenizer.ggml.token_type"].append(type_)
+    end_of_text, user, end = range(len(metadata["tokenizer.ggml.tokens"]))[-3:]
+    text = "<s><|user|>\nthe sea<|end|>\n\n<|endoftext|> the"
+    for architecture in ("phi3", "llama"):
+        tokenizer = Tokenizer.load(
+            write(tmp_path / architecture, tokenizer_files({**metadata, "general.architecture": architecture}))
+        )
+        sea, line = tokenizer.encode("the sea"), tokenizer.encode("\n\n")
+        stripped = [1, user, *sea, end, end_of_text, *tokenizer.encode(" the")]
+        kept = [1, user, *tokenizer.encode("\nthe sea"), end, *line, end_of_text, *tokenizer.encode(" the")]
+        assert tokenizer.encode(text, control_tokens=True) == (stripped if architecture == "phi3" else kept)
+
+
 def model_of(pieces: dict[str, PieceType], **changes: Any) -> SentencePieceModel:
     scores = np.zeros(len(pieces))
     return SentencePieceModel(kind="bpe", texts=list(pieces), scores=scores, types=bytes(pieces.values()), **changes)
