@@ -157,9 +157,12 @@ class SavedSessions:
         """
         with _reaching(self.root, "read"):
             entries = list(self.root.iterdir()) if is_there(self.root) else []
-            folders = [path for path in entries if path.is_dir() and _is_name(path.name)]
-            folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-        return [folder.name for folder in folders]
+            saved: dict[str, float] = {}
+            for path in entries:
+                if path.is_dir() and _is_name(path.name):
+                    with suppress(FileNotFoundError):  # it was removed just now
+                        saved[path.name] = path.stat().st_mtime
+        return sorted(saved, key=saved.__getitem__, reverse=True)
 
     def sessions(self) -> list[SavedSession]:
         """Describe all sessions, the one saved last first.
@@ -167,7 +170,17 @@ class SavedSessions:
         Raises:
             ConfigError: the disk cannot be read.
         """
-        return [_describe(self.root / name) for name in self.names()]
+        found = []
+        for folder in (self.root / name for name in self.names()):
+            try:
+                session = _describe(folder)
+            except ConfigError:
+                if folder.exists():
+                    raise
+            else:
+                if session.problem is None or folder.exists():  # else it was removed while it was read
+                    found.append(session)
+        return found
 
     def forget_cache(self, name: str) -> None:
         """Delete a session's KV cache; its conversation stays.

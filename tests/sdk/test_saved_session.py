@@ -349,6 +349,26 @@ def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
         saved.load("locked", fresh_model())
 
 
+@pytest.mark.parametrize("step", ["is_dir", "names", "modified"])
+def test_a_session_that_is_removed_while_they_are_listed_is_none(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    saved = SavedSessions()
+    for name in ("mine", "gone"):
+        saved.save(name, session)
+    owner = {"is_dir": Path, "names": SavedSessions, "modified": saved_session}[step]
+    original = getattr(owner, step)
+
+    def removed_behind(*arguments: Any) -> Any:
+        result = original(*arguments)
+        if step != "is_dir" or arguments == (saved.root / "gone",):
+            shutil.rmtree(saved.root / "gone", ignore_errors=True)
+        return result
+
+    monkeypatch.setattr(owner, step, removed_behind)
+    assert [one.name for one in saved.sessions()] == ["mine"]
+
+
 def test_the_command_says_that_the_sessions_cannot_be_read(own_library: Path) -> None:
     own_library.mkdir()
     (own_library / "sessions").touch()
