@@ -8,14 +8,15 @@ from pathlib import Path
 
 from edgelm.arguments import as_path, or_default
 from edgelm.config import ModelConfig
-from edgelm.errors import OutOfMemoryError
+from edgelm.errors import EdgeLMError, OutOfMemoryError
+from edgelm.files.modified import state_of_file
 from edgelm.language_model import LanguageModel
 from edgelm.library.library import Library
 from edgelm.memory.available_memory import available_memory
 from edgelm.memory.huge_pages import in_huge_pages
 from edgelm.memory.malloc import return_freed_memory
 from edgelm.package.load_memory import memory_to_load
-from edgelm.package.manifest import Manifest, check_hash
+from edgelm.package.manifest import FILE_NAME, Manifest, check_hash
 from edgelm.package.package import folder_of_package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.providers import CPU
@@ -42,7 +43,7 @@ def load(
     builder or Optimum wrote, or a graph in it, loads too; without a manifest, nothing of it is checked but the graph.
     provider: what computes ("cuda"), one of those that `SessionOptions` lists; None is what the options say.
     public_key: a file (PEM) with the key that the package must be signed with; None takes $EDGELM_REQUIRE_SIGNATURE,
-    and without that none is required.
+    and without that none is required. Where another package takes its place meanwhile, that one is loaded.
 
     Raises:
         ModelNotFoundError: nothing of that name or path is here.
@@ -55,8 +56,22 @@ def load(
     options = or_default("options", options, SessionOptions())
     if provider is not None:
         options = replace(options, provider=provider)
-    path = Library().find(name_or_path)
-    check_required_signature(folder_of_package(path), None if public_key is None else as_path(public_key))
+    path, key = Library().find(name_or_path), None if public_key is None else as_path(public_key)
+    while True:
+        written = state_of_file(path / FILE_NAME)
+        try:
+            model = _load(path, options, key)
+        except EdgeLMError:
+            if state_of_file(path / FILE_NAME) in (written, None):
+                raise
+            continue
+        if state_of_file(path / FILE_NAME) in (written, None):
+            return model
+        del model  # its weights may be of another package than what they were checked by
+
+
+def _load(path: Path, options: SessionOptions, public_key: Path | None) -> LanguageModel:
+    check_required_signature(folder_of_package(path), public_key)
     package = open_package(path)
     folder = package.folder
     large = package.check_files(largest=_LARGE)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import sys
@@ -5,11 +6,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
 import edgelm
 from edgelm import loading
+from edgelm.package.graph_file import DATA_FILE
+from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 
 
@@ -30,6 +34,30 @@ def test_the_name_of_a_package_s_folder_need_not_be_utf8(tmp_path: Path) -> None
     config = edgelm.GenerationConfig(max_new_tokens=4)
     expected = edgelm.load(tiny_model_path()).generate("the sea", config)
     assert edgelm.load(folder).generate("the sea", config).token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"), [(Manifest, "check_files"), (loading, "DecoderSession")], ids=["error", "mixture"]
+)
+def test_where_another_package_takes_its_place_meanwhile_that_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, step: str
+) -> None:
+    package, other = (shutil.copytree(tiny_model_path(), tmp_path / name) for name in ("package", "other"))
+    (np.fromfile(other / DATA_FILE, np.float32) * np.float32(2)).tofile(other / DATA_FILE)
+    manifest = Manifest.load(other)
+    files = tuple(describe_file(other / entry.path) for entry in manifest.files)
+    dataclasses.replace(manifest, files=files).save(other)
+    expected, original = edgelm.load(other).score("the sea").perplexity, getattr(owner, step)
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        if other.exists():
+            package.rename(tmp_path / "old")
+            other.rename(package)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, step, replaced)
+    model = edgelm.load(package)
+    assert (model.fingerprint, model.score("the sea").perplexity) == (Manifest.load(package).fingerprint, expected)
 
 
 @pytest.mark.parametrize("is_large", [False, True])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine
+from edgelm.files.modified import state_of_file
 from edgelm.memory.kv_batch import longest_row
 from edgelm.server.turns import Turns
 
@@ -74,15 +75,3 @@ class LoadedModel:
     def adapted(self, adapter: str) -> LoadedModel:
         """Return the model as those have it who ask for one of its adapters; who uses that uses the model."""
         return replace(self, name=adapter, model=self.model.adapted(adapter), base=self)
-
-
-def state_of_file(path: Path) -> tuple[int, int] | None:
-    """Return what differs for another file in its place: its time of writing in ns, and its bytes; None: it is gone.
-
-    Not the inode number, which some file systems make up.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size

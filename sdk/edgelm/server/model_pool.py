@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.errors import ConfigError, EdgeLMError, PackageError, ThreadLimitError
+from edgelm.files.modified import state_of_file
 from edgelm.library.library import TAG, Library, check_name, is_path
 from edgelm.memory.available_memory import available_memory
 from edgelm.memory.kv_batch import longest_row
@@ -25,7 +26,7 @@ from edgelm.package.package import Package, open_package
 from edgelm.package.signature import check_required_signature
 from edgelm.runtime.thread_limit import no_more_threads
 from edgelm.server.api_error import RETRY_LATER, ApiError
-from edgelm.server.loaded_model import LoadedModel, state_of_file
+from edgelm.server.loaded_model import LoadedModel
 from edgelm.server.turns import Turns
 from edgelm.shell_word import shell_word
 
