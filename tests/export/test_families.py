@@ -267,7 +267,7 @@ _IN_OTHER_TYPES = ("mistral", "phi3", "qwen3_5", "falcon_h1", "gemma4_text with 
 _FLOATS = ("embed_positions", ".altup.", ".mamba.A_log", ".mamba.x_proj", ".mamba.dt_proj")  # in the files of here
 
 
-@pytest.mark.parametrize(("name", "family"), FILES, indirect=["family"])
+@pytest.mark.parametrize(("name", "family"), FILES, indirect=["family"], scope="module")
 def test_a_gguf_file_has_the_config_and_the_tensors_of_the_folder(
     name: str, family: Family, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
@@ -306,7 +306,9 @@ def check_file(
 _IN_FULL = ("mistral", "gemma3_text", "qwen3_moe", "olmo3")
 
 
-@pytest.mark.parametrize(("name", "family"), [file for file in FILES if file.id in _IN_FULL], indirect=["family"])
+@pytest.mark.parametrize(
+    ("name", "family"), [file for file in FILES if file.id in _IN_FULL], indirect=["family"], scope="module"
+)
 def test_an_imported_gguf_file_loads_in_transformers(
     name: str, family: Family, tmp_path: Path, write_gguf: WriteGGUF
 ) -> None:
@@ -346,7 +348,7 @@ _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
 
 # Its contexts are multiples of 256 tokens, so that it would take LongRoPE's factors for a longer text.
 @pytest.mark.parametrize(
-    ("name", "family"), [file for file in FILES if file.id != "phi3, longrope"], indirect=["family"]
+    ("name", "family"), [file for file in FILES if file.id != "phi3, longrope"], indirect=["family"], scope="module"
 )
 def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
     name: str, family: Family, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
