@@ -414,6 +414,7 @@ def test_a_feature_that_only_some_of_a_family_have_is_refused_by_name(
             "layer_types",
             ("conv", "conv", "full_attention", "conv", "sliding_attention"),
         ),
+        ("openai-gpt", {"afn": "relu", "activation_function": "silu"}, "hidden_act", "relu"),
         ("t5", {"n_positions": 99}, "max_position_embeddings", 99),
         ("t5", {"layer_norm_epsilon": 1e-3}, "norm_eps", 1e-3),
         ("t5", {"d_ff": None}, "intermediate_size", 2048),

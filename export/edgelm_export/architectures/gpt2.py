@@ -112,7 +112,7 @@ _OTHERS = {
 def _to_openai_gpt_config(values: dict[str, Any]) -> ModelConfig:
     # It computes gelu by a tanh, whatever that name means elsewhere.
     activation = "gelu_new" if values.get("afn", "gelu") == "gelu" else values["afn"]
-    return GPT2.to_model_config({**values, "n_inner": None, "hidden_act": activation})
+    return GPT2.to_model_config({**values, "n_inner": None, "activation_function": activation})
 
 
 OPENAI_GPT = dataclasses.replace(
