@@ -14,7 +14,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma import GGUF_NAMES
-from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN
+from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN, window_kinds
 from edgelm_export.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
@@ -28,7 +28,6 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _PATTERN = 4  # of these, the last layer sees all
 _LAYERS_OF_32B = 64  # the one model with windows; llama.cpp too knows it by its number of layers
-
 
 _LAYER = "transformer.h.{i}"
 _NAMES_3 = {
@@ -128,11 +127,8 @@ def _to_exaone_moe_config(values: dict[str, Any]) -> ModelConfig:
 
 def _exaone_moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     values = sigmoid_experts.gguf_values(header, {**WINDOW, WINDOW_PATTERN: None})
-    pattern = header.metadata.get(f"exaone-moe.{WINDOW_PATTERN}")
-    kinds = None
-    if isinstance(pattern, list):
-        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
-    return values | {"layer_types": kinds}
+    has_pattern = isinstance(header.metadata.get(f"exaone-moe.{WINDOW_PATTERN}"), list)
+    return values | {"layer_types": window_kinds(header) if has_pattern else None}
 
 
 EXAONE_MOE = Architecture(
