@@ -99,6 +99,8 @@ _MOST_TOLD = 16  # of the tensors that an error names
 # What some folders of all families hold besides: rope's table, as older versions of transformers stored it, and the
 # scales by which another runtime rounds keys and values that it keeps.
 _OF_NO_WEIGHT = (".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", "_proj.output_scale")
+# And what the names of layers begin with that guess further tokens; transformers leaves them out too.
+_GUESSING = "mtp."
 
 # How the rows (or the columns) of a tensor are to be taken from a source so that they are in our order.
 ORDERS: dict[str, Callable[[ModelConfig, int], Rows]] = {
@@ -314,7 +316,9 @@ def _first_of(names: Iterable[str]) -> str:
 def _is_passed_over(config: ModelConfig, layout: TensorLayout, name: str) -> bool:
     """Tell whether a tensor of a source is nothing that the model computes with."""
     pattern, layer, _ = pattern_of(name)
-    if name.endswith(_OF_NO_WEIGHT) or pattern in layout.ignored or pattern in layout.copies:
+    if name.endswith(_OF_NO_WEIGHT) or name.startswith(_GUESSING):
+        return True
+    if pattern in layout.ignored or pattern in layout.copies:
         return True
     return layout.has_more_layers and layer != "" and int(layer) >= config.num_hidden_layers
 

@@ -146,8 +146,7 @@ EXAONE_MOE = Architecture(
     },
     renamed={"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"},
     read_config=_to_exaone_moe_config,
-    # A layer that guesses one more token ahead has no experts; transformers leaves it out too.
-    layout=TensorLayout(names=_NAMES, ignored=experts.guessing_names(llama.GGUF_NAMES | llama.GGUF_QK_NORMS)),
+    layout=TensorLayout(names=_NAMES),
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="exaone-moe",

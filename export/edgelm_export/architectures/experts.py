@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import CheckpointError
@@ -37,16 +37,6 @@ def mlx_names(stack: str) -> dict[str, str]:
 
 
 MLX_NAMES = mlx_names("model.layers.{i}.mlp.switch_mlp")  # as most families have them
-
-
-def guessing_names(names: Collection[str]) -> frozenset[str]:
-    """Return the tensors of a layer with such parts that guesses one more token ahead, where all begin with "mtp"."""
-    of_layers = {
-        f"{name.replace('model.layers.', 'mtp.layers.')}.weight" for name in names if name.startswith("model.layers.")
-    }
-    return frozenset(
-        of_layers | {f"mtp.{part}.weight" for part in ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
-    )
 
 
 def expert_fields(values: Mapping[str, Any], count_key: str, chosen_key: str = "num_experts_per_tok") -> dict[str, Any]:

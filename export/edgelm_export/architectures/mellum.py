@@ -66,8 +66,6 @@ MELLUM = Architecture(
     renamed={"num_experts": "num_local_experts"},
     read_config=_to_model_config,
     features={"qk_norm": True},
-    # transformers leaves the layer that guesses one more token ahead out too.
-    layout=TensorLayout(ignored=experts.guessing_names(experts.GGUF_NAMES | llama.GGUF_QK_NORMS)),
     mlx=TensorLayout(names=experts.MLX_NAMES),
     gguf=GGUFFamily(
         architecture="mellum",
