@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import runpy
 import signal
 import socket
@@ -217,6 +218,22 @@ def test_an_error_of_the_folder_is_said_once(
     assert train_together(2, settings(tiny_shards, one_process)) == [1, 1]
 
     assert capfd.readouterr().err.count("TrainingError: ") == 1
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_lost_another_one_says_so(
+    lost: int, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave() -> None:
+        if os.environ["RANK"] == str(lost):
+            os._exit(7)
+
+    monkeypatch.setattr(trainer, "refuse_unsaved_state", lambda *_: leave())
+    assert train_together(2, settings(tiny_shards, tmp_path / "run")) == ([7, 1] if lost == 0 else [1, 7])
+
+    said = re.findall(r"TrainingError: .*", capfd.readouterr().err)
+    assert len(said) == 1
+    assert re.search(rf"Process {1 - lost} of 2 lost another one: .*\w\. What that one said, or a lack of mem", said[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -100,7 +100,7 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
     """Connect the processes for the block: NCCL between GPUs, gloo between CPUs.
 
     Raises:
-        TrainingError: the processes do not meet.
+        TrainingError: the processes do not meet, or one of them ends before the block does.
     """
     if workers.world_size == 1:
         yield
@@ -108,6 +108,14 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
     _connect(device)
     try:
         yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistBackendError) or "/gloo/" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
+        raise TrainingError(
+            f"Process {workers.rank} of {workers.world_size} lost another one: {reason}. What that one said, or a lack "
+            "of memory, is why. Go on with --resume."
+        ) from error
     finally:
         # Destroying the group waits for gloo's thread while it holds Python's lock, which that thread needs to drop its
         # last message (seen with torch 2.13): let it finish first.
