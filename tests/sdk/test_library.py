@@ -171,6 +171,13 @@ def test_without_a_package_the_way_to_one_is_named(library):
         library.latest()
 
 
+def test_a_source_that_is_removed_while_it_is_named_is_no_crash(library, monkeypatch):
+    looks = [["small"], []]  # in the last moment before it is removed, and behind that
+    monkeypatch.setattr(Library, "sources", lambda _: looks.pop(0))
+    with pytest.raises(ModelNotFoundError, match="Make a package of one: edgelm export small"):
+        library.latest()
+
+
 def test_remove_deletes_package_source_and_unfinished_download(library):
     add_package(library, "tiny")
     add_package(library, "other")

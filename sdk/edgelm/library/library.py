@@ -405,11 +405,11 @@ class Library:
         return f"{here}From the Hugging Face hub: edgelm pull {shell_word(on_hub)}"
 
     def _what_is_here(self) -> str:
-        names = self.packages()
+        names, sources = self.packages(), self.sources()
         if names:
             return f"In the library: {', '.join(names)}."
-        if self.sources():
-            return f"Only sources are in the library. Make a package of one: edgelm export {self.sources()[0]}"
+        if sources:
+            return f"Only sources are in the library. Make a package of one: edgelm export {sources[0]}"
         return f"The library {self.root} is empty. Fetch a small model: edgelm pull {next(iter(CATALOGUE))}"
 
 
