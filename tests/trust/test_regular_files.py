@@ -253,7 +253,7 @@ def test_a_manifest_of_two_megabytes_is_not_parsed(package: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"\xff", b"{", b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"\xff", b"{", b"[" * 100_000, b"1" * 5000, b"-1e999"])
 def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -145,7 +146,7 @@ def json_values(text: str) -> int:
 
 
 def _parse_strictly(text: str) -> Any:
-    values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=with_keys_once)
+    values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=with_keys_once)
     if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
         json.dumps(values, ensure_ascii=False).encode()
     return values
@@ -153,6 +154,13 @@ def _parse_strictly(text: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is too large a number")
+    return number
 
 
 def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
