@@ -270,24 +270,14 @@ def test_a_file_url_goes_the_same_way(tmp_path, target):
 
 
 def test_a_token_goes_to_the_server_that_was_asked_and_to_no_other(server, target):
-    server.files["/storage"] = CONTENT
-    server.redirects["/model.bin"] = f"{server.url.replace('127.0.0.1', 'localhost')}/storage"
-    download(RemoteFile(url=f"{server.url}/model.bin", headers={"Authorization": "Bearer secret"}), target)
-    assert target.read_bytes() == CONTENT
-    asked, redirected = (headers for _, headers in server.headers_seen)
-    assert asked["authorization"] == "Bearer secret"
-    assert "authorization" not in redirected
-
-
-def test_a_token_stays_where_a_server_redirects_to_itself_and_not_to_another_port(server, target):
     with LoopbackServer(files={"/storage": CONTENT}) as other:
-        server.redirects |= {"/old/model.bin": "/new/model.bin", "/new/model.bin": f"{other.url}/storage"}
-        download(RemoteFile(url=f"{server.url}/old/model.bin", headers={"Authorization": "Bearer secret"}), target)
-        seen = server.headers_seen + other.headers_seen
-    assert target.read_bytes() == CONTENT
-    assert [(path, headers.get("authorization")) for path, headers in seen] == [
-        ("/old/model.bin", "Bearer secret"), ("/new/model.bin", "Bearer secret"), ("/storage", None),
-    ]  # fmt: skip
+        for place in (server.url.replace("127.0.0.1", "localhost"), other.url):
+            server.files, server.redirects = other.files, {"/old": "/model.bin", "/model.bin": f"{place}/storage"}
+            download(RemoteFile(url=f"{server.url}/old", headers={"Authorization": "Bearer secret"}), target)
+            target.unlink()
+    seen = server.headers_seen + other.headers_seen
+    shown = [path for path, headers in seen if headers.get("authorization") == "Bearer secret"]
+    assert (shown, len(seen)) == (["/old", "/model.bin"] * 2, 6)
 
 
 @pytest.fixture
@@ -448,6 +438,19 @@ def test_a_damaged_journal_costs_no_more_than_time(remote, target, pieces_of_100
     download(remote, target, lambda _name, received, _total: reported.append(received), connections=2)
     assert target.read_bytes() == CONTENT
     assert reported[-1] == len(CONTENT)
+
+
+def test_a_kill_leaves_no_new_file_beside_the_journal_of_an_older_one(remote, target, pieces_of_100_kb, monkeypatch):
+    def killed(path: Path, size: int) -> None:
+        raise KeyboardInterrupt(path.write_bytes(b"\0" * size))
+
+    target.with_name("model.bin.pieces.done").write_text(f"{SHA256} 1000000 100000\n0\n1\n2\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            download(remote, target, connections=2)
+    download(remote, target, connections=2)
+    assert target.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("flaw", ["knows_ranges", "shifts_ranges"])

@@ -102,9 +102,10 @@ class _Pieces:
         """Fetch what is missing. Whatever ends it, no connection writes to the file afterwards."""
         require_space(self._target.parent, self._size - self.received, self._target.name)
         if len(self._missing) == self._count:
+            # First: a kill must not leave a new file beside the journal of an older one.
+            self._journal.write_text(f"{self._header}\n", encoding="ascii")
             self._data.write_bytes(b"")
             os.truncate(self._data, self._size)
-            self._journal.write_text(f"{self._header}\n", encoding="ascii")
         left = len(self._missing)
         self._workers = min(connections, left)
         # Daemons: a connection that hangs must not keep the program from ending.
