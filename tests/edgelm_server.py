@@ -30,6 +30,7 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([
     "edgelm.cli.main", "edgelm.cli.serve", "edgelm.loading", "edgelm.server.process",
     "edgelm.cli.chat", "edgelm.cli.terminal", "edgelm.testing",
+    "onnxruntime", "uvicorn.lifespan.on", "uvicorn.loops.asyncio",  # else half the time of each server's start
 ])  # fmt: skip
 SLOW = """
 import time
