@@ -351,6 +351,18 @@ FEATURES = {
     },
 }  # fmt: skip
 
+# The rows in which a token has another place, or a layer sees or keeps something else of other tokens: all else is
+# computed token by token. Experts are not, where those of several tokens are computed at once.
+_OF_OTHER_TOKENS = {
+    "position", "rope_scaling", "layers_without_rope", "layer_types", "sliding_window", "kv_lora_rank", "conv_L_cache",
+    "linear_num_key_heads", "num_kv_shared_layers", "attention_sinks", "attn_logit_softcapping",
+}  # fmt: skip
+ACROSS_TOKENS = {
+    name: features
+    for name, features in FEATURES.items()
+    if name in ("tiny", "experts") or _OF_OTHER_TOKENS & features.keys()
+}
+
 
 def config_with(features: dict) -> ModelConfig:
     return ModelConfig.from_dict(CONFIG.to_dict() | features)

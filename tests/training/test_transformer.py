@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_features import FEATURES, config_with
+from model_features import ACROSS_TOKENS, FEATURES, config_with
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -82,7 +82,7 @@ def test_without_positions_the_order_of_earlier_tokens_does_not_matter(tiny_conf
     assert (rotated_BV[0] - rotated_BV[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+@pytest.mark.parametrize("featured", ACROSS_TOKENS, indirect=True)
 def test_a_later_token_does_not_change_earlier_logits(featured: Transformer) -> None:
     config = featured.config
     ids_BT = random_ids(config, 1, LONG)
@@ -111,7 +111,7 @@ def test_a_batch_gives_the_logits_of_its_rows(tiny_config: ModelConfig) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("featured", FEATURES, indirect=True)
+@pytest.mark.parametrize("featured", ACROSS_TOKENS, indirect=True)
 def test_documents_in_one_row_give_the_logits_of_each_alone(featured: Transformer) -> None:
     ids_BT = random_ids(featured.config, 2, LONG)
     lengths = ((7, 1, LONG - 8), (25, 10, LONG - 35))
@@ -148,10 +148,14 @@ def test_activation_checkpointing_changes_neither_logits_nor_gradients(name: str
 
 
 @pytest.mark.parametrize("featured", FEATURES, indirect=True)
-def test_parameters_have_the_canonical_names_shapes_and_order(featured: Transformer) -> None:
+def test_parameters_have_the_canonical_names_shapes_and_order_and_each_a_gradient(featured: Transformer) -> None:
     shapes = [(name, tuple(tensor.shape)) for name, tensor in featured.state_dict().items()]
-
     assert shapes == list(featured.config.tensor_shapes().items())
+
+    featured(random_ids(featured.config, 2, 20)).logsumexp(-1).sum().backward()
+
+    without = [k for k, v in featured.named_parameters() if v.grad is None or not v.grad.isfinite().all()]
+    assert without == []
 
 
 def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is_trained(
@@ -166,14 +170,6 @@ def test_a_parameter_that_no_checkpoint_could_hold_is_refused_before_anything_is
 
     with pytest.raises(ConfigError, match=r"0\.self_attn\.temperature is \[4\] in the model and missing in .*; 2 such"):
         Transformer(tiny_config)
-
-
-@pytest.mark.parametrize("featured", FEATURES, indirect=True)
-def test_every_parameter_has_a_gradient(featured: Transformer) -> None:
-    featured(random_ids(featured.config, 2, 20)).logsumexp(-1).sum().backward()
-
-    without = [k for k, v in featured.named_parameters() if v.grad is None or not v.grad.isfinite().all()]
-    assert without == []
 
 
 @pytest.mark.parametrize("norm", ["rms", "rms_offset", "rms_plain", "layer", "layer_offset"])
@@ -294,7 +290,8 @@ def test_sampling_draws_from_the_tempered_softmax(tiny_config: ModelConfig) -> N
 def test_smollm2_gives_the_logits_and_greedy_tokens_of_transformers(smollm2_checkpoint: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint, dtype=torch.float32).eval()
     ours = load_checkpoint(smollm2_checkpoint)
-    ids = smollm2_ids(smollm2_checkpoint)
+    tokenizer = Tokenizer.from_file(str(smollm2_checkpoint / "tokenizer.json"))
+    ids = tokenizer.encode("The sea was calm that morning, and the fishermen pushed their boats down.").ids
 
     with torch.no_grad():
         expected, logits = theirs(torch.tensor([ids])).logits, ours(torch.tensor([ids]))
@@ -304,15 +301,3 @@ def test_smollm2_gives_the_logits_and_greedy_tokens_of_transformers(smollm2_chec
     # ours differ by 4.3e-5, transformers' by 4.8e-5.
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert generate(ours, ids, 2) == continued
-
-
-def smollm2_ids(folder: Path) -> list[int]:
-    """Return the first 64 tokens of a text."""
-    text = (
-        "The sea was calm that morning, and the fishermen pushed their boats down to the water before the sun had "
-        "come up over the hills. They did not speak much. Each of them knew where the nets had to go, and how long it "
-        "would take to row out to the place where the river brings its mud into the bay and the small fish gather."
-    )
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
-    assert len(ids) >= 64
-    return ids[:64]
