@@ -1,4 +1,4 @@
-"""The contract between model.py (PyTorch) and decoder.py (ONNX): one row for each feature of ModelConfig."""
+"""The contract between model.py (PyTorch) and the graphs of both kinds of operators: a row for each feature."""
 
 import dataclasses
 import gc
@@ -7,6 +7,8 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 from make_tiny_model import CONFIG, make_checkpoint
 from model_features import FEATURES, config_with
+from numpy.typing import NDArray
 from package_logits import distance
 
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
@@ -30,11 +33,13 @@ from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.projection import Projections
 from edgelm_export.quantize.sensitivity import matrices
 from edgelm_export.reference import reference_logits
+from edgelm_export.standard_decoder import build_standard_decoder
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.model import Transformer, generate
 
 # Float32 through a few layers, in another order of sums; the largest difference seen is 1.3e-5.
 TOLERANCE = 1e-4
+IDS = np.random.default_rng(0).integers(3, CONFIG.vocab_size, 150).tolist()
 
 
 def export(folder: Path, config: ModelConfig, precision: str) -> tuple[HuggingFaceCheckpoint, DecoderSession]:
@@ -47,15 +52,29 @@ def export(folder: Path, config: ModelConfig, precision: str) -> tuple[HuggingFa
     return checkpoint, DecoderSession(folder, config)
 
 
-Both = tuple[HuggingFaceCheckpoint, DecoderSession, Transformer]
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The checkpoint of a row of FEATURES, its graph in fp32, the model of PyTorch, and its logits of `IDS`."""
+
+    name: str
+    folder: Path
+    checkpoint: HuggingFaceCheckpoint
+    session: DecoderSession
+    transformer: Transformer
+
+    @cached_property
+    def logits_TV(self) -> NDArray[np.float32]:  # noqa: N802  (a shape)
+        with torch.no_grad():
+            return self.transformer(torch.tensor([IDS]))[0].numpy()
 
 
 @pytest.fixture(scope="module")
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """The checkpoint of a row, its graph in fp32, and the model of PyTorch; pytest runs all tests of a row together."""
-    folder = tmp_path_factory.mktemp("both")
+def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Row:
+    """The row that a test is parametrized with; pytest runs all tests of one after each other, and makes it once."""
+    folder = tmp_path_factory.mktemp("row")
     checkpoint, session = export(folder, config_with(FEATURES[request.param]), "fp32")
-    return checkpoint, session, load_checkpoint(folder / "checkpoint")
+    transformer = load_checkpoint(folder / "checkpoint")
+    return Row(name=request.param, folder=folder, checkpoint=checkpoint, session=session, transformer=transformer)
 
 
 # What no graph computes otherwise, or is compared elsewhere: sizes, tokens, and the fields of models with an encoder.
@@ -81,46 +100,63 @@ def test_every_field_and_every_word_of_a_config_has_a_row() -> None:
 _WITHOUT_EFFECT = {("a window as long as the context", "sliding_window")}
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_a_field_that_no_tensor_is_of_changes_what_the_model_computes(name: str) -> None:
+@pytest.mark.parametrize("row", FEATURES, indirect=True)
+def test_a_field_that_no_tensor_is_of_changes_what_the_model_computes(row: Row) -> None:
     """Else it may be forgotten in PyTorch, numpy and ONNX alike, which then agree."""
-    config, ids_BT = config_with(FEATURES[name]), torch.arange(5, 155)[None]
-    torch.manual_seed(0)
-    model = Transformer(config).eval()
-    for parameter in model.parameters():
-        parameter.data += torch.randn_like(parameter) * 0.1
-    with torch.no_grad():
-        expected = model(ids_BT)
-    for field in FEATURES[name]:
+    config = row.transformer.config
+    for field in FEATURES[row.name]:
         try:
             other = dataclasses.replace(config, **{field: getattr(CONFIG, field)})
         except ConfigError:  # other fields of the row need it
             continue
         if other == config or other.tensor_shapes() != config.tensor_shapes():
             continue
-        without = Transformer(other).eval()
-        without.load_state_dict(model.state_dict())
+        with torch.device("meta"):  # where no random numbers are drawn for the weights
+            without = Transformer(other).eval()
+        without.load_state_dict(row.transformer.state_dict(), assign=True)
         with torch.no_grad():
-            is_same = torch.equal(expected, without(ids_BT))
-        assert is_same == ((name, field) in _WITHOUT_EFFECT), field
+            is_same = np.array_equal(row.logits_TV, without(torch.tensor([IDS]))[0].numpy())
+        assert is_same == ((row.name, field) in _WITHOUT_EFFECT), field
 
 
-@pytest.mark.parametrize("both", FEATURES, indirect=True)
-def test_the_graph_gives_the_logits_of_pytorch(both: Both) -> None:
-    checkpoint, session, transformer = both
-    ids = np.random.default_rng(0).integers(3, session.config.vocab_size, 150).tolist()
-    with torch.no_grad():
-        expected_TV = transformer(torch.tensor([ids]))[0].numpy()
-    (numpy_TV,) = reference_logits(checkpoint, [ids])
+@pytest.mark.parametrize("row", FEATURES, indirect=True)
+def test_the_graph_gives_the_logits_of_pytorch(row: Row) -> None:
+    session, expected_TV = row.session, row.logits_TV
+    (numpy_TV,) = reference_logits(row.checkpoint, [IDS])
     np.testing.assert_allclose(numpy_TV, expected_TV, atol=TOLERANCE)
-    at_once_TV = session.forward(ids, session.new_cache(), all_logits=True)
+    at_once_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     np.testing.assert_allclose(at_once_TV, expected_TV, atol=TOLERANCE)
     # Chunks of 128 and the rest, then one token at a time: the cached positions must count.
     cache = session.new_cache()
-    np.testing.assert_allclose(prefill(session, ids[:147], cache), expected_TV[146], atol=TOLERANCE)
+    np.testing.assert_allclose(prefill(session, IDS[:147], cache), expected_TV[146], atol=TOLERANCE)
     for position in range(147, 150):
-        logits_TV = session.forward(ids[position : position + 1], cache)
+        logits_TV = session.forward(IDS[position : position + 1], cache)
         np.testing.assert_allclose(logits_TV[0], expected_TV[position], atol=TOLERANCE)
+
+
+EXPRESSIBLE = [
+    name
+    for name, features in FEATURES.items()
+    if ("num_experts" not in features or "hidden_act" in features) and "linear_num_key_heads" not in features
+]
+
+
+@pytest.mark.parametrize("row", EXPRESSIBLE, indirect=True)
+def test_the_graph_in_operators_of_the_standard_gives_them_too(row: Row, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with ExternalData(tmp_path / "model.onnx.data") as data:
+        model = build_standard_decoder(row.checkpoint, PRECISIONS["fp32"].with_standard_operators(), data)
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(path, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    session = DecoderSession(tmp_path, row.checkpoint.config)
+    at_once_TV, cache = session.forward(IDS, session.new_cache(), all_logits=True), session.new_cache()
+    np.testing.assert_allclose(at_once_TV, row.logits_TV, atol=TOLERANCE)
+    cache.reserve(len(IDS))  # with LongRoPE, a text turns by how long it is to be
+    # In two chunks, then one token at a time: the cached positions must count.
+    for start, end in [(0, 60), (60, 147), *((each, each + 1) for each in range(147, 150))]:
+        logits_TV = session.forward(IDS[start:end], cache, all_logits=True)
+        np.testing.assert_allclose(logits_TV, row.logits_TV[start:end], atol=TOLERANCE)
 
 
 # A row for each thing that a step takes from the steps before it; which logits steps have, the contract says of all.
@@ -131,9 +167,9 @@ _REMEMBERED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("both", _REMEMBERED, indirect=True)
-def test_the_fast_loop_chooses_the_tokens_of_the_naive_one(both: Both) -> None:
-    _, session, transformer = both
+@pytest.mark.parametrize("row", _REMEMBERED, indirect=True)
+def test_the_fast_loop_chooses_the_tokens_of_the_naive_one(row: Row) -> None:
+    session, transformer = row.session, row.transformer
     ids = np.random.default_rng(1).integers(3, session.config.vocab_size, 20).tolist()
     naive = generate(transformer, ids, 12)
     cache = session.new_cache()
