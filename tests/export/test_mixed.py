@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,23 @@ from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
 def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure what each group costs on a quarter of the text."""
     monkeypatch.setattr(calibration_text, "_SMOOTHING_TOKENS", 128)
+
+
+_MEASURED: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure a model once for all tests: their weights follow from the config."""
+
+    def once(name: str, measure: Callable[..., Any], checkpoint: Checkpoint, *given: Any) -> Any:
+        key = repr((name, checkpoint.config, given[:3]))  # behind them is who is told of the progress
+        if key not in _MEASURED:
+            _MEASURED[key] = measure(checkpoint, *given)
+        return _MEASURED[key]
+
+    for name in ("_choices", "measure_sensitivity"):
+        monkeypatch.setattr(mixed, name, functools.partial(once, name, getattr(mixed, name)))
 
 
 @pytest.fixture
