@@ -29,6 +29,7 @@ from edgelm.runtime.session import DecoderSession
 from edgelm_export.adapter_exporter import export_adapter
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources import open_checkpoint
+from edgelm_training import trainer
 from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
@@ -52,8 +53,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_fine_tuned_merged_and_exported(
-    family: str, save_model: Callable[..., PreTrainedModel], tmp_path: Path
+    family: str, save_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer, "peak_flops", lambda _: 1e11)  # to measure it is a sixth of the work
     save_model(family, tmp_path / "hf", **FAMILIES[family])
     base = tmp_path / "base"
     import_checkpoint(tmp_path / "hf", base)

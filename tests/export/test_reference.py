@@ -68,7 +68,7 @@ def test_each_tensor_is_read_once_for_all_sequences_and_a_tied_head_once_more(
 @pytest.mark.real_model
 def test_logits_of_the_real_model_are_those_of_transformers(smollm2_gguf: Path, smollm2_checkpoint: Path) -> None:
     """The checkpoint folder is what transformers reads, the GGUF file what we read."""
-    ids = np.random.default_rng(0).integers(0, 49152, 200).tolist()
+    ids = np.random.default_rng(0).integers(0, 49152, 64).tolist()
     ids[:6] = [1, 4093, 198, 504, 6136, 314]
     model = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
