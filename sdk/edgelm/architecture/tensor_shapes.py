@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from edgelm.architecture.relative_positions import distances_name
 from edgelm.config import ModelConfig
 from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
@@ -11,6 +13,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 def tensor_shapes(config: ModelConfig) -> Shapes:
     """List every tensor in file order: the embedding, the encoder's if there is one, the decoder's, the head."""
+    return dict(_tensor_shapes(config))
+
+
+# An export asks for each of hundreds of tensors: of 30 layers, a second in all; of thousands of experts, minutes.
+@functools.lru_cache(maxsize=4)
+def _tensor_shapes(config: ModelConfig) -> Shapes:
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
     if config.encoder is not None:
         _Stack(config.encoder, "model.encoder", shapes).add()
