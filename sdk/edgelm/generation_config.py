@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -106,20 +107,20 @@ class GenerationConfig:
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids!r}; token ids are whole numbers of 0 or more.")
 
     def _check_numbers_and_switches(self) -> None:
-        neutral = {field.name: field.default for field in fields(self)}
+        changed = {name: value for name, neutral in _neutral().items() if (value := getattr(self, name)) is not neutral}
         for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is None and neutral[name] is None:
+            if name not in changed:
                 continue
+            value = changed[name]
             if not is_number(value) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}.")
             if name in WHOLE and not is_whole(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
             if name in ABOVE_ZERO and value == 0:
                 raise ConfigError(f"{name} is {value!r}; it must be above 0.")
-        for name, default in neutral.items():
-            if isinstance(default, bool):
-                check_boolean(name, getattr(self, name))
+        for name, value in changed.items():
+            if isinstance(_neutral()[name], bool):
+                check_boolean(name, value)
 
     def _check_objects(self) -> None:
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
@@ -232,6 +233,12 @@ class GenerationConfig:
         if changes.get("temperature") == 0 and changes.get("sampler", self.sampler) is None:
             changes = {**dict.fromkeys(OF_CHANCE, 0.0), **changes}
         return replace(self, **changes)
+
+
+@functools.cache
+def _neutral() -> Mapping[str, Any]:
+    """Return the default of each field, which needs no check: of a request's settings most are left as they are."""
+    return {field.name: field.default for field in fields(GenerationConfig)}
 
 
 def _least_behind(decoder_prompt: int, values: Mapping[str, Any]) -> int:
