@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 from thinking_model import model_with_marks
-from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, row, with_template, written
+from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, must_call, row, with_template, written
 
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
@@ -86,8 +86,7 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
     """Say whether a model that must call may write this, and nothing after it; `'` stands for a mark."""
     format_ = row(name)
     tool = {"name": "f", "parameters": schema, "strict": strict}
-    constraint = tool_constraint([tool], "required", format_, parallel=False)
-    return accepts(constraint, f"{format_.start}{text}{format_.end}".replace("'", format_.quote))
+    return accepts(must_call(tool, name), f"{format_.start}{text}{format_.end}".replace("'", format_.quote))
 
 
 TREE: dict[str, Any] = {

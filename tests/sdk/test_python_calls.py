@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tool_families import QUESTION, accepts, row, taken, with_template
+from tool_families import QUESTION, accepts, must_call, row, taken, with_template
 
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
@@ -205,8 +205,7 @@ def test_a_text_is_handed_on_while_it_is_written() -> None:
 
 def may_write(tool: dict[str, Any], call: str) -> bool:
     """Say whether a model that must call may write this, and nothing after it."""
-    constraint = tool_constraint([tool], "required", row("lfm2"))
-    return accepts(constraint, f"<|tool_call_start|>[{call}]<|tool_call_end|>")
+    return accepts(must_call(tool, "lfm2", parallel=True), f"<|tool_call_start|>[{call}]<|tool_call_end|>")
 
 
 PLACE = {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}

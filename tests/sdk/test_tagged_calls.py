@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 from thinking_model import model_with_marks
-from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, row, taken, with_template, written
+from tool_families import QUESTION, TEMPLATES, TOOLS, accepts, must_call, row, taken, with_template, written
 
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
@@ -179,7 +179,7 @@ def test_a_call_that_does_not_end_has_what_came_of_it(end: str, arguments: str) 
 def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = False) -> bool:
     """Say whether a model that must call may write this, and nothing after it."""
     tool = {"name": "f", "parameters": schema, "strict": strict}
-    return accepts(tool_constraint([tool], "required", row(name), parallel=False), text)
+    return accepts(must_call(tool, name), text)
 
 
 @TAGGED
