@@ -37,9 +37,14 @@ def fresh_model() -> LanguageModel:
     return model
 
 
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return fresh_model()
+
+
 @pytest.fixture
-def session() -> ChatSession:
-    session = ChatSession(fresh_model(), system="Be kind, and speak of the sea. " * 5)
+def session(model: LanguageModel) -> ChatSession:
+    session = ChatSession(model, system="Be kind, and speak of the sea. " * 5)
     list(session.send("Hello", CONFIG))
     return session
 
@@ -72,7 +77,7 @@ def test_conversations_are_kept_for_their_user_alone(session: ChatSession) -> No
 def test_without_its_cache_a_session_computes_the_conversation_once_more(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat")
     (tmp_path / "chat" / "cache.npz").unlink()
-    restored = ChatSession.load(fresh_model(), tmp_path / "chat")
+    restored = ChatSession.load(session.model, tmp_path / "chat")
     assert (restored.messages, restored.context_used) == (session.messages, 0)
     usage = list(restored.send("And then?", CONFIG))[-1].usage
     assert usage is not None
@@ -156,14 +161,14 @@ def test_saving_again_replaces_the_session(session: ChatSession, tmp_path: Path)
     session.save(tmp_path / "chat")
     list(session.send("More", CONFIG))
     session.save(tmp_path / "chat")
-    assert len(ChatSession.load(fresh_model(), tmp_path / "chat").messages) == 4
+    assert len(ChatSession.load(session.model, tmp_path / "chat").messages) == 4
 
 
-def test_where_no_session_was_saved_none_is_loaded(tmp_path: Path) -> None:
+def test_where_no_session_was_saved_none_is_loaded(model: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("notes")
     for name in ("absent", ".", "file"):
         with pytest.raises(edgelm.PackageError, match=r"There is no saved session in .*ChatSession\.save writes"):
-            ChatSession.load(fresh_model(), tmp_path / name)
+            ChatSession.load(model, tmp_path / name)
 
 
 def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> None:
@@ -173,13 +178,13 @@ def test_a_broken_session_is_refused(session: ChatSession, tmp_path: Path) -> No
     for broken in ("", "[]", "{}", "[" * 100_000):
         path.write_text(broken)
         with pytest.raises(edgelm.PackageError, match="Cannot read the saved session"):
-            ChatSession.load(fresh_model(), tmp_path / "chat")
+            ChatSession.load(session.model, tmp_path / "chat")
     path.write_text(json.dumps(whole | {"messages": "none"}))
     with pytest.raises(edgelm.PackageError, match="has a messages that does not fit: 'none'"):
-        ChatSession.load(fresh_model(), tmp_path / "chat")
+        ChatSession.load(session.model, tmp_path / "chat")
     path.write_text(json.dumps(whole | {"messages": [1]}))
     with pytest.raises(edgelm.PackageError, match=r"The saved session .*chat is broken: Turn 1 is 1; each has a role"):
-        ChatSession.load(fresh_model(), tmp_path / "chat")
+        ChatSession.load(session.model, tmp_path / "chat")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,7 @@ def test_an_adapter_that_has_computed_nothing_and_is_gone_is_not_missed(session:
 def test_half_a_surrogate_pair_is_kept_as_it_is(session: ChatSession, tmp_path: Path) -> None:
     session.restore([{"role": "user", "content": "Meer \U0001f30a, \ud83d"}])
     session.save(tmp_path / "chat")
-    assert ChatSession.load(fresh_model(), tmp_path / "chat").messages == session.messages
+    assert ChatSession.load(session.model, tmp_path / "chat").messages == session.messages
 
 
 def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> None:
@@ -247,12 +252,12 @@ def test_sessions_are_kept_by_name(session: ChatSession, own_library: Path) -> N
     assert (first.model, first.messages, first.tokens) == ("tiny-random", 2, session.context_used)
     assert first.size > first.cache_size > session.context_used * 128
     assert first.folder == own_library / "sessions" / "first"
-    assert saved.load("first", fresh_model()).messages == session.messages
+    assert saved.load("first", session.model).messages == session.messages
     (saved.root / ".edgelm-removed-1-0123abcd-third").mkdir()  # what a kill has left of another removal
     saved.remove("second")
     assert [path.name for path in saved.root.iterdir()] == ["first"]
     with pytest.raises(edgelm.ConfigError, match=r"There is no saved session 'second'\. Saved: first\."):
-        saved.load("second", fresh_model())
+        saved.load("second", session.model)
 
 
 def test_names_are_found_without_reading_a_conversation(own_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +351,7 @@ def test_a_session_that_cannot_be_read_says_so_and_hides_no_other(
     result = invoke("cache")
     assert (result.exit_code, result.stderr) == (0, f"warning: locked: {problem['locked']}\n")
     with pytest.raises(edgelm.PackageError, match=f"Cannot read the saved session {folder}.*Permission denied"):
-        saved.load("locked", fresh_model())
+        saved.load("locked", session.model)
 
 
 @pytest.mark.parametrize("step", ["is_dir", "names", "modified"])
@@ -405,7 +410,7 @@ def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) 
     assert {one.name: bool(one.cache_size) for one in saved.sessions()} == {"one": False, "two": True}
     assert invoke("cache", "clear").exit_code == 0
     assert not any(one.cache_size for one in saved.sessions())
-    assert saved.load("one", fresh_model()).messages == session.messages
+    assert saved.load("one", session.model).messages == session.messages
     assert "There is no saved session 'three'" in invoke("cache", "clear", "three").stderr
 
 
@@ -433,7 +438,7 @@ def test_rm_asks_on_a_terminal(session: ChatSession, monkeypatch: pytest.MonkeyP
 def test_without_its_cache_a_session_is_small_and_goes_on(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat", with_cache=False)
     assert [path.name for path in (tmp_path / "chat").iterdir()] == ["conversation.json"]
-    assert ChatSession.load(fresh_model(), tmp_path / "chat").messages == session.messages
+    assert ChatSession.load(session.model, tmp_path / "chat").messages == session.messages
 
 
 def test_another_model_goes_on_with_the_text_where_it_is_let(session: ChatSession, tmp_path: Path) -> None:
