@@ -373,17 +373,3 @@ def test_an_engine_refuses_at_once_what_does_not_fit_its_memory(model: LanguageM
             engine.submit(random_ids(90), GenerationConfig(max_new_tokens=60))
         ends = join(engine.submit(random_ids(90), GenerationConfig(ignore_eos=True)))
     assert (ends.finish_reason, ends.usage.completion_tokens) == ("length", 11)
-
-
-@pytest.mark.real_model
-def test_the_real_model_goes_on_from_a_reused_beginning_to_the_bit(smollm2_package: Path) -> None:
-    model = edgelm.load(smollm2_package, edgelm.SessionOptions(threads=1))
-    ids, computed = random_ids(150), model.session.new_cache()
-    expected = edgelm.decoding.generate.prefill(model.session, ids, computed)
-    prefixes = PrefixCache(model.config)
-    prefixes.keep(computed, len(ids))
-    for shared in (32, 128):
-        cache = model.session.new_cache()
-        prefixes.fill(cache, ids)
-        cache.truncate(shared)
-        assert np.array_equal(edgelm.decoding.generate.prefill(model.session, ids, cache), expected)

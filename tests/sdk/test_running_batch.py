@@ -174,10 +174,3 @@ def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel
         rows_BV = session.forward_rows(ids, batch)
         for id_, cache, row_V in zip(ids, alone, rows_BV, strict=True):
             np.testing.assert_array_equal(row_V, session.forward((id_,), cache)[0])
-
-
-@pytest.mark.real_model
-def test_the_real_model_answers_in_company_as_it_does_alone(smollm2_package: Path) -> None:
-    model = fresh(smollm2_package)
-    chosen = cases(4, seed=1, vocab_size=49152, longest=100, answer=8)
-    check_all(model, chosen, EngineOptions(max_batch=4))

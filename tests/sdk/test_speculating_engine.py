@@ -73,20 +73,6 @@ def test_requests_in_company_guess_and_have_the_bits_that_they_have_alone(
 
 
 @needs_mirrors
-@pytest.mark.real_model
-def test_requests_to_the_real_model_in_company_have_the_tokens_of_the_plain_loop(smollm2_package: Path) -> None:
-    model = load(smollm2_package, threads=2)
-    asked = ["Repeat this: the sea, the sea and the old sea", "Say: a dog and a dog and a cat"]
-    prompts = [model.encode_chat([{"role": "user", "content": text}]) for text in asked]
-    configs = [GenerationConfig(max_new_tokens=12, temperature=temperature, seed=1) for temperature in (0.0, 0.7)]
-    cases = list(zip(prompts, configs, strict=True))
-    answers = together(model, [(prompt, guessing(config)) for prompt, config in cases])
-    for (prompt, config), answer in zip(cases, answers, strict=True):
-        assert answer.token_ids == model.generate(prompt, config).token_ids
-    assert sum(answer.timings.accepted_tokens for answer in answers) > 3
-
-
-@needs_mirrors
 def test_what_is_guessed_wrong_leaves_the_row_before_it_is_kept(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,33 +269,6 @@ def test_a_draft_that_has_to_read_before_it_is_tried_again_reads_on_with_each_st
     assert speculator.drafted == len(steps)
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_package: Path) -> LanguageModel:
-    return load(smollm2_package, threads=2)
-
-
-@pytest.mark.real_model
-def test_exact_answers_of_the_real_model_are_those_of_the_plain_loop(smollm2: LanguageModel) -> None:
-    right = 0
-    for asked, temperature in (("Repeat this: the sea, the sea and the sea", 0.0), ("Say: a dog and a dog", 0.7)):
-        prompt = smollm2.encode_chat([{"role": "user", "content": asked}])
-        config = GenerationConfig(max_new_tokens=16, temperature=temperature, seed=3)
-        right += check_exact(smollm2, prompt, config, "prompt_lookup")
-    assert right > 3
-
-
-@pytest.mark.real_model
-def test_answers_of_the_real_model_are_as_likely_as_those_of_the_plain_loop(smollm2: LanguageModel) -> None:
-    prompt = smollm2.encode_chat([{"role": "user", "content": "Write about the sea. Say the sea often."}])
-    means = {}
-    for speculation in (None, "prompt_lookup"):
-        config = GenerationConfig(max_new_tokens=24, speculation=speculation)
-        answer = smollm2.generate(prompt, config)
-        scored = smollm2.score([*prompt, *answer.token_ids]).tokens[-len(answer.token_ids) :]
-        means[speculation] = float(np.mean([token.logprob for token in scored]))
-    assert abs(means["prompt_lookup"] - means[None]) < 0.1
-
-
 def test_the_first_exact_step_of_a_length_sets_up_and_teaches_no_cost(model: LanguageModel) -> None:
     taught: list[int] = []
 
