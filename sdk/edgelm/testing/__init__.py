@@ -96,7 +96,7 @@ class ScriptedDecoder(Decoder):
         for row_V, length in zip(logits_TV[::-1], range(cache.length, 0, -1), strict=False):
             begin = int(np.max(np.flatnonzero(ends_C[:length]), initial=-1)) + 1
             most = min(len(self._answer) - 1, length - begin)
-            said = max(k for k in range(most + 1) if cache.token_ids[length - k : length] == self._answer[:k])
+            said = next(k for k in range(most, -1, -1) if cache.token_ids[length - k : length] == self._answer[:k])
             row_V[self._answer[said]] = 20.0
         return logits_TV
 
