@@ -104,8 +104,9 @@ def test_where_a_text_is_cut_changes_nothing(text: str, is_open: bool, expected:
     ],
 )
 def test_channels_come_apart_too_wherever_they_are_cut(text: str, expected: tuple[str, str]) -> None:
-    for first, second in itertools.combinations_with_replacement(range(min(len(text), 150) + 1), 2):
-        assert split([text[:first], text[first:second], text[second:]], row=1) == expected
+    for first in range(min(len(text), 150) + 1):
+        for second in range(first, first + 21, 1 + first % 2):  # so that one mark or header is cut twice
+            assert split([text[:first], text[first:second], text[second:]], row=1) == expected
     assert split(text, row=1) == expected
 
 
@@ -306,28 +307,28 @@ def test_a_model_that_thinks_calls_tools(make, answer: str, text: str) -> None:
     assert completion.message["reasoning_content"] == "I look."  # templates keep it until the answer that follows
 
 
+HEADERS = (
+    f"{CHANNEL}commentary to=functions.look <|constrain|>json<|message|>",
+    f"{CHANNEL}commentary to=functions.look<|constrain|>json<|message|>",
+    f"{CHANNEL}commentary to=functions.look json<|message|>",
+    f"{CHANNEL}analysis to=functions.look<|message|>",
+    " to=functions.look<|channel|>commentary json<|message|>",
+)
+LOOKED = f"{CHANNEL}analysis<|message|>I look.<|end|>"
+
+
 @pytest.mark.parametrize("make", [thinking_model, with_channels])
 @pytest.mark.parametrize(
-    ("before", "expected"),
+    ("before", "expected", "header"),
     [
-        ("", ("", "")),
-        (f"{CHANNEL}analysis<|message|>I look.<|end|><|start|>assistant", ("I look.", "")),
-        (f"{CHANNEL}commentary<|message|>Looking.<|end|><|start|>assistant", ("", "Looking.")),
-        (
-            f"{CHANNEL}analysis<|message|>I look.<|end|>"
-            f"{HARMONY}commentary<|message|>Looking.<|end|><|start|>assistant",
-            ("I look.", "Looking."),
+        ("", ("", ""), HEADERS[0]),
+        ("", ("", ""), HEADERS[4]),
+        (f"{LOOKED}<|start|>assistant", ("I look.", ""), HEADERS[4]),
+        (f"{CHANNEL}commentary<|message|>Looking.<|end|><|start|>assistant", ("", "Looking."), HEADERS[4]),
+        *(
+            (f"{LOOKED}{HARMONY}commentary<|message|>Looking.<|end|><|start|>assistant", ("I look.", "Looking."), each)
+            for each in HEADERS
         ),
-    ],
-)
-@pytest.mark.parametrize(
-    "header",
-    [
-        f"{CHANNEL}commentary to=functions.look <|constrain|>json<|message|>",
-        f"{CHANNEL}commentary to=functions.look<|constrain|>json<|message|>",
-        f"{CHANNEL}commentary to=functions.look json<|message|>",
-        f"{CHANNEL}analysis to=functions.look<|message|>",
-        " to=functions.look<|channel|>commentary json<|message|>",
     ],
 )
 def test_gpt_oss_calls_tools_after_what_it_thinks_and_says(make, before: str, expected, header: str) -> None:
