@@ -36,8 +36,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"encoder_no_repeat_ngram_size": 1},
     {"encoder_no_repeat_ngram_size": 2, "no_repeat_ngram_size": 3},
     {"min_new_tokens": 5},
-    {"min_new_tokens": 24},  # all that there is room for
-    {"no_repeat_ngram_size": 2, "min_new_tokens": 12, "repetition_penalty": 1.2},
+    {"min_new_tokens": 12},  # all that there is room for
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 8, "repetition_penalty": 1.2},
 )
 
 
@@ -84,12 +84,12 @@ def test_answers_are_those_of_transformers(
     settings: dict[str, Any], num_beams: int, model: LanguageModel, llama: Any
 ) -> None:
     end_ids = END_IDS if "min_new_tokens" in settings else (2,)
-    config = GenerationConfig(max_new_tokens=24, num_beams=num_beams, stop_token_ids=end_ids)
+    config = GenerationConfig(max_new_tokens=12, num_beams=num_beams, stop_token_ids=end_ids)
     changed = 0
-    for length in (5, 150):
+    for length in (5, 50):
         prompt = PROMPT[:length]
         expected = llama.generate(
-            torch.tensor([prompt]), do_sample=False, pad_token_id=0, max_new_tokens=24, num_beams=num_beams,
+            torch.tensor([prompt]), do_sample=False, pad_token_id=0, max_new_tokens=12, num_beams=num_beams,
             eos_token_id=list(end_ids), **settings,
         )[0, length:].tolist()  # fmt: skip
         got = model.generate(prompt, config.replace(**settings)).token_ids
@@ -100,7 +100,7 @@ def test_answers_are_those_of_transformers(
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_streams_and_rows_of_an_engine_each_have_their_own(settings: dict[str, Any], model: LanguageModel) -> None:
-    plain = GenerationConfig(max_new_tokens=40, stop_token_ids=END_IDS)
+    plain = GenerationConfig(max_new_tokens=20, stop_token_ids=END_IDS)
     configs = [plain, plain.replace(**settings), plain.replace(**settings, temperature=1.0, seed=3)]
     configs += [plain.replace(**settings, num_beams=3), plain]
     prompts = [PROMPT[:length] for length in (20, 20, 31, 20, 44)]

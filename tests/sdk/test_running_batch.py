@@ -103,12 +103,12 @@ def check_all(model: LanguageModel, chosen: list[Case], options: EngineOptions, 
 def test_answers_in_changing_company_are_those_of_each_alone(
     model: LanguageModel, max_batch: int, pause: float
 ) -> None:
-    chosen = cases(24, seed=max_batch, vocab_size=320, longest=400, answer=60)
+    chosen = cases(14, seed=max_batch, vocab_size=320, longest=300, answer=40)
     check_all(model, chosen, EngineOptions(max_batch=max_batch), pause)
 
 
 def test_answers_are_the_same_when_memory_runs_out_and_requests_are_computed_again(model: LanguageModel) -> None:
-    chosen = cases(20, seed=9, vocab_size=320, longest=200, answer=150)
+    chosen = cases(12, seed=9, vocab_size=320, longest=200, answer=150)
     options = EngineOptions(max_kv_bytes=500 * model.config.kv_bytes_per_token)
     assert check_all(model, chosen, options).stats.preempted > 3
 
@@ -129,7 +129,7 @@ def test_constrained_answers_and_what_is_forced_in_them_are_those_of_each_alone(
         Constraint.choices(["yes, certainly", "no, never"]),
         None,
     ]
-    chosen = cases(16, seed=6, vocab_size=320, longest=60, answer=70)
+    chosen = cases(8, seed=6, vocab_size=320, longest=60, answer=70)
     for i, case in enumerate(chosen):
         constraint = constraints[i % 4]
         case.config = case.config.replace(constraint=constraint, stop_token_ids=(), ignore_eos=constraint is None)
@@ -144,7 +144,7 @@ def test_kept_prompts_change_no_bit(answers: bool) -> None:
     draw = random.Random(4)
     base = [draw.randrange(5, 320) for _ in range(400)]
     with Engine(kept) as engine:
-        for round_ in range(6):
+        for round_ in range(4):
             prompts = [
                 base[: draw.randint(1, 400)] + [draw.randrange(5, 320) for _ in range(draw.randint(0, 80))]
                 for _ in range(3)
@@ -169,7 +169,7 @@ def test_a_step_of_many_rows_has_the_bits_of_each_row_alone(model: LanguageModel
         session.forward(ids, cache)
         batch.activate(row)
         alone.append(cache)
-    for _ in range(140):  # past a growth of the buffers
+    for _ in range(90):  # past a growth of the buffers
         ids = [draw.randrange(5, 320) for _ in alone]
         rows_BV = session.forward_rows(ids, batch)
         for id_, cache, row_V in zip(ids, alone, rows_BV, strict=True):

@@ -107,7 +107,7 @@ def test_constrained_answers_are_those_of_the_plain_loop(model: LanguageModel) -
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("guess_rank", [0, 1])
 def test_drawn_tokens_have_the_distribution_of_the_model(model: LanguageModel, exact: bool, guess_rank: int) -> None:
-    kept, temperature, draws = 3, 1.5, 500
+    kept, temperature, draws = 3, 1.5, 250
     config = Config(temperature=temperature, top_k=kept)
     prompt = model.tokenizer.encode("the sea was grey")
     session, cache = model.session, model.session.new_cache()
