@@ -260,7 +260,7 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             {"use_sliding_window": True, "layer_types": [FULL, "chunked_attention"]},
             "layer_types has 'chunked_attention'; supported: full_attention, sliding_attention",
         ),
-        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is true; supported is causal"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; supported is causal"),
         (
             "gemma3_text",
             {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}},

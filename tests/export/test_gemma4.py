@@ -295,7 +295,7 @@ def test_layers_are_known_by_numbers_of_as_many_digits_as_the_last_one_has() -> 
             {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": "x"},
             "moe_intermediate_size is 'x'; it must be a whole",
         ),
-        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is true; supported is causal"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'; supported is causal"),
         ({"vocab_size_per_layer_input": 400}, "vocab_size_per_layer_input is 400; it must be vocab_size, 320."),
         ({"per_layer_config": 3}, "per_layer_config is 3; supported are a head_dim and num_key_value_heads that all"),
         ({"per_layer_config": {"2": {"head_dim": 32}}}, r"layers of full_attention have \(2, 5\), and no other has"),

@@ -20,8 +20,10 @@ def refuse_sight_of_later_tokens(values: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: a token sees later ones too.
     """
-    if values.get("use_bidirectional_attention"):
-        raise CheckpointError("config.json: use_bidirectional_attention is true; supported is causal attention alone.")
+    if sight := values.get("use_bidirectional_attention"):
+        raise CheckpointError(
+            f"config.json: use_bidirectional_attention is {sight!r:.60}; supported is causal attention alone."
+        )
 
 
 def _to_gemma_config(values: dict[str, Any]) -> ModelConfig:
