@@ -235,6 +235,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": [SLIDING, FULL]}, [8, None]),
         ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, [None, None]),
+        (
+            "qwen3_moe",
+            {"use_sliding_window": True, "sliding_window": None, "max_position_embeddings": 8192},
+            [None, None],
+        ),
         ("gemma2", {"sliding_window": 8}, [8, None]),
         ("gemma2", {"sliding_window": None}, [None, None]),
         ("gemma3_text", {"sliding_window": 8}, [8, 8]),

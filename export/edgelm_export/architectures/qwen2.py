@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import ModelConfig
@@ -11,21 +12,25 @@ from edgelm_export.architectures.architecture import Architecture, GGUFFamily, G
 from edgelm_export.tensor_map import TensorLayout
 
 
+def _window(values: Mapping[str, Any]) -> int | None:
+    """Read the window, where it is switched on."""
+    is_used = hf_values.flag(values, "use_sliding_window")
+    return hf_values.optional_whole_number(values, "sliding_window") if is_used else None
+
+
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
-    # With use_sliding_window, the layers from max_window_layers on have one.
-    values = {"sliding_window": 4096, **values}
-    has_window = hf_values.flag(values, "use_sliding_window") and values["sliding_window"] is not None
-    window = hf_values.whole_number(values, "sliding_window") if has_window else None
     first = hf_values.whole_number(values, "max_window_layers", 28)
     layers = range(config.num_hidden_layers)
     kinds = ["full_attention" if layer < first else "sliding_attention" for layer in layers]
-    return dataclasses.replace(config, **hf_values.windows(values, window, kinds))
+    return dataclasses.replace(config, **hf_values.windows(values, _window(values), kinds))
 
+
+_DEFAULTS: Mapping[str, Any] = {"max_position_embeddings": 32768, "sliding_window": 4096}
 
 QWEN2 = Architecture(
     model_type="qwen2",
-    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
+    defaults={**_DEFAULTS, "num_key_value_heads": 32},
     read_config=_to_model_config,
     features={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
     gguf=GGUFFamily(
@@ -39,7 +44,7 @@ QWEN2 = Architecture(
 # Qwen3, the dense models: a Llama that norms each query and key head.
 QWEN3 = Architecture(
     model_type="qwen3",
-    defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
+    defaults={**_DEFAULTS, "num_key_value_heads": 32, "head_dim": 128},
     read_config=_to_model_config,
     features={"mlp_bias": False, "qk_norm": True},
     gguf=GGUFFamily(
@@ -59,17 +64,15 @@ MOE_GGUF_KEYS = experts.gguf_keys("num_experts") | {
 def _to_qwen2_moe_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values)
     layers = range(config.num_hidden_layers)
-    windowed = hf_values.flag(values, "use_sliding_window")
     last = hf_values.whole_number(values, "max_window_layers", 28)
     kinds = ["full_attention" if layer % 2 or layer >= last else "sliding_attention" for layer in layers]
-    window = hf_values.whole_number(values, "sliding_window", 4096) if windowed else None
     return dataclasses.replace(
         config,
         attention_bias=hf_values.flag(values, "qkv_bias"),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         shared_expert_intermediate_size=hf_values.whole_number(values, "shared_expert_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
-        **hf_values.windows(values, window, kinds),
+        **hf_values.windows(values, _window(values), kinds),
         **experts.sparse_layers(values, config.num_hidden_layers),
         **experts.expert_fields(values, "num_experts"),
     )
@@ -78,8 +81,8 @@ def _to_qwen2_moe_config(values: dict[str, Any]) -> ModelConfig:
 QWEN2_MOE = Architecture(
     model_type="qwen2_moe",
     defaults={
+        **_DEFAULTS,
         "num_key_value_heads": 16,
-        "max_position_embeddings": 32768,
         "qkv_bias": True,
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
@@ -111,10 +114,9 @@ _STACKED_NAMES = {
 
 def _to_qwen3_moe_config(values: dict[str, Any]) -> ModelConfig:
     config = llama.to_model_config(values | {"mlp_bias": False})
-    window = hf_values.whole_number(values, "sliding_window", 4096) if values.get("use_sliding_window") else None
     return dataclasses.replace(
         config,
-        sliding_window=window,
+        sliding_window=_window(values),
         moe_intermediate_size=hf_values.whole_number(values, "moe_intermediate_size"),
         norm_topk_prob=hf_values.flag(values, "norm_topk_prob"),
         **experts.sparse_layers(values, config.num_hidden_layers),
@@ -130,8 +132,8 @@ def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
     defaults={
+        **_DEFAULTS,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 32768,
         "moe_intermediate_size": 768,
         "num_experts": 128,
         "num_experts_per_tok": 8,
