@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama, qwen3_5
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.tensor_map import TensorLayout
@@ -34,8 +33,6 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     settings = values.get("rope_parameters") or values
     turns = not isinstance(settings, Mapping) or settings.get("rope_theta", 1.0) is not None
     config = llama.to_model_config(values)
-    if config.hidden_act != "silu":
-        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
         config,
         position="rope" if turns else "none",
@@ -68,6 +65,7 @@ OLMO_HYBRID = Architecture(
         "linear_conv_kernel_dim": 4,
         "linear_allow_neg_eigval": True,
     },
+    fixed={"hidden_act": "silu"},  # the convolution of linear attention has it too
     read_config=_to_model_config,
     features={
         "norm_placement": "post",

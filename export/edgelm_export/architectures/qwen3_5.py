@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.config import MAX_LAYERS, ModelConfig
-from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
@@ -39,6 +38,7 @@ _MOE_DEFAULTS: Mapping[str, Any] = {
 _FEATURES: Mapping[str, Any] = {
     "norm": "rms_offset", "mlp_bias": False, "qk_norm": True, "attention_output_gate": True,
 }  # fmt: skip
+_FIXED: Mapping[str, Any] = {"hidden_act": "silu"}  # the convolution of linear attention has it too
 _PARTIAL = 0.25
 _LINEAR = tuple(key for key in _DEFAULTS if key.startswith("linear_"))
 
@@ -84,11 +84,8 @@ def _to_model_config(values: dict[str, Any]) -> ModelConfig:
     every = hf_values.bounded(values, "full_attention_interval")
     by_number = hf_values.last_sees_all(layers, every, "linear_attention")
     linear: dict[str, Any] = {key: hf_values.whole_number(values, key) for key in _LINEAR}
-    config = llama.to_model_config(values, partial=_PARTIAL)
-    if config.hidden_act != "silu":  # the convolution of linear attention has it too
-        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; supported is 'silu'.")
     return dataclasses.replace(
-        config,
+        llama.to_model_config(values, partial=_PARTIAL),
         layer_types=tuple(hf_values.layer_types(values) or by_number),
         **linear,
     )
@@ -138,6 +135,7 @@ GGUF_LAYOUT = TensorLayout(
 QWEN3_5 = Architecture(
     model_type="qwen3_5_text",
     defaults=_DEFAULTS,
+    fixed=_FIXED,
     read_config=_to_model_config,
     features=_FEATURES,
     layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
@@ -150,6 +148,7 @@ QWEN3_5 = Architecture(
 QWEN3_5_MOE = Architecture(
     model_type="qwen3_5_moe_text",
     defaults=_MOE_DEFAULTS,
+    fixed=_FIXED,
     read_config=_to_moe_config,
     features={**_FEATURES, "shared_expert_gate": True},
     layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
