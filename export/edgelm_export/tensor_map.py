@@ -96,9 +96,9 @@ def _pairs_at_the_end(config: ModelConfig, by_head: Rows) -> Rows:
 
 _MOST_TOLD = 16  # of the tensors that an error names
 
-# What some folders of all families hold besides: rope's table, as older versions of transformers stored it, and the
-# scales by which another runtime rounds keys and values that it keeps.
-_OF_NO_WEIGHT = (".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", "_proj.output_scale")
+# What some folders of all families hold besides: rope's table, as older code stored it, and the scales by which another
+# runtime rounds keys and values that it keeps.
+_OF_NO_WEIGHT = (".inv_freq", ".k_scale", ".v_scale", ".kv_scale", "_proj.output_scale")
 # And what the names of layers begin with that guess further tokens; transformers leaves them out too.
 _GUESSING = "mtp."
 

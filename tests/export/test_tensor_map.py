@@ -90,6 +90,7 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_all_listed() -> None:
         "vision.weight": (1,),
         "model.layers.1.self_attn.rotary_emb.inv_freq": (8,),
         "model.rotary_emb.inv_freq": (8,),
+        "model.layers.0.attention.rope.inv_freq": (8,),
         "model.layers.1.self_attn.k_scale": (1,),
         "mtp.layers.0.mlp.experts.7.up_proj.weight": (1,),
         "model.layers.0.self_attn.k_proj.weight": (64, 32),

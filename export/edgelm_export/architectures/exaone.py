@@ -85,7 +85,7 @@ EXAONE = Architecture(
         "hidden_act": "activation_function",
     },
     read_config=llama.to_model_config,
-    layout=TensorLayout(names=_NAMES_3, ignored=frozenset({f"{_LAYER}.attn.attention.rotary.inv_freq"})),
+    layout=TensorLayout(names=_NAMES_3),
     gguf=GGUFFamily(
         architecture="exaone",
         to_hf_config=llama.gguf_values,

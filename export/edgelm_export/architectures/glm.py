@@ -157,7 +157,6 @@ CHATGLM = Architecture(
     features={"mlp_bias": False, "attention_output_bias": False},
     layout=TensorLayout(
         names=_CHATGLM_NAMES,
-        ignored=frozenset({"transformer.rotary_pos_emb.inv_freq"}),
         row_orders=llama.GGUF_ROW_ORDERS,
     ),
     is_in_transformers=False,
