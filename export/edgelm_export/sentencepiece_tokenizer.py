@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
@@ -140,11 +141,18 @@ def _added_tokens(model: SentencePieceModel, more: Sequence[Mapping[str, Any]]) 
         tokens[index] = added_token(index, model.texts[index], special=True)
     for index in model.places_of(PieceType.USER_DEFINED):
         name = _name(model, index)
-        if normalized and model.charsmap and unicodedata.normalize("NFKC", name).strip() != name:
+        if normalized and _normalized(model, name) != name:
             raise _not_rebuilt(f"its user-defined piece {name!r} would be normalized")
         tokens[index] = added_token(index, name, special=False, normalized=normalized)
     tokens |= {token["id"]: dict(token) for token in more}
     return [tokens[index] for index in sorted(tokens)]
+
+
+def _normalized(model: SentencePieceModel, name: str) -> str:
+    """Do with a name what the steps below do with a text; one that they leave nothing of would be found everywhere."""
+    if model.charsmap:
+        name = unicodedata.normalize("NFKC", name).strip()
+    return re.sub(" {2,}", " ", name).strip(" ") if model.remove_extra_whitespaces else name
 
 
 def _normalizers(model: SentencePieceModel) -> list[dict[str, Any]]:

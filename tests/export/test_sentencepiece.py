@@ -363,6 +363,10 @@ def test_a_symbol_that_the_normalization_changes_is_refused() -> None:
     model = model_of(pieces, charsmap=b"x", remove_extra_whitespaces=True)
     with pytest.raises(CheckpointError, match="its user-defined piece '①' would be normalized"):
         sentencepiece_json(model)
+    pieces = {"<unk>": PieceType.UNKNOWN, "▁▁": PieceType.USER_DEFINED}
+    sentencepiece_json(model_of(pieces))
+    with pytest.raises(CheckpointError, match="its user-defined piece '  ' would be normalized"):
+        sentencepiece_json(model_of(pieces, remove_extra_whitespaces=True))
 
 
 def test_a_piece_twice_is_refused() -> None:
