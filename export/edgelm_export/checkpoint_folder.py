@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES, renumbered_clas
 from edgelm_export.sentencepiece_folder import SENTENCEPIECE_FILES, sentencepiece_files
 from edgelm_export.tekken_folder import NO_TEMPLATE, TEKKEN, tekken_files
 from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES, TIKTOKEN_FILES, tiktoken_file, tiktoken_files
-from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, class_name, json_text
+from edgelm_export.tokenizer_json import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, class_name, json_text, token_named
 from edgelm_export.translator_class import with_source_language
 
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
@@ -153,6 +154,32 @@ def read_text_files(folder: Path) -> dict[str, str]:
         except TokenizerError as error:
             raise CheckpointError(str(error)) from error
     return files | {TOKENIZER: with_source_language(text, config, folder)}
+
+
+def tokenizer_ends(folder: Path) -> tuple[int, ...]:
+    """Return the id of the end token that tokenizer_config.json names, if the folder lists it among the added tokens.
+
+    transformers lists them there, or since version 5 in tokenizer.json alone, before the vocabulary, which is not read.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    config = read_json_object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
+    end, listed = token_named(config, "eos_token"), config.get("added_tokens_decoder")
+    if end is None:
+        return ()
+    tokens: Any = listed
+    if isinstance(listed, dict):
+        tokens = [{"id": id_, **token} for id_, token in listed.items() if isinstance(token, dict)]
+    elif (folder / TOKENIZER).exists():
+        with file_inside(folder, TOKENIZER).open("rb") as file:
+            head = file.read(regular_file.MAX_JSON_BYTES).decode("utf-8", "replace")
+        with contextlib.suppress(ValueError, RecursionError):  # whoever opens it says what is wrong
+            tokens, _ = json.JSONDecoder().raw_decode(head.partition('"added_tokens":')[2].lstrip())
+    if not isinstance(tokens, list):
+        return ()
+    ids = (str(token.get("id")) for token in tokens if isinstance(token, dict) and token.get("content") == end)
+    return tuple(int(id_) for id_ in ids if id_.isdecimal() and len(id_) < 9)
 
 
 def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:

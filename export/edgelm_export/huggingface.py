@@ -45,6 +45,7 @@ from edgelm_export.checkpoint_folder import (
     processor_template,
     read_json_object,
     read_text_files,
+    tokenizer_ends,
 )
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.mlx_format import MLXMatrix
@@ -145,7 +146,8 @@ class HuggingFaceCheckpoint:
     def _config_of(self, architecture: Architecture, values: Mapping[str, Any]) -> ModelConfig:
         """Read config.json's values, and what generation_config.json says of how an answer begins and ends.
 
-        transformers reads the beginning there too, and a chat model often has the end of a turn there alone.
+        transformers reads the beginning there too. A chat model often has the end of a turn there alone, or only as its
+        tokenizer's end token, at which llama.cpp, vLLM and mlx-lm end, too.
         """
         path = self.path / GENERATION_CONFIG
         answer = read_json_object(self.path, path.name) if path.exists() else {}
@@ -155,6 +157,7 @@ class HuggingFaceCheckpoint:
         except CheckpointError as error:  # whose message begins with the file's name, without its folder
             raise CheckpointError(f"{self.path}{os.sep}{error}") from error
         more = token_ids(answer, "eos_token_id", str(path))
+        more += tuple(id_ for id_ in tokenizer_ends(self.path) if id_ < config.vocab_size)
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
     def _quantized(

@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.errors import CheckpointError
 from edgelm_export.sentencepiece_model import PieceType, SentencePieceModel, read_sentencepiece
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
-from edgelm_export.tokenizer_json import added_token, files_of, listed_tokens
+from edgelm_export.tokenizer_json import added_token, files_of, listed_tokens, token_named
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 # Settings of the class that read the SentencePiece model, or code of the author's.
@@ -43,7 +43,7 @@ def sentencepiece_files(path: Path, config: Mapping[str, Any], added: Mapping[st
             "which is not run. Take a folder with tokenizer.json."
         )
     model = read_sentencepiece(path)
-    roles = {role: _text_of(config, f"{role}_token", model.roles.get(role)) for role in ("bos", "eos", "unk", "pad")}
+    roles = {role: token_named(config, f"{role}_token", model.roles.get(role)) for role in ("bos", "eos", "unk", "pad")}
     around = []
     for role, default in (("bos", model.kind == "bpe"), ("eos", model.kind == "unigram")):
         token = roles[role]
@@ -88,10 +88,3 @@ def added_tokens(
     if highest > len(model.texts) + len(tokens):
         raise CheckpointError(f"{path.parent}: the id {highest} of an added token leaves a gap behind the vocabulary.")
     return tokens
-
-
-def _text_of(config: Mapping[str, Any], key: str, default: str | None) -> str | None:
-    """Read a token of tokenizer_config.json: a text, or an object with one."""
-    value = config.get(key, default)
-    value = value.get("content") if isinstance(value, Mapping) else value
-    return value if isinstance(value, str) else None

@@ -30,6 +30,13 @@ def class_name(
     return name
 
 
+def token_named(config: Mapping[str, Any], key: str, default: str | None = None) -> str | None:
+    """Read a token of tokenizer_config.json: a text, or an object with one."""
+    value = config.get(key, default)
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else None
+
+
 def files_of(tokenizer: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return a rebuilt tokenizer and its settings: name -> content."""
     return {TOKENIZER: tokenizer, TOKENIZER_CONFIG: json_text(settings)}

@@ -123,6 +123,26 @@ def test_the_ends_in_generation_config_are_end_tokens_too(tmp_path: Path, save_l
         HuggingFaceCheckpoint(tmp_path)
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_the_end_token_of_the_tokenizer_is_an_end_token_too(
+    tmp_path: Path, save_llama: SaveLlama, is_listed: bool
+) -> None:
+    """As in models that were fine-tuned to converse, whose config.json is that of their base."""
+    save_llama(tmp_path, eos_token_id=0)
+    change_json(tmp_path / "generation_config.json", eos_token_id=0)
+    tokens = [{"id": id_, "content": text} for id_, text in ((0, "<|pad|>"), (2, "<|im_end|>"), (999, "[end]"))]
+    listed = {str(token.pop("id")): token for token in tokens} if is_listed else None
+    if not is_listed:
+        change_json(tmp_path / "tokenizer.json", added_tokens=tokens)
+    ends = {"<|im_end|>": (0, 2), "<|pad|>": (0,), "[end]": (0,), "</s>": (0,)}
+    for end, ids in ends.items():
+        for named in (end, {"content": end}):
+            change_json(tmp_path / "tokenizer_config.json", eos_token=named, added_tokens_decoder=listed)
+            assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == ids
+    change_json(tmp_path / "tokenizer_config.json", eos_token=None)
+    assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == (0,)
+
+
 def test_the_section_of_edgelm_decides_where_it_is_there(tmp_path: Path, save_llama: SaveLlama) -> None:
     save_llama(tmp_path)
     section = HuggingFaceCheckpoint(tmp_path).config.to_dict() | {"model_type": "custom"}
