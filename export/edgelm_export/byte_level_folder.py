@@ -27,8 +27,8 @@ from edgelm_export.tokenizer_json import (
 )
 
 BYTE_LEVEL_FILES = VOCABULARY, MERGES = "vocab.json", "merges.txt"
-_SPECIAL_TOKENS, MODEL_CONFIG = "special_tokens_map.json", "config.json"
-SETTINGS_FILES = (TOKENIZER_CONFIG, ADDED_TOKENS, _SPECIAL_TOKENS, MODEL_CONFIG)  # what may stand beside them
+SPECIAL_TOKENS, MODEL_CONFIG = "special_tokens_map.json", "config.json"
+SETTINGS_FILES = (TOKENIZER_CONFIG, ADDED_TOKENS, SPECIAL_TOKENS, MODEL_CONFIG)  # what may stand beside them
 _IDS = 10**8
 _MAX_MERGES = 1 << 18  # Qwen2's has 151,387
 
@@ -104,7 +104,7 @@ class _Settings:
         return {**self.config, **self.older}
 
     def where(self, key: str) -> str:
-        return f"{self.folder / (_SPECIAL_TOKENS if key in self.older else TOKENIZER_CONFIG)}: {key}"
+        return f"{self.folder / (SPECIAL_TOKENS if key in self.older else TOKENIZER_CONFIG)}: {key}"
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
@@ -159,7 +159,7 @@ def byte_level_files(
     """
     config = files.get(TOKENIZER_CONFIG, {})
     says_all = isinstance(config.get("added_tokens_decoder"), Mapping)
-    settings = _Settings(folder=folder, config=config, older={} if says_all else files.get(_SPECIAL_TOKENS, {}))
+    settings = _Settings(folder=folder, config=config, older={} if says_all else files.get(SPECIAL_TOKENS, {}))
     named, more = _named_tokens(class_, settings), _more_tokens(settings)
     base = checked_ids(vocabulary, folder / VOCABULARY)
     listed = sorted(listed_tokens(config, files.get(ADDED_TOKENS, {}), folder), key=itemgetter(0))

@@ -20,6 +20,7 @@ from edgelm_export.byte_level_folder import (
     MERGES,
     MODEL_CONFIG,
     SETTINGS_FILES,
+    SPECIAL_TOKENS,
     VOCABULARY,
     byte_level_files,
     tokenizer_class,
@@ -126,17 +127,18 @@ def read_text_files(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: there is neither tokenizer.json nor what it is built of, or one of them cannot be read.
     """
-    files = {} if (folder / TOKENIZER).exists() else _rebuilt_tokenizer(folder)
-    for name in (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG):
+    is_there = (folder / TOKENIZER).exists()
+    files = {} if is_there else _rebuilt_tokenizer(folder)
+    for name in (TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG):
         if name not in files and (folder / name).exists():
             files[name] = read_text(folder, name)
     if GENERATION_CONFIG in files:
         parse_json_object(files[GENERATION_CONFIG], folder / GENERATION_CONFIG)
-    config = parse_json_object(files.get(TOKENIZER_CONFIG, "{}"), folder / TOKENIZER_CONFIG)
+    config = _settings(folder) if is_there else parse_json_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG)
     template = template_of(_chat_templates(folder, config, files))
     if template is not None:
         files[CHAT_TEMPLATE] = template
-    if TOKENIZER_CONFIG in files:
+    if config:
         if not isinstance(config.get("chat_template"), (list, dict)):  # several, by name, stay listed
             config.pop("chat_template", None)
         files[TOKENIZER_CONFIG] = json_text(config)
@@ -156,15 +158,25 @@ def read_text_files(folder: Path) -> dict[str, str]:
     return files | {TOKENIZER: with_source_language(text, config, folder)}
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """Read tokenizer_config.json, with the tokens that older folders name in special_tokens_map.json alone."""
+    config = read_json_object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
+    if "added_tokens_decoder" in config or not (folder / SPECIAL_TOKENS).exists():
+        return config
+    older = read_json_object(folder, SPECIAL_TOKENS)
+    tokens = {key: token_named(older, key) for key in older if key.endswith("_token")}
+    return config | {key: token for key, token in tokens.items() if token is not None}
+
+
 def tokenizer_ends(folder: Path) -> tuple[int, ...]:
-    """Return the id of the end token that tokenizer_config.json names, if the folder lists it among the added tokens.
+    """Return the id of the end token that the tokenizer's settings name, if the folder lists it among the added tokens.
 
     transformers lists them there, or since version 5 in tokenizer.json alone, before the vocabulary, which is not read.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    config = read_json_object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
+    config = _settings(folder)
     end, listed = token_named(config, "eos_token"), config.get("added_tokens_decoder")
     if end is None:
         return ()

@@ -334,6 +334,27 @@ def test_text_files_are_passed_on_with_the_chat_template_in_a_file_of_its_own(
     assert json.loads(several["tokenizer_config.json"])["chat_template"] == named
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_the_tokens_that_older_folders_name_in_a_file_of_their_own_are_those_of_transformers(
+    tmp_path: Path, save_llama: SaveLlama, is_listed: bool
+) -> None:
+    save_llama(tmp_path, eos_token_id=0)
+    change_json(tmp_path / "generation_config.json", eos_token_id=0)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}|{{ eos_token }}")
+    listed = {"added_tokens_decoder": {"1": {"content": "<|im_start|>"}}} if is_listed else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|pad|>", **listed}))
+    older = {"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>", "additional_special_tokens": []}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
+    import_checkpoint(tmp_path, tmp_path / "imported")
+    template = ChatTemplate.load(tmp_path / "imported")
+    assert template is not None
+    messages = [{"role": "user", "content": "Hi"}]
+    for folder in (tmp_path, tmp_path / "imported"):
+        expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
+        assert template.render(messages) == expected == ("|<|pad|>" if is_listed else "<|im_start|>|<|im_end|>")
+    assert HuggingFaceCheckpoint(tmp_path).config.eos_token_ids == ((0,) if is_listed else (0, 2))
+
+
 NAMED = [{"name": name, "template": name} for name in ("rag", "chat", "tool_use", "c", "d", "e", "f")]
 
 
