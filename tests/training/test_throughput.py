@@ -73,6 +73,8 @@ def test_a_cpus_peak_is_measured_and_memory_is_known() -> None:
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200 NVL", 835e12),
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("NVIDIA GH200 480GB", 989e12),
         ("Tesla T4", 65e12),

@@ -14,8 +14,10 @@ from edgelm_training.device import Device
 
 # Dense bf16 and fp16 peaks in FLOP/s from NVIDIA's data sheets, by words of the device's name; the first match counts.
 _CUDA_PEAKS = (
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("GH200", 989e12),
+    ("H100 NVL", 835e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("A100", 312e12),
