@@ -170,11 +170,21 @@ def test_a_licence_that_the_hub_has_no_word_for_has_the_name_that_its_card_gives
 
 
 def test_a_hub_that_refuses_to_describe_a_repository_is_named_with_its_reason(
-    hub: LoopbackServer, tmp_path: Path
+    hub: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote_file, "_RETRY_WAITS", (0.01,))
     hub.statuses["/api/models/a/b"] = 500
-    with pytest.raises(DownloadError, match=r"a/b at http://\S+: it answers 500 Internal Server Error\."):
+    with pytest.raises(DownloadError, match=r"b at http://\S+: it answers 500 Internal Server Error\. Try again later"):
         HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
     hub.redirects["/api/models/a/b"] = "file:///etc/passwd"
     with pytest.raises(DownloadError, match=r"it answers 302 .*Check the network, and HF_ENDPOINT"):
         HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())
+
+
+def test_a_hub_that_is_busy_is_asked_again(
+    hub: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "_RETRY_WAITS", (0.01,))
+    hub.add_repository("a/b", {"config.json": b"{}", "model.safetensors": b"x"})
+    hub.retry_after["/api/models/a/b"] = ["0"]
+    assert HubSource.parse("hf:a/b").fetch(tmp_path, FetchOptions())[1]["repository"] == "a/b"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from edgelm.errors import DownloadError
 from edgelm.files.regular_file import bounded_json
-from edgelm.library.remote_file import RemoteFile, open_range
+from edgelm.library.remote_file import RemoteFile, is_passing, open_range, retry_waits, wait_after
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -55,7 +56,7 @@ def listing(repo: str, revision: str | None, token: str | None, gated_advice: st
 
 def _read(url: str, token: str | None) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with open_range(RemoteFile(url=url, headers=headers)) as response:
+    with _opened(RemoteFile(url=url, headers=headers)) as response:
         data: bytes = response.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"its answer has more than {_MOST_BYTES} bytes")
@@ -63,6 +64,20 @@ def _read(url: str, token: str | None) -> Any:
         return bounded_json(data.decode(), _MOST_VALUES)
     except ValueError as error:
         raise ValueError(f"its answer is no JSON that can be read ({error})") from error
+
+
+def _opened(remote: RemoteFile) -> Any:
+    """Ask again where the hub is busy, as for a file."""
+    waits = retry_waits()
+    while True:
+        try:
+            return open_range(remote)
+        except urllib.error.HTTPError as error:
+            wait = next(waits, None)
+            if not is_passing(error) or wait is None:
+                raise
+            with error:
+                time.sleep(wait_after(error, wait))
 
 
 def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, gated_advice: str) -> str:
@@ -78,5 +93,5 @@ def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, g
             f"There is no model {repo!r} on the hub, or it is private. Check the spelling; for a private one set "
             "HF_TOKEN."
         )
-    reason = message or error.reason
-    return f"Cannot ask the hub about {repo} at {error.url}: it answers {error.code} {reason}. {_WAY_OUT}"
+    reason, way_out = message or error.reason, "Try again later." if is_passing(error) else _WAY_OUT
+    return f"Cannot ask the hub about {repo} at {error.url}: it answers {error.code} {reason}. {way_out}"
