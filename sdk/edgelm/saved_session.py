@@ -276,9 +276,14 @@ def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | 
     cache = None
     loaded = [name for name, manifest in model.adapters.items() if manifest.file.sha256 == adapter]
     if is_its_own and path.exists() and (adapter is None or loaded):
-        cache = KVCache.load(path, model.config, _owner(model, adapter))
-        cache.adapter = next(iter(loaded), None)
-        model.session.adopt(cache)
+        try:
+            cache = KVCache.load(path, model.config, _owner(model, adapter))
+        except PackageError:
+            if path.exists():  # else it was cleared just now
+                raise
+        else:
+            cache.adapter = next(iter(loaded), None)
+            model.session.adopt(cache)
     return conversation["system"], conversation["messages"], cache
 
 

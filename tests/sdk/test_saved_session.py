@@ -24,6 +24,7 @@ from edgelm.cli.chat_commands import suggestions
 from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
+from edgelm.memory.saved_cache import SavedCache
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.package.package import open_package
 from edgelm.testing import scripted_model, tiny_model_path
@@ -439,6 +440,15 @@ def test_without_its_cache_a_session_is_small_and_goes_on(session: ChatSession, 
     session.save(tmp_path / "chat", with_cache=False)
     assert [path.name for path in (tmp_path / "chat").iterdir()] == ["conversation.json"]
     assert ChatSession.load(session.model, tmp_path / "chat").messages == session.messages
+
+
+def test_a_cache_that_is_cleared_while_its_session_is_loaded_is_missing(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, read = SavedSessions(), SavedCache.read
+    saved.save("sea", session)
+    monkeypatch.setattr(SavedCache, "read", lambda *about: saved.forget_cache("sea") or read(*about))
+    assert saved.load("sea", session.model).messages == session.messages
 
 
 def test_another_model_goes_on_with_the_text_where_it_is_let(session: ChatSession, tmp_path: Path) -> None:
