@@ -34,6 +34,8 @@ from edgelm.testing import tiny_model_path
 if TYPE_CHECKING:
     from loopback_server import LoopbackServer
     from playwright import sync_api
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).parents[1]
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -96,8 +98,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the real model's package, for which others would wait, beside a long file that does not need it."""
-    items.sort(key=lambda item: (item.path.name not in ("test_readme.py", "test_page.py"), item.path))
+    """Begin with the real model's package, for which others would wait, beside the pages, which take longest."""
+    items.sort(key=lambda item: (item.path.name != "test_readme.py" and item.path.parent.name != "pages", item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Keep the files of pages together as the tests of a file are: they share a browser."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = os.path.dirname(file)
+            return folder if folder.endswith("/pages") else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -290,13 +308,8 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[sync_api.Browser]:
-    """A browser for the tests of a file; each opens a context of its own.
+    """A browser for the tests of a file; each opens a context of its own."""
+    from chromium import started
 
-    Playwright keeps an event loop running in this thread, beside which no other can: it must end before other files.
-    """
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    with playwright_api.sync_playwright() as playwright:
-        # Chromium's own sandbox does not start for root.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with started(chromium) as browser:
         yield browser
-        browser.close()

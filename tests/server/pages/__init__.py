@@ -1,0 +1,1 @@
+"""A package, so that fixtures can be of this folder."""
