@@ -39,7 +39,7 @@ def value_type(config_class: type[Any], name: str) -> type:
     Raises:
         ConfigError: it is declared as something else, which no line of TOML and no flag would give.
     """
-    hint = _type_hints(config_class)[name]
+    hint = _type_hints(config_class)[name]  # type: ignore[arg-type]  # mypy finds no hash in a type[Any]
     if isinstance(hint, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
     origin = get_origin(hint) or hint
