@@ -25,6 +25,9 @@ from edgelm_export.importer import import_checkpoint
 from edgelm_export.reference import reference_logits
 from edgelm_export.text_part import text_part
 
+# Of kinds that are one family behind their reader, one is enough for what the family's config becomes.
+_IN_FULL = {*{family: kind for kind, (family, *_) in reversed(KINDS.items())}.values(), "cohere_compass, two rotations"}
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_text_part_gives_the_logits_of_transformers(
@@ -40,6 +43,8 @@ def test_the_text_part_gives_the_logits_of_transformers(
     assert any("reads images or sound" in note for note in checkpoint.notes)
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+    if kind not in _IN_FULL:
+        return
 
     export_unchecked(checkpoint, tmp_path / "package", "fp32")
     session = DecoderSession(tmp_path / "package", ModelConfig.load(tmp_path / "package"))
