@@ -128,5 +128,7 @@ def quantize_alone(weight_NK: Array, scheme: Scheme) -> PackedWeight:
         grid = grid_for(blocks, scheme)
         return pack_on(grid, grid.nearest(blocks), scheme, K)
 
+    if rows >= N:  # sooner done than threads are started, of which there are as many as the system is asked for
+        return quantized(0)
     with ThreadPoolExecutor(usable_cores()) as threads:  # numpy computes without the interpreter
         return stack([*threads.map(quantized, range(0, N, rows))])
