@@ -158,7 +158,7 @@ def test_calls_are_told_from_text_whatever_the_pieces(
     name: str, text: str, expected: tuple[str, list[tuple[str, str]]]
 ) -> None:
     parameters = {"properties": {"a": STRING}}
-    splits = [[text[:place], text[place:]] for place in range(0, len(text), 1 + len(text) // 100)]
+    splits = [[text[:place], text[place:]] for place in range(0, len(text), 1 + len(text) // 40)]
     for pieces in (list(text), *splits):
         assert taken(name, pieces, parameters) == (*expected, "tool_calls" if expected[1] else "stop")
 
