@@ -290,11 +290,11 @@ def test_every_call_that_a_model_completes_fits_its_schema(name: str) -> None:
     tools = [{"name": name, "parameters": schema} for name, schema in schemas.items()]
     model = with_template(load(tiny_model_path()), name)
     whole = 0
-    for seed in range(6):
+    for seed in range(4):
         config = GenerationConfig(max_new_tokens=200, temperature=1.0, seed=seed)
         answer = model.chat(QUESTION, config, tools=tools, tool_choice="required")
         assert answer.text == ""
         for call in answer.tool_calls[: None if answer.finish_reason == "tool_calls" else -1]:
             jsonschema.validate(json.loads(call.arguments), schemas[call.name])
             whole += 1
-    assert whole >= 6
+    assert whole >= 4
