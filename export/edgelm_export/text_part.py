@@ -181,7 +181,7 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     text_values = {
         **dict(zip(_SIZES, _USUAL_SIZES.get(str(model_type), ()), strict=False)),
         **_DEFAULTS.get(str(model_type), {}),
-        **_DEFAULTS.get(str(values["model_type"]), {}),
+        **_DEFAULTS.get(str(values.get("model_type")), {}),
         **own,
         **_SAID.get(str(model_type), {}),
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},

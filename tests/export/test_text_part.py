@@ -206,6 +206,12 @@ def test_modules_that_mlx_packed_keep_the_settings_of_their_own(
         np.testing.assert_allclose(checkpoint.tensor(ours), weight, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+def test_a_config_that_says_no_kind_is_left_to_who_refuses_it() -> None:
+    part = text_part({}, ["model.language_model.norm.weight"])
+    assert part is not None
+    assert part.values["model_type"] is None
+
+
 @pytest.mark.parametrize("stack", ["model.language_model.model", "language_model.model.model"])
 def test_a_prefix_that_some_versions_of_transformers_doubled_is_taken_off(stack: str) -> None:
     part = text_part({"model_type": "voxtral", "text_config": {}}, [f"{stack}.norm.weight", "lm_head.weight"])
