@@ -194,9 +194,7 @@ def test_remove_deletes_package_source_and_unfinished_download(library):
 
 PULL = """
 import os
-from edgelm.library import sources
 from edgelm.library.library import Library
-from edgelm.package.adapter import is_adapter
 library = Library()
 with library.lock("tiny"):
     print("held", flush=True)
@@ -332,9 +330,7 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
 
 
 HOLD = """
-from edgelm.library import sources
 from edgelm.library.library import Library
-from edgelm.package.adapter import is_adapter
 with Library().lock("tiny"):
     print("held", flush=True)
     input()
