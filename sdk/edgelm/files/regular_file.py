@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgelm.errors import PackageError
 from edgelm.files import lfs_pointer
@@ -146,21 +146,33 @@ def json_values(text: str) -> int:
 
 
 def _parse_strictly(text: str) -> Any:
-    values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=with_keys_once)
+    values = finite_json(text, with_keys_once)
     if "\\u" in text:  # as the half of a surrogate pair can be written, which no text that is printed may hold
         json.dumps(values, ensure_ascii=False).encode()
     return values
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
+def finite_json(text: str, of_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parse JSON whose numbers are finite: Python's own parser takes NaN, and makes infinity of 1e999.
+
+    of_object: what makes an object of its keys and values; None: a dictionary.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: its nesting is deeper than Python follows.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=of_object)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text:.40} is too large a number")
-    return number
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is out of range")
+    return value
 
 
 def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

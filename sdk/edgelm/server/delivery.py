@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.responses import Response
 
 from edgelm.completion import Chunk, Completion, ToolCall, ToolCallDelta
+from edgelm.files.regular_file import finite_json
 from edgelm.server.answers import Answers, Job
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.endpoint import Call
 from edgelm.server.loaded_model import LoadedModel
-from edgelm.server.request_body import finite_json
 from edgelm.server.sse import JsonAnswer, StreamAnswer, unless_disconnected
 
 if TYPE_CHECKING:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from edgelm.files.regular_file import json_values
+from edgelm.files.regular_file import finite_json, json_values
 from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.options import RequestLimits
 from edgelm.server.schema import Schema, check
@@ -111,26 +109,5 @@ def _parse(body: bytes, nesting: int) -> dict[str, Any]:
     raise _too_deep(nesting)
 
 
-def finite_json(text: str) -> Any:
-    """Parse JSON whose numbers are finite: Python's own parser takes NaN, and makes infinity of 1e999.
-
-    Raises:
-        ValueError: it is none.
-        RecursionError: its nesting is deeper than Python follows.
-    """
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-
-
 def _too_deep(nesting: int) -> ApiError:
     return ApiError(400, f"The body is nested deeper than {nesting} levels.")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is out of range")
-    return value
