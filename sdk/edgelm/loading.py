@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,9 @@ def load(
         written = state_of_file(path / FILE_NAME)
         try:
             model = _load(path, options, key)
-        except EdgeLMError:
+        except EdgeLMError as error:
+            # Its frames and the results in them refer to each other, and so keep a session in memory beside the next.
+            traceback.clear_frames(error.__traceback__)
             if state_of_file(path / FILE_NAME) in (written, None):
                 raise
             continue

@@ -3,6 +3,7 @@ import os
 import shutil
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def test_where_another_package_takes_its_place_meanwhile_that_one_is_loaded(
     monkeypatch.setattr(owner, step, replaced)
     model = edgelm.load(package)
     assert (model.fingerprint, model.score("the sea").perplexity) == (Manifest.load(package).fingerprint, expected)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_no_session_of_a_damaged_package_stays_in_memory(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def noted(*arguments: Any, make: Any = loading.DecoderSession, **options: Any) -> Any:
+        session = make(*arguments, **options)
+        made.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(loading, "DecoderSession", noted)
+    monkeypatch.setattr(loading, "_LARGE", 0)  # all is hashed beside the session
+    numbers = np.fromfile(package / DATA_FILE, np.float32)
+    np.append(numbers[:-1], np.float32(1)).tofile(package / DATA_FILE)
+    with pytest.raises(edgelm.PackageError, match="does not match the SHA-256"):
+        edgelm.load(package)
+    assert [session() for session in made] == [None]
 
 
 @pytest.mark.parametrize("is_large", [False, True])
