@@ -235,6 +235,24 @@ def test_a_process_that_lost_another_one_says_so(
     assert re.search(rf"Process {1 - lost} of 2 lost another one: .*\w\. What that one said, or a lack of mem", said[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason", "detail"),
+    [
+        (TrainingError, "remote process exited or there was a network error", "ncclRemoteError: A call failed"),
+        (torch.distributed.DistBackendError, "invalid usage", "Last error:\nDuplicate GPU detected : rank 1"),
+    ],
+)
+def test_of_the_errors_of_nccl_one_is_of_a_lost_process(
+    kind: type[Exception], reason: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_connect", lambda _: None)
+    monkeypatch.setattr(distributed, "_LET_GO_SECONDS", 0)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    workers = distributed.Workers(rank=0, world_size=2, local_rank=0)
+    with pytest.raises(kind, match=reason), distributed.process_group(workers, torch.device("cuda")):
+        raise torch.distributed.DistBackendError(f"NCCL error in: NCCLUtils.hpp:268, {reason}\n{detail}")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_processes_that_do_not_meet_are_an_error_that_names_the_address(
     rank: int, monkeypatch: pytest.MonkeyPatch
