@@ -66,6 +66,7 @@ sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Test in one process more than there are cores: they wait for programs and servers a third of the time."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
