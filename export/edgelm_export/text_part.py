@@ -162,7 +162,8 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
     names = list(names)
     stack = _stack_of(names)
     is_part = stack is not None and values.keys().isdisjoint(("text_config", *_SENSES))
-    if str(values.get("model_type")) not in _WHOLE and not is_part:
+    is_whole = str(values.get("model_type")) in _WHOLE
+    if not is_whole and not is_part:
         return None
     stack = stack or "model."
     if isinstance(values.get(_THINKER), Mapping):
@@ -187,9 +188,10 @@ def text_part(values: Mapping[str, Any], names: Iterable[str]) -> TextPart | Non
         **{key: values[key] for key in _TOKENS if values.get(key) is not None},
         **{key: plain_rope(own[key]) for key in _ROPES if isinstance(own.get(key), Mapping)},
         "model_type": _SAME_FAMILY.get(str(model_type), model_type),
-        # Which of the two configs says it differs from one version of transformers to the next.
-        "tie_word_embeddings": not any(name.startswith("lm_head.") for name in sources),
     }
+    # Of a whole, which of the two configs says it differs from one version of transformers to the next.
+    if is_whole or own.get("tie_word_embeddings") is None:
+        text_values["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in sources)
     if _CROSSING in text_values:
         text_values, sources = _without_crossing(text_values, sources)
     return TextPart(values=text_values, sources=sources, left_out=len(names) - len(sources))

@@ -87,6 +87,11 @@ def test_a_text_part_that_was_loaded_from_the_whole_and_saved_is_read_under_the_
     assert checkpoint.config.model_type == "qwen3_5_text"
     (logits_TV,) = reference_logits(checkpoint, [IDS])
     np.testing.assert_allclose(logits_TV, expected_TV, rtol=0, atol=1e-4)
+    tensors = load_file(tmp_path / "text/model.safetensors")
+    tensors.pop("lm_head.weight")  # whose config says that it is not the embedding
+    save_file(tensors, tmp_path / "text/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight"):
+        HuggingFaceCheckpoint(tmp_path / "text")
 
 
 @pytest.mark.parametrize("has_adapters", [False, True])
