@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -78,6 +79,10 @@ class LoopbackServer:
 class _Handler(BaseHTTPRequestHandler):
     server_state: LoopbackServer
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # who asked may leave, or be killed
+            super().handle()
 
     def do_GET(self) -> None:
         state = self.server_state
