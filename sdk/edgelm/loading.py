@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgelm.arguments import as_path, or_default
 from edgelm.config import ModelConfig
-from edgelm.errors import EdgeLMError, OutOfMemoryError
+from edgelm.errors import EdgeLMError, OutOfMemoryError, PackageError
 from edgelm.files.modified import state_of_file
 from edgelm.language_model import LanguageModel
 from edgelm.library.library import Library
@@ -29,6 +29,7 @@ from edgelm.text.tokenizer import Tokenizer
 
 _LARGE = 1 << 24  # bytes: what takes more than about 10 ms to hash
 _LARGE_TOKENIZER = 1 << 23
+_MOST_LOADS = 8  # of what is replaced meanwhile
 
 
 def load(
@@ -48,7 +49,7 @@ def load(
 
     Raises:
         ModelNotFoundError: nothing of that name or path is here.
-        PackageError: the package is broken or was changed, or is not signed as required.
+        PackageError: the package is broken, was changed or is replaced all the time, or is not signed as required.
         ProviderError: ONNX Runtime is not installed or refuses the graph, or the provider is not here.
         MissingExtraError: a signature is required, and model-signing is not installed.
         OutOfMemoryError: its weights do not fit the memory that is free.
@@ -58,7 +59,7 @@ def load(
     if provider is not None:
         options = replace(options, provider=provider)
     path, key = Library().find(name_or_path), None if public_key is None else as_path(public_key)
-    while True:
+    for _ in range(_MOST_LOADS):
         written = state_of_file(path / FILE_NAME)
         try:
             model = _load(path, options, key)
@@ -71,6 +72,7 @@ def load(
         if state_of_file(path / FILE_NAME) in (written, None):
             return model
         del model  # its weights may be of another package than what they were checked by
+    raise PackageError(f"{path}: another package takes its place whenever it is loaded. Load it when that has ended.")
 
 
 def _load(path: Path, options: SessionOptions, public_key: Path | None) -> LanguageModel:

@@ -14,7 +14,7 @@ import pytest
 import edgelm
 from edgelm import loading
 from edgelm.package.graph_file import DATA_FILE
-from edgelm.package.manifest import Manifest, describe_file
+from edgelm.package.manifest import FILE_NAME, Manifest, describe_file
 from edgelm.testing import tiny_model_path
 
 
@@ -59,6 +59,18 @@ def test_where_another_package_takes_its_place_meanwhile_that_one_is_loaded(
     monkeypatch.setattr(owner, step, replaced)
     model = edgelm.load(package)
     assert (model.fingerprint, model.score("the sea").perplexity) == (Manifest.load(package).fingerprint, expected)
+
+
+def test_a_package_that_is_replaced_all_the_time_is_not_loaded_for_ever(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touched(*arguments: Any, make: Any = loading.LanguageModel, **options: Any) -> Any:
+        os.utime(package / FILE_NAME, ns=(0, (package / FILE_NAME).stat().st_mtime_ns + 10**9))
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(loading, "LanguageModel", touched)
+    with pytest.raises(edgelm.PackageError, match="package: another package takes its place whenever it is loaded"):
+        edgelm.load(package)
 
 
 @pytest.mark.usefixtures("no_collection")
