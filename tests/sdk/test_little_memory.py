@@ -36,6 +36,7 @@ from edgelm.memory.out_of_memory import out_of_memory
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.load_memory import memory_to_load
 from edgelm.package.package import open_package
+from edgelm.runtime import session
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
 
 PROMPT = [11, 12, 13, 14] * 75
@@ -335,6 +336,20 @@ def test_of_two_requests_that_have_no_memory_together_one_waits(
     alone = [model.generate(prompt, SHORT).token_ids for prompt in prompts]
     monkeypatch.setattr(model, "prefixes", PrefixCache(model.config))
     with_room_for(monkeypatch, 512)  # for the long one alone, or two of 256
+    with Engine(model) as engine:
+        answers = submit_both(engine, prompts, SHORT, SHORT)
+        assert [edgelm.join(answer).token_ids for answer in answers] == alone
+        assert engine.stats.preempted > 0
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_rows_that_are_computed_one_after_the_other_find_memory_for_all_or_for_none(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    prompts = [PROMPT[:120], [8, 9]][:: 1 if is_first else -1]
+    alone = [model.generate(prompt, SHORT).token_ids for prompt in prompts]
+    monkeypatch.setattr(session, "works_in_place", lambda _: False)  # as with a graph that passes keys and values on
+    with_room_for(monkeypatch, 256)  # for two of 128, which the long one outgrows in its answer
     with Engine(model) as engine:
         answers = submit_both(engine, prompts, SHORT, SHORT)
         assert [edgelm.join(answer).token_ids for answer in answers] == alone

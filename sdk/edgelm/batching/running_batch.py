@@ -167,6 +167,8 @@ class RunningBatch:
             next_ids[request.own_row] = request.next_call[0]
         if not (rows := self._batch.rows[: self._batch.active]):
             return
+        # First: where there is no memory, no row has its token yet, also where a graph computes one after the other.
+        self._batch.reserve(max(row.length for row in rows) + 1)
         bound, started = len(self._batch.bindings), time.perf_counter()
         logits_NV = self._session.forward_rows(
             [next_ids[row] for row in rows], self._batch, [guesses.get(row, []) for row in rows]
