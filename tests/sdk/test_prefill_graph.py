@@ -260,6 +260,21 @@ def test_a_text_that_outgrows_longrope_is_as_one_that_was_long_from_the_start(pa
     assert [buffer[:, :, :300].tobytes() for buffer in grown.buffers] == before
 
 
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_prompt_beyond_the_original_context_of_longrope_is_read_once(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    session, ids, read = edgelm.load(packages("longrope"), SessionOptions(threads=1)).session, random_ids(320), []
+    cache = session.new_cache()
+    if kept:
+        prefill(session, ids[:kept], cache)
+    read_prompt = session._read_prompt
+    monkeypatch.setattr(session, "_read_prompt", lambda ids, *rest: read.append(len(ids)) or read_prompt(ids, *rest))
+    logits_V = prefill(session, ids, cache).copy()
+    assert read == [256, 63]
+    np.testing.assert_array_equal(prefill(session, ids, session.new_cache()), logits_V)
+
+
 def test_caches_of_adapters_are_the_decoders(plain: LanguageModel) -> None:
     cache = plain.session.new_cache()
     assert plain.session.reads_prompts(cache)

@@ -149,6 +149,11 @@ def compute_piece(
     Raises:
         ContextLengthError, ProviderError, StoppedError: as from DecoderSession.forward.
     """
+    short_context = session.config.short_context
+    if short_context is not None and cache.capacity <= short_context < len(token_ids):
+        # LongRoPE: what was computed as a short text's is of no use, and would be computed again behind its last piece.
+        cache.truncate(0)
+        cache.reserve(len(token_ids))
     together = computed_together(session, cache, token_ids)
     largest = PREFILL_CHUNK if together is token_ids else PREFILL_GRAPH_CHUNK
     chunk = next_chunk(together, cache.length, shared_chunk or largest, largest)
