@@ -6,7 +6,7 @@ import inspect
 import reprlib
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -232,7 +232,7 @@ class ChatSession:
         running.close()
         self._running = None
 
-    def _record(self, turns: list[Message], chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
+    def _record(self, turns: list[Message], chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
         said, has_answered, before = "", False, self._cache.length
         try:
             for chunk in chunks:
@@ -240,6 +240,7 @@ class ChatSession:
                 has_answered = chunk.finish_reason not in (None, "cancelled")
                 yield chunk
         finally:
+            chunks.close()  # first: what was guessed ahead and is not known to be right leaves the cache with it
             # A question that was taken back while it was read would be read again with every turn to come.
             if said or has_answered:
                 self._messages = [*turns, Message(role="assistant", content=said)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from functools import partial
+from typing import Literal
 
 import pytest
 from thinking_model import (
@@ -386,10 +388,17 @@ def test_a_conversation_keeps_the_answer_alone_and_computes_again_what_the_templ
     assert second.usage.cached_tokens >= len(first)
 
 
-def test_a_turn_that_ends_while_it_thinks_has_no_answer_to_keep() -> None:
+@pytest.mark.parametrize("speculation", [None, "prompt_lookup"])
+def test_a_turn_that_ends_while_it_thinks_has_no_answer_to_keep(
+    monkeypatch: pytest.MonkeyPatch, speculation: Literal["prompt_lookup"] | None
+) -> None:
+    ignored: list[object] = []  # what a generator raises when it is freed
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
     session = ChatSession(model_with_marks())
-    chunks = session.send("What is the sea?")
+    chunks = session.send("What is the sea?", GenerationConfig(speculation=speculation))
     while not next(chunks).reasoning:
         pass
     chunks.close()
     assert session.messages == []
+    assert session.context_used == 0
+    assert ignored == []
