@@ -27,6 +27,7 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError, PackageError
 from edgelm.generation_config import GenerationConfig
+from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import read_adapter
 from edgelm.package.onnx_walk import walk_onnx
 from edgelm.runtime.adapter_bank import AdapterBank
@@ -276,6 +277,23 @@ def test_an_adapter_stays_while_an_answer_fills_its_row_anew(tmp_path: Path, mon
     with edgelm.Engine(model) as engine:
         assert edgelm.join(engine.submit([5] * 1020, config)).usage.completion_tokens == 20
     assert len(refused) == 2  # as it came, and behind the end of its context
+
+
+def test_an_adapter_stays_once_an_answer_has_what_it_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fill = edgelm.load(tiny_model_path(), edgelm.SessionOptions(threads=1)), PrefixCache.fill
+    model.load_adapter(write_tiny_adapter(tmp_path / "a"))
+    prompt, config = [5, 6, 7] * 20, GenerationConfig(max_new_tokens=8, ignore_eos=True, adapter="mine")
+    alone = model.generate(prompt, config).token_ids
+
+    def fill_and_unload(*arguments: Any) -> int:
+        cached = fill(*arguments)
+        with pytest.raises(ConfigError, match="The adapter 'mine' is in use by 1 KV caches"):
+            model.unload_adapter("mine")
+        return cached
+
+    monkeypatch.setattr(PrefixCache, "fill", fill_and_unload)
+    answer = model.generate(prompt, config)
+    assert (answer.token_ids, answer.usage.cached_tokens) == (alone, 32)
 
 
 def test_an_adapter_is_named_by_a_text() -> None:

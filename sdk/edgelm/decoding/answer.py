@@ -136,6 +136,7 @@ class Answer:
         cache = session.new_cache() if given is None else given
         user = cache.user
         cache.use_adapter(self.config.adapter)
+        session.adopt(cache)  # before it has what its adapter computed: another one may get that name
         cache.read_source(self.source_ids)
         together = computed_together(session, cache, self.prompt_ids)
         self._computed_together = len(together)
