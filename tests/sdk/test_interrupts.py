@@ -7,16 +7,17 @@ import itertools
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
 from model_features import LINEAR, config_with
+from waiting import wait_for
 
 import edgelm
 from edgelm import Chunk, Constraint, Engine, Generation, GenerationConfig
+from edgelm.batching.worker import Worker
 from edgelm.cli.interrupts import Interrupts
 from edgelm.decoding.answer import Answer
 from edgelm.memory.kv_cache import KVCache
@@ -193,11 +194,14 @@ def test_a_cache_that_was_interrupted_on_its_way_back_to_a_snapshot_is_empty(fun
     assert all(found == (0, {0.0}) for found in states)
 
 
-def test_an_engine_answers_the_next_request_wherever_one_was_interrupted_as_it_came() -> None:
+@pytest.mark.parametrize("function", [Worker.take, threading.Condition.notify])
+def test_an_engine_answers_the_next_request_wherever_one_was_interrupted_as_it_came(
+    function: Callable[..., Any],
+) -> None:
     with Engine(scripted_model("Fine.")) as engine:
         answered = []
-        for place in interrupted(threading.Condition.notify, lambda: engine.submit("x")):
-            time.sleep(0.02)  # the worker, where it was woken, is done with that one, and waits again
+        for place in interrupted(function, lambda: engine.submit("x")):
+            wait_for(lambda: not engine.stats.active + engine.stats.queued)  # that one is cancelled, or over
             answer = engine.submit("y")
             reader = threading.Thread(target=list, args=(answer,), daemon=True)
             reader.start()

@@ -208,7 +208,11 @@ class Engine:
             expires=time.monotonic() + seconds,
         )
         request.use_adapter(self._model.session)
-        self._worker.take(request, self._options.max_queue)
+        try:
+            self._worker.take(request, self._options.max_queue)
+        except KeyboardInterrupt:  # it may wait already, unknown to a worker that sleeps, and nobody will read it
+            request.generation.cancel()
+            raise
         return request.generation
 
     def close(self, *, drain: bool = False) -> None:
