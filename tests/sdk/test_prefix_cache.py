@@ -4,7 +4,9 @@ import threading
 import tracemalloc
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -361,6 +363,39 @@ def test_threads_share_a_prefix_cache_that_is_always_full(model: LanguageModel) 
         thread.join()
     assert [got[i] for i in range(30)] == expected
     assert model.prefixes.bytes <= model.prefixes.max_bytes
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_an_answer_that_the_garbage_collector_ends_while_another_is_kept_waits_for_nothing(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, add, collections = PrefixCache._copies, weakref.WeakSet.add, []
+
+    def abandon() -> None:
+        chunks = model.stream(random_ids(70), SHORT.replace(max_new_tokens=40))
+        next(chunks)
+        cycle: list[object] = [chunks]
+        cycle.append(cycle)
+
+    def collect_first(function: Callable[..., Any]) -> Callable[..., Any]:
+        def collecting(*arguments: Any, **named: Any) -> Any:
+            collections.append(gc.collect())
+            return function(*arguments, **named)
+
+        return collecting
+
+    def answer() -> None:
+        for place, name, function in ((PrefixCache, "_copies", copies), (weakref.WeakSet, "add", add)):
+            abandon()
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, collect_first(function))
+                model.generate(random_ids(70, seed=1 + len(collections)), SHORT)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert any(collections)
 
 
 def test_an_engine_refuses_at_once_what_does_not_fit_its_memory(model: LanguageModel) -> None:

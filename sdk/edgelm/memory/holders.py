@@ -14,7 +14,7 @@ class Holders:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may end an answer inside, which is kept then
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def add(self, holder: object) -> None:

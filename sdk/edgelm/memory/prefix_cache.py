@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -70,7 +71,7 @@ class PrefixCache:
         self._longest = longest_row(config)
         self._block_bytes, self._state_bytes = BLOCK * config.kv_bytes_per_token, config.state_bytes
         self._states = 0  # in how many blocks there are states
-        self._lock = threading.Lock()
+        self._lock, self._is_locked = threading.RLock(), False
         self._roots: dict[str | None, _Block] = {}  # by adapter: what one computed is of no use to another
         # The block used longest ago first. A block is always behind those that continue it, so the first has none.
         self._by_use: OrderedDict[_Block, None] = OrderedDict()
@@ -104,16 +105,28 @@ class PrefixCache:
         """How many tokens are kept."""
         return len(self._by_use) * BLOCK
 
+    @contextmanager
+    def _locked(self) -> Iterator[bool]:
+        """Have the blocks alone; False: this thread has them already. Python's garbage collector, which comes at any
+        time, may end an answer that nobody reads to its end, and that keeps what it has.
+        """
+        with self._lock:
+            is_alone, self._is_locked = not self._is_locked, True
+            try:
+                yield is_alone
+            finally:
+                self._is_locked = not is_alone
+
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with self._locked():
             self._roots.clear()
             self._by_use.clear()
             self._states = 0
 
     def forget_adapter(self, name: str) -> None:
         """Forget what an adapter computed, before another one may get its name."""
-        with self._lock:
+        with self._locked():
             blocks = [self._roots.pop(name, _Block(None, (), []))]
             while blocks:
                 block = blocks.pop()
@@ -139,7 +152,7 @@ class PrefixCache:
         most = (len(token_ids) - 2) // BLOCK if len(token_ids) <= self._longest else 0
         if most * BLOCK <= cache.length:
             return 0
-        with self._lock:
+        with self._locked():
             path = self._path(self._root(cache), token_ids, most)
             if cache.has_states:
                 cache.branch = len(path) * BLOCK
@@ -182,7 +195,9 @@ class PrefixCache:
         }
         if cache.has_states:
             blocks = max(snapshots, default=0)  # blocks after the last snapshot are of no use
-        with self._lock:
+        with self._locked() as is_alone:
+            if not is_alone:
+                return
             root = self._root(cache)
             path = self._path(root, cache.token_ids, blocks)
             starts = range(len(path) * BLOCK, blocks * BLOCK, BLOCK)
