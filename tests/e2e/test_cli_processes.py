@@ -235,6 +235,6 @@ def test_a_command_without_its_extra_names_the_line_that_adds_it():
     )
     assert result.stdout.split() == ["1"] * len(commands), result.stderr
     assert result.stderr.splitlines() == [
-        f"error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install 'edgelm[{extra}]'"
+        f'error: `edgelm {command[0]}` needs {module!r}, which is not installed: pip install "edgelm[{extra}]"'
         for command, module, extra in commands
     ]

@@ -242,7 +242,8 @@ def test_a_command_that_lacks_its_extra_says_the_pip_line(monkeypatch, tmp_path)
     result = invoke("extra")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "error: `edgelm extra` needs 'some_missing_module', which is not installed: pip install 'other-package[more]'\n"
+        "error: `edgelm extra` needs 'some_missing_module', which is not installed: "
+        'pip install "other-package[more]"\n'
     )
 
 

@@ -257,7 +257,7 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
     extra = entry_point.name if entry_point.name in extras else extras[0]
     return MissingExtraError(
         f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
-        f"pip install '{_owner(entry_point)}[{extra}]'"
+        f'pip install "{_owner(entry_point)}[{extra}]"'
     )
 
 
