@@ -56,7 +56,7 @@ bench: $(VENV)/bench.stamp
 # The documentation, as a folder of pages that needs no server: site/index.html. The search alone does, as browsers let
 # no page on the disk read its index: .venv/bin/python -m http.server -d site
 docs: $(VENV)/dev.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Long: a million mutants of some kinds of files, what fails is kept in tests/trust/regressions/; then kills and bit flips.
 fuzz: $(VENV)/dev.stamp
