@@ -166,14 +166,6 @@ def test_a_gguf_model_in_parts_comes_whole_whichever_part_is_named(server):
     assert server.headers_seen == []
 
 
-def test_a_dropped_connection_resumes(server):
-    server.drops[WEIGHTS_URL] = [700_000]
-    result = pull("hf:org/Small-Model")
-    assert result.exit_code == 0, result.stderr
-    assert (Library().source_path("small-model") / "model.safetensors").read_bytes() == WEIGHTS
-    assert server.ranges_asked(WEIGHTS_URL) == [None, "bytes=700000-"]
-
-
 def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     server.holds[WEIGHTS_URL] = 1_000_000
     process = subprocess.Popen([*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment)
@@ -190,21 +182,6 @@ def test_a_killed_pull_goes_on_where_it_stopped(environment, server):
     assert server.ranges_asked(WEIGHTS_URL)[-1] == f"bytes={part}-"
     assert server.ranges_asked(WEIGHTS_URL.replace("model.safetensors", "config.json")) == [None]  # which was here
     assert not downloads.exists()
-
-
-def test_an_interrupted_pull_ends_with_130_and_can_go_on(environment, server):
-    server.holds[WEIGHTS_URL] = 1_000_000
-    process = subprocess.Popen(
-        [*COMMAND, "pull", "hf:org/Small-Model", "--source-only"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    downloads = Library().downloads_path("small-model")
-    wait_for(lambda: any(part.stat().st_size > 500_000 for part in downloads.rglob("model.safetensors*.part")))
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    server.release.set()
-    assert pull("hf:org/Small-Model").exit_code == 0
 
 
 def test_two_pulls_at_once_download_once(environment, server):

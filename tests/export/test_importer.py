@@ -1,15 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
-import posix
-import random
 import resource
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,43 +154,6 @@ def test_a_folder_or_file_that_is_not_ours_is_not_replaced(tmp_path: Path, save_
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, save_llama: SaveLlama) -> None:
-    save_llama(tmp_path / "old-hf")
-    # Large enough to be written for some time after the last tensor was read.
-    save_llama(tmp_path / "new-hf", hidden_size=512, intermediate_size=1024, tie_word_embeddings=False)
-    import_checkpoint(tmp_path / "old-hf", tmp_path / "old")
-    import_checkpoint(tmp_path / "new-hf", tmp_path / "new")
-    old, new = contents(tmp_path / "old"), contents(tmp_path / "new")
-    total = len(HuggingFaceCheckpoint(tmp_path / "new").config.tensor_shapes())
-    home = tmp_path / "home"
-    target = home / "ckpt"
-    points = random.Random(0)
-    killed = 0
-    for attempt in range(6):
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.copytree(tmp_path / "old", target)
-        steps, told = os.pipe()
-
-        def write(told: int = told) -> None:
-            os.fsync = posix.fsync  # as where nobody tests
-            import_checkpoint(tmp_path / "new-hf", target, progress=lambda *_: os.write(told, b".") and None)
-
-        child = fork(write)
-        os.close(told)
-        # Half of the kills hit the writing of weights, half what follows: text files, flushes, the change of names.
-        for _ in range(points.randint(1, total) if attempt % 2 else total):
-            os.read(steps, 1)
-        time.sleep(0 if attempt % 2 else points.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        killed += exit_status(child) == -signal.SIGKILL
-        os.close(steps)
-        assert contents(target) in (old, new)
-        import_checkpoint(tmp_path / "new-hf", target)
-        assert contents(target) == new
-        assert [path.name for path in home.iterdir()] == ["ckpt"]
-    assert killed  # or this tests nothing
 
 
 def test_a_full_disk_is_an_error_that_leaves_the_old_folder_whole(tmp_path: Path, save_llama: SaveLlama) -> None:

@@ -179,12 +179,6 @@ def test_a_line_that_begins_with_a_space_is_said_to_the_model():
     assert converse(" /etc/passwd is what?").session.messages[0]["content"] == "/etc/passwd is what?"
 
 
-def test_regenerate_answers_the_last_question_again():
-    chat = converse("Hello", "/regenerate")
-    assert chat.screen.answers == ["The sea is blue."] * 2
-    assert len(chat.session.messages) == 2
-
-
 def test_a_saved_chat_is_loaded_whole(tmp_path):
     path = tmp_path / "a chat.json"
     saved = converse("/system Be brief.", "Hello", f"/save {path}")
@@ -269,9 +263,10 @@ def test_a_conversation_that_moves_through_the_context_has_no_warning_and_a_rema
 
 
 def test_retry_and_the_other_names_do_the_same():
-    for leave in ("/exit", "/quit"):
-        chat = converse("Hello", "/retry", leave, "never said")
+    for again, leave in (("/retry", "/exit"), ("/regenerate", "/quit")):
+        chat = converse("Hello", again, leave, "never said")
         assert chat.screen.answers == ["The sea is blue."] * 2
+        assert len(chat.session.messages) == 2
     assert "leave; also /exit; also /quit" in converse("/?").screen.notes[-1]
     assert set(ALIASES.values()) <= set(COMMANDS)
     assert not set(ALIASES) & set(COMMANDS)
