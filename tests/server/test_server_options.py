@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import math
 import os
 import re
 import shutil
 import weakref
-from collections.abc import Iterator
 
 import pytest
 from edgelm_server import TINY
@@ -24,14 +22,6 @@ from edgelm.server import model_pool
 from edgelm.server.api_error import ApiError, as_api_error
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import RequestLimits, ServerOptions
-
-
-@pytest.fixture
-def no_cycles() -> Iterator[None]:
-    """What is freed is freed by itself: in an idle server Python does not look for cycles."""
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +112,8 @@ def test_where_memory_is_short_the_longest_unused_model_goes_and_busy_ones_stay(
     asyncio.run(main())
 
 
-def test_what_a_model_had_is_free_when_memory_for_another_is_looked_for(own_library, monkeypatch, no_cycles):
+@pytest.mark.usefixtures("no_collection")  # what is freed is freed by itself, as in an idle server
+def test_what_a_model_had_is_free_when_memory_for_another_is_looked_for(own_library, monkeypatch):
     for name in ("first", "second"):
         shutil.copytree(TINY, own_library / "models" / name)
 
@@ -143,7 +134,8 @@ def test_what_a_model_had_is_free_when_memory_for_another_is_looked_for(own_libr
     asyncio.run(main())
 
 
-def test_the_sweep_keeps_nothing_of_a_model_that_it_has_unloaded(no_cycles):
+@pytest.mark.usefixtures("no_collection")
+def test_the_sweep_keeps_nothing_of_a_model_that_it_has_unloaded():
     async def main() -> None:
         async with pool.running():
             loaded = await pool.acquire("tiny-random")

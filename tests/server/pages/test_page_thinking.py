@@ -12,6 +12,13 @@ from thinking_model import SAID, THOUGHT, thinking_server
 from thinking_template import THINKING
 
 
+def sent_variables(page: Page) -> object:
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page)
+    done(page)
+    return sent.value.post_data_json.get("chat_template_kwargs")
+
+
 def test_what_is_thought_is_folded_above_the_answer(open_page: Callable[..., Page]) -> None:
     with EdgelmServer((TINY,), prelude=thinking_server(seconds_per_token=0.02)) as server:
         page = open_page(server)
@@ -42,24 +49,18 @@ def test_a_model_that_can_be_told_whether_to_think_has_a_switch(
         page = open_page(server)
         switch = page.get_by_role("checkbox", name="Think")
 
-        def sent_variables() -> object:
-            with page.expect_request("**/v1/chat/completions") as sent:
-                ask(page)
-            done(page)
-            return sent.value.post_data_json.get("chat_template_kwargs")
-
         expect(page.locator("#model")).to_have_value("plain")
-        assert sent_variables() is None
+        assert sent_variables(page) is None
         expect(switch).to_be_hidden()
         page.select_option("#model", "told")
-        assert sent_variables() == {"enable_thinking": True}
+        assert sent_variables(page) == {"enable_thinking": True}
         switch.uncheck()
-        assert sent_variables() == {"enable_thinking": False}
+        assert sent_variables(page) == {"enable_thinking": False}
         page.reload()
         expect(switch).not_to_be_checked()
-        assert sent_variables() == {"enable_thinking": False}
+        assert sent_variables(page) == {"enable_thinking": False}
         page.select_option("#model", "plain")
-        assert sent_variables() is None
+        assert sent_variables(page) is None
         expect(switch).to_be_hidden()
 
 
@@ -105,19 +106,13 @@ def test_other_names_of_thinking_are_offered_too(
         page = open_page(server)
         switch, effort = page.get_by_role("checkbox", name="Think"), page.get_by_label("Effort")
 
-        def sent_variables() -> object:
-            with page.expect_request("**/v1/chat/completions") as request:
-                ask(page)
-            done(page)
-            return request.value.post_data_json.get("chat_template_kwargs")
-
-        assert sent_variables() == sent[0]
+        assert sent_variables(page) == sent[0]
         if "thinking" in template:
             expect(effort).to_be_hidden()
             switch.check()
         else:
             expect(switch).to_be_hidden()
             effort.select_option("high")
-        assert sent_variables() == sent[1]
+        assert sent_variables(page) == sent[1]
         page.reload()
-        assert sent_variables() == sent[1]
+        assert sent_variables(page) == sent[1]
