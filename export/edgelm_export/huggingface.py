@@ -49,7 +49,7 @@ from edgelm_export.checkpoint_folder import (
 )
 from edgelm_export.float8_format import FLOAT8
 from edgelm_export.mlx_format import MLXMatrix
-from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
+from edgelm_export.mxfp4 import MXFP4Stack
 from edgelm_export.packed_formats import Packed, packed_matrices, without_parts
 from edgelm_export.safetensors_writer import SOURCE_KEY
 from edgelm_export.tensor_map import CANONICAL, EMBEDDING, HEAD, Part, map_tensors
@@ -111,11 +111,13 @@ class HuggingFaceCheckpoint:
         if self._text_part is not None:
             values = dict(self._text_part.values)
             self._stored = {name: self._stored[source] for name, source in self._text_part.sources.items()}
-            quantization = self._text_part.renamed(quantization) if isinstance(quantization, dict) else quantization
+            quantization = None if quantization is None else self._text_part.renamed(quantization)
         self._last: tuple[tuple[str, int | None], NDArray[np.float32]] | None = None
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
-        self._packed, self._stacks = self._quantized(quantization, shapes)
-        shapes = without_parts(shapes, {**self._packed, **self._stacks})
+        self._packed: Mapping[str, Packed] = {}
+        if quantization is not None:
+            self._packed = packed_matrices(quantization, shapes, self._read_whole, folder)
+        shapes = without_parts(shapes, self._packed)
         try:
             layout, is_known = CANONICAL, self._text_part is None
             if section is not None:
@@ -160,15 +162,6 @@ class HuggingFaceCheckpoint:
         more += tuple(id_ for id_ in tokenizer_ends(self.path) if id_ < config.vocab_size)
         return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
-    def _quantized(
-        self, quantization: object, shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[Mapping[str, Packed], Mapping[str, MXFP4Stack]]:
-        """Find the matrices that are quantized, and the stacks of such, by the shapes of the stored tensors."""
-        settings = quantization if isinstance(quantization, dict) else {}
-        if settings.get("quant_method") == "mxfp4":
-            return {}, mxfp4_stacks(shapes)
-        return packed_matrices(settings, shapes, self._read_whole, self.path) if quantization else {}, {}
-
     @cached_property
     def text_files(self) -> Mapping[str, str]:
         """The tokenizer and its companions.
@@ -205,7 +198,7 @@ class HuggingFaceCheckpoint:
             "files": [dataclasses.asdict(describe_file(path)) for path in files],
             **fetched_facts(self.path),
         }
-        if self._packed or self._stacks:
+        if self._packed:
             described["tensor_types"] = sorted({self.stored_type(name) for name in self._parts})
         try:
             imported_from = json.loads(self._metadata.get(SOURCE_KEY, "null"))
@@ -220,8 +213,6 @@ class HuggingFaceCheckpoint:
     def stored_type(self, name: str) -> str:
         """Name the type a tensor has on disk: F32, F16, BF16, or a packed one such as GPTQ-4bit."""
         source = self._parts[name].source
-        if source in self._stacks:
-            return "MXFP4"
         return self._packed[source].type if source in self._packed else self._stored[source].dtype
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -232,12 +223,7 @@ class HuggingFaceCheckpoint:
         if part.source in self._packed:
             return self._read(part.source) if part.is_whole else part.taken_from(self._unpacked(part)).copy()
         if part.index is not None:
-            stack = self._stacks.get(part.source)
-            return part.taken_from(
-                self._read_entry(part.source, part.index).astype(np.float32)
-                if stack is None
-                else stack.matrix(self._read_entry, part.index)
-            )
+            return part.taken_from(self._read_entry(part.source, part.index).astype(np.float32))
         if isinstance(part.rows, slice) and not part.transposed:
             return dataclasses.replace(part, rows=None).taken_from(self._read(part.source, part.rows))
         if isinstance(part.columns, slice) and part.transposed and part.rows is None:
@@ -260,11 +246,10 @@ class HuggingFaceCheckpoint:
         packed = self._packed.get(part.source)
         if part.is_whole and isinstance(packed, MLXMatrix):
             return packed.blocks(functools.partial(self._read_rows, which=rows))
-        blocks: QuantizedBlocks | None = None
-        if part.source in self._stacks and part.index is not None:
-            blocks = self._stacks[part.source].blocks(self._read_entry, part.index)
-        elif packed is not None and not part.transposed:
-            blocks = packed.blocks(self._reader(part))
+        # What is packed as MXFP4 lies the other way round than the tensor in whose place it is.
+        if packed is None or part.transposed != isinstance(packed, MXFP4Stack):
+            return None
+        blocks = packed.blocks(self._reader(part))
         return None if blocks is None else blocks.rows(ALL_ROWS if part.rows is None else part.rows).rows(rows)
 
     def __enter__(self) -> Self:
@@ -344,7 +329,7 @@ class HuggingFaceCheckpoint:
         others = [
             f"{source} ({self._stored[source].dtype})"
             for source in dict.fromkeys(part.source for part in self._parts.values())
-            if source not in self._packed and source not in self._stacks and self._stored[source].dtype not in FLOATS
+            if source not in self._packed and self._stored[source].dtype not in FLOATS
         ]
         others += [
             f"{name} ({self._stored[name].dtype} instead of {' or '.join(types)})"
@@ -388,7 +373,7 @@ class HuggingFaceCheckpoint:
         return all(np.array_equal(self._read(name, rows), self._read(embedding, rows)) for rows in portions)
 
 
-def _quantization(folder: Path, values: dict[str, Any]) -> object:
+def _quantization(folder: Path, values: dict[str, Any]) -> dict[str, Any] | None:
     """Take out of config.json's values how weights are quantized, which older folders of ModelOpt have beside it."""
     # mlx-lm writes its settings under the first two names, and reads the first; compressed-tensors once had the third.
     found = [values.pop(key, None) for key in ("quantization", "quantization_config", "compression_config")]
@@ -396,7 +381,7 @@ def _quantization(folder: Path, values: dict[str, Any]) -> object:
     if quantization is None and (folder / MODELOPT_FILE).exists():
         settings = read_json_object(folder, MODELOPT_FILE).get("quantization")
         return {**(settings if isinstance(settings, dict) else {}), "quant_method": "modelopt"}
-    return quantization
+    return quantization if quantization is None or isinstance(quantization, dict) else {}
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, _StoredTensor], dict[str, str]]:

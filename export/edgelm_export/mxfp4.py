@@ -7,22 +7,19 @@ Shapes: E experts, N outputs, K inputs, in blocks of 32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoint import QuantizedBlocks, Read
 from edgelm_export.gguf_blocks import in_turn
 from edgelm_export.microscaling import E2M1_DOUBLED, half_of_power
 
 BLOCK_SIZE = 32
 _VALUES, _SCALES = "_blocks", "_scales"
-
-# (name, index) -> that entry of a stored tensor.
-ReadEntry = Callable[[str, int], NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +29,30 @@ class MXFP4Stack:
     stem: str
     shape: tuple[int, int, int]
 
-    @property
-    def parts(self) -> tuple[str, str]:
-        """The names that its tensors have."""
-        return (self.stem + _VALUES, self.stem + _SCALES)
+    type: ClassVar[str] = "MXFP4"
 
-    def blocks(self, read: ReadEntry, index: int) -> QuantizedBlocks:
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(self.stored_types)
+
+    @property
+    def stored_types(self) -> dict[str, tuple[str, ...]]:
+        """The types that its tensors must have on disk."""
+        return {self.stem + part: ("U8",) for part in (_VALUES, _SCALES)}
+
+    def weight(self, read: Read) -> NDArray[np.float32]:
+        """Return one expert's matrix in float32, [K, N]; `read` gives that expert's entries."""
+        blocks = self.blocks(read)
+        return (blocks.values * blocks.scales[..., None]).reshape(len(blocks.values), -1).T
+
+    def blocks(self, read: Read) -> QuantizedBlocks:
         """Return one expert's matrix [N, K] on its own grid."""
-        packed_NBH = read(self.stem + _VALUES, index)
+        packed_NBH = read(self.stem + _VALUES)
         codes = in_turn(packed_NBH.reshape(len(packed_NBH), -1), 4)
         values = E2M1_DOUBLED[codes.reshape(*packed_NBH.shape[:2], BLOCK_SIZE)]
-        scales = half_of_power(read(self.stem + _SCALES, index))
+        scales = half_of_power(read(self.stem + _SCALES))
         return QuantizedBlocks(bits=8, block_size=BLOCK_SIZE, values=values, scales=scales)
-
-    def matrix(self, read: ReadEntry, index: int) -> NDArray[np.float32]:
-        """Return one expert's matrix in float32, [K, N]."""
-        blocks = self.blocks(read, index)
-        return (blocks.values * blocks.scales[..., None]).reshape(len(blocks.values), -1).T
 
 
 def mxfp4_stacks(present: Mapping[str, tuple[int, ...]]) -> dict[str, MXFP4Stack]:

@@ -25,7 +25,7 @@ from edgelm_export.grid_of_groups import Grid
 from edgelm_export.hqq_format import HQQMatrix, hqq_matrices
 from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
 from edgelm_export.modelopt_format import ModelOptMatrix, modelopt_matrices
-from edgelm_export.mxfp4 import MXFP4Stack
+from edgelm_export.mxfp4 import MXFP4Stack, mxfp4_stacks
 from edgelm_export.torchao_format import TorchAOMatrix, torchao_matrices
 
 # AutoAWQ puts these outputs of each eight into the nibbles of an int32, the first into the lowest.
@@ -89,10 +89,11 @@ class _Format:
     unpack: Callable[[PackedMatrix, Read], Grid]
 
 
-# A matrix of any format.
+# A matrix of any format, or the stacked ones of experts.
 Packed = (
     PackedMatrix
     | MLXMatrix
+    | MXFP4Stack
     | TernaryMatrix
     | ScaledMatrix
     | FourBitMatrix
@@ -123,6 +124,8 @@ def packed_matrices(
     method = config.get("quant_method")
     if method is None and {"bits", "group_size"} <= config.keys():  # mlx-lm names no method
         return mlx_matrices(config, present, where)
+    if method == "mxfp4":
+        return mxfp4_stacks(present)
     if method == "bitnet":
         return ternary_matrices(config, present, where)
     if method == "bitsandbytes" and config.get("load_in_4bit"):
@@ -251,9 +254,7 @@ def _group_size(matrix: PackedMatrix, groups: int) -> int | None:
     return size if type(size) is int and size > 0 and -(-K // size) == groups else None
 
 
-def without_parts(
-    present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed | MXFP4Stack]
-) -> dict[str, tuple[int, ...]]:
+def without_parts(present: Mapping[str, tuple[int, ...]], matrices: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a folder's tensors with each packed matrix, or stack of them, in place of its parts."""
     parts = {part for matrix in matrices.values() for part in matrix.parts}
     plain = {name: shape for name, shape in present.items() if name not in parts}

@@ -18,7 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule, scheme_for
 from edgelm.config import ModelConfig
-from edgelm.errors import ExportError
+from edgelm.errors import CheckpointError, ExportError
 from edgelm.runtime.session import DecoderSession
 from edgelm_export import experts
 from edgelm_export.checkpoint_view import CheckpointView
@@ -269,6 +269,14 @@ def test_a_stack_without_its_scales_is_no_mxfp4(tmp_path: Path) -> None:
     del tensors["model.layers.0.mlp.experts.down_proj_scales"]
     save_file(tensors, tmp_path / "oss" / "model.safetensors")
     with pytest.raises(Exception, match=r"missing: model.layers.0.mlp.experts.down_proj; unknown: .*down_proj_blocks"):
+        HuggingFaceCheckpoint(tmp_path / "oss")
+
+
+def test_a_stack_of_another_type_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = mxfp4_folder(tmp_path / "oss", make_checkpoint(tmp_path / "tokenizer"))
+    name = "model.layers.0.mlp.experts.down_proj_blocks"
+    save_file(tensors | {name: tensors[name].astype(np.float32)}, tmp_path / "oss" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"down_proj_blocks \(F32 instead of U8\)"):
         HuggingFaceCheckpoint(tmp_path / "oss")
 
 
