@@ -39,6 +39,7 @@ from edgelm_export.mamba import add_mamba
 from edgelm_export.mamba2 import add_mamba2
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.stack import Stack
+from edgelm_export.standard_attention import split_heads
 
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 _HEAD_MULTIPLE = 8  # of GroupQueryAttention's heads
@@ -50,7 +51,8 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalDa
     Raises:
         ExportError: ONNX Runtime's operators cannot compute this config.
     """
-    for head_dim in _head_sizes(checkpoint.config):
+    config = checkpoint.config
+    for head_dim in sorted({config.head_size(layer) for layer in config.attention_layers}):
         if head_dim % _HEAD_MULTIPLE:
             raise ExportError(
                 f"head_dim is {head_dim}; ONNX Runtime's GroupQueryAttention takes heads of a multiple of "
@@ -79,10 +81,6 @@ def _check_rotation(config: ModelConfig) -> None:
             f"max_position_embeddings is {config.max_position_embeddings}; the rotations of at most "
             f"{LARGEST_TABLE // row} positions are made when a graph of such heads is loaded. Set it to that or less."
         )
-
-
-def _head_sizes(config: ModelConfig) -> list[int]:
-    return sorted({config.head_size(layer) for layer in config.attention_layers})
 
 
 class DecoderStack(Stack):
@@ -385,7 +383,7 @@ class DecoderStack(Stack):
         if config.qk_norm and own:
             key = self.normed_by_head(key, f"{name}.k_norm", K * H, H)
         if config.v_norm and own:
-            heads = self.split_heads(value, f"{name}.v_norm", H)
+            heads = split_heads(self.graph, value, K, H, f"{name}.v_norm")
             normed = self.norm(heads, f"{name}.v_norm", H, kind="rms_plain")
             joined = self.graph.constant([0, 0, K * H])
             value = self.graph.node("Reshape", [normed, joined], f"{name}.v_norm.joined")

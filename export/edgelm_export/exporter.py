@@ -159,6 +159,7 @@ def _write_package(
     del tokenizer  # it would stand in memory beside the package
     precision, text = fitted(precision, checkpoint), CalibrationText(calibration, folder, checkpoint.config)
     used, quality = _write_checked_graph(checkpoint, folder, precision, text, progress or (lambda *_: None))
+    named = checkpoint.source.get("license")
     package = Manifest(
         name=name,
         architecture=checkpoint.config.model_type,
@@ -170,7 +171,7 @@ def _write_package(
         source=checkpoint.source,
         created_by={"edgelm": edgelm.__version__, "onnx": onnx.__version__, "numpy": numpy.__version__},
         control_token_ids=control_token_ids,
-        license=_license(checkpoint.source.get("license")),
+        license=named and (spdx_identifier(named) or named),
         quality=quality,
         notes=_notes(checkpoint, precision, used, text),
     )
@@ -270,10 +271,6 @@ def _write_text_files(
         files["genai_config.json"] = json_text(genai_config(checkpoint.config, shares_cache=operators != STANDARD))
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
-
-
-def _license(named: str | None) -> str | None:
-    return None if named is None else spdx_identifier(named) or named
 
 
 def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: CalibrationText) -> tuple[str, ...]:

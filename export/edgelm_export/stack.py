@@ -25,6 +25,7 @@ from edgelm_export.projection import Projections
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.portions import Stored
+from edgelm_export.standard_attention import split_heads
 from edgelm_export.tensor_map import HEAD_FACTORS
 
 # Besides SiLU, which is one of the operators of a layer.
@@ -267,7 +268,7 @@ class Stack(ABC):
         kind = None if self.config.qk_norm_weights else "rms_plain"
         if scope == "projection":
             return self.norm(projected, module, width, kind=kind)
-        heads = self.split_heads(projected, module, head_dim)
+        heads = split_heads(self.graph, projected, width // head_dim, head_dim, module)
         if scope == "own_head":
             normed = self.norm(heads, f"{module}.plain", head_dim, kind="rms_plain" if is_rms else "layer_plain")
         else:
@@ -277,10 +278,6 @@ class Stack(ABC):
             return joined
         weight = self.stored(f"{module}.weight")
         return self.graph.node("Mul", [joined, weight], f"{module}.weighted")
-
-    def split_heads(self, projected: str, name: str, head_dim: int) -> str:
-        """Split [B, T, heads * H] into heads [B, T, heads, H]."""
-        return self.graph.node("Reshape", [projected, self.graph.constant([0, 0, -1, head_dim])], f"{name}.heads")
 
     def experts(self, hidden: str, stream: str, name: str) -> str:
         """Add the experts of a block, and the one beside them; `stream` is what `hidden` is the norm of."""

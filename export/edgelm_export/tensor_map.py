@@ -258,7 +258,7 @@ def map_tensors(
     prefixed = {name if name in groups else prefix + name: shape for name, shape in present.items()}
     _check(config, layout, groups, prefixed, where)
     parts = _parts(config, layout, groups)
-    return {name: _without_prefix(part, prefix) for name, part in parts.items()} if prefix else parts
+    return {name: dataclasses.replace(part, source=part.source.removeprefix(prefix)) for name, part in parts.items()}
 
 
 def parts_of(config: ModelConfig, layout: TensorLayout) -> dict[str, Part]:
@@ -485,7 +485,3 @@ def _by_key_head(config: ModelConfig, number: int, names: list[str]) -> Rows:
         starts = starts + size
     order: Rows = np.concatenate(pieces)
     return order
-
-
-def _without_prefix(part: Part, prefix: str) -> Part:
-    return dataclasses.replace(part, source=part.source.removeprefix(prefix))

@@ -84,9 +84,9 @@ def dense_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     return hf_values.layers_of(kinds, "dense")
 
 
-def shared_expert_names(mlp: str) -> dict[str, str]:
-    """Return how Qwen's families name the one feed-forward beside the experts that every token goes through."""
-    return {f"{mlp}.shared_experts.{part}_proj": f"{mlp}.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
+def shared_expert_names(mlp: str, name: str = "shared_expert") -> dict[str, str]:
+    """Return how families, Qwen's by default, name the feed-forward beside the experts that every token enters."""
+    return {f"{mlp}.shared_experts.{part}_proj": f"{mlp}.{name}.{part}_proj" for part in ("gate", "up", "down")}
 
 
 def gguf_keys(

@@ -94,7 +94,6 @@ FALCON = Architecture(
     renamed={"rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation"},
     read_config=_to_model_config,
     features={"norm": "layer", "mlp_gated": False},
-    layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(
         architecture="falcon",

@@ -191,7 +191,6 @@ GEMMA3N = Architecture(
         "qk_norm": True,
         "v_norm": True,
     },
-    layout=_LAYOUT,
     layout_of=_layout_of,
     gguf=GGUFFamily(
         architecture="gemma3n",

@@ -273,7 +273,6 @@ GEMMA4 = Architecture(
     read_config=_to_model_config,
     reads_single_layers=True,
     features={"mlp_bias": False, "qk_norm": True, "v_norm": True, "layer_scalar": True},
-    layout=_LAYOUT,
     layout_of=lambda config: _EXPERT_LAYOUT if config.num_experts else _LAYOUT,
     gguf=GGUFFamily(
         architecture="gemma4",

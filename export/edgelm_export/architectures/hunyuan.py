@@ -26,7 +26,7 @@ _MLP = "model.layers.{i}.mlp"
 _MOE_NAMES = {
     **_NAMES,
     f"{_MLP}.gate": f"{_MLP}.gate.wg",
-    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **experts.shared_expert_names(_MLP, "shared_mlp"),
 }
 _GGUF_MOE_KEYS = experts.gguf_keys("num_experts", "moe_topk") | {
     "expert_shared_count": ("num_shared_expert", 1),

@@ -13,7 +13,7 @@ _MLP = "model.layers.{i}.mlp"
 _NAMES = {
     f"{_MLP}.gate": f"{_MLP}.router.gate",
     f"{_MLP}.gate.e_score_correction_bias": f"{_MLP}.expert_bias",
-    **{f"{_MLP}.shared_experts.{part}_proj": f"{_MLP}.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **experts.shared_expert_names(_MLP, "shared_mlp"),
 }
 _GGUF_NAMES = (
     experts.GGUF_NAMES

@@ -35,7 +35,6 @@ HYPERCLOVAX = Architecture(
     model_type="hyperclovax",
     defaults={"use_post_norm": True},
     read_config=_to_model_config,
-    layout=TensorLayout(names=_NAMES),
     # Without norms behind the parts it is a Granite.
     layout_of=lambda config: TensorLayout(names=_NAMES if config.norm_placement == "both" else {}),
     gguf=None,

@@ -78,7 +78,6 @@ LFM3 = Architecture(
     renamed={"rms_norm_eps": "norm_eps"},
     read_config=_to_model_config,
     features={"qk_norm": True},
-    layout=_LAYOUT,
     layout_of=lambda config: _LAYOUT if config.norm_placement == "both" else _BEFORE_ALONE,
     gguf=None,
 )

@@ -63,7 +63,6 @@ OPT = Architecture(
     renamed={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
     read_config=_to_model_config,
     features={"position": "learned", "mlp_gated": False},
-    layout=_LAYOUT,
     layout_of=lambda config: (
         _LAYOUT if config.norm_placement == "pre" else dataclasses.replace(_LAYOUT, names=_NAMES | _BEHIND)
     ),

@@ -106,12 +106,8 @@ def _where(which: NDArray[np.bool_], first: Grid, second: Grid) -> Grid:
 
 def pack_on(grid: Grid, values: Array, scheme: Scheme, columns: int) -> PackedWeight:
     """Return values on a grid in the operator's layout."""
-    zeros = None if scheme.symmetric else _stored_zeros(grid.zeros, scheme)
+    zeros = None if scheme.symmetric else (grid.zeros * np.float32(zero_places(scheme.bits))).astype(np.uint8)
     return pack(values.astype(np.uint8), grid.scales, zeros, bits=scheme.bits, columns=columns)
-
-
-def _stored_zeros(zeros: Array, scheme: Scheme) -> NDArray[np.uint8]:
-    return (zeros * np.float32(zero_places(scheme.bits))).astype(np.uint8)
 
 
 # Small enough for a search's temporaries to stay in the cache, large enough for threads to compute side by side.
