@@ -16,19 +16,10 @@ from click.testing import CliRunner, Result
 from edgelm.errors import DataError
 from edgelm_training.cli_data import data
 from edgelm_training.cli_tokenizer import train
-from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Text {i} of the sea.\n" for i in range(20)]
 PREPARE = ["prepare", "corpus.txt", "--tokenizer", "tok", "-o", "shards"]
 CHAT = {"messages": [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello!"}]}
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("".join(TEXTS))
-    train_tokenizer([folder / "text.txt"], folder / "tok", TokenizerConfig(vocab_size=280))
-    return folder / "tok"
 
 
 @pytest.fixture(autouse=True)

@@ -85,9 +85,6 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
     ("arguments", "message"),
     [
         ([], "model is not set: name the checkpoint folder to fine-tune."),
-        (["MODEL"], "data is not set: name a file of conversations (--data)"),
-        (["MODEL", "--rank", "0"], "rank is 0; it must be 1 or more."),
-        (["MODEL", "--epochs", "1", "--max-steps", "2"], "epochs and max_steps both say how long to train"),
         (["MODEL", "--dpo-beta", "0.2"], "--dpo-beta changes nothing here: it is for --method dpo. Leave it out."),
         (["MODEL", "--method", "sft", "--rank", "8"], "--rank changes nothing here: it is for --method lora, qlora or"),
         (
@@ -102,8 +99,6 @@ def test_a_model_that_is_named_twice_is_wrong_usage(tiny_chat_model: Path) -> No
             ["MODEL", "--method", "dpo", "--rank", "0", "--target-modules", "q_proj"],
             "--target-modules changes nothing here: it is for an adapter, which --rank 0 has not. Leave it out.",
         ),
-        (["MODEL", "--data", "DATA", "--sequence-length", "9999"], "sequence_length is 9999, longer than the model's"),
-        (["MODEL", "--data", "DATA", "--target-modules", "q"], "target_modules has 'q'; the layers of this model have"),
     ],
 )
 def test_a_setting_that_is_missing_or_wrong_is_wrong_usage(
@@ -123,7 +118,6 @@ def test_a_file_may_hold_settings_of_other_methods(toml: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
-    assert_a_signal_saves(number, "edgelm_training.finetune", toml, tmp_path / "run")
+def test_a_signal_saves_and_leaves(toml: Path, tmp_path: Path) -> None:
+    assert_a_signal_saves(signal.SIGTERM, "edgelm_training.finetune", toml, tmp_path / "run")
     assert (tmp_path / "run/latest/adapter_model.safetensors").is_file()

@@ -101,15 +101,6 @@ def test_one_number_makes_a_model_and_the_run_goes_on_without_saying_it_again(
     assert finished.stdout.startswith("Nothing is left to do: the run has its 3 steps.")
 
 
-def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> None:
-    toml.write_text(toml.read_text().replace("grad_clip", "grad_clipp"))
-
-    result = edgelm(str(toml))
-
-    assert result.exit_code == 2
-    assert "There is no setting 'grad_clipp'. Did you mean 'grad_clip'?" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,7 +108,6 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> N
         (["--schedule", "cos"], "'cos' is not one of"),
         (["--nonsense"], "No such option"),
         (["--max-steps", "-1"], "max_steps is -1; it must be 1 or more."),
-        (["--model", "hidden_size"], "--model is 'hidden_size'; write it as KEY=VALUE, such as num_hidden_layers=8."),
         (["--momentum", "0.9"], "--momentum changes nothing here: it is for --optimizer muon. Leave it out."),
         (["--decay-fraction", "0.1"], "--decay-fraction changes nothing here: it is for --schedule wsd."),
         (["--teacher-weight", "0.5"], "--teacher-weight changes nothing here: it is for --teacher FOLDER."),
@@ -128,9 +118,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(toml: Path) -> N
         (["--eval-every", "0", "--eval-rows", "9"], "--eval-rows changes nothing here: it is for a run that validates"),
         (["--sample-every", "0", "--sample-tokens", "9"], "--sample-tokens changes nothing here: it is for samples"),
         (["none.toml"], "Cannot read none.toml: "),
-        ([], "data is not set: name a folder of shards (--data)"),
         (["--data", "SHARDS", "--params", "15X"], "params is '15X'; it must be a number such as 15M"),
-        (["--data", "SHARDS"], "The size of the model is not set: --params 15M"),
         (["--data", "SHARDS", "--params", "60K", "--model", "rope_theta=-1"], "rope_theta is -1; it must be"),
     ],
 )

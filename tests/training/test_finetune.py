@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
-from edgelm.errors import ChatTemplateError, CheckpointError, ConfigError, DataError, EdgeLMError, TrainingError
+from edgelm.errors import ChatTemplateError, CheckpointError, DataError, EdgeLMError, TrainingError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_training.adapter import load_adapter, read_adapter
 from edgelm_training.batches import NO_TARGET
@@ -40,6 +40,7 @@ from edgelm_training.lora import add_adapters, linear_names
 from edgelm_training.loss import count_targets, next_token_loss
 from edgelm_training.preference_rows import PreferenceRows
 from edgelm_training.preferences import load_preferences
+from edgelm_training.settings import SettingError
 from edgelm_training.throughput import flops_per_token
 from edgelm_training.train_log import SilentReporter
 
@@ -207,7 +208,7 @@ def test_epochs_are_steps_of_the_data(settings: Any) -> None:
     assert finetune({"output": values["output"], "max_steps": outcome.step + 1}, resume=True).step == outcome.step + 1
     assert notes.texts[0].startswith(f"{pairs} pairs to train on, {40 - pairs} to validate; rows of ")
     assert notes.texts[1].endswith(" parameters learn beside 28,832 frozen ones.")
-    with pytest.raises(ConfigError, match="epochs and max_steps both say how long to train"):
+    with pytest.raises(SettingError, match="epochs and max_steps both say how long to train"):
         finetune(settings("lora", epochs=2))
 
 
@@ -377,45 +378,45 @@ def test_the_model_answers_while_it_learns(settings: Any, tmp_path: Path) -> Non
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
-    "no model": ({"model": None}, ConfigError, "model is not set: name the checkpoint folder to fine-tune"),
-    "no data": ({"data": ()}, ConfigError, r"data is not set: name a file of conversations \(--data\)"),
+    "no model": ({"model": None}, SettingError, "model is not set: name the checkpoint folder to fine-tune"),
+    "no data": ({"data": ()}, SettingError, r"data is not set: name a file of conversations \(--data\)"),
     "no checkpoint": (
         {"model": "tiny.gguf"},
         CheckpointError,
         r"tiny\.gguf is no checkpoint folder.*edgelm import tiny",
     ),
-    "no such method": ({"method": "ppo"}, ConfigError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
-    "epochs without an end": ({"epochs": math.inf, "max_steps": None}, ConfigError, "epochs is inf; it must be"),
-    "no epochs": ({"epochs": 0.0, "max_steps": None}, ConfigError, r"epochs is 0\.0; it must be more than 0"),
+    "no such method": ({"method": "ppo"}, SettingError, "method is 'ppo'; it must be one of sft, lora, qlora, dpo"),
+    "epochs without an end": ({"epochs": math.inf, "max_steps": None}, SettingError, "epochs is inf; it must be"),
+    "no epochs": ({"epochs": 0.0, "max_steps": None}, SettingError, r"epochs is 0\.0; it must be more than 0"),
     "less than nothing held out": (
         {"validation_fraction": -0.1},
-        ConfigError,
+        SettingError,
         r"validation_fraction is -0\.1; it must",
     ),
-    "less than nothing dropped": ({"dropout": -0.1}, ConfigError, r"dropout is -0\.1; it must be from 0 to below 1"),
-    "a rank below none": ({"method": "dpo", "rank": -1}, ConfigError, "rank is -1; it must be"),
-    "all held out": ({"validation_fraction": 1.0}, ConfigError, r"validation_fraction is 1\.0; it must be from 0"),
+    "less than nothing dropped": ({"dropout": -0.1}, SettingError, r"dropout is -0\.1; it must be from 0 to below 1"),
+    "a rank below none": ({"method": "dpo", "rank": -1}, SettingError, "rank is -1; it must be"),
+    "all held out": ({"validation_fraction": 1.0}, SettingError, r"validation_fraction is 1\.0; it must be from 0"),
     "nothing left": ({"validation_fraction": 0.9999}, DataError, "All conversations .40. went to the validation split"),
-    "a rank beyond all": ({"rank": 10**400}, ConfigError, "rank is 1000+; it must be at most 2147483647"),
+    "a rank beyond all": ({"rank": 10**400}, SettingError, "rank is 1000+; it must be at most 2147483647"),
     "a useless rank": (
         {"rank": 5_000_000, "target_modules": ("q_proj", "down_proj")},
-        ConfigError,
+        SettingError,
         r"rank is 5000000; .* than 32, which model\.layers\.0\.self_attn\.q_proj has with its 32 x 32 weights\. Use 32",
     ),
-    "no rank": ({"rank": 0}, ConfigError, "rank is 0; it must be 1 or more. The whole model learns with --method sft"),
-    "no alpha": ({"alpha": 0.0}, ConfigError, r"alpha is 0\.0; it must be more than 0"),
-    "an alpha beyond float32": ({"alpha": 1e300}, ConfigError, r"alpha is 1e\+300; .* a number that float32 holds"),
-    "all dropped": ({"dropout": 1.0}, ConfigError, r"dropout is 1\.0; it must be from 0 to below 1"),
-    "no beta": ({"dpo_beta": 0.0}, ConfigError, r"dpo_beta is 0\.0; it must be more than 0"),
-    "an endless beta": ({"dpo_beta": math.inf}, ConfigError, "dpo_beta is inf; .* a number that float32 holds"),
-    "no such layer": ({"target_modules": ("c_attn",)}, ConfigError, "target_modules has 'c_attn'"),
-    "rows too long": ({"sequence_length": 129}, ConfigError, "sequence_length is 129, longer than .* context of 128"),
+    "no rank": ({"rank": 0}, SettingError, "rank is 0; it must be 1 or more. The whole model learns with --method sft"),
+    "no alpha": ({"alpha": 0.0}, SettingError, r"alpha is 0\.0; it must be more than 0"),
+    "an alpha beyond float32": ({"alpha": 1e300}, SettingError, r"alpha is 1e\+300; .* a number that float32 holds"),
+    "all dropped": ({"dropout": 1.0}, SettingError, r"dropout is 1\.0; it must be from 0 to below 1"),
+    "no beta": ({"dpo_beta": 0.0}, SettingError, r"dpo_beta is 0\.0; it must be more than 0"),
+    "an endless beta": ({"dpo_beta": math.inf}, SettingError, "dpo_beta is inf; .* a number that float32 holds"),
+    "no such layer": ({"target_modules": ("c_attn",)}, SettingError, "target_modules has 'c_attn'"),
+    "rows too long": ({"sequence_length": 129}, SettingError, "sequence_length is 129, longer than .* context of 128"),
     "rows too short": ({"sequence_length": 4}, DataError, "sequence_length 4"),
-    "a prompt too long": ({"sample_prompts": ("What? " * 99,)}, ConfigError, "context of 128 has no room for more"),
+    "a prompt too long": ({"sample_prompts": ("What? " * 99,)}, SettingError, "context of 128 has no room for more"),
     "no such file": ({"data": ("nowhere.jsonl",)}, DataError, r"nowhere\.jsonl"),
     "a precision, before the data is read": (
         {"method": "sft", "qat": "int5", "data": ("nowhere.jsonl",)},
-        ConfigError,
+        SettingError,
         "qat is 'int5'; it must be one of int8",
     ),
     "a teacher, before the data is read": (
@@ -431,7 +432,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[EdgeLMError], str]] = {
     ),
     "shards of a base in 4 bits": (
         {"method": "qlora", "parallel": "fsdp"},
-        ConfigError,
+        SettingError,
         "parallel is 'fsdp', which cannot shard a base in 4 bits. Use 'ddp', or --method lora",
     ),
 }
@@ -448,7 +449,7 @@ def test_what_cannot_be_learned_is_refused_and_leaves_nothing(name: str, setting
 
 def test_that_a_run_begins_where_one_was_to_go_on_is_said(tmp_path: Path) -> None:
     notes = Notes()
-    with pytest.raises(ConfigError, match="model is not set"):
+    with pytest.raises(SettingError, match="model is not set"):
         finetune({"output": str(tmp_path / "rnu")}, resume=True, reporter=notes)
     assert notes.texts == [f"There is no run in {tmp_path / 'rnu'} to go on with: one begins."]
 

@@ -32,6 +32,7 @@ from edgelm_training.loss import count_targets, next_token_loss
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
 from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.settings import SettingError
 from edgelm_training.shard_writer import PrepareConfig, prepare_shards
 from edgelm_training.shards import Shards
 from edgelm_training.train_log import SilentReporter
@@ -404,20 +405,20 @@ def test_data_that_changed_is_an_error(whole_run: Path, tiny_shards: Path, tmp_p
 
 
 WRONG = {
-    "no data": ({"data": None}, ConfigError, r"data is not set: name a folder of shards"),
-    "no size": ({"model": None}, ConfigError, r"The size of the model is not set: --params 15M"),
-    "a vocabulary too small": ({"model": MODEL | {"vocab_size": 300}}, ConfigError, r"vocab_size is 300; .* have 320"),
-    "rows too long": ({"sequence_length": 33}, ConfigError, r"sequence_length is 33, longer than .* is 32"),
-    "a prompt too long": ({"sample_prompts": ("The sea. " * 32,)}, ConfigError, "context of 32 has no room for more"),
-    "an unknown field": ({"model": MODEL | {"hiden_size": 3}}, ConfigError, r"\[model\] .* Did you mean 'hidden_size'"),
-    "half a model": ({"model": {"hidden_size": 32}}, ConfigError, r"\[model\] lacks intermediate_size, num_hidden"),
+    "no data": ({"data": None}, SettingError, r"data is not set: name a folder of shards"),
+    "no size": ({"model": None}, SettingError, r"The size of the model is not set: --params 15M"),
+    "a vocabulary too small": ({"model": MODEL | {"vocab_size": 300}}, SettingError, r"vocab_size is 300; .* have 320"),
+    "rows too long": ({"sequence_length": 33}, SettingError, r"sequence_length is 33, longer than .* is 32"),
+    "a prompt too long": ({"sample_prompts": ("The sea. " * 32,)}, SettingError, "context of 32 has no room for more"),
+    "unknown field": ({"model": MODEL | {"hiden_size": 3}}, SettingError, r"\[model\] .* Did you mean 'hidden_size'"),
+    "half a model": ({"model": {"hidden_size": 32}}, SettingError, r"\[model\] lacks intermediate_size, num_hidden"),
     "pieces that do not fit": (
         {"grad_accum_steps": 3},
-        ConfigError,
+        SettingError,
         r"grad_accum_steps is 3; it must divide the 4 rows",
     ),
-    "shards for one process": ({"parallel": "fsdp"}, ConfigError, r"parallel is 'fsdp', but there is one process"),
-    "fp16 in shards": ({"parallel": "fsdp", "precision": "fp16"}, ConfigError, r"which do not go together: use 'bf16'"),
+    "shards for one process": ({"parallel": "fsdp"}, SettingError, r"parallel is 'fsdp', but there is one process"),
+    "fp16 in shards": ({"parallel": "fsdp", "precision": "fp16"}, SettingError, r"do not go together: use 'bf16'"),
     "no such device": ({"device": "cuda:7"}, ConfigError, r"device is 'cuda:7', which is not here"),
     "a strange device": ({"device": "gpu"}, ConfigError, r"device is 'gpu', which is not here"),
     "a device of a long story": ({"device": "xla"}, ConfigError, r"is 'xla', which is not here: .{1,99}\. Use 'auto'"),
@@ -426,10 +427,10 @@ WRONG = {
     "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*best;"),
     "a size and a checkpoint": (
         {"init": "RUN/latest", "params": "15M"},
-        ConfigError,
+        SettingError,
         r"whose shape is settled; leave out params",
     ),
-    "a shape and a checkpoint": ({"init": "RUN/latest"}, ConfigError, r"whose shape is settled; leave out hidden_size"),
+    "a shape and a checkpoint": ({"init": "RUN/latest"}, SettingError, r"shape is settled; leave out hidden_size"),
 }
 
 
