@@ -59,7 +59,7 @@ def layout_of_adapter(
             f"made of the published folder, or {MERGE_WHERE_TRAINED}"
         )
     weights = {f"{layer}.weight" for layer in layers}
-    layout = architecture.layout_for(config, weights)
+    layout = architecture.layout_for(config, dict.fromkeys(weights, ()))
     parts = parts_of(config, layout)
     sources = {part.source for part in parts.values()}
     if weights & sources - parts.keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header
 from edgelm_export.tensor_map import CANONICAL, TensorLayout, pattern_of
+
+_NO_TENSORS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,9 @@ class Architecture:
     config.json's values over the defaults, under the keys that are so renamed. reads_single_layers: whether it reads
     what transformers 5 may say of single layers, per_layer_config. features: fields of ModelConfig that the whole
     family has alike. layout: of the tensors in safetensors. layout_of: the same where it depends on the config. mlx:
-    the same in folders that mlx-lm wrote, where it has other names. stacked: the same where all experts of a layer are
-    one tensor. is_in_transformers: not where its models bring their own code. gguf: None where llama.cpp does not know
-    the family.
+    the same in folders that mlx-lm wrote, where it has other names, or other shapes of convolutions. stacked: the same
+    where all experts of a layer are one tensor. is_in_transformers: not where its models bring their own code. gguf:
+    None where llama.cpp does not know the family.
     """
 
     model_type: str
@@ -125,8 +128,10 @@ class Architecture:
             raise CheckpointError(problem) from error
         return dataclasses.replace(config, model_type=self.model_type, **self.features)
 
-    def layout_for(self, config: ModelConfig, present: Collection[str] = ()) -> TensorLayout:
-        """Return the layout of the tensors of one model, whose names in safetensors are `present`."""
+    def layout_for(self, config: ModelConfig, present: Mapping[str, tuple[int, ...]] = _NO_TENSORS) -> TensorLayout:
+        """Return the layout of the tensors of one model, whose names and shapes in safetensors are `present`."""
+        if self.mlx is not None and _has_convolutions_of(self.mlx, present):
+            return self.mlx
         for other in (self.mlx, self.stacked):
             if other is not None and self._has_names_of(other, present):
                 return other
@@ -137,3 +142,11 @@ class Architecture:
         own = {other.names.get(name, name) for name in names} - {self.layout.names.get(name, name) for name in names}
         patterns = {pattern_of(name)[0] for name in present}
         return not own.isdisjoint(patterns | {pattern.rpartition(".")[0] for pattern in patterns})
+
+
+def _has_convolutions_of(layout: TensorLayout, present: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether a convolution is [C, K, 1], as mlx has it: in a family without experts nothing else differs."""
+    return any(
+        len(shape) == 3 and shape[1] != 1 and shape[2] == 1 and pattern_of(name)[0] in layout.ones_elsewhere
+        for name, shape in present.items()
+    )

@@ -25,7 +25,8 @@ _GGUF_KEYS: GGUFKeys = {
     **dict.fromkeys(("attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa", "rope.dimension_count_swa")),
 }
 _GATE = "model.layers.{i}.self_attn.gate_proj"
-_CHOICE_BIAS = "model.layers.{i}.mlp.gate.e_score_correction_bias"
+_ROUTER = "model.layers.{i}.mlp.gate"
+_CHOICE_BIAS = f"{_ROUTER}.e_score_correction_bias"
 _NAMES = {
     **experts.shared_expert_names("model.layers.{i}.mlp"),
     _CHOICE_BIAS: "model.layers.{i}.mlp.experts.e_score_correction_bias",
@@ -35,6 +36,7 @@ _MLX_NAMES = {
     **_NAMES,
     **experts.mlx_names("model.layers.{i}.mlp.switch_mlp"),
     _CHOICE_BIAS: _CHOICE_BIAS,
+    _ROUTER: f"{_ROUTER}.proj",
 }
 
 

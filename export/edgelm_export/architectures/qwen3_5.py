@@ -121,6 +121,13 @@ def moe_gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:
     return _gguf_to_hf_config(header, qwen2.MOE_GGUF_KEYS)
 
 
+def as_in_mlx(layout: TensorLayout) -> TensorLayout:
+    """Return a layout as mlx-lm writes it: norms as they are multiplied by, convolutions as [C, K, 1]."""
+    ones_elsewhere = frozenset({f"{LINEAR_ATTENTION}.conv1d.weight"})
+    return dataclasses.replace(layout, norms_plus_one=True, ones_elsewhere=ones_elsewhere)
+
+
+_LAYOUT = TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"}))
 GGUF_LAYOUT = TensorLayout(
     names=GGUF_NAMES,
     by_head=frozenset({"blk.{i}.attn_q"}),
@@ -138,7 +145,8 @@ QWEN3_5 = Architecture(
     fixed=_FIXED,
     read_config=_to_model_config,
     features=_FEATURES,
-    layout=TensorLayout(names=_NAMES, by_head=frozenset({f"{ATTENTION}.q_proj"})),
+    layout=_LAYOUT,
+    mlx=as_in_mlx(_LAYOUT),
     gguf=GGUFFamily(
         architecture="qwen35",
         to_hf_config=_gguf_to_hf_config,
@@ -151,7 +159,8 @@ QWEN3_5_MOE = Architecture(
     fixed=_FIXED,
     read_config=_to_moe_config,
     features={**_FEATURES, "shared_expert_gate": True},
-    layout=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES),
-    stacked=dataclasses.replace(QWEN3_5.layout, names=MOE_NAMES | STACKS),
+    layout=dataclasses.replace(_LAYOUT, names=MOE_NAMES),
+    mlx=as_in_mlx(dataclasses.replace(_LAYOUT, names=MOE_NAMES | experts.MLX_NAMES)),
+    stacked=dataclasses.replace(_LAYOUT, names=MOE_NAMES | STACKS),
     gguf=GGUFFamily(architecture="qwen35moe", to_hf_config=moe_gguf_to_hf_config, layout=GGUF_LAYOUT, has_experts=True),
 )

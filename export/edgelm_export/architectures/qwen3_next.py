@@ -16,6 +16,12 @@ _FUSED = {
     for fused, parts in {"in_proj_qkvz": ("in_proj_qkv", "in_proj_z"), "in_proj_ba": ("in_proj_b", "in_proj_a")}.items()
     for part in parts
 }
+_NAMES = qwen3_5.MOE_NAMES | _FUSED
+_LAYOUT = TensorLayout(
+    names=_NAMES,
+    by_head=frozenset({f"{ATTENTION}.q_proj"}),
+    by_key_head=frozenset(_FUSED.values()),
+)
 _BA = "blk.{i}.ssm_ba"
 
 
@@ -40,11 +46,8 @@ QWEN3_NEXT = Architecture(
         "norm_topk_prob": True,
     },
     read_config=_to_model_config,
-    layout=TensorLayout(
-        names=qwen3_5.MOE_NAMES | _FUSED,
-        by_head=frozenset({f"{ATTENTION}.q_proj"}),
-        by_key_head=frozenset(_FUSED.values()),
-    ),
+    layout=_LAYOUT,
+    mlx=qwen3_5.as_in_mlx(dataclasses.replace(_LAYOUT, names=_NAMES | experts.MLX_NAMES)),
     gguf=GGUFFamily(
         architecture="qwen3next",
         to_hf_config=qwen3_5.moe_gguf_to_hf_config,
