@@ -18,6 +18,7 @@ import numpy as np
 
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import template_of
+from edgelm_export.architectures.gguf_values import named_ends
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
 from edgelm_export.character_bpe import character_bpe_json
 from edgelm_export.gguf import GGUFStrings
@@ -212,7 +213,9 @@ def _token_types(metadata: Mapping[str, Any], tokens: list[str], allowed: Collec
     for token, type_ in zip(tokens, types, strict=True):
         if type_ not in allowed:
             raise CheckpointError(f"Token {token!r:.80} has type {type_}, which {kind} does not have.")
-    return types
+    # Else a user's text would end a turn, or nothing would.
+    ends = {index for index in named_ends(tokens)[0] if types[index] in (PieceType.NORMAL, PieceType.USER_DEFINED)}
+    return [PieceType.CONTROL if index in ends else type_ for index, type_ in enumerate(types)]
 
 
 def _names(tokens: list[str], types: list[int]) -> list[str | None]:

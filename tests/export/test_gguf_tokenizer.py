@@ -63,6 +63,15 @@ def test_control_tokens_are_special_and_user_defined_ones_are_not() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|start|>hello<think><|end|>"
 
 
+@pytest.mark.parametrize("type_", [1, 4])
+def test_an_end_of_turn_is_a_control_token_whatever_its_type(type_: int) -> None:
+    """As in llama.cpp, which tells such tokens by their text."""
+    tokenizer = build(ggml__token_type=[1] * 262 + [type_, 3, 4, 5, 5])
+    ids = tokenizer.encode("hello<|end|>").ids
+    assert ids == [259, 262]
+    assert tokenizer.decode(ids) == "hello"
+
+
 def test_unused_tokens_are_left_out() -> None:
     tokenizer = build()
     assert tokenizer.get_vocab_size() == 265

@@ -164,7 +164,7 @@ def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Ends are those of llama.cpp, but for its tokens around parts of files: https://github.com/ggml-org/llama.cpp,
     src/llama-vocab.cpp, `special_eog_ids`.
     """
-    named, none = _named_ends(metadata.get("tokenizer.ggml.tokens"))
+    named, none = named_ends(metadata.get("tokenizer.ggml.tokens"))
     ends = [_token_id(metadata, name) for name in _END_TOKENS]
     ends = [id_ for id_ in dict.fromkeys([*ends, *named]) if id_ is not None and id_ not in none]
     return {
@@ -201,7 +201,7 @@ def sampling_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return values | ({"suppress_tokens": never.tolist()} if never else {})
 
 
-def _named_ends(tokens: object) -> tuple[list[int], list[int]]:
+def named_ends(tokens: object) -> tuple[list[int], list[int]]:
     """Return the ids of tokens that end an answer by their names, and of those that do not, beside these."""
     if not isinstance(tokens, (GGUFStrings, list)):
         return [], []
