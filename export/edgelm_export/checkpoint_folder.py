@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from edgelm.errors import CheckpointError, TokenizerError
 from edgelm.files import lfs_pointer, regular_file
 from edgelm.text.chat_template import named_templates, template_of
+from edgelm.text.end_token import end_token_ids
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 from edgelm_export.blenderbot_small_tokenizer import blenderbot_small_files, is_blenderbot_small
 from edgelm_export.byt5_tokenizer import BYT5, byt5_files
@@ -171,27 +171,18 @@ def _settings(folder: Path) -> dict[str, Any]:
 def tokenizer_ends(folder: Path) -> tuple[int, ...]:
     """Return the id of the end token that the tokenizer's settings name, if the folder lists it among the added tokens.
 
-    transformers lists them there, or since version 5 in tokenizer.json alone, before the vocabulary, which is not read.
+    Older folders without tokenizer.json list them in a file of their own.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    config = _settings(folder)
-    end, listed = token_named(config, "eos_token"), config.get("added_tokens_decoder")
-    if end is None:
-        return ()
-    tokens: Any = listed
-    if isinstance(listed, dict):
-        tokens = [{"id": id_, **token} for id_, token in listed.items() if isinstance(token, dict)]
-    elif (folder / TOKENIZER).exists():
-        with file_inside(folder, TOKENIZER).open("rb") as file:
-            head = file.read(regular_file.MAX_JSON_BYTES).decode("utf-8", "replace")
-        with contextlib.suppress(ValueError, RecursionError):  # whoever opens it says what is wrong
-            tokens, _ = json.JSONDecoder().raw_decode(head.partition('"added_tokens":')[2].lstrip())
-    if not isinstance(tokens, list):
-        return ()
-    ids = (str(token.get("id")) for token in tokens if isinstance(token, dict) and token.get("content") == end)
-    return tuple(int(id_) for id_ in ids if id_.isdecimal() and len(id_) < 9)
+    settings = _settings(folder)
+    if (folder / TOKENIZER).exists():
+        return end_token_ids(settings, file_inside(folder, TOKENIZER))
+    if (folder / ADDED_TOKENS).exists() and not settings.get("added_tokens_decoder"):
+        added = read_json_object(folder, ADDED_TOKENS)
+        settings["added_tokens_decoder"] = {id_: {"content": token} for token, id_ in added.items()}
+    return end_token_ids(settings, folder / TOKENIZER)
 
 
 def _rebuilt_tokenizer(folder: Path) -> dict[str, str]:

@@ -123,17 +123,22 @@ def test_the_ends_in_generation_config_are_end_tokens_too(tmp_path: Path, save_l
         HuggingFaceCheckpoint(tmp_path)
 
 
-@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize("listed_in", ["tokenizer_config.json", "tokenizer.json", "added_tokens.json"])
 def test_the_end_token_of_the_tokenizer_is_an_end_token_too(
-    tmp_path: Path, save_llama: SaveLlama, is_listed: bool
+    tmp_path: Path, save_llama: SaveLlama, listed_in: str
 ) -> None:
     """As in models that were fine-tuned to converse, whose config.json is that of their base."""
     save_llama(tmp_path, eos_token_id=0)
     change_json(tmp_path / "generation_config.json", eos_token_id=0)
     tokens = [{"id": id_, "content": text} for id_, text in ((0, "<|pad|>"), (2, "<|im_end|>"), (999, "[end]"))]
-    listed = {str(token.pop("id")): token for token in tokens} if is_listed else None
-    if not is_listed:
-        change_json(tmp_path / "tokenizer.json", added_tokens=tokens)
+    listed = None
+    if listed_in == "tokenizer.json":
+        change_json(tmp_path / listed_in, added_tokens=tokens)
+    elif listed_in == "added_tokens.json":
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / listed_in).write_text(json.dumps({token["content"]: token["id"] for token in tokens}))
+    else:
+        listed = {str(token.pop("id")): token for token in tokens}
     ends = {"<|im_end|>": (0, 2), "<|pad|>": (0,), "[end]": (0,), "</s>": (0,)}
     for end, ids in ends.items():
         for named in (end, {"content": end}):

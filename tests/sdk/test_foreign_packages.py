@@ -470,10 +470,10 @@ def test_a_link_in_place_of_the_graph_and_a_missing_tokenizer_are_told(folder: P
 
 
 def test_the_defaults_of_sampling_are_the_authors(folder: Path) -> None:
-    change_json(folder / "generation_config.json", do_sample=True, temperature=0.3, eos_token_id=[2, 7])
+    change_json(folder / "generation_config.json", do_sample=True, temperature=0.3, eos_token_id=[0, 7])
     package = open_package(folder)
     assert package.generation_config().temperature == 0.3
-    assert package.config().eos_token_ids == (2, 7)
+    assert package.config().eos_token_ids == (0, 7, 2)  # the last one is the tokenizer's
     (folder / "generation_config.json").unlink()
     search = {"do_sample": True, "top_k": 5, "top_p": 0.5}
     (folder / "onnx" / "model.onnx").rename(folder / "model.onnx")

@@ -18,9 +18,11 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.package.foreign_graph import GENAI_CONFIG, HF_CONFIG, ForeignGraph, find_foreign_graph, read_config
 from edgelm.package.graph_file import read_graph
 from edgelm.package.manifest import FILE_NAME, FileEntry, Manifest, has_manifest, sha256_of
+from edgelm.text.end_token import end_token_ids
 
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEXT_FILES = (
-    HF_CONFIG, "generation_config.json", GENAI_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    HF_CONFIG, "generation_config.json", GENAI_CONFIG, _TOKENIZER, _TOKENIZER_CONFIG, "chat_template.jinja",
 )  # fmt: skip
 _PRECISION = re.compile(r"(?:model|merged)_(quantized|u?int8|q4f16|q4|bnb4|fp16|bf16)")
 # What a decoder's sizes are called: our name -> Hugging Face's names, of all families -> onnxruntime-genai's.
@@ -82,7 +84,7 @@ class ForeignPackage(Package):
                 f"{self._graph_path} is a link, as in the hub's cache; only regular files are run. Download the model "
                 "as files: hf download ORG/REPO --local-dir FOLDER"
             )
-        if not (found.folder / "tokenizer.json").is_file():
+        if not (found.folder / _TOKENIZER).is_file():
             raise PackageError(
                 f"{found.folder} has no tokenizer.json. Write it beside the configs with transformers: "
                 "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)"
@@ -156,9 +158,17 @@ class ForeignPackage(Package):
             intermediate_size=sizes["hidden_size"],
             position="none",
             bos_token_id=next(iter(_token_ids(token_ids.get("bos_token_id"))), None),
-            eos_token_ids=_token_ids(token_ids.get("eos_token_id")),
+            eos_token_ids=tuple(dict.fromkeys(_token_ids(token_ids.get("eos_token_id")) + self._own_ends(sizes))),
             **sizes,
         )
+
+    def _own_ends(self, sizes: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the end token of the tokenizer, which a chat model may have as the end of a turn there alone."""
+        try:
+            ends = end_token_ids(read_config(self.folder / _TOKENIZER_CONFIG), self.folder / _TOKENIZER)
+        except OSError as error:
+            raise PackageError(f"{self.folder / _TOKENIZER} cannot be read: {error}.") from error
+        return tuple(id_ for id_ in ends if id_ < sizes["vocab_size"])
 
     def generation_config(self) -> GenerationConfig:
         """Read the defaults of the model's author, or of onnxruntime-genai's builder."""
