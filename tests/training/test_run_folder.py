@@ -66,6 +66,14 @@ def test_the_last_and_the_best_are_kept_and_linked(run: Path) -> None:
     assert (run / "best").readlink() == Path("checkpoints/step-00000010")
 
 
+def test_losses_over_other_rows_do_not_compare(run: Path) -> None:
+    change_json(run / "checkpoints/step-00000008/trainer/state.json", validation_loss=0.0)
+    pretrain({"output": str(run), "max_steps": 10}, resume=True)
+    assert (run / "best").readlink() == Path("checkpoints/step-00000008")
+    pretrain({"output": str(run), "max_steps": 12, "eval_rows": 1}, resume=True)
+    assert (run / "best").readlink() == Path("checkpoints/step-00000012")
+
+
 def test_a_link_that_a_kill_left_half_made_does_not_stay(run: Path) -> None:
     (run / ".latest").symlink_to("checkpoints/step-00000006")
 

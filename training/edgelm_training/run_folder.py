@@ -153,8 +153,14 @@ class RunFolder:
         return newest
 
     def best(self) -> SavedStep | None:
-        """Return the whole checkpoint of the lowest validation loss, if any was measured."""
+        """Return the whole checkpoint of the lowest validation loss, if any was measured.
+
+        A run may go on with other rows to validate on. Then only those count that were measured on the newest ones.
+        """
         measured = [saved for saved in self.checkpoints() if saved.validation_loss is not None]
+        # Earlier versions did not say on which.
+        rows = {None, *(saved.state.get("validated_on") for saved in measured[-1:])}
+        measured = [saved for saved in measured if saved.state.get("validated_on") in rows]
         return min(measured, key=lambda saved: saved.validation_loss, default=None)  # type: ignore[arg-type,return-value]
 
     def keep(self, last: int) -> None:

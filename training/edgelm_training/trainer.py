@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -364,6 +365,16 @@ class Trainer:
         total, units = self.workers.sum(totals).tolist()
         return total / max(units, 1)
 
+    @cached_property
+    def _validated_on(self) -> str | None:
+        """A hash of the rows that are validated on, by which a run tells losses that compare from others."""
+        rows, digest = self.recipe.validation_rows, hashlib.sha256()
+        for row in range(min(self.config.eval_rows, rows.rows_per_epoch) if rows is not None else 0):
+            batch = rows.batch(row, 1)  # type: ignore[union-attr]
+            for part in (batch.ids_BT, batch.targets_BT):
+                digest.update(part.numpy().tobytes())
+        return None if rows is None else digest.hexdigest()
+
     def _save(self, log: TrainLog | None, step: int) -> SavedStep:
         if log is not None:
             log.sync()
@@ -373,6 +384,7 @@ class Trainer:
             "next_row": step * self.config.known("global_batch_size"),
             "tokens": self._tokens,
             "validation_loss": measured,
+            "validated_on": None if measured is None else self._validated_on,
             "data_fingerprint": self.recipe.data_fingerprint,
         }
         save_run(self._state, self.run, numbers, self.workers)
