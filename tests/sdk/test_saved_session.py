@@ -401,8 +401,10 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert offered("hol") == ["holidays"]
 
 
-def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) -> None:
-    saved = SavedSessions()
+def test_clear_frees_the_room_and_keeps_the_conversations(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, sessions = SavedSessions(), SavedSessions.sessions
     saved.save("one", session)
     saved.save("two", session)
     size = saved.describe("one").cache_size
@@ -413,6 +415,9 @@ def test_clear_frees_the_room_and_keeps_the_conversations(session: ChatSession) 
     assert not any(one.cache_size for one in saved.sessions())
     assert saved.load("one", session.model).messages == session.messages
     assert "There is no saved session 'three'" in invoke("cache", "clear", "three").stderr
+    # Another process removes one meanwhile.
+    monkeypatch.setattr(SavedSessions, "sessions", lambda self: [sessions(self), saved.remove("two")][0])
+    assert invoke("cache", "clear").exit_code == 0
 
 
 def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:

@@ -96,7 +96,11 @@ def clear(names: tuple[str, ...], calibration: bool) -> None:
     saved, names = SavedSessions(), tuple(dict.fromkeys(names))
     sizes = {session.name: session.cache_size for session in saved.sessions()}
     for name in names or tuple(sizes):
-        saved.forget_cache(name)
+        try:
+            saved.forget_cache(name)
+        except ConfigError:
+            if names or name in saved.names():  # else it was removed just now
+                raise
     click.echo(f"Freed {megabytes(sum(sizes[name] for name in names or sizes))}.", err=True)
 
 
