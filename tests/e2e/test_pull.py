@@ -94,6 +94,14 @@ def test_a_repository_comes_with_what_the_importer_reads_and_nothing_else(enviro
     assert not any("torch" in headers["user-agent"] for headers in asked.values())
 
 
+def test_a_user_who_waits_for_a_busy_hub_is_told(server, monkeypatch):
+    monkeypatch.setattr("edgelm.library.hub_listing.time.sleep", lambda seconds: None)
+    server.retry_after["/api/models/org/Small-Model"] = ["7", "0"]
+    result = pull("hf:org/Small-Model")
+    assert result.exit_code == 0
+    assert "The hub is busy (it answers 429); asking again in 7 s.\n" in result.stderr
+
+
 def test_what_a_tokenizer_is_rebuilt_from_comes_where_there_is_no_tokenizer_json(server):
     for_tiktoken = {"tiktoken.model", "hy.tiktoken", "tekken.json"}
     files = {*RENUMBERED_FILES, *MARIAN_FILES, *BYTE_LEVEL_FILES, *SETTINGS_FILES, *for_tiktoken}
@@ -371,6 +379,7 @@ def test_a_package_takes_no_name_that_another_has(server):
     assert result.exit_code == 1
     assert "The library has a package 'taken'. Choose another name for this one: --name NAME" in result.stderr
     assert not Library().downloads_path("taken").exists()
+    assert [path for path, _ in server.headers_seen if "/resolve/" in path] == []
 
 
 def test_a_name_belongs_to_what_was_pulled_under_it_as_long_as_anything_of_it_is_here(server):

@@ -204,7 +204,7 @@ class _Exporter:
 def _fetch(source: sources.Source, library: Library, name: str, options: FetchOptions) -> Path:
     known = name in library.sources()
     with progress_line() as progress:
-        path = sources.fetch(source, library, name, dataclasses.replace(options, progress=progress))
+        path = sources.fetch(source, library, name, dataclasses.replace(options, progress=progress, say=_say))
     what = "package" if path == library.package_path(name) else f"source of {name}"
     _say(f"The {what} is {'in the library already' if known else 'here'}: {path}")
     return path

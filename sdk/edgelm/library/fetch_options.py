@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ class FetchOptions:
 
     connections: over which a large file comes. token_file: has the token for the hub; None takes HF_TOKEN or what
     `hf auth login` left. package_share: bytes of the package that will be made, for each byte of the original.
-    precision: of the package that is wanted; None: any. One that comes made already has its own.
+    precision: of the package that is wanted; None: any. One that comes made already has its own. taken_name: of a
+    package that is here, so that none comes under it. say: called with what a user who waits should know.
 
     Raises:
         ConfigError: there are less than 1 or more than 16 connections.
@@ -29,6 +31,8 @@ class FetchOptions:
     token_file: Path | None = None
     package_share: float = 0.0
     precision: str | None = None
+    taken_name: str | None = None
+    say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= _MOST_CONNECTIONS:

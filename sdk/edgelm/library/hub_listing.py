@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.error
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,10 +21,13 @@ _MOST_VALUES = 1 << 19
 _WAY_OUT = "Check the network, and HF_ENDPOINT where it is set."
 
 
-def listing(repo: str, revision: str | None, token: str | None, gated_advice: str) -> ModelInfo:
+Say = Callable[[str], None]
+
+
+def listing(repo: str, revision: str | None, token: str | None, gated_advice: str, say: Say | None = None) -> ModelInfo:
     """Ask the hub about a model's repository; what comes is not checked but for its size.
 
-    It is not asked by the hub's own client, which reads an answer as long as it is.
+    It is not asked by the hub's own client, which reads an answer as long as it is. say: called before a wait.
 
     Raises:
         DownloadError: the hub cannot be reached, refuses, has no such repository or revision, or answers too much or
@@ -45,7 +49,7 @@ def listing(repo: str, revision: str | None, token: str | None, gated_advice: st
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
     url = f"{constants.ENDPOINT.rstrip('/')}/api/models/{repo}{at}?blobs=true"
     try:
-        return ModelInfo(**_read(url, token))  # type: ignore[no-untyped-call]
+        return ModelInfo(**_read(url, token, say))  # type: ignore[no-untyped-call]
     except urllib.error.HTTPError as error:
         with error:
             raise DownloadError(_explained(error, repo, revision, gated_advice)) from error
@@ -54,9 +58,9 @@ def listing(repo: str, revision: str | None, token: str | None, gated_advice: st
         raise DownloadError(f"Cannot ask the hub about {repo} at {url}: {reason}. {_WAY_OUT}") from error
 
 
-def _read(url: str, token: str | None) -> Any:
+def _read(url: str, token: str | None, say: Say | None) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with _opened(RemoteFile(url=url, headers=headers)) as response:
+    with _opened(RemoteFile(url=url, headers=headers), say) as response:
         data: bytes = response.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"its answer has more than {_MOST_BYTES} bytes")
@@ -66,7 +70,7 @@ def _read(url: str, token: str | None) -> Any:
         raise ValueError(f"its answer is no JSON that can be read ({error})") from error
 
 
-def _opened(remote: RemoteFile) -> Any:
+def _opened(remote: RemoteFile, say: Say | None) -> Any:
     """Ask again where the hub is busy, as for a file."""
     waits = retry_waits()
     while True:
@@ -77,7 +81,10 @@ def _opened(remote: RemoteFile) -> Any:
             if not is_passing(error) or wait is None:
                 raise
             with error:
-                time.sleep(wait_after(error, wait))
+                seconds = wait_after(error, wait)
+                if say is not None and seconds >= 1:
+                    say(f"The hub is busy (it answers {error.code}); asking again in {seconds:.0f} s.")
+                time.sleep(seconds)
 
 
 def _explained(error: urllib.error.HTTPError, repo: str, revision: str | None, gated_advice: str) -> str:

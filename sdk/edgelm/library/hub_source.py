@@ -99,10 +99,11 @@ class HubSource:
         Raises:
             DownloadError: the hub cannot be reached or refuses, the disk is too full, or the repository has no model
                 that can be imported.
-            ConfigError: the file with the token cannot be read, or a package has another precision than is wanted.
+            ConfigError: the file with the token cannot be read, or a package has another precision than is wanted, or
+                a name that is taken.
         """
         token = hub_token(options.token_file)
-        info = listing(self.repo, self.revision, token, self._advice()[403])
+        info = listing(self.repo, self.revision, token, self._advice()[403], options.say)
         self._refuse_odd_listing(info)
         # Its import takes a quarter of a second, and most commands never need it.
         from huggingface_hub import ModelCardData, hf_hub_url
@@ -136,6 +137,11 @@ class HubSource:
             arrived.update(remotes)
 
         if self.file is None and FILE_NAME in files:  # it is a package already
+            if options.taken_name is not None:
+                shutil.rmtree(folder)
+                raise ConfigError(
+                    f"The library has a package {options.taken_name!r}. Choose another name for this one: --name NAME"
+                )
             bring([FILE_NAME], 0)
             manifest = Manifest.load(folder)
             self._refuse_other_precision(manifest, options.precision)

@@ -92,10 +92,11 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
     with library.writing():
         staging.mkdir(parents=True, exist_ok=True)
         try:
-            folder, known = source.fetch(staging, options or FetchOptions())
+            taken = name if library.package_path(name).exists() else None
+            folder, known = source.fetch(staging, dataclasses.replace(options or FetchOptions(), taken_name=taken))
             is_package = (folder / FILE_NAME).exists()
             if is_package:
-                _check_package(folder, library.package_path(name))
+                _check_package(folder)
         except BaseException:
             for left in (*staging.iterdir(), staging):
                 with contextlib.suppress(OSError):  # not empty: the next call goes on from there
@@ -114,15 +115,11 @@ def fetch(source: Source, library: Library, name: str, options: FetchOptions | N
     return target if is_package else library.source_path(name)
 
 
-def _check_package(folder: Path, target: Path) -> None:
-    """Check a package that came whole, and that its place is free; one that cannot be kept is deleted."""
+def _check_package(folder: Path) -> None:
+    """Check a package that came whole; one that cannot be kept is deleted."""
     try:
-        if target.exists():
-            raise ConfigError(
-                f"The library has a package {target.name!r}. Choose another name for this one: --name NAME"
-            )
         Manifest.load(folder).check_files(folder)
-    except (ConfigError, PackageError):
+    except PackageError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
