@@ -281,6 +281,18 @@ def test_processes_that_met_wait_longer_for_what_one_computes() -> None:
     assert run_processes(check, 2) == [0, 0]
 
 
+def test_a_loss_of_another_process_is_told_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_connect", lambda device: None)
+    monkeypatch.setattr(distributed, "_LET_GO_SECONDS", 0)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    error = r"[third_party\gloo\gloo\transport\uv\pair.cc:63] Connection closed by peer"
+    with (
+        pytest.raises(TrainingError, match=r"^Process 0 of 2 lost another one: Connection closed by peer\. What"),
+        distributed.process_group(distributed.Workers(rank=0, world_size=2, local_rank=0), torch.device("cpu")),
+    ):
+        raise RuntimeError(error)
+
+
 def test_a_program_with_a_process_group_of_its_own_trains_in_one_process(tiny_shards: Path, tmp_path: Path) -> None:
     def train() -> None:
         store = torch.distributed.FileStore(str(tmp_path / "store"), 1)

@@ -110,7 +110,8 @@ def process_group(workers: Workers, device: torch.device) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # By gloo's files, and NCCL's word for it: its other errors, such as of two processes on one GPU, say more.
-        if not any(words in str(error) for words in ("/gloo/", "ncclRemoteError")):
+        told = str(error).replace("\\", "/")  # Windows' paths
+        if not any(words in told for words in ("/gloo/", "ncclRemoteError")):
             raise
         reason = str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
         raise TrainingError(
