@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +300,13 @@ def test_what_json_cannot_hold_stands_beside_what_is_said() -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
     first, same, other = (conversation.hash for conversation in read_conversations(["a.parquet"]))
     assert first == same != other
+
+
+def test_when_something_was_said_is_a_text_that_a_template_can_have() -> None:
+    rows = [{"messages": [HI[0], {**HI[1], "at": {"day": datetime(2026, 1, 2), "took": timedelta(seconds=3)}}]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    (conversation,) = read_conversations(["a.parquet"])
+    assert conversation.messages[1] == {**HI[1], "at": {"day": "2026-01-02 00:00:00", "took": "0:00:03"}}
 
 
 def test_tools_are_a_list_or_json_text() -> None:

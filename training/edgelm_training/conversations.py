@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Conversation:
     @cached_property
     def hash(self) -> int:
         """64 bits that depend on what is said alone."""
-        # Parquet has times and bytes, which stand beside what is said in some data sets, and JSON has not.
+        # Parquet has bytes, which stand beside what is said in some data sets, and JSON has not.
         content = json.dumps([self.messages, self.tools], sort_keys=True, default=repr).encode()
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
@@ -99,7 +100,8 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
     Raises:
         DataError: it has none of the known forms, a value is of a wrong type, or there is nothing to learn.
     """
-    values = {key: value for key, value in values.items() if value is not None}  # Parquet writes out what is missing
+    # Parquet writes out what is missing.
+    values = {key: _with_dates_as_texts(value) for key, value in values.items() if value is not None}
     parse = next((parse for field, parse in _FORMS.items() if field in values), None)
     try:
         if "chosen" in values and not {"messages", "conversations", "completion", "output"} & values.keys():
@@ -134,6 +136,15 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         tools=tools,
         variables=variables,
     )
+
+
+def _with_dates_as_texts(value: Any) -> Any:
+    """Return a value as JSON has it: messages in Parquet may say when they were sent, which no template can take."""
+    if isinstance(value, dict):
+        return {name: _with_dates_as_texts(field) for name, field in value.items()}
+    if isinstance(value, list):
+        return list(map(_with_dates_as_texts, value))
+    return str(value) if isinstance(value, (date, time, timedelta)) else value
 
 
 def refuse_media(values: Mapping[str, Any]) -> None:
