@@ -452,3 +452,24 @@ def test_the_tokens_before_an_answer_are_those_of_inference(
         written = b"".join(map(tokenizer.token_bytes, ids)).decode()
         rendered = template.render(messages, add_generation_prompt=False)
         assert written.removeprefix(" ") == rendered.removeprefix(" ")
+
+
+def test_a_long_conversation_is_encoded_once_and_as_a_whole(
+    metaspace_tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = ChatTemplate(
+        "{% for message in messages %}{% if loop.index is odd %}<s>{{ message.content }} hi{% else %}"
+        "{% generation %} {{ message.content }}</s>{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    choice, encode, lengths = random.Random(0), Tokenizer.encode_parts, list[int]()
+    texts = [choice.choice(TEXTS) for _ in range(100)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    parts: list[str | int] = []
+    for question, answer in zip(texts[::2], texts[1::2], strict=True):
+        parts += [metaspace_tok.control_tokens["<s>"], f"{question} hi {answer}", metaspace_tok.control_tokens["</s>"]]
+    expected = metaspace_tok.encode_parts(parts)
+    monkeypatch.setattr(
+        Tokenizer, "encode_parts", lambda self, parts: lengths.append(len(parts)) or encode(self, parts)
+    )
+    assert encode_conversation(template, metaspace_tok, conversation(*messages)).token_ids == expected
+    assert max(lengths) < 10

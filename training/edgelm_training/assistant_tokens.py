@@ -48,19 +48,26 @@ def encode_conversation(
     segments = list(_Rendering(template, tokenizer, guard, shown).segments())
     token_ids: list[int] = []
     learned: list[bool] = []
-    parts: list[str | int] = []
+    tail, tail_ids = list[str | int](), list[int]()  # from the last control token on, behind which all is as it is
     for text, is_learned in segments:
         for mark, marker in shown.marks.items():
             text = text.replace(mark, marker)
         piece = guard.reveal(text)
-        parts += piece
-        # SentencePiece's tokenizers put a space before the text they encode, which a segment in the middle does not
-        # have. So they encode everything up to the segment's end, and the tokens added by that are the segment's.
-        whole = tokenizer.encode_parts(parts) if tokenizer.strips_leading_space else []
-        grown = whole[: len(token_ids)] == token_ids and bool(token_ids)
-        added = whole[len(token_ids) :] if grown else tokenizer.encode_parts(piece)
+        added = None
+        if tokenizer.strips_leading_space:
+            # SentencePiece's tokenizers put a space before the text they encode, which a segment in the middle does not
+            # have. So they encode what stands before it too, and the tokens added by that are the segment's.
+            tail += piece
+            whole = tokenizer.encode_parts(tail)
+            added = whole[len(tail_ids) :] if whole[: len(tail_ids)] == tail_ids else None
+        added = tokenizer.encode_parts(piece) if added is None else added
         token_ids += added
         learned += [is_learned] * len(added)
+        tail_ids += added
+        last = max((i for i, part in enumerate(tail) if isinstance(part, int)), default=0)
+        if last:
+            tail_ids = tail_ids[len(tail_ids) - 1 - tail_ids[::-1].index(int(tail[last])) :]
+            tail = tail[last:]
     return EncodedConversation(token_ids=token_ids, learned=learned)
 
 
