@@ -20,6 +20,7 @@ import tokenizers.models
 from edgelm.arguments import as_list, as_path, as_token_ids
 from edgelm.errors import TokenizerError
 from edgelm.files.regular_file import read_file
+from edgelm.text.digit_groups import with_linear_digit_groups
 from edgelm.text.token_bytes import TokenBytes
 from edgelm.text.tokenizer_trial import MAX_BYTES, try_tokenizer
 
@@ -106,6 +107,7 @@ class Tokenizer:
         with _errors(f"Cannot read {path}"):
             spec = json.loads(data.decode("utf-8"))
             _check_patterns(spec, path)
+            spec["pre_tokenizer"] = with_linear_digit_groups(spec.get("pre_tokenizer"))
             token_bytes = TokenBytes(spec.get("decoder"))
             secret_names = _hide_control_tokens(spec)
             rust = _build(spec)
