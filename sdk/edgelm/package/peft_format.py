@@ -51,10 +51,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
         (
             "use_dora", "lora_bias", "modules_to_save", "layer_replication",
             "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
+            "use_bdlora", "kasa_config", "monteclora_config", "velora_config", "arrow_config",
         ),
         (None, False, {}, []),
     ),
 }  # fmt: skip
+# Those that PEFT refuses to merge, or merges into layers that share one weight.
+_UNMERGED = ("alora_invocation_tokens", "layer_replication")
 
 # Ways of making a fresh adapter that leave the weights beside it as they are. The others (PiSSA, OLoRA, CorDA, LoftQ,
 # LoRA-GA) take out of the base what the adapter begins with.
@@ -96,8 +99,9 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         )
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0]) not in plain:
+            way_out = "train one without it." if key in _UNMERGED else MERGE_WHERE_TRAINED
             raise CheckpointError(
-                f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read: {MERGE_WHERE_TRAINED}"
+                f"{path} has {key} = {values[key]!r:.60}; only plain LoRA adapters can be read: {way_out}"
             )
     if not isinstance(values.get(_ALPHAS), dict | None):
         raise CheckpointError(f"{path} has {_ALPHAS} = {values[_ALPHAS]!r:.60}; it must be an object, or null.")
@@ -128,7 +132,7 @@ def check_matrices(tensors: Mapping[str, tuple[str, Sequence[int]]], path: Path)
         if dtype not in _FLOATS or len(shape) != 2 or 0 in shape:
             raise CheckpointError(
                 f"{path} is no plain LoRA adapter: {name[:200]} is {dtype} {list(shape)}; read are matrices with a row "
-                f"and a column at least, in {', '.join(_FLOATS)}."
+                f"and a column at least, in {', '.join(_FLOATS)}. If it learned more, {MERGE_WHERE_TRAINED}"
             )
 
 
@@ -146,7 +150,8 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
     if strange or not layers:
         raise CheckpointError(
             f"{path} is no plain LoRA adapter; unpaired or unknown: {', '.join(strange[:5]) or 'all of it'}"
-            + (f" and {len(strange) - 5} more." if len(strange) > 5 else ".")
+            + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+            + f". Copy it again if it is not whole. If it learned more, {MERGE_WHERE_TRAINED}"
         )
     if is_of_mlx:
         return {layer: (tensors[layer + end_a].T, tensors[layer + end_b].T) for layer in layers}
