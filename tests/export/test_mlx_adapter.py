@@ -88,6 +88,10 @@ def test_an_adapter_of_peft_has_its_own_scale_whatever_else_its_settings_say(tmp
         ({"lora_parameters": None}, r"lora_parameters = None; an adapter of mlx-lm \(adapters.safetensors\) has a"),
         ({"lora_parameters": {"rank": 4, "scale": float("inf")}}, r"'scale': inf"),
         ({"lora_parameters": {"rank": 0, "scale": 1}}, r"'rank': 0"),
+        (
+            {"lora_parameters": {"rank": 4, "alpha": 16, "scale": 10.0}},
+            r'has "alpha": 16 in lora_parameters: older versions .* put it into the "scale" \(10\)',
+        ),
         ({"model": 5}, r"base_model_name_or_path = 5"),
     ],
 )

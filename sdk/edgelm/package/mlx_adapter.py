@@ -21,7 +21,8 @@ def peft_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return what adapter_config.json says, as PEFT says it, and SCALE.
 
     Raises:
-        CheckpointError: the adapter is no plain LoRA, or its settings are none of mlx-lm's.
+        CheckpointError: the adapter is no plain LoRA, its settings are none of mlx-lm's, or they mean one thing to one
+            version of mlx-lm and another to another.
     """
     kind = values.get(_KIND, "lora")
     if kind != "lora":
@@ -31,10 +32,18 @@ def peft_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{shell_word(path.parent)} --save-path fused/"
         )
     settings = values.get(_SETTINGS)
-    rank, scale = (settings.get("rank"), settings.get("scale")) if isinstance(settings, dict) else (None, None)
+    known = settings if isinstance(settings, dict) else {}
+    rank, scale = known.get("rank"), known.get("scale")
     if not is_count(rank, 1) or not is_number(scale) or not abs(scale) < FLOAT32_END:
         raise CheckpointError(
             f"{path} has {_SETTINGS} = {settings!r:.120}; an adapter of mlx-lm ({WEIGHTS_FILE}) has a "
             '"rank" and a "scale" there, a count and a number that float32 holds.'
+        )
+    alpha = known.get("alpha", rank)
+    if alpha != rank:
+        raise CheckpointError(
+            f'{path} has "alpha": {alpha!r:.60} in {_SETTINGS}: older versions of mlx-lm multiply by that over the '
+            f"rank ({rank}) too, later ones pass it over, and nothing tells which one trained the adapter. Take it "
+            f'out, and where it was an older one, put it into the "scale" ({scale:g}).'
         )
     return {"r": rank, "lora_alpha": rank * scale, SCALE: scale, "base_model_name_or_path": values.get("model")}
