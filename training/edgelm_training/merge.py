@@ -54,7 +54,8 @@ def merge_adapter(
 
     Raises:
         ConfigError: dtype is unknown, no base is known, or it is the output too.
-        CheckpointError: there is no adapter, it belongs to another base, it does not fit, or the output is refused.
+        CheckpointError: there is no adapter, it belongs to another base, it does not fit, what comes of it is not
+            finite, or the output is refused.
         MissingExtraError: another program trained the adapter, and the extra `export` is not installed.
         TrainingError: another version of edgelm has saved a checkpoint of the run.
     """
@@ -81,6 +82,12 @@ def merge_adapter(
         name = f"{layer}.weight"
         weights[name] = weights[name].float() + adapter.scales[layer] * (b.float() @ a.float())
     merged = {name: tensor.to(wanted[name]).contiguous() for name, tensor in weights.items()}
+    for layer in adapter.matrices:
+        if not merged[f"{layer}.weight"].isfinite().all():
+            raise CheckpointError(
+                f"{layer} with the adapter in {adapter.folder} has values that {wanted[f'{layer}.weight']} does not "
+                "hold: the adapter is damaged, or its lora_alpha is too large. fp16 holds the least: --dtype fp32."
+            )
     config = replace(config, eos_token_ids=with_end_of_answers(config.eos_token_ids, base))
     save_weights(merged, config, output, text_files_from=base)
     return Merged(
