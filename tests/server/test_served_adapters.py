@@ -15,6 +15,8 @@ from edgelm.errors import PackageError
 from edgelm.language_model import LanguageModel
 from edgelm.loading import load
 from edgelm.package.adapter import AdapterManifest
+from edgelm.server import model_pool
+from edgelm.server.api_error import ApiError
 from edgelm.server.model_pool import ModelPool
 from edgelm.server.options import ServerOptions
 
@@ -112,6 +114,24 @@ def test_an_adapter_that_was_exported_again_answers_the_next_request(tmp_path: P
             assert await scored() != old
             now = pool.digest("mine", pool.package("mine"))
             assert now == AdapterManifest.load(folder).file.sha256 != digest
+
+    asyncio.run(main())
+
+
+def test_what_adapters_hold_is_looked_for_with_their_models_memory(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 10**7  # for the model and its answers
+    monkeypatch.setattr(model_pool, "available_memory", lambda: room)
+    monkeypatch.setattr(model_pool, "memory_to_load", lambda *_, **__: 8 * 10**6)
+    pool = ModelPool((TINY,), ServerOptions(adapters=((None, adapter),)))
+    with pytest.raises(ApiError, match="There is no memory for this model"):
+        asyncio.run(pool.acquire("tiny-random"))
+    room += 2 * AdapterManifest.load(adapter).file.size
+
+    async def main() -> None:
+        async with pool.running():
+            (await pool.acquire("mine")).release()
 
     asyncio.run(main())
 

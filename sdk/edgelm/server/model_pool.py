@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("edgelm.server")
 
 _ROOM_FOR_ANSWERS = 1.25  # memory of a model with the caches of its answers, as a multiple of that without
+# Of an adapter's file, which holds no zeros; what projections of one product have, does (docs/results/adapters.md).
+_HELD_OF_ADAPTER = 1.5
 _SWEEP_SECONDS = 1.0
 # Texts of an answer that nobody has read: 2 MB of log-probabilities (0.2 kB each), or 5 MB of chunks (0.6 kB each).
 _MAX_UNREAD = 1 << 13
@@ -44,11 +46,12 @@ _MAX_UNREAD = 1 << 13
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """An adapter that is offered, the name of its model, and the SHA-256 of its weights."""
+    """An adapter that is offered, the name of its model, and its weights: the SHA-256, and bytes of the file."""
 
     folder: Path
     base: str
     digest: str
+    size: int
 
 
 class ModelPool:
@@ -111,7 +114,7 @@ class ModelPool:
         check_required_signature(folder)
         package = packages[base]
         read_adapter(folder, package.manifest, package.config())  # one that is broken would keep its model from loading
-        self._adapters[name] = _Offer(folder=folder, base=base, digest=manifest.file.sha256)
+        self._adapters[name] = _Offer(folder=folder, base=base, digest=manifest.file.sha256, size=manifest.file.size)
 
     def _check_context_shift(self, keep: int) -> None:
         """Refuse to keep more than half of the context of a model that was named, or of all in the library."""
@@ -220,13 +223,15 @@ class ModelPool:
             async with self._room:
                 package = open_package(folder)
                 size = package.manifest.size
-                adapters = {other: offer.folder for other, offer in self._adapters.items() if offer.base == name}
+                offers = {other: offer for other, offer in self._adapters.items() if offer.base == name}
+                adapters = {other: offer.folder for other, offer in offers.items()}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: state_of_file(path) for path in files}
                 # The estimate knows little or nothing of a graph that another program wrote.
                 reads_prompts = self._options.runtime.prefill_graph
                 needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
-                await self._make_room(int(needed * _ROOM_FOR_ANSWERS))
+                learned = _HELD_OF_ADAPTER * sum(offer.size for offer in offers.values())
+                await self._make_room(int(needed * _ROOM_FOR_ANSWERS + learned))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
         except ApiError:
             raise
