@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelSc
 from edgelm_export.reference_weights import Array
 from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
 from edgelm_export.tensor_map import CANONICAL
+
+_STREAM = re.compile(r"\.\d+$")  # behind the name of what is there for each residual stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ def export_adapter(source: Path, base: Path, target: Path) -> AdapterManifest:
                 base_fingerprint=package.fingerprint,
                 rank=max(ranks),
                 alpha=trained.alpha,
-                target_modules=tuple(sorted({layer.rpartition(".")[2] for layer in trained.matrices})),
+                target_modules=tuple(sorted({_STREAM.sub("", layer).rpartition(".")[2] for layer in trained.matrices})),
                 file=describe_file(staging / WEIGHTS_FILE),
                 created_by={"edgelm": edgelm.__version__, "numpy": np.__version__},
                 notes=notes,

@@ -22,7 +22,7 @@ from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_no
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.reference_weights import Array
-from edgelm_export.tensor_map import CANONICAL, EXPERTS, Part, TensorLayout, parts_of
+from edgelm_export.tensor_map import CANONICAL, EXPERTS, GATHERED, HEAD, Part, TensorLayout, parts_of
 from edgelm_export.text_part import layers_in_text
 
 Matrices = Mapping[str, tuple[Array, Array]]
@@ -34,7 +34,7 @@ _IN_TRANSFORMERS = {
     "nemotron_h": (r"^model\.layers\.(\d+)\.mixer\.", r"backbone.layers.\1.mixer."),
 }
 # Layers of linear attention that folders of OLMo Hybrid have apart, and edgelm as rows of one.
-_QUERIES_KEYS_VALUES = re.compile(r"(.*\.linear_attn\.)([qkv])_proj")
+_QUERIES_KEYS_VALUES, _JOINED = re.compile(r"(.*\.linear_attn\.)([qkv])_proj"), "in_proj_qkv"
 
 
 def layout_of_adapter(
@@ -110,7 +110,7 @@ def _with_one_projection(matrices: Matrices, config: ModelConfig) -> Matrices:
         if found and a.shape[1] == config.hidden_size and b.shape == (place.stop - place.start, len(a)):
             rows = np.zeros((config.linear_channels, len(a)), np.float32)
             rows[place] = b
-            parts.setdefault(f"{found[1]}in_proj_qkv", []).append((a, rows))
+            parts.setdefault(found[1] + _JOINED, []).append((a, rows))
             del joined[layer]
     for layer, pairs in parts.items():
         joined[layer] = np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs], axis=1)
@@ -174,7 +174,7 @@ def _in_our_order(matrices: Matrices, config: ModelConfig, layout: TensorLayout,
         of_layer = parts.get(f"{layer}.weight", {})
         of_parts = [shapes[f"{name}.weight"] for name in of_layer]
         shape = (sum(rows for rows, *_ in of_parts), *of_parts[0][1:]) if of_parts else ()
-        if what == "package" and (fault := _why_not_beside(of_layer, len(a))) is not None:
+        if what == "package" and (fault := _why_not_beside(layer, of_layer, len(a))) is not None:
             faults.append(f"{layer}: {fault}")
         elif len(shape) != 2 or any(part.index is not None for part in of_layer.values()):
             faults.append(f"{layer}: there is no such projection")
@@ -191,12 +191,15 @@ def _in_our_order(matrices: Matrices, config: ModelConfig, layout: TensorLayout,
     return found
 
 
-def _why_not_beside(names: Collection[str], rank: int) -> str | None:
-    """Say why projections of these names take no adapter beside them; None where they do."""
+def _why_not_beside(layer: str, names: Collection[str], rank: int) -> str | None:
+    """Say why a layer, which is these projections, takes no adapter beside it; None where it does."""
     if any(EXPERTS in name for name in names):
         return "experts take no adapter beside them"
-    if any(".layers." not in name for name in names):
+    if any(f"{name}.weight" in (HEAD, *GATHERED) for name in names):
         return "there is no such projection"
     if any(".altup." in name for name in names):
         return "what predicts and corrects residual streams takes no adapter beside it"
-    return None if 1 <= rank <= MAX_RANK else f"rank {rank}, and ranks are 1 to {MAX_RANK}"
+    if 1 <= rank <= MAX_RANK:
+        return None
+    joined = " for queries, keys and values together" if layer.endswith(_JOINED) else ""
+    return f"rank {rank}, and ranks are 1 to {MAX_RANK}{joined}"

@@ -157,7 +157,7 @@ def test_an_adapter_that_does_not_go_with_the_package_is_refused(exported: Expor
     with pytest.raises(CheckpointError, match=r"v_proj: rank 600, and ranks are 1 to 512"):
         export_adapter(peft_folder(exported, tmp_path / "thick", **changed), package, tmp_path / "out")
     head = {f"base_model.model.lm_head.lora_{part}.weight": np.zeros((3, 3), np.float32) for part in "AB"}
-    elsewhere = r"\nName the package that it was trained for\. .*, merge it where it was trained \(merge_and_unload"
+    elsewhere = r"\nName the package .* into its base \(edgelm merge\), or merge it where it was trained \(merge_and"
     with pytest.raises(CheckpointError, match=rf"lm_head: there is no such projection{elsewhere}"):
         export_adapter(peft_folder(exported, tmp_path / "head", **head), package, tmp_path / "out")
     broken = peft_folder(exported, tmp_path / "nan", **{name.format("A"): np.full((3, 32), np.nan, np.float32)})

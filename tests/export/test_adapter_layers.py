@@ -169,6 +169,22 @@ def test_layers_that_transformers_calls_otherwise_than_its_folders_are_found(
     check_beside_package(adapted, tmp_path / "pkg", tmp_path)
 
 
+# Projections of what is before all layers, or behind them.
+OUTSIDE_LAYERS = {
+    "gemma3n_text": r".*(altup_\w*projections\.\d|per_layer_model_projection|q_proj)",
+    "gemma4_text": "all-linear",
+    "modernbert-decoder": "all-linear",
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_LAYERS)
+def test_projections_outside_of_all_layers_take_adapters_too(name: str, save_model: SaveModel, tmp_path: Path) -> None:
+    base = published(name, tmp_path, save_model)
+    adapted = adapted_by_peft(base, target_modules=OUTSIDE_LAYERS[name])
+    check_beside_package(adapted, tmp_path / "pkg", tmp_path)
+    assert not any(part.isdecimal() for part in AdapterManifest.load(tmp_path / "adapter").target_modules)
+
+
 def test_experts_themselves_take_none(save_model: SaveModel, tmp_path: Path) -> None:
     base = published("qwen3_moe", tmp_path, save_model)
     adapted_by_peft(base, target_modules=_ATTENTION).save_pretrained(tmp_path / "peft")
@@ -272,6 +288,13 @@ def test_mlx_calls_layers_of_some_families_otherwise_again(save_model: SaveModel
     save_file(mlx, tmp_path / "mlx/adapters.safetensors")
     export_adapter(tmp_path / "mlx", tmp_path / "pkg", tmp_path / "of-mlx")
     check_same_matrices(tmp_path / "of-mlx", tmp_path / "adapter")
+
+
+def test_layers_that_are_one_product_here_have_a_rank_together(save_model: SaveModel, tmp_path: Path) -> None:
+    base = published("olmo_hybrid", tmp_path, save_model)
+    adapted_by_peft(base, r=171, target_modules=["q_proj", "k_proj", "v_proj"]).save_pretrained(tmp_path / "peft")
+    with pytest.raises(CheckpointError, match=r"in_proj_qkv: rank 513, and ranks are 1 to 512 for queries, keys and"):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
 
 
 def test_layers_that_a_package_has_in_no_form_for_adapters_are_named_as_training_named_them(

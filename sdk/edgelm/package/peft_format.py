@@ -161,9 +161,10 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
 def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
     """Say in what an adapter does not fit a `model` or a `package`, and what to do."""
     listed = "".join(f"\n  {fault}" for fault in faults)
+    ours = "put it into its base (edgelm merge), or " if what == "package" else ""
     return (
         f"The adapter in {folder} does not fit the {what}:{listed}\nName the {what} that it was trained for. If it is "
-        f"that one, {MERGE_WHERE_TRAINED}"
+        f"that one, {ours}{MERGE_WHERE_TRAINED}"
     )
 
 
