@@ -28,9 +28,9 @@ from edgelm_export.sources import open_checkpoint
 def import_(source: str, output: Path, as_json: bool) -> None:
     """Make a checkpoint folder of a downloaded model, to train it further or to export it.
 
-    SOURCE is a GGUF file (of a model in several, any of them), a Hugging Face folder with safetensors, or the name of a
-    source in the library (./NAME where a folder here has it too). The folder also loads in transformers. It appears
-    when it is complete; until then an older one stays.
+    SOURCE is a GGUF file (of a model in several, any of them), a Hugging Face folder with safetensors, a package, or
+    the name of a source in the library (./NAME where a folder here has it too). The folder also loads in transformers.
+    It appears when it is complete; until then an older one stays.
 
     \b
     Examples:
