@@ -423,6 +423,7 @@ WRONG = {
     "a strange device": ({"device": "gpu"}, ConfigError, r"device is 'gpu', which is not here"),
     "a device of a long story": ({"device": "xla"}, ConfigError, r"is 'xla', which is not here: .{1,99}\. Use 'auto'"),
     "a device of a missing module": ({"device": "hpu"}, ConfigError, r"device is 'hpu', which is not here: No module"),
+    "a device without numbers": ({"device": "meta"}, ConfigError, r"device is 'meta', which is not here: .*data\. Use"),
     "no shards": ({"data": "/nowhere"}, DataError, r"/nowhere is no folder of shards"),
     "a run as a beginning": ({"init": "RUN"}, CheckpointError, r"the folder of a run.*best;"),
     "a size and a checkpoint": (

@@ -80,11 +80,11 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda":
             device = device if device.index is not None else torch.device("cuda", local_rank)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # which "meta" has no numbers for
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, ImportError) as error:  # torch says it in any of these ways
-        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # of Apple's it lists 40 backends behind it
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".!")  # of Apple's it lists 40 backends behind it
         raise ConfigError(f"device is {name!r}, which is not here: {reason}. Use 'auto' or 'cpu'.") from error
     return device
 
