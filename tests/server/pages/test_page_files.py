@@ -28,6 +28,10 @@ def test_a_text_file_goes_into_the_message_and_no_other_takes_the_place_of_the_p
     whole = "File essay.md:\n````\nThe sea.\n```\n\u304b\n````\n\nWhat is it about?"
     expect(page.locator("#question")).to_have_value(whole)
     expect(page.locator("#note")).to_contain_text("Answers can be wrong.")
+    page.keyboard.press("ControlOrMeta+z")
+    expect(page.locator("#question")).to_have_value("What is it about?")
+    page.reload()
+    expect(page.locator("#question")).to_have_value("What is it about?")
 
 
 def test_a_browser_that_calls_a_dropped_file_a_link_does_not_leave_the_page_for_it(page: Page) -> None:

@@ -282,15 +282,21 @@ async function importFile(file) {
   }
 }
 
+const UNDOABLE = 1 << 16; // characters
+
 async function addFiles(files) {
   try {
     const parts = await Promise.all(files.map(fenced));
     const message = [...parts, byId("question").value].join("\n\n"); // with what was typed meanwhile
     checkSize([current.system, ...kept.path(current).map(({ text }) => text), message]);
-    setDraft(message);
+    byId("question").focus();
+    byId("question").setSelectionRange(0, 0);
+    // As if it were typed, so that it can be undone; half a megabyte takes seconds so.
+    const added = `${parts.join("\n\n")}\n\n`;
+    if (added.length > UNDOABLE || !document.execCommand("insertText", false, added)) setDraft(message);
+    byId("question").setSelectionRange(message.length, message.length);
     showNote();
     announce(`Added: ${files.length}`);
-    byId("question").focus();
     byId("question").scrollTop = byId("question").scrollHeight; // where the question goes
   } catch (error) {
     refuse(error.message);
