@@ -11,6 +11,7 @@ Source: the operator specifications of com.microsoft.MoE and com.microsoft.QMoE.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,13 @@ def add_experts(stack: Stack, hidden: str, routed_by: str, name: str) -> str:
         on_grid |= {"accuracy_level": _ACCURACY_LEVEL} if grid[0] == 4 else {}  # 8 bits compute so by themselves
         graph.node("QMoE", inputs, output, MICROSOFT, _attributes(config) | on_grid)
     return graph.node("Mul", [output, factor], f"{name}.output") if factor else output
+
+
+def no_block_fits(config: ModelConfig) -> bool:
+    """Tell whether all experts are stored in floats, whatever the recipe: no block divides what they read."""
+    if not config.num_experts or not config.mlp_gated or config.hidden_act != "silu":  # others have their own products
+        return False
+    return math.gcd(config.hidden_size, config.expert_size) % _SMALLEST_BLOCK > 0
 
 
 def _matrices(stack: Stack, name: str) -> tuple[list[Stored], list[Stored]]:

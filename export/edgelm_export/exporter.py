@@ -47,6 +47,7 @@ from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.encoder import build_encoder
+from edgelm_export.experts import no_block_fits
 from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
 from edgelm_export.graph import opsets_of
@@ -301,6 +302,9 @@ def _notes(checkpoint: Checkpoint, asked: Precision, used: Precision, text: Cali
     notes += [*_notes_on_rules(checkpoint.config, asked), *_notes_on_4_bits(checkpoint, used)]
     if _keeps(used):
         notes.append(_note_on_grids(checkpoint))
+    if (used.schemes or _keeps(used)) and no_block_fits(config := checkpoint.config):
+        sizes = f"{config.hidden_size} and {config.expert_size} inputs"
+        notes.append(f"The experts are stored in floats: their operator has no blocks that divide {sizes}.")
     return tuple(notes)
 
 

@@ -172,6 +172,9 @@ def test_experts_of_a_size_that_no_block_divides_stay_in_floats(tmp_path: Path) 
     checkpoint = checkpoint_with(tmp_path, moe_intermediate_size=24)
     session, model = export(tmp_path / "package", checkpoint, PRECISIONS["int8"])
     assert experts_of(model) == [("MoE", 0, 0)] * 2
+    manifest = export_package(checkpoint, tmp_path / "noted", "int8")
+    note = "The experts are stored in floats: their operator has no blocks that divide 64 and 24 inputs."
+    assert manifest.notes == (note,)
     (wanted_TV,) = reference_logits(checkpoint, [IDS])
     got_TV = session.forward(IDS, session.new_cache(), all_logits=True)
     assert distance(got_TV, wanted_TV) < 0.1
