@@ -259,7 +259,7 @@ class DecoderSession(Returned):
             if self._single_steps is not None:
                 self._single_steps.forget_bindings()
             if new.matrices.keys() != old.matrices.keys():
-                before, after = self._graph_for(old), self._graph_for(new)
+                before, after = self._graphs_for(old, new)
                 self._graph.session = None
                 try:
                     self._graph.session, self._graph.tables = self._started(after, self._path)
@@ -271,12 +271,12 @@ class DecoderSession(Returned):
     def _started(self, graph: bytes, path: Path, *, is_prefill_graph: bool = False) -> tuple[Any, Tables]:
         return onnx_runtime.start(self._runtime, graph, path, self._options, is_prefill_graph=is_prefill_graph)
 
-    def _graph_for(self, bank: AdapterBank) -> bytes:
-        """Return the graph for some adapters; the package is checked again, since its weights are read again."""
+    def _graphs_for(self, *banks: AdapterBank) -> list[bytes]:
+        """Return the graph for each of some banks; the package is checked again, since its weights are read again."""
         if self._manifest is not None:
             check_hash(self._path.parent, self._manifest.entry(DATA_FILE))
         graph, _ = self._read(self._path)
-        return with_adapters(graph, self._path, bank.widths) if bank.matrices else graph
+        return [with_adapters(graph, self._path, bank.widths) if bank.matrices else graph for bank in banks]
 
     def _read(self, path: Path) -> tuple[bytes, GraphFacts]:
         return read_graph(path, None if self._manifest is None else self._manifest.entry(path.name))
