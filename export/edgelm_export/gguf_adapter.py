@@ -64,9 +64,11 @@ def read_gguf_adapter(path: Path) -> GGUFAdapter:
             if name not in strange and (len(tensor.shape) != 2 or tensor.type not in _DTYPES)
         ]
         if strange or not layers:
+            more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
             raise CheckpointError(
                 f"{path} is no plain LoRA adapter; without a partner, or no matrix in {', '.join(_DTYPES)}: "
-                f"{', '.join(strange[:5]) or 'all of it'}" + (f" and {len(strange) - 5} more." * (len(strange) > 5))
+                f"{', '.join(strange[:5]) or 'all of it'}{more}. Give the folder that it was converted from, or put it "
+                "into its base with llama-export-lora of llama.cpp, and export the model that comes of it."
             )
         tensors = {
             name: dequantize(file.data(name), tensor.type, tensor.shape) for name, tensor in file.tensors.items()

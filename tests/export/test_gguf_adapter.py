@@ -120,7 +120,7 @@ _LONE = "blk.0.ffn_up.weight.lora_a"
         ),
         ({}, {"adapter.lora.alpha": None}, r"adapter\.lora\.alpha is None; it must be a number but 0"),
         ({}, {"adapter.lora.alpha": float("inf")}, r"adapter\.lora\.alpha is inf; it must be a number"),
-        ({_LONE: np.ones((2, 32), "f4")}, {}, r"no plain LoRA adapter; without a partner, .*: blk\.0\.ffn_up\.wei"),
+        ({_LONE: np.ones((2, 32), "f4")}, {}, r"no plain LoRA .*: blk\.0\.ffn_up\.weight\.lora_b\. Give the folder"),
         ({"blk.0.attn_norm.weight": np.ones(32, "f4")}, {}, r"no matrix in F32, .*: blk\.0\.attn_norm\.weight"),
         ({_LONE[:-1] + "b": np.ones((2, 3, 32), "f4"), _LONE: np.ones((2, 32), "f4")}, {}, r"no matrix in .*lora_b"),
         (

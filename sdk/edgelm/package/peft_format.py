@@ -38,8 +38,8 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 # What is no name of a folder here may be one on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 MERGE_WHERE_TRAINED = (
-    "merge it where it was trained (merge_and_unload and save_pretrained of PEFT) and export the result, or train it "
-    "with edgelm finetune."
+    "merge it where it was trained (merge_and_unload and save_pretrained of PEFT, mlx_lm.fuse) and export the result, "
+    "or train it with edgelm finetune."
 )
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
