@@ -64,7 +64,7 @@ def data() -> None:
 )  # fmt: skip
 @click.option(
     "--max-characters", type=int, metavar="N", default=DocumentConfig.max_characters, show_default=True,
-    help="Longer documents are cut, where there is one at the end of a paragraph.",
+    help="Longer documents are cut, at the end of a paragraph where there is one.",
 )  # fmt: skip
 @click.option(
     "--validation-fraction", type=float, metavar="X", default=PrepareConfig.validation_fraction, show_default=True,
