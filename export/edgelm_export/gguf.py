@@ -112,13 +112,11 @@ class GGUFFile:
     def __init__(
         self,
         path: Path,
-        version: int,
         metadata: Mapping[str, Any],
         tensors: Mapping[str, GGUFTensor],
         content: NDArray[np.uint8],
     ) -> None:
         self.path = path
-        self.version = version
         self.metadata = metadata
         self.tensors = tensors
         self._content: NDArray[np.uint8] | None = content
@@ -136,10 +134,10 @@ class GGUFFile:
         except OSError as error:
             raise CheckpointError(f"Cannot read {path}: {error}.") from error
         header = _Header(path, content.data[:header_bytes], len(content))
-        version, tensor_count, key_count = header.start()
+        tensor_count, key_count = header.start()
         metadata = header.metadata(key_count)
         tensors = header.tensors(tensor_count, _alignment(path, metadata))
-        return cls(path, version, MappingProxyType(metadata), MappingProxyType(tensors), content)
+        return cls(path, MappingProxyType(metadata), MappingProxyType(tensors), content)
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's bytes: uint8 [nbytes], a read-only view on the map.
@@ -195,8 +193,8 @@ class _Header:
         self._elements_left, self._arrays_left = dict(_MAX_ELEMENTS), _MAX_ARRAYS
         self._strings_bytes_left = _MAX_STRINGS_BYTES
 
-    def start(self) -> tuple[int, int, int]:
-        """Read magic, version and counts: (version, tensors, metadata keys)."""
+    def start(self) -> tuple[int, int]:
+        """Read magic, version and counts: (tensors, metadata keys)."""
         magic = bytes(self._content[: len(MAGIC)])
         if magic != MAGIC:
             raise self._error("magic", f"is {magic!r}, not {MAGIC!r}: this is no GGUF file")
@@ -211,7 +209,7 @@ class _Header:
         for field, count, most in (("tensor count", tensors, MAX_TENSORS), ("metadata count", keys, _MAX_KEYS)):
             if count > most:
                 raise self._error(field, f"is {count}; at most {most} are read")
-        return version, tensors, keys
+        return tensors, keys
 
     def metadata(self, count: int) -> dict[str, Any]:
         """Read `count` keys with their values."""

@@ -27,7 +27,6 @@ class LoadedModel:
     engine: Engine
     turns: Turns
     max_batch: int
-    size: int  # bytes of its files
     keep_alive: float | None  # seconds without a request after which it is unloaded; None: never
     made_of: Mapping[Path, object]  # a file of its package and of each adapter -> its state before loading
     base: LoadedModel | None = None  # the model itself, where this is the same with an adapter as its default

@@ -222,14 +222,14 @@ class ModelPool:
         try:
             async with self._room:
                 package = open_package(folder)
-                size = package.manifest.size
+                manifest = package.manifest
                 offers = {other: offer for other, offer in self._adapters.items() if offer.base == name}
                 adapters = {other: offer.folder for other, offer in offers.items()}
                 files = [package.last_file, *(adapter / MANIFEST_FILE for adapter in adapters.values())]
                 made_of = {path: state_of_file(path) for path in files}
                 # The estimate knows little or nothing of a graph that another program wrote.
                 reads_prompts = self._options.runtime.prefill_graph
-                needed = max(size, memory_to_load(package.manifest, package.config(), prefill_graph=reads_prompts))
+                needed = max(manifest.size, memory_to_load(manifest, package.config(), prefill_graph=reads_prompts))
                 learned = _HELD_OF_ADAPTER * sum(offer.size for offer in offers.values())
                 await self._make_room(int(needed * _ROOM_FOR_ANSWERS + learned))
                 model, engine = await asyncio.to_thread(_load, folder, adapters, self._options)
@@ -247,7 +247,6 @@ class ModelPool:
             engine=engine,
             turns=Turns(engine, self._options.max_batch + self._options.max_queue),
             max_batch=self._options.max_batch,
-            size=size,
             keep_alive=self._kept_for.pop(name, self._options.keep_alive),
             made_of=made_of,
         )
