@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from command_line import invoke
@@ -27,9 +29,11 @@ from edgelm.config import ModelConfig
 from edgelm.decoding.draft_model import DraftModel
 from edgelm.errors import ConfigError, PackageError
 from edgelm.generation_config import GenerationConfig
+from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import read_adapter
 from edgelm.package.onnx_walk import walk_onnx
+from edgelm.runtime import row_steps
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import products_of, with_adapters
 from edgelm.shared_use import SharedUse
@@ -294,6 +298,26 @@ def test_an_adapter_stays_once_an_answer_has_what_it_computed(tmp_path: Path, mo
     monkeypatch.setattr(PrefixCache, "fill", fill_and_unload)
     answer = model.generate(prompt, config)
     assert (answer.token_ids, answer.usage.cached_tokens) == (alone, 32)
+
+
+def test_what_is_bound_for_adapters_in_company_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_steps, "_MOST_BINDINGS", 3)
+    model = edgelm.load(tiny_model_path())
+    names = [None, "a", "b", "c", "d"]
+    for name in names[1:]:
+        model.load_adapter(write_tiny_adapter(tmp_path / "adapter"), name)
+    batch = KVBatch(model.config)
+    rows = [batch.add(), batch.add()]
+    for row in rows:
+        batch.activate(row)
+    for pair in itertools.combinations(names, 2):
+        for row, name in zip(rows, pair, strict=True):
+            row.truncate(0)
+            row.use_adapter(name)
+            model.session.forward((5, 6), row)
+        one_V, other_V = model.session.forward_rows((7, 7), batch)
+        assert np.array_equal(one_V, other_V) == (pair[0] is not None)  # all adapters are one, by four names
+        assert 0 < len(batch.bindings) <= 3
 
 
 def test_an_adapter_is_named_by_a_text() -> None:
