@@ -153,7 +153,7 @@ def layers_of_package(matrices: Matrices, config: ModelConfig, layout: TensorLay
     """Return the matrices A and B of each projection of a package that an adapter in some layout changes.
 
     Raises:
-        CheckpointError: layers do not fit the package; the message lists every one.
+        CheckpointError: layers do not fit the package; the message lists them.
     """
     return _in_our_order(matrices, config, layout, folder, "package")
 

@@ -33,6 +33,7 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.adapter import read_adapter
 from edgelm.package.onnx_walk import walk_onnx
+from edgelm.package.peft_format import does_not_fit
 from edgelm.runtime import row_steps
 from edgelm.runtime.adapter_bank import AdapterBank
 from edgelm.runtime.adapter_graph import products_of, with_adapters
@@ -318,6 +319,12 @@ def test_what_is_bound_for_adapters_in_company_is_let_go(tmp_path: Path, monkeyp
         one_V, other_V = model.session.forward_rows((7, 7), batch)
         assert np.array_equal(one_V, other_V) == (pair[0] is not None)  # all adapters are one, by four names
         assert 0 < len(batch.bindings) <= 3
+
+
+def test_of_many_layers_that_do_not_fit_an_error_lists_some() -> None:
+    told = does_not_fit(Path("mine"), "package", (f"layer {i}: none" for i in range(20)))
+    assert "package:\n  layer 0: none\n" in told
+    assert "\n  layer 15: none\n  and 4 more\nName the package" in told
 
 
 def test_an_adapter_is_named_by_a_text() -> None:

@@ -150,7 +150,7 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
     """Make sure that each matrix of an adapter has a weight to stand beside; `shapes` are the weights' by name.
 
     Raises:
-        CheckpointError: some have none; the message lists every one.
+        CheckpointError: some have none; the message lists them.
     """
     faults = []
     for name, (a, b) in adapter.matrices.items():

@@ -41,6 +41,7 @@ MERGE_WHERE_TRAINED = (
     "merge it where it was trained (merge_and_unload and save_pretrained of PEFT, mlx_lm.fuse) and export the result, "
     "or train it with edgelm finetune."
 )
+_MOST_FAULTS = 16  # that an error lists; a model with experts has thousands of layers
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 
 # Kinds of LoRA that PEFT has besides, and the values with which they are off.
@@ -160,7 +161,10 @@ def in_pairs(tensors: Mapping[str, _Tensor], path: Path) -> dict[str, tuple[_Ten
 
 def does_not_fit(folder: Path, what: str, faults: Iterable[str]) -> str:
     """Say in what an adapter does not fit a `model` or a `package`, and what to do."""
-    listed = "".join(f"\n  {fault}" for fault in faults)
+    every = list(faults)
+    listed = "".join(f"\n  {fault}" for fault in every[:_MOST_FAULTS])
+    if len(every) > _MOST_FAULTS:
+        listed += f"\n  and {len(every) - _MOST_FAULTS} more"
     ours = "put it into its base (edgelm merge), or " if what == "package" else ""
     return (
         f"The adapter in {folder} does not fit the {what}:{listed}\nName the {what} that it was trained for. If it is "
