@@ -29,6 +29,11 @@ def model() -> LanguageModel:
     return edgelm.load(tiny_model_path())
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> edgelm.Tokenizer:
+    return edgelm.Tokenizer.load(tiny_model_path())
+
+
 @pytest.fixture
 def hangups_heard() -> Iterator[None]:
     """Hear of a terminal that closes, where the tests were started by nohup too."""

@@ -18,10 +18,9 @@ from edgelm.decoding.sampling import Sampler
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.generation_config import GenerationConfig
 from edgelm.language_model import LanguageModel
-from edgelm.loading import load
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.schema_gaps import close_gaps
-from edgelm.testing import scripted_model, tiny_model_path
+from edgelm.testing import scripted_model
 from edgelm.text.tokenizer import Tokenizer
 
 PERSON: dict[str, Any] = {
@@ -36,23 +35,13 @@ PERSON: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny() -> LanguageModel:
-    return load(tiny_model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(tiny_model_path())
-
-
 def constrained(constraint: Constraint, **settings: Any) -> GenerationConfig:
     return GenerationConfig(constraint=constraint, **{"max_new_tokens": 200, **settings})
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.5, "top_k": 9, "seed": 4}])
-def test_an_answer_has_the_form_of_its_json_schema(tiny: LanguageModel, settings: dict[str, Any]) -> None:
-    completion = tiny.generate("The sea", constrained(Constraint.json_schema(PERSON), **settings))
+def test_an_answer_has_the_form_of_its_json_schema(model: LanguageModel, settings: dict[str, Any]) -> None:
+    completion = model.generate("The sea", constrained(Constraint.json_schema(PERSON), **settings))
     assert completion.finish_reason == "stop"
     jsonschema.validate(json.loads(completion.text), PERSON)
     # In one line, with the spaces of most JSON that models have read.
@@ -60,22 +49,24 @@ def test_an_answer_has_the_form_of_its_json_schema(tiny: LanguageModel, settings
     assert re.search(r', "age": \d+, "kind": "person(age)?"}$', completion.text)
 
 
-def test_an_answer_matches_its_pattern_grammar_or_choice(tiny: LanguageModel) -> None:
+def test_an_answer_matches_its_pattern_grammar_or_choice(model: LanguageModel) -> None:
     free = {"temperature": 1.0, "seed": 1}
     assert re.fullmatch(
-        r"[a-f]{3}-[0-9]+!", tiny.generate("x", constrained(Constraint.regex("[a-f]{3}-[0-9]+!"), **free)).text
+        r"[a-f]{3}-[0-9]+!", model.generate("x", constrained(Constraint.regex("[a-f]{3}-[0-9]+!"), **free)).text
     )
     grammar = 'start: pair ("," pair)*\npair: /[a-z]/ "=" ("0" | "1")'
-    text = tiny.generate("x", constrained(Constraint.lark(grammar), max_new_tokens=40, **free)).text
+    text = model.generate("x", constrained(Constraint.lark(grammar), max_new_tokens=40, **free)).text
     assert re.match(r"[a-z]=[01]", text)
     gbnf = 'root ::= pair ("," pair){2}\npair ::= [a-z] "=" ( "0" | "1" ) # a bit\n'
-    text = tiny.generate("x", constrained(Constraint.gbnf(gbnf), **free)).text
+    text = model.generate("x", constrained(Constraint.gbnf(gbnf), **free)).text
     assert re.fullmatch(r"[a-z]=[01](,[a-z]=[01]){2}", text)
     choices = ["yes", "yes, sure", 'a "quoted" one', "日本"]
     for seed in range(5):
         config = constrained(Constraint.choices(choices), temperature=2.0, seed=seed)
-        assert tiny.generate("x", config).text in choices
-    completion = tiny.generate("x", constrained(Constraint.json_object(), temperature=1.0, seed=11, max_new_tokens=900))
+        assert model.generate("x", config).text in choices
+    completion = model.generate(
+        "x", constrained(Constraint.json_object(), temperature=1.0, seed=11, max_new_tokens=900)
+    )
     assert completion.text.startswith("{")
     if completion.finish_reason == "stop":
         assert isinstance(json.loads(completion.text), dict)
@@ -86,28 +77,28 @@ def test_comments_of_gbnf_are_told_from_what_looks_like_them(tokenizer: Tokenize
     assert [accepts(gbnf, tokenizer, text) for text in ('##"#', '#""#', '##"')] == [True, True, False]
 
 
-def test_the_answer_ends_where_nothing_can_follow_even_without_end_tokens(tiny: LanguageModel) -> None:
-    completion = tiny.generate("x", constrained(Constraint.choices(["abc"]), ignore_eos=True))
+def test_the_answer_ends_where_nothing_can_follow_even_without_end_tokens(model: LanguageModel) -> None:
+    completion = model.generate("x", constrained(Constraint.choices(["abc"]), ignore_eos=True))
     assert (completion.text, completion.finish_reason) == ("abc", "stop")
     # Only an end token may follow a complete text that could go on: here at the latest after three letters.
     for seed in range(5):
-        completion = tiny.generate("x", constrained(Constraint.regex("[ab]{1,3}"), temperature=1.0, seed=seed))
+        completion = model.generate("x", constrained(Constraint.regex("[ab]{1,3}"), temperature=1.0, seed=seed))
         assert re.fullmatch("[ab]{1,3}", completion.text)
 
 
-def test_an_end_token_never_comes_before_the_text_is_complete(tiny: LanguageModel) -> None:
+def test_an_end_token_never_comes_before_the_text_is_complete(model: LanguageModel) -> None:
     biased = constrained(Constraint.json_schema(PERSON), logit_bias={2: 1e6}, temperature=1.0, seed=0)
-    jsonschema.validate(json.loads(tiny.generate("x", biased).text), PERSON)
+    jsonschema.validate(json.loads(model.generate("x", biased).text), PERSON)
     # Also a token of text that the request calls an end.
-    space = tiny.tokenizer.encode(" ")[0]
-    completion = tiny.generate("x", constrained(Constraint.choices(["a b"]), stop_token_ids=(space,)))
+    space = model.tokenizer.encode(" ")[0]
+    completion = model.generate("x", constrained(Constraint.choices(["a b"]), stop_token_ids=(space,)))
     assert completion.text != "a"
     # And where the form leaves no choice about the text, which other tokens can write, or none.
-    second = tiny.tokenizer.encode("hello world")[1]
-    completion = tiny.generate("x", constrained(Constraint.regex("hello world"), stop_token_ids=(second,)))
+    second = model.tokenizer.encode("hello world")[1]
+    completion = model.generate("x", constrained(Constraint.regex("hello world"), stop_token_ids=(second,)))
     assert (completion.text, completion.finish_reason) == ("hello world", "stop")
     with pytest.raises(EdgeLMError, match=r"continues it but those that end the answer \(stop_token_ids\)\."):
-        tiny.generate("x", constrained(Constraint.choices(["q"]), stop_token_ids=tiny.tokenizer.encode("q")))
+        model.generate("x", constrained(Constraint.choices(["q"]), stop_token_ids=model.tokenizer.encode("q")))
 
 
 def test_forced_tokens_are_computed_in_one_step_and_are_those_of_one_at_a_time() -> None:
@@ -122,22 +113,22 @@ def test_forced_tokens_are_computed_in_one_step_and_are_those_of_one_at_a_time()
 
 
 @pytest.mark.parametrize("speculation", [None, "prompt_lookup"])
-def test_no_more_is_forced_into_a_cache_than_the_answer_may_have(tiny: LanguageModel, speculation: str | None) -> None:
+def test_no_more_is_forced_into_a_cache_than_the_answer_may_have(model: LanguageModel, speculation: str | None) -> None:
     text = "This whole sentence is forced, from its first letter to its last."
     config = constrained(Constraint.choices([text]), max_new_tokens=9, speculation=speculation)
-    cache = tiny.new_cache()
-    answer = join(tiny.stream([5, 6, 7], config, cache=cache))
+    cache = model.new_cache()
+    answer = join(model.stream([5, 6, 7], config, cache=cache))
     assert answer.usage.completion_tokens == 9
     assert cache.token_ids == [5, 6, 7, *answer.token_ids]
 
 
 def test_fast_forwarding_changes_neither_tokens_nor_logprobs(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5, logprobs=0, repetition_penalty=1.2)
-    fast = tiny.generate("The sea", config)
+    fast = model.generate("The sea", config)
     monkeypatch.setattr(Sampler, "forced_tokens", lambda self, most: [])
-    slow = tiny.generate("The sea", config)
+    slow = model.generate("The sea", config)
     assert fast.token_ids == slow.token_ids
     # Steps of several tokens compute attention in another order; measured: 1e-6.
     np.testing.assert_allclose(
@@ -145,18 +136,18 @@ def test_fast_forwarding_changes_neither_tokens_nor_logprobs(
     )
 
 
-def test_streaming_stops_and_limits_work_with_a_constraint(tiny: LanguageModel) -> None:
+def test_streaming_stops_and_limits_work_with_a_constraint(model: LanguageModel) -> None:
     config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5)
-    whole = tiny.generate("x", config)
-    chunks = list(tiny.stream("x", config))
+    whole = model.generate("x", config)
+    chunks = list(model.stream("x", config))
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert len(chunks) > 3
-    stopped = tiny.generate("x", config.replace(stop=("age",)))
+    stopped = model.generate("x", config.replace(stop=("age",)))
     assert (stopped.text, stopped.finish_reason) == (whole.text.partition("age")[0], "stop")
-    cut = tiny.generate("x", config.replace(max_new_tokens=4))
+    cut = model.generate("x", config.replace(max_new_tokens=4))
     assert cut.finish_reason == "length"
     assert cut.token_ids == whole.token_ids[:4]
-    held_back = tiny.generate("x", constrained(Constraint.choices(["over the se"]), stop=("sea",)))
+    held_back = model.generate("x", constrained(Constraint.choices(["over the se"]), stop=("sea",)))
     assert (held_back.text, held_back.finish_reason) == ("over the se", "stop")
 
 
@@ -259,10 +250,10 @@ def test_a_constraint_that_no_token_continues_is_an_error(tokenizer: Tokenizer) 
         Constraint.choices(["a"]).compile(tokenizer).advance(tokenizer.encode("b")[0])
 
 
-def test_an_answer_may_be_one_of_thousands_of_choices(tiny: LanguageModel, tokenizer: Tokenizer) -> None:
+def test_an_answer_may_be_one_of_thousands_of_choices(model: LanguageModel, tokenizer: Tokenizer) -> None:
     labels = [f"label {number}" for number in range(2500)]
     constraint = Constraint.choices(labels)
-    assert tiny.generate("x", constrained(constraint, temperature=2.0, seed=1)).text in labels
+    assert model.generate("x", constrained(constraint, temperature=2.0, seed=1)).text in labels
     assert all(accepts(constraint, tokenizer, label) for label in ("label 2", "label 24", "label 249", "label 2499"))
     assert not accepts(constraint, tokenizer, "label 2500")
 
@@ -366,9 +357,9 @@ def test_a_constraint_that_is_none_is_refused_at_once(make: Any, message: str) -
         (Constraint.json_schema({"anyOf": [_branching(2)] * 1000}), "cannot be enforced: panic: assertion .* - 10$"),
     ],
 )
-def test_what_cannot_be_enforced_is_named(tiny: LanguageModel, constraint: Constraint, message: str) -> None:
+def test_what_cannot_be_enforced_is_named(model: LanguageModel, constraint: Constraint, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        tiny.stream("x", GenerationConfig(constraint=constraint))  # with the call, not with the first chunk
+        model.stream("x", GenerationConfig(constraint=constraint))  # with the call, not with the first chunk
 
 
 def test_constraints_need_an_extra_only_when_they_are_used(
@@ -388,11 +379,11 @@ def test_a_model_without_constraints_never_imports_llguidance() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_engine_follows_constraints_too(tiny: LanguageModel) -> None:
+def test_the_engine_follows_constraints_too(model: LanguageModel) -> None:
     from edgelm.batching.engine import Engine
 
     config = constrained(Constraint.json_schema(PERSON), temperature=1.0, seed=5)
-    with Engine(tiny) as engine:
+    with Engine(model) as engine:
         generations = [engine.submit("The sea", config.replace(seed=seed)) for seed in range(4)]
         texts = ["".join(chunk.text for chunk in generation) for generation in generations]
-    assert texts == [tiny.generate("The sea", config.replace(seed=seed)).text for seed in range(4)]
+    assert texts == [model.generate("The sea", config.replace(seed=seed)).text for seed in range(4)]

@@ -20,22 +20,17 @@ TEXTS = ["The sea", "The sea is blue. " * 40]  # the second one takes three chun
 
 
 @pytest.fixture(scope="module")
-def tiny() -> edgelm.LanguageModel:
-    return edgelm.load(tiny_model_path())
-
-
-@pytest.fixture(scope="module")
-def hidden_states(tiny: edgelm.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+def hidden_states(model: edgelm.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     """What transformers computes behind the last norm, [T, D] for each text."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from transformers_llama import load_llama
 
     torch.set_num_threads(1)
-    model = load_llama(make_checkpoint(tmp_path_factory.mktemp("embedding") / "tiny")).model
+    llama = load_llama(make_checkpoint(tmp_path_factory.mktemp("embedding") / "tiny")).model
     with torch.no_grad():
         return [
-            model(torch.tensor([tiny.tokenizer.encode(text)])).last_hidden_state[0].numpy()
+            llama(torch.tensor([model.tokenizer.encode(text)])).last_hidden_state[0].numpy()
             for text in TEXTS
         ]  # fmt: skip
 
@@ -43,22 +38,22 @@ def hidden_states(tiny: edgelm.LanguageModel, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize(
     ("pooling", "pool"), [("mean", lambda rows: rows.mean(axis=0)), ("last", lambda rows: rows[-1])]
 )
-def test_pooling_takes_the_hidden_states_of_transformers(tiny, hidden_states, pooling, pool) -> None:
+def test_pooling_takes_the_hidden_states_of_transformers(model, hidden_states, pooling, pool) -> None:
     expected_ND = np.stack([pool(h_TD) for h_TD in hidden_states])
     # Float32 sums in another order; 3e-6 measured.
-    np.testing.assert_allclose(tiny.embed(TEXTS, pooling=pooling, normalize=False), expected_ND, atol=5e-5)
+    np.testing.assert_allclose(model.embed(TEXTS, pooling=pooling, normalize=False), expected_ND, atol=5e-5)
     units_ND = expected_ND / np.linalg.norm(expected_ND, axis=1, keepdims=True)
-    np.testing.assert_allclose(tiny.embed(TEXTS, pooling=pooling), units_ND, atol=1e-5)
+    np.testing.assert_allclose(model.embed(TEXTS, pooling=pooling), units_ND, atol=1e-5)
 
 
-def test_values_are_the_mean_over_the_tokens_of_the_text_alone(tiny) -> None:
-    ids = tiny.tokenizer.encode("The sea is blue. " * 20)  # the cache's buffers are longer than the text
-    cache = tiny.session.new_cache()
-    tiny.session.forward(ids, cache)
+def test_values_are_the_mean_over_the_tokens_of_the_text_alone(model) -> None:
+    ids = model.tokenizer.encode("The sea is blue. " * 20)  # the cache's buffers are longer than the text
+    cache = model.session.new_cache()
+    model.session.forward(ids, cache)
     means = [buffer[0, :, : len(ids)].mean(axis=1).ravel() for buffer in cache.buffers[1::2]]
     expected = np.concatenate(means) / np.linalg.norm(np.concatenate(means))
     # Chunks of 128 against one prefill: rounding; 3e-7 measured.
-    np.testing.assert_allclose(tiny.embed([ids])[0], expected, atol=5e-6)
+    np.testing.assert_allclose(model.embed([ids])[0], expected, atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +80,19 @@ def test_values_are_those_of_attention_whatever_else_a_cache_holds(features: dic
     assert model.embed([[5, 6, 7]], normalize=False).tolist() == [expected]
 
 
-def test_hidden_states_leave_the_logits_and_the_cache_as_they_are(tiny) -> None:
-    ids = tiny.tokenizer.encode(TEXTS[0])
-    plain, other = tiny.session.new_cache(), tiny.session.new_cache()
-    tiny.session.forward(ids, plain)
-    tiny.session.forward_hidden(ids, other)
+def test_hidden_states_leave_the_logits_and_the_cache_as_they_are(model) -> None:
+    ids = model.tokenizer.encode(TEXTS[0])
+    plain, other = model.session.new_cache(), model.session.new_cache()
+    model.session.forward(ids, plain)
+    model.session.forward_hidden(ids, other)
     assert other.token_ids == ids
-    np.testing.assert_array_equal(tiny.session.forward([7], other), tiny.session.forward([7], plain))
+    np.testing.assert_array_equal(model.session.forward([7], other), model.session.forward([7], plain))
 
 
 @pytest.mark.parametrize("pooling", ["values", "mean", "last"])
-def test_no_texts_are_no_vectors_of_the_width_of_others(tiny, pooling) -> None:
-    (vector,) = tiny.embed(["The sea"], pooling=pooling)
-    assert (tiny.embed([], pooling=pooling) @ vector).shape == (0,)
+def test_no_texts_are_no_vectors_of_the_width_of_others(model, pooling) -> None:
+    (vector,) = model.embed(["The sea"], pooling=pooling)
+    assert (model.embed([], pooling=pooling) @ vector).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +105,9 @@ def test_no_texts_are_no_vectors_of_the_width_of_others(tiny, pooling) -> None:
         (["The sea", "x" * 3000], "last", ContextLengthError, "this model's maximum context length is 1024"),
     ],
 )
-def test_what_cannot_be_embedded_is_refused(tiny, texts, pooling, error, words) -> None:
+def test_what_cannot_be_embedded_is_refused(model, texts, pooling, error, words) -> None:
     with pytest.raises(error, match=words):
-        tiny.embed(texts, pooling=pooling)
+        model.embed(texts, pooling=pooling)
 
 
 def test_a_package_without_hidden_states_says_how_to_get_them(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from constraint_texts import accepts
 
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.regular_grammar import pattern_of
-from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
 GRAMMARS = [
@@ -27,8 +26,9 @@ GRAMMARS = [
 
 
 @pytest.mark.parametrize(("grammar", "texts"), GRAMMARS)
-def test_a_pattern_takes_the_texts_of_its_grammar_in_json_too(grammar: str, texts: list[str]) -> None:
-    tokenizer = Tokenizer.load(tiny_model_path())
+def test_a_pattern_takes_the_texts_of_its_grammar_in_json_too(
+    tokenizer: Tokenizer, grammar: str, texts: list[str]
+) -> None:
     lark, pattern = Constraint.lark(grammar), f"^(?:{pattern_of(grammar)})$"
     schema = Constraint.json_schema({"type": "string", "pattern": pattern})
     taken = [accepts(lark, tokenizer, text) for text in texts]

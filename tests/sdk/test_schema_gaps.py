@@ -10,13 +10,7 @@ from constraint_texts import accepts
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import Constraint
 from edgelm.structure.schema_gaps import close_gaps
-from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(tiny_model_path())
 
 
 def test_a_schema_may_give_up_what_cannot_be_enforced(tokenizer: Tokenizer) -> None:

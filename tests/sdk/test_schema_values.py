@@ -11,15 +11,9 @@ from constraint_texts import accepts
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import Constraint
-from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 
 BITS_64 = {"minimum": -(2**63), "maximum": 2**63 - 1}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(tiny_model_path())
 
 
 @pytest.mark.parametrize(

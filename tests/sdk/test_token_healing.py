@@ -19,11 +19,6 @@ from edgelm.text.tokenizer import Tokenizer
 Row = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(tiny_model_path())
-
-
 def test_a_prompt_is_backed_up_only_where_a_longer_token_begins_as_it_ends(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("see t")
     assert back_up(tokenizer, ids) == (ids[:-1], tokenizer.token_bytes(ids[-1]))

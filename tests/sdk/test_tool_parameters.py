@@ -69,11 +69,10 @@ def test_types_of_python_are_those_of_json(strict: bool) -> None:
     assert [type(value) for value in made["more"].values()] == [bool]
 
 
-def test_a_parameter_of_any_type_may_be_anything() -> None:
+def test_a_parameter_of_any_type_may_be_anything(tokenizer: Tokenizer) -> None:
     tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "any"}}, "required": ["a"]}}
     constraint = tool_constraint([tool], "required", row("hermes"))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     for value in ("1", '"x"', "[null]"):
         matcher = constraint.compile(tokenizer)
         for id_ in tokenizer.encode(f'<tool_call>\n{{"name": "f", "arguments": {{"a": {value}}}}}\n</tool_call>'):
@@ -150,20 +149,20 @@ def test_parameters_that_are_no_schema_are_refused_by_the_tools_name(
 
 
 @pytest.mark.parametrize("parameters", [{"properties": {"a": {}}}, {"type": ["null", "object"]}, {"title": "x"}])
-def test_arguments_are_an_object_whether_or_not_the_schema_says_it(parameters: dict[str, Any]) -> None:
+def test_arguments_are_an_object_whether_or_not_the_schema_says_it(
+    tokenizer: Tokenizer, parameters: dict[str, Any]
+) -> None:
     constraint = tool_constraint([{"name": "f", "parameters": parameters}], "required", row("hermes"))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     matcher = constraint.compile(tokenizer)
     for id_ in tokenizer.encode('<tool_call>\n{"name": "f", "arguments":'):
         matcher.advance(id_)
     assert tokenizer.decode(matcher.forced()).startswith(" {")
 
 
-def test_a_schema_that_names_no_properties_leaves_them_free() -> None:
+def test_a_schema_that_names_no_properties_leaves_them_free(tokenizer: Tokenizer) -> None:
     constraint = tool_constraint([{"name": "f", "parameters": {"type": "object"}}], "required", row("hermes"))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     matcher = constraint.compile(tokenizer)
     for id_ in tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'):
         matcher.advance(id_)

@@ -315,10 +315,9 @@ def test_no_text_of_tools_calls_or_results_becomes_a_control_token() -> None:
 
 
 @EVERY_FORMAT
-def test_calls_that_must_come_are_written_as_the_model_writes_them(name: str) -> None:
+def test_calls_that_must_come_are_written_as_the_model_writes_them(tokenizer: Tokenizer, name: str) -> None:
     constraint = tool_constraint(TOOLS, "required", row(name))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     matcher = constraint.compile(tokenizer, end_ids=[2])
     for id_ in tokenizer.encode(written(name)):
         matcher.advance(id_)  # which refuses what the constraint does not have
@@ -334,10 +333,11 @@ def test_a_name_is_written_as_json_has_it() -> None:
     ("said", "is_call"),
     [('{"name"', True), ('\n<|python_tag|>{"name"', True), ('As {"name"', False), ('As <|python_tag|>{"name"', False)],
 )
-def test_an_answer_without_a_marker_is_held_to_the_tools_from_its_beginning_alone(said: str, is_call: bool) -> None:
+def test_an_answer_without_a_marker_is_held_to_the_tools_from_its_beginning_alone(
+    tokenizer: Tokenizer, said: str, is_call: bool
+) -> None:
     constraint = tool_constraint(TOOLS, "auto", row("llama3"))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     matcher = constraint.compile(tokenizer)
     for id_ in tokenizer.encode(said):
         matcher.advance(id_)
@@ -345,13 +345,12 @@ def test_an_answer_without_a_marker_is_held_to_the_tools_from_its_beginning_alon
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_no_names_are_made_up_inside_arguments_where_a_tool_is_not_strict(strict: bool) -> None:
+def test_no_names_are_made_up_inside_arguments_where_a_tool_is_not_strict(tokenizer: Tokenizer, strict: bool) -> None:
     place = {"type": "object", "properties": {"city": {"type": "string"}}}
     parameters = {"type": "object", "properties": {"place": place}}
     tool = {"type": "function", "function": {"name": "go", "parameters": parameters, "strict": strict}}
     constraint = tool_constraint([tool], "required", row("hermes"))
     assert constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     matcher = constraint.compile(tokenizer)
     for id_ in tokenizer.encode('<tool_call>\n{"name": "go", "arguments": {"place": {"city": "x"'):
         matcher.advance(id_)
@@ -361,11 +360,10 @@ def test_no_names_are_made_up_inside_arguments_where_a_tool_is_not_strict(strict
     assert (comma, brace) == (strict, True)
 
 
-def test_one_call_where_several_are_not_wanted() -> None:
+def test_one_call_where_several_are_not_wanted(tokenizer: Tokenizer) -> None:
     several, one = (tool_constraint(TOOLS, "required", row("hermes"), parallel=parallel) for parallel in (True, False))
     assert several is not None
     assert one is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     for constraint, is_over in ((several, False), (one, True)):
         matcher = constraint.compile(tokenizer, end_ids=[2])
         for id_ in tokenizer.encode('<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'):
@@ -399,12 +397,11 @@ def test_tools_that_are_none_are_refused(tools: Any, choice: Any, message: str) 
 
 
 @EVERY_FORMAT
-def test_beside_tools_an_answer_of_a_form_is_calls_or_has_the_form(name: str) -> None:
+def test_beside_tools_an_answer_of_a_form_is_calls_or_has_the_form(tokenizer: Tokenizer, name: str) -> None:
     mood = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
     form = Constraint.json_schema({**mood, "x-guidance": None})
     settings = tool_settings(GenerationConfig(constraint=form), TOOLS, "auto", row(name))
     assert settings.constraint is not None
-    tokenizer = Tokenizer.load(tiny_model_path())
     for text in (written(name), '{"mood": "good"}'):
         matcher = settings.constraint.compile(tokenizer, end_ids=[2])
         for id_ in tokenizer.encode(text):
