@@ -93,8 +93,7 @@ def export_package(
     if not isinstance(precision, Precision):
         preset = precision_named(precision or DEFAULT_PRECISION)
         precision = preset if calibration is None else preset.calibrated()
-    target = Path(target).resolve()
-    refuse_target(checkpoint, target)
+    target = checked_target(checkpoint, Path(target))
     with written_folder(target) as staging:
         return _write_package(
             checkpoint, staging, name or target.name, precision, calibration or CalibrationOptions(), progress
@@ -116,17 +115,19 @@ def written_folder(target: Path) -> Iterator[Path]:
         raise ExportError(f"{target} cannot be written: {error}. {kept}") from error
 
 
-def refuse_target(checkpoint: Checkpoint, target: Path) -> None:
-    """Check that a package of a checkpoint may be written at `target`, an absolute path.
+def checked_target(checkpoint: Checkpoint, target: Path) -> Path:
+    """Return the absolute path of `target`, where a package of a checkpoint may be written.
 
     Raises:
         ExportError: it may not; the message says why.
     """
+    refuse_to_replace(target, why_not_a_package, ExportError)
+    target = target.resolve()
     if isinstance(checkpoint, PackageCheckpoint) and is_same_folder(checkpoint.path, target):
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
     if target.name.encode("utf-8", "replace").decode() != target.name:
         raise ExportError(f"{target.name!r} is no UTF-8, and a package has its folder's name. Choose another with -o.")
-    refuse_to_replace(target, why_not_a_package, ExportError)
+    return target
 
 
 def usual_precision(checkpoint: Checkpoint) -> Precision:

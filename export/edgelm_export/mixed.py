@@ -19,7 +19,7 @@ from edgelm.package.manifest import Manifest
 from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.checked import CheckedCheckpoint, Progress
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.exporter import export_package, refuse_target, written_folder, written_size
+from edgelm_export.exporter import checked_target, export_package, written_folder, written_size
 from edgelm_export.preparation import refuse_calibration
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
@@ -85,8 +85,7 @@ def export_mixed(
             `export_package`.
         VerificationError, CheckpointError: as `export_package`.
     """
-    target = target.resolve()
-    refuse_target(checkpoint, target)
+    target = checked_target(checkpoint, target)
     refuse_calibration(checkpoint.config)
     report = progress or (lambda *_: None)
     choices = _measured_choices(checkpoint, calibration or CalibrationOptions(), budget, report)

@@ -307,6 +307,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(checkpoint: Hugging
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"file/package cannot be written: .* choose a folder with -o\."):
         export_package(checkpoint, tmp_path / "file" / "package")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ExportError, match=r"loop (is not|cannot be) written: .*[Ss]ym"):
+        export_package(checkpoint, tmp_path / "loop")
 
 
 @pytest.mark.parametrize(

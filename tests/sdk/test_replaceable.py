@@ -10,6 +10,7 @@ from tiny_adapter import describe, write_tiny_adapter
 from edgelm.errors import ExportError
 from edgelm.package.manifest import FileEntry, Manifest
 from edgelm.package.replaceable import (
+    is_same_folder,
     refuse_to_replace,
     why_not_a_checkpoint,
     why_not_a_package,
@@ -50,6 +51,12 @@ def test_nothing_is_written_into_a_package_which_would_not_load_any_more(package
             refuse_to_replace(inside, why_not_a_package, ExportError)
     refuse_to_replace(package / ".." / "int4", why_not_a_package, ExportError)
     refuse_to_replace(package, why_not_a_package, ExportError)
+
+
+def test_links_that_go_in_a_circle_lead_to_no_folder(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert not is_same_folder(tmp_path / "loop", package)
+    assert is_same_folder(package / ".." / package.name, package)
 
 
 def test_what_a_file_manager_leaves_keeps_nothing_from_being_replaced(package: Path, checkpoint: Path) -> None:

@@ -400,8 +400,11 @@ def test_the_checkpoint_that_a_run_began_with_may_be_spelled_otherwise(
     config.write_text('init = "run/latest"\n' + config.read_text()[:table])
     monkeypatch.chdir(tmp_path)
     assert pretrain({"output": "run", "init": "./run/latest/"}, resume=True).step == 8
-    with pytest.raises(TrainingError, match=r"^init is 'ckpt'; the run in run began with 'run/latest', and cannot"):
-        pretrain({"output": "run", "init": "ckpt"}, resume=True)
+    Path("loop").symlink_to("loop")
+    for init in ("ckpt", "loop"):
+        message = rf"^init is '{init}'; the run in run began with 'run/latest', and cannot"
+        with pytest.raises(TrainingError, match=message):
+            pretrain({"output": "run", "init": init}, resume=True)
 
 
 def test_a_run_whose_settings_are_broken_cannot_go_on(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def _merged(run: RunFolder, config_class: type[Config], settings: Mapping[str, A
         ) from error
     for name in (name for name in fixed if name in settings):
         value, of_run = settings[name], getattr(own, name)
-        if name == "init" and value and of_run and Path(value).resolve() == Path(of_run).resolve():
+        if name == "init" and value and of_run and os.path.realpath(value) == os.path.realpath(of_run):
             continue
         for field, given, began in _differences(name, value, of_run):
             raise TrainingError(

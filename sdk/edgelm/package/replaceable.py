@@ -45,7 +45,10 @@ def refuse_inside_package(folder: Path, error_class: type[EdgeLMError]) -> None:
 
 def is_same_folder(folder: Path, other: Path) -> bool:
     """Tell whether two paths lead to one folder, also where the disk does not tell case apart."""
-    folder, other = folder.resolve(), other.resolve()
+    try:
+        folder, other = folder.resolve(), other.resolve()
+    except (OSError, RuntimeError):  # links that go in a circle
+        return False
     return folder.exists() and other.exists() and folder.samefile(other)
 
 
