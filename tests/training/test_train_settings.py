@@ -144,6 +144,7 @@ def test_a_model_flag_without_a_value_is_an_error() -> None:
 
 WRONG: dict[str, Any] = {
     "max_steps": (0, r"max_steps is 0; it must be 1 or more\."),
+    "seed": (2**32 + 1, r"seed is 4294967297; it must be from 0 to 4294967296\."),
     "learning_rate": (math.nan, r"learning_rate is nan; it must be from 1e-12 to 10\."),
     "decay_fraction": (1.5, r"decay_fraction is 1\.5; it must be from 0 to 1\."),
     "schedule": ("cos", r"schedule is 'cos'; it must be one of cosine, linear, wsd, constant\."),

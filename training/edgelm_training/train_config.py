@@ -130,7 +130,7 @@ class TrainConfig:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+    return f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:.10g}"
 
 
 _COUNT = (1, math.inf)
