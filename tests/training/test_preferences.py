@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def test_every_form_says_the_same(form: str) -> None:
 
 def test_of_parquet_only_what_a_preference_has_is_read(tiny_chat_model: Path, tmp_path: Path) -> None:
     dates = pyarrow.array([10**15], pyarrow.timestamp("ms"))  # which no Python can read
-    table = pyarrow.table({"sent": dates, **{name: [value] for name, value in FORMS["messages"].items()}})
+    when = {"at": datetime(2026, 1, 2)}  # no template takes it
+    sides = {side: [[said | when for said in messages]] for side, messages in FORMS["messages"].items()}
+    table = pyarrow.table({"sent": dates, **sides})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     pairs, _ = load_preferences([tmp_path / "a.parquet"], tiny_chat_model)
     assert len(pairs) == 2

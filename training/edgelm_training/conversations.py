@@ -100,8 +100,7 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
     Raises:
         DataError: it has none of the known forms, a value is of a wrong type, or there is nothing to learn.
     """
-    # Parquet writes out what is missing.
-    values = {key: _with_dates_as_texts(value) for key, value in values.items() if value is not None}
+    values = {key: value for key, value in values.items() if value is not None}  # Parquet writes out what is missing
     parse = next((parse for field, parse in _FORMS.items() if field in values), None)
     try:
         if "chosen" in values and not {"messages", "conversations", "completion", "output"} & values.keys():
@@ -136,15 +135,6 @@ def parse_conversation(values: Mapping[str, Any], file: SourceFile, line: int) -
         tools=tools,
         variables=variables,
     )
-
-
-def _with_dates_as_texts(value: Any) -> Any:
-    """Return a value as JSON has it: messages in Parquet may say when they were sent, which no template can take."""
-    if isinstance(value, dict):
-        return {name: _with_dates_as_texts(field) for name, field in value.items()}
-    if isinstance(value, list):
-        return list(map(_with_dates_as_texts, value))
-    return str(value) if isinstance(value, (date, time, timedelta)) else value
 
 
 def refuse_media(values: Mapping[str, Any]) -> None:
@@ -262,7 +252,7 @@ def parse_messages(values: Any, field: str) -> list[dict[str, Any]]:
 def _message(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{place} is {value!r:.60}; a message is an object with role and content.")
-    message = {key: item for key, item in value.items() if item is not None}
+    message = {key: _with_dates_as_texts(item) for key, item in value.items() if item is not None}
     if call := message.pop(_CALLING, None):  # as OpenAI had one call, before it had several
         message["tool_calls"] = message.get("tool_calls") or [call]
     if detail := next((key for key in _DETAILS if message.pop(key, None)), None):
@@ -289,6 +279,15 @@ def _message(value: Any, place: str) -> dict[str, Any]:
     if "tool_calls" in message:
         message["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls")
     return message
+
+
+def _with_dates_as_texts(value: Any) -> Any:
+    """Return a value as JSON has it: messages in Parquet may say when they were sent, which no template can take."""
+    if isinstance(value, dict):
+        return {name: _with_dates_as_texts(field) for name, field in value.items()}
+    if isinstance(value, list):
+        return list(map(_with_dates_as_texts, value))
+    return str(value) if isinstance(value, (date, time, timedelta)) else value
 
 
 def _written_calls(content: str) -> list[Any] | None:
