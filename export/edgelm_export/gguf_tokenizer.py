@@ -18,10 +18,10 @@ import numpy as np
 
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import template_of
-from edgelm_export.architectures.gguf_values import named_ends
 from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS, PreTokenizer, byte_level_json, joins_two_tokens
 from edgelm_export.character_bpe import character_bpe_json
 from edgelm_export.gguf import GGUFStrings
+from edgelm_export.gguf_token_ids import named_ends
 from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel
 from edgelm_export.sentencepiece_tokenizer import sentencepiece_json, token_names
 from edgelm_export.tokenizer_json import added_token, files_of, post_processor

@@ -17,9 +17,9 @@ from edgelm_export.architectures.gguf_values import (
     named_values,
     refuse_unknown_keys,
     rope_scaling,
-    token_id_values,
     whole_number,
 )
+from edgelm_export.gguf_token_ids import token_id_values
 from edgelm_export.tensor_map import TensorLayout
 
 if TYPE_CHECKING:
