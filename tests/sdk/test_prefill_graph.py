@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,14 @@ import edgelm
 from edgelm import ChatSession, EngineOptions, GenerationConfig, LanguageModel
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.batching.engine import Engine
+from edgelm.batching.running_batch import SHARED_CHUNK
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import compute_piece, next_chunk, prefill
 from edgelm.errors import PackageError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm.runtime.session import PREFILL_GRAPH_CHUNK, DecoderSession
+from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK, DecoderSession
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm_export.huggingface import HuggingFaceCheckpoint
@@ -100,15 +102,17 @@ def test_a_prompt_has_one_result_whatever_its_pieces(model: LanguageModel) -> No
         assert content(pieces) == content(whole)
 
 
-def test_no_piece_ends_one_token_behind_a_block_of_the_attention() -> None:
+def test_a_last_token_behind_a_block_of_the_attention_is_computed_with_that_block_alone() -> None:
     """The real model's prompts of 130 tokens had other logits beside other requests than alone, by 0.4."""
-    for length in range(1, 700):
-        start = 0
-        while start < length:
-            piece = next_chunk(range(length), start, PREFILL_GRAPH_CHUNK, PREFILL_GRAPH_CHUNK)
-            assert len(piece) != 129
-            start = piece[-1] + 1
-        assert start == length
+    for length, size in itertools.product(range(1, 700), (SHARED_CHUNK, PREFILL_CHUNK, PREFILL_GRAPH_CHUNK)):
+        for start in range(0, max(1, length - 1), BLOCK):  # where a kept beginning may end
+            sizes = []
+            while start < length:
+                sizes.append(len(next_chunk(range(length), start, size)))
+                start += sizes[-1]
+            assert start == length
+            assert max(sizes) <= size
+            assert length % BLOCK != 1 or sizes[-1] == min(length, BLOCK + 1)
 
 
 def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) -> None:

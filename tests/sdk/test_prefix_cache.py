@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from make_tiny_model import make_checkpoint
 from model_features import LINEAR, config_with
+from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm import ChatSession, Engine, EngineOptions, GenerationConfig, LanguageModel
@@ -20,6 +22,7 @@ from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
+from edgelm_export.huggingface import HuggingFaceCheckpoint
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
 
@@ -102,6 +105,25 @@ def test_a_reused_beginning_has_the_bits_of_a_fresh_one(model: LanguageModel) ->
         np.testing.assert_array_equal(content(cache, 300), content(fresh, 300))
         again = model.session.new_cache()
         np.testing.assert_array_equal(logits_V, edgelm.decoding.generate.prefill(model.session, ids, again))
+
+
+@pytest.mark.parametrize(("head_dim", "lengths"), [(32, (65, 97, 193)), (48, (97, 225))])
+def test_a_reused_beginning_has_the_bits_of_a_fresh_one_where_heads_have_other_sizes(
+    tmp_path: Path, head_dim: int, lengths: tuple[int, ...]
+) -> None:
+    """The attention computes the queries of a call in groups by the size of a head: of 64, and of 96."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config_with({"head_dim": head_dim}))
+    export_unchecked(HuggingFaceCheckpoint(checkpoint), tmp_path / "package", "fp32")
+    session = edgelm.load(tmp_path / "package", edgelm.SessionOptions(threads=1)).session
+    for length in lengths:
+        ids, fresh = random_ids(length), session.new_cache()
+        fresh_V = edgelm.decoding.generate.prefill(session, ids, fresh).copy()
+        for kept in range(32, length - 2, 32):
+            cache = session.new_cache()
+            edgelm.decoding.generate.prefill(session, ids[: kept + 2], cache)
+            cache.truncate(kept)
+            np.testing.assert_array_equal(edgelm.decoding.generate.prefill(session, ids, cache), fresh_V)
+            np.testing.assert_array_equal(content(cache, length), content(fresh, length))
 
 
 def test_two_tokens_at_least_are_left_to_compute(model: LanguageModel) -> None:

@@ -156,7 +156,7 @@ def compute_piece(
         cache.reserve(len(token_ids))
     together = computed_together(session, cache, token_ids)
     largest = PREFILL_CHUNK if together is token_ids else PREFILL_GRAPH_CHUNK
-    chunk = next_chunk(together, cache.length, shared_chunk or largest, largest)
+    chunk = next_chunk(together, cache.length, shared_chunk or largest)
     snapshot_at = _next_snapshot(cache, len(together))
     if snapshot_at is not None:
         chunk = chunk[: snapshot_at - cache.length]
@@ -185,20 +185,18 @@ def _next_snapshot(cache: KVCache, prompt_tokens: int) -> int | None:
     return min((place for place in places if cache.length < place <= last), default=None)
 
 
-def next_chunk(
-    token_ids: Sequence[int], start: int, size: int = PREFILL_CHUNK, largest: int = PREFILL_CHUNK
-) -> Sequence[int]:
+def next_chunk(token_ids: Sequence[int], start: int, size: int = PREFILL_CHUNK) -> Sequence[int]:
     """Return the tokens of a prompt to compute at once after the first `start`.
 
     Chunks end at multiples of `size`, so that a prompt whose beginning was kept is computed in the calls, and to the
-    bits, of one that was not. No size leaves a last token alone that `largest` does not: a call of one token takes
-    another path through the attention, and so does the one behind a block of 128 in a larger call.
+    bits, of one that was not. A last token behind a whole block would be alone in its group of queries or not, by where
+    the call begins, and a query that is alone takes another path through the attention: so the call begins one block
+    before it, always. Groups have twice as many queries as a head has dimensions, which are whole blocks for most.
     """
     end = min((start // size + 1) * size, len(token_ids))
-    if len(token_ids) - end == 1 and end % largest:
-        end += 1
-    if end - start == PREFILL_CHUNK + 1:
-        end = start + PREFILL_CHUNK // 2
+    if len(token_ids) % BLOCK == 1:
+        last = max(0, len(token_ids) - 1 - BLOCK)
+        end = min(end, last) if start < last else len(token_ids)
     return token_ids[start:end]
 
 
