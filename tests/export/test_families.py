@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,8 @@ def test_an_imported_gguf_file_loads_in_transformers(
     np.testing.assert_allclose(theirs(imported, random_ids()), family.logits_TV, rtol=0, atol=TOLERANCE)
 
 
+needs_llama_cpp = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama-cpp-python")
+
 # llama.cpp rounds YaRN's range to whole dimensions, which GPT-OSS does not ask for, and takes no OLMoE with fewer key
 # heads than query heads; neither is a matter of the files.
 _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
@@ -347,6 +350,7 @@ _FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
 
 
 # Its contexts are multiples of 256 tokens, so that it would take LongRoPE's factors for a longer text.
+@needs_llama_cpp
 @pytest.mark.parametrize(
     ("name", "family"), [file for file in FILES if file.id != "phi3, longrope"], indirect=["family"], scope="module"
 )
@@ -354,7 +358,8 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
     name: str, family: Family, tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
 ) -> None:
     """So the files are what its own converter would have written: the names, the orders of rows, the keys."""
-    llama_cpp = pytest.importorskip("llama_cpp")
+    import llama_cpp
+
     model, (model_type, architecture, changes) = family.model, GGUF_MODELS[name]
     if name in _FOR_LLAMA_CPP:
         model = save_model(model_type, tmp_path / "hf", **changes | _FOR_LLAMA_CPP[name])
@@ -374,11 +379,13 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
     llama.close()
 
 
+@needs_llama_cpp
 def test_a_factor_of_yarns_attention_is_read_as_llama_cpp_does(
     tmp_path: Path, save_model: SaveModel, write_gguf: WriteGGUF
 ) -> None:
     """As DeepSeek-R1-0528-Qwen3-8B has it, in its folder (vLLM reads it so) and in its GGUF files."""
-    llama_cpp = pytest.importorskip("llama_cpp")
+    import llama_cpp
+
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
     model = save_model("qwen3", tmp_path / "hf", head_dim=16, rope_parameters=yarn)
     path = write_gguf(tmp_path / "tiny.gguf", model, metadata={"qwen3.rope.scaling.attn_factor": 0.5})

@@ -82,6 +82,7 @@ def test_llama_cpp_gives_transformers_logits_for_the_files_of_these_tests(
     name: str, tmp_path: Path, save_pair: SavePair, write_gguf: WriteGGUF
 ) -> None:
     """So the files are what its own converter would have written; what a T5's logits are divided by, it leaves out."""
+    pytest.importorskip("llama_cpp")
     model = save_pair(name, tmp_path / "hf", num_layers=3)  # it fails at a decoder with more layers than the encoder
     path = write_gguf(tmp_path / "tiny.gguf", model, architecture=GGUF_PAIRS[name])
     with GGUFCheckpoint(path) as checkpoint:
