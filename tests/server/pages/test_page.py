@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from chat_page import Page, ask, at_length, done, expect, scripted, slowly
 from edgelm_server import TINY, EdgelmServer
+from loopback_server import LoopbackServer
+from playwright.sync_api import Browser
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
@@ -393,3 +395,16 @@ def test_a_conversation_that_outgrows_the_context_goes_on_and_says_so(
         ask(page)
         page.press("#question", "Escape")
         expect(page.locator(".stats >> nth=2")).to_contain_text("stopped · the oldest part was left out")
+
+
+def test_the_browser_says_that_another_site_asked(browser: Browser, scripted_server: EdgelmServer) -> None:
+    refused = 'edgelm_requests_total{route="/tokenizer_info",status="403"}'
+    before = scripted_server.metric(refused)
+    html = f'<!doctype html><img src="{scripted_server.url}/tokenizer_info"><a href="{scripted_server.url}/">chat</a>'
+    with LoopbackServer({"/": html.encode()}) as other:
+        page = browser.new_page()
+        page.goto(other.url)  # until its picture is answered too
+        assert scripted_server.metric(refused) == before + 1
+        page.click("a")
+        page.wait_for_selector("#question")
+        page.close()
