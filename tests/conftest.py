@@ -28,7 +28,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from edgelm.files import atomic
 from edgelm.library import sources
 from edgelm.library.library import Library
-from edgelm.memory.available_memory import available_memory
 from edgelm.runtime import cpu, onnx_runtime
 from edgelm.testing import tiny_model_path
 
@@ -49,8 +48,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # The tests' own modules stand beside this file.
 sys.path.insert(0, str(ROOT / "tests"))
 
-# A file on a disk takes twice the processor time of one there to be made, written, read and removed.
-MEMORY = Path("/dev/shm")
 REAL_MODEL = "smollm2-135m-instruct"
 # `edgelm`, which checks a package on the first of four windows of text: each is a fifth of the time of a pull.
 SOON_CHECKED = "from edgelm_export import verify; verify._WINDOWS = 1; from edgelm.cli.start import main; main()"
@@ -75,14 +72,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
-def has_room_in_memory() -> bool:
-    """Whether the folders of the tests, which write 4 GB in a run, fit there beside the tests, and programs start."""
-    if not MEMORY.is_dir() or (available_memory() or 0) < 12 << 30:
-        return False
-    disk = os.statvfs(MEMORY)
-    return disk.f_bavail * disk.f_frsize > 6 << 30 and not disk.f_flag & os.ST_NOEXEC
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Look for no garbage among the half million objects that are imported with the tests: now, and at each search.
@@ -98,13 +87,10 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let tests write to memory, and each of several processes collect from another folder on.
+    """Let each of several processes collect from another folder on: in a new clone, what one has compiled others read.
 
-    In a new clone, what one has compiled others read: side by side, each would rewrite the assertions of each file,
-    which takes twice as long as the rest of collecting.
+    Side by side, each would rewrite the assertions of each file, which takes twice as long as the rest of collecting.
     """
-    if has_room_in_memory():
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     worker, workers = (os.environ.get(f"PYTEST_XDIST_{name}", "") for name in ("WORKER", "WORKER_COUNT"))
     if worker and config.args == ["tests"]:
         folders = sorted({f"tests/{path.relative_to(ROOT).parts[1]}" for path in (ROOT / "tests").rglob("test_*.py")})
