@@ -23,7 +23,7 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.package.peft_format import CONFIG_FILE, WEIGHTS_FILE, tensor_names
 from edgelm.runtime.session import PREFILL_CHUNK
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from prepare import prepare_models
 from ratio_report import print_heading
 

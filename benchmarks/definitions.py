@@ -32,10 +32,10 @@ from edgelm.runtime.session_options import SessionOptions
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.checkpoint_scorer import CheckpointScorer
-from edgelm_training.held_out import HeldOut
-from edgelm_training.package_scorer import PackageScorer
-from edgelm_training.perplexity import Scorer, WindowConfig, measure_perplexity
+from edgelm_training.evaluation.checkpoint_scorer import CheckpointScorer
+from edgelm_training.evaluation.held_out import HeldOut
+from edgelm_training.evaluation.package_scorer import PackageScorer
+from edgelm_training.evaluation.perplexity import Scorer, WindowConfig, measure_perplexity
 
 PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 PROMPT = 'Define "{word}". Answer with a JSON object that has the keys word, part_of_speech and definition.'

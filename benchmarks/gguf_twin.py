@@ -19,8 +19,8 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import ORDERS, pattern_of
+from edgelm_export.checkpoints.tensor_map import ORDERS, pattern_of
+from edgelm_export.sources.sources import open_checkpoint
 
 # What the writer says itself.
 _OWN = (

@@ -15,12 +15,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export import reference
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference_weights import ObservedWeights
-from edgelm_export.text_tools import text_tools
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions, calibration_sequences
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.weights import ObservedWeights
+from edgelm_export.sources.text_tools import text_tools
 
 Importance = Mapping[str, NDArray[np.float32]]
 

@@ -20,7 +20,7 @@ from edgelm.library import sources
 from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.sources.sources import open_checkpoint
 from gguf_twin import write_twin
 from k_quants import quantize_gguf
 from machine import versions

@@ -40,11 +40,11 @@ from contestants import Contestant
 from edgelm.architecture.quantization_recipe import Precision, precision_named
 from edgelm.architecture.quantization_scheme import KEEP
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.verification_text import verification_text
-from edgelm_training.held_out import held_out_documents
+from edgelm_export.quantize.calibration_text import CalibrationOptions
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_export.verification.verification_text import verification_text
+from edgelm_training.evaluation.held_out import held_out_documents
 from k_quants import Importance, importance_matrix, quantize_gguf
 from machine import command, describe_machine
 from prepare import CACHE, exporter_state, genai_command, once, run_builder, size_on_disk

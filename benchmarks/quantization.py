@@ -17,10 +17,10 @@ import numpy as np
 
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
 from edgelm_export.mixed import size_of_graph
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
+from edgelm_export.sources.sources import open_checkpoint
 from machine import command, describe_machine
 from prepare import prepare_models
 from quality_recipes import recipe

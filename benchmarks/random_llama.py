@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.hf_config import hf_config
 from edgelm.config import ModelConfig
-from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.checkpoints.safetensors_writer import TensorSpec, write_safetensors
 
 SHAPE = ModelConfig(
     model_type="llama",

@@ -29,16 +29,16 @@ import torch
 from torch.nn import functional
 
 from edgelm.config import ModelConfig
-from edgelm_training.batches import Batch
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
-from edgelm_training.device import choose_device
-from edgelm_training.distributed import Workers
-from edgelm_training.loss import next_token_loss
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
-from edgelm_training.recipe import Recipe
-from edgelm_training.run_folder import RunFolder
-from edgelm_training.train_config import TrainConfig
-from edgelm_training.train_log import SilentReporter, StepRecord
+from edgelm_training.rows.batches import Batch
+from edgelm_training.runs.device import choose_device
+from edgelm_training.runs.distributed import Workers
+from edgelm_training.runs.loss import next_token_loss
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.run_folder import RunFolder
+from edgelm_training.runs.train_log import SilentReporter, StepRecord
+from edgelm_training.settings.train_config import TrainConfig
 from edgelm_training.trainer import Trainer
 from machine import command, describe_machine
 

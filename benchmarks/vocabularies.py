@@ -13,8 +13,8 @@ import click
 
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.gguf import GGUFFile
-from edgelm_export.gguf_tokenizer import tokenizer_files
+from edgelm_export.gguf.file import GGUFFile
+from edgelm_export.gguf.tokenizer import tokenizer_files
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 

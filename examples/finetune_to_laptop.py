@@ -9,7 +9,7 @@ from pathlib import Path
 
 import edgelm
 from edgelm_export.exporter import export_package
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.sources.sources import open_checkpoint
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import merge_adapter
 

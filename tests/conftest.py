@@ -50,7 +50,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 REAL_MODEL = "smollm2-135m-instruct"
 # `edgelm`, which checks a package on the first of four windows of text: each is a fifth of the time of a pull.
-SOON_CHECKED = "from edgelm_export import verify; verify._WINDOWS = 1; from edgelm.cli.start import main; main()"
+SOON_CHECKED = (
+    "from edgelm_export.verification import verify; verify._WINDOWS = 1; from edgelm.cli.start import main; main()"
+)
 
 # What tests write need not outlive the machine: waiting for the disk is a third of the time of a small export. The
 # processes that tests start wait for it, as users' do.

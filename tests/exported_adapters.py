@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.language_model import LanguageModel
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 PeftModel.create_or_update_model_card = lambda self, folder: None  # a text in jinja that no test reads, 30 ms for each
 

@@ -18,8 +18,8 @@ from edgelm.architecture.hf_config import hf_config
 from edgelm.config import SECTION, ModelConfig
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.verification_text import verification_text
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.verification.verification_text import verification_text
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (

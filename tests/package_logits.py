@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgelm.config import ModelConfig
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.reference import reference_logits
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.reference.model import reference_logits
 
 Logits = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tokenizer_corpus import CORPUS_TEXTS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from edgelm_export.byte_level_tokenizer import byte_letters
+from edgelm_export.tokenizers.byte_level_tokenizer import byte_letters
 
 TEXTS = [text.replace("<|", "<") for text in CORPUS_TEXTS]  # no control tokens
 

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.documents import DocumentConfig
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import Shards
+from edgelm_training.texts.documents import DocumentConfig
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.shards import Shards
 
 SENTENCES = [f"Sentence {i} speaks of the sea, number {i * i}.\n" for i in range(40)]
 

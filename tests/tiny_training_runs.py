@@ -16,7 +16,7 @@ import torch
 from forked_processes import exit_status, fork
 from safetensors.torch import load_file
 
-from edgelm_training.train_log import Reporter, SilentReporter, StepRecord, read_log
+from edgelm_training.runs.train_log import Reporter, SilentReporter, StepRecord, read_log
 from edgelm_training.trainer import Outcome
 
 _MEASURED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")  # what two runs of one kind differ in

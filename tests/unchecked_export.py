@@ -8,8 +8,8 @@ from unittest.mock import patch
 from edgelm.architecture.quantization_recipe import Precision
 from edgelm.package.manifest import Manifest, Quality
 from edgelm_export import exporter
-from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 
 _UNKNOWN = Quality(
     tokens=1,

@@ -27,19 +27,19 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.layer_features import CROSS_NORMS
 from edgelm.runtime.decoder_graph import CROSS, SHARED
-from edgelm_export.altup import add_merged, add_spread
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.convolution import Convolutions
-from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
-from edgelm_export.graph import BATCH, FLOAT, INT32, INT64, MICROSOFT, TO_END
-from edgelm_export.latent_attention import add_latent_attention
-from edgelm_export.linear_attention import add_linear_attention, add_states
-from edgelm_export.mamba import add_mamba
-from edgelm_export.mamba2 import add_mamba2
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import BATCH, FLOAT, INT32, INT64, MICROSOFT, TO_END
+from edgelm_export.layers.altup import add_merged, add_spread
+from edgelm_export.layers.convolution import Convolutions
+from edgelm_export.layers.latent_attention import add_latent_attention
+from edgelm_export.layers.linear_attention import add_linear_attention, add_states
+from edgelm_export.layers.mamba import add_mamba
+from edgelm_export.layers.mamba2 import add_mamba2
+from edgelm_export.layers.stack import Stack
+from edgelm_export.layers.standard_attention import split_heads
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.stack import Stack
-from edgelm_export.standard_attention import split_heads
 
 _ATTENTION_BIAS, _HEAD_SINK = 10, 11  # the places of these inputs in GroupQueryAttention
 _HEAD_MULTIPLE = 8  # of GroupQueryAttention's heads

@@ -15,12 +15,12 @@ from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.relative_positions import distances_name, relative_buckets
 from edgelm.config import ModelConfig
 from edgelm.runtime.decoder_graph import CROSS
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.graph import BATCH, FLOAT, INT64
-from edgelm_export.stack import Stack
-from edgelm_export.standard_attention import UNSEEN, rotate, split_heads
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.folded import FoldedCheckpoint
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import BATCH, FLOAT, INT64
+from edgelm_export.layers.stack import Stack
+from edgelm_export.layers.standard_attention import UNSEEN, rotate, split_heads
 
 
 def build_encoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:

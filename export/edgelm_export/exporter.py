@@ -42,25 +42,25 @@ from edgelm.package.graph_file import (
 from edgelm.package.manifest import Manifest, Quality, describe_file
 from edgelm.package.replaceable import is_same_folder, refuse_to_replace, why_not_a_package
 from edgelm.package.spdx import spdx_identifier
-from edgelm_export.calibration_text import CalibrationOptions, CalibrationText
-from edgelm_export.checked import CheckedCheckpoint, Progress
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
 from edgelm_export.decoder import build_decoder
 from edgelm_export.encoder import build_encoder
-from edgelm_export.experts import no_block_fits
-from edgelm_export.external_data import ExternalData
 from edgelm_export.genai_config import genai_config
-from edgelm_export.graph import opsets_of
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import opsets_of
 from edgelm_export.kv_cache_scales import keep_in_int8, measure_scales
-from edgelm_export.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
+from edgelm_export.layers.experts import no_block_fits
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
 from edgelm_export.preparation import fitted, prepared
+from edgelm_export.quantize.calibration_text import CalibrationOptions, CalibrationText
 from edgelm_export.quantize.keep import moved_types, stored_types, types_of_4_bits, weights_of_4_bits
 from edgelm_export.quantize.sensitivity import matrices
+from edgelm_export.sources.package_checkpoint import PACKAGE_FORMAT, PackageCheckpoint
+from edgelm_export.sources.text_tools import text_tools
 from edgelm_export.standard_decoder import build_standard_decoder
-from edgelm_export.text_tools import text_tools
-from edgelm_export.tokenizer_json import json_text
-from edgelm_export.verify import MATRIX_BYTES, check_quality, known_marks, measure_quality
+from edgelm_export.tokenizers.tokenizer_json import json_text
+from edgelm_export.verification.verify import MATRIX_BYTES, check_quality, known_marks, measure_quality
 
 _DECODERS = {"onnxruntime": build_decoder, "standard": build_standard_decoder}  # a row for each of OPERATOR_SETS
 _LARGE = 1_000_000_000  # weights from which on 4 bits save hundreds of megabytes, and steps wait for memory

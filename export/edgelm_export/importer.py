@@ -15,15 +15,15 @@ from edgelm.errors import CheckpointError
 from edgelm.files import atomic
 from edgelm.files.safetensors_index import WEIGHTS_FILE
 from edgelm.package.replaceable import refuse_to_replace, why_not_a_checkpoint
-from edgelm_export.checked import CheckedCheckpoint, Progress
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
+from edgelm_export.checkpoints.tensor_map import GATHERED, HEAD, PER_LAYER_EMBEDDING
 from edgelm_export.quantize.keep import FLOAT_TYPES
 from edgelm_export.quantize.portions import portions_of
-from edgelm_export.safetensors_writer import SOURCE_KEY, TensorSpec, write_safetensors
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import GATHERED, HEAD, PER_LAYER_EMBEDDING
-from edgelm_export.text_tools import text_tools
-from edgelm_export.tokenizer_json import json_text
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_export.sources.text_tools import text_tools
+from edgelm_export.tokenizers.tokenizer_json import json_text
 
 
 def import_checkpoint(source: str | Path, target: str | Path, *, progress: Progress | None = None) -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.checked import Progress
-from edgelm_export.folded import padded_rotary_dim
-from edgelm_export.graph import INT8
+from edgelm_export.checkpoints.checked import Progress
+from edgelm_export.checkpoints.folded import padded_rotary_dim
+from edgelm_export.graph.graph import INT8
 
 _LARGEST = 127
 # What the calibration text does not reach: another text's sizes, which are clipped beyond it.

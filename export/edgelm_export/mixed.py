@@ -16,19 +16,19 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.errors import ConfigError, ExportError
 from edgelm.files.atomic import rename
 from edgelm.package.manifest import Manifest
-from edgelm_export.calibration_text import CalibrationOptions, calibration_sequences
-from edgelm_export.checked import CheckedCheckpoint, Progress
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 from edgelm_export.exporter import checked_target, export_package, written_folder, written_size
 from edgelm_export.preparation import refuse_calibration
+from edgelm_export.quantize.calibration_text import CalibrationOptions, calibration_sequences
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
-from edgelm_export.reference import looked_up
-from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
-from edgelm_export.text_tools import text_tools
-from edgelm_export.verify import known_marks
+from edgelm_export.reference.model import looked_up
+from edgelm_export.sources.text_tools import text_tools
+from edgelm_export.verification.verify import known_marks
 
 # The first is what sensitivity is measured with. Embeddings are gathered from symmetric grids.
 _SCHEMES = (

@@ -25,19 +25,19 @@ from numpy.typing import NDArray
 from edgelm.architecture.quantization_recipe import RATES, Precision
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.folded import FoldedCheckpoint
+from edgelm_export.checkpoints.tensor_map import GATHERED
 from edgelm_export.decoder import DecoderStack
-from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.graph import FLOAT, INT8, INT32, MICROSOFT
-from edgelm_export.linear_attention import add_memory, add_states
-from edgelm_export.mamba import add_mamba_memory
-from edgelm_export.mamba2 import add_mamba2_memory
-from edgelm_export.projection import Projections
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import FLOAT, INT8, INT32, MICROSOFT
+from edgelm_export.layers.linear_attention import add_memory, add_states
+from edgelm_export.layers.mamba import add_mamba_memory
+from edgelm_export.layers.mamba2 import add_mamba2_memory
+from edgelm_export.layers.projection import Projections
 from edgelm_export.quantize.channel_scales import ScaledHead
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.portions import Stored
-from edgelm_export.tensor_map import GATHERED
 
 _LARGEST, _ZERO = 127, 128  # of int8; uint8's place of zero
 _STEP = 1 / _LARGEST

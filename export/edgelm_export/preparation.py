@@ -15,14 +15,14 @@ from edgelm.architecture.quantization_scheme import FLOATS
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.held_folder import held_folder
-from edgelm_export.calibration_text import CalibrationText
-from edgelm_export.checked import CheckedCheckpoint, Progress
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checked import CheckedCheckpoint, Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import head_name
 from edgelm_export.quantize.calibration import calibrate, calibration_name
+from edgelm_export.quantize.calibration_text import CalibrationText
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales, PlainHead, ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
-from edgelm_export.tensor_map import head_name
 
 
 def refuse_calibration(config: ModelConfig) -> None:

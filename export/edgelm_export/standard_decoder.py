@@ -17,12 +17,12 @@ import onnx
 
 from edgelm.architecture.quantization_recipe import Precision
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.folded import padded_rotary_dim
 from edgelm_export.decoder import DecoderStack, folded
-from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import padded_rotary_dim
-from edgelm_export.graph import BOOL, FLOAT
-from edgelm_export.standard_attention import UNSEEN, Attention, heads_first, rotate, split_heads
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import BOOL, FLOAT
+from edgelm_export.layers.standard_attention import UNSEEN, Attention, heads_first, rotate, split_heads
 
 
 def build_standard_decoder(checkpoint: Checkpoint, precision: Precision, data: ExternalData) -> onnx.ModelProto:

@@ -17,11 +17,11 @@ from contestants import CONTESTANTS
 from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.calibration_text import bundled_text
-from edgelm_export.sources import open_checkpoint
-from edgelm_training.checkpoint import save_checkpoint
+from edgelm_export.quantize.calibration_text import bundled_text
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_training.checkpoints.checkpoint import save_checkpoint
 from edgelm_training.model import Transformer
-from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+from edgelm_training.texts.tokenizer_training import TokenizerConfig, train_tokenizer
 from gguf_twin import write_first, write_twin
 from models import MODELS
 from prepare import size_on_disk

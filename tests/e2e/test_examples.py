@@ -46,7 +46,7 @@ def test_an_answer_is_stopped_from_another_thread(run: Run, monkeypatch: pytest.
 
 
 def test_a_model_learns_answers_and_is_chatted_with(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = pytest.importorskip("edgelm_training.device")
+    device = pytest.importorskip("edgelm_training.runs.device")
     monkeypatch.setattr(device, "usable_cores", lambda: 1)  # its threads would wait for each other
     assert run("finetune_to_laptop", make_checkpoint(tmp_path / "ckpt")).count("> ") == 3
 

@@ -26,11 +26,11 @@ from edgelm.library.library import Library
 from edgelm.library.sources import fetch, read_record
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
-from edgelm_export.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
-from edgelm_export.checkpoint_folder import NAMED_TEMPLATES
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.marian_tokenizer import MARIAN_FILES
-from edgelm_export.renumbered_tokenizer import RENUMBERED_FILES
+from edgelm_export.sources.checkpoint_folder import NAMED_TEMPLATES
+from edgelm_export.tokenizers.byte_level_folder import BYTE_LEVEL_FILES, SETTINGS_FILES
+from edgelm_export.tokenizers.marian_tokenizer import MARIAN_FILES
+from edgelm_export.tokenizers.renumbered_tokenizer import RENUMBERED_FILES
 
 WEIGHTS = os.urandom(1_500_000)
 FILES = {

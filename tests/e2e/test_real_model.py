@@ -72,9 +72,9 @@ def test_fp32_chooses_the_tokens_of_its_source(
     smollm2_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its source computes in numpy; that this, and PyTorch, choose as transformers does is tested beside each."""
-    from edgelm_export import verify
     from edgelm_export.exporter import export_package
-    from edgelm_export.sources import open_checkpoint
+    from edgelm_export.sources.sources import open_checkpoint
+    from edgelm_export.verification import verify
 
     # It is checked on a quarter of the text, as larger ones are, in one window, and on a quarter of the tokens.
     for name, value in {"_LARGE": 10**8, "_WINDOWS": 1, "_GREEDY_PROMPT": 24, "_GREEDY_TOKENS": 8}.items():

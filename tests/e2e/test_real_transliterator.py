@@ -14,7 +14,7 @@ import edgelm
 from edgelm import GenerationConfig, LanguageModel
 from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 pytestmark = pytest.mark.real_model
 

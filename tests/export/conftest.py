@@ -23,8 +23,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from edgelm.files import atomic
-from edgelm_export import verify
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.verification import verify
 
 if TYPE_CHECKING:
     from exported_adapters import Exported

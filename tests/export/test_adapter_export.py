@@ -26,13 +26,13 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.generation_config import GenerationConfig
 from edgelm.package.manifest import Manifest, describe_file, sha256_of
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ChannelScales
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 
 @pytest.mark.parametrize("transforms", [(), ("smooth",)])

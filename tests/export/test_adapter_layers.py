@@ -28,11 +28,11 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, PackageError
 from edgelm.package.adapter import AdapterManifest
 from edgelm.package.manifest import describe_file
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.importer import import_checkpoint
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.merge import Merged, merge_adapter
 
 SaveModel = Callable[..., PreTrainedModel]

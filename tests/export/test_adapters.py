@@ -31,9 +31,9 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.package.manifest import sha256_of
 from edgelm.runtime.session_options import SessionOptions
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 def test_an_adapter_gives_the_logits_of_the_merged_model(exported: Exported, tmp_path: Path) -> None:

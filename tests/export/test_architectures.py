@@ -12,7 +12,7 @@ from edgelm.errors import CheckpointError, ConfigError
 from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.architecture import GGUFHeader
-from edgelm_export.tensor_map import map_tensors, pattern_of
+from edgelm_export.checkpoints.tensor_map import map_tensors, pattern_of
 
 # GPT-2's names for the same numbers.
 GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 4}

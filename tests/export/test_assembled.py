@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edgelm.errors import CheckpointError
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 CONV = "model.layers.0.linear_attn.{}conv1d.weight"
 ROWS = {"q_": 32, "k_": 32, "v_": 96}  # of queries, keys and values

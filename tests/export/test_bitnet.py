@@ -21,10 +21,10 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveModel = Callable[..., PreTrainedModel]
 IDS = np.random.default_rng(0).integers(3, 320, 40).tolist()

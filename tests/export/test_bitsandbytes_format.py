@@ -14,10 +14,10 @@ from quantized_folders import pack_arrays
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
-from edgelm_export import huggingface
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources import huggingface
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 BLOCK, SIZES = 32, 4  # numbers of a block, and blocks whose sizes have one of their own
 UP = "model.layers.0.mlp.up_proj"

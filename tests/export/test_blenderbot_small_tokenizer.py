@@ -13,7 +13,7 @@ from transformers import BlenderbotSmallTokenizer
 
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
 
 SPECIAL = ["__null__", "__start__", "__end__", "__unk__", "__newln__"]
 SENTENCES = ["hello there , how are you doing today ?", "the sea isn ' t blue ( it is grey ) .", "i like it !"] * 9

@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer
 
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
 
 TEXTS = [*CORPUS_TEXTS, "", " ", "  a  ", "\t\n", "\x00\x7f", "née <extra_id_0>", "\u20ac\U0001f600"]
 

@@ -16,9 +16,9 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.byte_level_folder import CLASSES, tokenizer_class
-from edgelm_export.byte_level_tokenizer import joins_two_tokens
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers.byte_level_folder import CLASSES, tokenizer_class
+from edgelm_export.tokenizers.byte_level_tokenizer import joins_two_tokens
 
 TEXTS = [
     *CORPUS_TEXTS,

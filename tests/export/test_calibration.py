@@ -21,17 +21,15 @@ from edgelm.architecture.quantization_scheme import Scheme, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.package.manifest import Quality
-from edgelm_export import exporter, verify
-from edgelm_export.calibration_text import CalibrationOptions, CalibrationText, calibration_sequences
-from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export import exporter
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.preparation import prepared
 from edgelm_export.quantize import calibration as calibration_module
 from edgelm_export.quantize import folding, in_passing
 from edgelm_export.quantize.calibration import calibrate, calibration_name
+from edgelm_export.quantize.calibration_text import CalibrationOptions, CalibrationText, calibration_sequences
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE, ScaledCheckpoint
 from edgelm_export.quantize.folding import SmoothQuant, choose_scales
 from edgelm_export.quantize.gptq import quantize_gptq
@@ -43,15 +41,18 @@ from edgelm_export.quantize.prepared import save_layer
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.quantize.stored import quantize
-from edgelm_export.reference import (
+from edgelm_export.reference.model import (
     embed,
     layer_weights,
     position_tables,
     reference_logits,
     run_layer,
 )
-from edgelm_export.reference_weights import ObservedWeights
-from edgelm_export.text_tools import text_tools
+from edgelm_export.reference.weights import ObservedWeights
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.text_tools import text_tools
+from edgelm_export.verification import verify
 
 INT4_SCHEME = Scheme(bits=4, block_size=32, symmetric=True, method="gptq")
 INT4 = Precision(rules=(Rule(pattern="embed", scheme="int8-block32"), Rule(pattern=".", scheme="int4-block32-gptq")))

@@ -10,10 +10,10 @@ import pytest
 
 from edgelm.errors import ConfigError, ExportError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.calibration_text import CalibrationOptions, bundled_text, calibration_sequences
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.text_tools import text_tools
-from edgelm_export.verification_text import verification_text
+from edgelm_export.quantize.calibration_text import CalibrationOptions, bundled_text, calibration_sequences
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.text_tools import text_tools
+from edgelm_export.verification.verification_text import verification_text
 
 
 def test_the_bundled_text_has_nothing_of_the_text_that_packages_are_checked_on() -> None:

@@ -16,10 +16,10 @@ from edgelm.cli.verify import _check_quality
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, MissingExtraError
 from edgelm.package.manifest import Manifest
-from edgelm_export import certificate
-from edgelm_export.certificate import check_certificate
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.verification import certificate
+from edgelm_export.verification.certificate import check_certificate
 
 
 @pytest.fixture
@@ -86,10 +86,11 @@ def test_a_package_without_figures_has_no_certificate(package: Path) -> None:
 
 
 def test_without_the_exporter_the_pip_line_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "edgelm_export.certificate", None)
+    monkeypatch.setitem(sys.modules, "edgelm_export.verification.certificate", None)
     result = invoke("verify", package, "--source", "x")
     assert result.exit_code == 1
-    assert "error: --source needs 'edgelm_export.certificate', which is not installed: pip install" in result.stderr
+    lacks = "error: --source needs 'edgelm_export.verification.certificate', which is not installed: pip install"
+    assert lacks in result.stderr
     monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
     with pytest.raises(MissingExtraError, match="--source needs edgelm installed again: its metadata is older"):
         _check_quality(package, "x")

@@ -12,7 +12,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import GemmaTokenizer
 
 from edgelm import CheckpointError
-from edgelm_export.gguf_tokenizer import tokenizer_files
+from edgelm_export.gguf.tokenizer import tokenizer_files
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>"]
 TEXT = "the sea is blue\n\n\nand   the sky is grey; the wind sings  in the morning, größe 海\t"

@@ -16,8 +16,8 @@ from edgelm.errors import ExportError
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
-from edgelm_export import cli_export
-from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.cli import export as cli_export
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]

@@ -15,10 +15,10 @@ from edgelm.architecture.quantization_recipe import OPERATOR_SETS, Precision, Ru
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm_export.cli_export import name_ending
-from edgelm_export.cli_quantize import _base_name, _is_source
+from edgelm_export.cli.export import name_ending
+from edgelm_export.cli.quantize import _base_name, _is_source
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 @pytest.fixture

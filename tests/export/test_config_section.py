@@ -14,8 +14,8 @@ from transformers import AutoConfig
 from edgelm.architecture.config_section import BESIDE
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 @pytest.fixture

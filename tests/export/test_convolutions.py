@@ -12,14 +12,14 @@ from make_tiny_model import CONFIG, make_checkpoint
 from edgelm.architecture.quantization_recipe import PRECISIONS, scheme_for
 from edgelm.config import ModelConfig
 from edgelm.runtime.session import DecoderSession
+from edgelm_export.checkpoints.folded import FoldedCheckpoint
 from edgelm_export.exporter import export_package
-from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.kv_cache_scales import measure_scales
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 CONVOLVING = replace(
     CONFIG, num_hidden_layers=3, layer_types=("conv", "full_attention", "conv"), conv_L_cache=3, conv_bias=True

@@ -26,15 +26,15 @@ from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ExportError
 from edgelm.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.checked import CheckedCheckpoint
+from edgelm_export.checkpoints.checked import CheckedCheckpoint
 from edgelm_export.decoder import DecoderStack, build_decoder, folded
-from edgelm_export.external_data import ExternalData
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.projection import Projections
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.layers.projection import Projections
 from edgelm_export.quantize.sensitivity import matrices
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_export.standard_decoder import build_standard_decoder
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.model import Transformer, generate
 
 # Float32 through a few layers, in another order of sums; the largest difference seen is 1.3e-5.

@@ -33,16 +33,16 @@ from edgelm.errors import (
 )
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.checkpoint import ALL_ROWS, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.mixed import Budget, export_mixed
 from edgelm_export.quantize.keep import moved_types
-from edgelm_export.reference import reference_logits
-from edgelm_export.sources import open_checkpoint
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer, generate
 
 # Float32 sums in another order, of scores that T5 does not scale. Measured, with logits up to 5.9: numpy 5.2e-5, ONNX

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from edgelm.errors import CheckpointError, VerificationError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SavePair = Callable[[str, Path], PreTrainedModel]
 

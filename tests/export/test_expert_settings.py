@@ -8,7 +8,7 @@ import pytest
 
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.tensor_map import map_tensors
+from edgelm_export.checkpoints.tensor_map import map_tensors
 
 
 def expert_values(**changes: Any) -> dict[str, Any]:

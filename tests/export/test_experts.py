@@ -20,18 +20,18 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule,
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.runtime.session import DecoderSession
-from edgelm_export import experts
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import pattern_of
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.graph.external_data import ExternalData
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.layers import experts
 from edgelm_export.quantize.calibration import calibrate
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.stored import quantize
-from edgelm_export.reference import reference_logits
-from edgelm_export.tensor_map import pattern_of
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 FEATURES = {"num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64, "intermediate_size": 96}
 CLAMPED = {"mlp_bias": True, "router_bias": True, "swiglu_limit": 1.0, "swiglu_alpha": 1.7}

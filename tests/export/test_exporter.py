@@ -25,14 +25,15 @@ from edgelm.errors import CheckpointError, ExportError, VerificationError
 from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
-from edgelm_export import exporter, verify
+from edgelm_export import exporter
 from edgelm_export.decoder import DecoderStack
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint, write_checkpoint
 from edgelm_export.mixed import Budget, export_mixed
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_export.verification import verify
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -84,7 +85,7 @@ def test_a_program_may_name_source_and_target_as_texts(tmp_path: Path) -> None:
 def test_a_graph_that_lacks_a_part_of_its_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_dict(CONFIG.to_dict() | {"attention_output_gate": True})
     monkeypatch.setattr(DecoderStack, "gated", lambda self, attended, *_: attended)
-    message = r"no place for model\.layers\.0\.self_attn\.gate_proj\.weight and 1 more tensors of .*reference\.py"
+    message = r"no place for model\.layers\.0\.self_attn\.gate_proj\.weight and 1 more tensors of .*reference/model\.py"
     with (
         HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config)) as checkpoint,
         pytest.raises(ExportError, match=message),

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveModel = Callable[..., PreTrainedModel]
 MULTIPLIED = FALCON_H1 | FALCON_H1_MULTIPLIERS

@@ -31,11 +31,11 @@ from edgelm.errors import CheckpointError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.reference import reference_logits
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
 
 SaveModel = Callable[..., PreTrainedModel]

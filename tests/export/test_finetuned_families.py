@@ -26,12 +26,12 @@ from unchecked_export import export_unchecked
 
 import edgelm
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.sources.sources import open_checkpoint
 from edgelm_training import trainer
-from edgelm_training.adapter import load_adapter, read_adapter
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.checkpoints.adapter import load_adapter, read_adapter
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import merge_adapter
 

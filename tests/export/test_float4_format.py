@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 # OCP Microscaling Formats 1.0: a bit of sign, two of exponent, one of mantissa.
 LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])

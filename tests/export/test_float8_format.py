@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 FLOATS = {"type": "float", "num_bits": 8, "symmetric": True}
 INTEGERS = {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "channel"}

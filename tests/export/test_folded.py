@@ -11,8 +11,8 @@ from make_tiny_model import CONFIG
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import QuantizedBlocks
-from edgelm_export.folded import FoldedCheckpoint, padded_rotary_dim
+from edgelm_export.checkpoints.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.folded import FoldedCheckpoint, padded_rotary_dim
 
 
 class MemoryCheckpoint:

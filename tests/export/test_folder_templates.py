@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import ChatTemplate
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 

@@ -28,23 +28,23 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma3n import GEMMA3N as ROW
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.sensitivity import measure_sensitivity, tensor_groups
-from edgelm_export.reference import reference_logits
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.inspection import inspect_text
-from edgelm_training.lora import linear_names
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_training.adaptation.lora import linear_names
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.evaluation.inspection import inspect_text
 
 SaveModel = Callable[..., PreTrainedModel]
 

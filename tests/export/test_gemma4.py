@@ -29,22 +29,22 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ExportError, PackageError
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gemma4 import GEMMA4 as ROW
-from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.tensor_map import PER_LAYER_EMBEDDING
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import portions
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.rotation import RotatedCheckpoint
-from edgelm_export.reference import reference_logits
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
 
 SaveModel = Callable[..., PreTrainedModel]
 

@@ -11,7 +11,7 @@ import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 genai = pytest.importorskip("onnxruntime_genai")
 

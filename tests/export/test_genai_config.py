@@ -10,7 +10,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 from edgelm.package.package_check import _GENAI_KEYS
 from edgelm_export.exporter import export_package
 from edgelm_export.genai_config import genai_config
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 def test_sizes_are_those_of_the_config_and_heads_may_be_wider_than_their_share() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgelm import CheckpointError
-from edgelm_export.gguf import GGUFFile, GGUFStrings
+from edgelm_export.gguf.file import GGUFFile, GGUFStrings
 
 UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9
 F32, Q4_0, Q8_K, Q2_0 = 0, 2, 15, 42

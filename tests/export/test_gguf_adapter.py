@@ -22,11 +22,11 @@ from unchecked_export import export_unchecked
 import edgelm
 from edgelm.errors import CheckpointError
 from edgelm.testing import tiny_model_path
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.gguf_adapter import read_gguf_adapter
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.adapters.adapter_exporter import export_adapter
+from edgelm_export.adapters.gguf_adapter import read_gguf_adapter
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_training.merge import merge_adapter
 
 SaveModel = Callable[..., PreTrainedModel]

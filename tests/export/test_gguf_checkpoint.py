@@ -14,9 +14,9 @@ from edgelm.errors import CheckpointError
 from edgelm.generation_config import GenerationConfig
 from edgelm.rope_scaling import RopeScaling
 from edgelm.text.chat_template import template_of
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]

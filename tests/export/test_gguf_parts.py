@@ -20,11 +20,11 @@ from edgelm.errors import CheckpointError
 from edgelm.files.gguf_part_names import MOST_PARTS, names_of_parts
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf import MAX_TENSORS
-from edgelm_export.gguf_model import GGUFModel
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.gguf.file import MAX_TENSORS
+from edgelm_export.gguf.model import GGUFModel
+from edgelm_export.sources.sources import open_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgelm import CheckpointError
-from edgelm_export.byte_level_tokenizer import PRE_TOKENIZERS
-from edgelm_export.gguf import GGUFFile
-from edgelm_export.gguf_tokenizer import tokenizer_files
+from edgelm_export.gguf.file import GGUFFile
+from edgelm_export.gguf.tokenizer import tokenizer_files
+from edgelm_export.tokenizers.byte_level_tokenizer import PRE_TOKENIZERS
 
 LLAMA3 = ("llama-bpe", "llama-v3", "llama3", "lfm2", "falcon3", "falcon-h1", "midm-2.0", "pixtral")
 COMPOSING = ("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen", "qwen35", "mpt", "olmo", "command-r")

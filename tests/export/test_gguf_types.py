@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgelm import CheckpointError
-from edgelm_export.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES, TensorType, dequantize, integer_blocks
+from edgelm_export.packed.gguf_types import TENSOR_TYPES, UNSUPPORTED_TYPE_NAMES, TensorType, dequantize, integer_blocks
 
 # Where the float16 scales of a block are.
 SCALES_AT = {

@@ -12,13 +12,13 @@ from model_features import STREAMS, config_with
 from edgelm.architecture.block_grid import Grid, in_blocks, outermost_grid, searched_grid
 from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import parse_scheme
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.gptq import _damped, output_error, quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.statistics import InputStatistics
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 def inputs(tokens: int, columns: int) -> np.ndarray:

@@ -21,11 +21,11 @@ import edgelm
 from edgelm.architecture.quantization_recipe import PRECISIONS
 from edgelm.errors import CheckpointError, ExportError, ProviderError
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import CHANNEL_SCALES_FILE
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 
 @pytest.fixture(scope="module")

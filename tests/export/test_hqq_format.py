@@ -13,7 +13,7 @@ from quantized_folders import Tensors, change_tensor, pack_matrices
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 STEM = "model.layers.0.mlp.up_proj"
 GROUP = 32

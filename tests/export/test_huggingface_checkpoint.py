@@ -17,8 +17,8 @@ import edgelm
 from edgelm.config import SECTION
 from edgelm.errors import CheckpointError
 from edgelm.text.chat_template import ChatTemplate, template_of
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -78,7 +78,7 @@ def test_a_folder_below_the_head_is_read_where_another_prefix_is_missing(
 def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
     tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 1000)
+    monkeypatch.setattr("edgelm_export.sources.huggingface._PORTION_VALUES", 1000)
     model = save_llama(tmp_path, dtype=torch.bfloat16)
     checkpoint = HuggingFaceCheckpoint(tmp_path)
     assert_same_tensors(checkpoint, model)
@@ -91,8 +91,8 @@ def test_a_large_tensor_is_read_in_portions_and_equals_the_stored_one(
 def test_a_tensor_of_a_few_portions_is_read_without_threads(
     tmp_path: Path, save_llama: SaveLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 5000)
-    monkeypatch.setattr("edgelm_export.huggingface.ThreadPoolExecutor", None)
+    monkeypatch.setattr("edgelm_export.sources.huggingface._PORTION_VALUES", 5000)
+    monkeypatch.setattr("edgelm_export.sources.huggingface.ThreadPoolExecutor", None)
     model = save_llama(tmp_path, dtype=torch.bfloat16)
     assert_same_tensors(HuggingFaceCheckpoint(tmp_path), model)
 
@@ -180,7 +180,7 @@ def test_a_tied_head_that_is_stored_all_the_same_must_equal_the_embedding(
         sizes.append(found.size)
         return found
 
-    monkeypatch.setattr("edgelm_export.huggingface._PORTION_VALUES", 1000)
+    monkeypatch.setattr("edgelm_export.sources.huggingface._PORTION_VALUES", 1000)
     monkeypatch.setattr(HuggingFaceCheckpoint, "_read", noted)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert "lm_head.weight" not in HuggingFaceCheckpoint(tmp_path).config.tensor_shapes()

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
+from edgelm_export.checkpoints.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.checkpoints.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint, write_checkpoint
 from edgelm_export.quantize import portions
-from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
 
 SaveModel = Callable[..., torch.nn.Module]
 SaveLlama = Callable[..., LlamaForCausalLM]

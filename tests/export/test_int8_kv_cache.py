@@ -25,12 +25,12 @@ from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm.testing import tiny_model_path
-from edgelm_export import reference
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.kv_cache_scales import _sizes, measure_scales
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.quantize.calibration_text import CalibrationOptions
+from edgelm_export.reference import model as reference
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 IDS = np.random.default_rng(0).integers(3, 320, 200).tolist()
 ANSWER = GenerationConfig(max_new_tokens=24, ignore_eos=True)

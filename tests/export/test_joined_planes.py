@@ -16,7 +16,7 @@ from edgelm.errors import PackageError
 from edgelm.runtime import joined_planes, onnx_runtime
 from edgelm.runtime.joined_planes import join_planes
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 ENOUGH = 1 << 30
 GREEDY = edgelm.GenerationConfig(max_new_tokens=8, temperature=0.0)

@@ -23,9 +23,9 @@ import edgelm.testing
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 TEXT = "The sea is blue."
 TEXTS = [

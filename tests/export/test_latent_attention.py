@@ -21,8 +21,8 @@ from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize.sensitivity import tensor_groups
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 LATENT_CONFIG = replace(CONFIG, max_position_embeddings=2048, **LATENT, q_lora_rank=24)
 IDS = np.random.default_rng(0).integers(3, 320, 400).tolist()

@@ -33,15 +33,15 @@ from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
 from edgelm.testing import tiny_model_path
+from edgelm_export.checkpoints.folded import FoldedCheckpoint
 from edgelm_export.exporter import export_package
-from edgelm_export.folded import FoldedCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.sensitivity import tensor_groups
-from edgelm_export.reference import reference_logits
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 
 KINDS = ("linear_attention", "full_attention", "linear_attention")
 LINEAR_CONFIG = replace(CONFIG, num_hidden_layers=3, layer_types=KINDS, max_position_embeddings=2048, **LINEAR)

@@ -9,7 +9,7 @@ from model_features import LINEAR
 from transformers import AutoConfig
 
 from edgelm_export.architectures.olmo_hybrid import OLMO_HYBRID
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint import QuantizedBlocks
 
 
 @pytest.mark.parametrize("sizes", [{}, {"num_attention_heads": 7}, {"linear_num_key_heads": 2}])

@@ -25,8 +25,8 @@ from edgelm.runtime import onnx_runtime
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.tables import Tables, with_tables
 from edgelm_export.decoder import build_decoder
-from edgelm_export.external_data import ExternalData
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 CONFIG_OF_MANY = replace(CONFIG, vocab_size=1 << 16, hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
 IDS = list(range(0, CONFIG_OF_MANY.vocab_size, 1 << 9))

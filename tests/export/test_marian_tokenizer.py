@@ -15,7 +15,7 @@ from edgelm.errors import CheckpointError
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
 
 ENGLISH = [
     "The sea is blue and the sky is grey.", "The boats are white; the wind sings over the sand.",

@@ -22,18 +22,20 @@ from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import ConfigError, ExportError
 from edgelm.package.graph_file import GRAPH_FILE
 from edgelm.package.manifest import Manifest
-from edgelm_export import calibration_text, mixed, reference
-from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export import mixed
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import PER_LAYER_EMBEDDING
 from edgelm_export.exporter import export_package, written_size
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.mixed import Budget, export_mixed
+from edgelm_export.quantize import calibration_text
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.frontier import Choice, Point, walk_frontier
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence, measure_sensitivity, tensor_groups
-from edgelm_export.reference import reference_logits
-from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from exported_adapters import Exported
 from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_training.adapter import read_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
+from edgelm_training.checkpoints.adapter import read_adapter
 
 LAYERS = {"model.layers.0.self_attn.q_proj": (32, 32), "model.layers.1.mlp.down_proj": (64, 32)}  # takes, gives
 RANK, SCALE = 4, 20.0

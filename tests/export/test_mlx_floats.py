@@ -13,9 +13,9 @@ from mlx_folder import words
 from safetensors.numpy import load_file, save_file
 
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.mlx_format import MLXMatrix
+from edgelm_export.packed.mlx_format import MLXMatrix
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveModel = Callable[..., Any]
 MATRIX = "model.layers.0.mlp.down_proj.weight"

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.levels import on_levels
-from edgelm_export.mlx_format import MLXMatrix, mlx_matrices
+from edgelm_export.packed.levels import on_levels
+from edgelm_export.packed.mlx_format import MLXMatrix, mlx_matrices
 from edgelm_export.quantize.keep import keep_grid, on_its_grid
 from edgelm_export.quantize.offsets import in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SaveModel = Callable[..., Any]
 MATRIX = "model.layers.0.mlp.down_proj.weight"

@@ -23,17 +23,17 @@ from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, Quality
 from edgelm_export import exporter
-from edgelm_export.calibration_text import CalibrationOptions
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint import QuantizedBlocks
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.gguf_types import dequantize, integer_blocks
 from edgelm_export.importer import write_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.packed.gguf_types import dequantize, integer_blocks
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid, on_its_grid, weights_of_4_bits
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits, joined, taken_apart
 from edgelm_export.quantize.packed import PackedWeight, rows_of, stack, unpack
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 Save = Callable[..., Any]
 MATRIX = "model.layers.0.mlp.down_proj.weight"

@@ -21,12 +21,12 @@ from edgelm.errors import CheckpointError, PackageError
 from edgelm.package.manifest import Manifest, describe_file
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
-from edgelm_export.reference import reference_logits
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
 
 # What the exporter puts inside of tensors, or lays out in its own way.
 LAID_OUT = (

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
-from edgelm_export.grid_of_groups import Grid
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.packed.grid_of_groups import Grid
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight, unpack
-from edgelm_export.reference import reference_logits
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 GROUP = 32
 Tensors = dict[str, np.ndarray]

@@ -17,15 +17,15 @@ from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm_export.calibration_text import CalibrationOptions
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.graph import Graph
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.packed_operators import NBits
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import Graph
+from edgelm_export.layers.packed_operators import NBits
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 SCHEMES = ["int5-block64", "int6-block32", "int5-block16-asymmetric", "int6-block64-asymmetric-hqq"]
 

@@ -29,16 +29,20 @@ from edgelm.package.manifest import Manifest, Quality
 from edgelm.package.model_card import model_card
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.session_options import SessionOptions
-from edgelm_export import exporter, reference, reference_altup, reference_feed_forward, reference_linear_attention
-from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export import exporter
 from edgelm_export.decoder import build_decoder
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.graph.external_data import ExternalData
 from edgelm_export.kv_cache_scales import keep_in_int8
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.prefill import build_prefill, refuse_prefill_graph
-from edgelm_export.verify import check_quality
+from edgelm_export.quantize.calibration_text import CalibrationOptions
+from edgelm_export.reference import altup as reference_altup
+from edgelm_export.reference import feed_forward as reference_feed_forward
+from edgelm_export.reference import linear_attention as reference_linear_attention
+from edgelm_export.reference import model as reference
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_export.verification.verify import check_quality
 
 IDS = np.random.default_rng(0).integers(3, 320, 150).tolist()
 WITH_PREFILL = dataclasses.replace(PRECISIONS["fp32"], prefill_graph=True, perplexity_bound=1.5)

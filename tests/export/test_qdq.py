@@ -20,22 +20,22 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.package.manifest import Manifest
-from edgelm_export import packed_operators
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import head_name
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.graph import Graph
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.levels import on_levels
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import Graph
+from edgelm_export.layers import packed_operators
+from edgelm_export.packed.levels import on_levels
 from edgelm_export.quantize.channel_scales import ChannelScales, ScaledCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import on_its_grid
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.qdq import from_qdq, to_qdq
-from edgelm_export.reference import reference_logits
-from edgelm_export.tensor_map import head_name
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 IDS = np.random.default_rng(0).integers(3, 320, 40).tolist()
 # The width is no whole number of blocks of 64: they are cut to 16.

@@ -14,11 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 
 import edgelm
 from edgelm.architecture.quantization_recipe import Precision, Rule
-from edgelm_export import verify
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.verification_text import verification_text
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.verification import verify
+from edgelm_export.verification.verification_text import verification_text
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 
 INT4 = Precision(
     name="mine", rules=(Rule(pattern="embed", scheme="int8-block64"), Rule(pattern=".", scheme="int4-block64"))

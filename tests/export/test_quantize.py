@@ -12,7 +12,7 @@ from edgelm.architecture.block_grid import Grid, exact_grid, in_blocks, outermos
 from edgelm.architecture.quantization_recipe import TRANSFORMS
 from edgelm.architecture.quantization_scheme import METHODS, Scheme, parse_scheme
 from edgelm.errors import ExportError
-from edgelm_export.graph import MICROSOFT, OPSETS
+from edgelm_export.graph.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.folding import CHOOSERS
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import GRIDS, hqq_grid, quantize_alone

@@ -21,8 +21,8 @@ from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize.stored import quantize
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 CONFIG = ModelConfig(
     model_type="llama", vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=5,

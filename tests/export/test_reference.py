@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edgelm.config import ACTIVATIONS as ACTIVATION_NAMES
-from edgelm_export import reference_activations
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.reference import reference_logits
-from edgelm_export.reference_activations import ACTIVATIONS
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.reference import activations as reference_activations
+from edgelm_export.reference.activations import ACTIVATIONS
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 

@@ -16,7 +16,7 @@ from edgelm.errors import CheckpointError
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.architectures import ARCHITECTURES
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
 
 SENTENCES = [
     "The sea is blue and the sky is grey.", "How much is it? It is 25 pounds.", "fr_XX __fr__ fra_Latn",

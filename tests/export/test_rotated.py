@@ -11,9 +11,9 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.errors import ExportError
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
 from edgelm_export.quantize.rotation import RotatedCheckpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 Save = Callable[..., Any]
 

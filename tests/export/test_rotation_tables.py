@@ -25,10 +25,10 @@ from edgelm.errors import ExportError, PackageError
 from edgelm.memory.kv_batch import KVBatch
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.tables import Tables, with_tables
+from edgelm_export.checkpoints.folded import padded_rotary_dim
 from edgelm_export.decoder import build_decoder
-from edgelm_export.external_data import ExternalData
-from edgelm_export.folded import padded_rotary_dim
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_export.standard_decoder import build_standard_decoder
 
 ROTATIONS = {name: features for name, features in FEATURES.items() if name == "tiny" or "rope " in name}

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer, GPTSw3Tokenizer
 
 from edgelm import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export import piece_pairs, sentencepiece_tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.gguf_tokenizer import tokenizer_files
-from edgelm_export.sentencepiece_model import Kind, PieceType, SentencePieceModel, read_sentencepiece
-from edgelm_export.sentencepiece_tokenizer import sentencepiece_json
+from edgelm_export.gguf.tokenizer import tokenizer_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers import piece_pairs, sentencepiece_tokenizer
+from edgelm_export.tokenizers.sentencepiece_model import Kind, PieceType, SentencePieceModel, read_sentencepiece
+from edgelm_export.tokenizers.sentencepiece_tokenizer import sentencepiece_json
 
 TEXTS = [
     *CORPUS_TEXTS,

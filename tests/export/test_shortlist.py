@@ -22,22 +22,22 @@ from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.runtime import binding
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError
-from edgelm_export.calibration_text import CalibrationOptions
+from edgelm_export.checkpoints.tensor_map import EMBEDDING
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.graph import Graph
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
-from edgelm_export.packed_operators import NBits
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.graph.graph import Graph
+from edgelm_export.graph.shortlist import SHORTLIST_SIZE, group_size
+from edgelm_export.layers.packed_operators import NBits
+from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.quantize.channel_scales import ScaledCheckpoint, ScaledHead
 from edgelm_export.quantize.folding import choose_scales
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.stored import quantize
 from edgelm_export.quantize.two_planes import in_two_planes
-from edgelm_export.reference import reference_logits
-from edgelm_export.shortlist import SHORTLIST_SIZE, group_size
-from edgelm_export.tensor_map import EMBEDDING
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 SCHEME = "int8-block64-shortlist"
 VOCABULARY, WIDTH = 102_400, 64

@@ -31,7 +31,7 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(not CAN_RETURN, reason="Memory is given back on Linux.")
 

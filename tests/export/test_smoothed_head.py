@@ -15,16 +15,16 @@ import edgelm
 from edgelm.architecture.quantization_recipe import Precision, Rule
 from edgelm.errors import CheckpointError
 from edgelm.package.manifest import Manifest, describe_file
-from edgelm_export import reference
-from edgelm_export.checkpoint import Checkpoint, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint import Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import EMBEDDING, HEAD_FACTORS, head_name
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize import folding, smoothed_head
 from edgelm_export.quantize.channel_scales import ChannelScales, PlainHead, ScaledCheckpoint, ScaledHead
 from edgelm_export.quantize.smoothed_head import _rounded_inputs, better_divisors
-from edgelm_export.tensor_map import EMBEDDING, HEAD_FACTORS, head_name
+from edgelm_export.reference import model as reference
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 SMOOTHED = Precision(rules=(Rule(pattern=".", scheme="int8-block64"),), transforms=("smooth",))
 IDS = list(range(3, 40))

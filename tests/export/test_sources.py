@@ -9,9 +9,9 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.sources import open_checkpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
 
 SaveLlama = Callable[..., LlamaForCausalLM]
 WriteGGUF = Callable[..., Path]

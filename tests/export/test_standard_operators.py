@@ -20,10 +20,10 @@ from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ExportError
 from edgelm_export.exporter import export_package
-from edgelm_export.external_data import ExternalData
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.graph.external_data import ExternalData
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_export.standard_decoder import build_standard_decoder
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.model import generate
 
 # Float32 through a few layers, in another order of sums; the largest difference seen is 1.3e-5.

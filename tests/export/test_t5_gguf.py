@@ -24,12 +24,12 @@ import edgelm
 from edgelm.errors import CheckpointError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.exporter import export_package
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
-from edgelm_export.gguf_tokenizer import tokenizer_files
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.gguf.tokenizer import tokenizer_files
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.sentencepiece_model import PieceType, read_sentencepiece
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.tokenizers.sentencepiece_model import PieceType, read_sentencepiece
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 
 SavePair = Callable[..., PreTrainedModel]
 WriteGGUF = Callable[..., Path]

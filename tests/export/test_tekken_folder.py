@@ -14,9 +14,9 @@ from ranked_vocabulary import TEXTS, joined, trained_ranks
 from tokenizers import Tokenizer
 
 from edgelm.errors import CheckpointError
-from edgelm_export import checkpoint_folder
-from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources import checkpoint_folder
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 # As Mistral's files have it.
 PATTERN = (

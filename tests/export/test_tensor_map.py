@@ -13,7 +13,7 @@ from make_tiny_model import CONFIG
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures.llama import LLAMA
-from edgelm_export.tensor_map import CANONICAL, ORDERS, TensorLayout, map_tensors
+from edgelm_export.checkpoints.tensor_map import CANONICAL, ORDERS, TensorLayout, map_tensors
 
 _FIRST_LAYER = [name for name in CONFIG.tensor_shapes() if ".1." not in name]
 NAMES = {"lm_head": "lm_head"} | {

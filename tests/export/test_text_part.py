@@ -20,10 +20,10 @@ from unchecked_export import export_unchecked
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm.runtime.session import DecoderSession
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.checkpoints.text_part import text_part
 from edgelm_export.importer import import_checkpoint
-from edgelm_export.reference import reference_logits
-from edgelm_export.text_part import text_part
+from edgelm_export.reference.model import reference_logits
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 # Of kinds that are one family behind their reader, one is enough for what the family's config becomes.
 _IN_FULL = {*{family: kind for kind, (family, *_) in reversed(KINDS.items())}.values(), "cohere_compass, two rotations"}

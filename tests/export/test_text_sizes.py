@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import architecture_of
-from edgelm_export.text_part import text_part
+from edgelm_export.checkpoints.text_part import text_part
 
 # A kind, and the class of its text part where it may have several.
 KINDS = {

@@ -15,9 +15,9 @@ from ranked_vocabulary import TEXTS, joined, trained_ranks
 from tokenizers import Tokenizer
 
 from edgelm.errors import CheckpointError
-from edgelm_export import tiktoken_folder
-from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers import tiktoken_folder
+from edgelm_export.tokenizers.tiktoken_folder import TIKTOKEN_CLASSES
 
 # As the authors' code has them (tokenization_moonshot.py, _hy.py, _chatglm.py, _qwen.py).
 KIMI = "|".join(

@@ -12,8 +12,8 @@ import tokenizers
 from fuzz.mutations import mutate_bytes, mutate_json
 
 from edgelm.testing import tiny_model_path
-from edgelm_export.byte_level_folder import MERGES, SETTINGS_FILES, VOCABULARY
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers.byte_level_folder import MERGES, SETTINGS_FILES, VOCABULARY
 
 FOLDER = "folder"  # its files in one: those in JSON in a line, then the merges
 _JSON_FILES = (VOCABULARY, *SETTINGS_FILES)

@@ -14,8 +14,8 @@ from mlx_folder import pack_folder
 
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import ARCHITECTURES, architecture_of
-from edgelm_export.checkpoint_folder import read_json_object
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.checkpoint_folder import read_json_object
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 def checkpoint_folder(folder: Path) -> Path:

@@ -31,16 +31,11 @@ from edgelm.files.safetensors_index import INDEX_FILE, read_weight_map
 from edgelm.package import manifest, onnx_walk
 from edgelm.server import request_body
 from edgelm.text import template_environment, template_sandbox
-from edgelm_export import (
-    byte_level_folder,
-    checkpoint_folder,
-    gguf,
-    marian_tokenizer,
-    sentencepiece_model,
-    sentencepiece_tokenizer,
-)
-from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.sentencepiece_model import read_sentencepiece
+from edgelm_export.gguf import file as gguf
+from edgelm_export.sources import checkpoint_folder
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers import byte_level_folder, marian_tokenizer, sentencepiece_model, sentencepiece_tokenizer
+from edgelm_export.tokenizers.sentencepiece_model import read_sentencepiece
 
 _BYTES = 2  # the wire type of protobuf's messages and texts
 

@@ -11,7 +11,7 @@ from typing import Any
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_header import under_own_name, without_guessing_layers
-from edgelm_export.checkpoint_folder import read_json_object
+from edgelm_export.sources.checkpoint_folder import read_json_object
 
 _SHAPES = {
     "token_embd.weight": (320, 64), "per_layer_token_embd.weight": (320, 192), "blk.0.laurel_l.weight": (32, 64),

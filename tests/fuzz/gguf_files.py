@@ -12,9 +12,9 @@ from fuzz.mutations import mutate_bytes, mutate_json
 from fuzz.target import Target, tiny_package
 
 from edgelm.testing import tiny_model_path
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.gguf import GGUFFile
-from edgelm_export.gguf_checkpoint import GGUFCheckpoint
+from edgelm_export.adapters.adapter_exporter import export_adapter
+from edgelm_export.gguf.file import GGUFFile
+from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint
 
 
 def _gguf_seeds(folder: Path) -> list[bytes]:

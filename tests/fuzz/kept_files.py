@@ -18,8 +18,8 @@ from edgelm.language_model import LanguageModel
 from edgelm.memory.kv_cache import KVCache
 from edgelm.saved_session import CONVERSATION_FILE, SavedSessions
 from edgelm.testing import scripted_model, tiny_model_path
-from edgelm_training.run_folder import CHECKPOINTS, STATE_FILE, TRAINER_FOLDER, RunFolder
-from edgelm_training.shards import INDEX_FILE, SPLITS, Shards
+from edgelm_training.runs.run_folder import CHECKPOINTS, STATE_FILE, TRAINER_FOLDER, RunFolder
+from edgelm_training.texts.shards import INDEX_FILE, SPLITS, Shards
 
 _SESSION = "mine"
 _SHARDS, _PLACES = "shards", "train-00000.idx.npy"
@@ -88,7 +88,7 @@ def _read_run(folder: Path) -> None:
 
 def _shard_seeds(folder: Path) -> list[bytes]:
     """Return an index.json in a line, with the places of the documents behind it."""
-    from edgelm_training.shard_writer import PrepareConfig, prepare_shards
+    from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
 
     (folder / "texts.jsonl").write_text(
         "".join(f'{{"text": "The sea is {number} miles wide."}}\n' for number in range(20))

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from edgelm.package.manifest import Manifest
 from edgelm.package.peft_format import BASE_GRID, BASE_NAME, BASE_SHA256, CONFIG_FILE, PREFIX, WEIGHTS_FILE
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_training.merge import merge_adapter
 
 FOLDER = "folder"  # its settings in a line, then its safetensors file

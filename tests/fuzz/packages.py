@@ -18,10 +18,10 @@ from onnx import AttributeProto, GraphProto, TensorProto
 
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.package.manifest import describe_file
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
 
 _PRECISIONS: dict[str, str | Precision] = {
     "fp32": "fp32",

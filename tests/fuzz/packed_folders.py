@@ -13,7 +13,7 @@ import numpy as np
 from fuzz.mutations import mutate_bytes, mutate_json
 from safetensors.numpy import load_file, save
 
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 FOLDER = "folder"  # its settings in a line, then its safetensors file
 _SIZE = 32  # of hidden states and of feed-forward, so that each matrix is small and a group of inputs is one row

@@ -12,11 +12,11 @@ from typing import Any
 import tokenizers
 from fuzz.mutations import mutate_bytes, mutate_json
 
-from edgelm_export.byte_level_tokenizer import TEKKEN_SPLIT
-from edgelm_export.checkpoint_folder import read_text_files
-from edgelm_export.tekken_folder import TEKKEN
-from edgelm_export.tiktoken_folder import TIKTOKEN_CLASSES
-from edgelm_export.tokenizer_json import TOKENIZER_CONFIG
+from edgelm_export.sources.checkpoint_folder import read_text_files
+from edgelm_export.tokenizers.byte_level_tokenizer import TEKKEN_SPLIT
+from edgelm_export.tokenizers.tekken_folder import TEKKEN
+from edgelm_export.tokenizers.tiktoken_folder import TIKTOKEN_CLASSES
+from edgelm_export.tokenizers.tokenizer_json import TOKENIZER_CONFIG
 
 FOLDER = "folder"  # what is JSON in a line, by the names of its files; then the lines of a vocabulary for tiktoken
 _TIKTOKEN = "tiktoken.model"

@@ -13,7 +13,7 @@ from typing import Any
 
 from fuzz.mutations import mutate_bytes, mutate_json
 
-from edgelm_export.verification_text import verification_text
+from edgelm_export.verification.verification_text import verification_text
 
 _AS_IT_IS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 _KINDS: Sequence[dict[str, Any]] = (

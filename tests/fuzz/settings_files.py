@@ -10,8 +10,8 @@ from fuzz.mutations import mutate_bytes
 from fuzz.target import Target, all_of
 
 from edgelm.architecture.quantization_recipe import read_recipe
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import read_settings
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import read_settings
 
 
 def _toml_seeds(_folder: Path) -> list[bytes]:

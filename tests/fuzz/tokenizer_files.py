@@ -11,7 +11,7 @@ from fuzz.mutations import mutate_json
 from fuzz.target import Target, all_of, tiny_package
 
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.checkpoint_folder import read_text_files
+from edgelm_export.sources.checkpoint_folder import read_text_files
 
 
 def _read_text_files(folder: Path) -> None:

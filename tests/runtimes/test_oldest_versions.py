@@ -16,7 +16,7 @@ from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.testing import tiny_model_path
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 HAVE_NUMPY = sys.version_info < (3, 13)
 pytestmark = [

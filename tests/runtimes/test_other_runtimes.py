@@ -82,7 +82,7 @@ def test_openvino_computes_all_of_a_package_in_standard_operators(name: str, run
 
     from edgelm.architecture.quantization_recipe import PRECISIONS
     from edgelm_export.exporter import export_package
-    from edgelm_export.huggingface import HuggingFaceCheckpoint
+    from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
     folder = tmp_path / "package"
     with HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint")) as checkpoint:

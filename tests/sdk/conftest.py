@@ -14,7 +14,7 @@ import edgelm
 from edgelm.language_model import LanguageModel
 from edgelm.rope_scaling import RopeScaling
 from edgelm.testing import tiny_model_path
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 TEXT = """The sea is blue, and the sea was grey in the year 1984; it's wide. Thé naïve fiancée said: 漢字かな交じり文.
 def sail(sea):

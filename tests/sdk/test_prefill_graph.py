@@ -31,10 +31,10 @@ from edgelm.package.manifest import Manifest, describe_file
 from edgelm.runtime.session import PREFILL_CHUNK, PREFILL_GRAPH_CHUNK, DecoderSession
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_export.reference import log_softmax
-from edgelm_export.sources import open_checkpoint
-from edgelm_export.verification_text import verification_text
+from edgelm_export.reference.model import log_softmax
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_export.verification.verification_text import verification_text
 
 ANSWER = GenerationConfig(max_new_tokens=20, ignore_eos=True)
 # Around the ends of pieces of 64 and 256, and of blocks of 32.

@@ -22,7 +22,7 @@ from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import BLOCK, PrefixCache
 from edgelm.memory.returned_memory import CAN_RETURN
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 SHORT = GenerationConfig(max_new_tokens=4, ignore_eos=True)
 

@@ -62,7 +62,7 @@ def test_every_file_beside_the_source_is_collected_with_what_reads_it(monkeypatc
 def test_the_command_is_frozen_with_every_command_and_the_source_of_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("edgelm.cli.main", monkeypatch)
 
-    assert {"edgelm.cli.serve", "edgelm_export.cli_export", "edgelm_training.cli_train"} <= {*found["hiddenimports"]}
+    assert {"edgelm.cli.serve", "edgelm_export.cli.export", "edgelm_training.cli.train"} <= {*found["hiddenimports"]}
     assert set(found["module_collection_mode"].values()) == {"pyz+py"}
     assert found["module_collection_mode"].keys() == {*found["hiddenimports"]}
 

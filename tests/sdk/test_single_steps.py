@@ -24,7 +24,7 @@ from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.session_options import SessionOptions
 from edgelm.runtime.single_steps import MOST_ROWS, SingleSteps
 from edgelm.testing import tiny_model_path
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 needs_mirrors = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
 

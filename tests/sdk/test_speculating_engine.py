@@ -21,7 +21,7 @@ from edgelm.memory import kv_batch
 from edgelm.memory.kv_cache import GROWTH_STEP
 from edgelm.memory.mirrored_memory import MirroredBuffers
 from edgelm.testing import tiny_model_path
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 needs_mirrors = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="mirrored memory is Linux's")
 

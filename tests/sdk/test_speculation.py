@@ -25,7 +25,7 @@ from edgelm.generation_config import GenerationConfig as Config
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.testing import ScriptedDecoder, scripted_model, tiny_model_path
-from edgelm_export.huggingface import HuggingFaceCheckpoint
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
 
 @pytest.fixture(scope="module")

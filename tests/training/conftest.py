@@ -11,10 +11,10 @@ from sea_shards import SENTENCES, write_corpus
 
 from edgelm.config import ModelConfig
 from edgelm.testing import tiny_model_path
-from edgelm_export.verification_text import verification_text
+from edgelm_export.verification.verification_text import verification_text
 from edgelm_training import trainer
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.tokenizer_training import TokenizerConfig, train_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -23,16 +23,16 @@ from transformers import AutoModelForCausalLM
 from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
 from edgelm.loading import load
 from edgelm.testing import tiny_model_path
-from edgelm_export.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.exporter import export_package
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_training.adapter import Base, load_adapter, read_adapter, write_adapter
-from edgelm_training.checkpoint import load_checkpoint, read_weights, save_weights
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_training.adaptation.lora import LoraConfig as AdapterShape
+from edgelm_training.adaptation.lora import linear_names
+from edgelm_training.adaptation.quantized_linear import on_grid
+from edgelm_training.checkpoints.adapter import Base, load_adapter, read_adapter, write_adapter
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, read_weights, save_weights
 from edgelm_training.finetune import finetune
-from edgelm_training.lora import LoraConfig as AdapterShape
-from edgelm_training.lora import linear_names
 from edgelm_training.merge import adapter_folder, merge_adapter
-from edgelm_training.quantized_linear import on_grid
 
 IDS = torch.tensor([[5, 17, 3, 44, 8, 60, 200, 7]])
 # float32 sums in another order: a product with A and B apart, or with their sum with the weight. Measured: 1.2e-6.

@@ -12,7 +12,7 @@ import pytest
 from make_tiny_model import CONFIG, make_checkpoint
 
 from edgelm.config import ModelConfig
-from edgelm_training.answer_end import with_end_of_answers
+from edgelm_training.checkpoints.answer_end import with_end_of_answers
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import merge_adapter
 from edgelm_training.pretrain import pretrain

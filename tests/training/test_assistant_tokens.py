@@ -16,9 +16,9 @@ from edgelm.errors import ChatTemplateError, ConfigError
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.assistant_tokens import encode_conversation
-from edgelm_training.conversations import Conversation
-from edgelm_training.tokenizer_training import CHAT_TEMPLATE, TokenizerConfig, train_tokenizer
+from edgelm_training.conversations.assistant_tokens import encode_conversation
+from edgelm_training.conversations.conversations import Conversation
+from edgelm_training.texts.tokenizer_training import CHAT_TEMPLATE, TokenizerConfig, train_tokenizer
 
 HI = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"})
 SYSTEM = {"role": "system", "content": "Be brief."}

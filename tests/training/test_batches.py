@@ -15,12 +15,12 @@ from tokenizers.processors import TemplateProcessing
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
-from edgelm_training.batches import NO_TARGET, PADDING, Batch, Batches
 from edgelm_training.model import Transformer
-from edgelm_training.row_order import RowOrder
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import Shards
-from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+from edgelm_training.rows.batches import NO_TARGET, PADDING, Batch, Batches
+from edgelm_training.rows.row_order import RowOrder
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.shards import Shards
+from edgelm_training.texts.tokenizer_training import TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Text {i} says " + f"{i * i} waves. " * (1 + i % 5) for i in range(60)]
 

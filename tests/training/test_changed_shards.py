@@ -15,7 +15,7 @@ from sea_shards import prepare, write_corpus
 
 from edgelm.errors import DataError
 from edgelm.testing import tiny_model_path
-from edgelm_training.shards import Shards
+from edgelm_training.texts.shards import Shards
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import torch
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, ConfigError, DataError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.batches import NO_TARGET
-from edgelm_training.chat_rows import ChatRows
-from edgelm_training.chats import Chats, load_chats
+from edgelm_training.conversations.chats import Chats, load_chats
 from edgelm_training.model import Transformer
-from edgelm_training.tokenizer_training import TokenizerConfig, train_tokenizer
+from edgelm_training.rows.batches import NO_TARGET
+from edgelm_training.rows.chat_rows import ChatRows
+from edgelm_training.texts.tokenizer_training import TokenizerConfig, train_tokenizer
 
 WORDS = ("the", "sea", "is", "wide", "and", "blue", "or", "grey", "it", "was", "so", "in", "the", "year", "1984")
 

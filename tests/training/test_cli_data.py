@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgelm.errors import DataError
-from edgelm_training.cli_data import data
-from edgelm_training.cli_tokenizer import train
+from edgelm_training.cli.data import data
+from edgelm_training.cli.tokenizer import train
 
 TEXTS = [f"Text {i} of the sea.\n" for i in range(20)]
 PREPARE = ["prepare", "corpus.txt", "--tokenizer", "tok", "-o", "shards"]
@@ -165,7 +165,7 @@ def test_show_of_conversations_has_nothing_that_a_terminal_would_obey() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
 def test_show_is_green_on_a_terminal() -> None:
     main, worker = pty.openpty()
-    program = "import sys; from edgelm_training.cli_data import data; data(sys.argv[1:])"
+    program = "import sys; from edgelm_training.cli.data import data; data(sys.argv[1:])"
     arguments = ["show", "chats.jsonl", "--tokenizer", "tok", "-n", "1"]
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=worker, stderr=subprocess.DEVNULL
@@ -216,7 +216,7 @@ def test_a_process_that_waits_for_another_says_so(tok: Path) -> None:
     from edgelm.files.file_lock import file_lock
 
     Path(".shards.partial").mkdir()
-    program = "import sys; from edgelm_training.cli_data import data; data(sys.argv[1:])"
+    program = "import sys; from edgelm_training.cli.data import data; data(sys.argv[1:])"
     arguments = ["prepare", "corpus.txt", "--tokenizer", "tok", "-o", "shards", "--workers", "1"]
     with file_lock(Path(".shards.partial/lock")):
         process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)

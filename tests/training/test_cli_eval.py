@@ -27,11 +27,11 @@ from edgelm.errors import ConfigError, DataError, TokenizerError
 from edgelm.shell_word import shell_word
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.verification_text import verification_text
-from edgelm_training.checkpoint_scorer import CheckpointScorer
-from edgelm_training.held_out import HeldOut, held_out_documents
-from edgelm_training.perplexity import WindowConfig, measure_perplexity, windows
-from edgelm_training.shards import Shards
+from edgelm_export.verification.verification_text import verification_text
+from edgelm_training.evaluation.checkpoint_scorer import CheckpointScorer
+from edgelm_training.evaluation.held_out import HeldOut, held_out_documents
+from edgelm_training.evaluation.perplexity import WindowConfig, measure_perplexity, windows
+from edgelm_training.texts.shards import Shards
 
 TEXT = verification_text()[:600]
 

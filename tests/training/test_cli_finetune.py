@@ -12,10 +12,10 @@ from command_line import invoke
 from tiny_training_runs import assert_a_signal_saves, finetune_settings
 
 from edgelm_training.finetune import _GLOBAL_BATCH_SIZE, build_recipe
-from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.finetune_data import LONGEST_ROW
-from edgelm_training.settings import read_settings, to_toml
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.finetune_config import METHODS, FinetuneConfig
+from edgelm_training.settings.settings import read_settings, to_toml
 
 
 def edgelm(*arguments: str | Path) -> Result:

@@ -18,11 +18,11 @@ from click.testing import Result
 from command_line import invoke
 from tiny_training_runs import assert_a_signal_saves, losses, settings
 
-from edgelm_training.cli_live_line import LiveLine, duration, step_line
+from edgelm_training.cli.live_line import LiveLine, duration, step_line
 from edgelm_training.pretrain import build_recipe
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import read_settings, to_toml
-from edgelm_training.train_log import SilentReporter, StepRecord
+from edgelm_training.runs.train_log import SilentReporter, StepRecord
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import read_settings, to_toml
 
 RECORD = StepRecord(
     step=10,
@@ -194,7 +194,7 @@ def test_times_are_written_for_people(seconds: float, text: str) -> None:
 def test_a_terminal_alone_gets_what_is_computed_before_the_first_step_ends(
     on_terminal: bool, toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgelm_training.cli_live_line.can_redraw", lambda _: on_terminal)
+    monkeypatch.setattr("edgelm_training.cli.live_line.can_redraw", lambda _: on_terminal)
 
     result = edgelm(str(toml), "--max-steps", "2", "--warmup-steps", "0", "--grad-accum-steps", "2")
 
@@ -214,9 +214,9 @@ def test_a_terminal_gets_some_steps_and_the_last_no_wider_than_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter((100.0, 100.05, 100.2, 100.21))
-    monkeypatch.setattr("edgelm_training.cli_live_line.can_redraw", lambda _: True)
-    monkeypatch.setattr("edgelm_training.cli_live_line.columns_of_stderr", lambda: 30)
-    monkeypatch.setattr("edgelm_training.cli_live_line.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("edgelm_training.cli.live_line.can_redraw", lambda _: True)
+    monkeypatch.setattr("edgelm_training.cli.live_line.columns_of_stderr", lambda: 30)
+    monkeypatch.setattr("edgelm_training.cli.live_line.time", SimpleNamespace(monotonic=lambda: next(clock)))
     line = LiveLine()
 
     for step in (10, 11, 12, 2000):
@@ -232,7 +232,7 @@ def test_a_terminal_gets_some_steps_and_the_last_no_wider_than_it_is(
 def test_a_terminal_gets_one_line_that_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgelm_training.cli_live_line.can_redraw", lambda _: True)
+    monkeypatch.setattr("edgelm_training.cli.live_line.can_redraw", lambda _: True)
     line = LiveLine()
 
     line.step(RECORD)

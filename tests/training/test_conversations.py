@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from edgelm.errors import DataError
-from edgelm_training.conversations import Conversation, read_conversations
+from edgelm_training.conversations.conversations import Conversation, read_conversations
 
 HI = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"})
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -16,17 +16,17 @@ from torch import nn
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, EdgeLMError
-from edgelm_training.batches import NO_TARGET, Batch
-from edgelm_training.checkpoint import save_checkpoint
+from edgelm_training.checkpoints.checkpoint import save_checkpoint
 from edgelm_training.distill import distill
-from edgelm_training.distill_config import DistillConfig
 from edgelm_training.distillation import distillation_loss
 from edgelm_training.finetune import finetune
-from edgelm_training.loss import next_token_loss
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
-from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.rows.batches import NO_TARGET, Batch
+from edgelm_training.runs.loss import next_token_loss
+from edgelm_training.runs.throughput import flops_per_token
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.distill_config import DistillConfig
 
 
 class Fixed(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from forked_processes import run_processes
 from tiny_training_runs import finetune_settings, loss_log, losses
 
-from edgelm_training.adapter import read_adapter
+from edgelm_training.checkpoints.adapter import read_adapter
 from edgelm_training.finetune import finetune
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")

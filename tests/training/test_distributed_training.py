@@ -28,15 +28,17 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from edgelm import TrainingError
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm_training import cli_run_command, distributed, trainer
-from edgelm_training.batches import Batches
+from edgelm_training import trainer
+from edgelm_training.cli import run_command as cli_run_command
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import read_settings, to_toml
-from edgelm_training.shards import Shards
-from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import SilentReporter, read_log
+from edgelm_training.rows.batches import Batches
+from edgelm_training.runs import distributed
+from edgelm_training.runs.throughput import flops_per_token
+from edgelm_training.runs.train_log import SilentReporter, read_log
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import read_settings, to_toml
+from edgelm_training.texts.shards import Shards
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork is POSIX's")
 

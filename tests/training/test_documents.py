@@ -16,8 +16,8 @@ import pytest
 
 from edgelm import extras
 from edgelm.errors import ConfigError, DataError, MissingExtraError
-from edgelm_training.corpus import Span, describe_passed_over, find_files, scan_file, whole_span
-from edgelm_training.documents import Document, DocumentConfig, DocumentReader, read_records
+from edgelm_training.texts.corpus import Span, describe_passed_over, find_files, scan_file, whole_span
+from edgelm_training.texts.documents import Document, DocumentConfig, DocumentReader, read_records
 
 Write = Callable[..., Path]
 

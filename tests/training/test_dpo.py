@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgelm_training.batches import NO_TARGET, Batch
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
+from edgelm_training.rows.batches import NO_TARGET, Batch
 
 
 class Table(nn.Module):

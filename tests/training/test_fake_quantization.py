@@ -19,13 +19,11 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, precision_n
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
-from edgelm_export.package_checkpoint import PackageCheckpoint
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack
-from edgelm_export.sources import open_checkpoint
-from edgelm_training.batches import Batches
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.fake_quantization import (
+from edgelm_export.sources.package_checkpoint import PackageCheckpoint
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_training.adaptation.fake_quantization import (
     FakeQuantization,
     add_fake_quantization,
     on_grid,
@@ -33,11 +31,13 @@ from edgelm_training.fake_quantization import (
     schemes_of,
     steps_and_scales,
 )
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
-from edgelm_training.loss import count_targets, next_token_loss
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
-from edgelm_training.shards import Shards
+from edgelm_training.rows.batches import Batches
+from edgelm_training.runs.loss import count_targets, next_token_loss
+from edgelm_training.texts.shards import Shards
 
 SCHEMES = [
     "int8-block32", "int8-block64-asymmetric", "int4-block16", "int4-block64", "int4-block64-asymmetric",

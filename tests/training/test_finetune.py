@@ -28,21 +28,21 @@ from transformers import AutoModelForCausalLM
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, DataError, EdgeLMError, TrainingError
 from edgelm.rope_scaling import RopeScaling
-from edgelm_training.adapter import load_adapter, read_adapter
-from edgelm_training.batches import NO_TARGET
-from edgelm_training.chat_rows import ChatRows
-from edgelm_training.chats import load_chats
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.adaptation.lora import LoraConfig as LoraShape
+from edgelm_training.adaptation.lora import add_adapters, linear_names
+from edgelm_training.checkpoints.adapter import load_adapter, read_adapter
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.conversations.chats import load_chats
+from edgelm_training.conversations.preferences import load_preferences
 from edgelm_training.finetune import build_recipe, finetune
-from edgelm_training.finetune_config import FinetuneConfig
-from edgelm_training.lora import LoraConfig as LoraShape
-from edgelm_training.lora import add_adapters, linear_names
-from edgelm_training.loss import count_targets, next_token_loss
-from edgelm_training.preference_rows import PreferenceRows
-from edgelm_training.preferences import load_preferences
-from edgelm_training.settings import SettingError
-from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.rows.batches import NO_TARGET
+from edgelm_training.rows.chat_rows import ChatRows
+from edgelm_training.rows.preference_rows import PreferenceRows
+from edgelm_training.runs.loss import count_targets, next_token_loss
+from edgelm_training.runs.throughput import flops_per_token
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.finetune_config import FinetuneConfig
+from edgelm_training.settings.settings import SettingError
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},

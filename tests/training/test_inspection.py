@@ -23,9 +23,9 @@ from edgelm.cli.main import main
 from edgelm.errors import ContextLengthError
 from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.inspection import HAS_ENCODER, Inspection, inspect_text
-from edgelm_training.inspection_page import inspection_page
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.evaluation.inspection import HAS_ENCODER, Inspection, inspect_text
+from edgelm_training.evaluation.inspection_page import inspection_page
 from edgelm_training.model import Transformer
 
 TEXT = "The sea is wide and the night is long."

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from edgelm_training.interruption import Interruption
+from edgelm_training.runs.interruption import Interruption
 
 
 class LongCall:

@@ -19,7 +19,7 @@ from forked_processes import exit_status, fork
 from tiny_training_runs import assert_same_run, settings
 
 from edgelm_training.pretrain import pretrain
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.runs.train_log import SilentReporter
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and SIGKILL are POSIX's")
 

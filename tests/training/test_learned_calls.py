@@ -14,8 +14,8 @@ from edgelm.completion import Chunk
 from edgelm.structure.tool_call_parser import ToolCallParser
 from edgelm.testing import scripted_model
 from edgelm.text.chat_template import ChatTemplate
-from edgelm_training.assistant_tokens import encode_conversation
-from edgelm_training.conversations import read_conversations
+from edgelm_training.conversations.assistant_tokens import encode_conversation
+from edgelm_training.conversations.conversations import read_conversations
 
 ASKING = {"harmony": "", "generic": "{% if add_generation_prompt %}assistant: {% endif %}"}
 

@@ -17,8 +17,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.lora import (
+from edgelm_training.adaptation.lora import (
     LoraConfig,
     LoraLinear,
     adapter_weights,
@@ -28,8 +27,9 @@ from edgelm_training.lora import (
     quantize_linear,
     target_names,
 )
+from edgelm_training.adaptation.quantized_linear import GRID_NAME, QuantizedLinear, on_grid
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.model import Transformer
-from edgelm_training.quantized_linear import GRID_NAME, QuantizedLinear, on_grid
 
 IDS = torch.tensor([[5, 17, 3, 44, 8, 60]])
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_is_read_into_4_bits_one_layer_at_a_time(
         alive.append(weakref.ref(model.get_submodule(name)))
         quantize_linear(model, name)
 
-    monkeypatch.setattr("edgelm_training.checkpoint.quantize_linear", quantize)
+    monkeypatch.setattr("edgelm_training.checkpoints.checkpoint.quantize_linear", quantize)
     read = load_checkpoint(tiny_chat_model, quantized=True)
 
     assert len(alive) == len(linear_names(read)) == len(linear_names(whole))

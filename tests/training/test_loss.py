@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgelm_training import loss
-from edgelm_training.batches import NO_TARGET
-from edgelm_training.loss import next_token_sums
+from edgelm_training.rows.batches import NO_TARGET
+from edgelm_training.runs import loss
+from edgelm_training.runs.loss import next_token_sums
 
 # Largest relative difference of the gradient: float32's own sums, or the rounding of the narrower type.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}

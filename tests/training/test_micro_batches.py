@@ -11,13 +11,13 @@ from tiny_training_runs import finetune_settings
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm_training import micro_batches
-from edgelm_training.device import Device
 from edgelm_training.finetune import finetune
-from edgelm_training.finetune_config import FinetuneConfig
-from edgelm_training.micro_batches import piece_tokens, rows_of_step, split_share
 from edgelm_training.model import Transformer
-from edgelm_training.pretrain_config import PretrainConfig
+from edgelm_training.runs import micro_batches
+from edgelm_training.runs.device import Device
+from edgelm_training.runs.micro_batches import piece_tokens, rows_of_step, split_share
+from edgelm_training.settings.finetune_config import FinetuneConfig
+from edgelm_training.settings.pretrain_config import PretrainConfig
 
 CPU, CUDA = (Device(device=torch.device(kind), precision="fp32") for kind in ("cpu", "cuda"))
 HALF = Device(device=torch.device("cpu"), precision="bf16")

@@ -13,7 +13,8 @@ from tiny_training_runs import loss_log, settings
 from edgelm.config import ModelConfig
 from edgelm.errors import TrainingError
 from edgelm_training.model import Transformer
-from edgelm_training.optimizer import (
+from edgelm_training.pretrain import pretrain
+from edgelm_training.runs.optimizer import (
     _BUILDERS,
     build_optimizers,
     group_numbers,
@@ -22,8 +23,7 @@ from edgelm_training.optimizer import (
     set_learning_rate,
     state_tensors,
 )
-from edgelm_training.pretrain import pretrain
-from edgelm_training.train_config import OPTIMIZERS, TrainConfig
+from edgelm_training.settings.train_config import OPTIMIZERS, TrainConfig
 
 
 @pytest.fixture(params=[False, True], ids=["own head", "tied head"])

@@ -13,8 +13,8 @@ from click.testing import Result
 from command_line import invoke
 from matplotlib import font_manager
 
-from edgelm_training import plot as plot_module
-from edgelm_training.plot import draw_text, read_curves
+from edgelm_training.runs import plot as plot_module
+from edgelm_training.runs.plot import draw_text, read_curves
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import torch
 
 from edgelm.errors import DataError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.batches import NO_TARGET
-from edgelm_training.corpus import SourceFile
-from edgelm_training.preference_rows import PreferenceRows
-from edgelm_training.preferences import load_preferences, parse_preference
+from edgelm_training.conversations.preferences import load_preferences, parse_preference
+from edgelm_training.rows.batches import NO_TARGET
+from edgelm_training.rows.preference_rows import PreferenceRows
+from edgelm_training.texts.corpus import SourceFile
 
 USER, BETTER, WORSE = (
     {"role": "user", "content": "Hi"},

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgelm_training import process_pool
-from edgelm_training.process_pool import _interrupts_held_back, run_tasks
+from edgelm_training.texts import process_pool
+from edgelm_training.texts.process_pool import _interrupts_held_back, run_tasks
 
 
 def test_no_module_of_the_working_folder_is_run_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 from sea_shards import contents, pieces, prepare
 
 from edgelm.errors import ConfigError, DataError, TokenizerError
-from edgelm_training import shard_writer
-from edgelm_training.shard_writer import PrepareConfig
-from edgelm_training.shards import Shards
+from edgelm_training.texts import shard_writer
+from edgelm_training.texts.shard_writer import PrepareConfig
+from edgelm_training.texts.shards import Shards
 
 pytestmark = pytest.mark.usefixtures("corpus")
 

@@ -21,10 +21,10 @@ from edgelm.errors import TrainingError
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.recipe import Recipe
-from edgelm_training.run_folder import RunFolder
-from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log, read_log
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.run_folder import RunFolder
+from edgelm_training.runs.train_log import Reporter, StepRecord, TrainLog, open_log, read_log
+from edgelm_training.settings.pretrain_config import PretrainConfig
 
 
 @pytest.fixture(scope="module")

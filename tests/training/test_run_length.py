@@ -9,12 +9,12 @@ from tiny_training_runs import MODEL, settings
 
 from edgelm.config import ModelConfig
 from edgelm_training import pretrain as pretraining
-from edgelm_training.checkpoint import save_checkpoint
+from edgelm_training.checkpoints.checkpoint import save_checkpoint
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import read_settings
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import read_settings
 
 
 def test_a_checkpoint_alone_is_trained_once_through_the_data_at_a_low_rate(

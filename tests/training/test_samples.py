@@ -15,11 +15,11 @@ from edgelm.testing import tiny_model_path
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_training.model import Transformer, generate
 from edgelm_training.pretrain import build_recipe
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.samples import check_prompts, write_samples
-from edgelm_training.settings import SettingError
-from edgelm_training.train_config import TrainConfig
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.runs.samples import check_prompts, write_samples
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import SettingError
+from edgelm_training.settings.train_config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_pretraining_goes_on_with_a_prompt_as_inference_reads_it(
         read.append(ids)
         return []
 
-    monkeypatch.setattr("edgelm_training.samples.generate", generate_nothing)
+    monkeypatch.setattr("edgelm_training.runs.samples.generate", generate_nothing)
     shards = prepare(tok, tmp_path / "shards", (str(corpus),))
     values = settings(shards, tmp_path / "run", sample_prompts=("The sea", ""))
     _, recipe = build_recipe(PretrainConfig(**values), SilentReporter())

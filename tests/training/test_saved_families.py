@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from edgelm.config import ModelConfig
 from edgelm.rope_scaling import RopeScaling
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
 
 # Of the other families, and of other features of these, an imported model is what test_families.py compares.

@@ -6,7 +6,7 @@ import pytest
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
-from edgelm_training.scaling import model_shape, parse_params, training_budget, usual_context
+from edgelm_training.settings.scaling import model_shape, parse_params, training_budget, usual_context
 
 
 @pytest.mark.parametrize(("text", "count"), [("15M", 15_000_000), ("1.5b", 1_500_000_000), ("800 K", 800_000)])

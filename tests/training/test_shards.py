@@ -27,13 +27,13 @@ from tokenizers.processors import TemplateProcessing
 from edgelm.errors import DataError
 from edgelm.files.file_lock import file_lock
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training import piece, process_pool, shard_writer
-from edgelm_training.corpus import find_files, scan_file
-from edgelm_training.document_tokens import DocumentTokens
-from edgelm_training.documents import DocumentConfig
-from edgelm_training.process_pool import run_tasks
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import SPLITS, Shards
+from edgelm_training.texts import piece, process_pool, shard_writer
+from edgelm_training.texts.corpus import find_files, scan_file
+from edgelm_training.texts.document_tokens import DocumentTokens
+from edgelm_training.texts.documents import DocumentConfig
+from edgelm_training.texts.process_pool import run_tasks
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.shards import SPLITS, Shards
 
 pytestmark = pytest.mark.usefixtures("corpus")
 
@@ -195,8 +195,10 @@ def test_large_vocabularies_are_stored_in_four_bytes(tok: Path, corpus: Path) ->
 PREPARE = """
 import sys, time
 from pathlib import Path
-from edgelm_training import piece, process_pool, shard_writer
-from edgelm_training.documents import DocumentConfig
+from edgelm_training.texts import piece
+from edgelm_training.texts import process_pool
+from edgelm_training.texts import shard_writer
+from edgelm_training.texts.documents import DocumentConfig
 write_piece = piece.write_piece
 def held(next_piece):  # in the midst of its work, where there are pieces enough
     while len(list(Path(".shards.partial").glob("[0-9a-f]*.json"))) >= int(sys.argv[2]):

@@ -21,14 +21,14 @@ import edgelm
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, DataError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.sources import open_checkpoint
-from edgelm_training.batches import NO_TARGET, PADDING
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_export.sources.sources import open_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.evaluation.inspection import inspect_text
 from edgelm_training.finetune import finetune
-from edgelm_training.inspection import inspect_text
 from edgelm_training.merge import merge_adapter
 from edgelm_training.model import generate
-from edgelm_training.source_rows import SourceRows, load_pairs
+from edgelm_training.rows.batches import NO_TARGET, PADDING
+from edgelm_training.rows.source_rows import SourceRows, load_pairs
 
 STACK = replace(CONFIG, position="relative", num_key_value_heads=2, max_position_embeddings=64)
 PAIR = replace(STACK, encoder=STACK, decoder_start_token_id=0)

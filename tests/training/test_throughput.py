@@ -13,13 +13,13 @@ from tiny_training_runs import settings
 
 from edgelm.config import ModelConfig
 from edgelm.runtime import cpu
-from edgelm_training import device, throughput
-from edgelm_training.device import Device, choose_device
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
-from edgelm_training.throughput import flops_per_token, peak_flops, peak_memory_bytes
-from edgelm_training.train_config import TrainConfig
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.runs import device, throughput
+from edgelm_training.runs.device import Device, choose_device
+from edgelm_training.runs.throughput import flops_per_token, peak_flops, peak_memory_bytes
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings.train_config import TrainConfig
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -19,12 +19,12 @@ from edgelm.errors import ConfigError, DataError
 from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training import tokenizer_training
-from edgelm_training.assistant_tokens import encode_conversation
-from edgelm_training.cli_tokenizer import tokenizer as command
-from edgelm_training.conversations import Conversation
-from edgelm_training.documents import DocumentConfig
-from edgelm_training.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
+from edgelm_training.cli.tokenizer import tokenizer as command
+from edgelm_training.conversations.assistant_tokens import encode_conversation
+from edgelm_training.conversations.conversations import Conversation
+from edgelm_training.texts import tokenizer_training
+from edgelm_training.texts.documents import DocumentConfig
+from edgelm_training.texts.tokenizer_training import CONTROL_TOKENS, TokenizerConfig, train_tokenizer
 
 TEXT = "The sea is blue, and the sea was grey in 1984.\n\n    It's wide: naïve 漢字 😀 waves, waves, waves.\r\n"
 MESSAGES: list[Any] = [

@@ -24,18 +24,18 @@ from torch.nn import functional
 
 from edgelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from edgelm.testing import tiny_model_path
-from edgelm_training import train_config
-from edgelm_training.batches import NO_TARGET, Batches
-from edgelm_training.checkpoint import load_checkpoint, save_checkpoint
-from edgelm_training.device import Device
-from edgelm_training.loss import count_targets, next_token_loss
+from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import SettingError
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import Shards
-from edgelm_training.train_log import SilentReporter
+from edgelm_training.rows.batches import NO_TARGET, Batches
+from edgelm_training.runs.device import Device
+from edgelm_training.runs.loss import count_targets, next_token_loss
+from edgelm_training.runs.train_log import SilentReporter
+from edgelm_training.settings import train_config
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import SettingError
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.shards import Shards
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_run_with_nothing_left_to_do_keeps_its_settings(whole_run: Path) -> No
 
 
 def test_a_checkpoint_is_a_folder_to_load_and_export(whole_run: Path, tiny_shards: Path) -> None:
-    from edgelm_export.sources import open_checkpoint
+    from edgelm_export.sources.sources import open_checkpoint
 
     model = load_checkpoint(whole_run / "latest")
     assert (model.config.vocab_size, model.config.eos_token_ids) == (320, (0, 2))

@@ -23,10 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm_training import checkpoint, distributed
 from edgelm_training import model as model_file
-from edgelm_training.attention import Attention
-from edgelm_training.checkpoint import (
+from edgelm_training.checkpoints import checkpoint
+from edgelm_training.checkpoints.checkpoint import (
     check_is_checkpoint,
     hf_config,
     load_checkpoint,
@@ -34,7 +33,9 @@ from edgelm_training.checkpoint import (
     save_weights,
     weights_sha256,
 )
+from edgelm_training.layers.attention import Attention
 from edgelm_training.model import Transformer
+from edgelm_training.runs import distributed
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from tiny_training_runs import settings
 import edgelm_training.pretrain
 from edgelm.config import ModelConfig
 from edgelm.errors import DataError, OutOfMemoryError
-from edgelm_training import memory_needed
 from edgelm_training.finetune import finetune
 from edgelm_training.model import Transformer
 from edgelm_training.pretrain import pretrain
-from edgelm_training.shards import Shards
+from edgelm_training.runs import memory_needed
+from edgelm_training.texts.shards import Shards
 
 ERRORS: dict[str, tuple[Any, str]] = {
     "of a CPU": (lambda: torch.empty(1 << 60), r"can't allocate memory: you tried to allocate \d+ bytes"),

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm_training import model as model_file
-from edgelm_training.attention import Attention
-from edgelm_training.checkpoint import load_checkpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.layers.attention import Attention
 from edgelm_training.model import Transformer, generate
 
 LONG = 150  # tokens: more than the original contexts that features are stretched from

@@ -9,8 +9,8 @@ import pytest
 from sea_shards import prepare, texts
 
 from edgelm.errors import DataError
-from edgelm_training.shard_writer import PrepareConfig, prepare_shards
-from edgelm_training.shards import SPLITS, Shards
+from edgelm_training.texts.shard_writer import PrepareConfig, prepare_shards
+from edgelm_training.texts.shards import SPLITS, Shards
 
 pytestmark = pytest.mark.usefixtures("corpus")
 

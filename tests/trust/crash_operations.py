@@ -84,7 +84,7 @@ def run_import(folder: Path) -> None:
 
 
 def imported_state(folder: Path) -> str:
-    from edgelm_export.huggingface import HuggingFaceCheckpoint
+    from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
     found = tensor_of(HuggingFaceCheckpoint(folder / "checkpoint"))
     for seed, state in ((0, "old"), (1, "new")):
@@ -105,7 +105,7 @@ def prepare_export(folder: Path) -> None:
 
 def run_export(folder: Path) -> None:
     from edgelm_export.exporter import export_package
-    from edgelm_export.sources import open_checkpoint
+    from edgelm_export.sources.sources import open_checkpoint
 
     with open_checkpoint(folder / "source-1") as source:
         export_package(source, folder / "package", "fp32", name="new")
@@ -119,9 +119,9 @@ def exported_state(folder: Path) -> str:
 
 def run_quantize(folder: Path) -> None:
     """Quantize with calibration, whose work between the layers is kept in a cache."""
-    from edgelm_export.calibration_text import CalibrationOptions
     from edgelm_export.exporter import export_package
-    from edgelm_export.sources import open_checkpoint
+    from edgelm_export.quantize.calibration_text import CalibrationOptions
+    from edgelm_export.sources.sources import open_checkpoint
 
     options = CalibrationOptions(max_tokens=64, cache=folder / "calibration")
     with open_checkpoint(folder / "source-1") as source:
@@ -373,9 +373,6 @@ def main() -> None:
     import model_signing.verifying  # noqa: F401
 
     import edgelm.cli.typed_history  # noqa: F401
-    import edgelm_export.calibration_text
-    import edgelm_export.exporter
-    import edgelm_export.importer  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)

@@ -20,11 +20,11 @@ from edgelm.library.sources import read_record
 from edgelm.package.manifest import Manifest
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
-from edgelm_export.adapter_exporter import export_adapter
-from edgelm_export.huggingface import HuggingFaceCheckpoint
-from edgelm_training.checkpoint import load_checkpoint
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.settings import read_settings
+from edgelm_export.adapters.adapter_exporter import export_adapter
+from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
+from edgelm_training.checkpoints.checkpoint import load_checkpoint
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.settings import read_settings
 
 LARGE = "[" + "[]," * 900_000 + "[]]"
 

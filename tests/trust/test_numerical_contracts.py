@@ -51,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packages(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from edgelm_export.exporter import export_package
-    from edgelm_export.sources import open_checkpoint
+    from edgelm_export.sources.sources import open_checkpoint
 
     folder = tmp_path_factory.mktemp("packages")
     with open_checkpoint(source) as checkpoint:

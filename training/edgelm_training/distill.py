@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm_training.distill_config import DistillConfig
 from edgelm_training.pretrain import FIXED, build_recipe
-from edgelm_training.recipe import Recipe
 from edgelm_training.run import execute_run
-from edgelm_training.settings import SettingError
-from edgelm_training.train_log import Reporter
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.train_log import Reporter
+from edgelm_training.settings.distill_config import DistillConfig
+from edgelm_training.settings.settings import SettingError
 from edgelm_training.trainer import Outcome
 
 

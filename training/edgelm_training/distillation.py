@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.batches import NO_TARGET, Batch
-from edgelm_training.checkpoint import TOKENIZER_FILE, load_checkpoint
-from edgelm_training.loss import LossSums, next_token_loss, next_token_sums
+from edgelm_training.checkpoints.checkpoint import TOKENIZER_FILE, load_checkpoint
 from edgelm_training.model import Transformer
-from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_config import TrainConfig
+from edgelm_training.rows.batches import NO_TARGET, Batch
+from edgelm_training.runs.loss import LossSums, next_token_loss, next_token_sums
+from edgelm_training.runs.throughput import flops_per_token
+from edgelm_training.settings.train_config import TrainConfig
 
 Loss = Callable[[nn.Module, Batch], LossSums]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgelm_training.batches import NO_TARGET, Batch
-from edgelm_training.loss import LossSums
+from edgelm_training.rows.batches import NO_TARGET, Batch
+from edgelm_training.runs.loss import LossSums
 
 
 def count_pairs(batch: Batch) -> int:

@@ -24,29 +24,41 @@ from edgelm.text.chat_encoding import encode_chat
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.languages import Languages
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.adapter import Base, write_adapter
-from edgelm_training.answer_end import with_end_of_answers
-from edgelm_training.batches import Batch
-from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, weights_sha256, write_checkpoint
+from edgelm_training.adaptation.fake_quantization import quantized_precision, train_for
+from edgelm_training.adaptation.lora import (
+    LoraConfig,
+    adapter_weights,
+    adapters_off,
+    add_adapters,
+    linear_names,
+    target_names,
+)
+from edgelm_training.adaptation.quantized_linear import GRID_NAME
+from edgelm_training.checkpoints.adapter import Base, write_adapter
+from edgelm_training.checkpoints.answer_end import with_end_of_answers
+from edgelm_training.checkpoints.checkpoint import (
+    check_is_checkpoint,
+    load_checkpoint,
+    weights_sha256,
+    write_checkpoint,
+)
 from edgelm_training.distillation import Loss, text_loss
-from edgelm_training.distributed import launched_workers
 from edgelm_training.dpo import answer_log_probabilities, count_pairs, dpo_loss
-from edgelm_training.fake_quantization import quantized_precision, train_for
-from edgelm_training.finetune_config import METHODS, FinetuneConfig
 from edgelm_training.finetune_data import load_data, note_data
-from edgelm_training.lora import LoraConfig, adapter_weights, adapters_off, add_adapters, linear_names, target_names
-from edgelm_training.loss import count_targets
-from edgelm_training.memory_needed import FROZEN, LEARNING, check_memory
-from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
-from edgelm_training.quantized_linear import GRID_NAME
-from edgelm_training.recipe import Recipe, Sample
+from edgelm_training.rows.batches import Batch
 from edgelm_training.run import execute_run
-from edgelm_training.samples import check_prompts, write_samples
-from edgelm_training.schedule import warmup_or_usual
-from edgelm_training.settings import SettingError
-from edgelm_training.throughput import flops_per_token
-from edgelm_training.train_log import Reporter
+from edgelm_training.runs.distributed import launched_workers
+from edgelm_training.runs.loss import count_targets
+from edgelm_training.runs.memory_needed import FROZEN, LEARNING, check_memory
+from edgelm_training.runs.micro_batches import rows_of_step
+from edgelm_training.runs.recipe import Recipe, Sample
+from edgelm_training.runs.samples import check_prompts, write_samples
+from edgelm_training.runs.throughput import flops_per_token
+from edgelm_training.runs.train_log import Reporter
+from edgelm_training.settings.finetune_config import METHODS, FinetuneConfig
+from edgelm_training.settings.schedule import warmup_or_usual
+from edgelm_training.settings.settings import SettingError
 from edgelm_training.trainer import Outcome
 
 _GLOBAL_BATCH_SIZE = 8

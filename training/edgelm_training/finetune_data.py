@@ -12,15 +12,15 @@ import numpy as np
 from edgelm.config import ModelConfig
 from edgelm.counted import counted
 from edgelm.errors import DataError
-from edgelm_training.chat_rows import ChatRows
-from edgelm_training.chats import Chats, load_chats
-from edgelm_training.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
-from edgelm_training.finetune_config import METHODS, FinetuneConfig
-from edgelm_training.preference_rows import PreferenceRows
-from edgelm_training.preferences import load_preferences
-from edgelm_training.settings import SettingError
-from edgelm_training.source_rows import SourceRows, load_pairs
-from edgelm_training.train_log import Reporter
+from edgelm_training.conversations.chats import Chats, load_chats
+from edgelm_training.conversations.preferences import load_preferences
+from edgelm_training.rows.chat_rows import ChatRows
+from edgelm_training.rows.preference_rows import PreferenceRows
+from edgelm_training.rows.source_rows import SourceRows, load_pairs
+from edgelm_training.runs.train_log import Reporter
+from edgelm_training.settings.finetune_config import METHODS, FinetuneConfig
+from edgelm_training.settings.settings import SettingError
+from edgelm_training.texts.corpus import SEARCHED_FOR_OBJECTS, describe_passed_over
 
 # Rows are as long as the longest conversation needs, in steps of 64 and up to this, where the config does not say.
 LONGEST_ROW = 2048

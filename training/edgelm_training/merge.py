@@ -13,14 +13,14 @@ from edgelm.extras import entry_point
 from edgelm.package.adapter import why_not_trained
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm.package.replaceable import is_same_folder
-from edgelm_training.adapter import Adapter, check_layers, read_adapter
-from edgelm_training.answer_end import with_end_of_answers
-from edgelm_training.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
-from edgelm_training.device import TYPES
-from edgelm_training.lora import linear_names
+from edgelm_training.adaptation.lora import linear_names
+from edgelm_training.adaptation.quantized_linear import on_grid
+from edgelm_training.checkpoints.adapter import Adapter, check_layers, read_adapter
+from edgelm_training.checkpoints.answer_end import with_end_of_answers
+from edgelm_training.checkpoints.checkpoint import check_is_checkpoint, read_weights, save_weights, weights_sha256
 from edgelm_training.model import Transformer
-from edgelm_training.quantized_linear import on_grid
-from edgelm_training.run_folder import RunFolder
+from edgelm_training.runs.device import TYPES
+from edgelm_training.runs.run_folder import RunFolder
 
 DTYPES = ("same", *TYPES)
 

@@ -28,9 +28,9 @@ from edgelm.architecture.relative_positions import alibi_slopes, relative_bucket
 from edgelm.config import SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, TrainingError
 from edgelm.layer_features import CROSS_NORMS
-from edgelm_training.activations import ACTIVATIONS
-from edgelm_training.altup import AltUp, Laurel, merged, spread, stream_projections
-from edgelm_training.attention import (
+from edgelm_training.layers.activations import ACTIVATIONS
+from edgelm_training.layers.altup import AltUp, Laurel, merged, spread, stream_projections
+from edgelm_training.layers.attention import (
     Attention,
     Distances,
     Kept,
@@ -40,13 +40,13 @@ from edgelm_training.attention import (
     soft_cap,
     unseen,
 )
-from edgelm_training.convolution import Convolution
-from edgelm_training.feed_forward import Experts, FeedForward
-from edgelm_training.latent_attention import LatentAttention
-from edgelm_training.linear_attention import LinearAttention
-from edgelm_training.mamba import Mamba
-from edgelm_training.mamba2 import Mamba2
-from edgelm_training.view import Rotary, Rotation, SourceView, View, check_length
+from edgelm_training.layers.convolution import Convolution
+from edgelm_training.layers.feed_forward import Experts, FeedForward
+from edgelm_training.layers.latent_attention import LatentAttention
+from edgelm_training.layers.linear_attention import LinearAttention
+from edgelm_training.layers.mamba import Mamba
+from edgelm_training.layers.mamba2 import Mamba2
+from edgelm_training.layers.view import Rotary, Rotation, SourceView, View, check_length
 
 # What the encoder made of a source [B, S, D], and which of it is no padding [B, 1, 1, S]; None: all.
 Memory = tuple[Tensor, Tensor | None]

@@ -18,25 +18,25 @@ import torch
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_training.answer_end import with_end_of_answers
-from edgelm_training.batches import Batches
-from edgelm_training.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
+from edgelm_training.adaptation.fake_quantization import quantized_precision, train_for
+from edgelm_training.checkpoints.answer_end import with_end_of_answers
+from edgelm_training.checkpoints.checkpoint import check_is_checkpoint, load_checkpoint, write_checkpoint
 from edgelm_training.distillation import text_loss
-from edgelm_training.distributed import launched_workers
-from edgelm_training.fake_quantization import quantized_precision, train_for
-from edgelm_training.memory_needed import check_memory, check_row_memory
-from edgelm_training.micro_batches import rows_of_step
 from edgelm_training.model import Transformer
-from edgelm_training.pretrain_config import PretrainConfig
-from edgelm_training.recipe import Recipe
+from edgelm_training.rows.batches import Batches
 from edgelm_training.run import execute_run
-from edgelm_training.run_folder import RunFolder
-from edgelm_training.samples import check_prompts, write_samples
-from edgelm_training.scaling import LONGEST_CONTEXT, model_shape, parse_params, training_budget, usual_context
-from edgelm_training.schedule import warmup_or_usual
-from edgelm_training.settings import SettingError, unknown_key
-from edgelm_training.shards import Shards
-from edgelm_training.train_log import Reporter
+from edgelm_training.runs.distributed import launched_workers
+from edgelm_training.runs.memory_needed import check_memory, check_row_memory
+from edgelm_training.runs.micro_batches import rows_of_step
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.run_folder import RunFolder
+from edgelm_training.runs.samples import check_prompts, write_samples
+from edgelm_training.runs.train_log import Reporter
+from edgelm_training.settings.pretrain_config import PretrainConfig
+from edgelm_training.settings.scaling import LONGEST_CONTEXT, model_shape, parse_params, training_budget, usual_context
+from edgelm_training.settings.schedule import warmup_or_usual
+from edgelm_training.settings.settings import SettingError, unknown_key
+from edgelm_training.texts.shards import Shards
 from edgelm_training.trainer import Outcome
 
 Config = TypeVar("Config", bound=PretrainConfig)

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 import torch
 
 from edgelm.errors import ConfigError, OutOfMemoryError, TrainingError
-from edgelm_training.device import choose_device
-from edgelm_training.distributed import Workers, launched_workers, process_group
-from edgelm_training.launcher import launched_restarts
-from edgelm_training.recipe import Recipe
-from edgelm_training.run_folder import RunFolder
-from edgelm_training.schedule import warmup_or_usual
-from edgelm_training.settings import checked_settings, read_settings, to_toml
-from edgelm_training.train_config import TrainConfig
-from edgelm_training.train_log import Reporter, SilentReporter
+from edgelm_training.runs.device import choose_device
+from edgelm_training.runs.distributed import Workers, launched_workers, process_group
+from edgelm_training.runs.launcher import launched_restarts
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.run_folder import RunFolder
+from edgelm_training.runs.train_log import Reporter, SilentReporter
+from edgelm_training.settings.schedule import warmup_or_usual
+from edgelm_training.settings.settings import checked_settings, read_settings, to_toml
+from edgelm_training.settings.train_config import TrainConfig
 from edgelm_training.trainer import Outcome, Trainer
 
 Config = TypeVar("Config", bound=TrainConfig)

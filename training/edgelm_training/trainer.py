@@ -23,21 +23,21 @@ from torch import Tensor
 
 from edgelm.config import ModelConfig
 from edgelm.errors import TrainingError
-from edgelm_training.batches import Batch
-from edgelm_training.device import Device, emulates_bf16
-from edgelm_training.distributed import Workers, blocks, distribute, gradient_sync, whole
-from edgelm_training.interruption import Interruption
-from edgelm_training.loss import LossSums
-from edgelm_training.micro_batches import piece_tokens, split_share
-from edgelm_training.optimizer import build_optimizers, group_numbers, refuse_unsaved_state, set_learning_rate
-from edgelm_training.recipe import Recipe
-from edgelm_training.run_checkpoint import RunState, restore_run, save_run
-from edgelm_training.run_folder import RunFolder, SavedStep
-from edgelm_training.schedule import Schedule
-from edgelm_training.settings import SettingError
-from edgelm_training.throughput import peak_flops, peak_memory_bytes
-from edgelm_training.train_config import TrainConfig
-from edgelm_training.train_log import Reporter, StepRecord, TrainLog, open_log
+from edgelm_training.rows.batches import Batch
+from edgelm_training.runs.device import Device, emulates_bf16
+from edgelm_training.runs.distributed import Workers, blocks, distribute, gradient_sync, whole
+from edgelm_training.runs.interruption import Interruption
+from edgelm_training.runs.loss import LossSums
+from edgelm_training.runs.micro_batches import piece_tokens, split_share
+from edgelm_training.runs.optimizer import build_optimizers, group_numbers, refuse_unsaved_state, set_learning_rate
+from edgelm_training.runs.recipe import Recipe
+from edgelm_training.runs.run_checkpoint import RunState, restore_run, save_run
+from edgelm_training.runs.run_folder import RunFolder, SavedStep
+from edgelm_training.runs.throughput import peak_flops, peak_memory_bytes
+from edgelm_training.runs.train_log import Reporter, StepRecord, TrainLog, open_log
+from edgelm_training.settings.schedule import Schedule
+from edgelm_training.settings.settings import SettingError
+from edgelm_training.settings.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from edgelm_export.architectures import experts, hf_values, llama, sigmoid_exper
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import WINDOW
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _MLP = "model.layers.{i}.mlp"
 _NAMES = {

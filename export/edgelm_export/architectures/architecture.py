@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header
-from edgelm_export.tensor_map import CANONICAL, TensorLayout, pattern_of
+from edgelm_export.checkpoints.tensor_map import CANONICAL, TensorLayout, pattern_of
 
 _NO_TENSORS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 

@@ -9,7 +9,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # What follows attention, or Mamba 2, is called otherwise than in a Llama, as in Falcon-H1.
 NAMES = {

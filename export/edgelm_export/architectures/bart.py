@@ -16,7 +16,7 @@ from edgelm.layer_features import CROSS_NORMS, NORM_PLACEMENTS
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.encoder_decoder import pair
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 
 def _stack_names(name: str, placement: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import falcon, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.phi3 import GGUF_FUSED
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _FUSED = "transformer.h.{i}.self_attention.query_key_value"
 _NAMES = falcon.NAMES | {"model.embed_norm": "transformer.word_embeddings_layernorm"}

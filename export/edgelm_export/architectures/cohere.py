@@ -16,8 +16,8 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, WINDOW, GGUFKeys, float32_number
-from edgelm_export.tensor_map import TensorLayout
-from edgelm_export.text_part import plain_rope
+from edgelm_export.checkpoints.tensor_map import TensorLayout
+from edgelm_export.checkpoints.text_part import plain_rope
 
 DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 8192,

@@ -21,7 +21,7 @@ from edgelm_export.architectures.gguf_values import (
     float32_number,
     window_kinds,
 )
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _SCORES = ("softmax", "sigmoid")
 _SUMS = {"sum": 1.0, "average": 0.5}  # of what the chosen experts make together and what the shared ones do

@@ -14,7 +14,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _LING_DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 16384,

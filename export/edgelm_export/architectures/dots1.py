@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 
 def _to_model_config(values: dict[str, Any]) -> ModelConfig:

@@ -13,7 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 2,

@@ -15,7 +15,7 @@ from edgelm_export.architectures import experts, hf_values, llama, sigmoid_exper
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN, window_kinds
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # What transformers takes where config.json has no such key.
 _DEFAULTS: Mapping[str, Any] = {

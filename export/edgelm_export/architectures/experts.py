@@ -9,7 +9,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # In llama.cpp the experts of a layer are one tensor a projection, [E, ...].
 GGUF_NAMES = llama.GGUF_NAMES | {

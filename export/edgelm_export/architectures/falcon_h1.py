@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError
 from edgelm.multipliers import Multipliers
 from edgelm_export.architectures import bamba, gguf_header, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # One of its names has no end there.
 _GGUF_NAMES = (

@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _NAMES = {
     **experts.shared_expert_names("model.layers.{i}.mlp"),

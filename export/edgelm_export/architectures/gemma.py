@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW, GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 
 def refuse_sight_of_later_tokens(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys, float32_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 262_208,

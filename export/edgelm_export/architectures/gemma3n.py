@@ -13,7 +13,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW, WINDOW_PATTERN, GGUFKeys, window_kinds
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 262_400,

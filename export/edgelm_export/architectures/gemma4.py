@@ -24,7 +24,7 @@ from edgelm_export.architectures.gguf_values import (
     whole_number,
     window_kinds,
 )
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _PATTERN = 6
 _GGUF_NAMES = gemma3n.GGUF_NAMES | {"model.layers.{i}.layer_scalar": "blk.{i}.layer_output_scale.weight"}

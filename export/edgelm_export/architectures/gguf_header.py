@@ -19,8 +19,8 @@ from edgelm_export.architectures.gguf_values import (
     rope_scaling,
     whole_number,
 )
-from edgelm_export.gguf_token_ids import token_id_values
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
+from edgelm_export.gguf.token_ids import token_id_values
 
 if TYPE_CHECKING:
     from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader

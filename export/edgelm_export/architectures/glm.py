@@ -14,7 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma import GGUF_NAMES
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _NAMES = {
     "model.layers.{i}.mlp.gate_proj": "model.layers.{i}.mlp.gate_up_proj",

@@ -10,7 +10,7 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys
 from edgelm_export.architectures.phi3 import GGUF_FUSED
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _BLOCK = "gpt_neox.layers.{i}"
 _NAMES = {

@@ -9,7 +9,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gpt2, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _BLOCK = "transformer.h.{i}"
 _NAMES = {

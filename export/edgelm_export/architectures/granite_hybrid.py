@@ -9,7 +9,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, granite, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # Without experts, what they share is all there is.
 _NAMES = (

@@ -13,7 +13,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {"rms_norm_eps": 1e-5, "use_qk_norm": True, "bos_token_id": 1, "eos_token_id": 2}
 _FEATURES: Mapping[str, Any] = {"mlp_bias": False, "qk_norm_scope": "turned_head"}

@@ -7,7 +7,7 @@ from typing import Any
 from edgelm_export.architectures import experts, gguf_header, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _MLP = "model.layers.{i}.mlp"
 _NAMES = {

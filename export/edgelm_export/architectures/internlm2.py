@@ -6,7 +6,7 @@ from typing import Any
 
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _LAYER = "model.layers.{i}"
 _FUSED = f"{_LAYER}.attention.wqkv"

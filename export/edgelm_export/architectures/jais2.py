@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 JAIS2 = Architecture(
     model_type="jais2",

@@ -12,7 +12,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import bamba, experts, gguf_header, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys, whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _LAYER = mamba2.LAYER
 _NORMS = {f"{_LAYER}.{part}_layernorm": f"ssm_{part}_norm" for part in ("dt", "b", "c")}

@@ -13,7 +13,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, GGUFKeys, float32_number, whole_number, window_kinds
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _GATES = {True: True, "per-head": True, "per-element": False}  # whether there is one for each head
 _UNSUPPORTED = ("attention_bias", "moe_apply_router_weight_on_input", "moe_router_logit_softcapping")

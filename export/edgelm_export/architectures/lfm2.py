@@ -14,7 +14,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 8,

@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import gemma3, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _ROPE: Mapping[str, Any] = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
 

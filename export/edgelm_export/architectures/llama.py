@@ -18,7 +18,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",

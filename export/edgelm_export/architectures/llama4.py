@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _GGUF_KEYS = dict.fromkeys(("attention.sliding_window", "expert_feed_forward_length", "expert_used_count"))
 _NAMES = {

@@ -16,7 +16,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values, llama, olmo
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # Arcee's foundation models (AFM 4.5B): a Llama whose feed-forward squares a relu, without a gate.
 ARCEE = Architecture(

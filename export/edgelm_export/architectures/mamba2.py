@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys, whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 LAYER = "model.layers.{i}.mamba"
 _PROJECTED = ("in_proj_z", "in_proj_xbc", "in_proj_dt")  # the order of their rows in one matrix

@@ -10,7 +10,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, GGUFKeys, rope_by_kind, whole_number, window_kinds
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,

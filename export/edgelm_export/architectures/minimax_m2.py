@@ -10,7 +10,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _BLOCK = "model.layers.{i}.block_sparse_moe"
 _MLP = "model.layers.{i}.mlp"

@@ -10,7 +10,7 @@ from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, phi3
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _NAMES = {
     "model.layers.{i}.mlp.gate": "model.layers.{i}.block_sparse_moe.gate",

@@ -14,7 +14,7 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
 from edgelm_export.architectures import gemma3, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _BLOCK = "model.layers.{i}"
 _NAMES = {

@@ -12,7 +12,7 @@ from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number
 from edgelm_export.architectures.phi3 import GGUF_FUSED
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # Features that have no place in ModelConfig, and the value that turns each off.
 _NEUTRAL_OF_ATTENTION: Mapping[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelm_export.architectures import gguf_header, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 
 def _gguf_to_hf_config(header: GGUFHeader) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, mamba2, sigmoid_experts
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _OF_MAMBA = {
     "mamba_n_heads": "mamba_num_heads",

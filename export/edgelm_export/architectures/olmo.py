@@ -12,7 +12,7 @@ from edgelm_export.architectures import experts, gemma3, gguf_header, hf_values,
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gemma import GGUF_NAMES
 from edgelm_export.architectures.gguf_values import WINDOW_PATTERN, float32_number, rope_by_kind, whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _EPSILON = 1e-5  # in no config
 

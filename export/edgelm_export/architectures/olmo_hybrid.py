@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import hf_values, llama, qwen3_5
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _EVERY = 4  # the last layer of so many has attention, where config.json says nothing of them
 _LINEAR = qwen3_5.LINEAR_ATTENTION

@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import hf_values, llama
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _ATTENTION, _MLP = "model.layers.{i}.self_attn", "model.layers.{i}.mlp"
 _NAMES = {

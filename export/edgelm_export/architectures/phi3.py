@@ -10,7 +10,7 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import float32_number, whole_number
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # Older names of LongRoPE.
 _LONGROPE_NAMES = ("su", "yarn")

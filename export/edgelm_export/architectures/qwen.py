@@ -12,7 +12,7 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures import llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.phi3 import GGUF_FUSED
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _LAYER, _BLOCK = "model.layers.{i}", "transformer.h.{i}"
 _NAMES = {

@@ -9,7 +9,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 
 def _window(values: Mapping[str, Any]) -> int | None:

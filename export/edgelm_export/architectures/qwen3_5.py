@@ -13,8 +13,8 @@ from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm_export.architectures import experts, gguf_header, hf_values, llama, qwen2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import NO_KEYS, GGUFKeys
-from edgelm_export.tensor_map import TensorLayout
-from edgelm_export.text_part import plain_rope
+from edgelm_export.checkpoints.tensor_map import TensorLayout
+from edgelm_export.checkpoints.text_part import plain_rope
 
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 4,

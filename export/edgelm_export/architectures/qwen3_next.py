@@ -9,7 +9,7 @@ from edgelm.config import ModelConfig
 from edgelm_export.architectures import experts, hf_values, qwen3_5
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily
 from edgelm_export.architectures.qwen3_5 import ATTENTION, GGUF_LAYOUT, LINEAR_ATTENTION
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _FUSED = {
     f"{LINEAR_ATTENTION}.{part}": f"{LINEAR_ATTENTION}.{fused}"

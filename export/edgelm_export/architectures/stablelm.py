@@ -8,7 +8,7 @@ from typing import Any
 from edgelm.config import ModelConfig
 from edgelm_export.architectures import gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 _MOST_HEADS = 1024  # each makes names of tensors; in use are 32
 

@@ -10,8 +10,8 @@ from edgelm_export.architectures import gguf_header, hf_values
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.encoder_decoder import pair
 from edgelm_export.architectures.gguf_values import whole_number
-from edgelm_export.gguf_token_ids import token_id_values
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
+from edgelm_export.gguf.token_ids import token_id_values
 
 # Relative positions have no end; this is what the published models were trained on.
 _CONTEXT = 512

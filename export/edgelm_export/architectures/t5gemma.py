@@ -11,7 +11,7 @@ from edgelm.errors import CheckpointError
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.gemma import GEMMA2
-from edgelm_export.tensor_map import TensorLayout
+from edgelm_export.checkpoints.tensor_map import TensorLayout
 
 # What transformers takes where a stack's part of config.json has no such key, and Gemma 2 has no default here.
 _DEFAULTS: Mapping[str, Any] = {

@@ -20,17 +20,17 @@ import numpy as np
 
 from edgelm.architecture.quantization_recipe import Precision, integer_scheme_for, scheme_for
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export import reference
-from edgelm_export.checked import Progress
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checked import Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import GATHERED
 from edgelm_export.quantize.in_passing import LayerInPassing
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.portions import Stored
 from edgelm_export.quantize.prepared import PreparedCheckpoint, layer_path, save_layer
 from edgelm_export.quantize.stored import quantize
-from edgelm_export.reference_weights import Array, ObservedWeights, Weights
-from edgelm_export.tensor_map import GATHERED
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.weights import Array, ObservedWeights, Weights
 
 _STATE = "entering.npz"
 _FORMAT = 3  # of the results on the disk; those of another are not taken

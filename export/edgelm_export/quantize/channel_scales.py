@@ -17,11 +17,11 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.safetensors_reader import parse_matrices
 from edgelm.package.manifest import Manifest, read_checked
-from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.reference_weights import Array
-from edgelm_export.safetensors_writer import TensorSpec, write_safetensors
-from edgelm_export.tensor_map import head_name
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.safetensors_writer import TensorSpec, write_safetensors
+from edgelm_export.checkpoints.tensor_map import head_name
+from edgelm_export.reference.weights import Array
 
 CHANNEL_SCALES_FILE = "channel_scales.safetensors"
 

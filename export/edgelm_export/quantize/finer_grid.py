@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgelm.architecture.block_grid import zero_places
-from edgelm_export.checkpoint import QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint import QuantizedBlocks
 from edgelm_export.quantize.keep import on_its_grid
 from edgelm_export.quantize.packed import PackedWeight, unpack_values
 

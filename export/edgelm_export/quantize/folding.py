@@ -18,17 +18,17 @@ from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
 from edgelm.architecture.quantization_scheme import SHORTLIST, Scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export import reference
-from edgelm_export.checked import Progress
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checked import Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import head_name
 from edgelm_export.quantize.channel_scales import ChannelScales, scaled_channels
 from edgelm_export.quantize.gptq import output_error
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.smoothed_head import better_divisors
 from edgelm_export.quantize.two_planes import takes_shortlist
-from edgelm_export.reference_weights import Array, ObservedWeights
-from edgelm_export.tensor_map import head_name
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.weights import Array, ObservedWeights
 
 # The scheme of a projection, such as "mlp.up_proj"; None for one that stays in floats.
 SchemeOf = Callable[[str], Scheme | None]

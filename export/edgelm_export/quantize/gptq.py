@@ -16,7 +16,7 @@ from edgelm.architecture.quantization_scheme import Scheme
 from edgelm_export.quantize.grid import own_grid, pack_on
 from edgelm_export.quantize.packed import PackedWeight
 from edgelm_export.quantize.statistics import InputStatistics
-from edgelm_export.reference_weights import Array
+from edgelm_export.reference.weights import Array
 
 # Of the mean diagonal. The authors take a hundredth; with a text as short as the bundled one a tenth leaves a seventh
 # less error on another text (docs/results/quantization.md).

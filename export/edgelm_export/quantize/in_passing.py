@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from edgelm.architecture.quantization_scheme import Scheme
+from edgelm_export.checkpoints.tensor_map import EXPERTS
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, rows_of, unpack
 from edgelm_export.quantize.statistics import InputStatistics
-from edgelm_export.reference_weights import Array, ObservedWeights
-from edgelm_export.tensor_map import EXPERTS
+from edgelm_export.reference.weights import Array, ObservedWeights
 
 _ATTENTION_WRITERS, _FEED_FORWARD_WRITER = ("self_attn.o_proj", "conv.out_proj"), "mlp.down_proj"
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from edgelm.architecture.block_grid import zero_places
 from edgelm.architecture.planes import LOWER_BITS
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.offsets import FALLBACK, in_8_bits
 from edgelm_export.quantize.packed import PackedWeight, pack, unpack, unpack_values
 from edgelm_export.quantize.portions import by_rows, in_portions
-from edgelm_export.tensor_map import EXPERTS, GATHERED, PER_LAYER_EMBEDDING
 
 FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 

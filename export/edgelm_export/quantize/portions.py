@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import PER_LAYER_EMBEDDING
 from edgelm_export.quantize.packed import PackedWeight
-from edgelm_export.tensor_map import PER_LAYER_EMBEDDING
 
 # A matrix as the graph holds it: on an integer grid, or as float32, float16 or bfloat16.
 Stored = PackedWeight | NDArray[np.floating]

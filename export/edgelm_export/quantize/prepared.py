@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.files.atomic import rename
-from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
 from edgelm_export.quantize.keep import as_blocks
 from edgelm_export.quantize.packed import PackedWeight
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
-from edgelm_export.checkpoint_view import CheckpointView
-from edgelm_export.reference_weights import Array
-from edgelm_export.tensor_map import EMBEDDING, HEAD, head_name, pattern_of
+from edgelm_export.checkpoints.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import EMBEDDING, HEAD, head_name, pattern_of
+from edgelm_export.reference.weights import Array
 
 _FINAL_NORM = "model.norm.weight"
 # Readers of the residual stream, by the norm before them; writers turn their rows.

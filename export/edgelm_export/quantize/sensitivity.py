@@ -14,14 +14,14 @@ import numpy as np
 from edgelm.architecture.quantization_recipe import LATENT_HEADS, RATES, STREAMS
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
-from edgelm_export import reference
-from edgelm_export.checked import Progress
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checked import Progress
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
-from edgelm_export.reference_weights import Array
-from edgelm_export.tensor_map import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.weights import Array
 
 # Tensors that the graph stacks into one product have to be alike.
 _STACKED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(?:gate|up)_proj\."), ".gate_up_proj."))

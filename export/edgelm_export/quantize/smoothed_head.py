@@ -15,14 +15,14 @@ import numpy as np
 
 from edgelm.architecture.quantization_recipe import Rule, integer_scheme_for
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export import reference
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint_view import CheckpointView
+from edgelm_export.checkpoints.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING, head_name
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import unpack
 from edgelm_export.quantize.sensitivity import mean_divergence
-from edgelm_export.reference_weights import Array
-from edgelm_export.tensor_map import EMBEDDING, PER_LAYER_EMBEDDING, head_name
+from edgelm_export.reference import model as reference
+from edgelm_export.reference.weights import Array
 
 Product = Callable[[Array], Array]  # of what the head reads [T, D] and its weights: [T, V]
 

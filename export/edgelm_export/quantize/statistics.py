@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgelm_export.reference_weights import Array
+from edgelm_export.reference.weights import Array
 
 
 @dataclass

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.quantization_scheme import KEEP, SHORTLIST, Scheme, parse_scheme
 from edgelm.errors import ExportError
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import GATHERED
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.keep import keep_grid, on_its_grid
 from edgelm_export.quantize.portions import Stored, in_portions
 from edgelm_export.quantize.two_planes import in_two_planes, takes_shortlist
-from edgelm_export.tensor_map import GATHERED
 
 _FLOAT_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from edgelm.architecture.block_grid import exact_grid, in_blocks
 from edgelm.architecture.quantization_scheme import Scheme
-from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.checkpoints.checkpoint import Checkpoint
+from edgelm_export.checkpoints.tensor_map import head_name
+from edgelm_export.graph.shortlist import group_size
 from edgelm_export.quantize.gptq import quantize_gptq
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import PackedWeight, unpack
 from edgelm_export.quantize.portions import by_rows
 from edgelm_export.quantize.statistics import InputStatistics
-from edgelm_export.shortlist import group_size
-from edgelm_export.tensor_map import head_name
 
 # Of tokens: a smaller head is read at once in the time that a shortlist takes.
 _LEAST_VOCABULARY = 100_000

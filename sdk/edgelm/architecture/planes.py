@@ -2,7 +2,7 @@
 
 MatMulNBits computes with 8, 4 and 2 bits. The planes are joined to 8 bits when a graph is loaded: the file is that of 5
 or 6 bits, memory and speed are those of 8. The graph has nodes for it, on constants, so that any ONNX Runtime can do it
-(export/edgelm_export/packed_operators.py); the runtime here does it with less memory (edgelm/runtime/joined_planes.py).
+(edgelm_export/layers/packed_operators.py); the runtime here does it with less memory (runtime/joined_planes.py).
 
 Shapes: N rows; blocks along the columns; in each, an axis of one that the graph shifts along, then bytes.
 """

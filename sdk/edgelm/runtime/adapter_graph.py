@@ -29,7 +29,7 @@ from edgelm.package.onnx_walk import GraphWalk
 # What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
 FUSED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Behind the name of a product's input: the same with the sums of its blocks, which are multiplied where a weight has
-# offsets (export/edgelm_export/packed_operators.py).
+# offsets (export/edgelm_export/layers/packed_operators.py).
 WITH_SUMS = ".with_sums"
 # Of each of the two thin products: any but one, and a power of two, which is exact.
 FACTOR = 0.5

@@ -1,6 +1,6 @@
 """Weights of 5 and 6 bits, joined of their planes before ONNX Runtime sees the graph.
 
-A graph joins them by nodes on constants (export/edgelm_export/packed_operators.py), which any ONNX Runtime computes
+A graph joins them by nodes on constants (edgelm_export/layers/packed_operators.py), which any ONNX Runtime computes
 when it loads the graph; but it keeps what each of them gives until all are computed, nine bytes a weight
 (docs/results/quantization.md). Here one weight is joined after the other, and one byte is left of each.
 """

@@ -1,6 +1,6 @@
 """RotationTables: cosines and sines of positions, made as far as texts reach.
 
-A graph makes them of its frequencies when it is loaded, for its whole context (export/edgelm_export/stack.py): 67 MB
+A graph makes them of its frequencies when it is loaded, for its whole context (edgelm_export/layers/stack.py): 67 MB
 for Gemma 3 270M. On a CPU it gets tables of ours in their place, whose rows are made when a text comes to them: a page
 that nothing was written to takes no memory.
 """

@@ -1,0 +1,1 @@
+"""Adapters, exported beside a package."""

@@ -1,0 +1,1 @@
+"""An ONNX graph, node by node, and the file of its weights."""

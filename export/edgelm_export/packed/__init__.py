@@ -1,0 +1,1 @@
+"""Matrices that arrive quantized, format by format."""

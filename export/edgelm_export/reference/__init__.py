@@ -1,0 +1,1 @@
+"""A model layer by layer in numpy: what each export is checked against."""

@@ -1,0 +1,1 @@
+"""Tokenizers of every kind, written as tokenizer.json."""

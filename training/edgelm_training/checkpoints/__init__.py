@@ -1,0 +1,1 @@
+"""What is on disk of a model, or of an adapter."""

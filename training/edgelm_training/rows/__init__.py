@@ -1,0 +1,1 @@
+"""Rows of tokens, by their number."""

@@ -1,0 +1,1 @@
+"""The parts of a training run, and what it leaves on disk."""

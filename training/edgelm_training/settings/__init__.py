@@ -1,0 +1,1 @@
+"""The settings of a run, and those that follow from its size."""
