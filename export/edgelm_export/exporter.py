@@ -121,10 +121,10 @@ def checked_target(checkpoint: Checkpoint, target: Path) -> Path:
     Raises:
         ExportError: it may not; the message says why.
     """
-    refuse_to_replace(target, why_not_a_package, ExportError)
-    target = target.resolve()
     if isinstance(checkpoint, PackageCheckpoint) and is_same_folder(checkpoint.path, target):
         raise ExportError(f"{target} is the package that is read. Choose another folder with -o.")
+    refuse_to_replace(target, why_not_a_package, ExportError)
+    target = target.resolve()
     if target.name.encode("utf-8", "replace").decode() != target.name:
         raise ExportError(f"{target.name!r} is no UTF-8, and a package has its folder's name. Choose another with -o.")
     return target
