@@ -445,7 +445,9 @@ def test_texts_that_turn_otherwise_as_a_whole_are_left_to_stream() -> None:
             engine.submit([5] * 65)
 
 
-@pytest.mark.parametrize("error", [StopIteration(), StopAsyncIteration(), SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [StopIteration(), StopAsyncIteration(), SystemExit(3), asyncio.CancelledError(), MemoryError("mine")]
+)
 @pytest.mark.parametrize("config", [{}, {"num_beams": 2}])
 def test_whatever_a_function_of_the_user_raises_reaches_its_reader_and_the_engine_goes_on(
     model: LanguageModel, error: BaseException, config: dict[str, Any]
@@ -455,9 +457,12 @@ def test_whatever_a_function_of_the_user_raises_reaches_its_reader_and_the_engin
 
     ends = isinstance(error, (StopIteration, StopAsyncIteration))  # an iterator that raised it would just be over
     with Engine(model) as engine:
-        answer = engine.submit("x", GenerationConfig(processors=[fail], max_new_tokens=2, **config))
+        with held(engine):
+            beside = engine.submit("x", GenerationConfig(max_new_tokens=9, ignore_eos=True))
+            answer = engine.submit("x", GenerationConfig(processors=[fail], max_new_tokens=2, **config))
         with pytest.raises(RuntimeError if ends else type(error)) as raised:
             list(answer)
+        assert join(beside).usage.completion_tokens == 9
         if ends:
             assert str(raised.value) == f"What chooses the tokens raised {type(error).__name__}."
             assert raised.value.__cause__ is error

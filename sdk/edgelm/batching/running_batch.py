@@ -235,9 +235,7 @@ class RunningBatch:
             request.length += 1
         except OutOfMemoryError as error:  # half of its beams are placed: it begins again
             self._give_way(request, error)
-        except MemoryError:
-            raise
-        except BaseException as error:
+        except BaseException as error:  # as in _advance
             self._fail_one(request, error)
         else:
             if is_over and not any(self._take(request, *token) for token in search.answer):
