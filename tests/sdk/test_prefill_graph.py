@@ -279,6 +279,16 @@ def test_a_prompt_beyond_the_original_context_of_longrope_is_read_once(
     np.testing.assert_array_equal(prefill(session, ids, session.new_cache()), logits_V)
 
 
+def test_what_longrope_reads_again_counts_as_read(packages: Packages) -> None:
+    model = edgelm.load(packages("longrope"), SessionOptions(threads=1))
+    cache, ids = model.session.new_cache(), random_ids(320)
+    for length, again in ((40, 40), (60, 20), (320, 320)):
+        *_, last = model.stream(ids[:length], GenerationConfig(max_new_tokens=1), cache=cache)
+        assert last.usage is not None
+        assert last.timings is not None
+        assert (last.usage.cached_tokens, last.timings.prefill_tokens) == (length - again, again)
+
+
 def test_caches_of_adapters_are_the_decoders(plain: LanguageModel) -> None:
     cache = plain.session.new_cache()
     assert plain.session.reads_prompts(cache)

@@ -354,9 +354,10 @@ class KVCache:
         """Keep what the cache has of a prompt that is computed next, but for the prompt's last two tokens.
 
         A token that is computed alone takes another path through the attention, and gets other bits than in the whole
-        prompt.
+        prompt. Of a text that the prompt outgrows (LongRoPE) nothing is kept.
         """
-        self.truncate(min(self.common_prefix(token_ids), max(0, len(token_ids) - 2)))
+        kept = 0 if self.is_outgrown_by(len(token_ids)) else self.common_prefix(token_ids)
+        self.truncate(min(kept, max(0, len(token_ids) - 2)))
 
     def clone(self) -> KVCache:
         """Copy the cache: both copies go on independently."""
