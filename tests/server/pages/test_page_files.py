@@ -48,6 +48,14 @@ def test_a_browser_that_calls_a_dropped_file_a_link_does_not_leave_the_page_for_
     expect(page.locator("#note")).to_contain_text("does not give the page what was dropped. Use + for a file.")
 
 
+def test_a_file_that_comes_while_a_dialog_is_open_goes_into_the_message_too(page: Page) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.fill("#system", "Be brief.")
+    page.evaluate(GIVE_FILE, ["paste", list(b"The sea."), 1])
+    expect(page.locator("#question")).to_have_value("File essay.md:\n```\nThe sea.\n```\n\n")
+    expect(page.locator("#system")).to_have_value("Be brief.")
+
+
 def test_files_that_are_too_large_together_are_refused(page: Page) -> None:
     file = {"name": "a.txt", "mimeType": "text/plain", "buffer": b'"s' * 95_000}  # a request has a sign before each "
     page.set_input_files("#files", [file] * 4)

@@ -293,7 +293,9 @@ async function addFiles(files) {
     byId("question").setSelectionRange(0, 0);
     // As if it were typed, so that it can be undone; half a megabyte takes seconds so.
     const added = `${parts.join("\n\n")}\n\n`;
-    if (added.length > UNDOABLE || !document.execCommand("insertText", false, added)) setDraft(message);
+    // Behind a dialog it has no focus, and another field would get the text.
+    const isTyped = added.length <= UNDOABLE && document.activeElement === byId("question");
+    if (!isTyped || !document.execCommand("insertText", false, added)) setDraft(message);
     byId("question").setSelectionRange(message.length, message.length);
     showNote();
     announce(`Added: ${files.length}`);
