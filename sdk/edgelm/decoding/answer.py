@@ -166,6 +166,8 @@ class Answer:
             # Otherwise another answer has gone on with the cache, or a fork ends its copy of this generator.
             if cache.user is user and os.getpid() == process:
                 prefixes.keep(cache, self._computed_together, is_spent=given is None)
+                if cache.length == 0:  # a conversation whose first question was taken back needs no adapter
+                    cache.use_adapter(None)
         if reason is None:  # the loop ended by itself
             cancelled = cancel is not None and cancel.is_set()
             text, reason = self.rest(), "cancelled" if cancelled else "length"
