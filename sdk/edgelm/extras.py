@@ -26,20 +26,31 @@ def entry_point(group: str, name: str, *, extra: str, purpose: str) -> Any:
     """Load what another part of edgelm offers under a name, without knowing that part.
 
     Raises:
-        MissingExtraError: a module that it needs is not installed; or edgelm's metadata does not have the name yet, as
-            in a clone that was updated.
+        MissingExtraError: a module that it needs is not installed; or edgelm's metadata does not have the name yet, or
+            has another module's, as in a clone that was updated.
     """
     from importlib import metadata  # 20 ms, which an app that asks for nothing does not pay
 
     found = tuple(metadata.entry_points(group=group, name=name))
     if not found:
-        raise MissingExtraError(
-            f"{purpose} needs edgelm installed again: its metadata is older than its code. In the clone: "
-            "pip install -e ."
-        )
+        raise older_metadata(purpose)
     try:
         return found[0].load()
     except ModuleNotFoundError as error:
+        if has_moved(found[0].module, error):
+            raise older_metadata(purpose) from error
         raise MissingExtraError(
             f'{purpose} needs {error.name!r}, which is not installed: pip install "edgelm[{extra}]"'
         ) from error
+
+
+def has_moved(module: str, error: ModuleNotFoundError) -> bool:
+    """Tell whether what is missing is a module that metadata names, in a package that is there."""
+    return "." in (error.name or "") and f"{module}.".startswith(f"{error.name}.")
+
+
+def older_metadata(purpose: str) -> MissingExtraError:
+    """Return the error of a clone that was updated, and not installed again."""
+    return MissingExtraError(
+        f"{purpose} needs edgelm installed again: its metadata is older than its code. In the clone: pip install -e ."
+    )

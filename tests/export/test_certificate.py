@@ -86,12 +86,22 @@ def test_a_package_without_figures_has_no_certificate(package: Path) -> None:
 
 
 def test_without_the_exporter_the_pip_line_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "edgelm_export.verification.certificate", None)
+    for name in [name for name in sys.modules if name.startswith("edgelm_export")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     result = invoke("verify", package, "--source", "x")
     assert result.exit_code == 1
-    lacks = "error: --source needs 'edgelm_export.verification.certificate', which is not installed: pip install"
-    assert lacks in result.stderr
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
+    assert "error: --source needs 'ml_dtypes', which is not installed: pip install" in result.stderr
+
+
+@pytest.mark.parametrize("modules", [(), ("edgelm_export.certificate",)])
+def test_with_older_metadata_installing_again_is_the_way_out(
+    package: Path, monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...]
+) -> None:
+    points = tuple(
+        metadata.EntryPoint("quality", f"{module}:check_certificate", "edgelm.verifiers") for module in modules
+    )
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: points)
     with pytest.raises(MissingExtraError, match="--source needs edgelm installed again: its metadata is older"):
         _check_quality(package, "x")
 

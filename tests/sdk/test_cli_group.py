@@ -256,6 +256,17 @@ def test_a_command_whose_part_is_packaged_elsewhere_says_so(monkeypatch, tmp_pat
     assert invoke("config").exit_code == 0
 
 
+@pytest.mark.parametrize("module", ["edgelm.cli.of_before", "edgelm.room_of_before.extra"])
+def test_a_clone_that_was_updated_and_not_installed_again_says_so(monkeypatch, module):
+    point = metadata.EntryPoint("extra", f"{module}:extra", main_module.COMMAND_GROUP)
+    vars(point)["dist"] = metadata.distribution("edgelm")
+    monkeypatch.setattr(main_module.metadata, "entry_points", lambda group: [point])
+    result = invoke("extra")
+    assert (result.exit_code, result.stdout) == (1, "")
+    again = "needs edgelm installed again: its metadata is older than its code. In the clone: pip install -e ."
+    assert result.stderr == f"error: `edgelm extra` {again}\n"
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

@@ -27,6 +27,7 @@ from edgelm.cli.output import is_dumb, printable
 from edgelm.cli.termination import unwinding
 from edgelm.cli.wrong_usage import where_set, wrong_usage
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
+from edgelm.extras import has_moved, older_metadata
 from edgelm.package.signature import REQUIRE_VARIABLE
 
 COMMAND_GROUP = "edgelm.commands"
@@ -242,9 +243,10 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
 
     Of several it is the one with the command's own name, or else the first.
     """
-    package = (error.name or "").partition(".")[0]
+    package, owner = (error.name or "").partition(".")[0], _owner(entry_point)
+    if owner == "edgelm" and has_moved(entry_point.module, error):
+        return older_metadata(f"`edgelm {entry_point.name}`")
     if error.name == entry_point.module.partition(".")[0]:  # our own, of which a distribution may have a part
-        owner = _owner(entry_point)
         return MissingExtraError(
             f"`edgelm {entry_point.name}` is not installed: {owner} is here without its part {package!r}. Install that "
             f"from where {owner} came, or all of it: pip install {owner}"
@@ -256,8 +258,7 @@ def _missing_extra(entry_point: metadata.EntryPoint, error: ModuleNotFoundError)
         return None
     extra = entry_point.name if entry_point.name in extras else extras[0]
     return MissingExtraError(
-        f"`edgelm {entry_point.name}` needs {package!r}, which is not installed: "
-        f'pip install "{_owner(entry_point)}[{extra}]"'
+        f'`edgelm {entry_point.name}` needs {package!r}, which is not installed: pip install "{owner}[{extra}]"'
     )
 
 
