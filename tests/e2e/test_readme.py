@@ -89,9 +89,12 @@ def test_the_program_runs(smollm2_package: Path, own_library: Path, capsys: pyte
 
 
 def test_every_path_of_the_plan_of_the_house_exists() -> None:
-    for name in re.findall(r"^ *([\w/.]+(?:, [\w.]+)*)   ", blocks("")[-1], re.MULTILINE):
-        for part in name.split(", "):
-            assert list(ROOT.rglob(part.rstrip("/"))), part
+    folder, plan = ROOT, README.partition("## The house\n")[2].split("```")[1]
+    for indented, names in re.findall(r"^( *)((?:[\w/.]+, )*[\w/.]+) ", plan, re.MULTILINE):
+        for name in names.split(", "):
+            path = (folder if indented else ROOT) / name
+            assert path.exists(), path
+        folder = folder if indented else path
 
 
 def test_the_extras_are_those_that_the_documents_name() -> None:
