@@ -9,7 +9,7 @@ that holds them all), and the cache `past_key_values.{i}.key|value` [B, K, C, H]
 may share memory. With convolutions it takes `past_conv` [B, 1, L - 1, W], what they read of the tokens before the new
 ones, and gives `present_conv` [B, 1, T, W], what the next ones will read of these: L tokens that a convolution sees, W
 channels of all layers that have one. With linear attention or Mamba 2 it takes and gives the states of those layers
-(linear_attention.py). Layers that look at keys and values of an earlier one give those again, as
+(layers/linear_attention.py). Layers that look at keys and values of an earlier one give those again, as
 `shared.{i}.key|value`, which may be the same memory too. With an encoder it also takes `cross_key_values.{i}.key|value`
 [B, K, S, H], what the encoder's graph (encoder.py) gives of a source text. The optional scalar `num_logits_to_keep`
 says for how many of the last positions logits are wanted; 0, the default, is all of them, as other runtimes expect.

@@ -44,7 +44,7 @@ PACKAGE_FORMAT = "package"  # of `source`
 # Matrices that are looked up by rows, and so stand in the graph as they are.
 _GATHERED = (*GATHERED, "model.embed_positions.weight")
 _OLDER_PLANES = ("high", "low")
-# The experts of a layer are one tensor a product, [E, ...], with gates and ups in turn (experts.py).
+# The experts of a layer are one tensor a product, [E, ...], with gates and ups in turn (layers/experts.py).
 _EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.(?P<kind>weight|bias)")
 _STACKS = {
     "gate": ("gate_up_proj", slice(0, None, 2)),
