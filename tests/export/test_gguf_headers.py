@@ -110,6 +110,15 @@ def test_tokens_that_end_an_answer_in_llama_cpp_by_their_names_are_end_tokens(
     assert hf_config({"tokenizer.ggml.tokens": tokens})["eos_token_id"] == ends
 
 
+@pytest.mark.parametrize(("type_", "ends"), [(1, [2, 0]), (4, [2, 0]), (3, [2, 0, 1])])
+def test_a_tag_of_html_in_the_vocabulary_is_no_end(type_: int, ends: list[int]) -> None:
+    """Qwen's has it as a text like others, Gemma's as a user-defined one; with it an answer in HTML was over."""
+    tokens = {"tokenizer.ggml.tokens": ["<|im_end|>", "</s>", "<|endoftext|>"]}
+    types = {"tokenizer.ggml.token_type": array("i", [3, type_, 3])}
+    assert hf_config(tokens | types)["eos_token_id"] == ends
+    assert hf_config(tokens | types | {"tokenizer.ggml.eos_token_id": 1})["eos_token_id"] == [1, 0, 2]
+
+
 def test_all_tokens_are_taken_where_a_file_takes_fewer_than_one() -> None:
     assert sampling_values({"general.sampling.top_k": -1}) == {"top_k": 0, "do_sample": True}
     with pytest.raises(CheckpointError, match=r"general\.sampling\.temp is hot; it must be a number"):

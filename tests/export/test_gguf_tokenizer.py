@@ -72,6 +72,14 @@ def test_an_end_of_turn_is_a_control_token_whatever_its_type(type_: int) -> None
     assert tokenizer.decode(ids) == "hello"
 
 
+def test_a_tag_of_html_stays_the_text_that_it_is() -> None:
+    """As in Gemma's vocabulary, which has it as a user-defined token."""
+    tokens = [*small_metadata()["tokenizer.ggml.tokens"], "</s>"]
+    tokenizer = build(ggml__tokens=tokens, ggml__token_type=[1] * 262 + [3, 3, 4, 5, 5, 4])
+    assert tokenizer.encode("hello</s>").ids == [259, 267]
+    assert tokenizer.decode([259, 267]) == "hello</s>"
+
+
 def test_unused_tokens_are_left_out() -> None:
     tokenizer = build()
     assert tokenizer.get_vocab_size() == 265

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgelm.errors import CheckpointError
 from edgelm_export.gguf.file import GGUFStrings
+from edgelm_export.tokenizers.sentencepiece_model import PieceType
 
 # End of text, of a turn, and of a message that calls a tool: llama.cpp ends a generation at each.
 _END_TOKENS = ("eos", "eot", "eom")
@@ -24,15 +25,16 @@ _NO_END_BESIDE = {
     "<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
     "</s>": ({"<|tool_response>"},),
 }
+_TAG = "</s>"
 
 
 def token_id_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Make the token ids of the tokenizer's metadata; ends are a list where a turn has one of its own.
 
-    Ends are those of llama.cpp, but for its tokens around parts of files: https://github.com/ggml-org/llama.cpp,
-    src/llama-vocab.cpp, `special_eog_ids`.
+    Ends are those of llama.cpp, but for its tokens around parts of files, and a tag of HTML:
+    https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp, `special_eog_ids`.
     """
-    named, none = named_ends(metadata.get("tokenizer.ggml.tokens"))
+    named, none = named_ends(metadata)
     ends = [_token_id(metadata, name) for name in _END_TOKENS]
     ends = [id_ for id_ in dict.fromkeys([*ends, *named]) if id_ is not None and id_ not in none]
     return {
@@ -51,10 +53,20 @@ def _token_id(metadata: Mapping[str, Any], role: str) -> int | None:
     return value
 
 
-def named_ends(tokens: object) -> tuple[list[int], list[int]]:
+def named_ends(metadata: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Return the ids of tokens that end an answer by their names, and of those that do not, beside these."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, (GGUFStrings, list)):
         return [], []
     ids = {token: id_ for id_, token in enumerate(tokens) if isinstance(token, str) and token in _END_NAMES}
     none = [name for name, others in _NO_END_BESIDE.items() if any(ids.keys() >= each for each in others)]
-    return [id_ for name, id_ in ids.items() if name not in none], [ids[name] for name in none if name in ids]
+    named = [id_ for name, id_ in ids.items() if name not in none and not _is_tag(metadata, name, id_)]
+    return named, [ids[name] for name in none if name in ids]
+
+
+def _is_tag(metadata: Mapping[str, Any], name: str, id_: int) -> bool:
+    """Tell whether a token is the tag of HTML, which is a text in the vocabularies of Qwen and Gemma."""
+    types = metadata.get("tokenizer.ggml.token_type")
+    if name != _TAG or not isinstance(types, (list, array)) or PieceType.CONTROL in types[id_ : id_ + 1]:
+        return False
+    return id_ not in [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in _END_TOKENS]

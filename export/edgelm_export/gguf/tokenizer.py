@@ -219,7 +219,7 @@ def _token_types(metadata: Mapping[str, Any], tokens: list[str], allowed: Collec
         if type_ not in allowed:
             raise CheckpointError(f"Token {token!r:.80} has type {type_}, which {kind} does not have.")
     # Else a user's text would end a turn, or nothing would.
-    ends = {index for index in named_ends(tokens)[0] if types[index] in (PieceType.NORMAL, PieceType.USER_DEFINED)}
+    ends = {index for index in named_ends(metadata)[0] if types[index] in (PieceType.NORMAL, PieceType.USER_DEFINED)}
     return [PieceType.CONTROL if index in ends else type_ for index, type_ in enumerate(types)]
 
 
