@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -240,7 +241,7 @@ def main(
     """Compare what becomes of CHECKPOINT, and write it to TARGET.json, TARGET.md and a picture."""
     # Scores of another exporter, or of other peers, would stand under this commit. The workers run elsewhere.
     work = folder_of_state((work or CACHE / "quality" / checkpoint.name).resolve())
-    models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=builder or sys.executable)
+    models = Models(checkpoint=checkpoint, gguf=gguf, work=work, builder=os.path.abspath(builder or sys.executable))
     built_by = {} if builder is None else {"builder": _versions(builder)}
     comparison = Comparison(models, held_out)
     kept = work / "scores.json"
