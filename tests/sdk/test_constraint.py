@@ -361,10 +361,10 @@ def test_what_cannot_be_enforced_is_named(model: LanguageModel, constraint: Cons
         model.stream("x", GenerationConfig(constraint=constraint))  # with the call, not with the first chunk
 
 
-def test_what_llguidance_stumbles_over_is_named(tiny: LanguageModel) -> None:
+def test_what_llguidance_stumbles_over_is_named(model: LanguageModel) -> None:
     constraint = Constraint.json_schema({"anyOf": [_branching(2)] * 1000})  # 0.4 s: not while tests are collected
     with pytest.raises(ConfigError, match=r"(?s)cannot be enforced: panic: assertion .* - 10$"):
-        tiny.stream("x", GenerationConfig(constraint=constraint))
+        model.stream("x", GenerationConfig(constraint=constraint))
 
 
 def test_constraints_need_an_extra_only_when_they_are_used(
