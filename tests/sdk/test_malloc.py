@@ -42,27 +42,6 @@ def test_freed_arrays_leave_memory_where_small_ones_between_them_stay() -> None:
     assert grown["left alone"] > 50
 
 
-# Three arrays of 512 KB at once, a hundred times.
-AGAIN = """
-import resource
-import numpy as np
-from edgelm.memory.malloc import map_arrays_from
-
-map_arrays_from(1 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(100):
-    arrays = [np.ones(1 << 19, np.uint8) for _ in range(3)]
-    del arrays
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() >> 20)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_smaller_arrays_take_the_memory_of_those_before() -> None:
-    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 10  # MB that the system filled with zeros: of 150
-
-
 # 100 MB below one that stays.
 FREED = """
 import gc

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from edgelm.memory.c_library import c_library
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT = 4
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Returned:
@@ -47,11 +46,9 @@ def map_arrays_from(size: int) -> None:
 
     mallopt(3), on Linux with glibc; elsewhere nothing. Left alone, glibc raises that bound to the largest array freed,
     and arrays below it leave holes between those that stay: 40 MB in the export of 1.7B parameters. Each array that is
-    mapped costs the system's zeros: too small a bound makes arithmetic slower. So smaller ones leave room for the next,
-    `_KEPT` times `size`: with the 128 KiB that glibc leaves, an export of 135M parameters takes a fifth longer.
+    mapped costs the system's zeros: too small a bound makes arithmetic slower.
     """
     _call("mallopt", _M_MMAP_THRESHOLD, size)
-    _call("mallopt", _M_TRIM_THRESHOLD, _KEPT * size)
 
 
 def _call(name: str, *arguments: int) -> None:
