@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from make_tiny_model import CONFIG
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
-from edgelm.rope_scaling import RopeScaling
 
 LONGROPE = {
     "rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 128,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
-from edgelm.rope_scaling import RopeScaling
 
 CONFIG = ModelConfig(
     model_type="llama",

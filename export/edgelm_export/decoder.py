@@ -20,12 +20,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from edgelm.architecture.layer_features import CROSS_NORMS
 from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
 from edgelm.architecture.rope import LARGEST_TABLE, has_long_table, query_factors
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.layer_features import CROSS_NORMS
 from edgelm.runtime.decoder_graph import CROSS, SHARED
 from edgelm_export.checkpoints.checkpoint import Checkpoint
 from edgelm_export.checkpoints.folded import ROTARY_MULTIPLE, FoldedCheckpoint, padded_rotary_dim

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelm.architecture.layer_checks import check_layers, refuse_features
+from edgelm.architecture.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
+from edgelm.architecture.multipliers import Multipliers
+from edgelm.architecture.position_checks import check_positions
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.arguments import as_path
 from edgelm.errors import ConfigError
 from edgelm.files.regular_file import read_json_object
-from edgelm.layer_checks import check_layers, refuse_features
-from edgelm.layer_features import CROSS_NORMS, KV_CACHES, NORM_PLACEMENTS, LayerFeatures
-from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END, MOST, check_count
-from edgelm.position_checks import check_positions
-from edgelm.rope_scaling import RopeScaling
 from edgelm.shell_word import shell_word
 
 # "offset" multiplies by 1 + weight, "plain" by nothing, and adds no bias.

@@ -8,8 +8,8 @@ from config_values import SIZES, model_config
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.checkpoints.tensor_map import map_tensors, pattern_of

@@ -20,11 +20,11 @@ from model_features import FEATURES, config_with
 from numpy.typing import NDArray
 from package_logits import distance
 
+from edgelm.architecture.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision, Rule
 from edgelm.config import ACTIVATIONS, GATE_ACTIVATIONS, NORMS, POSITIONS, QK_NORM_SCOPES, SCORING_FUNCS, ModelConfig
 from edgelm.decoding.generate import prefill
 from edgelm.errors import ConfigError, ExportError
-from edgelm.layer_features import LAYER_TYPES, NORM_PLACEMENTS
 from edgelm.runtime.session import DecoderSession
 from edgelm_export.checkpoints.checked import CheckedCheckpoint
 from edgelm_export.decoder import DecoderStack, build_decoder, folded

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.errors import CheckpointError
 from edgelm.generation_config import GenerationConfig
-from edgelm.rope_scaling import RopeScaling
 from edgelm.text.chat_template import template_of
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources.gguf_checkpoint import GGUFCheckpoint

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from config_values import SIZES
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
-from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES, gguf_architecture_of
 from edgelm_export.architectures.architecture import GGUFHeader
 from edgelm_export.architectures.experts import GGUF_SOFTMAX, check_gguf_scoring

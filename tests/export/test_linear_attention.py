@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SessionOptions
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.architecture.quantization_recipe import PRECISIONS, scheme_for
 from edgelm.batching.engine import Engine, EngineOptions
 from edgelm.config import ModelConfig
@@ -28,7 +29,6 @@ from edgelm.memory.kv_batch import KVBatch
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.memory.snapshots import Snapshots
-from edgelm.multipliers import Multipliers
 from edgelm.runtime.binding import Graph
 from edgelm.runtime.session import DecoderSession
 from edgelm.runtime.stop_switch import StoppedError, StopSwitch

@@ -9,8 +9,8 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from edgelm.architecture.rope import inverse_frequencies
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.errors import CheckpointError
-from edgelm.rope_scaling import RopeScaling
 from edgelm_export.architectures import ARCHITECTURES
 
 

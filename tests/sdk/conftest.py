@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from unchecked_export import export_unchecked
 
 import edgelm
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.language_model import LanguageModel
-from edgelm.rope_scaling import RopeScaling
 from edgelm.testing import tiny_model_path
 from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 

@@ -12,10 +12,10 @@ from model_features import LINEAR
 from small_configs import CONFIG, ENCODER, LONGROPE, PAIR
 
 from edgelm.architecture.hf_config import hf_config
+from edgelm.architecture.multipliers import Multipliers
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import NORMS, ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.multipliers import Multipliers
-from edgelm.rope_scaling import RopeScaling
 
 DYNAMIC = RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=8)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from small_configs import CONFIG, EXPERTS, LARGE, LONGROPE
 
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.config import SECTION, ModelConfig
 from edgelm.errors import ConfigError
-from edgelm.multipliers import Multipliers
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, EdgeLMError, PackageError
 from edgelm.memory import huge_pages
 from edgelm.memory.kv_cache import GROWTH_STEP, KVCache, most_bytes
 from edgelm.memory.returned_memory import CAN_RETURN
-from edgelm.rope_scaling import RopeScaling
 from edgelm.testing import tiny_model_path
 
 

@@ -13,8 +13,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edgelm.architecture.rope import cos_sin_tables, inverse_frequencies, sinusoidal_table
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
-from edgelm.rope_scaling import RopeScaling
 
 LENGTH = 2048
 SCALINGS = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.errors import ConfigError
-from edgelm.rope_scaling import RopeScaling
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE: dict[str, Any] = {

@@ -25,9 +25,9 @@ from tiny_training_runs import (
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, DataError, EdgeLMError, TrainingError
-from edgelm.rope_scaling import RopeScaling
 from edgelm_training.adaptation.lora import LoraConfig as LoraShape
 from edgelm_training.adaptation.lora import add_adapters, linear_names
 from edgelm_training.checkpoints.adapter import load_adapter, read_adapter

@@ -11,8 +11,8 @@ import torch
 from model_features import GEMMA4_FEATURES, STREAMS
 from transformers import AutoModelForCausalLM
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
-from edgelm.rope_scaling import RopeScaling
 from edgelm_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from edgelm_training.model import Transformer
 

@@ -24,10 +24,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from edgelm.architecture import rope
+from edgelm.architecture.layer_features import CROSS_NORMS
 from edgelm.architecture.relative_positions import alibi_slopes, relative_buckets
 from edgelm.config import SINUSOIDS, ModelConfig
 from edgelm.errors import ConfigError, ContextLengthError, TrainingError
-from edgelm.layer_features import CROSS_NORMS
 from edgelm_training.layers.activations import ACTIVATIONS
 from edgelm_training.layers.altup import AltUp, Laurel, merged, spread, stream_projections
 from edgelm_training.layers.attention import (

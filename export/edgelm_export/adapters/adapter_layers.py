@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.multipliers import Multipliers
 from edgelm.package.adapter import MAX_RANK
 from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_not_fit, is_base_ours, unknown_order
 from edgelm_export.architectures import ARCHITECTURES

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.arguments import is_number
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.multipliers import Multipliers
 from edgelm.number_bounds import FLOAT32_END
 from edgelm.package.peft_format import MERGE_WHERE_TRAINED
 from edgelm_export.architectures import ARCHITECTURES

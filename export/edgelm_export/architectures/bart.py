@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from edgelm.architecture.layer_features import CROSS_NORMS, NORM_PLACEMENTS
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.layer_features import CROSS_NORMS, NORM_PLACEMENTS
 from edgelm_export.architectures import hf_values
 from edgelm_export.architectures.architecture import Architecture
 from edgelm_export.architectures.encoder_decoder import pair

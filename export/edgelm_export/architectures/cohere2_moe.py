@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.config import MAX_LAYERS, ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.multipliers import Multipliers
 from edgelm_export.architectures import cohere, experts, gguf_header, hf_values, llama
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.architectures.gguf_values import (

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError
-from edgelm.multipliers import Multipliers
 from edgelm_export.architectures import bamba, gguf_header, hf_values, llama, mamba2
 from edgelm_export.architectures.architecture import Architecture, GGUFFamily, GGUFHeader
 from edgelm_export.checkpoints.tensor_map import TensorLayout

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgelm.architecture.rope_scaling import ROPE_TYPES, RopeScaling
 from edgelm.arguments import is_number, is_whole
 from edgelm.config import ACTIVATIONS
 from edgelm.errors import CheckpointError
-from edgelm.rope_scaling import ROPE_TYPES, RopeScaling
 
 # Names that transformers has for the same function.
 _TANH_FORMS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")

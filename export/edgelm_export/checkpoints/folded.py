@@ -10,10 +10,10 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.layer_features import NORM_PLACEMENTS
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
-from edgelm.layer_features import NORM_PLACEMENTS
-from edgelm.multipliers import Multipliers
 from edgelm_export.checkpoints.checkpoint import ALL_ROWS, Checkpoint, QuantizedBlocks
 from edgelm_export.checkpoints.checkpoint_view import CheckpointView
 from edgelm_export.checkpoints.tensor_map import GATHERED, HEAD, is_of_norm

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from edgelm.architecture.layer_features import KV_CACHES
 from edgelm.architecture.quantization_recipe import (
     DEFAULT_PRECISION,
     MIXED,
@@ -31,7 +32,6 @@ from edgelm.cli.wrong_usage import refused, wrong_usage
 from edgelm.errors import ExportError
 from edgelm.files import atomic
 from edgelm.files.gguf_part_names import name_of_whole
-from edgelm.layer_features import KV_CACHES
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest
 from edgelm.pictures.scatter_picture import Dot, draw_scatter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgelm.layer_features import LEAST_POWER
+from edgelm.architecture.layer_features import LEAST_POWER
 
 if TYPE_CHECKING:
     from edgelm_export.layers.stack import Stack

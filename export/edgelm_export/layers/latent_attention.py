@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgelm.layer_features import LATENT_NORM_EPS
+from edgelm.architecture.layer_features import LATENT_NORM_EPS
 
 if TYPE_CHECKING:
     from edgelm_export.decoder import DecoderStack

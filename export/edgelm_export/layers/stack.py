@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from edgelm.architecture.layer_features import EXPERT_NORMS
 from edgelm.architecture.quantization_recipe import Precision
 from edgelm.architecture.rope import sinusoidal_table, table_frequencies
 from edgelm.config import SINUSOIDS, XIELU_BETA, ModelConfig
-from edgelm.layer_features import EXPERT_NORMS
 from edgelm_export.checkpoints.checkpoint import Checkpoint
 from edgelm_export.checkpoints.folded import padded_rotary_dim
 from edgelm_export.checkpoints.tensor_map import HEAD_FACTORS

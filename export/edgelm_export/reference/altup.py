@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgelm.architecture.layer_features import LEAST_POWER
 from edgelm.config import ModelConfig
-from edgelm.layer_features import LEAST_POWER
 from edgelm_export.reference.weights import Array, Weights, linear, norm
 
 

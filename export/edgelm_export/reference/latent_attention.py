@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgelm.architecture.layer_features import LATENT_NORM_EPS
 from edgelm.config import ModelConfig
-from edgelm.layer_features import LATENT_NORM_EPS
 from edgelm_export.reference.weights import Array, Weights, linear, norm
 
 

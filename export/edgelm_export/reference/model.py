@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.layer_features import CROSS_NORMS
 from edgelm.architecture.relative_positions import alibi_slopes, distances_name, relative_buckets
 from edgelm.architecture.rope import cos_sin_tables, query_factors, sinusoidal_table
 from edgelm.config import SINUSOIDS, SUPPRESSED_LOGIT, ModelConfig
-from edgelm.layer_features import CROSS_NORMS
 from edgelm_export.checkpoints.checkpoint import Checkpoint
 from edgelm_export.checkpoints.tensor_map import EMBEDDING, ENCODER_EMBEDDING, PER_LAYER_EMBEDDING, head_name
 from edgelm_export.reference.activations import ACTIVATIONS

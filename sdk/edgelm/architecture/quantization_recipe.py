@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelm.architecture.layer_features import KV_CACHES, NORM_PLACEMENTS
 from edgelm.architecture.quantization_scheme import KEEP, SHORTLIST, Scheme, grid_name, parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ExportError
 from edgelm.files.regular_file import MAX_TOML_BYTES, read_text
-from edgelm.layer_features import KV_CACHES, NORM_PLACEMENTS
 
 # What is folded into the weights before they are quantized, in this order; no cost at run time.
 TRANSFORMS = ("rotate", "smooth", "awq")

@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
-from edgelm.rope_scaling import RopeScaling
 
 Float32Array = NDArray[np.float32]
 

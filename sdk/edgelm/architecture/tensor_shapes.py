@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
+from edgelm.architecture.layer_features import CROSS_NORMS, EXPERT_NORMS
 from edgelm.architecture.relative_positions import distances_name
 from edgelm.config import ModelConfig
-from edgelm.layer_features import CROSS_NORMS, EXPERT_NORMS
 
 Shapes = dict[str, tuple[int, ...]]
 

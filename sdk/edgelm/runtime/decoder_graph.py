@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
+from edgelm.architecture.rope_scaling import RopeScaling
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.memory.cache_layout import StateLayout, cache_layout
-from edgelm.rope_scaling import RopeScaling
 
 _Value = TypeVar("_Value")
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from edgelm.architecture.layer_features import LEAST_POWER
 from edgelm.config import ModelConfig
-from edgelm.layer_features import LEAST_POWER
 from edgelm_training.layers.attention import make_norm
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgelm.architecture.layer_features import EXPERT_NORMS
 from edgelm.config import SPARSEMIXER_MARGIN, ModelConfig
-from edgelm.layer_features import EXPERT_NORMS
 from edgelm_training.layers.activations import ACTIVATIONS, XIELU, thinned
 from edgelm_training.layers.attention import make_norm, scaled
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgelm.architecture.layer_features import LATENT_NORM_EPS
 from edgelm.config import ModelConfig
-from edgelm.layer_features import LATENT_NORM_EPS
 from edgelm_training.layers.attention import NORMS, Kept, attend, rotate, scaled
 from edgelm_training.layers.view import Rotation
 

@@ -6,7 +6,7 @@ import math
 from functools import cached_property
 from statistics import NormalDist
 
-from edgelm.model_fields import ModelFields
+from edgelm.architecture.model_fields import ModelFields
 
 # The norms of a block, by the names that Hugging Face gives them in each case: before and after attention, before and
 # after the feed-forward. "shared" is one norm before both, which then run side by side; "residual" norms the sum of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgelm.architecture.layer_features import LayerFeatures
 from edgelm.errors import ConfigError
-from edgelm.layer_features import LayerFeatures
 from edgelm.number_bounds import is_count
 
 _MAX_DISTANCE = 1 << 16  # in use is 128; each is a row of a table

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from edgelm.architecture.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
+from edgelm.architecture.model_fields import ModelFields
 from edgelm.errors import ConfigError
-from edgelm.layer_features import LAYER_TYPES, LAYERS_WITHOUT, MAX_CONV, LayerFeatures
-from edgelm.model_fields import ModelFields
 from edgelm.number_bounds import MOST, check_count, is_count
 
 _OF_SOME_LAYERS = {"pre", "post", "both"}  # those that not all layers of a model need to have

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgelm.multipliers import Multipliers
-from edgelm.rope_scaling import RopeScaling
+from edgelm.architecture.multipliers import Multipliers
+from edgelm.architecture.rope_scaling import RopeScaling
 
 _AS_TRAINED, _NO_MULTIPLIERS = RopeScaling(), Multipliers()
 
