@@ -25,13 +25,13 @@ pytestmark = [
 ]
 
 TESTS = (
-    "sdk/test_adapter_files.py",  # onnxruntime, numpy
-    "sdk/test_cli_config.py",  # click
-    "sdk/test_cli_group.py::test_help_and_lists_import_nothing_heavy",
-    "sdk/test_cli_group.py::test_shells_complete_commands_options_and_models",
-    "sdk/test_markdown_blocks.py",  # rich
-    "sdk/test_tokenizer.py",  # tokenizers
-    "sdk/test_tool_parameters.py",  # llguidance
+    "sdk/package/test_adapter_files.py",  # onnxruntime, numpy
+    "sdk/cli/test_cli_config.py",  # click
+    "sdk/cli/test_cli_group.py::test_help_and_lists_import_nothing_heavy",
+    "sdk/cli/test_cli_group.py::test_shells_complete_commands_options_and_models",
+    "sdk/cli/test_markdown_blocks.py",  # rich
+    "sdk/text/test_tokenizer.py",  # tokenizers
+    "sdk/structure/test_tool_parameters.py",  # llguidance
     "server/test_openai_chat.py",  # starlette, uvicorn
     "server/test_hostile_requests.py::test_metrics_count_what_was_refused",
     "trust/test_verify.py",  # model-signing, pyopenssl

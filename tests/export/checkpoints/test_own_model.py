@@ -16,7 +16,7 @@ from unchecked_export import export_unchecked
 import edgelm
 from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 
-GUIDE = Path(__file__).parents[2] / "docs/guides/export.md"
+GUIDE = Path(__file__).parents[3] / "docs/guides/export.md"
 HEADS, KV_HEADS, SIZE = 8, 4, 8  # the guide's, and the numbers of a head
 
 

@@ -26,7 +26,7 @@ from edgelm.cli.main import main
 from edgelm.cli.start import with_home
 from edgelm.errors import DownloadError
 
-PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
 COMMANDS = sorted(PROJECT["entry-points"][main_module.COMMAND_GROUP])
 
 

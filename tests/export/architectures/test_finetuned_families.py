@@ -35,7 +35,7 @@ from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import merge_adapter
 
-GUIDE = Path(__file__).parents[2] / "docs/guides/finetune.md"
+GUIDE = Path(__file__).parents[3] / "docs/guides/finetune.md"
 # What is imported has our names, whatever its family calls its layers: of those with plain ones, two are enough.
 FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5, "tie_word_embeddings": False},
