@@ -20,11 +20,8 @@ _END_NAMES = frozenset(
         "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     }
 )  # fmt: skip
-# A name -> those beside which it is no end: GPT-OSS ends a part of its answer so, and Gemma 4's is a tag of HTML.
-_NO_END_BESIDE = {
-    "<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
-    "</s>": ({"<|tool_response>"},),
-}
+# A name -> those beside which it is no end: GPT-OSS ends a part of its answer so.
+_NO_END_BESIDE = {"<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})}
 _TAG = "</s>"
 
 
