@@ -25,7 +25,7 @@ from edgelm.cli.help_page import fold_examples
 from edgelm.cli.other_words import COMMANDS, in_our_words, with_its_other_way
 from edgelm.cli.output import is_dumb, printable
 from edgelm.cli.termination import unwinding
-from edgelm.cli.wrong_usage import where_set, wrong_usage
+from edgelm.cli.wrong_usage import refuse_given_twice, where_set, wrong_usage
 from edgelm.errors import ConfigError, EdgeLMError, MissingExtraError
 from edgelm.extras import has_moved, older_metadata
 from edgelm.package.signature import REQUIRE_VARIABLE
@@ -85,7 +85,8 @@ class LazyGroup(click.Group):
         """Find the command that is called, and let the config file set what its options are by default.
 
         Raises:
-            click.UsageError: the config file is broken, or sets what the command does not have.
+            click.UsageError: the config file is broken, or sets what the command does not have; or an option that
+                takes one value has two.
         """
         if not context.resilient_parsing:
             self._refuse_misspelt(context, args[0])
@@ -96,6 +97,7 @@ class LazyGroup(click.Group):
                 file.check_sections(self.list_commands(context))
                 context.default_map = {name: file.defaults(name, command)}
             name_variables(command, f"{context.auto_envvar_prefix}_{name}")
+            refuse_given_twice(command, name, rest, context)
         return name, command, rest
 
     def _refuse_misspelt(self, context: click.Context, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 from click.core import ParameterSource
@@ -36,6 +36,30 @@ def refused(message: str, *names: str) -> click.UsageError:
     is_elsewhere = bool(sources & {ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT})
     shown = printable(message)  # it may hold the name that a package has chosen
     return click.UsageError(f"{shown} {where_set(context)}" if is_elsewhere else shown)
+
+
+def refuse_given_twice(command: click.Command, name: str, words: Sequence[str], parent: click.Context) -> None:
+    """Refuse two values of an option that takes one, of which click would take the last and say nothing.
+
+    words: what stands behind the command's name.
+
+    Raises:
+        click.UsageError: names the option.
+    """
+    # Other errors of the words are left to the call itself.
+    context = click.Context(
+        command, info_name=name, parent=parent, **{**command.context_settings, "resilient_parsing": True}
+    )
+    _, rest, order = command.make_parser(context).parse_args(list(words))
+    options = [each for each in order if isinstance(each, click.Option)]
+    for option in options:
+        takes_one = not (option.is_flag or option.count or option.multiple)
+        if takes_one and options.count(option) > 1:
+            shown = max(option.opts, key=len)
+            raise click.UsageError(f"{shown} is given {options.count(option)} times; give it once.", context)
+    inner = command.commands.get(rest[0]) if isinstance(command, click.Group) and rest else None
+    if inner is not None:
+        refuse_given_twice(inner, rest[0], rest[1:], context)
 
 
 def where_set(context: click.Context) -> str:

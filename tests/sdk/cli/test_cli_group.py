@@ -354,6 +354,26 @@ def test_an_unknown_command_or_option_is_wrong_usage():
     assert invoke("list", "--nope").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "command"),
+    [
+        ("run m --adapter a hi --adapter=b", "--adapter", "run"),
+        ("train --output a -o b", "--output", "train"),
+        ("data prepare texts --field a --field b", "--field", "data prepare"),
+    ],
+)
+def test_a_second_value_of_an_option_that_takes_one_is_refused(words, option, command):
+    result = invoke(*words.split())
+    assert result.exit_code == 2
+    assert f"Usage: main {command} [OPTIONS]" in result.stderr
+    assert f"{option} is given 2 times; give it once." in result.stderr
+
+
+def test_a_switch_and_an_option_that_takes_several_may_come_twice():
+    for words in ("chat nowhere --adapter a --adapter b", "run nowhere hi --json --json"):
+        assert "There is no model 'nowhere'" in invoke(*words.split()).stderr
+
+
 def complete_in_bash(*lines: str) -> list[list[str]]:
     """Let click's script for bash say what it offers for the last word of each line."""
     script = """
