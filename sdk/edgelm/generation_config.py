@@ -190,8 +190,6 @@ class GenerationConfig:
             ConfigError: the file cannot be read, is no JSON object, or has a value outside of its range.
         """
         path = as_path(folder) / "generation_config.json"
-        if not path.exists():
-            return cls()
         try:
             values = read_json_object(path)
             values = {"stop": values.get("stop_strings"), **values}
@@ -209,6 +207,8 @@ class GenerationConfig:
             if decoder_prompt:
                 known["min_new_tokens"] = _least_behind(decoder_prompt, values)
             return cls(**known)
+        except (FileNotFoundError, NotADirectoryError):
+            return cls()
         except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
         except ConfigError as error:

@@ -99,6 +99,12 @@ def test_a_no_is_not_taken_for_true_elsewhere_either(name: str, takes: Callable[
 
 
 @pytest.mark.parametrize("read", [GenerationConfig.load, edgelm.ModelConfig.load, edgelm.Tokenizer.load])
+def test_a_name_that_no_folder_can_have_is_an_error_of_edgelm(read, tmp_path):
+    with pytest.raises(edgelm.EdgeLMError, match=r"Cannot read .*\.json: .*File name too long"):
+        read(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("read", [GenerationConfig.load, edgelm.ModelConfig.load, edgelm.Tokenizer.load])
 def test_a_folder_that_is_no_path_is_an_error(read: Callable[[Any], object]) -> None:
     with pytest.raises(ConfigError, match="None is no path"):
         read(None)

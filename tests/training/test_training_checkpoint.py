@@ -267,6 +267,11 @@ def test_what_is_no_checkpoint_says_how_to_come_to_one(content: tuple[str, ...],
         check_is_checkpoint(folder)
 
 
+def test_a_name_that_no_folder_can_have_is_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"x cannot be read: .*File name too long.* Check the path\."):
+        check_is_checkpoint(tmp_path / ("x" * 300))
+
+
 def test_a_folder_without_our_section_is_an_error(saved: Path) -> None:
     with edited_json(saved / "config.json") as values:
         del values[SECTION]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from edgelm.errors import CheckpointError, ModelNotFoundError
 from edgelm.files.gguf_part_names import one_of_each_model
+from edgelm.files.presence import is_there
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_index import INDEX_FILE, WEIGHTS_FILE
 from edgelm.library.hub_address import as_reference
+from edgelm.library.library import reading_path
 from edgelm.package.manifest import FILE_NAME
 from edgelm.package.peft_format import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from edgelm_export.gguf.file import MAGIC
@@ -24,11 +26,13 @@ def open_checkpoint(path: str | Path) -> HuggingFaceCheckpoint | GGUFCheckpoint 
     The checkpoint is a context manager that closes its files.
 
     Raises:
-        ModelNotFoundError: nothing is at `path`.
+        ModelNotFoundError: nothing is at `path`, or the system refuses to look there.
         CheckpointError: it is none of these, or it is broken or not supported.
     """
     path = Path(path)
-    if not path.exists():
+    with reading_path(str(path)):
+        exists = is_there(path)
+    if not exists:
         other = checkpoint_of_run(path.parent)
         on_hub = as_reference(str(path))
         instead = f" From the Hugging Face hub: edgelm pull {on_hub}" if on_hub else ""

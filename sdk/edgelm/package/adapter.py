@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgelm.config import ModelConfig
 from edgelm.errors import PackageError
 from edgelm.files import atomic
+from edgelm.files.presence import is_there
 from edgelm.files.regular_file import parse_json, read_regular
 from edgelm.files.run_checkpoint import checkpoint_of_run
 from edgelm.files.safetensors_header import MAX_HEADER_BYTES
@@ -78,9 +79,13 @@ class AdapterManifest:
             PackageError: it is missing or broken, or has another schema version.
         """
         path = folder / MANIFEST_FILE
-        if not folder.exists():
+        try:
+            is_folder_there, is_manifest_there = is_there(folder), is_there(path)
+        except (OSError, ValueError) as error:
+            raise PackageError(f"The adapter at {folder} cannot be read: {error}. Check the path.") from error
+        if not is_folder_there:
             raise PackageError(f"There is no adapter at {folder}. Check the path.")
-        if not path.exists():
+        if not is_manifest_there:
             raise PackageError(
                 f"{folder} has no {MANIFEST_FILE}, so it is no exported adapter. Make one of what training wrote: "
                 f"edgelm export-adapter {shell_word(folder)} --base PACKAGE -o adapter/"

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgelm.config import SECTION
 from edgelm.errors import EdgeLMError, PackageError
 from edgelm.files.folder_entries import entries_of
+from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_json_object
 from edgelm.package.adapter import MANIFEST_FILE, WEIGHTS_FILE, AdapterManifest, is_adapter
 from edgelm.package.manifest import FILE_NAME, SIGNATURE_NAME, Manifest, has_manifest
@@ -31,8 +32,9 @@ def refuse_to_replace(folder: Path, why_not: Callable[[Path], str | None], error
 
 
 def refuse_inside_package(folder: Path, error_class: type[EdgeLMError]) -> None:
-    """Raise `error_class` where `folder` lies in a model package, which would not load any more."""
+    """Raise `error_class` where `folder` lies in a model package, which would not load any more, or nothing can."""
     try:
+        is_there(folder)  # an error where it has a name that nothing may have, or lies where nobody may look
         packages = [parent for parent in folder.resolve().parents if (parent / FILE_NAME).is_file()]
     except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 have a RuntimeError for links that go in a circle
         raise error_class(f"{folder} is not written: {error}. Choose another folder.") from error
@@ -47,9 +49,9 @@ def is_same_folder(folder: Path, other: Path) -> bool:
     """Tell whether two paths lead to one folder, also where the disk does not tell case apart."""
     try:
         folder, other = folder.resolve(), other.resolve()
-    except (OSError, RuntimeError):  # links that go in a circle
+        return folder.exists() and other.exists() and folder.samefile(other)
+    except (OSError, RuntimeError):  # links that go in a circle, or a name that nothing may have
         return False
-    return folder.exists() and other.exists() and folder.samefile(other)
 
 
 def why_not_a_checkpoint(folder: Path) -> str | None:

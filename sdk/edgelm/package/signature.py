@@ -87,7 +87,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
 
     folder = folder.resolve()
     path = folder / SIGNATURE_NAME
-    if not public_key.is_file():
+    if not os.path.isfile(public_key):
         raise PackageError(
             f"The public key {public_key}, with which packages must be signed, is not a file. Correct its path "
             f"(public_key, --require-signature or ${REQUIRE_VARIABLE})."

@@ -85,13 +85,13 @@ class Tokenizer:
             TokenizerError: the file is missing, is broken, or decodes in a way that edgelm does not know.
         """
         path = as_path(folder) / "tokenizer.json"
-        if not path.exists():
+        try:
+            data = read_file(path, MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise TokenizerError(
                 f"There is no tokenizer.json in {folder}. Name a folder that has one: a checkpoint, a package, or what "
                 "`edgelm tokenizer train` wrote."
-            )
-        try:
-            data = read_file(path, MAX_BYTES)
+            ) from error
         except (OSError, ValueError) as error:
             raise TokenizerError(f"Cannot read {path}: {error}.") from error
         try_tokenizer(data, path)

@@ -42,6 +42,8 @@ def test_nothing_at_the_path_is_an_error_that_names_it(tmp_path: Path) -> None:
         ModelNotFoundError, match=r"no file or folder Org/Model. From .* hub: edgelm pull hf:Org/Model$"
     ):
         open_checkpoint(Path("Org/Model"))
+    with pytest.raises(ModelNotFoundError, match=r"There is no model at .*x': .*File name too long"):
+        open_checkpoint(tmp_path / ("x" * 300))
 
 
 def test_another_file_is_refused_with_what_it_begins_with(tmp_path: Path) -> None:

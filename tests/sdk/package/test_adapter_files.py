@@ -61,8 +61,14 @@ def edit_weights(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return edit
 
 
+def link_to_itself(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mistyped": (shutil.rmtree, r"There is no adapter at .*\. Check the path\."),
+    "in a circle": (link_to_itself, r"The adapter at .* cannot be read: .*\. Check the path\."),
     "not exported": (lambda folder: (folder / "adapter.json").unlink(), r"has no adapter\.json, so it is no exported"),
     "no JSON": (lambda folder: (folder / "adapter.json").write_text("["), r"describes no adapter: .* Export or copy"),
     "later version": (

@@ -53,6 +53,13 @@ def test_nothing_is_written_into_a_package_which_would_not_load_any_more(package
     refuse_to_replace(package, why_not_a_package, ExportError)
 
 
+def test_nothing_is_written_under_a_name_that_no_folder_can_have(package: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 300)
+    with pytest.raises(ExportError, match=r"x is not written: .*File name too long.* Choose another folder"):
+        refuse_to_replace(folder, why_not_a_package, ExportError)
+    assert not is_same_folder(package, folder)
+
+
 def test_links_that_go_in_a_circle_lead_to_no_folder(package: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert not is_same_folder(tmp_path / "loop", package)

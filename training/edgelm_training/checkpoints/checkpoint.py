@@ -20,6 +20,7 @@ from edgelm.architecture.hf_config import hf_config, token_ids
 from edgelm.config import ModelConfig
 from edgelm.errors import CheckpointError, ConfigError
 from edgelm.files import atomic
+from edgelm.files.presence import is_there
 from edgelm.files.regular_file import read_json_object
 from edgelm.files.run_checkpoint import LATEST, checkpoint_of_run
 from edgelm.files.safetensors_bytes import tensor_bytes
@@ -50,6 +51,10 @@ def check_is_checkpoint(folder: str | Path) -> None:
         CheckpointError: it is a package, an adapter, a run, something that is to be imported, or absent.
     """
     folder = Path(folder)
+    try:
+        is_there(folder / "config.json")
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}. Check the path.") from error
     has_weights = any((folder / name).exists() for name in (WEIGHTS_FILE, INDEX_FILE))
     quoted = shell_word(folder)
     if (folder / PACKAGE_FILE).is_file() and not has_weights:
