@@ -33,7 +33,7 @@ _OLDEST, _OLDEST_OPENVINO = (1, 28), (1, 24)
 _THREADS_VARIABLE = re.compile("EDGELM_[A-Z]+_THREADS")  # what stands for a command's --threads
 _LITTLE_MEMORY = 1 << 30
 _LITTLE_DISK = 1 << 30
-_EXPORT_AGAIN = "edgelm export SOURCE --precision int8  , from what the model was made of"
+_EXPORT_AGAIN = "`edgelm export SOURCE --precision int8`, from what the model was made of"
 _WIDE_VECTORS = {"avx2", "asimd"}
 # Without these ONNX Runtime does not multiply packed weights of 8 bits, but unpacks all of them at each step.
 _PACKED_PRODUCTS = {"avx2", "asimddp", "i8mm"}
@@ -54,7 +54,7 @@ def examine(model: str | None, threads: Mapping[str, int]) -> Iterator[Finding]:
 
     threads: what else than the environment sets the threads of a command, each by the words for its place.
     """
-    take_out = 'Take it out:  $EDITOR "$(edgelm config --path)"'
+    take_out = 'Take it out: $EDITOR "$(edgelm config --path)"'
     checks = [(topic, check()) for topic, check in CHECKS.items()]
     checks += [("threads", _check_setting(place, count, take_out)) for place, count in threads.items()]
     checks += [] if model is None else [("model", _check_model(model))]
@@ -72,14 +72,14 @@ def _check_wheels() -> Iterator[_Row]:
     wheels = [name for name in names if name.startswith("onnxruntime") and not name.startswith(_BESIDE_ONNXRUNTIME)]
     if len(wheels) > 1:
         both = " ".join(wheels)
-        fix = f'pip uninstall -y {both}  and then  pip install "edgelm[cpu]"  (or "edgelm[gpu]")'
+        fix = f'`pip uninstall -y {both}`, and then `pip install "edgelm[cpu]"` (or "edgelm[gpu]")'
         yield "error", f"{' and '.join(wheels)} are both installed, and overwrite each other's files.", fix
         return
     if not wheels and importlib.util.find_spec("onnxruntime") is None:
         yield (
             "error",
             "ONNX Runtime is not installed.",
-            'pip install "edgelm[cpu]"  (with an NVIDIA GPU: "edgelm[gpu]")',
+            '`pip install "edgelm[cpu]"` (with an NVIDIA GPU: "edgelm[gpu]")',
         )
         return
     # A build from source, or of a distribution, may come without a wheel's metadata.
@@ -97,10 +97,10 @@ def _check_wheels() -> Iterator[_Row]:
         return
     yield "ok", f"{wheel} {runtime.version}, devices: {', '.join(runtime.devices)}", None
     if wheel == "onnxruntime-gpu" and "GPU" not in " ".join(runtime.devices):
-        fix = 'Install the driver of the GPU and  pip install "edgelm[gpu]"  , or take the smaller "edgelm[cpu]".'
+        fix = 'Install the driver of the GPU and `pip install "edgelm[gpu]"`, or take the smaller "edgelm[cpu]".'
         yield "warning", "The build for GPUs is installed, and finds none: it computes on the CPU.", fix
     if runtime.missing_library is not None:
-        fix = 'pip install "edgelm[gpu]"  brings the libraries of CUDA and cuDNN; the driver of NVIDIA brings libcuda.'
+        fix = '`pip install "edgelm[gpu]"` brings the libraries of CUDA and cuDNN; the driver of NVIDIA brings libcuda.'
         yield "warning", f"CUDA cannot be used: {runtime.missing_library}", fix
 
 
@@ -115,14 +115,14 @@ def _check_processor() -> Iterator[_Row]:
             "No dot products: weights of 8 bits are unpacked at each step, all of them, which is slow."
             if "asimd" in features
             else "No AVX2: every step is several times slower than on processors since 2013.",
-            "edgelm export SOURCE --precision fp32  , where there is memory for it: packed weights lose most here. Or "
-            "run  edgelm serve  on another machine, and ask that.",
+            "`edgelm export SOURCE --precision fp32`, where there is memory for it: packed weights lose most here. Or "
+            "run `edgelm serve` on another machine, and ask that.",
         )
     elif not features & INTEGER_DOT_PRODUCTS:
         yield (
             "warning",
             "No VNNI: 8-bit models run, and their prompts are read about half as fast.",
-            "Where prompts are long:  edgelm export MODEL --prefill-graph  , which reads them 1.6 to 2 times as fast.",
+            "Where prompts are long: `edgelm export MODEL --prefill-graph`, which reads them 1.6 to 2 times as fast.",
         )
     else:
         yield "ok", f"Has {', '.join(sorted(features & (INTEGER_DOT_PRODUCTS | _WIDE_VECTORS)))}.", None
@@ -140,7 +140,7 @@ def _check_threads() -> Iterator[_Row]:
     if load >= processors / 2:
         busy = f"The load is {load:.1f} on {processors} processors: a step waits for the last of its threads."
         left = max(1, usable - round(load))
-        fewer = f"Leave them a core with  --threads {left}  , or" if left < usable else "Look at  top  , and"
+        fewer = f"Leave them a core with --threads {left}, or" if left < usable else "Look at `top`, and"
         yield "warning", busy, f"Other programs compute, or did. {fewer} end what you do not need."
 
 
@@ -155,7 +155,7 @@ def _check_memory() -> Iterator[_Row]:
     if available is None:
         yield "ok", "How much is free is not known on this system.", None
     elif available < _LITTLE_MEMORY:
-        fix = "Close other programs; take a smaller model or  --precision int4  ."
+        fix = "Close other programs; take a smaller model or --precision int4."
         yield "warning", f"{available / 1e9:.1f} GB are free.", fix
     else:
         yield "ok", f"{available / 1e9:.1f} GB are free.", None
@@ -177,7 +177,7 @@ def _check_library() -> Iterator[_Row]:
     free = shutil.disk_usage(root).free
     found = f"{root}, {free / 1e9:.1f} GB free on its disk."
     if free < _LITTLE_DISK:
-        yield "warning", found, "Make room:  edgelm rm NAME  , or set EDGELM_HOME to another disk."
+        yield "warning", found, "Make room: `edgelm rm NAME`, or set EDGELM_HOME to another disk."
     else:
         yield "ok", found, None
 
@@ -212,7 +212,7 @@ def _check_packages() -> Iterator[_Row]:
     if names and not broken:
         yield "ok", f"{len(names)} in the library, all complete (their hashes are checked by each load).", None
     elif not names:
-        yield "ok", "None in the library yet. A small one:  edgelm pull smollm2-135m-instruct", None
+        yield "ok", "None in the library yet. A small one: edgelm pull smollm2-135m-instruct", None
 
 
 def _check_model(name_or_path: str) -> Iterator[_Row]:

@@ -63,7 +63,7 @@ def test_both_wheels_are_found_and_the_fix_removes_both(monkeypatch: pytest.Monk
     ((state, found, fix),) = doctor._check_wheels()
     assert (state, "onnxruntime and onnxruntime-gpu are both installed" in found) == ("error", True)
     assert fix is not None
-    assert fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu ")
+    assert fix.startswith("`pip uninstall -y onnxruntime onnxruntime-gpu`, ")
 
 
 def test_an_onnxruntime_that_does_not_import_is_a_finding(library: Path, tmp_path: Path) -> None:
@@ -380,4 +380,4 @@ def test_more_threads_than_cores_are_told_where_the_config_file_sets_them(
     findings = json.loads(invoke("doctor", "--json").stdout)
     (warning,) = [row for row in findings if row["topic"] == "threads" and row["state"] == "warning"]
     assert warning["found"].startswith(f"[run] threads in {file} is 64, more threads than the 2 that compute")
-    assert warning["fix"] == 'Take it out:  $EDITOR "$(edgelm config --path)"'
+    assert warning["fix"] == 'Take it out: $EDITOR "$(edgelm config --path)"'

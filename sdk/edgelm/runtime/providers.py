@@ -43,7 +43,7 @@ class Provider:
 
 
 _GPU_WHEEL = (
-    'pip uninstall -y onnxruntime  and  pip install "edgelm[gpu]"  , and the driver of NVIDIA '
+    '`pip uninstall -y onnxruntime` and `pip install "edgelm[gpu]"`, and the driver of NVIDIA '
     "(Linux on x86_64 and aarch64, Windows)"
 )
 
@@ -52,7 +52,7 @@ _GPU_WHEEL = (
 PROVIDERS: Mapping[str, Provider] = {
     CPU: Provider(
         execution_providers=("CPUExecutionProvider",),
-        install='pip install "edgelm[cpu]"',
+        install='`pip install "edgelm[cpu]"`',
         precision="int8, int4 or fp32, with float32 keys and values",
     ),
     "cuda": Provider(
@@ -68,41 +68,41 @@ PROVIDERS: Mapping[str, Provider] = {
         options={"trt_fp16_enable": "1"},
         device="cuda",
         cache_types=("float16",),
-        install=f"{_GPU_WHEEL}, and  pip install tensorrt",
+        install=f"{_GPU_WHEEL}, and `pip install tensorrt`",
         precision="fp16, with float16 keys and values; attention and 4-bit products run on CUDA",
     ),
     "directml": Provider(
         execution_providers=("DmlExecutionProvider", "CPUExecutionProvider"),
         device="dml",
         is_sequential=True,
-        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-directml  (Windows 10 and newer)",
+        install="`pip uninstall -y onnxruntime` and `pip install onnxruntime-directml` (Windows 10 and newer)",
         precision="int4 or fp16, with float16 keys and values",
     ),
     "coreml": Provider(
         execution_providers=("CoreMLExecutionProvider", "CPUExecutionProvider"),
         options={"ModelFormat": "MLProgram"},
         shares_cache=False,
-        install='pip install "edgelm[cpu]"  on macOS, whose wheel has it',
+        install='`pip install "edgelm[cpu]"` on macOS, whose wheel has it',
         precision="fp16 or fp32 in operators of the ONNX standard (edgelm export --operators standard)",
     ),
     "openvino": Provider(
         execution_providers=("OpenVINOExecutionProvider", "CPUExecutionProvider"),
         options={"device_type": "CPU"},
         shares_cache=False,
-        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-openvino",
+        install="`pip uninstall -y onnxruntime` and `pip install onnxruntime-openvino`",
         precision="fp32 or int8 in operators of the ONNX standard (edgelm export --operators standard)",
     ),
     "qnn": Provider(
         execution_providers=("QNNExecutionProvider", "CPUExecutionProvider"),
         options={"backend_path": "QnnHtp.dll"},
         shares_cache=False,
-        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-qnn  (Windows on arm64)",
+        install="`pip uninstall -y onnxruntime` and `pip install onnxruntime-qnn` (Windows on arm64)",
         precision="a QDQ graph with static shapes, which neither edgelm nor Optimum exports yet",
     ),
     "webgpu": Provider(
         execution_providers=("WebGpuExecutionProvider", "CPUExecutionProvider"),
         device="webgpu",
-        install="pip uninstall -y onnxruntime  and  pip install onnxruntime-webgpu",
+        install="`pip uninstall -y onnxruntime` and `pip install onnxruntime-webgpu`",
         precision="int4 or fp16, with float16 keys and values",
     ),
 }

@@ -146,7 +146,7 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPa
     everything = [provider.name for provider in PROVIDERS.values()]
     runtime = _Runtime(get_available_providers=lambda: everything, InferenceSession=refuse)
     monkeypatch.setattr(onnx_runtime, "import_onnxruntime", lambda: runtime)
-    with pytest.raises(ProviderError, match=r"'directml' does not start with .*libnvinfer.*To set it up: pip uninst"):
+    with pytest.raises(ProviderError, match=r"'directml' does not start with .*libnvinfer.*To set it up: `pip uninst"):
         edgelm.load(tiny_model_path(), provider="directml")
 
 
