@@ -282,7 +282,8 @@ def read(folder: Path, model: LanguageModel, *, any_model: bool) -> tuple[str | 
             if path.exists():  # else it was cleared just now
                 raise
         else:
-            cache.adapter = next(iter(loaded), None)
+            default = model.generation_config.adapter  # what answers next: by another name of it nothing is reused
+            cache.adapter = default if default in loaded else next(iter(loaded), None)
             model.session.adopt(cache)
     return conversation["system"], conversation["messages"], cache
 

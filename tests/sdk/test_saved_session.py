@@ -238,6 +238,20 @@ def test_an_adapter_that_has_computed_nothing_and_is_gone_is_not_missed(session:
     assert ChatSession.load(session.model, tmp_path / "chat").messages == []
 
 
+def test_what_an_adapter_of_two_names_computed_goes_on_under_the_one_that_answers(tmp_path: Path) -> None:
+    model = fresh_model()
+    write_tiny_adapter(tmp_path / "adapter")
+    for name in ("one", "two"):
+        model.load_adapter(tmp_path / "adapter", name)
+    session = ChatSession(model.adapted("one"))
+    list(session.send("Hello", CONFIG.replace(adapter="one")))
+    session.save(tmp_path / "chat")
+    resumed = ChatSession.load(model.adapted("two"), tmp_path / "chat")
+    (*_, last) = resumed.send("More", CONFIG.replace(adapter="two"))
+    assert last.usage is not None
+    assert last.usage.cached_tokens > 0
+
+
 def test_half_a_surrogate_pair_is_kept_as_it_is(session: ChatSession, tmp_path: Path) -> None:
     session.restore([{"role": "user", "content": "Meer \U0001f30a, \ud83d"}])
     session.save(tmp_path / "chat")
