@@ -5,7 +5,7 @@ D hidden, T tokens, E numbers of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgelm.decoding.generate import next_chunk
 from edgelm.errors import ConfigError, ContextLengthError
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.out_of_memory import memory_errors_told
+from edgelm.package.manifest import Manifest
 from edgelm.runtime.session import PREFILL_CHUNK
 
 if TYPE_CHECKING:
@@ -45,12 +46,30 @@ def embed(
         raise ConfigError(f"pooling is {pooling!r}; it must be one of {', '.join(_POOLINGS)}.")
     if not token_ids:
         raise ContextLengthError("The text has no tokens; an embedding needs one at least.")
+    if pooling != "values" and _is_rotated(model.manifest):
+        raise ConfigError(
+            f"pooling is {pooling!r}, and {model.name} has rotated weights, whose hidden states are not those that the "
+            "model was trained to give. Take 'values', or export its source with a recipe without rotate."
+        )
     if len(token_ids) > (most := model.context_length):
         raise ContextLengthError(
             f"The text has {len(token_ids)} tokens; this model's maximum context length is {most}. Shorten it."
         )
     embedding_E = _POOLINGS[pooling](model, token_ids)
     return embedding_E / np.linalg.norm(embedding_E) if normalize else embedding_E
+
+
+def _is_rotated(manifest: Manifest) -> bool:
+    """Tell whether a rotation is folded into a package, or into one that it was made of.
+
+    The stream is turned then, and the last norm's weight is in the head: logits stay, what the head reads does not.
+    """
+    transforms: list[object] = [manifest.recipe_values("transform")]
+    source: object = manifest.source
+    while isinstance(source, Mapping):
+        transforms.append(source.get("transforms"))
+        source = source.get("exported_from")
+    return any(isinstance(each, list) and "rotate" in each for each in transforms)
 
 
 def _mean_values(model: LanguageModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
