@@ -92,7 +92,7 @@ class RotatedCheckpoint(CheckpointView):
         """Read one tensor, turned."""
         if name == HEAD:
             head_VD = self._checkpoint.tensor(head_name(self._checkpoint.config))
-            return np.asarray((head_VD * self._checkpoint.tensor(_FINAL_NORM)) @ self._turn_DD, np.float32)
+            return np.asarray((head_VD * self._norm(_FINAL_NORM)) @ self._turn_DD, np.float32)
         tensor = self._checkpoint.tensor(name)
         if name == EMBEDDING:
             return tensor @ self._turn_DD
@@ -103,8 +103,12 @@ class RotatedCheckpoint(CheckpointView):
         if module in _LAYER_NORMS:
             return np.ones_like(tensor)
         if module in _READERS and kind == "weight":
-            norm = self._checkpoint.tensor(f"model.layers.{layer}.{_READERS[module]}.weight")
+            norm = self._norm(f"model.layers.{layer}.{_READERS[module]}.weight")
             return np.asarray((tensor * norm) @ self._turn_DD, np.float32)
         if module in _WRITERS:
             return self._turn_DD.T @ tensor
         return tensor  # a bias behind a reader, a norm of the heads
+
+    def _norm(self, name: str) -> Array | np.float32:
+        """Read what a norm scales by; one, where the model has none there."""
+        return self._checkpoint.tensor(name) if name in self._checkpoint.config.tensor_shapes() else np.float32(1)

@@ -282,9 +282,16 @@ def test_smoothing_alone_takes_512_tokens_and_anything_else_more(checkpoint: Hug
     assert not PRECISIONS["int8"].calibrated().only_smooths
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_rotation_leaves_the_logits_as_they_were_and_unties_the_head(tied: bool, tmp_path: Path) -> None:
-    config = dataclasses.replace(WIDE, tie_word_embeddings=tied, attention_output_bias=True, qk_norm=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        {"final_norm": False, "layers_without_input_norm": (0,)},
+    ],
+)
+def test_rotation_leaves_the_logits_as_they_were_and_unties_the_head(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = dataclasses.replace(WIDE, attention_output_bias=True, qk_norm=True, **changes)
     checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
     rotated = RotatedCheckpoint(checkpoint)
     assert not rotated.config.tie_word_embeddings
