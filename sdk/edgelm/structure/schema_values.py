@@ -16,39 +16,43 @@ from edgelm.errors import ConfigError
 _DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiveMaximum": True}  # is inwards down?
 _EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
 _LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
-_MOST = 1e308  # llguidance refuses what is no float
+_MOST = 1e308  # beyond it may be no float
+_LAST_NUMBER = 999_999_999_999_999e3  # of those with 15 digits, the largest that llguidance takes for a lone bound
 # Control characters that JSON_STYLE has no escape for: llguidance leaves them out of a text.
 _UNWRITTEN = re.compile("[\0-\x07\x0b\x0e-\x1f\x7f]")
 _SMALLEST_POWER = -22  # of ten: it divides by what is a float no more above 10 ** 22
 
 
 def close_bounds(schema: dict[str, Any]) -> None:
-    """Round bounds inwards that llguidance would round anyhow; exclude the 0 that it sees in (0, 0.5].
+    """Round bounds inwards that llguidance would round anyhow, or cannot count to; exclude the 0 that it sees in
+    (0, 0.5].
 
     Raises:
-        ConfigError: all integers that a bound leaves are beyond those of llguidance.
+        ConfigError: all numbers that a bound leaves are beyond those of llguidance.
     """
-    if _has_integers_alone(schema):
+    has_integers_alone = _has_integers_alone(schema)
+    for keyword, bound in _bounds_beyond(schema):
+        last = "integers are followed up to 64 bits" if has_integers_alone else "numbers are followed up to 18 digits"
+        raise ConfigError(
+            f"The JSON schema cannot be enforced: {keyword} is {reprlib.repr(bound)}, and {last}. Ask for a string of "
+            "digits, or leave it out."
+        )
+    if has_integers_alone:
         for keyword, bound in _large_bounds(schema):
-            last = _inwards(keyword, bound)
-            if _is_beyond(last):
-                raise ConfigError(
-                    f"The JSON schema cannot be enforced: {keyword} is {bound}, and integers are followed up to 64 "
-                    "bits. Ask for a string of digits, or leave it out."
-                )
-            schema[keyword] = int(last)
+            schema[keyword] = int(_inwards(keyword, bound))
         return
     for keyword, down in _DOWN.items():
         limit = schema.get(keyword)
-        if not _is_number(limit) or (isinstance(limit, int) and abs(limit) < 1e9) or not abs(limit) <= _MOST:
+        if not _is_number(limit) or (isinstance(limit, int) and abs(limit) < 1e9) or not abs(limit) < math.inf:
             continue
+        followed = max(-_LAST_NUMBER, min(limit, _LAST_NUMBER))
         rounding = ROUND_FLOOR if down else ROUND_CEILING
-        exact = Decimal(limit if isinstance(limit, int) else repr(float(limit)))
-        if abs(limit) < 1e9:
+        exact = Decimal(followed if isinstance(followed, int) else repr(float(followed)))
+        if abs(followed) < 1e9:
             inner = Context(prec=14, rounding=rounding).plus(exact).quantize(Decimal("1e-12"), rounding)
         else:
             inner = Context(prec=15, rounding=rounding).plus(exact)
-        if inner != exact:
+        if inner != exact or followed != limit:
             schema[keyword] = float(inner)
     least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     if _is_whole(least) and least >= 0:
@@ -80,10 +84,8 @@ def drop_values(schema: dict[str, Any]) -> None:
     for keyword in ("const", "enum"):
         if _unheld(schema.get(keyword)):
             del schema[keyword]
-    if _has_integers_alone(schema):
-        for keyword, bound in _large_bounds(schema):
-            if _is_beyond(_inwards(keyword, bound)):
-                del schema[keyword]
+    for keyword, _ in _bounds_beyond(schema):
+        del schema[keyword]
 
 
 def _has_integers_alone(schema: Mapping[str, Any]) -> bool:
@@ -95,20 +97,26 @@ def _large_bounds(schema: Mapping[str, Any]) -> list[tuple[str, float]]:
     """List the bounds that llguidance may round; below, it counts by itself."""
     bounds = [(keyword, schema.get(keyword)) for keyword in _DOWN]
     return [
-        (keyword, bound) for keyword, bound in bounds if _is_number(bound) and _EVERY_INTEGER <= abs(bound) <= _MOST
+        (keyword, bound) for keyword, bound in bounds if _is_number(bound) and _EVERY_INTEGER <= abs(bound) < math.inf
+    ]
+
+
+def _bounds_beyond(schema: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """List the bounds that leave no number which llguidance counts to."""
+    inwards, last = (_inwards, _LAST_INTEGER) if _has_integers_alone(schema) else (lambda _, bound: bound, _LAST_NUMBER)
+    return [
+        (keyword, bound)
+        for keyword, bound in _large_bounds(schema)
+        if inwards(keyword, bound) * (-1 if _DOWN[keyword] else 1) > last
     ]
 
 
 def _inwards(keyword: str, bound: float) -> float:
     """Return the first float that a bound of integers allows, and llguidance reads."""
-    inner, down = float(bound), _DOWN[keyword]
+    inner, down = float(max(-_MOST, min(bound, _MOST))), _DOWN[keyword]
     if keyword.startswith("exclusive") or (inner > bound if down else inner < bound):
         inner = math.nextafter(inner, -math.inf if down else math.inf)
     return min(inner, _LAST_INTEGER) if down else max(inner, -_LAST_INTEGER)
-
-
-def _is_beyond(inner: float) -> bool:
-    return abs(inner) > _LAST_INTEGER
 
 
 def _unheld(value: Any) -> list[float | str]:

@@ -27,6 +27,9 @@ BITS_64 = {"minimum": -(2**63), "maximum": 2**63 - 1}
         ({"type": "integer", "maximum": -(2**53) - 1, "minimum": -(10**30)}, [-(2**53) - 2], [-(2**53)]),
         ({"type": "number", "minimum": 2**53 + 1, "maximum": 10**16}, [9.5e15], [2**53]),
         ({"type": "number", "maximum": 1234567890.1234567}, [1234567890.0], [1234567890.1235]),
+        ({"type": "number", "minimum": -3.4028234663852886e38, "maximum": 3.4028234663852886e38}, [10**17, -0.5], []),
+        ({"maximum": 1.7976931348623157e308, "exclusiveMinimum": -(10**400)}, ["a", 0.5, -(10**17)], []),
+        ({"type": "integer", "minimum": -(10**400), "exclusiveMaximum": 10**400}, [2**62], [0.5]),
         ({"enum": [10**18, 2**53, 0.5, 1e-7]}, [10**18, 2**53, 0.5], [10**18 + 1]),
     ],
 )  # fmt: skip
@@ -56,6 +59,8 @@ def test_bounds_beyond_what_a_float_counts_are_kept(
         ({"pattern": r"[a]\x{007f}|b"}, r"has '\\\\x\{007f\}', a control"),
         ({"patternProperties": {r"[^a[\x02]][\u000b]": {}}}, r"has '\[\\\\u000b\]', a control"),
         ({"type": "integer", "minimum": 10**19}, "minimum is 10000000000000000000, and integers are followed up to"),
+        ({"type": ["number", "null"], "minimum": 1e20}, r"minimum is 1e\+20, and numbers are followed up to 18"),
+        ({"exclusiveMaximum": -(10**19)}, "exclusiveMaximum is -10000000000000000000, and numbers are"),
         ({"type": "integer", "exclusiveMaximum": -(2**63)}, "exclusiveMaximum is -9223372036854775808, and integers"),
     ],
 )
