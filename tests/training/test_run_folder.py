@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ from edgelm_training.model import Transformer
 from edgelm_training.pretrain import build_recipe, pretrain
 from edgelm_training.runs.recipe import Recipe
 from edgelm_training.runs.run_folder import RunFolder
-from edgelm_training.runs.train_log import Reporter, StepRecord, TrainLog, open_log, read_log
+from edgelm_training.runs.train_log import Reporter, read_log
 from edgelm_training.settings.pretrain_config import PretrainConfig
 
 
@@ -81,6 +80,28 @@ def test_a_link_that_a_kill_left_half_made_does_not_stay(run: Path) -> None:
 
     assert (run / "latest").readlink() == Path("checkpoints/step-00000008")
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+def test_a_run_that_was_copied_with_checkpoints_in_the_place_of_its_links_has_links_again(
+    run: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "copied")
+    assert not (copied / "best").is_symlink()
+
+    with_losses(copied, {10: 0.0}).keep(1)
+
+    for link in ("latest", "best"):
+        assert (copied / link).readlink() == Path("checkpoints/step-00000010")
+
+
+def test_a_folder_of_something_else_in_the_place_of_a_link_is_left_alone(run: Path) -> None:
+    (run / "best").unlink()
+    (run / "best" / "trainer").mkdir(parents=True)
+    (run / "best" / "trainer" / "state.json").write_text("{}")
+
+    RunFolder(run).keep(1)
+
+    assert (run / "best" / "trainer" / "state.json").read_text() == "{}"
 
 
 def test_a_link_is_pointed_at_the_newest_where_no_rename_replaces_a_link_to_a_folder(
@@ -269,20 +290,6 @@ def test_a_run_goes_on_with_a_parameter_that_had_no_gradient_yet(
     assert pretrain({"output": str(tmp_path / "run"), "max_steps": 3}, resume=True).step == 3
 
 
-@pytest.mark.parametrize("name", ["step", "tokens", "validation_loss"])
-def test_a_figure_of_a_recipe_does_not_replace_one_of_the_log(name: str) -> None:
-    record = StepRecord(
-        step=3, max_steps=8, log_every=1, loss=2.5, reported={"z_loss": 0.5, name: 7.0}, learning_rate=0.1,
-        grad_norm=1.0, tokens=64, seconds=1.0, tokens_per_second=64.0, mfu=None, memory_bytes=None, seconds_left=5.0,
-    )  # fmt: skip
-    with pytest.raises(TrainingError, match=rf"reports '{name}', which the log has already"):
-        record.to_json()
-    assert replace(record, reported={"z_loss": 0.5}).to_json() == {
-        "step": 3, "loss": 2.5, "z_loss": 0.5, "learning_rate": 0.1, "grad_norm": 1.0, "tokens": 64, "seconds": 1.0,
-        "tokens_per_second": 64.0, "mfu": None, "memory_bytes": None,
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -440,59 +447,3 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoints(run: Path) -> Non
     assert f"The last good checkpoint is {run / 'checkpoints/step-00000008'}. Make room" in str(caught.value)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
     assert pretrain({"output": str(run)}, resume=True).step == 12
-
-
-def test_a_full_disk_under_the_log_is_an_error() -> None:
-    log = TrainLog(Path("/dev/full"), None)
-    with pytest.raises(TrainingError, match=r"Cannot write /dev/full: .*No space left on device.*--resume"):
-        log.write({"step": 1})
-    log.close()  # what could not be written was said
-
-
-def test_a_log_that_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with (
-        open_log(tmp_path / "log.jsonl", after_step=0, tensorboard=False) as log,
-        pytest.raises(TrainingError, match=r"Cannot write .*log\.jsonl: .*No space left on device.*--resume"),
-    ):
-        log.sync()
-
-
-def test_a_log_is_cut_off_behind_the_step_that_is_gone_on_from(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-
-    with open_log(path, after_step=2, tensorboard=False) as log:
-        log.write({"step": 3, "loss": 1.0})
-
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
-
-
-def test_tensorboard_forgets_the_steps_that_are_trained_anew(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for after_step, written in ((0, {1: 4.0, 2: 3.0, 3: 2.0}), (1, {2: 2.5})):
-        with open_log(tmp_path / "log.jsonl", after_step=after_step, tensorboard=True) as log:
-            for step, loss in written.items():
-                log.write({"step": step, "loss": loss})
-
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 4.0), (2, 2.5)]
-
-
-def test_tensorboard_gets_the_figures_and_the_samples(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with open_log(tmp_path / "log.jsonl", after_step=0, tensorboard=True) as log:
-        log.write({"step": 1, "loss": 2.5})
-        log.write({"step": 1, "prompt": "The sea", "sample": " is blue."})
-        log.sync()
-
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.5)]
-    assert events.Tensors("sample/text_summary")[0].tensor_proto.string_val == [b"The sea is blue."]

@@ -168,11 +168,24 @@ class RunFolder:
         saved, best = self.checkpoints(), self.best()
         for name, target in ((LATEST, saved[-1]), (BEST, best)):
             if target is not None:
+                self._remove_copy(name, saved)
                 self._link(name, target.path)
         for old in saved[:-last]:
             if best is None or old.step != best.step:
                 with contextlib.suppress(PermissionError):  # on Windows while somebody reads it: until the next save
                     atomic.remove_folder(old.path)
+
+    def _remove_copy(self, name: str, saved: list[SavedStep]) -> None:
+        """Delete the copy of a checkpoint that a link became where the run was copied by what follows links (scp -r):
+        no rename puts a link in the place of a folder, which would stay the best or the newest of that day.
+        """
+        folder = self.path / name
+        if folder.is_symlink() or not folder.is_dir():
+            return
+        state = Path(TRAINER_FOLDER, STATE_FILE)
+        with contextlib.suppress(OSError):
+            if (folder / state).read_bytes() in [(one.path / state).read_bytes() for one in saved]:
+                atomic.remove_folder(folder)
 
     def _link(self, name: str, target: Path) -> None:
         staged = self.path / f".{name}"
