@@ -124,7 +124,8 @@ def _check(matrix: FourBitMatrix, present: Mapping[str, tuple[int, ...]]) -> Non
     wanted = {".absmax": blocks, ".quant_map": _LEVELS}
     if matrix.nested is not None:
         wanted |= {".nested_absmax": -(-blocks // matrix.nested[0]), ".nested_quant_map": 256}
-    fits = {"": math.prod(present[name]) == numbers // 2 and numbers % (2 * matrix.block_size) == 0}
+    is_whole = numbers % 2 == 0 and numbers % matrix.block_size == 0
+    fits = {"": math.prod(present[name]) == numbers // 2 and is_whole}
     fits |= {part: present[f"{name}{part}"] == (count,) for part, count in wanted.items()}
     for part, is_fitting in fits.items():
         if not is_fitting:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgelm.errors import CheckpointError
 from edgelm_export.exporter import export_package
+from edgelm_export.packed.bitsandbytes_format import four_bit_matrices
 from edgelm_export.sources import huggingface
 from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_export.sources.package_checkpoint import PackageCheckpoint
@@ -85,6 +86,13 @@ def test_a_matrix_is_read_as_what_it_stands_for(save_llama: Any, tmp_path: Path,
             np.abs(package.tensor(f"{UP}.weight") - wanted[f"{UP}.weight"]).max() / np.abs(wanted[f"{UP}.weight"]).max()
         )
         assert error <= (1e-3 if kind == "int8" else 0.005)
+
+
+def test_a_matrix_may_have_an_odd_number_of_blocks() -> None:
+    tensors, expected = four_bits("x", (3, BLOCK), "nf4", nested=True)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    matrix = four_bit_matrices(shapes, tensors.__getitem__, "here")["x.weight"]
+    np.testing.assert_array_equal(matrix.weight(tensors.__getitem__), expected)
 
 
 @pytest.mark.parametrize(
