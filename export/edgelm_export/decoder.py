@@ -1,4 +1,4 @@
-"""The decoder as an ONNX graph: the twin of training/edgelm_training/model.py, in the same order.
+"""The decoder as an ONNX graph: the twin of edgelm_training/model.py, in the same order.
 
 Shapes: B batch, T query tokens, C capacity of the cache, D hidden, N query heads, K kv heads, H head dim, R its part
 that turns, V vocabulary.

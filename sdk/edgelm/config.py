@@ -69,7 +69,7 @@ def _listed(words: Iterable[str]) -> str:
 class ModelConfig(LayerFeatures):
     """Describe a Transformer by its features: a decoder, and where it has one, the encoder that it looks at.
 
-    `training/edgelm_training/model.py` (PyTorch) and `export/edgelm_export/decoder.py` (ONNX) both read it. Its fields
+    `edgelm_training/model.py` (PyTorch) and `edgelm_export/decoder.py` (ONNX) both read it. Its fields
     are those of ModelFields, and what follows.
 
     encoder: the stack that reads the source text, each token of which sees all others; the decoder then begins with

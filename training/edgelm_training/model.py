@@ -1,7 +1,7 @@
 """The Transformer: a decoder that reads token ids and gives, at every position, the logits of the next token.
 
 `edgelm.config.ModelConfig` describes it; every branch below is one of its fields. The graph that ONNX Runtime runs is
-built by export/edgelm_export/decoder.py from the same fields in the same order, and this file is its oracle: it keeps
+built by edgelm_export/decoder.py from the same fields in the same order, and this file is its oracle: it keeps
 no cache, fuses nothing, and computes the whole prefix for every new token.
 
     ids ─► embeddings ─► block ─► … ─► block ─► norm ─► head ─► logits

@@ -155,7 +155,7 @@ class LayerFeatures(ModelFields):
     @property
     def state_shapes(self) -> tuple[tuple[int, int], tuple[int, int, int]]:
         """The state of a layer that keeps one: what its convolution reads [W, L - 1], and its matrices [N, X, Y]
-        (export/edgelm_export/layers/linear_attention.py).
+        (edgelm_export/layers/linear_attention.py).
         """
         heads, key, value = self.linear_num_value_heads, self.linear_key_head_dim, self.linear_value_head_dim
         return (self.linear_channels, (self.linear_conv_kernel_dim or 1) - 1), (heads or 0, key or 0, value or 0)

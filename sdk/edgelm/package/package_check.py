@@ -18,7 +18,7 @@ from edgelm.package.manifest import Manifest, check_hash, is_plain_name
 from edgelm.text.chat_template import ChatTemplate
 from edgelm.text.tokenizer import Tokenizer
 
-# All keys that edgelm writes (export/edgelm_export/genai_config.py). By others onnxruntime-genai loads libraries and
+# All keys that edgelm writes (edgelm_export/genai_config.py). By others onnxruntime-genai loads libraries and
 # compiled contexts, and writes profiles and models; each provider has some of its own.
 _GENAI_KEYS = {
     "attention_mask", "bos_token_id", "context_length", "decoder", "do_sample", "eos_token_id", "filename",

@@ -26,10 +26,10 @@ from edgelm.files.protobuf_wire import BYTES, FIXED32, message_field, number_fie
 from edgelm.package.graph_parts import FLOAT32, INT64
 from edgelm.package.onnx_walk import GraphWalk
 
-# What the exporter makes one product of (export/edgelm_export/decoder.py), by the product's name.
+# What the exporter makes one product of (edgelm_export/decoder.py), by the product's name.
 FUSED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # Behind the name of a product's input: the same with the sums of its blocks, which are multiplied where a weight has
-# offsets (export/edgelm_export/layers/packed_operators.py).
+# offsets (edgelm_export/layers/packed_operators.py).
 WITH_SUMS = ".with_sums"
 # Of each of the two thin products: any but one, and a power of two, which is exact.
 FACTOR = 0.5

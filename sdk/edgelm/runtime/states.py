@@ -1,6 +1,6 @@
 """States: what layers without keys and values know of a text, which a graph takes and gives.
 
-Shapes: R rows; a layer's states are [R, W, L - 1] and [R, N, X, Y] (export/edgelm_export/layers/linear_attention.py).
+Shapes: R rows; a layer's states are [R, W, L - 1] and [R, N, X, Y] (edgelm_export/layers/linear_attention.py).
 """
 
 from __future__ import annotations
