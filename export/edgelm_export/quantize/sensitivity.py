@@ -33,7 +33,7 @@ _OF_EXPERT = re.compile(r"\.experts\.\d+\..*")
 _ROWS_AT_ONCE = 32
 # What all layers read, of which the embedding may be the head too; and what reads them all.
 _EMBEDDINGS = (EMBEDDING, PER_LAYER_EMBEDDING, "model.per_layer_model_projection.weight", "model.altup_projections.")
-_ENDS = (HEAD, "model.altup_unembed_projections.")
+_ENDS = (HEAD, "model.altup_unembed_projections.", "model.head_dense.")
 
 
 def matrices(config: ModelConfig) -> list[str]:

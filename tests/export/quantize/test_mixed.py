@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from command_line import invoke
 from make_tiny_model import CONFIG, WIDE, make_checkpoint
+from model_features import FEATURES, config_with
 
 import edgelm
 from edgelm.architecture.quantization_recipe import Precision
@@ -150,6 +151,14 @@ def test_sensitivity_is_what_quantizing_each_group_alone_costs(folder: Path) -> 
             pairs = zip(source, reference_logits(checkpoint, sequences), strict=True)
             wanted = float(np.mean([mean_divergence(*pair) for pair in pairs]))
         assert measured[group] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_projection_that_a_head_reads_has_its_cost_too(tmp_path: Path) -> None:
+    config = config_with(FEATURES["a head that reads a norm of a projection"])
+    checkpoint = HuggingFaceCheckpoint(make_checkpoint(tmp_path / "checkpoint", config))
+    groups, scheme = tensor_groups(checkpoint), parse_scheme("int4-block32")
+    measured = measure_sensitivity(checkpoint, groups, dict.fromkeys(groups, scheme), [[5, 6, 7]], lambda *_: None)
+    assert [group for group, cost in measured.items() if cost <= 0] == []
 
 
 def test_divergences_of_groups_add_up_to_that_of_all(folder: Path) -> None:
