@@ -11,6 +11,8 @@ from click.core import ParameterSource
 from edgelm.cli.output import printable
 from edgelm.errors import ConfigError
 
+_REPLACED = (type(click.INT), type(click.FLOAT), click.Choice)  # with IntRange and FloatRange
+
 
 @contextlib.contextmanager
 def wrong_usage(names: Iterable[str] | None = None) -> Iterator[None]:
@@ -39,7 +41,9 @@ def refused(message: str, *names: str) -> click.UsageError:
 
 
 def refuse_given_twice(command: click.Command, name: str, words: Sequence[str], parent: click.Context) -> None:
-    """Refuse two values of an option that takes one, of which click would take the last and say nothing.
+    """Refuse two files, names or texts for an option that takes one, of which click would take the last in silence.
+
+    A second number, or choice, does replace the first, which may be an alias's.
 
     words: what stands behind the command's name.
 
@@ -53,7 +57,7 @@ def refuse_given_twice(command: click.Command, name: str, words: Sequence[str], 
     _, rest, order = command.make_parser(context).parse_args(list(words))
     options = [each for each in order if isinstance(each, click.Option)]
     for option in options:
-        takes_one = not (option.is_flag or option.count or option.multiple)
+        takes_one = not (option.is_flag or option.count or option.multiple or isinstance(option.type, _REPLACED))
         if takes_one and options.count(option) > 1:
             shown = max(option.opts, key=len)
             raise click.UsageError(f"{shown} is given {options.count(option)} times; give it once.", context)

@@ -369,8 +369,8 @@ def test_a_second_value_of_an_option_that_takes_one_is_refused(words, option, co
     assert f"{option} is given 2 times; give it once." in result.stderr
 
 
-def test_a_switch_and_an_option_that_takes_several_may_come_twice():
-    for words in ("chat nowhere --adapter a --adapter b", "run nowhere hi --json --json"):
+def test_a_switch_a_number_and_an_option_that_takes_several_may_come_twice():
+    for words in ("chat nowhere --adapter a --adapter b", "run nowhere hi --json --json --top-k 1 --top-k 2"):
         assert "There is no model 'nowhere'" in invoke(*words.split()).stderr
 
 
