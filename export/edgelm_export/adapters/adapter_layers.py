@@ -21,7 +21,16 @@ from edgelm.package.adapter import MAX_RANK
 from edgelm.package.peft_format import CONFIG_FILE, MERGE_WHERE_TRAINED, does_not_fit, is_base_ours, unknown_order
 from edgelm_export.architectures import ARCHITECTURES
 from edgelm_export.architectures.architecture import Architecture
-from edgelm_export.checkpoints.tensor_map import CANONICAL, EXPERTS, GATHERED, HEAD, Part, TensorLayout, parts_of
+from edgelm_export.checkpoints.tensor_map import (
+    CANONICAL,
+    EXPERTS,
+    GATHERED,
+    HEAD,
+    POSITIONS,
+    Part,
+    TensorLayout,
+    parts_of,
+)
 from edgelm_export.checkpoints.text_part import layers_in_text
 from edgelm_export.reference.weights import Array
 
@@ -195,7 +204,7 @@ def _why_not_beside(layer: str, names: Collection[str], rank: int) -> str | None
     """Say why a layer, which is these projections, takes no adapter beside it; None where it does."""
     if any(EXPERTS in name for name in names):
         return "experts take no adapter beside them"
-    if any(f"{name}.weight" in (HEAD, *GATHERED) for name in names):
+    if any(f"{name}.weight" in (HEAD, POSITIONS, *GATHERED) for name in names):
         return "there is no such projection"
     if any(".altup." in name for name in names):
         return "what predicts and corrects residual streams takes no adapter beside it"

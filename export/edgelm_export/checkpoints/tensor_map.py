@@ -21,6 +21,7 @@ _LAYER = re.compile(r"(?<!_projections)\.(\d+)\.")
 _NUMBERED = re.compile(rf"\.(experts|heads|{_STREAMS})\.(\d+)\.")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
 EXPERTS = ".experts."  # in the names of all that is of one of several experts
 ENCODER_EMBEDDING = "model.encoder.embed_tokens.weight"

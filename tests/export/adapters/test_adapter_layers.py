@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from config_values import model_config
 from exported_adapters import IDS, adapted_by_peft, check_beside_package, our_logits
 from family_models import MODELS, randomize
 from json_files import change_json
@@ -29,6 +30,8 @@ from edgelm.errors import CheckpointError, PackageError
 from edgelm.package.adapter import AdapterManifest
 from edgelm.package.manifest import describe_file
 from edgelm_export.adapters.adapter_exporter import export_adapter
+from edgelm_export.adapters.adapter_layers import layers_of_package
+from edgelm_export.checkpoints.tensor_map import CANONICAL
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.quantize.calibration_text import CalibrationOptions
 from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
@@ -201,6 +204,15 @@ def test_experts_themselves_take_none(save_model: SaveModel, tmp_path: Path) -> 
     adapted.save_pretrained(tmp_path / "peft")
     with pytest.raises(CheckpointError, match=r"has target_parameters = .* merge it where it was trained"):
         export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+
+
+def test_learned_positions_take_none(tmp_path: Path) -> None:
+    """A table, whose rows are looked up: the graph has no product to stand beside."""
+    config = replace(model_config(), position="learned")
+    N, D = config.tensor_shapes()["model.embed_positions.weight"]
+    matrices = {"model.embed_positions": (np.ones((3, D), np.float32), np.ones((N, 3), np.float32))}
+    with pytest.raises(CheckpointError, match="embed_positions: there is no such projection"):
+        layers_of_package(matrices, config, CANONICAL, tmp_path)
 
 
 def test_nor_does_a_file_made_by_hand_put_one_there(save_model: SaveModel, tmp_path: Path) -> None:
