@@ -12,10 +12,10 @@ import pytest
 from tiny_training_runs import settings, stop_at
 
 from edgelm.errors import ConfigError
+from edgelm_training.cli.setting_options import given_settings
 from edgelm_training.pretrain import pretrain
 from edgelm_training.settings.pretrain_config import PretrainConfig
 from edgelm_training.settings.schedule import SCHEDULES, Schedule
-from edgelm_training.settings.setting_options import given_settings
 from edgelm_training.settings.settings import checked_settings, read_settings, setting, to_toml, value_type
 from edgelm_training.settings.train_config import TrainConfig
 

@@ -10,9 +10,9 @@ import click
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli.live_line import loading_torch
 from edgelm_training.cli.run_command import RunCommand
+from edgelm_training.cli.setting_options import given_settings, setting_options, toml_or_folder
 from edgelm_training.cli.train import EXIT_CODES, report_run, run_options
 from edgelm_training.settings.finetune_config import FinetuneConfig
-from edgelm_training.settings.setting_options import given_settings, setting_options, toml_or_folder
 
 EXAMPLES = """
 \b

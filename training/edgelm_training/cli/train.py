@@ -13,9 +13,9 @@ from edgelm.cli.output import print_json
 from edgelm.cli.wrong_usage import wrong_usage
 from edgelm_training.cli.live_line import LiveLine, loading_torch
 from edgelm_training.cli.run_command import RunCommand
+from edgelm_training.cli.setting_options import given_settings, setting_options
 from edgelm_training.runs.launcher import launched_place
 from edgelm_training.settings.pretrain_config import PretrainConfig
-from edgelm_training.settings.setting_options import given_settings, setting_options
 from edgelm_training.settings.settings import SettingError
 
 if TYPE_CHECKING:
