@@ -23,6 +23,7 @@ from edgelm_training.pretrain import build_recipe
 from edgelm_training.runs.train_log import SilentReporter, StepRecord
 from edgelm_training.settings.pretrain_config import PretrainConfig
 from edgelm_training.settings.settings import read_settings, to_toml
+from edgelm_training.trainer import Trainer
 
 RECORD = StepRecord(
     step=10,
@@ -174,6 +175,14 @@ def test_the_settings_file_of_the_help_makes_a_model(tiny_shards: Path, tmp_path
 def test_a_signal_saves_and_leaves(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
     step = assert_a_signal_saves(number, "edgelm_training.pretrain", toml, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == step
+
+
+def test_a_signal_before_the_first_step_is_told(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "restore", lambda _: signal.raise_signal(signal.SIGTERM))
+    result = edgelm(str(toml), "--resume")
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert result.stderr.endswith("Stopped at once, without saving a checkpoint.\n")
+    assert not (tmp_path / "run/latest").exists()
 
 
 def test_the_line_of_a_step_says_where_how_well_and_how_fast() -> None:

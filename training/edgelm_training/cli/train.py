@@ -90,6 +90,10 @@ def report_run(recipe: Callable[..., Outcome], settings: Mapping[str, Any], *, r
         outcome = recipe(settings, resume=resume, reporter=live_line)
     except SettingError as error:
         raise click.UsageError(str(error)) from error
+    except (KeyboardInterrupt, SystemExit):  # before the first step, or Ctrl-C twice: else the run ends in order
+        if live_line is not None:
+            live_line.note("Stopped at once, without saving a checkpoint.")
+        raise
     finally:
         if live_line is not None:
             live_line.close()
