@@ -316,7 +316,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         in_place_of("self_attn.o_proj", "mlp.up_proj"),
         r"up_proj: it is \[64, 32\], the adapter's A and",
     ),
-    "NaN": (with_tensor(torch.full((4, 32), torch.nan)), "q_proj with the adapter in .* has values that torch.float32"),
+    "NaN": (with_tensor(torch.full((4, 32), torch.nan)), "q_proj with the adapter in .* has values that fp32 does not"),
     "two ranks": (of_two_ranks, r"q_proj: it is \[.*\], the adapter's A and B are \[4, 32\] and \[\d+, 3\]"),
     "no matrix": (with_tensor(torch.ones(32)), r"q_proj\.lora_A\.weight is F32 \[32\]; read are matrices with a row"),
     "no rank": (with_tensor(torch.ones(0, 32)), r"q_proj\.lora_A\.weight is F32 \[0, 32\]; read are matrices"),

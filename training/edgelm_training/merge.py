@@ -23,6 +23,7 @@ from edgelm_training.runs.device import TYPES
 from edgelm_training.runs.run_folder import RunFolder
 
 DTYPES = ("same", *TYPES)
+_NAMES = {kind: name for name, kind in TYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,9 @@ def merge_adapter(
     for layer in adapter.matrices:
         if not merged[f"{layer}.weight"].isfinite().all():
             raise CheckpointError(
-                f"{layer} with the adapter in {adapter.folder} has values that {wanted[f'{layer}.weight']} does not "
-                "hold: the adapter is damaged, or its lora_alpha is too large. fp16 holds the least: --dtype fp32."
+                f"{layer} with the adapter in {adapter.folder} has values that "
+                f"{_NAMES[wanted[f'{layer}.weight']]} does not hold: the adapter is damaged, or its lora_alpha is too "
+                "large. fp16 holds the least: --dtype fp32."
             )
     config = replace(config, eos_token_ids=with_end_of_answers(config.eos_token_ids, base))
     save_weights(merged, config, output, text_files_from=base)
