@@ -16,6 +16,9 @@ import torch
 from forked_processes import exit_status, fork
 from safetensors.torch import load_file
 
+from edgelm_training.adaptation.lora import LoraLinear, linear_names, quantize_linear
+from edgelm_training.checkpoints.adapter import read_adapter
+from edgelm_training.model import Transformer
 from edgelm_training.runs.train_log import Reporter, SilentReporter, StepRecord, read_log
 from edgelm_training.trainer import Outcome
 
@@ -159,3 +162,16 @@ def assert_a_signal_saves(number: signal.Signals, module: str, toml: Path, run: 
     assert stdout.startswith(f"Stopped by {number.name} after step {step}. Go on with --resume.")
     assert (run / "latest").resolve().name == f"step-{step:08d}"
     return step
+
+
+def put_adapter_on(model: Transformer, folder: Path) -> None:
+    """Put a saved adapter on the model that it was trained on, as while it learned; a base in 4 bits on its grid."""
+    adapter = read_adapter(folder)
+    for name in linear_names(model) if adapter.base.grid is not None else ():
+        quantize_linear(model, name)
+    for name, (a, b) in adapter.matrices.items():
+        layer = LoraLinear(model.get_submodule(name), len(a), adapter.scales[name])  # type: ignore[arg-type]
+        with torch.no_grad():
+            layer.lora_A.weight.copy_(a)
+            layer.lora_B.weight.copy_(b)
+        model.set_submodule(name, layer)

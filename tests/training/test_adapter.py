@@ -17,7 +17,7 @@ from json_files import change_json, edited_json
 from make_tiny_model import make_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_training_runs import finetune_settings
+from tiny_training_runs import finetune_settings, put_adapter_on
 from transformers import AutoModelForCausalLM
 
 from edgelm.errors import CheckpointError, ConfigError, MissingExtraError
@@ -29,7 +29,7 @@ from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_training.adaptation.lora import LoraConfig as AdapterShape
 from edgelm_training.adaptation.lora import linear_names
 from edgelm_training.adaptation.quantized_linear import on_grid
-from edgelm_training.checkpoints.adapter import Base, load_adapter, read_adapter, write_adapter
+from edgelm_training.checkpoints.adapter import Base, read_adapter, write_adapter
 from edgelm_training.checkpoints.checkpoint import load_checkpoint, read_weights, save_weights
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import adapter_folder, merge_adapter
@@ -52,7 +52,7 @@ def runs(tiny_chat_model: Path, tiny_chats: Path, tmp_path_factory: pytest.TempP
 @torch.no_grad()
 def our_logits(base: Path, adapter: Path) -> torch.Tensor:
     model = load_checkpoint(base).eval()
-    load_adapter(model, read_adapter(adapter))
+    put_adapter_on(model, adapter)
     return model(IDS)
 
 

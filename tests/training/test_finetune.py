@@ -20,6 +20,7 @@ from tiny_training_runs import (
     finetune_settings,
     loss_log,
     losses,
+    put_adapter_on,
     stop_at,
 )
 from torch.nn import functional
@@ -30,7 +31,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ChatTemplateError, CheckpointError, DataError, EdgeLMError, TrainingError
 from edgelm_training.adaptation.lora import LoraConfig as LoraShape
 from edgelm_training.adaptation.lora import add_adapters, linear_names
-from edgelm_training.checkpoints.adapter import load_adapter, read_adapter
+from edgelm_training.checkpoints.adapter import read_adapter
 from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.conversations.chats import load_chats
 from edgelm_training.conversations.preferences import load_preferences
@@ -265,7 +266,7 @@ def test_nothing_is_dropped_where_the_model_is_measured_or_writes(
 
     assert modes == [False, False]
     model = load_checkpoint(tiny_chat_model)
-    load_adapter(model, read_adapter(tmp_path / "measured/latest"))
+    put_adapter_on(model, tmp_path / "measured/latest")
     held_out = ChatRows(
         load_chats([tiny_chats], tiny_chat_model, validation_fraction=0.05)[1], sequence_length=64, seed=0
     )

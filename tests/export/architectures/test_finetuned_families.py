@@ -20,7 +20,7 @@ from family_models import (
 )
 from latent_models import LATENT
 from mamba_models import FALCON_H1, FALCON_H1_MULTIPLIERS, NEMOTRON_H
-from tiny_training_runs import finetune_settings
+from tiny_training_runs import finetune_settings, put_adapter_on
 from transformers import PreTrainedModel
 from unchecked_export import export_unchecked
 
@@ -30,7 +30,6 @@ from edgelm_export.adapters.adapter_exporter import export_adapter
 from edgelm_export.importer import import_checkpoint
 from edgelm_export.sources.sources import open_checkpoint
 from edgelm_training import trainer
-from edgelm_training.checkpoints.adapter import load_adapter, read_adapter
 from edgelm_training.checkpoints.checkpoint import load_checkpoint
 from edgelm_training.finetune import finetune
 from edgelm_training.merge import merge_adapter
@@ -76,7 +75,7 @@ def test_a_family_is_fine_tuned_merged_and_exported(
     model = load_checkpoint(base).eval()
     with torch.no_grad():
         before_TV = model(torch.tensor([ids]))[0].numpy()
-        load_adapter(model, read_adapter(tmp_path / "run/latest"))
+        put_adapter_on(model, tmp_path / "run/latest")
         tuned_TV = model(torch.tensor([ids]))[0].numpy()
     assert np.abs(tuned_TV - before_TV).max() > 0.05
     package = edgelm.load(tmp_path / "package")

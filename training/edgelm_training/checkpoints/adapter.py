@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -32,9 +31,8 @@ from edgelm.package.peft_format import (
     scale_of,
     weights_path,
 )
-from edgelm_training.adaptation.lora import LoraConfig, LoraLinear, linear_names, quantize_linear
+from edgelm_training.adaptation.lora import LoraConfig
 from edgelm_training.adaptation.quantized_linear import GRID_NAME
-from edgelm_training.model import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,27 +121,6 @@ def read_adapter(folder: str | Path) -> Adapter:
         matrices=matrices,
         scales={layer: scale_of(values, layer, len(a), folder) for layer, (a, _) in matrices.items()},
     )
-
-
-def load_adapter(model: Transformer, adapter: Adapter) -> None:
-    """Put an adapter on the model that it was trained on, whose other weights are frozen by that.
-
-    The layers of a base in 4 bits are put on their grid first.
-
-    Raises:
-        CheckpointError: a layer does not exist in the model's blocks, or has another shape.
-    """
-    shapes = {f"{name}.weight": tuple(model.get_parameter(f"{name}.weight").shape) for name in linear_names(model)}
-    check_layers(adapter, shapes)
-    model.requires_grad_(False)
-    for name in linear_names(model) if adapter.base.grid is not None else ():
-        quantize_linear(model, name)
-    for name, (a, b) in adapter.matrices.items():
-        layer = LoraLinear(model.get_submodule(name), len(a), adapter.scales[name])  # type: ignore[arg-type]
-        with torch.no_grad():
-            layer.lora_A.weight.copy_(a)
-            layer.lora_B.weight.copy_(b)
-        model.set_submodule(name, layer)
 
 
 def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
