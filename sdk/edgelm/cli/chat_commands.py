@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgelm.arguments import did_you_mean
 from edgelm.chat_session import ChatSession
 from edgelm.cli.attachment import Attachment
 from edgelm.cli.columns import columns, cut_to, padded
@@ -66,7 +67,10 @@ def run_command(chat: Conversation, text: str) -> None:
     if command is None and name in _ELSEWHERE:
         raise ConfigError(f"There is no command {name}. {_ELSEWHERE[name]}")
     if command is None:
-        raise ConfigError(f"There is no command {name}. /help lists them; a space before / says it to the model.")
+        meant = did_you_mean(name, [*COMMANDS, *ALIASES], most=1)
+        raise ConfigError(
+            f"There is no command {name}.{meant} /help lists them; a space before / says it to the model."
+        )
     if not argument and command.argument and not command.argument.startswith("["):
         raise ConfigError(f"{name} needs {command.argument}.")
     if argument and not command.argument:
@@ -142,7 +146,8 @@ def _set(chat: Conversation, argument: str) -> None:
     if name in _NO_SETTINGS:
         raise ConfigError(f"There is no setting {name!r}. {_NO_SETTINGS[name]}")
     if name and name not in SETTINGS:
-        raise ConfigError(f"There is no setting {name!r}; there are {', '.join(SETTINGS)}.")
+        meant = did_you_mean(name.replace("-", "_"), SETTINGS, most=1)
+        raise ConfigError(f"There is no setting {name!r}.{meant or ' There are ' + ', '.join(SETTINGS) + '.'}")
     if name and not text.strip():
         raise ConfigError(f"/set {name} needs a value; it is {_shown(chat, name)} now.")
     if name:
