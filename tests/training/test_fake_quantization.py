@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from edgelm.architecture.quantization_recipe import Precision, Rule, precision_n
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
+from edgelm.multipliers import Multipliers
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack
 from edgelm_export.sources.package_checkpoint import PackageCheckpoint
@@ -241,9 +243,16 @@ def test_a_recipe_file_says_what_to_train_for(tmp_path: Path) -> None:
     assert quantized_precision(str(tmp_path / "mine.JSON")).schemes == [parse_scheme("int4-block32")]
 
 
-def test_factors_that_the_exporter_folds_in_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"residual_multiplier is 0\.5: the exporter folds it"):
-        schemes_of(dataclasses.replace(CONFIG, residual_multiplier=0.5), precision_named("int4"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"residual_multiplier": 0.5}, r"residual_multiplier is 0\.5: the exporter folds it"),
+        ({"multipliers": Multipliers(mlp_down=0.7)}, "multipliers of its projections: the exporter folds them"),
+    ],
+)
+def test_factors_that_the_exporter_folds_in_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        schemes_of(dataclasses.replace(CONFIG, **changes), precision_named("int4"))
 
 
 def test_experts_are_refused() -> None:

@@ -26,6 +26,7 @@ from edgelm.architecture.block_grid import Array, outermost_grid, searched_grid
 from edgelm.architecture.quantization_recipe import PRECISIONS, QUANTIZED, Precision, integer_scheme_for, read_recipe
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
+from edgelm.multipliers import Multipliers
 from edgelm_training.adaptation.quantized_linear import pieces_in_blocks
 from edgelm_training.model import Transformer
 from edgelm_training.settings.settings import SettingError
@@ -69,6 +70,11 @@ def schemes_of(config: ModelConfig, precision: Precision) -> dict[str, Scheme]:
         raise SettingError(
             f"qat is set, and the model's residual_multiplier is {config.residual_multiplier}: the exporter folds it "
             "into the weights, which leaves them beside the grid that they were trained on. Train without qat."
+        )
+    if config.multipliers != Multipliers():
+        raise SettingError(
+            "qat is set, and the model has multipliers of its projections: the exporter folds them into the weights, "
+            "which leaves those beside the grid that they were trained on. Train without qat."
         )
     if config.num_experts:
         raise SettingError(
