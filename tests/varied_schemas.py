@@ -39,7 +39,7 @@ UNSUPPORTED: tuple[tuple[str, Schema], ...] = (
     ("contains", {"type": "array", "contains": {"const": 1}}),
     ("not", {"not": {"type": "string"}}),
     ("if", {"if": {"type": "string"}, "then": {"minLength": 2}}),
-    ("propertyNames", {"type": "object", "propertyNames": {"maxLength": 3}}),
+    ("propertyNames", {"type": "object", "propertyNames": {"maxLength": 3, "pattern": "a"}}),
     ("dependentRequired", {"type": "object", "dependentRequired": {"a": ["b"]}}),
     ("dependentSchemas", {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}),
     ("unevaluatedProperties", {"type": "object", "unevaluatedProperties": False}),

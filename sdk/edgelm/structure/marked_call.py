@@ -12,7 +12,7 @@ from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call import in_order
 from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
-from edgelm.structure.tagged_values import kinds_of, resolved
+from edgelm.structure.tagged_values import kinds_of, others_of, resolved
 from edgelm.structure.tool_formats import ToolFormat
 
 _KEY = re.compile(r"[^\s,:{}\[\]<>\"']{1,256}")
@@ -110,7 +110,7 @@ class _Writer:
             except ConfigError:
                 if key in required or self.strict:
                     raise
-        more = schema.get("additionalProperties", "properties" not in schema)
+        more = others_of(schema)
         rules = [f'{rule}: "{{" {rule}_first_0 "}}"', *in_order(rule, items, ",")]
         last = len(items)
         if more is False:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from edgelm.errors import ConfigError
 from edgelm.structure.schema_depth import refuse_depth
+from edgelm.structure.schema_names import close_names
 from edgelm.structure.schema_patterns import close_patterns, drop_patterns
 from edgelm.structure.schema_values import close_bounds, drop_values, refuse_values
 
@@ -57,11 +58,12 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
         schema = _close_objects(_loosen(schema))
     _refuse_multiples(schema)
     refuse_depth(schema)
-    return _closed(schema)
+    return _closed(schema, schema)
 
 
-def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    closed = with_parts(schema, _closed)
+def _closed(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    closed = with_parts(schema, lambda part: _closed(part, whole))
+    close_names(closed, schema.get("propertyNames"), whole)
     for close in (
         refuse_values, close_bounds, _close_format, close_patterns, _close_references, _refuse_count, _refuse_optional,
     ):  # fmt: skip

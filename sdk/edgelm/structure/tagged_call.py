@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
-from edgelm.structure.tagged_values import resolve_reference, value_form
+from edgelm.structure.tagged_values import others_of, resolve_reference, value_form
 from edgelm.structure.tool_formats import Tags, ToolFormat
 
 _OF_ALL = {"type", "properties", "required", "additionalProperties", *NOTES}
@@ -66,7 +66,7 @@ class _Writer:
                     raise
                 continue
             arguments.append(argument if is_required else f"{argument}?")
-        more = schema.get("additionalProperties", "properties" not in schema)
+        more = others_of(schema)
         most = schema.get("maxProperties", math.inf) - len(properties)
         if more is not False and most > 0:
             known = f" & ~/{'|'.join(map(regex, properties))}/" if properties else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.structure.python_call_reader import NAME
 from edgelm.structure.reasoning_splitter import first_mark
-from edgelm.structure.tagged_values import ValueForm, value_form
+from edgelm.structure.tagged_values import ValueForm, others_of, value_form
 from edgelm.structure.tool_formats import Tags
 
 _LONGEST_KEY = 1024
@@ -99,7 +99,7 @@ class TaggedCallReader:
         self.arguments += f"{', ' if len(self.arguments) > 1 else ''}{json.dumps(key, ensure_ascii=False)}: "
         parameters = self._tools.get(self._called, {})
         properties = parameters.get("properties")
-        others = parameters.get("additionalProperties")
+        others = others_of(parameters)
         schema = properties.get(key, others) if isinstance(properties, Mapping) else others
         self._form = value_form(schema, parameters)
         self.arguments += '"' if self._form.is_text else ""

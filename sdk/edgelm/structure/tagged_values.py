@@ -134,6 +134,19 @@ def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequen
     return [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)][:1]
 
 
+def others_of(schema: Mapping[str, Any]) -> Any:
+    """Return the schema of properties that a schema does not name, False where there are none: for those that it knows
+    by a pattern too, whose names are left to the model.
+    """
+    more = schema.get("additionalProperties", "properties" not in schema)
+    matched = schema.get("patternProperties")
+    ways = [way for way in matched.values() if way is not False] if isinstance(matched, Mapping) else []
+    if not ways:
+        return more
+    ways += [] if more is False else [more]
+    return ways[0] if len(ways) == 1 else {"anyOf": ways}
+
+
 def parts_of(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the schemas that all hold besides."""
     parts = schema.get("allOf")

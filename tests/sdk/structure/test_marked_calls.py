@@ -116,6 +116,10 @@ TREE: dict[str, Any] = {
         ({"anyOf": [STRING, {"type": "array", "items": {"type": "integer"}}]}, ["'x'", "[1]"], ["['x']", "1"]),
         ({"$ref": "#/$defs/tree"}, ["{n:1}", "{n:1,next:{n:2,next:{n:3}}}"], ["{}", "{next:{n:2}}", "{n:1,n:2}"]),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ["{}", "{x:1,y:2}"], ["{x:'a'}"]),
+        ({"type": "object", "propertyNames": {"pattern": "^x"}, "additionalProperties": {"type": "integer"}},
+         ["{}", "{x:1,xy:2}"], ["{x:'a'}"]),
+        ({"type": "object", "patternProperties": {"^x": STRING, "^y": {"type": "integer"}, "^z": False},
+          "additionalProperties": False}, ["{}", "{x:'a',y:2}"], ["{x:null}"]),
         ({}, ["'x'", "1", "null", "[{x:[true]}]", "{x:'y'}"], ["x"]),
     ],
 )  # fmt: skip

@@ -88,6 +88,44 @@ def test_the_items_of_older_drafts_are_closed_too(tokenizer: Tokenizer) -> None:
         assert accepts(Constraint.json_schema(schema), tokenizer, json.dumps(value)) == is_valid
 
 
+INTEGERS = {"type": "object", "additionalProperties": {"type": "integer"}}
+LISTS = {"type": "object", "additionalProperties": {"type": "array", "items": {}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        (INTEGERS | {"propertyNames": {"type": "string", "description": "any"}}, [{"z": 1}], [{"z": "1"}]),
+        (INTEGERS | {"propertyNames": {"enum": ["a", "b", 1]}, "required": ["b"]}, [{"a": 1, "b": 2}], [{"a": 1}]),
+        (INTEGERS | {"propertyNames": {"const": "a"}, "properties": {"a": {"type": "null"}, "b": True}},
+         [{"a": None}, {}], [{"a": 1}, {"b": 1}, {"c": 1}]),
+        (LISTS | {"propertyNames": {"enum": ["a.b", "c"]}, "properties": {"c": {"type": "null"}, "d": True}},
+         [{"c": None, "a.b": []}], [{"axb": []}, {"a.b": 1}, {"c": []}, {"d": 1}, {"": []}]),
+        (LISTS | {"propertyNames": {"enum": ["c"]}, "properties": {"c": {"type": "null"}}}, [{"c": None}], [{"": []}]),
+        (INTEGERS | {"propertyNames": {"pattern": r"^k\d$"}}, [{"k1": 1, "k2": 2}], [{"k": 1}, {"k1": "1"}]),
+        (INTEGERS | {"propertyNames": {"minLength": 2, "maxLength": 3}}, [{"ab": 1, "äöü": 2}],
+         [{"a": 1}, {"abcd": 1}]),
+        ({"propertyNames": {"$ref": "#/$defs/n"}, "$defs": {"n": {"enum": ["a"]}}}, [{"a": 1}, 5], [{"b": 1}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("strict", [True, False])
+def test_names_of_properties_are_those_that_the_schema_names(
+    tokenizer: Tokenizer, schema: dict[str, Any], valid: list[Any], invalid: list[Any], strict: bool
+) -> None:
+    validator = jsonschema.Draft202012Validator(schema)
+    constraint = Constraint.json_schema(schema, strict=strict)
+    for value in valid + invalid:
+        assert validator.is_valid(value) == accepts(constraint, tokenizer, json.dumps(value, ensure_ascii=False))
+        assert validator.is_valid(value) == (value in valid)
+
+
+def test_copies_for_names_of_properties_do_not_grow_with_their_depth() -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(20):
+        schema = {"additionalProperties": schema, "propertyNames": {"enum": ["a", "b", "c"]}}
+    assert len(Constraint.json_schema(schema).source) < 5_000
+
+
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
 

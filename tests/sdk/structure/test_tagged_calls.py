@@ -95,7 +95,9 @@ def test_the_tools_schema_says_what_is_text(schema: Any, text: str, value: str) 
 
 
 def test_a_parameter_that_the_schema_does_not_name_is_what_it_says_of_others() -> None:
-    for parameters, value in (({}, "5"), ({"additionalProperties": STRING}, '"5"'), ({"properties": {}}, "5")):
+    matched = {"patternProperties": {"^a": STRING}, "additionalProperties": False}
+    others = {"additionalProperties": STRING}
+    for parameters, value in (({}, "5"), (others, '"5"'), ({"properties": {}}, "5"), (matched, '"5"')):
         assert taken("glm", call("glm", a="5"), parameters)[1] == [("f", f'{{"a": {value}}}')]
 
 
@@ -245,6 +247,7 @@ def test_parameters_stand_in_the_schemas_order_and_those_not_named_behind_them(n
         ({"$ref": "#/$defs/all", "$defs": {"all": named}}, {"d": "1", "b": "2"}, True),
         ({"$ref": "#/$defs/all", "$defs": {"all": named}}, {"b": "2"}, False),
         ({"type": "object"}, {"x": "1", "y": "two"}, True),
+        ({"type": "object", "patternProperties": {"^x": STRING}, "additionalProperties": False}, {"x": "two"}, True),
         ({"type": "object", "properties": {}}, {}, True),
         ({"type": "object", "properties": {}}, {"x": "1"}, False),
         ({"type": "object", "properties": {"a<b": number}}, {}, True),  # which cannot be written
