@@ -16,11 +16,11 @@ from torch.nn import functional
 from unchecked_export import export_unchecked
 
 from edgelm.architecture.block_grid import in_blocks, searched_grid
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.architecture.quantization_recipe import Precision, Rule, precision_named
 from edgelm.architecture.quantization_scheme import parse_scheme
 from edgelm.config import ModelConfig
 from edgelm.errors import ConfigError, TrainingError
-from edgelm.multipliers import Multipliers
 from edgelm_export.quantize.grid import quantize_alone
 from edgelm_export.quantize.packed import pack, unpack
 from edgelm_export.sources.package_checkpoint import PackageCheckpoint

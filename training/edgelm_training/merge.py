@@ -85,10 +85,10 @@ def merge_adapter(
     merged = {name: tensor.to(wanted[name]).contiguous() for name, tensor in weights.items()}
     for layer in adapter.matrices:
         if not merged[f"{layer}.weight"].isfinite().all():
+            kind = wanted[f"{layer}.weight"]
             raise CheckpointError(
-                f"{layer} with the adapter in {adapter.folder} has values that "
-                f"{_NAMES[wanted[f'{layer}.weight']]} does not hold: the adapter is damaged, or its lora_alpha is too "
-                "large. fp16 holds the least: --dtype fp32."
+                f"{layer} with the adapter in {adapter.folder} has values that {_NAMES.get(kind, kind)} does not hold: "
+                "the adapter is damaged, or its lora_alpha is too large. fp16 holds the least: --dtype fp32."
             )
     config = replace(config, eos_token_ids=with_end_of_answers(config.eos_token_ids, base))
     save_weights(merged, config, output, text_files_from=base)

@@ -23,10 +23,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from edgelm.architecture.block_grid import Array, outermost_grid, searched_grid
+from edgelm.architecture.multipliers import Multipliers
 from edgelm.architecture.quantization_recipe import PRECISIONS, QUANTIZED, Precision, integer_scheme_for, read_recipe
 from edgelm.architecture.quantization_scheme import Scheme
 from edgelm.config import ModelConfig
-from edgelm.multipliers import Multipliers
 from edgelm_training.adaptation.quantized_linear import pieces_in_blocks
 from edgelm_training.model import Transformer
 from edgelm_training.settings.settings import SettingError
