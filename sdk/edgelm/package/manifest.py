@@ -161,6 +161,8 @@ class Manifest:
         path = folder / FILE_NAME
         try:
             if not has_manifest(folder):
+                if not folder.exists():  # removed, say, while a server had it
+                    raise PackageError(f"There is no package at {folder}: it was removed or moved, or never there.")
                 raise PackageError(
                     f"{folder} is not a model package: it has no {FILE_NAME}. `edgelm export` makes one of a "
                     "checkpoint; a graph that another program wrote can be run, and no more."

@@ -88,6 +88,8 @@ def test_a_whole_package_passes(package: Path) -> None:
 def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"is not a model package: it has no edgelm\.json\. `edgelm export` makes"):
         Manifest.load(tmp_path)
+    with pytest.raises(PackageError, match=r"There is no package at .*removed: it was removed or moved, or never ther"):
+        Manifest.load(tmp_path / "removed")
 
 
 @pytest.mark.usefixtures("no_collection")
