@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("prompt", required=False)
+@click.argument("prompt", nargs=-1)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model how to behave (needs a chat template).")
 @click.option("--to", "target_language", metavar="LANGUAGE", help="Translate to it; `edgelm show` lists them.")
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Print speed and token counts on standard error.")
 def run(
     model: str,
-    prompt: str | None,
+    prompt: tuple[str, ...],
     raw: bool,
     system: str | None,
     target_language: str | None,
@@ -56,9 +56,10 @@ def run(
 ) -> None:
     """Answer one prompt on standard output.
 
-    MODEL is a name from the library or a folder. What is piped in follows PROMPT, or is the prompt. Only the answer
-    goes to standard output; what a model thinks before it, to standard error where that is a terminal. Without options
-    for it, words are chosen as the model's author recommends; where nothing is recommended, always the likeliest one.
+    MODEL is a name from the library or a folder. PROMPT may be several words without quotes. What is piped in follows
+    it, or is the prompt. Only the answer goes to standard output; what a model thinks before it, to standard error
+    where that is a terminal. Without options for it, words are chosen as the model's author recommends; where nothing
+    is recommended, always the likeliest one.
 
     \b
     Examples:
@@ -71,7 +72,7 @@ def run(
       edgelm run package/ --choice yes --choice no "Is the sea blue?"
       edgelm run nllb/ --from eng_Latn --to fra_Latn "The sea is blue."
     """
-    text = _whole_prompt(model, prompt)
+    text = _whole_prompt(model, " ".join(prompt))
     with status(f"Loading {model}"):
         # Imported here, so that --help needs neither numpy nor ONNX Runtime.
         from edgelm.decoding.answer import join
@@ -117,9 +118,9 @@ def _values(completion: Completion) -> dict[str, object]:
     }
 
 
-def _whole_prompt(model: str, prompt: str | None) -> str:
+def _whole_prompt(model: str, prompt: str) -> str:
     piped = "" if is_terminal(sys.stdin) else "".join(piped_lines()).strip("\n")
-    parts = [part for part in (clean_text(prompt or ""), piped) if part.strip()]
+    parts = [part for part in (clean_text(prompt), piped) if part.strip()]
     if not parts:
         from edgelm.library.library import Library
 

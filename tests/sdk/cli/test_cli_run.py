@@ -81,6 +81,7 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
     run(TINY, "Summarize:", stdin="line one\nline two\n")
     run(TINY, stdin="the prompt\n")
     run(TINY, "the prompt", stdin="\n")
+    run(TINY, "why", "is", "it", "blue")
     run(TINY, stdin=b"caf\xc3\xa9 \xff")
     run(TINY, stdin="\n    return x \n\n")
     run(TINY, stdin=b"\xef\xbb\xbfwritten by Notepad")
@@ -88,6 +89,7 @@ def test_what_is_piped_in_follows_the_prompt_or_is_the_prompt(says_sea):
         "Summarize:\n\nline one\nline two",
         "the prompt",
         "the prompt",
+        "why is it blue",
         "café �",
         "    return x ",
         "written by Notepad",
