@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -251,3 +253,23 @@ def test_a_terminal_gets_one_line_that_changes(
     shown = capsys.readouterr().err
     assert shown.startswith("\r\x1b[Kstep 10/2000 · loss")
     assert shown.endswith("\r\x1b[Kstep 10: a[31m⏎b\n\r\x1b[K")
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_run_goes_on_where_its_terminal_is_gone(on_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            tried.append(True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tried: list[bool] = []
+    monkeypatch.setattr("edgelm_training.cli.live_line.can_redraw", lambda _: on_terminal)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    line = LiveLine()
+
+    line.working("Reading the data")
+    line.step(replace(RECORD, step=1))
+    line.note("step 1: validation loss 2.5")
+    line.close()
+
+    assert tried

@@ -17,11 +17,16 @@ _SECONDS_BETWEEN = 0.1
 
 
 class LiveLine:
-    """Show each step on a terminal, and each N-th elsewhere (`log_every`); notes stay."""
+    """Show each step on a terminal, and each N-th elsewhere (`log_every`); notes stay.
+
+    Where nobody can read it any more (the terminal was closed behind a run in the background), nothing is shown, and
+    the run goes on: its log has it all.
+    """
 
     def __init__(self) -> None:
         self._redraws = can_redraw(sys.stderr)
         self._shown_at = 0.0
+        self._where_read = contextlib.suppress(OSError)
 
     def step(self, record: StepRecord) -> None:
         """Show a step: where the run is, how well and how fast it goes, and how long it still takes."""
@@ -31,25 +36,30 @@ class LiveLine:
             if last or now - self._shown_at >= _SECONDS_BETWEEN:
                 self._shown_at = now
                 width = columns_of_stderr() - 1
-                redraw_line(step_line(record)[:width] + ("\n" if last else ""))
+                with self._where_read:
+                    redraw_line(step_line(record)[:width] + ("\n" if last else ""))
         elif last or record.step == 1 or record.step % record.log_every == 0:
-            click.echo(step_line(record), err=True)
+            with self._where_read:
+                click.echo(step_line(record), err=True)
 
     def working(self, text: str) -> None:
         """Say on a terminal what is being computed, until there is the line of a step: one may take minutes."""
         if self._redraws and not self._shown_at:
-            redraw_line(f"{text} …")
+            with self._where_read:
+                redraw_line(f"{text} …")
 
     def note(self, text: str) -> None:
         """Show a line that stays above the changing one."""
-        if self._redraws:
-            redraw_line()
-        click.echo(one_line(text), err=True)
+        with self._where_read:
+            if self._redraws:
+                redraw_line()
+            click.echo(one_line(text), err=True)
 
     def close(self) -> None:
         """Leave the cursor below what was shown."""
         if self._redraws:
-            redraw_line()
+            with self._where_read:
+                redraw_line()
 
 
 @contextlib.contextmanager
