@@ -45,7 +45,8 @@ A settings file has the flags' names with _ for -, and a table for the model:
 
 EXIT_CODES = """
 \b
-Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped after saving a checkpoint.
+Exit codes: 0 done, 1 an error, 2 wrong usage; 130 (Ctrl-C) and 143 (SIGTERM): stopped, with a checkpoint unless it says
+that none was saved.
 """
 
 
