@@ -15,7 +15,7 @@ from edgelm.completion import Chunk, ToolCallDelta
 from edgelm.server.schema import TEXT, choice, need, record
 from edgelm.structure.reasoning import Parser
 from edgelm.structure.regular_grammar import pattern_of
-from edgelm.structure.schema_patterns import refuse_rusts_sets
+from edgelm.structure.schema_patterns import in_all_scripts, refuse_rusts_sets
 
 _GRAMMAR = {"syntax": choice("lark", "regex"), "definition": TEXT}
 # Of Chat Completions, and of Responses, where a grammar's fields stand beside the type.
@@ -59,7 +59,7 @@ def as_function(tool: Mapping[str, Any], place: str) -> Mapping[str, Any]:
             schema["description"] = f"A text of this grammar:\n{pattern}"  # which says more to a model than the pattern
             pattern = pattern_of(pattern)
         refuse_rusts_sets(pattern)
-        schema["pattern"] = f"^(?:{pattern})$"
+        schema["pattern"] = f"^(?:{in_all_scripts(pattern)})$"
     parameters = {"type": "object", "properties": {_INPUT: schema}, "required": [_INPUT], "additionalProperties": False}
     told = {name: custom[name] for name in ("name", "description") if custom.get(name) is not None}
     return {"type": "function", "function": {**told, "parameters": parameters, "strict": "pattern" in schema}}

@@ -29,6 +29,8 @@ _ITEM = rf"{POSIX_CLASS}|\\(?:x\w\w|u\w{{4}}|U\w{{8}}|[xuUpP]\{{[^}}]{{1,64}}\}}
 _RANGES = re.compile(rf"({_ITEM})(?:-({_ITEM}))?", re.DOTALL)
 _RUSTS = re.compile(rf"{POSIX_CLASS}|\\.|(\[|&&|--|~~)", re.DOTALL)
 _MAY_HAVE_NULL = re.compile(r"\\[xuUpPDWS]|[\0-\x1f]|\[:")
+# What Rust's patterns and Python's mean by a digit and by what words are made of; in JSON Schema's they are ASCII.
+_CLASSES = {"d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}"}
 _ALL_BUT_NULL = r"[\x01-\x{10ffff}&&"
 
 
@@ -72,6 +74,25 @@ def refuse_rusts_sets(pattern: str) -> None:
                 f"The pattern {reprlib.repr(pattern)} has {found!r} inside of a set: sets and operators there cannot "
                 "be enforced in a call. Write out the characters that are meant, with a backslash before one of those."
             )
+
+
+def in_all_scripts(pattern: str) -> str:
+    r"""Write out what \d, \D, \w and \W mean in a pattern of Rust, for a JSON schema, whose own know ASCII alone. A \W
+    in a set stays.
+    """
+    return _PARTS.sub(_in_all_scripts, pattern)
+
+
+def _in_all_scripts(part: re.Match[str]) -> str:
+    if part["end"]:
+        return f"[{part['negated']}{re.sub(_ITEM, _spelled, part['inside'])}]"
+    if part[0] in (r"\D", r"\W"):
+        return f"[^{_CLASSES[part[0][1].lower()]}]"
+    return f"[{_CLASSES[part[0][1]]}]" if part[0] in (r"\d", r"\w") else part[0]
+
+
+def _spelled(item: re.Match[str]) -> str:
+    return r"\P{Nd}" if item[0] == r"\D" else _CLASSES.get(item[0][1:], item[0]) if item[0][0] == "\\" else item[0]
 
 
 def _closed(pattern: str) -> str:
