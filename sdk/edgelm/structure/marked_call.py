@@ -11,8 +11,8 @@ from typing import Any
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call import in_order
-from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
-from edgelm.structure.tagged_values import kinds_of, others_of, resolved
+from edgelm.structure.raw_text import RawText, regex, unenforceable
+from edgelm.structure.tagged_values import NOTES, kinds_in_both, kinds_of, others_of, resolved, said_twice, values_of
 from edgelm.structure.tool_formats import ToolFormat
 
 _KEY = re.compile(r"[^\s,:{}\[\]<>\"']{1,256}")
@@ -67,11 +67,15 @@ class _Writer:
         for key in ("anyOf", "oneOf"):
             if isinstance(schema.get(key), list):
                 rest = {name: value for name, value in schema.items() if name != key}
-                for part in schema[key]:
-                    yield self.value({**rest, **resolved(part, self.parameters)})
+                for part in (resolved(part, self.parameters) for part in schema[key]):
+                    kinds, twice = kinds_in_both(rest, part), said_twice(rest, part)
+                    if self.strict and twice:
+                        raise unenforceable(self.name, f"{twice[0]!r} stands beside {key!r} and in it")
+                    if kinds != []:
+                        yield self.value({**rest, **part} | ({} if kinds is None else {"type": kinds}))
                 return
         if "const" in schema or isinstance(schema.get("enum"), list):
-            yield from map(self._written, [schema["const"]] if "const" in schema else schema["enum"])
+            yield from map(self._written, values_of(schema))
             return
         for kind in kinds_of(schema, self.parameters) or ("string", "number", "boolean", "null", "array", "object"):
             name = f"{rule}_{kind}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.structure.constraint import lark_string
 from edgelm.structure.python_call_reader import NAME
-from edgelm.structure.raw_text import NOTES
+from edgelm.structure.tagged_values import NOTES
 
 _SHARED = ("$defs", "definitions")
 # What a schema may say beside its properties where they are written one by one: nothing that holds for all of them.

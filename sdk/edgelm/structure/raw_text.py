@@ -15,10 +15,6 @@ from edgelm.structure.schema_gaps import takes
 from edgelm.structure.schema_patterns import POSIX_CLASS
 from edgelm.structure.tagged_values import parts_of
 
-# What a schema says that forbids no value.
-NOTES = {
-    "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "x-guidance",
-}  # fmt: skip
 _UNENFORCED = ("format", "not", "if")
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"

@@ -11,8 +11,8 @@ from typing import Any
 
 from edgelm.errors import ConfigError
 from edgelm.structure.constraint import lark_string
-from edgelm.structure.raw_text import NOTES, RawText, regex, unenforceable
-from edgelm.structure.tagged_values import others_of, resolve_reference, value_form
+from edgelm.structure.raw_text import RawText, regex, unenforceable
+from edgelm.structure.tagged_values import NOTES, others_of, resolve_reference, value_form
 from edgelm.structure.tool_formats import Tags, ToolFormat
 
 _OF_ALL = {"type", "properties", "required", "additionalProperties", *NOTES}

@@ -11,6 +11,10 @@ from typing import Any
 from edgelm.structure.python_call_reader import read_literal
 from edgelm.structure.schema_depth import target_of
 
+# What a schema says that forbids no value.
+NOTES = {
+    "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "x-guidance",
+}  # fmt: skip
 _KINDS = {dict: "object", list: "array", str: "string", int: "integer", float: "number", bool: "boolean"}
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
@@ -18,6 +22,7 @@ _KEYWORDS = {
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
 }
+_OF_NAMES = {"properties", "additionalProperties", "patternProperties"}  # each of which says what the others mean
 _UNLIKE_TEXT = ("array", "object", "null")
 _DEEPEST = 16  # of references to references
 _MOST_BRANCHES = 256  # of all that a schema may be
@@ -79,9 +84,10 @@ def value_form(schema: object, parameters: Mapping[str, Any]) -> ValueForm:
         branches = next((key for key in ("anyOf", "oneOf") if isinstance(part.get(key), list)), None)
         if branches is not None:
             rest = {name: value for name, value in part.items() if name != branches}
-            waiting = [{**rest, **resolved(branch, parameters)} for branch in part[branches]] + waiting
+            joined = (with_branch(rest, resolved(branch, parameters)) for branch in part[branches])
+            waiting = [branch for branch in joined if branch is not None] + waiting
         elif "const" in part or isinstance(part.get("enum"), list):
-            values = [part["const"]] if "const" in part else part["enum"]
+            values = values_of(part)
             words = [value for value in values if isinstance(value, str)]
             texts += [{"enum": words}] if words else []
             others += [(_kind(value), {"const": value}) for value in values if not isinstance(value, str)]
@@ -93,7 +99,7 @@ def value_form(schema: object, parameters: Mapping[str, Any]) -> ValueForm:
                 return ValueForm()
         if steps > _MOST_BRANCHES:
             return ValueForm()
-    form = ValueForm(texts, others)
+    form = ValueForm(texts if texts or others else [{"enum": []}], others)  # without any, it would be anything
     return ValueForm(texts, [other for other in others if other[0] in _UNLIKE_TEXT]) if form.has_open_text else form
 
 
@@ -123,6 +129,48 @@ def resolved(schema: object, parameters: Mapping[str, Any]) -> Mapping[str, Any]
     return schema
 
 
+def with_branch(schema: Mapping[str, Any], branch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a value is that fits a schema and a branch of its `anyOf`; None: no value does."""
+    kinds = kinds_in_both(schema, branch)
+    if kinds == []:
+        return None
+    both = {**schema, **branch} | ({} if kinds is None else {"type": kinds})
+    if not said_twice(schema, branch):
+        return both
+    notes = {key: value for key, value in both.items() if key in NOTES or key == "type"}
+    said = [{key: value for key, value in part.items() if key not in ("allOf", "type")} for part in (schema, branch)]
+    return {**notes, "allOf": [*said, *parts_of(schema), *parts_of(branch)]}
+
+
+def said_twice(schema: Mapping[str, Any], branch: Mapping[str, Any]) -> list[str]:
+    """List the keywords that two schemas both have, one of them otherwise, besides those that name types or values."""
+    own, other = ({*part} | (_OF_NAMES if _OF_NAMES & part.keys() else set()) for part in (schema, branch))
+    shared = sorted((own & other & (schema.keys() | branch.keys())) - NOTES - {"type", "enum", "const"})
+    return [key for key in shared if schema.get(key) != branch.get(key)]
+
+
+def kinds_in_both(schema: Mapping[str, Any], branch: Mapping[str, Any]) -> list[str] | None:
+    """Return the kinds of values that two schemas both name; None: one of them names none."""
+    if "type" not in schema or "type" not in branch:
+        return None
+    first, second = ([part["type"]] if isinstance(part["type"], str) else part["type"] for part in (schema, branch))
+    if not (isinstance(first, list) and isinstance(second, list)):
+        return None
+    return [kind for kind in first if kind in second or (kind == "integer" and "number" in second)] + [
+        "integer" for kind in second if kind == "integer" and "number" in first and "integer" not in first
+    ]
+
+
+def values_of(schema: Mapping[str, Any]) -> list[Any]:
+    """Return the values that a schema lists, as far as they are of its types."""
+    values = [schema["const"]] if "const" in schema else schema["enum"]
+    types = schema.get("type")
+    kinds = [types] if isinstance(types, str) else types
+    if not isinstance(kinds, list):
+        return list(values)
+    return [value for value in values if not {_kind(value), *_kinds_of_number(value)}.isdisjoint(kinds)]
+
+
 def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequence[str]:
     """Return the kinds of values that a schema names; none: it says nothing."""
     parts = [schema, *(resolved(part, parameters) for part in parts_of(schema))]
@@ -131,7 +179,8 @@ def kinds_of(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Sequen
         named = [types[0]] if isinstance(types[0], str) else types[0]
         is_known = isinstance(named, list) and all(kind == "null" or kind in _KINDS.values() for kind in named)
         return named if is_known else ()
-    return [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(schema)][:1]
+    said = {key for part in parts for key in part}
+    return [kind for kind, keywords in _KEYWORDS.items() if not keywords.isdisjoint(said)][:1]
 
 
 def others_of(schema: Mapping[str, Any]) -> Any:
@@ -155,6 +204,11 @@ def parts_of(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _kind(value: object) -> str:
     return _KINDS.get(type(value), "null")
+
+
+def _kinds_of_number(value: object) -> tuple[str, ...]:
+    is_whole = isinstance(value, float) and value.is_integer()
+    return ("integer", "number") if is_whole else ("number",) if _kind(value) == "integer" else ()
 
 
 def _json_of(text: str) -> str | None:

@@ -114,6 +114,8 @@ TREE: dict[str, Any] = {
         ({"type": "array", "maxItems": 0}, ["[]"], ["[1]"]),
         ({"type": "array", "maxItems": 1}, ["[]", "[{}]"], ["[1,2]"]),
         ({"anyOf": [STRING, {"type": "array", "items": {"type": "integer"}}]}, ["'x'", "[1]"], ["['x']", "1"]),
+        ({"type": ["string", "number"], "enum": ["a", None, 5, 2.5]}, ["'a'", "5", "2.5"], ["null"]),
+        ({"type": ["null", "integer"], "anyOf": [STRING, {"type": "number"}]}, ["1"], ["1.5", "'x'", "null"]),
         ({"$ref": "#/$defs/tree"}, ["{n:1}", "{n:1,next:{n:2,next:{n:3}}}"], ["{}", "{next:{n:2}}", "{n:1,n:2}"]),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ["{}", "{x:1,y:2}"], ["{x:'a'}"]),
         ({"type": "object", "propertyNames": {"pattern": "^x"}, "additionalProperties": {"type": "integer"}},
@@ -156,6 +158,7 @@ def test_properties_stand_in_the_order_of_their_names_and_those_not_named_behind
         ({"properties": []}, False, "properties is a mapping, and required a list"),
         ({"properties": {"a:b": {}}, "required": ["a:b"]}, False, "the name 'a:b' cannot stand before a colon"),
         ({"properties": {"a": {"enum": []}}, "required": ["a"]}, False, "no value of a property can be written"),
+        ({"properties": {"a": {"minLength": 2, "anyOf": [{"minLength": 1}]}}}, True, "'minLength' stands beside"),
         ({"properties": {"a": {"enum": []}}}, True, "no value of a property can be written"),
         (
             {"properties": {}, "minProperties": 1},

@@ -178,6 +178,12 @@ def test_a_call_that_does_not_end_has_what_came_of_it(end: str, arguments: str) 
     assert taken("qwen3-coder", text, {"properties": {"a": STRING}}) == ("", [("f", arguments)], "stop")
 
 
+ONE_OF_TWO = {
+    "type": "object", "properties": {"k": {"type": "integer"}}, "required": ["k"],
+    "anyOf": [{"required": ["x"]}, {"required": ["y"]}],
+}  # fmt: skip
+
+
 def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = False) -> bool:
     """Say whether a model that must call may write this, and nothing after it."""
     tool = {"name": "f", "parameters": schema, "strict": strict}
@@ -221,6 +227,10 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
         ({"type": "array", "items": {"$ref": "#/$defs/day"}}, ['["mon"]'], ['["tue"]', "[mon]"]),
         ({"$ref": "#/$defs/day"}, ["mon"], ["tue", '"mon"']),
         ({"type": "array", "items": {"$ref": "#/properties/a"}, "maxItems": 1}, ["[[]]", "[[[]]]"], ["[1]"]),
+        ({"type": ["string", "number"], "enum": ["a", None, 5, 2.5]}, ["a", "5", "2.5"], ["null"]),
+        ({"type": ["null", "integer"], "anyOf": [STRING, {"type": "number"}]}, ["1"], ["1.5", "x", "null"]),
+        ({"type": "string", "minLength": 2, "anyOf": [{"maxLength": 3}, {"minLength": 1}]}, ["ab", "abcd"], ["a"]),
+        (ONE_OF_TWO, ['{"k": 1, "x": 1}', '{"k": 1, "y": 2}'], ['{"x": 1}', '{"k": 1}']),
         ({}, ["5", "x", "[1"], []),
     ],
 )  # fmt: skip
@@ -280,6 +290,10 @@ def test_no_text_holds_what_would_end_it() -> None:
         ({"properties": {"a>b": {}}, "required": ["a>b"]}, "the name 'a>b' cannot stand between tags"),
         (
             {"properties": {"a": {"enum": ["</parameter>"]}}, "required": ["a"]},
+            "no value of a parameter can stand between tags",
+        ),
+        (
+            {"properties": {"a": {"type": "null", "enum": ["x"]}}, "required": ["a"]},
             "no value of a parameter can stand between tags",
         ),
         (
