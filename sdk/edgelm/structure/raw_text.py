@@ -31,6 +31,9 @@ _FORMATS = {
     "uri": r"[A-Za-z][A-Za-z0-9+.-]*:(?:[A-Za-z0-9._~:?#@!$&'()*+,;=\/-]|%[0-9A-Fa-f]{2})+",
 }
 _SPELLED = {"/": r"\/", "\n": r"\n"}  # between slashes
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+# As JSON Schema's patterns have them; Rust's are of all scripts.
+_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
 _LONGEST_PATTERN = 4000
 _MOST_COUNTED = 2000  # characters of a length that can be followed beside a pattern
 
@@ -136,7 +139,9 @@ class RawText:
         if not isinstance(pattern, str):
             return []
         if len(pattern) <= _LONGEST_PATTERN and counted <= _MOST_COUNTED:
-            match = "|".join(map(_whole, _alternatives(pattern)))
+            match = _ESCAPE.sub(
+                lambda found: _ASCII.get(found[0], found[0]), "|".join(map(_whole, _alternatives(pattern)))
+            )
             if takes(lambda matcher: str(matcher.grammar_from_lark(f"start: TEXT\nTEXT: /{match}/"))):
                 return [match]
         if self.strict:

@@ -203,6 +203,8 @@ def may_write(name: str, schema: dict[str, Any], text: str, *, strict: bool = Fa
         ({"type": "string", "pattern": "a|(b|c)d|\\\\$"}, ["xay", "cd", "x\\"], ["c", "x\\x", "b|c"]),
         ({"type": "string", "pattern": "^[[:digit:]|]{2}$|b"}, ["1|", "||", "abc"], ["1", "a|", "(s"]),
         ({"type": "string", "pattern": "^[[:alpha:](]x$|^y$"}, ["ax", "(x", "y"], ["axx", "yy"]),
+        ({"type": "string", "pattern": r"^\d[\w.]\D[^\d]\W$"}, ["1a-é!", "1.é!é"], ["٣a-é!", "1é-é!", "1a1é!"]),
+        ({"type": "string", "pattern": r"^[\w-.]+@[\d-x]$"}, ["a-b.c@-", "_@9"], ["é@9", "a,@9", "a@1-"]),
         ({"type": "string", "format": "date"}, ["2024-02-29"], ["2023-02-29", "x"]),
         ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, ["ba", "a"], ["b"]),  # the first alone
         ({"type": "string", "format": "uri", "maxLength": 50_000}, ["a:b"], ["a"]),
