@@ -137,8 +137,7 @@ def stream(server: EdgelmServer, ask: Ask) -> tuple[int, str, str | None, int]:
         connection.request("POST", ask.path, json.dumps(ask.body).encode())
         response = connection.getresponse()
         if response.status != 200:
-            response.read()
-            return response.status, "", None, 0
+            return response.status, response.read().decode(), None, 0
         text, reason, tokens, done = [], None, 0, False
         for line in response:
             if not line.startswith(b"data: "):
@@ -332,6 +331,7 @@ def main() -> None:
         print(f"\n{len(asked)} different requests: {kinds[CHAT]} chats, {kinds[TEXT]} texts.", flush=True)
         code = server.stop()
     if figures.differences:
+        sys.stderr.writelines(server.log)
         sys.exit(f"{len(figures.differences)} answers differ, the first: {figures.differences[0]}")
     if leaks(figures):
         sys.exit(f"Something is left: {'; '.join(leaks(figures))}.")

@@ -21,7 +21,6 @@ import edgelm
 from edgelm import ChatSession, GenerationConfig, LanguageModel, SavedSessions, saved_session
 from edgelm.cli.cache import complete_session, rm
 from edgelm.cli.chat_commands import suggestions
-from edgelm.cli.output import megabytes
 from edgelm.memory.kv_cache import KVCache
 from edgelm.memory.prefix_cache import PrefixCache
 from edgelm.memory.saved_cache import SavedCache
@@ -340,7 +339,8 @@ def test_a_folder_that_cannot_be_read_says_so(
     session: ChatSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., object]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(edgelm.ConfigError, match=r"cannot be read: .* Sessions are kept in EDGELM_HOME"):
+    way_out = r"cannot be read: .* Sessions are kept in EDGELM_HOME|is not written: .* Choose another folder\."
+    with pytest.raises(edgelm.ConfigError, match=way_out):
         use(SavedSessions("x" * 300), session)
     assert list(tmp_path.iterdir()) == []
 
@@ -413,46 +413,6 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert all(re.fullmatch(r"[\d-]{10}T[\d:.]+[+-]\d\d:\d\d", row["saved"]) for row in listed.values())
     assert listed["holidays"]["messages"] == 2
     assert offered("hol") == ["holidays"]
-
-
-def test_clear_frees_the_room_and_keeps_the_conversations(
-    session: ChatSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved, sessions = SavedSessions(), SavedSessions.sessions
-    saved.save("one", session)
-    saved.save("two", session)
-    size = saved.describe("one").cache_size
-    result = invoke("cache", "clear", "one", "one")
-    assert (result.exit_code, result.stderr) == (0, f"Freed {megabytes(size)}.\n")
-    assert {one.name: bool(one.cache_size) for one in saved.sessions()} == {"one": False, "two": True}
-    assert invoke("cache", "clear").exit_code == 0
-    assert not any(one.cache_size for one in saved.sessions())
-    assert saved.load("one", session.model).messages == session.messages
-    assert "There is no saved session 'three'" in invoke("cache", "clear", "three").stderr
-    # Another process removes one meanwhile.
-    monkeypatch.setattr(SavedSessions, "sessions", lambda self: [sessions(self), saved.remove("two")][0])
-    assert invoke("cache", "clear").exit_code == 0
-
-
-def test_rm_deletes_sessions_once_somebody_agreed(session: ChatSession) -> None:
-    SavedSessions().save("one", session)
-    refused = invoke("cache", "rm", "one")
-    assert refused.exit_code == 2
-    assert "add --yes to delete without asking" in refused.stderr
-    missing = invoke("cache", "rm", "one", "two", "--yes")
-    assert (missing.exit_code, missing.stderr) == (1, "error: There is no saved session 'two'. Saved: one.\n")
-    result = invoke("cache", "rm", "one", "one", "--yes")
-    assert (result.exit_code, result.stderr) == (0, "Deleted one.\n")
-    assert SavedSessions().sessions() == []
-
-
-@pytest.mark.parametrize(("answer", "left"), [("n\n", ["one"]), ("y\n", [])])
-def test_rm_asks_on_a_terminal(session: ChatSession, monkeypatch: pytest.MonkeyPatch, answer: str, left: list) -> None:
-    SavedSessions().save("one", session, with_cache=False)
-    monkeypatch.setattr("edgelm.cli.output.is_terminal", lambda _: True)
-    result = invoke("cache", "rm", "one", stdin=answer)
-    assert "Delete one for good? [y/N]" in result.stderr
-    assert [saved.name for saved in SavedSessions().sessions()] == left
 
 
 def test_without_its_cache_a_session_is_small_and_goes_on(session: ChatSession, tmp_path: Path) -> None:
