@@ -189,7 +189,7 @@ def test_an_interrupt_while_the_command_starts_says_nothing(module):
 def test_the_command_is_a_module_too():
     result = subprocess.run([sys.executable, "-m", "edgelm", "run"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith("Usage: python -m edgelm run [OPTIONS] MODEL [PROMPT]\n")
+    assert result.stderr.startswith("Usage: python -m edgelm run [OPTIONS] MODEL [PROMPT]...\n")
 
 
 def test_an_error_that_is_no_interrupt_keeps_its_traceback():

@@ -152,7 +152,7 @@ def test_an_onnx_runtime_without_an_operator_is_too_old(package: Path, monkeypat
     imports = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
     (package / "model.onnx").write_bytes(onnx.helper.make_model(graph, opset_imports=imports).SerializeToString())
     monkeypatch.setitem(OPERATORS, "com.microsoft", {*OPERATORS["com.microsoft"], "OfTomorrow"})
-    with pytest.raises(ProviderError, match=r'is too old for .*model\.onnx.* pip install --upgrade "edgelm\[cpu\]"'):
+    with pytest.raises(ProviderError, match=r'is too old for .*model\.onnx.*`pip install --upgrade "edgelm\[cpu\]"`'):
         DecoderSession(package, ModelConfig.load(package))
 
 
