@@ -329,7 +329,7 @@ def test_who_reads_an_earlier_place_stays_there_when_the_answer_ends(open_page: 
         page = open_page(server, viewport={"width": 800, "height": 360})
         expect(page.locator("#model option")).to_have_count(1)
         ask(page)
-        expect(page.locator(".answer p >> nth=20")).to_be_attached()  # so many do not fit
+        expect(page.locator(".answer p >> nth=20")).to_be_attached()  # more than fit
         page.mouse.move(500, 100)
         page.mouse.wheel(0, -15)  # as little as a finger goes in a moment
         expect(page.locator("#to-end")).to_be_visible()  # the end goes on without it

@@ -70,6 +70,7 @@ export class Thread {
 
   /** Whether the end is what is read: new text moves it up then. */
   follows() {
+    this.look(); // the event of a scroll may not have come yet
     return !this.isLeft && this.isAtEnd();
   }
 
@@ -78,11 +79,16 @@ export class Thread {
     return scrollHeight - scrollTop - height < NEAR_THE_END;
   }
 
-  scrolled() {
+  /** See where it was scrolled to: up, by however little, is away from the end. */
+  look() {
     const { scrollHeight, scrollTop, clientHeight } = byId("scroll");
     if (scrollHeight - scrollTop - clientHeight <= 1) this.isLeft = false; // enlarged, it is counted in parts of a pixel
     else if (scrollTop < this.seen.top) this.isLeft = true;
     this.seen.top = scrollTop;
+  }
+
+  scrolled() {
+    this.look();
     this.offerEnd();
   }
 
@@ -96,6 +102,7 @@ export class Thread {
   scrollToEnd() {
     this.isLeft = false;
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
+    this.seen.top = byId("scroll").scrollTop; // one that comes before this one's event is measured against it
     this.offerEnd();
   }
 
