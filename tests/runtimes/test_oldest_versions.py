@@ -28,7 +28,7 @@ TESTS = (
     "sdk/package/test_adapter_files.py",  # onnxruntime, numpy
     "sdk/cli/test_cli_config.py",  # click
     "sdk/cli/test_cli_group.py::test_help_and_lists_import_nothing_heavy",
-    "sdk/cli/test_cli_group.py::test_shells_complete_commands_options_and_models",
+    "sdk/cli/test_completion.py::test_shells_complete_commands_options_and_models",
     "sdk/cli/test_markdown_blocks.py",  # rich
     "sdk/text/test_tokenizer.py",  # tokenizers
     "sdk/structure/test_tool_parameters.py",  # llguidance

@@ -41,13 +41,7 @@ from edgelm_export.quantize.prepared import save_layer
 from edgelm_export.quantize.rotation import RotatedCheckpoint
 from edgelm_export.quantize.statistics import InputStatistics
 from edgelm_export.quantize.stored import quantize
-from edgelm_export.reference.model import (
-    embed,
-    layer_weights,
-    position_tables,
-    reference_logits,
-    run_layer,
-)
+from edgelm_export.reference.model import embed, layer_weights, position_tables, reference_logits, run_layer
 from edgelm_export.reference.weights import ObservedWeights
 from edgelm_export.sources.huggingface import HuggingFaceCheckpoint
 from edgelm_export.sources.package_checkpoint import PackageCheckpoint
