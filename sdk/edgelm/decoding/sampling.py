@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.arguments import is_whole
-from edgelm.config import SUPPRESSED_LOGIT
+from edgelm.decoding.filters import FILTERS, Candidates, Logits, exclude_top_choices, keep_surprise, log_sum_exp
 from edgelm.decoding.history import History
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from edgelm.structure.constraint_matcher import ConstraintMatcher
     from edgelm.text.token_healing import PrefixMatcher
 
-Logits = NDArray[np.float32]
-_BLOCK = 256
-_BINS = 4096
-_BANNED = SUPPRESSED_LOGIT / 2  # behind the best: what a model suppresses, also after a penalty, or a bias bans
 _LONGEST_REPEAT = 50  # beyond it the penalty is overwhelming
 
 
@@ -104,88 +100,6 @@ def ban_early_ends(logits_V: Logits, config: GenerationConfig, history: History)
         _ban(logits_V, history.end_ids)
 
 
-# Filters, for drawing alone, set what they drop to -inf. Where logits are equal they keep all or none of them.
-
-
-def scale_by_temperature(logits_V: Logits, config: GenerationConfig) -> None:
-    """Divide by the temperature: below 1 the likely tokens gain, above 1 the unlikely ones."""
-    logits_V -= logits_V.max()
-    # With the maximum at 0 and this floor, no temperature above 0 makes one of a model's logits overflow. What a bias
-    # or a penalty puts far below them does, to -inf, which is as good as banned, and no reason for a warning.
-    with np.errstate(over="ignore"):
-        logits_V /= np.float32(max(config.temperature, 1e-30))
-
-
-def keep_top_k(logits_V: Logits, config: GenerationConfig) -> None:
-    """Keep the k most likely tokens."""
-    if config.top_k < logits_V.size:
-        place = logits_V.size - config.top_k
-        _drop_below(logits_V, np.partition(logits_V, place)[place])
-
-
-def keep_top_p(logits_V: Logits, config: GenerationConfig) -> None:
-    """Keep the most likely tokens that together have the probability `top_p` (arXiv:1904.09751)."""
-    highest = logits_V.max()
-    weights_V = np.exp(logits_V - highest)
-    mass_to_drop = (1.0 - config.top_p) * float(weights_V.sum(dtype=np.float64))
-    # A token below an equal share of the mass to drop is dropped for sure, so only the few others are sorted.
-    is_candidate_V = weights_V >= mass_to_drop / logits_V.size
-    candidates = np.sort(logits_V[is_candidate_V])
-    mass_below = float(weights_V[~is_candidate_V].sum(dtype=np.float64))
-    mass = mass_below + np.cumsum(np.exp(candidates - highest), dtype=np.float64)
-    first_kept = int(np.searchsorted(mass, mass_to_drop, side="right"))
-    _drop_below(logits_V, candidates[min(first_kept, candidates.size - 1)])
-
-
-def keep_min_p(logits_V: Logits, config: GenerationConfig) -> None:
-    """Keep the tokens at least `min_p` times as probable as the most likely one (arXiv:2407.01082)."""
-    _drop_below(logits_V, logits_V.max() + np.float32(math.log(config.min_p)))
-
-
-def keep_typical(logits_V: Logits, config: GenerationConfig) -> None:
-    """Keep the tokens whose surprise is nearest to the expected one, with the probability `typical_p` (2202.00666)."""
-    kept = np.flatnonzero(logits_V > -np.inf)
-    logprobs = logits_V[kept] - np.float32(_log_sum_exp(logits_V))
-    probabilities = np.exp(logprobs)
-    distances = np.abs(logprobs - np.dot(probabilities, logprobs))
-    # Only the tokens of the bin in which the mass is reached are sorted: to sort all of 49,152 takes 4 ms.
-    bins = (distances * (_BINS / max(float(distances.max()), 1e-30))).astype(np.int32)
-    mass = np.cumsum(np.bincount(bins, weights=probabilities))
-    bin_ = min(int(np.searchsorted(mass, config.typical_p, side="left")), mass.size - 1)
-    inside = np.flatnonzero(bins == bin_)
-    order = inside[np.argsort(distances[inside])]
-    running = (
-        mass[bin_] - np.sum(probabilities[order], dtype=np.float64) + np.cumsum(probabilities[order], dtype=np.float64)
-    )
-    last_kept = min(int(np.searchsorted(running, config.typical_p, side="left")), order.size - 1)
-    logits_V[kept[distances > distances[order[last_kept]]]] = -np.inf
-
-
-def keep_near_best(logits_V: Logits, config: GenerationConfig) -> None:
-    """Keep the tokens within `top_n_sigma` standard deviations of the best logit (top-n-sigma, arXiv:2411.07641)."""
-    best = logits_V.max()
-    kept = logits_V[logits_V > best + _BANNED]
-    _drop_below(logits_V, best - np.float32(config.top_n_sigma) * kept.std())
-
-
-def exclude_top_choices(logits_V: Logits, config: GenerationConfig) -> None:
-    """Drop all tokens of the probability `xtc_threshold` or more, but for the least likely of them (XTC).
-
-    Source: text-generation-webui, pull request 6335. The sampler does it by chance, with `xtc_probability`.
-    """
-    threshold = np.float32(_log_sum_exp(logits_V) + math.log(config.xtc_threshold))
-    choices = np.flatnonzero(logits_V >= threshold)
-    if choices.size > 1:
-        least = choices[np.argmin(logits_V[choices])]
-        logits_V[choices[choices != least]] = -np.inf
-
-
-def keep_surprise(logits_V: Logits, limit: float) -> None:
-    """Keep the tokens whose surprise is at most `limit` bits, and the best one (Mirostat 2.0, arXiv:2007.14966)."""
-    threshold = _log_sum_exp(logits_V) - limit * math.log(2)
-    _drop_below(logits_V, min(np.float32(threshold), logits_V.max()))
-
-
 # One row each: the field of GenerationConfig, and the function it turns on when it is not neutral. They apply in this
 # order, which is transformers'.
 PROCESSORS: dict[str, Callable[[Logits, GenerationConfig, History], None]] = {
@@ -197,14 +111,6 @@ PROCESSORS: dict[str, Callable[[Logits, GenerationConfig, History], None]] = {
     "no_repeat_ngram_size": ban_repeated_ngrams,
     "encoder_no_repeat_ngram_size": ban_ngrams_of_source,
     "min_new_tokens": ban_early_ends,
-}
-FILTERS: dict[str, Callable[[Logits, GenerationConfig], None]] = {
-    "top_n_sigma": keep_near_best,
-    "temperature": scale_by_temperature,
-    "top_k": keep_top_k,
-    "top_p": keep_top_p,
-    "min_p": keep_min_p,
-    "typical_p": keep_typical,
 }
 
 
@@ -238,7 +144,7 @@ class Sampler:
         self._processors = _active(PROCESSORS, config)
         self._draws = config.temperature > 0 or config.sampler is not None
         self._filters = _active(FILTERS, config) if self._draws else []
-        self._is_plain = not self._processors and not self._filters and not config.processors and not config.sampler
+        self._changes_logits = bool(self._processors or config.processors)
         self._history: History | None = None  # made with the first row, which tells the size of the vocabulary
 
     def sample(self, logits_V: Logits) -> int:
@@ -252,29 +158,18 @@ class Sampler:
                 returned what is none.
         """
         is_constrained = self._matcher is not None and self._matcher.is_active
-        if self._is_plain and not is_constrained:
-            return self._remember(_best(logits_V))
-        history = self._history or self._start_history(logits_V.size)
-        row_V = self._scratch[: logits_V.size]
-        row_V[:] = logits_V
-        self._scratch[logits_V.size :] = -np.inf
-        if self._matcher is not None and is_constrained:
-            if forced := self._matcher.forced():
-                return self._remember(forced[0])
-            self._matcher.mask(row_V)
-        self._process(row_V, history, is_constrained=is_constrained)
+        row_V = logits_V
+        if self._changes_logits or is_constrained:
+            history = self._history or self._start_history(logits_V.size)
+            row_V = self._scratch
+            row_V[:] = logits_V
+            if self._matcher is not None and is_constrained:
+                if forced := self._matcher.forced():
+                    return self._remember(forced[0])
+                self._matcher.mask(row_V)
+            self._process(row_V, history, is_constrained=is_constrained)
         token_id = _best(row_V)
-        if self._draws:
-            for keep in self._filters:
-                keep(row_V, self._config)
-            if self._config.xtc_probability > 0 and self._random.random() < self._config.xtc_probability:
-                exclude_top_choices(row_V, self._config)
-        if self._config.sampler is not None:
-            is_open_V = row_V > -np.inf  # before the sampler, which may write there
-            token_id = _checked_choice(self._config.sampler(row_V, self._random), is_open_V)
-        elif self._draws:
-            token_id = self._draw_surprise(row_V) if self._config.mirostat_tau > 0 else self._draw()
-        return self._remember(token_id)
+        return self._remember(self._draw(Candidates(row_V)) if self._draws else token_id)
 
     def log_probabilities(self, logits_V: Logits) -> Logits:
         """Return the natural-log probabilities [V] of the next token, as the processors leave them, for a search.
@@ -284,8 +179,8 @@ class Sampler:
             ConfigError: as from `sample`.
         """
         _best(logits_V)
-        row_V: Logits = logits_V - np.float32(_log_sum_exp(logits_V))
-        if not self._is_plain:
+        row_V: Logits = logits_V - np.float32(log_sum_exp(logits_V))
+        if self._changes_logits:
             self._process(row_V, self._history or self._start_history(logits_V.size))
             _best(row_V)
         return row_V
@@ -299,7 +194,7 @@ class Sampler:
         return sampler
 
     def _start_history(self, vocab_size: int) -> History:
-        self._scratch = np.empty(-(-vocab_size // _BLOCK) * _BLOCK, np.float32)
+        self._scratch = np.empty(vocab_size, np.float32)
         self._history = History.of_prompt(
             self._prompt_ids,
             vocab_size,
@@ -353,27 +248,24 @@ class Sampler:
             self._matcher.advance(token_id)
         return token_id
 
-    def _draw_surprise(self, row_V: Logits) -> int:
-        """Draw with Mirostat, and move its limit so that the answer's mean surprise becomes `mirostat_tau` bits."""
-        keep_surprise(row_V, self._surprise_limit)
-        log_sum, logits_V = _log_sum_exp(row_V), row_V.copy()
-        token_id = self._draw()
-        surprise = (log_sum - float(logits_V[token_id])) / math.log(2)
-        self._surprise_limit -= self._config.mirostat_eta * (surprise - self._config.mirostat_tau)
-        return token_id
-
-    def _draw(self) -> int:
-        """Draw from the logits in the scratch row, which becomes their weights."""
-        weights = self._scratch
-        weights -= weights.max()
-        np.exp(weights, out=weights)
-        # Sums of blocks first: one running sum over 49,152 weights takes 0.4 ms.
-        weights_of_block = weights.reshape(-1, _BLOCK)
-        mass = np.cumsum(weights_of_block.sum(axis=1, dtype=np.float64))
-        target = self._random.random() * float(mass[-1])
-        block = _place_in(mass, target)
-        target -= float(mass[block - 1]) if block else 0.0
-        return block * _BLOCK + _place_in(np.cumsum(weights_of_block[block], dtype=np.float64), target)
+    def _draw(self, left: Candidates) -> int:
+        """Choose one of the tokens that the filters leave."""
+        config, vocab_size = self._config, left.logits_N.size
+        for keep in self._filters:
+            left = keep(left, config)
+        if config.xtc_probability > 0 and self._random.random() < config.xtc_probability:
+            left = exclude_top_choices(left, config)
+        if config.sampler is not None:
+            row_V = left.spread(vocab_size)
+            is_open_V = row_V > -np.inf  # before the sampler, which may write there
+            return _checked_choice(config.sampler(row_V, self._random), is_open_V)
+        if config.mirostat_tau > 0:
+            left = keep_surprise(left, self._surprise_limit)
+        place = left.draw(self._random)
+        if config.mirostat_tau > 0:  # the limit moves so that the answer's mean surprise becomes so many bits
+            surprise = (log_sum_exp(left.logits_N) - float(left.logits_N[place])) / math.log(2)
+            self._surprise_limit -= config.mirostat_eta * (surprise - config.mirostat_tau)
+        return left.id_at(place)
 
 
 def token_logprobs(logits_V: Logits, token_id: int, alternatives: int) -> tuple[float, list[tuple[int, float]]]:
@@ -383,7 +275,7 @@ def token_logprobs(logits_V: Logits, token_id: int, alternatives: int) -> tuple[
         EdgeLMError: a logit is NaN or infinite.
     """
     _best(logits_V)
-    log_sum = _log_sum_exp(logits_V)
+    log_sum = log_sum_exp(logits_V)
     best: list[tuple[int, float]] = []
     rest_V = logits_V.copy() if alternatives else logits_V
     # An argmax takes 4 us, a partition 400 us.
@@ -441,20 +333,6 @@ def _ban(logits_V: Logits, token_ids: Iterable[int]) -> None:
     logits_V[ids] = -np.inf
     if logits_V.max() == -np.inf:
         logits_V[ids] = before
-
-
-def _drop_below(logits_V: Logits, threshold: np.float32) -> None:
-    logits_V[logits_V < threshold] = -np.inf
-
-
-def _log_sum_exp(logits_V: Logits) -> float:
-    highest = logits_V.max()
-    return float(highest) + math.log(float(np.exp(logits_V - highest).sum(dtype=np.float64)))
-
-
-def _place_in(mass: NDArray[np.float64], target: float) -> int:
-    """Return the first place whose running mass exceeds `target`; rounding may not lead past the last with a mass."""
-    return int(np.searchsorted(mass, min(target, np.nextafter(mass[-1], 0.0)), side="right"))
 
 
 def _best(logits_V: Logits) -> int:

@@ -1,13 +1,12 @@
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from logit_rows import SIZES, Row, reference, rows
 from transformers.generation import logits_process as oracle
 
-from edgelm.config import SUPPRESSED_LOGIT
 from edgelm.decoding import sampling
 from edgelm.decoding.history import History
 from edgelm.decoding.sampling import Sampler, token_logprobs
@@ -15,83 +14,12 @@ from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
 from edgelm.testing import scripted_model
 
-SIZES = (1, 2, 255, 256, 257, 5000)
-Row = NDArray[np.float32]
-
-
-def rows(size: int) -> list[Row]:
-    rng = np.random.default_rng(size)
-    return [(rng.standard_normal(size) * scale).astype(np.float32) for scale in (0.1, 1.0, 4.0, 20.0)]
-
-
-def reference(process: Callable[..., torch.Tensor], row: Row, ids: list[int] | None = None) -> NDArray[np.float64]:
-    # In float64, so that a border of top-p or typical does not hang on the oracle's own rounding.
-    scores = torch.from_numpy(row.astype(np.float64))[None]
-    result: NDArray[np.float64] = process(torch.tensor([ids or [0]]), scores)[0].numpy()
-    return result
-
 
 def history(prompt: list[int], answer: list[int], size: int) -> History:
     past = History.of_prompt(prompt, size)
     for id_ in answer:
         past.add(id_)
     return past
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    ("keep", "fields", "warper"),
-    [
-        (sampling.keep_top_k, {"top_k": 1}, oracle.TopKLogitsWarper(1)),
-        (sampling.keep_top_k, {"top_k": 40}, oracle.TopKLogitsWarper(40)),
-        (sampling.keep_top_p, {"top_p": 0.05}, oracle.TopPLogitsWarper(0.05)),
-        (sampling.keep_top_p, {"top_p": 0.9}, oracle.TopPLogitsWarper(0.9)),
-        (sampling.keep_top_p, {"top_p": 0.999}, oracle.TopPLogitsWarper(0.999)),
-        (sampling.keep_min_p, {"min_p": 0.05}, oracle.MinPLogitsWarper(0.05)),
-        (sampling.keep_min_p, {"min_p": 1.0}, oracle.MinPLogitsWarper(1.0)),
-        (sampling.keep_typical, {"typical_p": 0.2}, oracle.TypicalLogitsWarper(0.2)),
-        (sampling.keep_typical, {"typical_p": 0.95}, oracle.TypicalLogitsWarper(0.95)),
-    ],
-)
-def test_a_filter_keeps_what_transformers_keeps(
-    size: int,
-    keep: Callable[[Row, GenerationConfig], None],
-    fields: dict[str, float],
-    warper: oracle.LogitsProcessor,
-) -> None:
-    for row in rows(size):
-        kept = row.copy()
-        keep(kept, GenerationConfig(**fields))
-        np.testing.assert_array_equal(kept, reference(warper, row).astype(np.float32))
-
-
-def test_a_chain_of_filters_keeps_what_transformers_keeps() -> None:
-    config = GenerationConfig(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02, typical_p=0.9)
-    warpers = oracle.LogitsProcessorList(
-        [
-            oracle.TemperatureLogitsWarper(0.7),
-            oracle.TopKLogitsWarper(50),
-            oracle.TopPLogitsWarper(0.9),
-            oracle.MinPLogitsWarper(0.02),
-            oracle.TypicalLogitsWarper(0.9),
-        ]
-    )
-    assert list(sampling.FILTERS) == ["top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p"]
-    for row in rows(5000):
-        kept = row.copy()
-        for field, keep in sampling.FILTERS.items():
-            if field != "top_n_sigma":  # transformers has none
-                keep(kept, config)
-        np.testing.assert_array_equal(np.isinf(kept), np.isinf(reference(warpers, row)))
-
-
-def test_temperature_divides_up_to_a_constant_shift() -> None:
-    for row in rows(5000):
-        scaled = row.copy()
-        sampling.scale_by_temperature(scaled, GenerationConfig(temperature=0.3))
-        expected = reference(oracle.TemperatureLogitsWarper(0.3), row)
-        # Two float32 roundings: 1.4e-7 of the value, measured.
-        np.testing.assert_allclose(scaled, expected - expected.max(), rtol=1e-6, atol=1e-6)
 
 
 def test_repetition_penalty_is_that_of_transformers_on_prompt_and_answer() -> None:
@@ -117,23 +45,6 @@ def test_penalties_and_bias_are_openais() -> None:
         changed = row.copy()
         process(changed, GenerationConfig(**fields), seen)  # type: ignore[arg-type]
         assert changed.tolist() == expected
-
-
-def test_filters_keep_a_hand_computed_set() -> None:
-    probabilities = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625])
-    for keep, fields, expected in (
-        (sampling.keep_top_k, {"top_k": 2}, [0, 1]),
-        (sampling.keep_top_p, {"top_p": 1e-300}, [0]),
-        (sampling.keep_top_p, {"top_p": 0.7}, [0, 1]),
-        (sampling.keep_top_p, {"top_p": 0.8}, [0, 1, 2]),
-        (sampling.keep_min_p, {"min_p": 0.2}, [0, 1, 2]),
-        # Entropy 1.875 bits: 0.25 (2 bits) is nearest, then 0.5 (1 bit), then 0.125 (3 bits).
-        (sampling.keep_typical, {"typical_p": 0.2}, [1]),
-        (sampling.keep_typical, {"typical_p": 0.7}, [0, 1]),
-    ):
-        row = np.log(probabilities).astype(np.float32)
-        keep(row, GenerationConfig(**fields))  # type: ignore[arg-type]
-        assert np.flatnonzero(np.isfinite(row)).tolist() == expected
 
 
 def test_greedy_is_the_first_of_the_most_likely_tokens() -> None:
@@ -293,77 +204,6 @@ def test_dry_penalizes_what_would_prolong_a_repeated_sequence() -> None:
     assert penalties([1, 2, 3, 4, 9, 1, 2, 3], breakers=(4,)) == {}
     assert penalties([], breakers=(4,)) == {}
     assert penalties([5] * 2000)[5] == pytest.approx(0.8 * 2.0**49)  # finite however long the repetition is
-
-
-def test_xtc_drops_the_top_choices_but_the_least_likely_of_them() -> None:
-    probabilities = np.array([0.4, 0.3, 0.05, 0.15, 0.1], np.float32)
-    for threshold, kept in ((0.12, [2, 3, 4]), (0.25, [1, 2, 3, 4]), (0.35, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4])):
-        row = np.log(probabilities) + np.float32(3.0)
-        sampling.exclude_top_choices(row, GenerationConfig(xtc_threshold=threshold))
-        assert list(np.flatnonzero(row > -np.inf)) == kept
-    even = np.zeros(2, np.float32)
-    sampling.exclude_top_choices(even, GenerationConfig(xtc_threshold=0.5))  # which both just have
-    assert np.count_nonzero(even > -np.inf) == 1
-    config = GenerationConfig(temperature=1.0, xtc_probability=0.25, xtc_threshold=0.12, seed=1)
-    sampler = Sampler(config)
-    drawn = np.bincount([sampler.sample(np.log(probabilities)) for _ in range(4000)], minlength=5) / 4000
-    # Three of four draws from the whole, one from 0.05, 0.15 and 0.1 of 0.3. Five sigma of 4,000 draws are 0.04.
-    np.testing.assert_allclose(drawn, 0.75 * probabilities + 0.25 * np.array([0, 0, 0.05, 0.15, 0.1]) / 0.3, atol=0.04)
-
-
-def test_top_n_sigma_keeps_what_is_near_the_best_logit() -> None:
-    row = np.array([4.0, 3.0, 0.0, 1.0, -np.inf], np.float32)  # standard deviation of the four: sqrt(2.5) = 1.58
-    for sigmas, kept in ((0.5, [0]), (1.0, [0, 1]), (2.0, [0, 1, 3]), (3.0, [0, 1, 2, 3])):
-        near = row.copy()
-        sampling.keep_near_best(near, GenerationConfig(top_n_sigma=sigmas))
-        assert list(np.flatnonzero(near > -np.inf)) == kept
-
-
-@pytest.mark.parametrize("banned", [SUPPRESSED_LOGIT, -0.9e9])
-def test_top_n_sigma_leaves_banned_tokens_out_of_the_deviation(banned: float) -> None:
-    row = np.array([4.0, 3.0, 0.0, 1.0, banned], np.float32)
-    sampling.keep_near_best(row, GenerationConfig(top_n_sigma=1.0))
-    assert list(np.flatnonzero(row > -np.inf)) == [0, 1]
-    only = np.array([banned, banned - 640, -np.inf], np.float32)  # a constraint allows no others
-    sampling.keep_near_best(only, GenerationConfig(top_n_sigma=1.0))
-    assert list(np.flatnonzero(only > -np.inf)) == [0]
-
-
-def test_mirostat_keeps_the_surprise_where_it_is_asked_to_be() -> None:
-    row = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))  # 1, 2, 3 and 3 bits
-    for limit, kept in ((0.5, [0]), (1.5, [0]), (2.01, [0, 1]), (3.01, [0, 1, 2, 3])):
-        near = row.copy()
-        sampling.keep_surprise(near, limit)
-        assert list(np.flatnonzero(near > -np.inf)) == kept
-    logits = rows(5000)[2]
-    probabilities = np.exp(logits - logits.max())
-    surprises = -np.log2(probabilities / probabilities.sum())
-    for tau in (1.0, 2.5):  # below the row's own entropy, 3.7 bits
-        sampler = Sampler(GenerationConfig(temperature=1.0, mirostat_tau=tau, seed=0))
-        mean = np.mean([surprises[sampler.sample(logits)] for _ in range(1000)])
-        # Within what is kept, which is what Mirostat steers, the surprise is less by the bits of what was dropped.
-        assert tau - 0.1 <= mean <= tau + 1.0
-
-
-def test_typical_sampling_of_a_large_vocabulary_keeps_what_transformers_keeps() -> None:
-    for size, p in ((49152, 0.2), (49152, 0.95), (3000, 0.999)):
-        for row in rows(size):
-            kept = row.copy()
-            sampling.keep_typical(kept, GenerationConfig(typical_p=p))
-            expected = reference(oracle.TypicalLogitsWarper(p), row)
-            # Two tokens whose distances float32 cannot tell apart may change places: measured once, at the border.
-            assert np.count_nonzero(np.isfinite(kept) != np.isfinite(expected)) <= 2
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("field", ["top_p", "typical_p"])
-def test_a_probability_of_nearly_one_keeps_nearly_all(field: str, size: int) -> None:
-    for row in rows(size):
-        kept = row.copy()
-        # The running sum of float32 probabilities may end below it.
-        sampling.FILTERS[field](kept, GenerationConfig(**{field: math.nextafter(1.0, 0.0)}))
-        probabilities = torch.softmax(torch.from_numpy(row).double(), 0).numpy()
-        assert probabilities[np.isfinite(kept)].sum() > 1 - 1e-6
 
 
 def test_custom_processors_and_samplers_are_plain_callables() -> None:
