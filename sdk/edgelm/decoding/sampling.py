@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.arguments import is_whole
-from edgelm.decoding.filters import FILTERS, Candidates, Logits, exclude_top_choices, keep_surprise, log_sum_exp
+from edgelm.decoding.filters import FILTERS, Candidates, Logits, exclude_top_choices, keep_surprise
 from edgelm.decoding.history import History
 from edgelm.errors import ConfigError, EdgeLMError
 from edgelm.generation_config import GenerationConfig
@@ -47,12 +47,13 @@ def penalize_repetition(logits_V: Logits, config: GenerationConfig, history: His
 
 def penalize_presence(logits_V: Logits, config: GenerationConfig, history: History) -> None:
     """Subtract the penalty from every token of the answer once (OpenAI's `presence_penalty`)."""
-    logits_V -= np.float32(config.presence_penalty) * (history.counts > 0)
+    logits_V[np.flatnonzero(history.counts > 0)] -= np.float32(config.presence_penalty)
 
 
 def penalize_frequency(logits_V: Logits, config: GenerationConfig, history: History) -> None:
     """Subtract the penalty from every token of the answer as often as it occurs (OpenAI's `frequency_penalty`)."""
-    logits_V -= np.float32(config.frequency_penalty) * history.counts
+    ids = np.flatnonzero(history.counts > 0)
+    logits_V[ids] -= np.float32(config.frequency_penalty) * history.counts[ids]
 
 
 def penalize_repeated_sequences(logits_V: Logits, config: GenerationConfig, history: History) -> None:
@@ -169,7 +170,7 @@ class Sampler:
                 self._matcher.mask(row_V)
             self._process(row_V, history, is_constrained=is_constrained)
         token_id = _best(row_V)
-        return self._remember(self._draw(Candidates(row_V)) if self._draws else token_id)
+        return self._remember(self._draw(Candidates(row_V, row_V[token_id])) if self._draws else token_id)
 
     def log_probabilities(self, logits_V: Logits) -> Logits:
         """Return the natural-log probabilities [V] of the next token, as the processors leave them, for a search.
@@ -179,7 +180,7 @@ class Sampler:
             ConfigError: as from `sample`.
         """
         _best(logits_V)
-        row_V: Logits = logits_V - np.float32(log_sum_exp(logits_V))
+        row_V: Logits = logits_V - np.float32(Candidates.of(logits_V).log_sum())
         if self._changes_logits:
             self._process(row_V, self._history or self._start_history(logits_V.size))
             _best(row_V)
@@ -263,7 +264,7 @@ class Sampler:
             left = keep_surprise(left, self._surprise_limit)
         place = left.draw(self._random)
         if config.mirostat_tau > 0:  # the limit moves so that the answer's mean surprise becomes so many bits
-            surprise = (log_sum_exp(left.logits_N) - float(left.logits_N[place])) / math.log(2)
+            surprise = (left.log_sum() - float(left.logits_N[place])) / math.log(2)
             self._surprise_limit -= config.mirostat_eta * (surprise - config.mirostat_tau)
         return left.id_at(place)
 
@@ -275,7 +276,7 @@ def token_logprobs(logits_V: Logits, token_id: int, alternatives: int) -> tuple[
         EdgeLMError: a logit is NaN or infinite.
     """
     _best(logits_V)
-    log_sum = log_sum_exp(logits_V)
+    log_sum = Candidates.of(logits_V).log_sum()
     best: list[tuple[int, float]] = []
     rest_V = logits_V.copy() if alternatives else logits_V
     # An argmax takes 4 us, a partition 400 us.
