@@ -15,6 +15,7 @@ from hub_client import use_hub
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
+from edgelm.library.hub_upload import Upload
 from edgelm.library.library import Library
 from edgelm.package.manifest import SIGNATURE_NAME, Manifest
 from edgelm.testing import tiny_model_path
@@ -42,6 +43,11 @@ def package(own_library: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_hub_writes_no_lines_of_the_report(package, monkeypatch):
+    monkeypatch.setattr("edgelm.cli.push.upload", lambda *_: Upload(url="a\nTo fetch it: b", kept_card=False))
+    assert invoke("push", "tiny", "hf:org/Tiny").stderr.startswith("Uploaded: a⏎To fetch it: b\n")
 
 
 def test_a_pushed_package_comes_back_as_it_was(hub, package, tmp_path):

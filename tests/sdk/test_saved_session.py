@@ -415,6 +415,17 @@ def test_the_command_lists_sessions(session: ChatSession) -> None:
     assert offered("hol") == ["holidays"]
 
 
+def test_a_session_writes_no_lines_of_the_list(own_library: Path) -> None:
+    talk = {"model": "a\nb", "fingerprint": "", "system": None, "messages": [], "tokens": 0}
+    for name, more in (("talk", {}), ("newer", {"c\nd": 1})):
+        folder = SavedSessions().root / name
+        folder.mkdir(parents=True)
+        (folder / "conversation.json").write_text(json.dumps(talk | more))
+    result = invoke("cache")
+    assert [len(result.stdout.splitlines()), len(result.stderr.splitlines())] == [3, 1]
+    assert "a⏎b" in result.stdout
+
+
 def test_without_its_cache_a_session_is_small_and_goes_on(session: ChatSession, tmp_path: Path) -> None:
     session.save(tmp_path / "chat", with_cache=False)
     assert [path.name for path in (tmp_path / "chat").iterdir()] == ["conversation.json"]

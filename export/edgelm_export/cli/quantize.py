@@ -11,7 +11,7 @@ import click
 
 from edgelm.architecture.quantization_recipe import PRECISIONS, Precision
 from edgelm.cli.generation_options import complete_model, complete_source
-from edgelm.cli.output import print_json
+from edgelm.cli.output import one_line, print_json
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ExportError
@@ -145,11 +145,11 @@ def _weights(folder: Path, manifest: Manifest, source: str | None, library: Libr
             f"({_described(manifest.source)}) is not in the library. Fetch it with `edgelm pull NAME --source-only`, "
             "or name it with --source."
         )
-    click.echo(
+    warning = (
         f"warning: The source of {manifest.name} ({_described(manifest.source)}) is not in the library: requantized "
-        f"from {manifest.precision}, whose loss comes on top of the new one. --source names the source.",
-        err=True,
+        f"from {manifest.precision}, whose loss comes on top of the new one. --source names the source."
     )
+    click.echo(one_line(warning), err=True)
     return folder
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import click
 from click.shell_completion import CompletionItem
 
-from edgelm.cli.output import ask, megabytes, print_json, print_table, printable
+from edgelm.cli.output import ask, megabytes, one_line, print_json, print_table
 from edgelm.cli.wrong_usage import refused
 from edgelm.errors import ConfigError
 from edgelm.library.disk_use import size_of
@@ -54,7 +54,7 @@ def _print_table(sessions: list[SavedSession]) -> None:
     rows = [
         (
             session.name,
-            printable(session.model) or "(broken)",
+            session.model or "(broken)",
             str(session.messages),
             str(session.tokens),
             megabytes(session.size),
@@ -65,7 +65,7 @@ def _print_table(sessions: list[SavedSession]) -> None:
     print_table(["NAME", "MODEL", "MESSAGES", "TOKENS", "SIZE", "SAVED"], rows)
     for session in sessions:
         if session.problem is not None:
-            click.echo(f"warning: {session.name}: {printable(session.problem)}", err=True)
+            click.echo(f"warning: {session.name}: {one_line(session.problem)}", err=True)
 
 
 @cache.command()

@@ -99,7 +99,7 @@ def _print_here(rows: list[dict[str, Any]]) -> None:
         [
             (
                 row["name"],
-                one_line(row.get("precision") or "") or f"({row['kind']})",
+                row.get("precision") or f"({row['kind']})",
                 megabytes(row["size"]) if "size" in row else _target(row["target"], here),
                 str(row.get("context_length") or ""),
                 f"×{row['perplexity_over_source']:.3f}" if row.get("perplexity_over_source") is not None else "",

@@ -143,8 +143,8 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below the titles of their columns."""
-    table = [titles, *rows]
+    """Print rows below the titles of their columns, each in a line of its own whatever stands in it."""
+    table = [[one_line(cell) for cell in cells] for cells in (titles, *rows)]
     widths = [max(map(columns, column)) for column in zip(*table, strict=True)]
     for cells in table:
         click.echo("  ".join(padded(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip())

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgelm.cli.generation_options import complete_model
-from edgelm.cli.output import can_redraw
+from edgelm.cli.output import can_redraw, one_line
 from edgelm.library.hub_source import HubSource
 from edgelm.library.hub_upload import UploadOptions, upload
 from edgelm.library.library import Library
@@ -46,5 +46,5 @@ def push(package: str, repository: str, private: bool, replace_card: bool, token
     result = upload(folder, target.repo, options)
     if result.kept_card:
         click.echo("The repository's README.md stays as it is; --replace-card writes it anew.", err=True)
-    click.echo(f"Uploaded: {result.url}", err=True)
+    click.echo(f"Uploaded: {one_line(result.url)}", err=True)
     click.echo(f"To fetch it: edgelm pull {target.reference}", err=True)

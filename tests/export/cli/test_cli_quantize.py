@@ -80,6 +80,14 @@ def test_keys_and_values_are_kept_in_int8_where_that_is_asked_for(checkpoint: Pa
     assert ModelConfig.load(Library().package_path("tiny-int8")).kv_cache == "fp32"
 
 
+def test_a_package_writes_no_lines_of_the_warning(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.cli.quantize._described", lambda _: "a\nb")
+    result = quantize(package(checkpoint, "int8"), "-o", tmp_path / "out", "--precision", "int4")
+    assert "(a⏎b) is not in the library" in result.stderr
+
+
 def test_an_int8_package_without_its_source_is_requantized_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
     result = quantize(package(checkpoint, "int8"), "-o", tmp_path / "out", "--precision", "int4")
     assert result.exit_code == 0, result.output

@@ -111,6 +111,13 @@ def test_du_prints_a_table_with_the_sum_and_the_free_room(library):
     assert "are free on its disk" in result.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_a_name_writes_no_lines_of_the_table_and_rings_no_bell(library):
+    (library.root / "downloads" / "a\npackage   b  1 MB\x07").write_bytes(b"x")
+    assert "download  a⏎package   b  1 MB" in invoke("du").stdout
+    assert "\x07" not in invoke("du").stdout
+
+
 def test_du_as_json_is_for_programs(library):
     rows = json.loads(invoke("du", "--json").stdout)
     assert rows[0] == {
