@@ -23,7 +23,7 @@ from edgelm.files.folder_entries import entries_of
 from edgelm.files.folders import HOME_VARIABLE, state_folder
 from edgelm.files.modified import modified
 from edgelm.files.presence import is_there
-from edgelm.files.regular_file import read_text
+from edgelm.files.regular_file import has_more_values, read_text
 from edgelm.package.manifest import is_plain_name
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ _KINDS: dict[str, Any] = {
 }  # fmt: skip
 _FIELDS = {*_KINDS, "adapter", schema_version.KEY}
 _TURN_FIELDS = {"role", "content"}
-_MAX_BYTES = 1 << 28  # of a conversation
+# Of a conversation: four contexts of a million tokens, and 87,000 messages.
+_MAX_BYTES, _MAX_VALUES = 1 << 24, 1 << 18
 _NAMING_WORDS, _NAMING_LENGTH, _NAMING_BYTES = 6, 40, 60  # twenty characters of Chinese, which take forty columns
 _NAMED = 10  # of the sessions that there are, how many an error names
 _MOST_NAME_BYTES = 100
@@ -296,7 +297,10 @@ def _owner(model: LanguageModel, adapter: str | None) -> str:
 def _read_conversation(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSATION_FILE
     try:
-        values = json.loads(read_text(path, _MAX_BYTES, encoding="utf-8"))
+        text = read_text(path, _MAX_BYTES, encoding="utf-8")
+        if has_more_values(text, _MAX_VALUES):
+            raise ValueError(f"it has more than {_MAX_VALUES} values")
+        values = json.loads(text)
         values = {schema_version.KEY: SCHEMA_VERSION} | values  # the first that were saved have no number
         if other := schema_version.other_version(values, SCHEMA_VERSION, "Begin a new session"):
             raise PackageError(f"The saved session {path} {other}")

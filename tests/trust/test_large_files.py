@@ -18,6 +18,7 @@ from edgelm.files.regular_file import read_regular, read_text
 from edgelm.generation_config import GenerationConfig
 from edgelm.library.sources import read_record
 from edgelm.package.manifest import Manifest
+from edgelm.saved_session import SavedSessions
 from edgelm.testing import tiny_model_path
 from edgelm.text.chat_template import ChatTemplate
 from edgelm_export.adapters.adapter_exporter import export_adapter
@@ -195,3 +196,24 @@ def test_a_large_tokenizer_is_tried_in_a_child_before_it_is_parsed(folder: Path)
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text())) + " " * 3_000_000)
     assert len(HuggingFaceCheckpoint(folder).text_files["tokenizer.json"]) > 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [("{}," * (1 << 18) + "{}", "it has more than 262144 values"), ('"' + "x" * (1 << 24) + '"', "at most 16777216")],
+)
+def test_a_conversation_that_nobody_had_is_refused_unparsed(messages: str, problem: str, tmp_path: Path) -> None:
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    (folder / "conversation.json").write_text(f'{{"messages": [{messages}]}}')
+    described = SavedSessions(tmp_path).describe("talk")
+    assert problem in str(described.problem)
+
+
+def test_what_stands_in_the_texts_of_a_conversation_counts_as_one_value(tmp_path: Path) -> None:
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    turn = {"role": "user", "content": '",[{\\' * (1 << 18)}
+    talk = {"model": "", "fingerprint": "", "system": None, "messages": [turn], "tokens": 0}
+    (folder / "conversation.json").write_text(json.dumps(talk))
+    assert SavedSessions(tmp_path).describe("talk").messages == 1

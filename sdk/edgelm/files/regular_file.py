@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ MAX_JSON_BYTES = 3 << 19
 MAX_JSON_VALUES = 1 << 17
 # TOML takes ten times as long. Settings have a few kilobytes, a rule of a recipe has 60 bytes.
 MAX_TOML_BYTES = 1 << 15
+_JSON_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 _OWN_FOLDER = Path(__file__).resolve().parents[1]
 
@@ -143,6 +145,12 @@ def bounded_json(text: str, most: int = MAX_JSON_VALUES, parse: Callable[[str], 
 def json_values(text: str) -> int:
     """Count the values of JSON that is not parsed yet: its commas and opening brackets, those in texts too."""
     return sum(map(text.count, ",[{"))
+
+
+def has_more_values(text: str, most: int) -> bool:
+    """Tell whether JSON that is not parsed yet has more than `most` values; its texts may hold any number of commas."""
+    # Only where there are very many are texts left out of the count.
+    return json_values(text) > most and json_values(_JSON_TEXT.sub("", text)) > most
 
 
 def _parse_strictly(text: str) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from edgelm.files.regular_file import finite_json, json_values
+from edgelm.files.regular_file import finite_json, has_more_values
 from edgelm.server.api_error import ApiError, client_left
 from edgelm.server.options import RequestLimits
 from edgelm.server.schema import Schema, check
@@ -21,7 +20,6 @@ _LARGE_BYTES = 1 << 15
 # A prompt of token ids may be as long as a context; a body of a megabyte holds some 160,000. Each value is an object of
 # Python's, lists the dearest of them.
 _MAX_VALUES = 5 << 15
-_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CLOSE = {"Connection": "close"}
 
 
@@ -86,8 +84,7 @@ async def _read(request: Request, most: int) -> bytes:
 def _parse(body: bytes, nesting: int) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
-        # The count is by commas, also those inside of texts; only where there are very many are texts left out of it.
-        if json_values(text) > _MAX_VALUES and json_values(_TEXT.sub("", text)) > _MAX_VALUES:
+        if has_more_values(text, _MAX_VALUES):
             raise ApiError(400, f"The body has more than {_MAX_VALUES} values.")
         value = finite_json(text)
     except UnicodeDecodeError:
