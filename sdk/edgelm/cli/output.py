@@ -19,8 +19,10 @@ from edgelm.completion import Timings, Usage
 from edgelm.counted import counted
 from edgelm.errors import ConfigError
 
-# Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters but newline and tab: an answer must not move the cursor, change the title or the clipboard. And
+# what turns the direction of writing: code would be read in another order than it has (CVE-2021-42574). Arabic and
+# Hebrew are written from right to left without it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # What JSON lets pass in a text, and is written as an escape here: control characters, and halves of surrogate pairs.
 _ESCAPED = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 

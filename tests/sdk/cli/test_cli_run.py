@@ -17,6 +17,7 @@ from json_files import edited_json
 import edgelm
 from edgelm import loading
 from edgelm.cli.main import main
+from edgelm.cli.output import printable
 from edgelm.testing import scripted_model, tiny_model_path
 
 TINY = str(tiny_model_path())
@@ -294,3 +295,9 @@ def test_a_chat_through_a_pipe_goes_on_where_the_context_is_full():
     result = invoke("chat", TINY, "--max-new-tokens", "2", stdin=lines * 3)
     assert (result.exit_code, result.stderr) == (0, "")
     assert len(result.stdout.splitlines()) >= 5  # three answers, and what stands between them
+
+
+def test_what_a_model_says_turns_no_code_around_on_a_terminal() -> None:
+    code = "if is_admin:\u202e \u2066# begin\u2069 \u2066\u202c\x1b[1m"
+    assert printable(code) == "if is_admin: # begin [1m"
+    assert printable("שלום\u200f, سلام\u200e!") == "שלום\u200f, سلام\u200e!"
