@@ -203,6 +203,25 @@ def test_groups_of_another_size_than_fast_blocks_are_read_and_not_kept(inputs: i
     np.testing.assert_array_equal(grid.weight(), (values - 8) * np.repeat(scales, size, axis=1))
 
 
+@pytest.mark.parametrize("said_by", ["g_idx", "group_size"])
+def test_a_last_group_may_have_fewer_inputs(save_llama: Any, tmp_path: Path, said_by: str) -> None:
+    save_llama(tmp_path, intermediate_size=128)
+    path, stem = tmp_path / "model.safetensors", "model.layers.0.mlp.down_proj"
+    values, zeros, scales = quantized(load_file(path)[f"{stem}.weight"], 4)
+    quantize_folder(tmp_path, "gptq-4 without an order")
+    groups = np.arange(128) // 48  # 48, 48 and 32
+    tensors = load_file(path)
+    tensors |= {f"{stem}.{part}": np.ascontiguousarray(tensors[f"{stem}.{part}"][:3]) for part in ("scales", "qzeros")}
+    if said_by == "g_idx":
+        tensors[f"{stem}.g_idx"] = groups.astype(np.int32)
+    else:
+        change_json(tmp_path / "config.json", quantization_config=FORMATS["gptq-4"][2] | {"group_size": 48})
+    save_file(tensors, path, metadata={"format": "pt"})
+    expected = (values - zeros[:, groups]) * scales.astype(np.float32)[:, groups]
+    found = HuggingFaceCheckpoint(tmp_path).tensor(f"{stem}.weight")
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_keep_leaves_a_source_that_is_on_no_grid_as_it_is_and_says_so(save_llama: Any, tmp_path: Path) -> None:
     save_llama(tmp_path / "source")
     manifest = export_package(HuggingFaceCheckpoint(tmp_path / "source"), tmp_path / "package", "keep")
