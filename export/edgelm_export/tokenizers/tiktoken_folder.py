@@ -91,7 +91,8 @@ def tiktoken_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[s
     own = listed if isinstance(listed, Mapping) else {}
     contents = [token.get("content") for token in own.values() if isinstance(token, Mapping)]
     taken = {content for content in contents if isinstance(content, str)}  # of others ranked_files tells
-    behind = {str(id_): text.format(id=id_) for id_, text in enumerate(found.control, max(ranks.values()) + 1)}
+    first = max(ranks.values(), default=-1) + 1
+    behind = {str(id_): text.format(id=id_) for id_, text in enumerate(found.control, first)}
     known = {id_: {"content": text, "special": True} for id_, text in behind.items() if text not in taken}
     settings = {**config, "added_tokens_decoder": {**known, **own}}
     return ranked_files(found.like, path, ranks, {**files, TOKENIZER_CONFIG: settings})

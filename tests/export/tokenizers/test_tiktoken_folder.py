@@ -133,6 +133,7 @@ BROKEN: dict[str, tuple[str | None, dict[bytes, int], str, str]] = {
         "HYTokenizer", {token: rank for token, rank in LETTERS.items() if rank != 7}, "",
         r"has no token for the byte 7\.",
     ),
+    "an empty file": ("HYTokenizer", {}, "", r"has no token for the byte 0\."),
     "two tokens of one rank": ("HYTokenizer", {**LETTERS, b"ab": 5}, "", "gives two tokens one rank"),
     "two ranks of one token": ("HYTokenizer", LETTERS, "AA== 256", r"line 257 gives b'\\x00' a second rank, 256\."),
     "no base64": ("HYTokenizer", LETTERS, "A*== 256", r"line 257, 'A\*== 256', is not a token of up to 512 bytes"),
