@@ -14,7 +14,7 @@ def test_numbers_of_parameters_are_read(text: str, count: int) -> None:
     assert parse_params(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "big", "-3M", "9999", "1e9", "2000B", "15MB"])
+@pytest.mark.parametrize("text", ["", "big", "-3M", "9999", "1e9", "2000B", "15MB", "9" * 400])
 def test_what_is_no_number_of_parameters_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"it must be a number such as 15M, 1\.5B or 800K, from 10K to 1000B"):
         parse_params(text)

@@ -34,10 +34,10 @@ def parse_params(text: str) -> int:
         ConfigError: it is none of these, or not between ten thousand and a trillion.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", text.strip().upper())
-    count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    count = float(match[1]) * _UNITS[match[2]] if match else 0
     if not _MIN_PARAMS <= count <= _MAX_PARAMS:
-        raise SettingError(f"params is {text!r}; it must be a number such as 15M, 1.5B or 800K, from 10K to 1000B.")
-    return count
+        raise SettingError(f"params is {text!r:.60}; it must be a number such as 15M, 1.5B or 800K, from 10K to 1000B.")
+    return round(count)
 
 
 def model_shape(params: int, vocab_size: int) -> dict[str, Any]:
