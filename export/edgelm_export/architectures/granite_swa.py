@@ -66,8 +66,7 @@ def _rotations(listed: object, kinds: list[str], config: ModelConfig) -> dict[st
     """
     if listed is None:
         return {}
-    is_list = isinstance(listed, list) and len(listed) == len(kinds)
-    if not isinstance(listed, list) or not is_list or not all(isinstance(base, (int, float)) for base in listed):
+    if not isinstance(listed, list) or len(listed) != len(kinds) or not all(map(hf_values.is_finite, listed)):
         raise CheckpointError(f"config.json: layer_rope_theta is {listed!r:.60}; it must have a number for each layer.")
     bases = {kind: {base for base, of in zip(listed, kinds, strict=True) if of == kind and base} for kind in set(kinds)}
     every, local = (bases.get(kind, set()) for kind in ("full_attention", "sliding_attention"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgelm.architecture.rope_scaling import ROPE_TYPES, RopeScaling
 from edgelm.arguments import is_number, is_whole
@@ -61,10 +61,14 @@ def number(values: Mapping[str, Any], key: str, default: float) -> float:
     """Read a finite number; None and absence mean the default."""
     value = values.get(key)
     value = default if value is None else value
-    # Python compares any whole number with a float; JSON may hold ones that no float does.
-    if not is_number(value) or not abs(value) <= sys.float_info.max:
+    if not is_finite(value):
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a number.")
     return float(value)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number that a float holds: JSON may have whole ones that none does."""
+    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def flag(values: Mapping[str, Any], key: str, default: bool = False) -> bool:
@@ -213,7 +217,6 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
         used["original_max_position_embeddings"] = whole_number(values, "original_max_position_embeddings", inner)
     if rope_type == "dynamic":
         used["original_max_position_embeddings"] = context_length
-        context_length = int(min(context_length, _LARGEST_CONTEXT) * used.get("factor", 1.0))
     if rope_type == "longrope":
         used |= {key: _numbers(settings, key) for key in ("short_factor", "long_factor")}
     if rope_type in ("yarn", "longrope"):  # without one, the context is so much longer
@@ -221,10 +224,11 @@ def rope(values: Mapping[str, Any], context_length: int, *, partial: float | Non
         used.setdefault("factor", max(min(context_length, _LARGEST_CONTEXT) / original, 1.0))
     if rope_type == "yarn":
         used |= _yarn_settings(settings, used["factor"])
+    scaling = RopeScaling(rope_type=rope_type, **used)
     return {
-        "max_position_embeddings": context_length,
+        "max_position_embeddings": int(context_length * scaling.factor) if rope_type == "dynamic" else context_length,
         "rope_theta": number(settings, "rope_theta", number(values, "rope_theta", 10000.0)),
-        "rope_scaling": RopeScaling(rope_type=rope_type, **used),
+        "rope_scaling": scaling,
         "partial_rotary_factor": part,
     }
 
@@ -265,6 +269,6 @@ def _yarn_settings(settings: Mapping[str, Any], factor: float) -> dict[str, Any]
 
 def _numbers(settings: Mapping[str, Any], key: str) -> tuple[float, ...]:
     value = settings.get(key)
-    if not isinstance(value, list) or not all(isinstance(part, (int, float)) for part in value):
+    if not isinstance(value, list) or not all(map(is_finite, value)):
         raise CheckpointError(f"config.json: {key} is {value!r}; it must be a list of numbers.")
     return tuple(float(part) for part in value)

@@ -205,6 +205,10 @@ def test_every_rope_type_is_read_with_its_settings() -> None:
             {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, "2"]}},
             r"short_factor is \[1.0, '2'\]; it must be a list of numbers",
         ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 10**400]}},
+            r"short_factor is \[1.0, 1000.*\]; it must be a list of numbers",
+        ),
         ({"partial_rotary_factor": 0.5}, "setting partial_rotary_factor = 0.5 is not supported"),
         ({"rope_scaling": [2.0]}, "rope settings are .* must be an object"),
     ],
@@ -283,6 +287,11 @@ def test_windows_are_read_layer_by_layer(name: str, changes: dict[str, Any], win
             "granite_swa",
             {"layer_rope_theta": [1e4]},
             r"layer_rope_theta is \[10000.0\]; it must have a number for each",
+        ),
+        (
+            "granite_swa",
+            {"layer_rope_theta": [1e4, 10**400]},
+            r"layer_rope_theta is \[10000.0, 1000.*; it must have a number for each",
         ),
         (
             "granite_swa",

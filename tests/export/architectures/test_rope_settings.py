@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from edgelm.architecture.rope import inverse_frequencies
 from edgelm.architecture.rope_scaling import RopeScaling
-from edgelm.errors import CheckpointError
+from edgelm.errors import CheckpointError, ConfigError
 from edgelm_export.architectures import ARCHITECTURES
 
 
@@ -57,6 +57,8 @@ def test_a_dynamic_scaling_multiplies_the_context() -> None:
     config = model_config(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=512)
     assert config.max_position_embeddings == 1024
     assert config.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=512)
+    with pytest.raises(ConfigError, match=r"rope factor is 1e\+308; it must be a number of 1\.0 or more"):
+        model_config(rope_scaling={"type": "dynamic", "factor": 1e308}, max_position_embeddings=512)
 
 
 def test_two_scales_of_yarn_stand_for_the_ratio_of_their_factors() -> None:
