@@ -307,6 +307,12 @@ def test_layers_that_are_one_product_here_have_a_rank_together(save_model: SaveM
     adapted_by_peft(base, r=171, target_modules=["q_proj", "k_proj", "v_proj"]).save_pretrained(tmp_path / "peft")
     with pytest.raises(CheckpointError, match=r"in_proj_qkv: rank 513, and ranks are 1 to 512 for queries, keys and"):
         export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
+    path = tmp_path / "peft/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("linear_attn.q_proj.lora_B.weight"))
+    save_file(tensors | {name: tensors[name][1:].copy()}, path)
+    with pytest.raises(CheckpointError, match=r"linear_attn\.q_proj: there is no such projection"):
+        export_adapter(tmp_path / "peft", tmp_path / "pkg", tmp_path / "out")
 
 
 def test_layers_that_a_package_has_in_no_form_for_adapters_are_named_as_training_named_them(

@@ -108,6 +108,10 @@ def test_control_tokens_are_those_of_the_settings_and_of_the_class(tmp_path: Pat
     write(tmp_path, "HYTokenizer", ranks, {"eos_token": "<|eos|>", "pad_token": "<|pad|>"})
     tokenizer = Tokenizer.from_str(read_text_files(tmp_path)["tokenizer.json"])
     assert tokenizer.encode("<|startoftext|><|extra_0|><|eos|>").ids == [501, 505, 503]
+    own = {"700": {"content": "<|eos|>", "special": True}}  # a token of the class, by another id
+    write(tmp_path, "HYTokenizer", ranks, {"added_tokens_decoder": own})
+    tokenizer = Tokenizer.from_str(read_text_files(tmp_path)["tokenizer.json"])
+    assert tokenizer.encode("<|startoftext|><|eos|>").ids == [501, 700]
 
 
 def test_two_tokens_of_glm_stand_before_each_text(tmp_path: Path, ranks: dict[bytes, int]) -> None:
