@@ -15,7 +15,7 @@ from edgelm.errors import ExportError
 from edgelm_export.graph.graph import MICROSOFT, OPSETS
 from edgelm_export.quantize.folding import CHOOSERS
 from edgelm_export.quantize.gptq import quantize_gptq
-from edgelm_export.quantize.grid import GRIDS, hqq_grid, quantize_alone
+from edgelm_export.quantize.grid import GRIDS, hqq_grid, own_grid, quantize_alone
 from edgelm_export.quantize.keep import keep_grid
 from edgelm_export.quantize.packed import PackedWeight, pack, stack, unpack
 from edgelm_export.quantize.statistics import InputStatistics
@@ -204,6 +204,8 @@ def test_a_zero_point_of_5_bits_lies_between_two_steps_in_a_hand_computed_block(
     assert packed.zero_points.tolist() == [[117]]
     assert packed.packed.ravel().tolist() == list(range(0, 32, 2))
     np.testing.assert_allclose(unpack(packed), weight - 0.0125, atol=1e-6)
+    # In 4 bits none lies there, and the grid is searched.
+    assert not own_grid(in_blocks(weight, 16), parse_scheme("int4-block16-asymmetric"))[1].any()
 
 
 @pytest.mark.parametrize("method", ["searched", "gptq"])
