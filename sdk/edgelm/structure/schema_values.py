@@ -16,6 +16,7 @@ from edgelm.errors import ConfigError
 _DOWN = {"minimum": False, "exclusiveMinimum": False, "maximum": True, "exclusiveMaximum": True}  # is inwards down?
 _EVERY_INTEGER = 1 << 53  # up to here a float has every whole number
 _LAST_INTEGER = math.nextafter(2.0**63, 0)  # the largest float among llguidance's integers, of 64 bits
+_LONE_INTEGERS = 10**18  # from a lone bound llguidance counts to the next power of ten, which must have 64 bits too
 _MOST = 1e308  # beyond it may be no float
 _LAST_NUMBER = 999_999_999_999_999e3  # of those with 15 digits, the largest that llguidance takes for a lone bound
 # Control characters that JSON_STYLE has no escape for: llguidance leaves them out of a text.
@@ -24,8 +25,8 @@ _SMALLEST_POWER = -22  # of ten: it divides by what is a float no more above 10 
 
 
 def close_bounds(schema: dict[str, Any]) -> None:
-    """Round bounds inwards that llguidance would round anyhow, or cannot count to; exclude the 0 that it sees in
-    (0, 0.5].
+    """Round bounds inwards that llguidance would round anyhow, or cannot count to; bound integers on both sides where
+    it does not count on from one; exclude the 0 that it sees in (0, 0.5].
 
     Raises:
         ConfigError: all numbers that a bound leaves are beyond those of llguidance.
@@ -40,6 +41,9 @@ def close_bounds(schema: dict[str, Any]) -> None:
     if has_integers_alone:
         for keyword, bound in _large_bounds(schema):
             schema[keyword] = int(_inwards(keyword, bound))
+            end, sign = ("minimum", -1) if _DOWN[keyword] else ("maximum", 1)
+            if sign * schema[keyword] >= _LONE_INTEGERS:
+                schema.setdefault(end, sign * int(_LAST_INTEGER))
         return
     for keyword, down in _DOWN.items():
         limit = schema.get(keyword)
