@@ -37,7 +37,7 @@ class PromptLookup:
     def look(self) -> int | None:
         """Return how many of the last tokens were there before, one of `kinds`; None where there is no guess."""
         for size in SIZES:
-            if len(self._ids) > size and (place := self._place_after.get(tuple(self._ids[-size:]))) is not None:
+            if (place := self._place_after.get(tuple(self._ids[-size:]))) is not None:
                 self._found = place
                 return size
         return None
