@@ -361,7 +361,8 @@ def test_what_cannot_be_done_is_refused_before_an_answer_begins(serving, fields,
 
 
 def test_a_schema_that_is_too_large_to_follow_is_the_requests_fault(serving):
-    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(700)}}
+    parts = [{"type": "object", "properties": {f"{k}{i}": {"type": "string"} for i in range(700)}} for k in "pq"]
+    schema = {"anyOf": parts}
     reply = chat(serving, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
     assert reply.status == 400, reply.data
     assert "Of an object with hundreds of properties, require all" in reply.json["error"]["message"]

@@ -134,7 +134,7 @@ class Constraint:
         texts = as_list(texts, "choices takes a list of texts")
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"choices is {texts!r}; it must be a list of texts, none of them empty.")
-        # As one terminal: of a rule's alternatives llguidance takes no more than 2,000 at a place.
+        # As one terminal: of a rule's alternatives only some thousands are followed at a place.
         return cls(kind="lark", source="start: CHOICE\nCHOICE: " + " | ".join(map(lark_string, texts)))
 
     def starting_after(self, *texts: str, at_start: bool = False) -> Constraint:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
-_TOO_MANY_WAYS = "Current row has"  # llguidance takes 2,000 of them
+_TOO_MANY_WAYS = "Current row has"
+# llguidance's own limit is 2,000, and an object of n properties that may be left out has 4 n ways. With 30,000 of them,
+# a token took up to 27 s.
+_MOST_WAYS = 4_096
 _NOTHING_CAN_COME = "NoExtensionBias"
 _INTERRUPT = re.compile(r"PyErr \{ type: <class '(KeyboardInterrupt|SystemExit)'>, value: \w+\((\d*)")
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar", "gbnf": "grammar"}
@@ -40,7 +43,12 @@ class ConstraintMatcher:
         llguidance = _llguidance()
         self._tokenizer = tokenizer  # the shared vocabulary only has a weak reference to it
         self._vocabulary = _vocabulary_of(tokenizer, llguidance)
-        self._matcher = llguidance.LLMatcher(self._vocabulary, _grammar_of(constraint), log_level=0)
+        self._matcher = llguidance.LLMatcher(
+            self._vocabulary,
+            _grammar_of(constraint),
+            log_level=0,
+            limits=llguidance.LLParserLimits(max_items_in_row=_MOST_WAYS),
+        )
         if not self._matcher.is_error():
             self._matcher.compute_bitmask()  # only now is it known that nothing has the form: {"$ref": "#"}
         if self._matcher.is_error():

@@ -24,9 +24,10 @@ _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 # What says whether an object has properties beside those named, and what describes an object, besides `allOf`.
 _OF_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")
 _PLACES = ("properties", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas")
-# Objects of llguidance 1.9 with a thousand such properties take 0.1 s, and it refuses them then; multiples of 100,000
-# states 0.5 s. Both grow with the square.
-_MOST_OPTIONAL, _MOST_MULTIPLES, _MOST_DIGITS = 1_000, 100_000, 30
+# With a thousand such properties llguidance 1.9 takes 60 ms for a token, for multiples of 100,000 states 0.5 s once;
+# both grow with the square. Of the ways that ConstraintMatcher follows at one place, each such property makes four, and
+# each object or list of an enum one.
+_MOST_OPTIONAL, _MOST_COMPOUND, _MOST_MULTIPLES, _MOST_DIGITS = 1_000, 4_000, 100_000, 30
 _DATE = (
     r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # Python knows no year 0
     r"-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
@@ -51,8 +52,8 @@ def close_gaps(schema: Mapping[str, Any], *, strict: bool = True) -> dict[str, A
 
     Raises:
         ConfigError: a number has more digits than llguidance reads; `minProperties` needs more than it can; what
-            `multipleOf` asks for, or properties that may be left out, would take it minutes; or references lead deeper
-            than it follows them.
+            `multipleOf` asks for, properties that may be left out, or an enum's objects, would take it too long; or
+            references lead deeper than it follows them.
     """
     if not strict:
         schema = _close_objects(_loosen(schema))
@@ -66,6 +67,7 @@ def _closed(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, An
     close_names(closed, schema.get("propertyNames"), whole)
     for close in (
         refuse_values, close_bounds, _close_format, close_patterns, _close_references, _refuse_count, _refuse_optional,
+        _refuse_enum,
     ):  # fmt: skip
         close(closed)
     return closed
@@ -188,7 +190,7 @@ def _refuse_count(schema: dict[str, Any]) -> None:
 
 
 def _refuse_optional(schema: dict[str, Any]) -> None:
-    """Refuse so many properties that may be left out that llguidance, which refuses half as many, takes long for it."""
+    """Refuse so many properties that may be left out that llguidance takes long for them."""
     named, required = schema.get("properties"), schema.get("required", ())
     if isinstance(named, Mapping) and isinstance(required, (list, tuple)) and len(named) > _MOST_OPTIONAL:
         optional = len(named.keys() - {name for name in required if isinstance(name, str)})
@@ -196,6 +198,18 @@ def _refuse_optional(schema: dict[str, Any]) -> None:
             raise ConfigError(
                 f"The JSON schema cannot be enforced: an object has {optional} properties that may be left out; up to "
                 f"{_MOST_OPTIONAL} can be followed. Name them under 'required', or have fewer."
+            )
+
+
+def _refuse_enum(schema: dict[str, Any]) -> None:
+    """Refuse so many objects and lists at one place that an answer would end where it comes to them."""
+    values = schema.get("enum")
+    if isinstance(values, (list, tuple)):
+        compound = sum(isinstance(value, (Mapping, list, tuple)) for value in values)
+        if compound > _MOST_COMPOUND:
+            raise ConfigError(
+                f"The JSON schema cannot be enforced: an enum has {compound} objects and lists; up to {_MOST_COMPOUND} "
+                "can be followed. Ask for a text or a number that names one of them, or have fewer."
             )
 
 

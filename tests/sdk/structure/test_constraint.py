@@ -309,6 +309,10 @@ def _branching(depth: int) -> dict[str, Any]:
             lambda: Constraint.json_schema({"properties": {f"{i}": {} for i in range(1003)}, "required": ["1"]}),
             "an object has 1002 properties that may be left out; up to 1000 can be followed",
         ),
+        (
+            lambda: Constraint.json_schema({"properties": {"x": {"enum": [1, *([i] for i in range(4001))]}}}),
+            "an enum has 4001 objects and lists; up to 4000 can be followed",
+        ),
         (lambda: Constraint.regex(""), "The regular expression is ''"),
         (lambda: Constraint.choices([]), r"choices is \[\]"),
         (lambda: Constraint.choices(["a", ""]), "none of them empty"),

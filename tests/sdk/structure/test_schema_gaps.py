@@ -191,3 +191,11 @@ def test_names_and_values_in_a_schema_are_no_keywords() -> None:
     schema = {"properties": {"minProperties": 9, "format": {"type": "string"}}}
     schema |= {key: {"minProperties": 9} for key in ("const", "default", "example", "x-guidance")}
     assert close_gaps(schema) == schema
+
+
+def test_what_is_not_refused_for_its_size_is_followed(tokenizer: Tokenizer) -> None:
+    optional = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1000)}}
+    optional["additionalProperties"] = False
+    assert accepts(Constraint.json_schema(optional), tokenizer, '{"p7": 1, "p999": 2}')
+    lists = {"enum": [[i] for i in range(4000)]}
+    assert accepts(Constraint.json_schema(lists), tokenizer, "[3999]")
