@@ -24,11 +24,19 @@ USER, BETTER, WORSE = (
     {"role": "assistant", "content": "Hello!"},
     {"role": "assistant", "content": "What?"},
 )
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
     "messages": {"prompt": [USER], "chosen": [BETTER], "rejected": [WORSE]},
     "whole conversations": {"chosen": [USER, BETTER], "rejected": [USER, WORSE]},
     "whole conversations and the prompt": {"prompt": "Hi", "chosen": [USER, BETTER], "rejected": [USER, WORSE]},
+    "LLaMA-Factory's, as ShareGPT": {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": "Hello!"},
+        "rejected": {"from": "gpt", "value": "What?"},
+    },
+    "LLaMA-Factory's, as OpenAI": {"conversations": [USER], "chosen": BETTER, "rejected": WORSE},
+    "LLaMA-Factory's, as Alpaca": {"instruction": "Hi", "input": "", "chosen": "Hello!", "rejected": "What?"},
+    "Orca's": {"system": "", "question": "Hi", "chosen": "Hello!", "rejected": "What?"},
 }
 FILE = SourceFile(path=Path("p.jsonl"), name="p.jsonl", kind="jsonl", gzipped=False)
 
@@ -83,7 +91,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"chosen\[0\] has a train_detail, and a message is learned as a whole",
     ),
     "tools of one": ({**FORMS["texts"], "tools": {}}, "tools is {}; it must be a list"),
-    "no prompt": ({"chosen": "Hello!", "rejected": "What?"}, "there is no prompt, and chosen is no list of messages"),
+    "no prompt": (
+        {"chosen": "Hello!", "rejected": "What?"},
+        r"there is no prompt \(.*\), and chosen is no list of",
+    ),
     "the same": ({"prompt": "Hi", "chosen": "A", "rejected": "A"}, "chosen and rejected say the same"),
     "no answer": ({"chosen": [USER, USER], "rejected": [USER, WORSE]}, "chosen has no answer of the assistant"),
     "nothing shared": ({"chosen": [BETTER], "rejected": [WORSE]}, "chosen has no answer of the assistant to a prompt"),

@@ -158,25 +158,41 @@ def _parse_messages(values: Mapping[str, Any]) -> _Parsed:
 
 
 def _parse_sharegpt(values: Mapping[str, Any]) -> _Parsed:
-    turns = values["conversations"]
+    return _weighed(parse_turns(values["conversations"], "conversations"), "conversations")
+
+
+def parse_turns(turns: Any, field: str) -> list[dict[str, Any]]:
+    """Return a list of messages, each in ShareGPT's form or in OpenAI's, in OpenAI's.
+
+    Raises:
+        DataError: it is no list, or one of them is no message.
+    """
     if isinstance(turns, list):
         turns = [
             {"role": turn.get("from"), "content": turn.get("value")}
             | {key: turn.get(key) for key in (*_WEIGHTS, *_DETAILS)}
-            if isinstance(turn, dict) and "role" not in turn
+            if isinstance(turn, dict) and "from" in turn and "role" not in turn
             else turn
             for turn in turns
         ]
-    return _weighed(parse_messages(turns, "conversations"), "conversations")
+    return parse_messages(turns, field)
 
 
 def _parse_alpaca(values: Mapping[str, Any]) -> _Parsed:
+    messages = [*alpaca_prompt(values), {"role": ASSISTANT, "content": text_field(values, "output")}]
+    return messages, _assistants(messages)
+
+
+def alpaca_prompt(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages that Alpaca's `output` answers.
+
+    Raises:
+        DataError: a field is missing or of a wrong type.
+    """
     question = text_field(values, "instruction")
     if values.get("input"):
         question = f"{question}\n\n{text_field(values, 'input')}"
-    messages = [{"role": "user", "content": question}, {"role": ASSISTANT, "content": text_field(values, "output")}]
-    messages = [*_history(values.get("history") or []), *messages]
-    return messages, _assistants(messages)
+    return [*_history(values.get("history") or []), {"role": "user", "content": question}]
 
 
 def _history(turns: Any) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,9 @@
 {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
 {"prompt": [{"role": "user", …}], "chosen": [{"role": "assistant", …}], "rejected": [{"role": "assistant", …}]}
 {"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": [{"role": "user", …}, …]}
+{"conversations": [{"from": "human", …}], "chosen": {"from": "gpt", …}, "rejected": {"from": "gpt", …}}    LLaMA-Factory
+{"instruction": "Hi", "input": "", "chosen": "Hello!", "rejected": "What?"}                                the same
+{"system": "Be brief.", "question": "Hi", "chosen": "Hello!", "rejected": "What?"}                         Orca
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from edgelm_training.conversations.conversations import (
     ASSISTANT,
     BESIDE,
     Conversation,
-    parse_messages,
+    alpaca_prompt,
     parse_tools,
+    parse_turns,
     parse_variables,
     refuse_media,
     system_message,
@@ -28,6 +32,8 @@ from edgelm_training.texts.corpus import SEARCHED_FOR_OBJECTS, SourceFile, find_
 from edgelm_training.texts.documents import read_records
 
 _SIDES = ("chosen", "rejected")
+_PROMPTS = ("prompt", "conversations", "question", "instruction")
+_FIELDS = (*_PROMPTS, "input", "history", *_SIDES, *BESIDE)
 
 
 def load_preferences(
@@ -46,7 +52,9 @@ def load_preferences(
     pairs = [
         parse_preference(values, file, line)
         for file in find_files(paths, searched=SEARCHED_FOR_OBJECTS)
-        for line, values in read_records(file, whole_span(file), columns=("prompt", *_SIDES, *BESIDE))
+        for line, values in read_records(
+            file, whole_span(file), columns=(*_PROMPTS, "input", "history", *_SIDES, *BESIDE)
+        )
     ]
     if not pairs:
         raise DataError(f"There is no preference in {', '.join(map(str, paths))}.")
@@ -63,12 +71,11 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
         missing = [side for side in _SIDES if values.get(side) is None]
         if missing:
             raise DataError(
-                f"this is no preference: it has no {' and no '.join(missing)}; expected are prompt, chosen and "
-                "rejected."
+                f"this is no preference: it has no {' and no '.join(missing)}; expected are chosen and rejected, "
+                f"beside {', '.join(_PROMPTS[:-1])} or {_PROMPTS[-1]}."
             )
         refuse_media(values)
-        prompt = _prompt(values)
-        answered = [_answered(values, side, prompt) for side in _SIDES]
+        answered = [_answered(values, side) for side in _SIDES]
         answered = [[*system_message(values, messages), *messages] for messages in answered]
         shared = _shared(*answered)
         learned = [_learned(messages, shared, side) for messages, side in zip(answered, _SIDES, strict=True)]
@@ -85,21 +92,26 @@ def parse_preference(values: Mapping[str, Any], file: SourceFile, line: int) -> 
 
 
 def _prompt(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    prompt = values.get("prompt")
-    if prompt is None:
+    name = next((name for name in _PROMPTS if values.get(name) is not None), None)
+    if name is None:
         return []
-    if isinstance(prompt, list):
-        return parse_messages(prompt, "prompt")
-    return [{"role": "user", "content": text_field(values, "prompt")}]
+    if name == "instruction":
+        return alpaca_prompt(values)
+    if name == "conversations" or isinstance(values[name], list):
+        return parse_turns(values[name], name)
+    return [{"role": "user", "content": text_field(values, name)}]
 
 
-def _answered(values: Mapping[str, Any], side: str, prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _answered(values: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
     """Return the whole conversation of a side; many data sets repeat the prompt there."""
-    if isinstance(values[side], list):
-        messages = parse_messages(values[side], side)
-        return prompt + messages if messages[0]["role"] == ASSISTANT else messages
+    said = [values[side]] if isinstance(values[side], dict) else values[side]
+    if isinstance(said, list):
+        messages = parse_turns(said, side)
+        return [*_prompt(values), *messages] if messages[0]["role"] == ASSISTANT else messages
+    prompt = _prompt(values)
     if not prompt:
-        raise DataError(f"there is no prompt, and {side} is no list of messages that has it.")
+        names = f"{', '.join(_PROMPTS[:-1])} or {_PROMPTS[-1]}"
+        raise DataError(f"there is no prompt ({names}), and {side} is no list of messages that has it.")
     return [*prompt, {"role": ASSISTANT, "content": text_field(values, side)}]
 
 
