@@ -31,6 +31,8 @@ class Attachment:
         try:
             path = Path(argument).expanduser()
             text = read_text(path, MAX_BYTES)
+        except FileNotFoundError as error:
+            raise ConfigError(f"Cannot add {argument}: there is no such file.") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"Cannot add {argument}: it is not a text in UTF-8.") from error
         except (OSError, RuntimeError, ValueError) as error:

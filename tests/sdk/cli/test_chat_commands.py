@@ -310,7 +310,7 @@ def test_an_edit_that_does_not_fit_leaves_the_conversation_as_it_was():
         (("/model nothing",), "There is no model 'nothing'."),
         (("/resume",), "There is no other session to go on with."),
         (("/resume nothing",), "There is no saved session 'nothing'. Saved: none."),
-        (("/file /nowhere",), "Cannot add /nowhere: [Errno 2] No such file or directory"),
+        (("/file /nowhere",), "Cannot add /nowhere: there is no such file."),
         (("/file /",), "Cannot add /: it is not a regular file."),
         (("/file ~nosuchuser/x",), "Cannot add ~nosuchuser/x: "),
         (("/file a\0b",), "Cannot add a\0b: "),
