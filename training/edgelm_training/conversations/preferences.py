@@ -52,9 +52,7 @@ def load_preferences(
     pairs = [
         parse_preference(values, file, line)
         for file in find_files(paths, searched=SEARCHED_FOR_OBJECTS)
-        for line, values in read_records(
-            file, whole_span(file), columns=(*_PROMPTS, "input", "history", *_SIDES, *BESIDE)
-        )
+        for line, values in read_records(file, whole_span(file), columns=_FIELDS)
     ]
     if not pairs:
         raise DataError(f"There is no preference in {', '.join(map(str, paths))}.")
