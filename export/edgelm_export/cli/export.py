@@ -25,7 +25,7 @@ from edgelm.architecture.quantization_recipe import (
     read_recipe,
 )
 from edgelm.cli.generation_options import complete_source
-from edgelm.cli.output import is_terminal, print_json, print_rows
+from edgelm.cli.output import is_terminal, megabytes, print_json, print_rows
 from edgelm.cli.picture_file import PictureFile
 from edgelm.cli.progress import progress_line
 from edgelm.cli.wrong_usage import refused, wrong_usage
@@ -323,7 +323,7 @@ def print_figures(manifest: Manifest, output: Path) -> None:
     assert quality is not None  # every export measures it
     after = quality.after_prefill
     rows = [
-        ("package", f"{output} ({manifest.size / 1e6:.0f} MB, {manifest.precision})"),
+        ("package", f"{output} ({megabytes(manifest.size)}, {manifest.precision})"),
         ("perplexity", f"{quality.perplexity:.3f} (source {quality.source_perplexity:.3f}, {quality.tokens} tokens)"),
         *([] if after is None else [("behind a prompt", f"{after[0]:.3f} (source {after[1]:.3f})")]),
         ("KL divergence", f"{quality.mean_kl_divergence:.5f} nats per token"),

@@ -27,8 +27,8 @@ _GRAMMAR_LINE = re.compile(r"\n +[0-9]+ \| ")
 # llguidance's words, and the option that makes it pass over what they are about.
 _WAYS_OUT = {"Unimplemented keys": "lenient", "Unknown format": "lenient", "oneOf": "coerce_one_of"}
 _TOO_MANY_WAYS = "Current row has"
-# llguidance's own limit is 2,000, and an object of n properties that may be left out has 4 n ways. With 30,000 of them,
-# a token took up to 27 s.
+# llguidance's own limit is 2,000, and an object of n properties that may be left out has 4 n ways. Of 15 such objects,
+# with 7,800 properties together, a token took up to 27 s.
 _MOST_WAYS = 4_096
 _NOTHING_CAN_COME = "NoExtensionBias"
 _INTERRUPT = re.compile(r"PyErr \{ type: <class '(KeyboardInterrupt|SystemExit)'>, value: \w+\((\d*)")

@@ -12,6 +12,7 @@ from command_line import invoke
 from make_tiny_model import make_checkpoint
 
 from edgelm.architecture.quantization_recipe import OPERATOR_SETS, Precision, Rule
+from edgelm.cli.output import megabytes
 from edgelm.config import ModelConfig
 from edgelm.library.library import Library
 from edgelm.package.manifest import Manifest, describe_file
@@ -54,6 +55,7 @@ def test_a_float_package_is_quantized_from_its_own_weights(checkpoint: Path, tmp
         entry.sha256 for entry in direct.files if entry.path == "model.onnx.data"
     ]
     assert "perplexity" in result.stdout
+    assert f"({megabytes(made.size)}, int8)" in result.stdout
 
 
 def test_the_source_in_the_library_comes_first_and_the_package_goes_there(checkpoint: Path) -> None:
