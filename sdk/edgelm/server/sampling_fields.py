@@ -143,7 +143,7 @@ def with_seed(config: GenerationConfig, index: int) -> GenerationConfig:
     return config if config.seed is None or not index else config.replace(seed=(config.seed + index) % 2**63)
 
 
-def _logit_bias(given: Mapping[str, float] | Sequence[Sequence[float]], vocab_size: int) -> dict[int, float]:
+def _logit_bias(given: Mapping[str, float | None] | Sequence[Sequence[float]], vocab_size: int) -> dict[int, float]:
     biases: dict[int, float] = {}
     pairs = given.items() if isinstance(given, Mapping) else [(str(id_), bias) for id_, bias in given]
     for key, bias in pairs:
@@ -151,6 +151,8 @@ def _logit_bias(given: Mapping[str, float] | Sequence[Sequence[float]], vocab_si
             raise ApiError(
                 400, f"logit_bias has the key {key[:40]!r}; token ids are 0 to {vocab_size - 1}.", param="logit_bias"
             )
+        if bias is None:  # not given, as any field that is null
+            continue
         if bias is True or bias > 100:
             rule = "a bias is from -100 to 100, or false"
             raise ApiError(400, f"logit_bias has {bias!r} for the token {key}; {rule}.", param="logit_bias")
